@@ -1,0 +1,68 @@
+# Everything runs in .venv, which `make` fills by itself and leaves alone while pyproject.toml and constraints.txt stay.
+#   PYTHON=python3.12 make test        another interpreter (3.11 or newer)
+#   make test ARGS='-k fencing -x'     further arguments for pytest
+#   TORCH_INDEX=https://download.pytorch.org/whl/cpu make test     take torch from there (a CPU build is far smaller)
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+ARGS ?=
+TORCH_INDEX ?=
+
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+PACKAGES := proto/relay coordinator agent trainers relayctl
+CODE := $(wildcard $(PACKAGES) proto/generate.py migrations benchmarks examples tests)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test check format proto schemas baseline bench clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## Create or update .venv (every other target does it when needed)
+
+demo: $(READY) ## Train a small model on two hosts, kill one in the middle, see the other finish
+	@$(BIN)/relayctl demo $(ARGS)
+
+test: $(READY) ## Run all tests
+	@$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
+
+check: $(READY) ## Lint and type-check everything: code, contract, generated files, deploy/
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy $(CODE)
+	@$(BIN)/lint-imports --no-cache
+	@$(BIN)/python proto/generate.py --check
+	@$(BIN)/python -m deploy.lint
+
+format: $(READY) ## Format the code and sort its imports
+	@$(BIN)/ruff check --select I --fix --quiet .
+	@$(BIN)/ruff format .
+
+proto: $(READY) ## Generate the code beside proto/relay/v1/*.proto
+	@$(BIN)/python proto/generate.py
+
+schemas: $(READY) ## Generate the methods' option schemas from the training libraries
+	@$(BIN)/python -m trainers.schemas
+
+baseline: $(READY) ## Take today's contract as the one that later changes may not break (at a release)
+	@$(BIN)/python proto/generate.py --baseline
+
+bench: $(READY) ## Measure latency, overhead and recovery; prints a table
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+clean: ## Remove what was built, .venv included
+	rm -rf $(VENV) .demo .build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch first: the largest download, and the only one that may come from an index of its own.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Relay needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12 …" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Setting up $(VENV) (a few minutes the first time)"
+	@$(PIP) install --quiet --constraint constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	@$(PIP) install --quiet --constraint constraints.txt --editable '.[coordinator,agent,trainers,demo,dev]'
+	@touch $@

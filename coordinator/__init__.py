@@ -1,0 +1,1 @@
+"""The coordinator: decides which agent holds which run, and remembers everything."""

@@ -1,0 +1,1 @@
+"""What both ends of Relay share: the wire contract, its errors, the run file's format."""

@@ -1,0 +1,1 @@
+"""What trains: reads a run file, writes events and checkpoints, knows nothing of the network."""
