@@ -35,7 +35,14 @@ check: $(READY) ## Lint and type-check everything: code, contract, generated fil
 	@$(BIN)/mypy $(CODE)
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/python proto/generate.py --check
-	@$(BIN)/python -m deploy.lint
+	@$(BIN)/python proto/generate.py --image .build/contract.binpb
+	@$(BIN)/buf lint .build/contract.binpb --path relay/v1
+	@$(BIN)/buf breaking .build/contract.binpb --path relay/v1 --against proto/baseline.binpb
+	@$(BIN)/hadolint deploy/Dockerfile.*
+	@$(BIN)/shellcheck deploy/*.sh .ci/run
+	@if command -v docker-compose > /dev/null; \
+		then RELAY_SHARED_SECRET=x POSTGRES_PASSWORD=x docker-compose -f deploy/compose.yaml config --quiet; \
+		else echo "skipped: deploy/compose.yaml is not checked (no docker-compose here)"; fi
 
 format: $(READY) ## Format the code and sort its imports
 	@$(BIN)/ruff check --select I --fix --quiet .
@@ -48,7 +55,8 @@ schemas: $(READY) ## Generate the methods' option schemas from the training libr
 	@$(BIN)/python -m trainers.schemas
 
 baseline: $(READY) ## Take today's contract as the one that later changes may not break (at a release)
-	@$(BIN)/python proto/generate.py --baseline
+	@$(BIN)/python proto/generate.py --image .build/contract.binpb
+	@$(BIN)/buf build .build/contract.binpb --exclude-source-info --output proto/baseline.binpb
 
 bench: $(READY) ## Measure latency, overhead and recovery; prints a table
 	@$(BIN)/python -m benchmarks $(ARGS)
