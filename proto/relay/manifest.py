@@ -1,0 +1,152 @@
+"""Manifests: every file of a folder with its size and digest, as one small JSON document.
+
+A checkpoint, a result and a travelled folder are each named by the digest of their manifest, so two of them with the same
+bytes have the same name wherever they lie. Digests read `sha256:<64 hex digits>`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+NAME = "manifest.json"  #: a manifest lies in its own folder under this name and does not list itself
+MAX_FILES = 100_000
+MAX_BYTES = 64 * 1024 * 1024  #: of a manifest itself
+DIGEST = re.compile(r"^sha256:[0-9a-f]{64}$")
+_READ = 1024 * 1024
+
+
+class ManifestError(ValueError):
+    """A manifest, or a folder that should have one, is not as it must be."""
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestFile:
+    """One file: its path below the folder (posix, never leaving it), size in bytes, digest."""
+
+    path: str
+    size: int
+    digest: str
+    executable: bool = False
+
+    def __post_init__(self) -> None:
+        check_path(self.path)
+        if not DIGEST.match(self.digest):
+            raise ManifestError(f"{self.path}: {self.digest!r} is not a digest like sha256:<64 hex digits>")
+        if self.size < 0:
+            raise ManifestError(f"{self.path}: a size of {self.size} bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The files of a folder in the order of their paths; `step` and `metrics` for a checkpoint."""
+
+    files: tuple[ManifestFile, ...]
+    step: int | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    version: int = 1
+
+    def __post_init__(self) -> None:
+        paths = [file.path for file in self.files]
+        if len(set(paths)) != len(paths):
+            raise ManifestError("a path stands in the manifest twice")
+        if len(paths) > MAX_FILES:
+            raise ManifestError(f"{len(paths)} files, more than {MAX_FILES}")
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
+    @property
+    def digest(self) -> str:
+        """The name of the content."""
+        return digest_of(self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """The canonical form, which `digest` is taken of."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Manifest:
+        """Reads what `to_bytes` wrote; ManifestError for anything else."""
+        if len(data) > MAX_BYTES:
+            raise ManifestError(f"a manifest of {len(data)} bytes, more than {MAX_BYTES}")
+        try:
+            raw: dict[str, Any] = json.loads(data)
+            files = tuple(ManifestFile(**file) for file in raw.pop("files"))
+            return cls(files, **raw)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ManifestError(f"not a manifest: {error}") from error
+
+
+def check_path(path: str) -> None:
+    """ManifestError unless `path` is relative, in normal form, and stays inside (R7)."""
+    pure = PurePosixPath(path)
+    if (
+        not path
+        or "\0" in path
+        or "\\" in path
+        or pure.is_absolute()
+        or ".." in pure.parts
+        or str(pure) != path
+        or path == "."
+    ):
+        raise ManifestError(f"{path!r} is not a plain path inside the folder")
+
+
+def digest_of(data: bytes) -> str:
+    """The digest of bytes in memory."""
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def hash_file(path: Path) -> tuple[str, int]:
+    """Digest and size of a file, read once. Blocking: call it in a thread."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while chunk := file.read(_READ):
+            digest.update(chunk)
+            size += len(chunk)
+    return "sha256:" + digest.hexdigest(), size
+
+
+def list_files(folder: Path) -> list[Path]:
+    """All files below `folder`, sorted, its manifest left out. Links and devices are a ManifestError (R7)."""
+    found: list[Path] = []
+    for parent, folders, names in os.walk(folder):
+        for name in (*folders, *names):
+            path = Path(parent, name)
+            if path.is_symlink() or not (path.is_dir() or path.is_file()):
+                raise ManifestError(
+                    f"{path.relative_to(folder)}: only plain files and folders are taken, no links or devices"
+                )
+        found += [Path(parent, name) for name in names]
+    return sorted(path for path in found if path != folder / NAME)
+
+
+def describe(folder: Path, *, step: int | None = None, metrics: dict[str, float] | None = None) -> Manifest:
+    """The manifest of a folder as it is now. Reads every byte: call it in a thread."""
+
+    def one(path: Path) -> ManifestFile:
+        digest, size = hash_file(path)
+        return ManifestFile(path.relative_to(folder).as_posix(), size, digest, os.access(path, os.X_OK))
+
+    return Manifest(tuple(one(path) for path in list_files(folder)), step, metrics or {})
+
+
+def verify(folder: Path, manifest: Manifest) -> str | None:
+    """What is wrong with a folder's bytes, in words; None when they are what the manifest says. Call it in a thread."""
+    for file in manifest.files:
+        path = folder / file.path
+        if path.is_symlink() or not path.is_file():
+            return f"{file.path} is missing"
+        if (size := path.stat().st_size) != file.size:
+            return f"{file.path} has {size} bytes instead of {file.size}"
+        if hash_file(path)[0] != file.digest:
+            return f"{file.path} does not match its digest"
+    return None
