@@ -1,0 +1,307 @@
+"""The tables, and the invariants that the database itself keeps.
+
+Names of runs and agents are their keys. A lease's random id is what every write of an agent is checked against (S1, S2);
+its attempt number is for people. Nothing here is changed by hand: states move in `lifecycle`, carried out by `store`.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, ClassVar
+from uuid import UUID
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    Double,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+_CLOCK = func.clock_timestamp()
+_EMPTY = text("'{}'::jsonb")
+
+
+class Base(DeclarativeBase):
+    """Naming convention first, or Alembic invents names."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+            "uq": "%(table_name)s_%(column_0_N_name)s_key",
+            "ck": "%(table_name)s_%(constraint_name)s_check",
+            "fk": "%(table_name)s_%(column_0_N_name)s_fkey",
+            "pk": "%(table_name)s_pkey",
+        }
+    )
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        int: BigInteger,
+        str: Text,
+        float: Double,
+        bytes: LargeBinary,
+        datetime: DateTime(timezone=True),
+        UUID: Uuid,
+        dict[str, Any]: JSONB,
+        list[int]: ARRAY(BigInteger),
+        list[float]: ARRAY(Double),
+        list[str]: ARRAY(Text),
+    }
+
+
+class Deployment(Base):
+    """One row: which database this is, as remembered, and when the reaper last looked."""
+
+    __tablename__ = "deployment"
+    only: Mapped[bool] = mapped_column(primary_key=True, server_default=text("true"))
+    deployment_id: Mapped[UUID] = mapped_column(server_default=func.gen_random_uuid())
+    system_identifier: Mapped[str | None]  #: of the Postgres cluster
+    database_oid: Mapped[int | None]
+    timeline: Mapped[int | None]  #: raised by a promotion
+    epoch: Mapped[int] = mapped_column(
+        server_default=text("0")
+    )  #: raised when any of the three changes; sessions of older ones are over
+    reaper_tick: Mapped[datetime | None]  #: a gap in it is an outage
+    lapses_after: Mapped[datetime | None]  #: outage grace: nothing lapses before this
+    stop_grants_after: Mapped[datetime | None]  #: no `stop` run is granted before this (failover, restore)
+    __table_args__ = (CheckConstraint("only", name="one_row"),)
+
+
+class Run(Base):
+    """One training run: one spec, one curve, one head."""
+
+    __tablename__ = "runs"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    state: Mapped[str]  #: lifecycle.RunState
+    wanted: Mapped[str]  #: lifecycle.Wanted
+    spec: Mapped[dict[str, Any]]  #: the resolved run file
+    inputs: Mapped[dict[str, Any]] = mapped_column(
+        server_default=text("'[]'::jsonb")
+    )  #: list of {path, digest, size, executable}
+    labels: Mapped[dict[str, Any]] = mapped_column(server_default=_EMPTY)
+    priority: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    request_id: Mapped[str | None] = mapped_column(unique=True)
+    request_digest: Mapped[str]  #: of spec and inputs: tells a repeated request from a reused id
+    provenance: Mapped[dict[str, Any]] = mapped_column(server_default=_EMPTY)
+    create_time: Mapped[datetime] = mapped_column(server_default=_CLOCK)
+    update_time: Mapped[datetime] = mapped_column(server_default=_CLOCK)
+    end_time: Mapped[datetime | None]
+    eligible_time: Mapped[datetime | None]  #: not granted before
+    failures: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    faults: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    attempts: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    head_id: Mapped[UUID | None] = mapped_column(ForeignKey("checkpoints.id", use_alter=True))
+    step: Mapped[int] = mapped_column(server_default=text("0"))  #: progress, as last reported on the curve
+    total: Mapped[int] = mapped_column(server_default=text("0"))
+    epoch: Mapped[float | None]
+    metrics: Mapped[dict[str, Any]] = mapped_column(server_default=_EMPTY)  #: newest value of each
+    progress_time: Mapped[datetime | None]
+    pins: Mapped[dict[str, Any]] = mapped_column(server_default=_EMPTY)
+    output: Mapped[dict[str, Any] | None]
+    error: Mapped[dict[str, Any] | None]  #: {code, reason, message}
+    reason: Mapped[str] = mapped_column(server_default=text("''"))  #: in words, why it is where it is
+    event_sequence: Mapped[int] = mapped_column(server_default=text("0"))  #: of its newest run_event
+    __table_args__ = (
+        Index(
+            "runs_claimable",
+            text("priority DESC"),
+            "create_time",
+            postgresql_where=text("state IN ('queued', 'running')"),
+        ),
+        Index("runs_newest", text("create_time DESC"), "id"),
+    )
+
+
+class Lease(Base):
+    """One agent's (or gang's) right to run one attempt. At most one of a run has not ended."""
+
+    __tablename__ = "leases"
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
+    attempt: Mapped[int] = mapped_column(Integer)
+    state: Mapped[str]  #: lifecycle.LeaseState
+    policy: Mapped[str]  #: `continue` or `stop`
+    stop_reason: Mapped[str | None]  #: lifecycle.StopReason, only ever sharpened
+    grant_time: Mapped[datetime] = mapped_column(server_default=_CLOCK)
+    start_time: Mapped[datetime | None]  #: of StartAttempt
+    lapse_time: Mapped[datetime | None]
+    end_time: Mapped[datetime | None]
+    outcome: Mapped[str | None]  #: lifecycle.Outcome
+    reason: Mapped[str] = mapped_column(server_default=text("''"))
+    error: Mapped[dict[str, Any] | None]
+    completion: Mapped[dict[str, Any] | None]  #: what CompleteLease said, so that its repetition is recognised
+    resumed_from: Mapped[UUID | None]
+    resumed_step: Mapped[int] = mapped_column(server_default=text("0"))
+    skipped: Mapped[dict[str, Any]] = mapped_column(server_default=text("'[]'::jsonb"))
+    kept_until_step: Mapped[int | None]  #: later points are off the curve; null: all count
+    __table_args__ = (
+        Index("one_unended_lease_per_run", "run_id", unique=True, postgresql_where=text("end_time IS NULL")),
+        Index("leases_of_run", "run_id", "grant_time"),
+    )
+
+
+class Place(Base):
+    """One node's share of a lease. Renewed alone; `expire_time` is unindexed so that renewals stay HOT."""
+
+    __tablename__ = "places"
+    lease_id: Mapped[UUID] = mapped_column(ForeignKey("leases.id", ondelete="CASCADE"), primary_key=True)
+    node: Mapped[int] = mapped_column(Integer, primary_key=True)
+    agent: Mapped[str] = mapped_column(ForeignKey("agents.name"))
+    session_id: Mapped[UUID]  #: the agent's session that may renew it
+    slots: Mapped[list[int]]
+    expire_time: Mapped[datetime]
+    reported: Mapped[bool] = mapped_column(server_default=text("false"))  #: the agent has listed it in `held` once
+    end_time: Mapped[datetime | None]  #: with the lease's
+    __table_args__ = (
+        Index("places_of_agent", "agent", postgresql_where=text("end_time IS NULL")),
+        {"postgresql_with": {"fillfactor": 50}},
+    )
+
+
+class TakenSlot(Base):
+    """A slot that an unended lease has: the same slot cannot be granted twice (S9). Rows go with the lease's end."""
+
+    __tablename__ = "taken_slots"
+    agent: Mapped[str] = mapped_column(ForeignKey("agents.name"), primary_key=True)
+    slot: Mapped[int] = mapped_column(Integer, primary_key=True)
+    lease_id: Mapped[UUID] = mapped_column(ForeignKey("leases.id", ondelete="CASCADE"), index=True)
+    node: Mapped[int] = mapped_column(Integer)
+
+
+class Agent(Base):
+    """A host, as its last session left it."""
+
+    __tablename__ = "agents"
+    name: Mapped[str] = mapped_column(primary_key=True)
+    session_id: Mapped[UUID | None]  #: every renewal compares it; null: no session
+    instance_id: Mapped[str]
+    boot_id: Mapped[str]
+    retired_instances: Mapped[list[str]] = mapped_column(
+        server_default=text("'{}'")
+    )  #: replaced ones, refused from then on
+    wish_version: Mapped[int] = mapped_column(server_default=text("0"))
+    capability: Mapped[dict[str, Any]] = mapped_column(server_default=_EMPTY)
+    labels: Mapped[dict[str, Any]] = mapped_column(server_default=_EMPTY)
+    slots: Mapped[list[int]] = mapped_column(server_default=text("'{}'"))  #: all it has
+    ready: Mapped[bool] = mapped_column(server_default=text("false"))
+    leaving: Mapped[bool] = mapped_column(server_default=text("false"))
+    readiness_reason: Mapped[str] = mapped_column(server_default=text("''"))
+    held: Mapped[dict[str, Any]] = mapped_column(
+        server_default=text("'[]'::jsonb")
+    )  #: of the last heartbeat: [{lease, node, phase, slots}]
+    readings: Mapped[dict[str, Any]] = mapped_column(server_default=_EMPTY)
+    connect_time: Mapped[datetime | None]
+    disconnect_time: Mapped[datetime | None]  #: when the stream ended; null while it is open
+    heartbeat_time: Mapped[datetime | None]
+    __table_args__ = ({"postgresql_with": {"fillfactor": 50}},)
+
+
+class Cursor(Base):
+    """How far a source is stored: moved in the transaction that stores the bytes, so each is stored once (S7)."""
+
+    __tablename__ = "cursors"
+    lease_id: Mapped[UUID] = mapped_column(ForeignKey("leases.id", ondelete="CASCADE"), primary_key=True)
+    node: Mapped[int] = mapped_column(Integer, primary_key=True)
+    source: Mapped[str] = mapped_column(primary_key=True)
+    offset: Mapped[int] = mapped_column("offset_bytes", server_default=text("0"))
+    dropped: Mapped[int] = mapped_column(server_default=text("0"))  #: lines counted and passed over
+    __table_args__ = ({"postgresql_with": {"fillfactor": 50}},)
+
+
+class MetricChunk(Base):
+    """A stretch of one metric's curve: columns, because points are many and small."""
+
+    __tablename__ = "metric_chunks"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
+    lease_id: Mapped[UUID] = mapped_column(ForeignKey("leases.id", ondelete="CASCADE"))
+    metric: Mapped[str]
+    steps: Mapped[list[int]]
+    values: Mapped[list[float]] = mapped_column("points")
+    times: Mapped[list[float]]  #: seconds since the epoch, by the trainer's clock
+    __table_args__ = (Index("metric_chunks_of_run", "run_id", "metric", "id"),)
+
+
+class LogChunk(Base):
+    """A stretch of stdout or stderr."""
+
+    __tablename__ = "log_chunks"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    lease_id: Mapped[UUID] = mapped_column(ForeignKey("leases.id", ondelete="CASCADE"))
+    node: Mapped[int] = mapped_column(Integer)
+    source: Mapped[str]
+    offset: Mapped[int] = mapped_column("offset_bytes")
+    data: Mapped[bytes]
+    time: Mapped[datetime] = mapped_column(server_default=_CLOCK)
+    __table_args__ = (Index("log_chunks_of_lease", "lease_id", "id"),)
+
+
+class RunEvent(Base):
+    """A run's history, numbered per run without gaps: watchers resume by sequence."""
+
+    __tablename__ = "run_events"
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
+    sequence: Mapped[int] = mapped_column(primary_key=True)
+    time: Mapped[datetime] = mapped_column(server_default=_CLOCK)
+    kind: Mapped[str]  #: RunEvent.Kind of the contract, in lower case
+    lease_id: Mapped[UUID | None]
+    attempt: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    text: Mapped[str] = mapped_column(server_default=text("''"))
+    level: Mapped[str] = mapped_column(server_default=text("'info'"))
+    details: Mapped[dict[str, Any]] = mapped_column(server_default=_EMPTY)
+    state: Mapped[str]  #: the run's, after it
+
+
+class Checkpoint(Base):
+    """A point to resume from. Ordered by (attempt, step); at most one per lease and step."""
+
+    __tablename__ = "checkpoints"
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
+    lease_id: Mapped[UUID] = mapped_column(ForeignKey("leases.id", ondelete="CASCADE"))
+    attempt: Mapped[int] = mapped_column(Integer)
+    step: Mapped[int]
+    metrics: Mapped[dict[str, Any]] = mapped_column(server_default=_EMPTY)
+    complete: Mapped[bool] = mapped_column(server_default=text("false"))
+    superseded: Mapped[bool] = mapped_column(server_default=text("false"))
+    create_time: Mapped[datetime] = mapped_column(server_default=_CLOCK)
+    __table_args__ = (UniqueConstraint("lease_id", "step"), Index("checkpoints_of_run", "run_id", "attempt", "step"))
+
+
+class CheckpointPart(Base):
+    """One node's part of a checkpoint."""
+
+    __tablename__ = "checkpoint_parts"
+    checkpoint_id: Mapped[UUID] = mapped_column(ForeignKey("checkpoints.id", ondelete="CASCADE"), primary_key=True)
+    node: Mapped[int] = mapped_column(Integer, primary_key=True)
+    manifest_digest: Mapped[str]
+    size: Mapped[int]
+    files: Mapped[int]
+
+
+class CheckpointCopy(Base):
+    """A verified copy of a part."""
+
+    __tablename__ = "checkpoint_copies"
+    checkpoint_id: Mapped[UUID] = mapped_column(primary_key=True)
+    node: Mapped[int] = mapped_column(Integer, primary_key=True)
+    uri: Mapped[str] = mapped_column(primary_key=True)
+    store: Mapped[str]
+    create_time: Mapped[datetime] = mapped_column(server_default=_CLOCK)
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["checkpoint_id", "node"], ["checkpoint_parts.checkpoint_id", "checkpoint_parts.node"], ondelete="CASCADE"
+        ),
+    )
