@@ -1,7 +1,7 @@
 """The tables, and the invariants that the database itself keeps.
 
-Names of runs and agents are their keys. A lease's random id is what every write of an agent is checked against (S1, S2);
-its attempt number is for people. Nothing here is changed by hand: states move in `lifecycle`, carried out by `store`.
+Names of runs and agents are their keys. A lease's random id is what every write of an agent is checked against
+(S1, S2); its attempt number is for people. Nothing here is changed by hand: states move in `lifecycle`, carried out by `store`.
 """
 
 from __future__ import annotations
@@ -258,7 +258,7 @@ class RunEvent(Base):
     kind: Mapped[str]  #: RunEvent.Kind of the contract, in lower case
     lease_id: Mapped[UUID | None]
     attempt: Mapped[int] = mapped_column(Integer, server_default=text("0"))
-    text: Mapped[str] = mapped_column(server_default=text("''"))
+    message: Mapped[str] = mapped_column(server_default=text("''"))  #: in words
     level: Mapped[str] = mapped_column(server_default=text("'info'"))
     details: Mapped[dict[str, Any]] = mapped_column(server_default=_EMPTY)
     state: Mapped[str]  #: the run's, after it

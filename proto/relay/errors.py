@@ -4,7 +4,8 @@ An RPC that fails returns a `google.rpc.Status` with one `ErrorInfo` (AIP-193): 
 metadata that a program can act on. One interceptor of the coordinator renders them; `from_rpc` turns them back.
 
     RelayError
-    ├── the lease or session is gone: stop that work      LeaseLost · SessionReplaced · IdentityInUse · DeploymentForeign
+    ├── the lease or session is gone: stop that work      LeaseLost · SessionReplaced · IdentityInUse
+    │                                                     DeploymentForeign
     ├── fix the order, then try again                     EventsMissing · OffsetGap
     ├── the request is wrong: never try it again          SpecInvalid · InvalidRequest · RequestIdReused · RunExists
     │                                                     InputMissing · DigestMismatch · BlobTooLarge

@@ -1,7 +1,7 @@
 """Manifests: every file of a folder with its size and digest, as one small JSON document.
 
-A checkpoint, a result and a travelled folder are each named by the digest of their manifest, so two of them with the same
-bytes have the same name wherever they lie. Digests read `sha256:<64 hex digits>`.
+A checkpoint, a result and a travelled folder are each named by the digest of their manifest, so two of them with the
+same bytes have the same name wherever they lie. Digests read `sha256:<64 hex digits>`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,430 @@
+"""The run file as typed, frozen values. Field for field what `docs` describe; nothing here reads a file or knows a line.
+
+Names of the Hugging Face libraries stand under `options`, `model_init`, `lora`, `quantization`; all else is Relay's own.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    Strict,
+    Tag,
+    ValidationInfo,
+    model_validator,
+)
+
+from relay.runfile.mistakes import found
+from relay.runfile.units import GIB, Every, format_duration, parse_duration, parse_size
+
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+VERSION = "relay/v1"
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return int(value)  # JSON and protobuf's Struct write 4 as 4.0
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"a whole number is needed, found {found(value)}")
+    return value
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"a number is needed, found {found(value)}")
+    if not math.isfinite(value):
+        raise ValueError("a finite number is needed")
+    return float(value)
+
+
+def _gib(value: Any) -> float:
+    return parse_size(value) / GIB if isinstance(value, str) else _number(value)
+
+
+def _units_needed(info: ValidationInfo) -> bool:
+    return bool(info.context and info.context.get("units"))
+
+
+def _duration(value: Any, info: ValidationInfo) -> float:
+    if isinstance(value, str):
+        return parse_duration(value)
+    number = _number(value)
+    if _units_needed(info):
+        return parse_duration(f"{value}")  # which says that a unit is missing
+    if number <= 0:
+        raise ValueError("a duration is more than zero and finite")
+    return number
+
+
+def _every(value: Any, info: ValidationInfo) -> Every:
+    if isinstance(value, Every):
+        return value
+    if isinstance(value, str):
+        return Every.parse(value)
+    number = _number(value)
+    return Every.parse(f"{value}") if _units_needed(info) else Every(seconds=number)
+
+
+def _stall_after(value: Any, info: ValidationInfo) -> float | Literal["auto"]:
+    return "auto" if value == "auto" else _duration(value, info)
+
+
+def _one_or_more(value: Any) -> Any:
+    """A single source stands for a list of one; text stands for its path."""
+    entries = list(value) if isinstance(value, list | tuple) else [value]
+    return [{"path": entry} if isinstance(entry, str) else entry for entry in entries]
+
+
+def _free(value: Any) -> Any:
+    """A free mapping in canonical form: 4.0 is 4 (so a spec says the same through JSON and Struct), nothing infinite."""
+    if not isinstance(value, Mapping):
+        raise ValueError(f"a mapping (key: value) is needed, found {found(value)}")
+    return {str(key): _plain(item) for key, item in value.items()}
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case Mapping():
+            return _free(value)
+        case list() | tuple():
+            return [_plain(item) for item in value]
+        case float():
+            return _whole(value) if _number(value).is_integer() and abs(value) < 2**53 else value
+        case None | bool() | int() | str():
+            return value
+    raise ValueError(f"{found(value)} cannot stand here")
+
+
+def _variables(value: Any) -> Any:
+    for name, item in _free(value).items():
+        if name.upper().startswith("RELAY_"):
+            raise ValueError(f"{name} is refused: names beginning with RELAY_ belong to Relay")
+        if not VARIABLE.fullmatch(name):
+            raise ValueError(f'"{name}" is not a name for an environment variable')
+        if not isinstance(item, str):
+            raise ValueError(f'{name} is text: put quotes around it ("{str(item).lower() if isinstance(item, bool) else item}")')
+        if "\0" in item:
+            raise ValueError(f"{name} holds a NUL byte")
+    return value
+
+
+def _name(value: str) -> str:
+    if not NAME.fullmatch(value):
+        better = re.sub(r"[^a-z0-9._-]+", "-", value.lower()).strip("-._")[:128]
+        hint = f', for instance "{better}"' if better else ""
+        raise ValueError(f"a name has small letters, digits, '.', '_' and '-', at most 128{hint}")
+    return value
+
+
+def _secret(value: str) -> str:
+    if "=" in value:
+        raise ValueError("a secret is named here, its value never is: write the name alone")
+    if not VARIABLE.fullmatch(value):
+        raise ValueError(f'"{value}" is not a name for an environment variable')
+    return value
+
+
+def _inside(value: str) -> str:
+    path = PurePosixPath(value)
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(f'"{value}" leaves the working folder: give a path inside it')
+    return value
+
+
+Text = Annotated[str, Strict(), Field(min_length=1)]
+Flag = Annotated[bool, Strict()]
+Whole = Annotated[int, BeforeValidator(_whole)]
+Number = Annotated[float, BeforeValidator(_number)]
+Gib = Annotated[float, BeforeValidator(_gib), Field(gt=0)]
+Duration = Annotated[float, PlainValidator(_duration), PlainSerializer(format_duration)]
+Interval = Annotated[Every, PlainValidator(_every), PlainSerializer(str)]
+Free = Annotated[dict[str, Any], BeforeValidator(_free)]
+Inside = Annotated[Text, BeforeValidator(lambda value: _inside(value) if isinstance(value, str) else value)]
+Name = Annotated[Text, BeforeValidator(lambda value: _name(value) if isinstance(value, str) else value)]
+
+
+class Section(BaseModel):
+    """A mapping with known keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+class Model(Section):
+    """What is trained: a Hub name or a folder, or another run's result (weights only, a new curve)."""
+
+    name_or_path: Text | None = None
+    revision: Text | None = None  #: resolved to a commit at first start and pinned for all attempts
+    init_from: Text | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> "Model":
+        if (self.name_or_path is None) == (self.init_from is None):
+            raise ValueError("give name_or_path or init_from, one of the two")
+        return self
+
+
+class Source(Section):
+    """Rows to train or evaluate on: files (a path, a glob, hf://, s3://) or a generator of tasks."""
+
+    path: Text | None = None
+    weight: Annotated[Number, Field(gt=0)] = 1.0
+    split: Text | None = None  #: of a data set on the Hub
+    name: Text | None = None  #: its configuration
+    revision: Text | None = None
+    reasoning_gym: Text | None = None
+    size: Annotated[Whole, Field(gt=0)] | None = None
+    seed: Whole | None = None
+    config: Free = Field(default_factory=dict)
+    disjoint_from: Literal["train"] | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> "Source":
+        if (self.path is None) == (self.reasoning_gym is None):
+            raise ValueError("give path or reasoning_gym, one of the two")
+        return self
+
+
+class Split(Section):
+    """A part of the training rows held out, chosen by `seed`."""
+
+    split: Annotated[Number, Field(gt=0, lt=1)]
+
+
+Sources = Annotated[tuple[Source, ...], BeforeValidator(_one_or_more), Field(min_length=1)]
+
+
+def _eval_kind(value: Any) -> str:
+    if isinstance(value, Split) or (isinstance(value, Mapping) and "split" in value and not {"path", "reasoning_gym"} & set(value)):
+        return "~split"  # a tag beginning with ~ never shows in a mistake's path
+    return "~sources"
+
+
+class Data(Section):
+    """The rows. `format: auto` looks at them; `columns` renames, old name to new."""
+
+    train: Sources
+    eval: Annotated[Annotated[Split, Tag("~split")] | Annotated[Sources, Tag("~sources")], Discriminator(_eval_kind)] | None = None
+    format: Literal["auto", "text", "prompt_completion", "chat", "alpaca", "sharegpt", "preference", "unpaired_preference", "prompt"] = "auto"
+    columns: dict[Text, Text] = Field(default_factory=dict)
+
+
+class Nodes(Section):
+    """How many hosts at once: exactly, or from `min` to `max`."""
+
+    min: Annotated[Whole, Field(ge=1)] = 1
+    max: Annotated[Whole, Field(ge=1)] = 1
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Nodes":
+        if self.min > self.max:
+            raise ValueError(f"min ({self.min}) is more than max ({self.max})")
+        return self
+
+
+def _nodes(value: Any) -> Any:
+    if isinstance(value, Mapping | Nodes):
+        return value
+    count = _whole(value)
+    return {"min": count, "max": count}
+
+
+def _nodes_out(nodes: Nodes) -> int | dict[str, int]:
+    return nodes.min if nodes.min == nodes.max else {"min": nodes.min, "max": nodes.max}
+
+
+class Resources(Section):
+    """What each host must have.
+
+    A run takes `gpus_per_node` GPUs of each host. Where `require_cuda` is false a host without GPUs will do too and gives one
+    CPU slot. Whoever writes a number of GPUs or an amount of VRAM means GPUs: `require_cuda` is then true unless told otherwise.
+    """
+
+    nodes: Annotated[Nodes, BeforeValidator(_nodes), PlainSerializer(_nodes_out)] = Nodes()
+    gpus_per_node: Annotated[Whole, Field(ge=0, le=1024)] = 1
+    vram_gib: Gib | None = None  #: per GPU, at least
+    ram_gib: Gib | None = None
+    disk_gib: Gib | None = None
+    cpus: Annotated[Whole, Field(ge=1)] | None = None
+    require_cuda: Flag = False
+    labels: dict[Text, Text] = Field(default_factory=dict)  #: what the host's labels must say
+    allowed_hosts: tuple[Text, ...] = ()
+    prefer_hosts: tuple[Text, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gpus_mean_cuda(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping) or "require_cuda" in value:
+            return value
+        wanted = value.get("gpus_per_node") not in (None, 0) or value.get("vram_gib") is not None
+        return {**value, "require_cuda": wanted}
+
+
+class Keep(Section):
+    """Which checkpoints stay; never fewer than resuming needs."""
+
+    last: Annotated[Whole, Field(ge=1)] = 3
+    best: Annotated[Whole, Field(ge=0)] = 0
+    every: Interval | None = None
+    metric: Text | None = None
+    mode: Literal["min", "max"] = "min"
+
+    @model_validator(mode="after")
+    def _best_needs_a_metric(self) -> "Keep":
+        if self.best and not self.metric:
+            raise ValueError("best needs a metric to compare by, for instance metric: eval_loss")
+        return self
+
+
+class Checkpoint(Section):
+    """How often to save, what to keep, and where."""
+
+    every: Interval = Every(seconds=600.0)
+    keep: Keep = Keep()
+    store: Annotated[Text, Field(pattern=r"^(relay|file|s3|gs|az|hf)://")] = "relay://"
+
+
+class Hub(Section):
+    """Publishing to the Hugging Face Hub while the run goes on."""
+
+    repo: Text
+    every: Interval | None = None
+    push: Literal["adapter", "merged", "full", "checkpoints"] = "adapter"
+    private: Flag = True
+
+
+class Lifecycle(Section):
+    """What happens when things go wrong."""
+
+    on_disconnect: Literal["continue", "stop"] = "continue"
+    max_attempts: Annotated[Whole, Field(ge=1, le=1000)] = 3  #: the run's own failures; infrastructure's faults are counted apart
+    max_runtime: Duration | None = None
+    stall_after: Annotated[float | Literal["auto"], PlainValidator(_stall_after), PlainSerializer(lambda v: v if v == "auto" else format_duration(v))] = "auto"
+    on_oom: Literal["fail", "halve_micro_batch"] = "fail"
+
+
+class Reward(Section):
+    """One part of the reward: a built-in by name, or a function of a file that travels (`file.py:function`)."""
+
+    name: Text | None = None
+    call: Annotated[Text, Field(pattern=r"^[^:]+\.py:[A-Za-z_]\w*$")] | None = None
+    weight: Number = 1.0
+    timeout: Duration | None = None
+    config: Free = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one(self) -> "Reward":
+        if (self.name is None) == (self.call is None):
+            raise ValueError("give name or call, one of the two")
+        return self
+
+
+class Samples(Section):
+    """Completions shown while an RL run goes on."""
+
+    prompts: Annotated[Whole, Field(ge=1)] = 8
+    every: Annotated[Whole, Field(ge=1)] = 50  #: optimizer steps
+
+
+class Complete(Section):
+    """When a folder is whole: renamed into place (neither key), or with a marker file in it, or unchanged for a while."""
+
+    marker: Inside | None = None
+    still_for: Duration | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> "Complete":
+        if self.marker is not None and self.still_for is not None:
+            raise ValueError("give marker or still_for, not both")
+        return self
+
+
+class AdoptCheckpoints(Section):
+    """Folders that become checkpoints: their names, where they appear, and when they are whole."""
+
+    pattern: Inside
+    folder: Inside | None = None  #: relative to the working folder; without it the staging folder
+    complete: Annotated[Complete, BeforeValidator(lambda value: {} if value == "renamed" else value)] = Complete()
+
+
+class AdoptMetrics(Section):
+    """Where a program that writes no events leaves its metrics."""
+
+    source: Annotated[Literal["hf_log", "tensorboard", "trainer_state"], Field(alias="from")]
+
+
+class Adopt(Section):
+    """How a program that does not follow the contract is read."""
+
+    checkpoints: AdoptCheckpoints | None = None
+    metrics: AdoptMetrics | None = None
+
+
+class Alert(Section):
+    """Whom to tell of what."""
+
+    url: Text
+    events: tuple[Text, ...] = ()
+
+
+METHODS = ("sft", "cpt", "dpo", "orpo", "cpo", "kto", "reward", "grpo", "rloo", "ppo", "gkd", "online_dpo", "distillation", "command")
+
+
+class RunFile(Section):
+    """One run, as submitted; `parse` and `load` make it."""
+
+    version: Literal["relay/v1"] = VERSION
+    name: Name | None = None
+    labels: dict[Text, Annotated[str, Strict()]] = Field(default_factory=dict)
+    priority: Annotated[Whole, Field(ge=-1000, le=1000)] = 0
+    method: Text
+    framework: Literal["hf", "nemo", "meta"] = "hf"
+    model: Model | None = None
+    model_init: Free = Field(default_factory=dict)
+    lora: Free | None = None
+    quantization: Free | None = None
+    preset: tuple[Text, ...] = ()
+    data: Data | None = None
+    seed: Annotated[Whole, Field(ge=0, lt=2**32)] = 42
+    options: Free = Field(default_factory=dict)
+    rewards: tuple[Reward, ...] = ()
+    samples: Samples | None = None
+    image: Text | None = None
+    command: tuple[Annotated[str, Strict()], ...] | None = None
+    workdir: Inside = "."
+    resume_args: tuple[Annotated[str, Strict()], ...] = ()
+    adopt: Adopt | None = None
+    outputs: tuple[Inside, ...] = ()
+    files: tuple[Text, ...] = ()
+    resources: Resources = Resources()
+    launch: Free = Field(default_factory=dict)
+    checkpoint: Checkpoint = Checkpoint()
+    hub: Hub | None = None
+    lifecycle: Lifecycle = Lifecycle()
+    env: Annotated[dict[str, str], BeforeValidator(_variables)] = Field(default_factory=dict)
+    secrets: tuple[Annotated[Text, BeforeValidator(lambda value: _secret(value) if isinstance(value, str) else value)], ...] = ()
+    trackers: dict[Text, Free] = Field(default_factory=dict)
+    alerts: tuple[Alert, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The resolved run as plain values, defaults filled in; `parse` reads it back to an equal value."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+    def to_json(self) -> str:
+        """`to_dict` as canonical JSON: the same run gives the same bytes."""
+        return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+    def digest(self) -> str:
+        """`sha256:<hex>` of `to_json`."""
+        return f"sha256:{hashlib.sha256(self.to_json().encode()).hexdigest()}"
