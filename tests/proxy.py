@@ -193,15 +193,18 @@ class Proxy:
             self._arrival.notify_all()
         for lane in self._each(Way.BOTH):  # a handshake takes both ways
             await lane.open.wait()
-        async with closing(client):
-            source, upstream = await self._dial()
-            async with closing(upstream):
-                up = Stream(self._lanes[Way.UP], reader, upstream)
-                down = Stream(self._lanes[Way.DOWN], source, client)
-                await self._run(up, down)
+        try:
+            async with closing(client):
+                source, upstream = await self._dial()
+                async with closing(upstream):
+                    up = Stream(self._lanes[Way.UP], reader, upstream)
+                    down = Stream(self._lanes[Way.DOWN], source, client)
+                    await self._run(up, down)
+        except* OSError:
+            pass  # one side broke off, or could not be reached: the other has been told by a reset
 
     async def _run(self, up: Stream, down: Stream) -> None:
-        """Until both directions have ended, or either side breaks off."""
+        """Until both directions have ended; OSError when either side breaks off."""
         self._connections.add((up, down))
         try:
             async with asyncio.TaskGroup() as group:
@@ -221,15 +224,13 @@ class Proxy:
 
 @contextlib.asynccontextmanager
 async def closing(writer: asyncio.StreamWriter) -> AsyncIterator[None]:
-    """Closes in order what ended in order, resets what broke; a broken connection is no error here."""
+    """Closes what ended in order, resets what did not."""
     try:
         yield
-        writer.close()
-    except* OSError:
-        reset(writer)
-    except* asyncio.CancelledError:
+    except BaseException:
         reset(writer)
         raise
+    writer.close()
 
 
 def reset(writer: asyncio.StreamWriter) -> None:

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from tests.proxy import Proxy, Way
+from tests.proxy import Proxy, Way, reset
 
 PATIENCE = 10  # seconds; a fact that has not come by then will not
 
@@ -148,6 +148,19 @@ async def test_a_black_hole_accepts_connections_and_reaches_no_upstream() -> Non
             assert proxy.connections == 0
             proxy.heal()
             assert await peer.receive(1) == b"a"
+
+
+async def test_an_upstream_that_crashes_takes_its_clients_with_it() -> None:
+    async def crash(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        reset(writer)
+
+    server = await asyncio.start_server(crash, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    async with server, Proxy([f"{host}:{port}"]) as proxy, client(proxy) as peer:
+        await peer.send(b"x")
+        with pytest.raises(ConnectionResetError):
+            await peer.rest()
 
 
 async def test_a_black_hole_can_be_cut() -> None:
