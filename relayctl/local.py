@@ -1,0 +1,253 @@
+"""Relay on one machine: a coordinator and hosts as processes of their own, each in a folder of its own.
+
+`relayctl up`, `relayctl demo` and the end-to-end tests stand on this. Hosts share no folder with each other or with
+anyone, so what works here works across machines. Nothing outlives the block that started it: a daemon gets SIGTERM
+when its starter dies, and `Host.vanish` finds shims and trainers by the host's folder, which stands in the command
+line or environment of each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import re
+import select
+import signal
+import sys
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+_KEPT_LINES = 400
+_FAREWELL = 20.0  #: seconds a daemon has to end by itself before it is killed
+
+
+class DaemonFailed(Exception):
+    """A daemon ended before it was ready; the message holds its last lines."""
+
+
+@dataclass(slots=True)
+class Daemon:
+    """One process of ours. Its output goes to a log file, and a line of it can be awaited."""
+
+    name: str
+    process: asyncio.subprocess.Process
+    log: Path
+    lines: deque[str] = field(default_factory=lambda: deque(maxlen=_KEPT_LINES))
+    grown: asyncio.Condition = field(default_factory=asyncio.Condition)
+    pump: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def start(cls, name: str, argv: Sequence[str], *, env: Mapping[str, str], log: Path) -> Daemon:
+        """Starts it in a session of its own, so that Ctrl-C reaches only us."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        process = await asyncio.create_subprocess_exec(
+            *argv,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **env},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+        )
+        daemon = cls(name, process, log)
+        daemon.pump = asyncio.create_task(daemon._pump(), name=f"output of {name}")
+        return daemon
+
+    async def _pump(self) -> None:
+        assert self.process.stdout is not None
+        with self.log.open("ab", buffering=0) as log:
+            async for raw in self.process.stdout:
+                log.write(raw)
+                async with self.grown:
+                    self.lines.append(raw.decode(errors="replace").rstrip())
+                    self.grown.notify_all()
+        await self.process.wait()
+        async with self.grown:
+            self.grown.notify_all()
+
+    async def seen(self, pattern: str) -> re.Match[str]:
+        """The first line that matches, waited for; DaemonFailed when the process ends without it."""
+
+        def found() -> re.Match[str] | None:
+            return next((match for line in self.lines if (match := re.search(pattern, line))), None)
+
+        async with self.grown:
+            await self.grown.wait_for(lambda: found() or self.process.returncode is not None)
+        if match := found():
+            return match
+        last = "\n  ".join(list(self.lines)[-8:]) or "(it printed nothing)"
+        raise DaemonFailed(f"{self.name} ended with {self.process.returncode} (log: {self.log})\n  {last}")
+
+    async def end(self, how: signal.Signals = signal.SIGTERM, grace: float = _FAREWELL) -> int:
+        """Asks it to end, kills it after the grace, and returns how it ended."""
+        if self.process.returncode is None:
+            self.process.send_signal(how)
+            try:
+                async with asyncio.timeout(grace):
+                    await self.process.wait()
+            except TimeoutError:
+                self.process.kill()
+        code = await self.process.wait()
+        if self.pump is not None:
+            await self.pump
+        return code
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+@dataclass(slots=True)
+class Coordinator:
+    """A coordinator process; its database is embedded unless a URL is given."""
+
+    folder: Path
+    name: str = "coordinator"
+    database_url: str | None = None
+    timing: str = "default"
+    listen: str = "127.0.0.1:0"
+    arguments: Sequence[str] = ()
+    address: str = ""
+    daemon: Daemon | None = None
+
+    async def start(self) -> str:
+        """Starts it and returns the address it listens on; the same one when it is started again."""
+        argv = [sys.executable, "-m", "coordinator", "serve"]
+        argv += ["--listen", self.address or self.listen, "--data-dir", str(self.folder), "--timing", self.timing]
+        if self.database_url:
+            argv += ["--database-url", self.database_url]
+        log = self.folder / f"{self.name}.log"
+        self.daemon = await Daemon.start(self.name, [*argv, *self.arguments], env={}, log=log)
+        self.address = (await self.daemon.seen(r"listening on (\S+)")).group(1)
+        return self.address
+
+    async def stop(self) -> None:
+        """Ends it as an operator would."""
+        if self.daemon is not None:
+            await self.daemon.end()
+
+    async def kill(self) -> None:
+        """SIGKILL."""
+        if self.daemon is not None:
+            await self.daemon.end(signal.SIGKILL)
+
+
+@dataclass(slots=True)
+class Host:
+    """A GPU host, as far as Relay can tell: one agent with a disk, data and sockets that nobody else sees."""
+
+    name: str
+    folder: Path  #: short: Unix socket paths hold at most 107 bytes
+    coordinator: str  #: address
+    arguments: Sequence[str] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    daemon: Daemon | None = None
+
+    @property
+    def root(self) -> Path:
+        """Where its run folders lie."""
+        return self.folder / "root"
+
+    async def start(self) -> None:
+        """Starts its agent, and returns when the coordinator has welcomed it."""
+        argv = [sys.executable, "-m", "agent", "run", "--coordinator", self.coordinator, "--name", self.name]
+        argv += ["--root", str(self.root), "--data-dir", str(self.folder / "data")]
+        argv += ["--runtime-dir", str(self.folder / "sock"), *self.arguments]
+        log = self.folder / "agent.log"
+        self.daemon = await Daemon.start(self.name, argv, env=self.env, log=log)
+        await self.daemon.seen(r"\bwelcome\b")
+
+    async def leave(self) -> int:
+        """SIGTERM: its runs are saved and released."""
+        assert self.daemon is not None
+        return await self.daemon.end(grace=90)
+
+    async def detach(self) -> int:
+        """SIGUSR2: only the agent ends."""
+        assert self.daemon is not None
+        return await self.daemon.end(signal.SIGUSR2)
+
+    async def kill_agent(self) -> None:
+        """SIGKILL to the agent alone."""
+        assert self.daemon is not None
+        await self.daemon.end(signal.SIGKILL)
+
+    async def vanish(self) -> None:
+        """The host is gone: agent, shims and trainers, SIGKILL, until none is left."""
+        if self.daemon is not None and self.daemon.process.returncode is None:
+            self.daemon.process.kill()
+        while pids := list(self.processes()):
+            for pid in pids:
+                _kill(pid)
+            await asyncio.gather(*(asyncio.to_thread(_wait_gone, pid) for pid in pids))
+        if self.daemon is not None:
+            await self.daemon.end(signal.SIGKILL)
+
+    def processes(self) -> Iterator[int]:
+        """Ids of all living processes of this host, by its folder in their command line or environment."""
+        mark = os.fsencode(self.folder) + b"/"
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and int(entry.name) != os.getpid() and _mentions(entry, mark):
+                yield int(entry.name)
+
+
+def _mentions(process: Path, mark: bytes) -> bool:
+    try:
+        return mark in (process / "cmdline").read_bytes() or mark in (process / "environ").read_bytes()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):  # ended meanwhile, or not ours
+        return False
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def _wait_gone(pid: int) -> None:
+    """Blocks until the process is dead; a zombie is dead (its command line is empty then)."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        select.select([handle], [], [], 10)  # a pidfd reads ready once the process has ended
+    finally:
+        os.close(handle)
+
+
+@dataclass(slots=True)
+class LocalCluster:
+    """One coordinator and its hosts."""
+
+    coordinator: Coordinator
+    hosts: dict[str, Host]
+
+
+@asynccontextmanager
+async def local_cluster(
+    folder: Path, hosts: Sequence[str], *, timing: str = "default", listen: str = "127.0.0.1:0"
+) -> AsyncIterator[LocalCluster]:
+    """A coordinator with an embedded database and one agent per name; all of it is gone when the block ends."""
+    coordinator = Coordinator(folder / "coordinator", timing=timing, listen=listen)
+    fleet: dict[str, Host] = {}
+    try:
+        address = await coordinator.start()
+        fleet.update({name: Host(name, folder / name, address) for name in hosts})
+        await asyncio.gather(*(host.start() for host in fleet.values()))
+        yield LocalCluster(coordinator, fleet)
+    finally:
+        await asyncio.gather(*(_end(host) for host in fleet.values()))
+        await coordinator.stop()
+
+
+async def _end(host: Host) -> None:
+    if host.daemon is not None:
+        await host.leave()
+    await host.vanish()
