@@ -36,8 +36,8 @@ check: $(READY) ## Lint and type-check everything: code, contract, generated fil
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/python proto/generate.py --check
 	@$(BIN)/python proto/generate.py --image .build/contract.binpb
-	@$(BIN)/buf lint .build/contract.binpb --path relay/v1
-	@$(BIN)/buf breaking .build/contract.binpb --path relay/v1 --against proto/baseline.binpb
+	@$(BIN)/buf lint .build/contract.binpb
+	@$(BIN)/buf breaking .build/contract.binpb --against proto/baseline.binpb
 	@$(BIN)/hadolint deploy/Dockerfile.*
 	@$(BIN)/shellcheck deploy/*.sh .ci/run
 	@if command -v docker-compose > /dev/null; \

@@ -1,0 +1,109 @@
+"""The shape of the code: who may import whom, what stays pure, and what tests may not do."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("relay", "coordinator", "agent", "trainers", "relayctl")
+SOURCES = [ROOT / "proto" / "relay", *(ROOT / name for name in PACKAGES[1:])]
+
+#: Modules that decide and nothing else: no I/O, no clock, no SQL, no protobuf.
+PURE = ("coordinator/lifecycle.py", "coordinator/scheduling.py", "agent/leases.py", "proto/relay/timing.py")
+IMPURE_LIBRARY = {"asyncio", "os", "random", "socket", "subprocess", "threading", "time"}
+
+MODULE_LINES, CLASS_LINES, FUNCTION_LINES = 400, 250, 60
+
+
+def modules(*roots: Path) -> Iterator[Path]:
+    """Hand-written Python files below the folders."""
+    return (path for root in roots for path in sorted(root.rglob("*.py")) if "_pb2" not in path.name)
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), filename=str(path))
+
+
+def imported(path: Path) -> Iterator[str]:
+    """The full names of the modules a file imports, wherever in it."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+
+
+def top(name: str) -> str:
+    return name.split(".")[0]
+
+
+def test_imports_keep_to_the_contracts() -> None:
+    command = [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", [name for name in PURE if (ROOT / name).exists()])
+def test_pure_modules_import_only_the_standard_library_and_each_other(name: str) -> None:
+    pure = {path.removeprefix("proto/").removesuffix(".py").replace("/", ".") for path in PURE}
+    foreign = {module for module in imported(ROOT / name) if top(module) not in sys.stdlib_module_names} - pure
+    assert not foreign
+    assert not IMPURE_LIBRARY & {top(module) for module in imported(ROOT / name)}
+
+
+def test_migrations_do_not_import_the_coordinator() -> None:
+    """A released migration never changes, so it may not lean on what does."""
+    for path in modules(ROOT / "migrations" / "versions"):
+        assert not {"coordinator", "relay"} & {top(module) for module in imported(path)}, path
+
+
+def test_proto_is_a_source_root_and_no_package() -> None:
+    """`import proto` is proto-plus's; a package of ours would shadow it wherever the repository comes first."""
+    assert not (ROOT / "proto" / "__init__.py").exists()
+
+
+def test_no_other_distribution_ships_our_package_names() -> None:
+    others = (found for found in distributions() if found.name != "relay-training")
+    shipped = {(found.name, file.parts[0]) for found in others for file in found.files or () if len(file.parts) > 1}
+    assert not {(name, package) for name, package in shipped if package in (*PACKAGES, "tests", "migrations")}
+
+
+def test_no_module_is_a_drawer_for_odds_and_ends() -> None:
+    banned = {"utils", "util", "common", "helpers", "misc"}
+    assert not [path for path in modules(*SOURCES, ROOT / "tests") if path.stem in banned or path.parent.name in banned]
+
+
+def test_no_test_sleeps() -> None:
+    """Tests await facts. Time that must pass is a deadline on a fact, or a value handed in."""
+    assert not [f"{path.relative_to(ROOT)}:{line}" for path in modules(ROOT / "tests") for line in sleeps(tree(path))]
+
+
+def sleeps(module: ast.Module) -> Iterator[int]:
+    for node in ast.walk(module):
+        match node:
+            case ast.Attribute(value=ast.Name(id="time" | "asyncio"), attr="sleep", lineno=line):
+                yield line
+            case ast.ImportFrom(module="time" | "asyncio", names=names, lineno=line):
+                yield from (line for alias in names if alias.name == "sleep")
+
+
+def test_code_stays_small() -> None:
+    """A reader holds one module in mind. What outgrows these is split by its nouns."""
+    assert not [finding for path in modules(*SOURCES) for finding in overgrown(path)]
+
+
+def overgrown(path: Path) -> Iterator[str]:
+    name, module = path.relative_to(ROOT), tree(path)
+    if (lines := len(path.read_text().splitlines())) > MODULE_LINES:
+        yield f"{name}: {lines} lines"
+    for node in ast.walk(module):
+        limit = {ast.ClassDef: CLASS_LINES, ast.FunctionDef: FUNCTION_LINES, ast.AsyncFunctionDef: FUNCTION_LINES}
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            if lines > limit[type(node)]:
+                yield f"{name}:{node.lineno} {node.name}: {lines} lines"
