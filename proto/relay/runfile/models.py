@@ -1,14 +1,11 @@
-"""The run file as typed, frozen values. Field for field what `docs` describe; nothing here reads a file or knows a line.
+"""The run file as typed, frozen values; nothing here reads a file or knows a line.
 
-Names of the Hugging Face libraries stand under `options`, `model_init`, `lora`, `quantization`; all else is Relay's own.
+Names of the Hugging Face libraries stand under `options`, `model_init`, `lora`, `quantization`; all else is ours.
 """
 
 import hashlib
 import json
-import math
-import re
 from collections.abc import Mapping
-from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -18,141 +15,29 @@ from pydantic import (
     Discriminator,
     Field,
     PlainSerializer,
-    PlainValidator,
     Strict,
     Tag,
-    ValidationInfo,
     model_validator,
 )
 
-from relay.runfile.mistakes import found
-from relay.runfile.units import GIB, Every, format_duration, parse_duration, parse_size
-
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
-VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-VERSION = "relay/v1"
-
-
-def _whole(value: Any) -> int:
-    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
-        return int(value)  # JSON and protobuf's Struct write 4 as 4.0
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"a whole number is needed, found {found(value)}")
-    return value
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"a number is needed, found {found(value)}")
-    if not math.isfinite(value):
-        raise ValueError("a finite number is needed")
-    return float(value)
-
-
-def _gib(value: Any) -> float:
-    return parse_size(value) / GIB if isinstance(value, str) else _number(value)
-
-
-def _units_needed(info: ValidationInfo) -> bool:
-    return bool(info.context and info.context.get("units"))
-
-
-def _duration(value: Any, info: ValidationInfo) -> float:
-    if isinstance(value, str):
-        return parse_duration(value)
-    number = _number(value)
-    if _units_needed(info):
-        return parse_duration(f"{value}")  # which says that a unit is missing
-    if number <= 0:
-        raise ValueError("a duration is more than zero and finite")
-    return number
-
-
-def _every(value: Any, info: ValidationInfo) -> Every:
-    if isinstance(value, Every):
-        return value
-    if isinstance(value, str):
-        return Every.parse(value)
-    number = _number(value)
-    return Every.parse(f"{value}") if _units_needed(info) else Every(seconds=number)
-
-
-def _stall_after(value: Any, info: ValidationInfo) -> float | Literal["auto"]:
-    return "auto" if value == "auto" else _duration(value, info)
-
-
-def _one_or_more(value: Any) -> Any:
-    """A single source stands for a list of one; text stands for its path."""
-    entries = list(value) if isinstance(value, list | tuple) else [value]
-    return [{"path": entry} if isinstance(entry, str) else entry for entry in entries]
-
-
-def _free(value: Any) -> Any:
-    """A free mapping in canonical form: 4.0 is 4 (so a spec says the same through JSON and Struct), nothing infinite."""
-    if not isinstance(value, Mapping):
-        raise ValueError(f"a mapping (key: value) is needed, found {found(value)}")
-    return {str(key): _plain(item) for key, item in value.items()}
-
-
-def _plain(value: Any) -> Any:
-    match value:
-        case Mapping():
-            return _free(value)
-        case list() | tuple():
-            return [_plain(item) for item in value]
-        case float():
-            return _whole(value) if _number(value).is_integer() and abs(value) < 2**53 else value
-        case None | bool() | int() | str():
-            return value
-    raise ValueError(f"{found(value)} cannot stand here")
-
-
-def _variables(value: Any) -> Any:
-    for name, item in _free(value).items():
-        if name.upper().startswith("RELAY_"):
-            raise ValueError(f"{name} is refused: names beginning with RELAY_ belong to Relay")
-        if not VARIABLE.fullmatch(name):
-            raise ValueError(f'"{name}" is not a name for an environment variable')
-        if not isinstance(item, str):
-            raise ValueError(f'{name} is text: put quotes around it ("{str(item).lower() if isinstance(item, bool) else item}")')
-        if "\0" in item:
-            raise ValueError(f"{name} holds a NUL byte")
-    return value
-
-
-def _name(value: str) -> str:
-    if not NAME.fullmatch(value):
-        better = re.sub(r"[^a-z0-9._-]+", "-", value.lower()).strip("-._")[:128]
-        hint = f', for instance "{better}"' if better else ""
-        raise ValueError(f"a name has small letters, digits, '.', '_' and '-', at most 128{hint}")
-    return value
-
-
-def _secret(value: str) -> str:
-    if "=" in value:
-        raise ValueError("a secret is named here, its value never is: write the name alone")
-    if not VARIABLE.fullmatch(value):
-        raise ValueError(f'"{value}" is not a name for an environment variable')
-    return value
-
-
-def _inside(value: str) -> str:
-    path = PurePosixPath(value)
-    if path.is_absolute() or ".." in path.parts:
-        raise ValueError(f'"{value}" leaves the working folder: give a path inside it')
-    return value
-
-
-Text = Annotated[str, Strict(), Field(min_length=1)]
-Flag = Annotated[bool, Strict()]
-Whole = Annotated[int, BeforeValidator(_whole)]
-Number = Annotated[float, BeforeValidator(_number)]
-Gib = Annotated[float, BeforeValidator(_gib), Field(gt=0)]
-Duration = Annotated[float, PlainValidator(_duration), PlainSerializer(format_duration)]
-Interval = Annotated[Every, PlainValidator(_every), PlainSerializer(str)]
-Free = Annotated[dict[str, Any], BeforeValidator(_free)]
-Inside = Annotated[Text, BeforeValidator(lambda value: _inside(value) if isinstance(value, str) else value)]
-Name = Annotated[Text, BeforeValidator(lambda value: _name(value) if isinstance(value, str) else value)]
+from relay.runfile.scalars import (
+    Duration,
+    Flag,
+    Free,
+    Gib,
+    Inside,
+    Interval,
+    Name,
+    Number,
+    Secret,
+    StallAfter,
+    Text,
+    Variables,
+    Whole,
+    one_or_more,
+    whole,
+)
+from relay.runfile.units import Every
 
 
 class Section(BaseModel):
@@ -202,11 +87,13 @@ class Split(Section):
     split: Annotated[Number, Field(gt=0, lt=1)]
 
 
-Sources = Annotated[tuple[Source, ...], BeforeValidator(_one_or_more), Field(min_length=1)]
+Sources = Annotated[tuple[Source, ...], BeforeValidator(one_or_more), Field(min_length=1)]
 
 
 def _eval_kind(value: Any) -> str:
-    if isinstance(value, Split) or (isinstance(value, Mapping) and "split" in value and not {"path", "reasoning_gym"} & set(value)):
+    if isinstance(value, Split) or (
+        isinstance(value, Mapping) and "split" in value and not {"path", "reasoning_gym"} & set(value)
+    ):
         return "~split"  # a tag beginning with ~ never shows in a mistake's path
     return "~sources"
 
@@ -215,8 +102,13 @@ class Data(Section):
     """The rows. `format: auto` looks at them; `columns` renames, old name to new."""
 
     train: Sources
-    eval: Annotated[Annotated[Split, Tag("~split")] | Annotated[Sources, Tag("~sources")], Discriminator(_eval_kind)] | None = None
-    format: Literal["auto", "text", "prompt_completion", "chat", "alpaca", "sharegpt", "preference", "unpaired_preference", "prompt"] = "auto"
+    eval: (
+        Annotated[Annotated[Split, Tag("~split")] | Annotated[Sources, Tag("~sources")], Discriminator(_eval_kind)]
+        | None
+    ) = None
+    format: Literal[
+        "auto", "text", "prompt_completion", "chat", "alpaca", "sharegpt", "preference", "unpaired_preference", "prompt"
+    ] = "auto"
     columns: dict[Text, Text] = Field(default_factory=dict)
 
 
@@ -236,7 +128,8 @@ class Nodes(Section):
 def _nodes(value: Any) -> Any:
     if isinstance(value, Mapping | Nodes):
         return value
-    count = _whole(value)
+    if (count := whole(value)) < 1:
+        raise ValueError("at least 1 is needed")
     return {"min": count, "max": count}
 
 
@@ -247,8 +140,9 @@ def _nodes_out(nodes: Nodes) -> int | dict[str, int]:
 class Resources(Section):
     """What each host must have.
 
-    A run takes `gpus_per_node` GPUs of each host. Where `require_cuda` is false a host without GPUs will do too and gives one
-    CPU slot. Whoever writes a number of GPUs or an amount of VRAM means GPUs: `require_cuda` is then true unless told otherwise.
+    A run takes `gpus_per_node` GPUs of each host. Where `require_cuda` is false a host without GPUs will do too and
+    gives one CPU slot. Whoever writes a number of GPUs or an amount of VRAM means GPUs: `require_cuda` is then true
+    unless told otherwise.
     """
 
     nodes: Annotated[Nodes, BeforeValidator(_nodes), PlainSerializer(_nodes_out)] = Nodes()
@@ -308,9 +202,11 @@ class Lifecycle(Section):
     """What happens when things go wrong."""
 
     on_disconnect: Literal["continue", "stop"] = "continue"
-    max_attempts: Annotated[Whole, Field(ge=1, le=1000)] = 3  #: the run's own failures; infrastructure's faults are counted apart
+    max_attempts: Annotated[Whole, Field(ge=1, le=1000)] = (
+        3  #: the run's own failures; infrastructure's faults are counted apart
+    )
     max_runtime: Duration | None = None
-    stall_after: Annotated[float | Literal["auto"], PlainValidator(_stall_after), PlainSerializer(lambda v: v if v == "auto" else format_duration(v))] = "auto"
+    stall_after: StallAfter = "auto"
     on_oom: Literal["fail", "halve_micro_batch"] = "fail"
 
 
@@ -338,7 +234,7 @@ class Samples(Section):
 
 
 class Complete(Section):
-    """When a folder is whole: renamed into place (neither key), or with a marker file in it, or unchanged for a while."""
+    """When a folder is whole: renamed into place (neither key), or holding a marker file, or still for a while."""
 
     marker: Inside | None = None
     still_for: Duration | None = None
@@ -378,13 +274,28 @@ class Alert(Section):
     events: tuple[Text, ...] = ()
 
 
-METHODS = ("sft", "cpt", "dpo", "orpo", "cpo", "kto", "reward", "grpo", "rloo", "ppo", "gkd", "online_dpo", "distillation", "command")
+METHODS = (
+    "sft",
+    "cpt",
+    "dpo",
+    "orpo",
+    "cpo",
+    "kto",
+    "reward",
+    "grpo",
+    "rloo",
+    "ppo",
+    "gkd",
+    "online_dpo",
+    "distillation",
+    "command",
+)
 
 
 class RunFile(Section):
     """One run, as submitted; `parse` and `load` make it."""
 
-    version: Literal["relay/v1"] = VERSION
+    version: Literal["relay/v1"] = "relay/v1"
     name: Name | None = None
     labels: dict[Text, Annotated[str, Strict()]] = Field(default_factory=dict)
     priority: Annotated[Whole, Field(ge=-1000, le=1000)] = 0
@@ -412,8 +323,8 @@ class RunFile(Section):
     checkpoint: Checkpoint = Checkpoint()
     hub: Hub | None = None
     lifecycle: Lifecycle = Lifecycle()
-    env: Annotated[dict[str, str], BeforeValidator(_variables)] = Field(default_factory=dict)
-    secrets: tuple[Annotated[Text, BeforeValidator(lambda value: _secret(value) if isinstance(value, str) else value)], ...] = ()
+    env: Variables = Field(default_factory=dict)
+    secrets: tuple[Secret, ...] = ()
     trackers: dict[Text, Free] = Field(default_factory=dict)
     alerts: tuple[Alert, ...] = ()
 

@@ -159,7 +159,9 @@ class _Reader:
             key = str(key_node.value) if isinstance(key_node, yaml.ScalarNode) else "?"
             if key in own:
                 first = self.keys[(*path, key)].line
-                self.mistakes.append(Mistake((*path, key), f"given twice (first on line {first})", mark=_mark(key_node)))
+                self.mistakes.append(
+                    Mistake((*path, key), f"given twice (first on line {first})", mark=_mark(key_node))
+                )
                 continue
             self.keys[(*path, key)] = _mark(key_node)
             own[key] = self.value(value_node, (*path, key))
@@ -208,7 +210,9 @@ def _read_json(text: str, name: str) -> Document:
     try:
         data = json.loads(text, object_pairs_hook=once)
     except json.JSONDecodeError as error:
-        raise RunFileErrors([Mistake((), f"not JSON: {error.msg}", mark=Mark(error.lineno, error.colno))], name) from error
+        raise RunFileErrors(
+            [Mistake((), f"not JSON: {error.msg}", mark=Mark(error.lineno, error.colno))], name
+        ) from error
     except RecursionError as error:
         raise RunFileErrors([Mistake((), "is nested too deeply")], name) from error
     if twice:
@@ -260,7 +264,7 @@ def _toml_path(text: str) -> Path:
 
 
 def override(document: Document, sets: Sequence[str]) -> Document:
-    """The document with each `a.b=value` put in; values are typed as in YAML, `data.train[0].path` reaches into lists."""
+    """The document with each `a.b=value` put in, typed as in YAML; `data.train[0].path` reaches into lists."""
     data = json.loads(json.dumps(document.data)) if sets else document.data
     overrides: dict[Path, str] = {}
     mistakes: list[Mistake] = []
@@ -268,7 +272,9 @@ def override(document: Document, sets: Sequence[str]) -> Document:
         name, equals, text = assignment.partition("=")
         path = _assigned_path(name)
         if not equals or not path:
-            mistakes.append(Mistake((), "--set takes key=value, for instance options.learning_rate=1e-4", override=assignment))
+            mistakes.append(
+                Mistake((), "--set takes key=value, for instance options.learning_rate=1e-4", override=assignment)
+            )
             continue
         try:
             _assign(data, path, yaml_value(text))

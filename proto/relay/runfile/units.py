@@ -1,7 +1,7 @@
 """Durations and sizes as people write them: `10m`, `1h30m`, `24GiB`.
 
-In Python a duration is seconds (float), a size is bytes (int). Both always carry a unit in a run file, because `max_runtime: 12`
-reads as hours to one person and as seconds to the next.
+In Python a duration is seconds (float), a size is bytes (int). Both always carry a unit in a run file, because
+`max_runtime: 12` reads as hours to one person and as seconds to the next.
 """
 
 import math
@@ -9,7 +9,14 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-_SECONDS = {"ms": Fraction(1, 1000), "s": Fraction(1), "m": Fraction(60), "h": Fraction(3600), "d": Fraction(86400), "w": Fraction(604800)}
+_SECONDS = {
+    "ms": Fraction(1, 1000),
+    "s": Fraction(1),
+    "m": Fraction(60),
+    "h": Fraction(3600),
+    "d": Fraction(86400),
+    "w": Fraction(604800),
+}
 _LONG_UNITS = {
     "ms": ("msec", "millisecond", "milliseconds"),
     "s": ("sec", "secs", "second", "seconds"),
@@ -19,7 +26,7 @@ _LONG_UNITS = {
     "w": ("week", "weeks"),
 }
 _DURATION_UNITS = _SECONDS | {long: _SECONDS[short] for short, longs in _LONG_UNITS.items() for long in longs}
-_SIZE_UNITS = (
+_SIZE_UNITS: dict[str, int] = (
     {"b": 1}
     | {f"{prefix}{suffix}": 1000**power for power, prefix in enumerate("kmgtp", 1) for suffix in ("", "b")}
     | {f"{prefix}{suffix}": 1024**power for power, prefix in enumerate("kmgtp", 1) for suffix in ("i", "ib")}
@@ -73,7 +80,7 @@ def parse_size(text: str) -> int:
     part = _PART.fullmatch(text)
     if part is None or (unit := _SIZE_UNITS.get(part[2].lower())) is None:
         raise UnitError(f'"{text}" is not a size; write it like 24GiB, 500MB or 4096B')
-    return round(Fraction(part[1]) * unit)
+    return int(Fraction(part[1]) * unit)
 
 
 def format_size(size: int) -> str:

@@ -1,0 +1,97 @@
+"""What must hold between the parts of a run file, and what this release cannot do yet."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from relay.runfile.mistakes import Mistake, Path
+from relay.runfile.models import METHODS, RunFile, Source, Split
+
+#: Keys that mean something to command runs only, and those that mean nothing to them.
+_COMMAND_ONLY = ("command", "workdir", "resume_args", "adopt", "outputs", "image")
+_NEVER_COMMAND = ("model", "model_init", "lora", "quantization", "preset", "data", "rewards", "samples", "hub")
+_REWARDED = ("grpo", "rloo", "ppo", "online_dpo")
+
+#: What the format knows and this release does not do: path → when a run asks for it. Refused, never ignored.
+NOT_YET: Mapping[str, Callable[[RunFile], bool]] = {
+    "framework": lambda run: run.framework != "hf",
+    "preset": lambda run: bool(run.preset),
+    "quantization": lambda run: bool(run.quantization),
+    "image": lambda run: run.image is not None,
+    "model.init_from": lambda run: run.model is not None and run.model.init_from is not None,
+    "rewards": lambda run: bool(run.rewards),
+    "samples": lambda run: run.samples is not None,
+    "resources.nodes": lambda run: run.resources.nodes.max > 1,
+    "launch": lambda run: bool(run.launch),
+    "checkpoint.store": lambda run: run.checkpoint.store != "relay://",
+    "hub": lambda run: run.hub is not None,
+    "lifecycle.on_oom": lambda run: run.lifecycle.on_oom != "fail",
+    "lifecycle.max_runtime": lambda run: run.lifecycle.max_runtime is not None,
+    "secrets": lambda run: bool(run.secrets),
+    "trackers": lambda run: bool(run.trackers),
+    "alerts": lambda run: bool(run.alerts),
+}
+
+
+def between_sections(data: Mapping[str, Any]) -> Iterator[Mistake]:
+    """Keys that do not go with the method, and those that it needs; looks at the file as written."""
+    method = data.get("method")
+    if method == "command":
+        yield from _for_command(data)
+    elif method in METHODS:
+        yield from _for_training(method, data)
+
+
+def _for_command(data: Mapping[str, Any]) -> Iterator[Mistake]:
+    if not data.get("command"):
+        yield Mistake(("command",), "is missing", "method: command runs one, for instance command: [python, train.py]")
+    for key in _NEVER_COMMAND:
+        if data.get(key):
+            yield Mistake(
+                (key,), "does not go with method: command", "a command takes what it needs from files, command and env"
+            )
+
+
+def _for_training(method: str, data: Mapping[str, Any]) -> Iterator[Mistake]:
+    for key in _COMMAND_ONLY:
+        if data.get(key) and (key, data[key]) != ("workdir", "."):
+            yield Mistake((key,), f"does not go with method: {method}", "it belongs to method: command")
+    if "model" not in data:
+        yield Mistake(
+            ("model",), "is missing", "for instance model: {name_or_path: HuggingFaceTB/SmolLM2-135M-Instruct}"
+        )
+    if "data" not in data:
+        yield Mistake(("data",), "is missing", "for instance data: {train: data/train.jsonl}")
+    if data.get("rewards") and method not in _REWARDED:
+        yield Mistake(("rewards",), f"does not go with method: {method}", f"it belongs to {', '.join(_REWARDED)}")
+
+
+def not_supported(run: RunFile) -> Iterator[Mistake]:
+    """What the run asks for and this release would have to ignore."""
+    for path, asked in NOT_YET.items():
+        if asked(run):
+            yield Mistake(tuple(path.split(".")), "is not supported yet", "leave it out")
+    yield from _sources_not_supported(run)
+
+
+def _sources_not_supported(run: RunFile) -> Iterator[Mistake]:
+    for path, source in _sources(run):
+        if source.reasoning_gym is not None:
+            yield Mistake(
+                (*path, "reasoning_gym"),
+                "generated data is not supported yet",
+                "write the rows to a file and name that",
+            )
+        elif source.path and (scheme := source.path.partition("://")[0]) != source.path and scheme != "hf":
+            yield Mistake(
+                (*path, "path"), f"{scheme}:// is not supported yet", "name a local file or hf://owner/dataset"
+            )
+
+
+def _sources(run: RunFile) -> Iterator[tuple[Path, Source]]:
+    if run.data is None:
+        return
+    for index, source in enumerate(run.data.train):
+        yield ("data", "train", index), source
+    if run.data.eval is not None and not isinstance(run.data.eval, Split):
+        for index, source in enumerate(run.data.eval):
+            yield ("data", "eval", index), source
