@@ -159,7 +159,8 @@ class Place(Base):
     lease_id: Mapped[UUID] = mapped_column(ForeignKey("leases.id", ondelete="CASCADE"), primary_key=True)
     node: Mapped[int] = mapped_column(Integer, primary_key=True)
     agent: Mapped[str] = mapped_column(ForeignKey("agents.name"))
-    session_id: Mapped[UUID]  #: the agent's session that may renew it
+    session_id: Mapped[UUID]  #: the agent's session it was granted to, or that renewed it last
+    boot_id: Mapped[str]  #: of the host when it was granted: under `stop` another boot proves nothing
     slots: Mapped[list[int]]
     expire_time: Mapped[datetime]
     reported: Mapped[bool] = mapped_column(server_default=text("false"))  #: the agent has listed it in `held` once
