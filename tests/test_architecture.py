@@ -4,8 +4,8 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib.metadata import distributions
 from pathlib import Path
+from sysconfig import get_path
 
 import pytest
 
@@ -56,6 +56,16 @@ def test_pure_modules_import_only_the_standard_library_and_each_other(name: str)
     assert not IMPURE_LIBRARY & {top(module) for module in imported(ROOT / name)}
 
 
+def test_the_shim_needs_the_standard_library_only() -> None:
+    """It starts with `python -I -S`, in milliseconds, and must outlive any upgrade of what is installed."""
+    seen, ahead = set[str](), {"agent.shim"}
+    while ahead:
+        seen |= ahead
+        found = {name for module in ahead for name in imported(ROOT / f"{module.replace('.', '/')}.py")}
+        ahead = {name for name in found if top(name) not in sys.stdlib_module_names} - seen
+        assert {top(name) for name in ahead} <= {"agent"}
+
+
 def test_migrations_do_not_import_the_coordinator() -> None:
     """A released migration never changes, so it may not lean on what does."""
     for path in modules(ROOT / "migrations" / "versions"):
@@ -68,9 +78,14 @@ def test_proto_is_a_source_root_and_no_package() -> None:
 
 
 def test_no_other_distribution_ships_our_package_names() -> None:
-    others = (found for found in distributions() if found.name != "relay-training")
-    shipped = {(found.name, file.parts[0]) for found in others for file in found.files or () if len(file.parts) > 1}
-    assert not {(name, package) for name, package in shipped if package in (*PACKAGES, "tests", "migrations")}
+    """The editable install leaves nothing in site-packages, so whatever is there under our names is somebody else's."""
+    shadows = {
+        name
+        for folder in map(Path, (get_path("purelib"), get_path("platlib")))
+        for name in (*PACKAGES, "tests", "migrations")
+        if (folder / name).exists() or (folder / f"{name}.py").exists()
+    }
+    assert not shadows
 
 
 def test_no_module_is_a_drawer_for_odds_and_ends() -> None:
