@@ -76,7 +76,7 @@ class Deployment(Base):
     reaper_tick: Mapped[datetime | None]  #: a gap in it is an outage
     lapses_after: Mapped[datetime | None]  #: outage grace: nothing lapses before this
     stop_grants_after: Mapped[datetime | None]  #: no `stop` run is granted before this (failover, restore)
-    __table_args__ = (CheckConstraint("only", name="one_row"),)
+    __table_args__ = (CheckConstraint('"only"', name="one_row"),)
 
 
 class Run(Base):

@@ -1,0 +1,275 @@
+"""The coordinator's way to Postgres: a pool for what is hot, an engine for what is cool, and what others announce.
+
+Raw SQL on asyncpg (`transaction`) wherever leases, places, cursors and wishes are touched; SQLAlchemy (`begin`) for
+lists and filters. A database that is out of reach, or too slow, is `DatabaseAway` within a few seconds, in all of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import random
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import asyncpg
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+CHANNELS = ("relay_runs", "relay_wishes", "relay_queue")
+_CHECK_SECONDS = 10.0  # a connection that only listens does not notice by itself that its line is dead
+_log = logging.getLogger(__name__)
+
+
+class DatabaseAway(Exception):
+    """The database cannot be reached, or did not answer in time. Nothing is known of what was asked; try again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseTimeouts:
+    """In seconds. What waits longer is given up, so that a caller hears of it while it matters."""
+
+    connect: float = 2.0
+    acquire: float = 2.0  #: for a free connection of the pool
+    command: float = 10.0  #: of one statement, counted here
+    statement: float = 9.0  #: of one statement, counted by the server
+    lock: float = 3.0
+    idle_in_transaction: float = 15.0
+
+    def settings(self) -> dict[str, str]:
+        """As the server takes them, in milliseconds."""
+        return {
+            "application_name": "relay-coordinator",
+            "statement_timeout": f"{self.statement * 1000:.0f}",
+            "lock_timeout": f"{self.lock * 1000:.0f}",
+            "idle_in_transaction_session_timeout": f"{self.idle_in_transaction * 1000:.0f}",
+        }
+
+
+_AWAY = (
+    OSError,
+    TimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,  # shutdown, crash recovery, statement_timeout
+    asyncpg.InsufficientResourcesError,  # too many connections, disk full
+    asyncpg.LockNotAvailableError,
+    asyncpg.TransactionRollbackError,  # deadlock, serialization
+    asyncpg.ReadOnlySQLTransactionError,  # a demoted primary
+    asyncpg.IdleInTransactionSessionTimeoutError,
+)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Turn what says that the database is away, or that it gave up, into DatabaseAway."""
+    try:
+        yield
+    except _AWAY as error:
+        raise DatabaseAway(str(error) or type(error).__name__) from error
+    except DBAPIError as error:
+        if isinstance(getattr(error.orig, "__cause__", None), _AWAY):
+            raise DatabaseAway(str(error.orig)) from error
+        raise
+
+
+class Notifications:
+    """What other transactions announce by NOTIFY, told to whoever waits for it in this process."""
+
+    def __init__(self, url: str, timeouts: DatabaseTimeouts) -> None:
+        self._url = url
+        self._timeouts = timeouts
+        self._waiting: defaultdict[tuple[str, str | None], set[asyncio.Event]] = defaultdict(set)
+
+    @asynccontextmanager
+    async def subscribe(self, channel: str, key: str | None = None) -> AsyncIterator[asyncio.Event]:
+        """An event that is set whenever `key` (None: anything) is announced on `channel`; the reader clears it.
+
+        Subscribe, then read, then wait: nothing is missed. It is also set when something may have been missed.
+        """
+        if channel not in CHANNELS:
+            raise ValueError(f"nobody listens on {channel}")
+        event = asyncio.Event()
+        listeners = self._waiting[channel, key]
+        listeners.add(event)
+        try:
+            yield event
+        finally:
+            listeners.discard(event)
+            if not listeners and self._waiting.get((channel, key)) is listeners:
+                del self._waiting[channel, key]
+
+    async def run(self) -> None:
+        """Listen for ever; come back after every interruption."""
+        backoff = 0.05
+        while True:
+            try:
+                await self._listen()
+                backoff = 0.05
+            except _AWAY as error:
+                _log.warning("not listening to the database: %s", error or type(error).__name__)
+            await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
+            backoff = min(1.0, backoff * 2)
+
+    async def _listen(self) -> None:
+        """Until the connection ends."""
+        connection = await asyncpg.connect(
+            self._url, timeout=self._timeouts.connect, command_timeout=self._timeouts.connect
+        )
+        ended = asyncio.Event()
+        connection.add_termination_listener(lambda _: ended.set())
+        try:
+            for channel in CHANNELS:
+                await connection.add_listener(channel, self._told)
+            self._wake_all()
+            while not await _set_within(ended, _CHECK_SECONDS):
+                await connection.fetchval("SELECT 1")
+        finally:
+            connection.terminate()
+
+    def _told(self, _connection: object, _pid: int, channel: str, payload: str) -> None:
+        for key in (payload, None):
+            for event in self._waiting.get((channel, key), ()):
+                event.set()
+
+    def _wake_all(self) -> None:
+        for events in self._waiting.values():
+            for event in events:
+                event.set()
+
+
+async def _set_within(event: asyncio.Event, seconds: float) -> bool:
+    try:
+        async with asyncio.timeout(seconds):
+            return await event.wait()
+    except TimeoutError:
+        return False
+
+
+class Database:
+    """One per process. Made by `connected`."""
+
+    def __init__(self, url: str, pool: asyncpg.Pool, engine: AsyncEngine, timeouts: DatabaseTimeouts) -> None:
+        self.url = url
+        self.notifications = Notifications(url, timeouts)
+        self._pool = pool
+        self._engine = engine
+        self._timeouts = timeouts
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[asyncpg.Connection]:
+        """A connection for single statements, each a transaction of its own."""
+        with _translated():
+            connection = await self._pool.acquire(timeout=self._timeouts.acquire)
+            try:
+                yield connection
+            finally:
+                await self._pool.release(connection, timeout=self._timeouts.acquire)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[asyncpg.Connection]:
+        """One transaction: committed when the block ends, rolled back when it raises."""
+        async with self.connection() as connection:
+            with _translated():
+                async with connection.transaction():
+                    yield connection
+
+    @asynccontextmanager
+    async def begin(self) -> AsyncIterator[AsyncConnection]:
+        """One transaction by way of SQLAlchemy."""
+        with _translated():
+            async with self._engine.begin() as connection:
+                yield connection
+
+    @asynccontextmanager
+    async def dedicated(self) -> AsyncIterator[asyncpg.Connection]:
+        """A connection outside the pool, for what lasts as long as its connection (an advisory lock)."""
+        with _translated():
+            connection = await _open(self.url, self._timeouts)
+            try:
+                yield connection
+            finally:
+                connection.terminate()
+
+    async def ping(self) -> None:
+        """Return when the database answers; DatabaseAway when it does not."""
+        async with self.connection() as connection:
+            await connection.fetchval("SELECT 1", timeout=self._timeouts.acquire)
+
+
+async def _teach_json(connection: asyncpg.Connection) -> None:
+    """jsonb columns are Python values, both ways."""
+    for name in ("json", "jsonb"):
+        await connection.set_type_codec(name, schema="pg_catalog", encoder=json.dumps, decoder=json.loads)
+
+
+async def _open(url: str, timeouts: DatabaseTimeouts, **options: Any) -> asyncpg.Connection:
+    return await asyncpg.connect(
+        url,
+        timeout=timeouts.connect,
+        command_timeout=timeouts.command,
+        server_settings=timeouts.settings(),
+        **options,
+    )
+
+
+@asynccontextmanager
+async def connected(
+    url: str, *, timeouts: DatabaseTimeouts | None = None, connections: int = 8
+) -> AsyncIterator[Database]:
+    """The database at `url` (`postgresql://…`), listened to, for as long as the block lasts.
+
+    `connections` is the most that each of the pool and the engine opens: few and busy beat many. The pool opens them
+    when needed, so a coordinator starts, and says that its database is away, also while it is.
+    """
+    timeouts = timeouts or DatabaseTimeouts()
+    async with AsyncExitStack() as stack:
+        pool = await stack.enter_async_context(_pool(url, timeouts, connections))
+        engine = create_async_engine(
+            "postgresql+asyncpg://",
+            async_creator=partial(_open, url, timeouts),
+            pool_size=connections,
+            max_overflow=0,
+            pool_timeout=timeouts.acquire,
+            pool_pre_ping=True,
+        )
+        stack.push_async_callback(engine.dispose)
+        database = Database(url, pool, engine, timeouts)
+        listening = asyncio.create_task(database.notifications.run(), name="notifications")
+        stack.push_async_callback(_cancelled, listening)
+        yield database
+
+
+@asynccontextmanager
+async def _pool(url: str, timeouts: DatabaseTimeouts, connections: int) -> AsyncIterator[asyncpg.Pool]:
+    pool = asyncpg.create_pool(
+        url,
+        min_size=0,
+        max_size=connections,
+        init=_teach_json,
+        timeout=timeouts.connect,
+        command_timeout=timeouts.command,
+        server_settings=timeouts.settings(),
+    )
+    await pool
+    try:
+        yield pool
+    finally:
+        # Whoever used a connection has ended by now; a database that is away must not hold up the end.
+        try:
+            async with asyncio.timeout(timeouts.acquire):
+                await pool.close()
+        except (TimeoutError, *_AWAY):
+            pool.terminate()
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task

@@ -1,0 +1,45 @@
+"""Migrations: what they make is what the tables say, and they can be taken back."""
+
+import asyncio
+
+import asyncpg
+import pytest
+
+from coordinator import migrate
+
+
+async def _tables(url: str) -> set[str]:
+    connection = await asyncpg.connect(url)
+    try:
+        rows = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+    finally:
+        await connection.close()
+    return {row["tablename"] for row in rows}
+
+
+async def test_up_then_no_difference_then_down(empty_database_url: str) -> None:
+    await migrate.upgrade(empty_database_url)
+    await migrate.check(empty_database_url)
+    assert {"runs", "leases", "cursors"} <= await _tables(empty_database_url)
+    await migrate.downgrade(empty_database_url, "base")
+    assert await _tables(empty_database_url) == {"alembic_version"}
+
+
+async def test_replicas_that_migrate_at_once_wait_for_each_other(empty_database_url: str) -> None:
+    await asyncio.gather(*(migrate.upgrade(empty_database_url) for _ in range(3)))
+    await migrate.check(empty_database_url)
+
+
+async def test_a_table_in_use_fails_the_migration_instead_of_holding_up_everybody(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrate, "_LOCK_TIMEOUT", "50ms")
+    connection = await asyncpg.connect(database_url)
+    try:
+        async with connection.transaction():
+            await connection.execute("LOCK TABLE runs IN ACCESS SHARE MODE")
+            with pytest.raises(Exception, match="lock timeout"):
+                await migrate.downgrade(database_url, "base")
+    finally:
+        await connection.close()
+    assert "runs" in await _tables(database_url)
