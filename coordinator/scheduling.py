@@ -1,0 +1,212 @@
+"""Who gets what: the whole queue and the whole fleet in, grants and explanations out. Pure.
+
+A *slot* is a GPU by its index or, on a host without GPUs, one of the runs it takes at once. A run takes `gpus` slots on
+each of its hosts (one, where it asks for none or the host has none), on as many hosts as it has nodes, all or none.
+Higher priority goes first, then the older; a run that cannot be placed holds nobody else up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+GIB = 1024**3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """An agent as it can be planned with. Sizes in bytes; `trouble` says why it takes nothing, empty when it does."""
+
+    name: str
+    free: tuple[int, ...]
+    slots: int
+    gpus: Mapping[int, int] = field(default_factory=dict)  #: memory by index; empty on a host without GPUs
+    cpus: int = 0
+    memory: int = 0
+    disk: int = 0
+    labels: Mapping[str, str] = field(default_factory=dict)
+    trouble: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Need:
+    """What a run asks of each of its hosts. Sizes in bytes."""
+
+    nodes: int = 1
+    gpus: int = 1
+    require_cuda: bool = False
+    vram: int = 0
+    memory: int = 0
+    disk: int = 0
+    cpus: int = 0
+    labels: Mapping[str, str] = field(default_factory=dict)
+    allowed_hosts: frozenset[str] = frozenset()
+    prefer_hosts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claimable:
+    """A run that could be granted: queued, or running with a lapsed lease."""
+
+    run: str
+    need: Need
+    create_time: datetime
+    priority: int = 0
+    eligible_time: datetime | None = None
+    near: frozenset[str] = frozenset()  #: hosts that have its head's checkpoint on their disk
+    avoid: frozenset[str] = frozenset()  #: hosts under which it just failed
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """One node's place: an agent and its slots."""
+
+    agent: str
+    slots: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A run and where it goes, node 0 first."""
+
+    run: str
+    seats: tuple[Seat, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """What to do, and for every run that waits why, in words."""
+
+    grants: tuple[Grant, ...]
+    explanations: Mapping[str, str]
+
+
+def plan(queue: Iterable[Claimable], fleet: Iterable[Host], now: datetime) -> Decisions:
+    """Place what can be placed."""
+    hosts = {host.name: host for host in fleet}
+    grants: list[Grant] = []
+    explanations: dict[str, str] = {}
+    for claim in sorted(queue, key=lambda claim: (-claim.priority, claim.create_time, claim.run)):
+        if claim.eligible_time is not None and claim.eligible_time > now:
+            explanations[claim.run] = f"tried again at {claim.eligible_time:%H:%M:%S} UTC, after a failure"
+            continue
+        seats = place(claim, list(hosts.values()))
+        if seats:
+            grants.append(Grant(claim.run, seats))
+            for seat in seats:
+                host = hosts[seat.agent]
+                hosts[seat.agent] = replace(host, free=tuple(slot for slot in host.free if slot not in seat.slots))
+        else:
+            explanations[claim.run] = explain(claim.need, list(hosts.values()))
+    return Decisions(tuple(grants), explanations)
+
+
+def place(claim: Claimable, fleet: Sequence[Host]) -> tuple[Seat, ...]:
+    """Where a run would go now; empty when nowhere."""
+    fitting = sorted(candidates(claim.need, fleet), key=lambda host: _rank(claim, host))
+    if len(fitting) < claim.need.nodes:
+        return ()
+    return tuple(Seat(host.name, _seat(claim.need, host)) for host in fitting[: claim.need.nodes])
+
+
+def candidates(need: Need, fleet: Sequence[Host]) -> list[Host]:
+    """The hosts that could take a node of it now."""
+    return [host for host in fleet if not host.trouble and _admits(need, host) and _seat(need, host)]
+
+
+def _rank(claim: Claimable, host: Host) -> tuple[bool, int, bool, bool, int, str]:
+    """Smallest first: not where it just failed, then as preferred, then near its checkpoint, then the tightest fit."""
+    preferred = claim.need.prefer_hosts
+    return (
+        host.name in claim.avoid,
+        preferred.index(host.name) if host.name in preferred else len(preferred),
+        host.name not in claim.near,
+        bool(host.gpus) is not bool(claim.need.gpus),
+        len(host.free),
+        host.name,
+    )
+
+
+def _admits(need: Need, host: Host) -> bool:
+    """Whether the host is one that the run may use at all, by name and labels."""
+    named = not need.allowed_hosts or host.name in need.allowed_hosts
+    return named and all(host.labels.get(key) == value for key, value in need.labels.items())
+
+
+def _seat(need: Need, host: Host, *, ever: bool = False) -> tuple[int, ...]:
+    """The slots the host would give now, or `ever` when nothing else ran there; empty when too few or too small."""
+    if host.memory < need.memory or host.disk < need.disk or host.cpus < need.cpus:
+        return ()
+    if not host.gpus:
+        open_slots = tuple(range(host.slots)) if ever else host.free
+        return () if need.require_cuda else open_slots[:1]
+    wanted = max(1, need.gpus)
+    fitting = _large_gpus(need, host, ever=ever)
+    return fitting[:wanted] if len(fitting) >= wanted else ()
+
+
+def _large_gpus(need: Need, host: Host, *, ever: bool) -> tuple[int, ...]:
+    return tuple(index for index in (sorted(host.gpus) if ever else host.free) if host.gpus.get(index, 0) >= need.vram)
+
+
+def explain(need: Need, fleet: Sequence[Host]) -> str:
+    """Why a run cannot be placed now, in words; where it could be, when it can."""
+    if (fitting := candidates(need, fleet)) and len(fitting) >= need.nodes:
+        return f"can run now on {_names(fitting)}"
+    if not fleet:
+        return "no host has joined yet"
+    if not (admitted := [host for host in fleet if _admits(need, host)]):
+        return _explain_admission(need)
+    wish = describe(need)
+    able = [host for host in admitted if _seat(need, host, ever=True)]
+    if len(able) < need.nodes:
+        return f"{wish}; {_best(need, admitted, ever=True)}"
+    in_service = [host for host in able if not host.trouble]
+    if len(in_service) < need.nodes:
+        troubled = ", ".join(f"{host.name} {host.trouble}" for host in able if host.trouble)
+        return f"{wish}; {troubled}"
+    return f"{wish}; {_best(need, in_service, ever=False)}"
+
+
+def _explain_admission(need: Need) -> str:
+    wishes = [f"the label {key}={value}" for key, value in need.labels.items()]
+    if need.allowed_hosts:
+        wishes.append(f"a name among allowed_hosts ({', '.join(sorted(need.allowed_hosts))})")
+    return f"no host has {' and '.join(wishes)}"
+
+
+def describe(need: Need) -> str:
+    """What a run asks for, in words."""
+    if need.require_cuda:
+        size = f" ≥ {need.vram / GIB:g} GiB" if need.vram else ""
+        wish = f"{max(1, need.gpus)} GPU{'s' if need.gpus > 1 else ''}{size}"
+    else:
+        wish = "a free slot" if need.gpus <= 1 else f"{need.gpus} GPUs or a CPU slot"
+    extras = [
+        *([f"{need.memory / GIB:g} GiB of memory"] if need.memory else []),
+        *([f"{need.disk / GIB:g} GiB of disk"] if need.disk else []),
+        *([f"{need.cpus} CPUs"] if need.cpus else []),
+    ]
+    hosts = "one host" if need.nodes == 1 else f"each of {need.nodes} hosts"
+    return f"needs {', '.join([wish, *extras])} on {hosts}"
+
+
+def _best(need: Need, hosts: Sequence[Host], *, ever: bool) -> str:
+    """How close the best host, or the number of hosts, comes."""
+    fitting = sum(1 for host in hosts if _seat(need, host, ever=ever))
+    kind = "host" if ever else "free host"
+    if need.nodes > 1 and fitting:
+        return f"{fitting} {'is' if fitting == 1 else 'are'} {'like that' if ever else 'free'}"
+    if need.require_cuda:
+        most = max((len(_large_gpus(need, host, ever=ever)) for host in hosts if host.gpus), default=0)
+        return f"the best {kind} has {most or 'none'}"
+    if ever:
+        largest = max(hosts, key=lambda host: (host.memory, host.cpus))
+        return f"the largest host, {largest.name}, has {largest.memory / GIB:.1f} GiB and {largest.cpus} CPUs"
+    return "all are taken"
+
+
+def _names(hosts: Sequence[Host]) -> str:
+    names = sorted(host.name for host in hosts)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
