@@ -1,0 +1,70 @@
+"""The files that travel with a run: fetched once per host, kept by digest, put where the trainer is started.
+
+Trainers get copies: nothing they write can reach the cache, which other runs on the host use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from agent.stores.blobs import Blobs
+from relay.manifest import check_path, hash_file
+from relay.v1 import runs_pb2
+
+
+class Cache:
+    """Files by digest in one folder, the least recently used ones removed above `limit` bytes."""
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        self._folder = folder
+        self._limit = limit
+        self._fetching: dict[str, asyncio.Lock] = {}
+
+    async def place(self, blobs: Blobs, inputs: Sequence[runs_pb2.Input], work: Path) -> None:
+        """Put every input under its path in `work`.
+
+        Raises ManifestError for a path that leaves it, Damaged when the store does not have one, OSError for the disk.
+        """
+        for each in inputs:
+            check_path(each.path)
+        for each in inputs:
+            cached = await self._fetch(blobs, each.digest)
+            await asyncio.to_thread(_copy, cached, work / each.path, each.executable)
+        await asyncio.to_thread(self._trim, {each.digest for each in inputs})
+
+    async def _fetch(self, blobs: Blobs, digest: str) -> Path:
+        path = self._folder / digest.removeprefix("sha256:")
+        async with self._fetching.setdefault(digest, asyncio.Lock()):
+            if not await asyncio.to_thread(_is_sound, path, digest):
+                await blobs.get(digest, path)
+        return path
+
+    def _trim(self, needed: set[str]) -> None:
+        """Newest first until the limit; what the newest run needs stays in any case."""
+        kept = 0
+        files = [(path, path.stat()) for path in self._folder.iterdir() if path.suffix != ".part"]
+        for path, status in sorted(files, key=lambda file: file[1].st_atime_ns, reverse=True):
+            kept += status.st_size
+            if kept > self._limit and f"sha256:{path.name}" not in needed:
+                path.unlink()
+
+
+def _is_sound(path: Path, digest: str) -> bool:
+    """A cached file is hashed before each use: a disk that rots must not decide what is trained."""
+    if not path.is_file():
+        return False
+    if hash_file(path)[0] == digest:
+        os.utime(path)
+        return True
+    path.unlink()
+    return False
+
+
+def _copy(source: Path, target: Path, executable: bool) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    target.chmod(0o755 if executable else 0o644)

@@ -1,0 +1,78 @@
+"""What a trainer's event lines say that matters to its host: steps and checkpoints. The rest only travels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from agent.sources import read_stretch
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """A line that names a step."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A `checkpoint` line: `path` is relative to the staging folder, `end` the source's offset after the line."""
+
+    step: int
+    path: str
+    metrics: dict[str, float] = field(default_factory=dict)
+    source: str = "events"
+    end: int = 0
+
+
+Report = Stepped | Saved
+
+
+class Reader:
+    """Reads reports of one file, each once. Blocking: call it in a thread."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+
+    def read(self) -> list[Report]:
+        """What came since the last time. Lines that are no reports, or not readable, are passed over."""
+        found: list[Report] = []
+        while stretch := read_stretch(self._path, self._offset, lines=True, limit=1 << 20):
+            found += reports(stretch.data, stretch.offset)
+            self._offset = stretch.end
+        return found
+
+
+def reports(data: bytes, offset: int) -> Iterator[Report]:
+    """The reports in whole lines that begin at `offset` of their source."""
+    for line in data.splitlines(keepends=True):
+        offset += len(line)
+        try:
+            report = _report(json.loads(line), offset)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            continue
+        if report is not None:
+            yield report
+
+
+def _report(line: dict[str, Any], end: int) -> Report | None:
+    step = line.get("step")
+    if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+        return None
+    match line["type"]:
+        case "checkpoint":
+            metrics = {str(name): float(value) for name, value in (line.get("metrics") or {}).items()}
+            return Saved(step, str(line["path"]), metrics, end=end)
+        case "metric" | "progress":
+            return Stepped(step)
+    return None
+
+
+def line_of(kind: str, **values: object) -> bytes:
+    """An event line of the agent's own."""
+    return json.dumps({"type": kind, **values}).encode() + b"\n"

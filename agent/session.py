@@ -1,0 +1,275 @@
+"""The session with the coordinator, and the one loop that reconnects.
+
+    dial → hello (what is held) → welcome → heartbeat ⇄ beat … → broken → wait, with full jitter → dial
+
+A session says what this host holds and hears what is wished of it. It decides nothing itself: it hands what it hears
+to its `Host` (the supervisor), and asks it what to say. A transport that lives proves nothing: when no heartbeat was
+answered for two heartbeats' time, it dials again. Every dial is a new connection, so a proxy can send it to another
+replica.
+
+Clock, transport and randomness come from outside.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Never, Protocol
+
+import grpc
+
+from agent import wire
+from agent.channels import Coordinator
+from agent.contact import Contact
+from agent.leases import Beat, Standing
+from relay.errors import DeploymentForeign, IdentityInUse, RelayError, from_rpc
+from relay.timing import LeaseTiming
+from relay.v1 import agents_pb2 as pb
+from relay.v1 import agents_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+WELCOME = 10.0  #: seconds that dialling and being welcomed may take
+BACKOFF, BACKOFF_CAP = 0.2, 5.0  #: seconds; the greatest wait before the first redial, and before any
+
+
+class LineBroken(Exception):
+    """The stream ended or fell silent without saying that the session is over."""
+
+
+class Line(Protocol):
+    """One stream of session messages."""
+
+    async def send(self, message: pb.SessionRequest) -> None:
+        """Raises LineBroken or RelayError."""
+
+    async def receive(self) -> pb.SessionResponse:
+        """Raises LineBroken or RelayError."""
+
+
+class Host(Protocol):
+    """What a session speaks for."""
+
+    changed: asyncio.Event  #: set when what is held, or readiness, is no longer what was last told
+
+    def hello(self) -> pb.Hello:
+        """Who is calling, without instance, boot and deployment ids."""
+
+    def heartbeat(self) -> pb.Heartbeat:
+        """What is held, and how the host is; its sequence number is set here."""
+
+    def welcomed(self, welcome: pb.Welcome, timing: LeaseTiming) -> None:
+        """A session has begun."""
+
+    def wished(self, beat: Beat, standing: Standing) -> Standing:
+        """A beat that counts; the session's standing after it."""
+
+
+Dial = Callable[[], AbstractAsyncContextManager[Line]]
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who this agent process is: `instance` is random per process, `boot` the kernel's boot id."""
+
+    instance: str
+    boot: str
+    remembered: Path  #: file with the id of the deployment this host has worked for
+
+    def deployment(self) -> str:
+        """Empty the first time."""
+        return self.remembered.read_text().strip() if self.remembered.exists() else ""
+
+    def recognise(self, deployment: str) -> None:
+        """Remember the deployment; DeploymentForeign when another one is remembered."""
+        known = self.deployment()
+        if known and known != deployment:
+            raise DeploymentForeign(f"this host works for deployment {known}, and {deployment} answered")
+        if not known:
+            self.remembered.parent.mkdir(parents=True, exist_ok=True)
+            self.remembered.write_text(deployment + "\n")
+
+
+class Session:
+    """Keeps one session open for as long as this process lives."""
+
+    def __init__(
+        self, host: Host, identity: Identity, contact: Contact, *, dial: Dial, now: Callable[[], float], random: Random
+    ) -> None:
+        self._host = host
+        self._identity = identity
+        self._contact = contact
+        self._dial = dial
+        self._now = now
+        self._random = random
+        self._standing = Standing("", 0.0)
+        self._cap = BACKOFF_CAP
+        self._failures = 0
+        self._said = ""  # the last reason a line broke; a thousand redials are one line in the log
+
+    async def run(self) -> Never:
+        """Until cancelled. Raises SessionReplaced, DeploymentForeign or Unauthenticated: no redial can help."""
+        while True:
+            try:
+                await self._converse()
+            except (LineBroken, IdentityInUse) as error:
+                self._say(str(error), level=logging.ERROR if isinstance(error, IdentityInUse) else logging.WARNING)
+            await asyncio.sleep(self._pause())
+
+    def _pause(self) -> float:
+        """Full jitter: anything up to a bound that doubles. In a row of failures only."""
+        bound = min(self._cap, BACKOFF * 2 ** min(self._failures, 10))
+        self._failures += 1
+        return self._random.uniform(0.0, bound)
+
+    def _say(self, reason: str, *, level: int) -> None:
+        if reason != self._said:
+            log.log(level, "session=broken reason=%r", reason)
+        self._said = reason
+
+    async def _converse(self) -> None:
+        async with self._dial() as line:
+            timing = await self._open(line)
+            async with alive(2 * timing.heartbeat) as renew:
+                await self._talk(line, timing.heartbeat, renew)
+
+    async def _open(self, line: Line) -> LeaseTiming:
+        hello = self._host.hello()
+        hello.instance_id, hello.boot_id = self._identity.instance, self._identity.boot
+        hello.deployment_id = self._identity.deployment()
+        sent = self._now()
+        async with alive(WELCOME) as renew:
+            await line.send(pb.SessionRequest(hello=hello))
+            while (answer := await line.receive()).WhichOneof("message") == "wait":
+                self._contact.heard()
+                renew()
+        if answer.WhichOneof("message") != "welcome":
+            raise LineBroken("the coordinator did not begin with a welcome")
+        return self._opened(answer.welcome, sent, frozenset(held.lease for held in hello.held))
+
+    def _opened(self, welcome: pb.Welcome, sent: float, held: frozenset[str]) -> LeaseTiming:
+        self._identity.recognise(welcome.deployment_id)
+        timing = wire.timing(welcome)
+        self._standing = Standing(welcome.session_id, sent, held)
+        self._cap, self._failures, self._said = min(BACKOFF_CAP, 2 * timing.heartbeat), 0, ""
+        self._host.welcomed(welcome, timing)
+        self._contact.heard()
+        log.info("session=open id=%s held=%d", welcome.session_id, len(held))
+        return timing
+
+    async def _talk(self, line: Line, interval: float, renew: Callable[[], None]) -> None:
+        speaking = asyncio.create_task(self._speak(line, interval))
+        listening = asyncio.create_task(self._listen(line, renew))
+        try:
+            done, _ = await asyncio.wait({speaking, listening}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            speaking.cancel()
+            listening.cancel()
+            await asyncio.gather(speaking, listening, return_exceptions=True)
+
+    async def _speak(self, line: Line, interval: float) -> Never:
+        """A heartbeat at each interval, and at once when something changed."""
+        for sequence in itertools.count(1):
+            self._host.changed.clear()
+            heartbeat = self._host.heartbeat()
+            heartbeat.sequence = sequence
+            leases = [held.lease for held in heartbeat.held]
+            self._standing = self._standing.sending(sequence, self._now(), leases)
+            await line.send(pb.SessionRequest(heartbeat=heartbeat))
+            try:
+                async with asyncio.timeout(interval):
+                    await self._host.changed.wait()
+            except TimeoutError:
+                continue
+        raise AssertionError("never reached")
+
+    async def _listen(self, line: Line, renew: Callable[[], None]) -> Never:
+        while True:
+            message = await line.receive()
+            self._contact.heard()
+            match message.WhichOneof("message"):
+                case "beat":
+                    if self._hear(wire.beat(message.beat)):
+                        renew()
+                case "wait":
+                    self._standing = self._standing.answered(message.wait.heartbeat_sequence)
+                    renew()
+                case unexpected:
+                    raise LineBroken(f"unexpected {unexpected} in an open session")
+
+    def _hear(self, beat: Beat) -> bool:
+        """True when the beat answers a heartbeat of ours."""
+        answers = beat.session_id == self._standing.session_id and beat.answers in self._standing.sent
+        if self._standing.accepts(beat):
+            self._standing = self._host.wished(beat, self._standing)
+        return answers
+
+
+@asynccontextmanager
+async def alive(patience: float) -> AsyncIterator[Callable[[], None]]:
+    """LineBroken unless the renewal it gives is called at least every `patience` seconds."""
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(patience) as limit:
+            yield lambda: limit.reschedule(loop.time() + patience)
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        raise LineBroken(f"no answer for {patience:g} s") from error
+
+
+class _Call:
+    """A session's line over gRPC."""
+
+    def __init__(self, call: grpc.aio.StreamStreamCall[pb.SessionRequest, pb.SessionResponse]) -> None:
+        self._call = call
+
+    async def send(self, message: pb.SessionRequest) -> None:
+        try:
+            await self._call.write(message)
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
+            raise await self._failure() from error
+
+    async def receive(self) -> pb.SessionResponse:
+        try:
+            message = await self._call.read()
+        except grpc.aio.AioRpcError as error:
+            raise _meaning(error) from error
+        if not isinstance(message, pb.SessionResponse):  # grpc.aio.EOF
+            raise LineBroken("the coordinator ended the stream")
+        return message
+
+    async def _failure(self) -> Exception:
+        """Why nothing more can be written: what the call ended with."""
+        try:
+            await self._call.read()
+        except grpc.aio.AioRpcError as error:
+            return _meaning(error)
+        return LineBroken("the coordinator ended the stream")
+
+
+def _meaning(error: grpc.aio.AioRpcError) -> RelayError | LineBroken:
+    return from_rpc(error) or LineBroken(f"{error.code().name}: {error.details()}")
+
+
+def grpc_dial(coordinator: Coordinator) -> Dial:
+    """Lines to a coordinator, each on a connection of its own."""
+
+    @asynccontextmanager
+    async def dial() -> AsyncIterator[Line]:
+        async with coordinator.dial() as channel:
+            call = agents_pb2_grpc.AgentsStub(channel).Session(metadata=coordinator.metadata)
+            try:
+                yield _Call(call)
+            finally:
+                call.cancel()
+
+    return dial

@@ -1,0 +1,153 @@
+"""Append-only files and how far the coordinator has them. The file is the spool: nothing is copied or renumbered."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+
+STRETCH = 64 * 1024  #: bytes of one message, where no line is longer
+MAX_LINE = 256 * 1024  #: bytes of the longest line that is sent; longer ones are passed over
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Bytes of a source, and how many after them are passed over."""
+
+    offset: int
+    data: bytes
+    skipped: int = 0
+
+    @property
+    def end(self) -> int:
+        return self.offset + len(self.data) + self.skipped
+
+
+def read_stretch(path: Path, offset: int, *, lines: bool, limit: int = STRETCH) -> Stretch | None:
+    """The next stretch from `offset`, cut at a newline when `lines`; None when there is none yet. Blocking."""
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            data = file.read(limit)
+            if not lines:
+                return Stretch(offset, data) if data else None
+            if cut := data.rfind(b"\n") + 1:
+                return Stretch(offset, data[:cut])
+            if len(data) < limit:
+                return None  # half a line
+            data += file.read(MAX_LINE - limit)
+            if cut := data.find(b"\n") + 1:
+                return Stretch(offset, data[:cut])
+            skipped = len(data)
+            while chunk := file.read(1 << 20):
+                if cut := chunk.find(b"\n") + 1:
+                    return Stretch(offset, b"", skipped + cut)
+                skipped += len(chunk)
+    except FileNotFoundError:
+        pass
+    return None
+
+
+def final_length(path: Path, *, lines: bool) -> int:
+    """Bytes that count of a file that grows no more: a last line without an end does not. Blocking."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            if not lines:
+                return size
+            end = size
+            while end > 0:
+                start = max(0, end - STRETCH)
+                file.seek(start)
+                if cut := file.read(end - start).rfind(b"\n") + 1:
+                    return start + cut
+                end = start
+    except FileNotFoundError:
+        pass
+    return 0
+
+
+@dataclass(slots=True)
+class Flight:
+    """A stretch that was sent and not yet answered."""
+
+    epoch: int
+    end: int
+    size: int
+    sent_at: float
+
+
+@dataclass(eq=False, slots=True)
+class Source:
+    """One file of one node of one lease. Owned by the event loop; only reading goes to a thread."""
+
+    lease: str
+    node: int
+    name: str  #: `events`, `agent`, `stdout` or `stderr`
+    path: Path
+    lines: bool  #: JSON lines, to be cut at newlines only
+    ready: bool = True  #: False until the coordinator has said how far it has it
+    acked: int = 0  #: bytes the coordinator has for good
+    sent: int = 0
+    epoch: int = 0  #: counts rewinds: answers to what was sent before one say nothing
+    flights: deque[Flight] = field(default_factory=deque)
+    _moved: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def key(self) -> tuple[str, int, str]:
+        return self.lease, self.node, self.name
+
+    def next_stretch(self) -> Stretch | None:
+        """What comes after what was sent. Blocking."""
+        return read_stretch(self.path, self.sent, lines=self.lines)
+
+    def pending(self) -> bool:
+        """Whether the file has grown past what was sent. Blocking."""
+        try:
+            return self.ready and self.path.stat().st_size > self.sent
+        except FileNotFoundError:
+            return False
+
+    def sending(self, stretch: Stretch, now: float) -> None:
+        """The stretch leaves."""
+        self.sent = stretch.end
+        self.flights.append(Flight(self.epoch, stretch.end, len(stretch.data), now))
+
+    def answered(self, offset: int) -> list[Flight]:
+        """All up to `offset` is stored; the flights that ended by it."""
+        landed = [flight for flight in self.flights if flight.end <= offset]
+        self.flights = deque(flight for flight in self.flights if flight.end > offset)
+        self._advance(offset)
+        return landed
+
+    def refused_gap(self, expected: int) -> None:
+        """The coordinator has less than we thought. Answers to what left before we knew are no news."""
+        stale = self.flights.popleft().epoch != self.epoch if self.flights else False
+        if not stale:
+            self.rewind(expected)
+
+    def rewind(self, offset: int | None = None) -> None:
+        """Go on from `offset`, or from what is acked: what was sent beyond it may be lost."""
+        self.acked = self.acked if offset is None else offset
+        self.sent = self.acked
+        self.epoch += 1
+
+    def sync(self, stored: int) -> None:
+        """The coordinator says, at the beginning of a session, how far it has it. May be less than it acked."""
+        self.ready = True
+        if stored < self.acked:
+            self.rewind(stored)
+        else:
+            self._advance(stored)
+
+    def _advance(self, offset: int) -> None:
+        self.acked = max(self.acked, offset)
+        self.sent = max(self.sent, self.acked)
+        self._moved.set()
+        self._moved = asyncio.Event()
+
+    async def stored(self, offset: int) -> None:
+        """Until the coordinator has everything before `offset`."""
+        while self.acked < offset:
+            await self._moved.wait()

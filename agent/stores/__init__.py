@@ -1,0 +1,1 @@
+"""Where checkpoints and results are put so that the next host can find them."""

@@ -1,0 +1,118 @@
+"""Files in and out of the coordinator's own store, by digest: resumable, several at once, in bounded memory."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterable, Sequence
+from pathlib import Path
+from typing import IO
+
+import grpc
+
+from agent.channels import CALL_TIMEOUT, Coordinator
+from agent.contact import Contact, insist
+from agent.stores.base import Damaged
+from relay.errors import BlobUnknown, DigestMismatch
+from relay.manifest import hash_file
+from relay.v1 import artifacts_pb2 as pb
+from relay.v1 import artifacts_pb2_grpc
+
+CHUNK = 512 * 1024
+STAT_AT_ONCE = 5000
+STALLED = 60.0  #: seconds without a chunk after which a transfer is begun anew
+
+
+class Blobs:
+    """The artifact store, over one connection of its own."""
+
+    def __init__(self, coordinator: Coordinator, channel: grpc.aio.Channel, contact: Contact) -> None:
+        self._metadata = coordinator.metadata
+        self._stub = artifacts_pb2_grpc.ArtifactsStub(channel)
+        self._contact = contact
+
+    async def missing(self, digests: Iterable[str]) -> dict[str, int]:
+        """Those that are not whole there, and from where an upload of each goes on."""
+        wanted = list(dict.fromkeys(digests))
+        stats = [
+            stat
+            for at in range(0, len(wanted), STAT_AT_ONCE)
+            for stat in await self._stat(wanted[at : at + STAT_AT_ONCE])
+        ]
+        return {stat.digest: stat.offset for stat in stats if not stat.complete}
+
+    async def _stat(self, digests: Sequence[str]) -> Sequence[pb.BlobStat]:
+        request = pb.StatBlobsRequest(digests=digests)
+        answer = await insist(
+            self._contact, lambda: self._stub.StatBlobs(request, metadata=self._metadata, timeout=CALL_TIMEOUT)
+        )
+        return answer.blobs
+
+    async def put(self, path: Path, digest: str) -> None:
+        """Upload a file, unless it is there. Goes on where the store says after every break.
+
+        Raises OSError when it cannot be read, DigestMismatch when it changed since, StoreFull or BlobTooLarge.
+        """
+        await insist(self._contact, lambda: self._put(path, digest))
+
+    async def _put(self, path: Path, digest: str) -> None:
+        offset = (await self.missing([digest])).get(digest)
+        if offset is None:
+            return
+        with await asyncio.to_thread(path.open, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            call = self._stub.PutBlob(metadata=self._metadata)
+            try:
+                await call.write(pb.PutBlobRequest(header=pb.PutBlobHeader(digest=digest, size=size, offset=offset)))
+                async for chunk in chunks(file, offset):
+                    async with asyncio.timeout(STALLED):
+                        await call.write(pb.PutBlobRequest(chunk=chunk))
+                await call.done_writing()
+                await call
+            except asyncio.InvalidStateError:
+                await call  # it ended before we were through: says why
+            finally:
+                call.cancel()
+
+    async def get(self, digest: str, path: Path, *, executable: bool = False) -> None:
+        """Bring a blob to `path`, whole and verified or not at all; a broken download goes on from `path`'s `.part`.
+
+        Raises Damaged when the store does not have it or its bytes are wrong.
+        """
+        part = path.with_name(path.name + ".part")
+        await asyncio.to_thread(part.parent.mkdir, parents=True, exist_ok=True)
+        try:
+            await insist(self._contact, lambda: self._get(digest, part))
+        except (BlobUnknown, DigestMismatch) as error:
+            raise Damaged(f"{digest[:19]}… is not in the store: {error}") from error
+        if (await asyncio.to_thread(hash_file, part))[0] != digest:
+            await asyncio.to_thread(part.unlink)
+            raise Damaged(f"{path.name} does not match its digest")
+        await asyncio.to_thread(_settle, part, path, executable)
+
+    async def _get(self, digest: str, part: Path) -> None:
+        with await asyncio.to_thread(part.open, "ab") as file:
+            request = pb.GetBlobRequest(digest=digest, offset=file.tell())
+            call = self._stub.GetBlob(request, metadata=self._metadata)
+            try:
+                while isinstance(answer := await _in_time(call), pb.GetBlobResponse):
+                    await asyncio.to_thread(file.write, answer.chunk)
+            finally:
+                call.cancel()
+
+
+async def _in_time(call: grpc.aio.UnaryStreamCall[pb.GetBlobRequest, pb.GetBlobResponse]) -> object:
+    async with asyncio.timeout(STALLED):
+        return await call.read()
+
+
+async def chunks(file: IO[bytes], offset: int) -> AsyncIterator[bytes]:
+    """The rest of a file, a piece at a time, read in a thread."""
+    file.seek(offset)
+    while chunk := await asyncio.to_thread(file.read, CHUNK):
+        yield chunk
+
+
+def _settle(part: Path, path: Path, executable: bool) -> None:
+    part.chmod(0o755 if executable else 0o644)
+    part.replace(path)

@@ -1,0 +1,101 @@
+"""Messages ↔ values: the only place that knows how a session's messages are written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from google.protobuf import any_pb2, json_format
+from google.rpc import error_details_pb2, status_pb2
+
+from agent.leases import Beat, StopReason, Wish
+from relay.errors import DOMAIN
+from relay.runfile import RunFile
+from relay.timing import LeaseTiming
+from relay.v1 import agents_pb2 as pb
+
+INTERNAL = 13  #: google.rpc.Code of failures that are data, not of RPCs
+
+
+def beat(message: pb.Beat) -> Beat:
+    """What a beat says."""
+    wishes = {each.lease: _wish(each) for each in message.leases}
+    return Beat(message.session_id, message.wish_version, message.heartbeat_sequence, wishes)
+
+
+def _wish(message: pb.WishedLease) -> Wish:
+    return Wish(
+        run=message.wish == pb.WishedLease.RUN,
+        reason=StopReason(min(int(message.reason), max(StopReason))),  # what we do not know is sharper
+        grace=message.grace.ToTimedelta().total_seconds(),
+        work=Assignment(message.lease, message.assignment) if message.HasField("assignment") else None,
+    )
+
+
+def timing(message: pb.Welcome) -> LeaseTiming:
+    """The lease timing a welcome states; ValueError when it cannot work."""
+    return LeaseTiming(
+        ttl=message.ttl.ToTimedelta().total_seconds(),
+        heartbeat=message.heartbeat_interval.ToTimedelta().total_seconds(),
+        rho=message.clock_rate_error,
+        kill=message.kill_time.ToTimedelta().total_seconds(),
+        margin=message.margin.ToTimedelta().total_seconds(),
+    )
+
+
+def failure(reason: str, message: str, **metadata: str) -> status_pb2.Status:
+    """What went wrong with a run, as data: a Status with one ErrorInfo."""
+    packed = any_pb2.Any()
+    packed.Pack(error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata))
+    return status_pb2.Status(code=INTERNAL, message=message, details=[packed])
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """All that this host needs to run its place of one lease. Kept in the attempt's folder across agents."""
+
+    lease: str  #: `runs/{run}/leases/{lease}`
+    message: pb.Assignment
+
+    @property
+    def run_id(self) -> str:
+        return self.message.run.removeprefix("runs/")
+
+    @property
+    def lease_id(self) -> str:
+        return self.lease.rpartition("/")[2]
+
+    @property
+    def attempt(self) -> int:
+        return self.message.attempt
+
+    @property
+    def node(self) -> int:
+        return self.message.node
+
+    @property
+    def slots(self) -> tuple[int, ...]:
+        return tuple(self.message.slots)
+
+    @property
+    def stops_on_disconnect(self) -> bool:
+        return self.message.on_disconnect == pb.STOP
+
+    def run_file(self) -> RunFile:
+        """The run file. ValueError when this agent is too old for it."""
+        return RunFile.model_validate_json(self.message.spec_json)
+
+    def save(self, path: Path) -> None:
+        """Keep it for an agent that comes after this one."""
+        held = pb.WishedLease(lease=self.lease, assignment=self.message)
+        path.write_text(json_format.MessageToJson(held, indent=None))
+
+    @classmethod
+    def load(cls, path: Path) -> Assignment:
+        """What `save` kept; ValueError or OSError when it is not there."""
+        held = pb.WishedLease()
+        try:
+            json_format.Parse(path.read_text(), held, ignore_unknown_fields=True)
+        except json_format.ParseError as error:
+            raise ValueError(f"{path}: {error}") from error
+        return cls(held.lease, held.assignment)
