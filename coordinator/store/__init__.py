@@ -1,0 +1,1 @@
+"""SQL: free functions that take a connection and never commit."""
