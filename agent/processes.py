@@ -1,0 +1,148 @@
+"""What the shim and whoever buries one need of Linux: the process table, exact signals, a clock.
+
+Standard library only and little of it: the shim is started once per run and imports this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # `typing` costs milliseconds that every run would wait for
+    from collections.abc import Iterator, Mapping
+
+if not sys.platform.startswith("linux"):
+    raise ImportError("Relay's agent and shim need Linux (subreaper, pidfd, timerfd): use a container or WSL")
+
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def boottime() -> float:
+    """Seconds on the clock that all deadlines use: monotonic, and counting through suspend."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def boot_id() -> str:
+    """The kernel's name for this boot; a pid means nothing outside it."""
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        return file.read().strip()
+
+
+def become_subreaper() -> None:
+    """From now on orphaned descendants become children of this process."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def die_with_parent() -> None:
+    """SIGKILL for this process when its parent's thread ends; its own children are not told."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _prctl(option: int, value: int) -> None:
+    if _libc.prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl({option})")
+
+
+class Process:
+    """One line of the process table. (pid, start_time) is never reused within a boot."""
+
+    __slots__ = ("parent", "pid", "start_time", "state", "threads")
+
+    def __init__(self, pid: int, stat: bytes) -> None:
+        fields = stat[stat.rindex(b")") + 2 :].split()  # the name before it may hold anything, ")" too
+        self.pid = pid
+        self.state = fields[0].decode()
+        self.parent = int(fields[1])
+        self.threads = int(fields[17])
+        self.start_time = int(fields[19])  # clock ticks since boot
+
+    @property
+    def dead(self) -> bool:
+        """Also when a PID 1 that does not reap leaves it as a zombie."""
+        return self.state in "XZ" and self.threads <= 1
+
+
+def process(pid: int) -> Process | None:
+    """The process of this pid, or None when there is none."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return Process(pid, file.read())
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def processes() -> dict[int, Process]:
+    """Every process there is. (/proc/*/task/*/children would be less to read; many kernels lack it.)"""
+    found = (process(int(name)) for name in os.listdir("/proc") if name.isdigit())
+    return {each.pid: each for each in found if each is not None}
+
+
+def descendants(roots: set[int], table: Mapping[int, Process]) -> Iterator[Process]:
+    """What lives below `roots`, the roots not included."""
+    children: dict[int, list[Process]] = {}
+    for each in table.values():
+        children.setdefault(each.parent, []).append(each)
+    queue = list(roots)
+    while queue:
+        for child in children.get(queue.pop(), ()):
+            queue.append(child.pid)
+            if not child.dead:
+                yield child
+
+
+def send_signal(target: Process, signum: int) -> bool:
+    """Signal exactly this process, never one that got its pid since; False when it is gone or not ours."""
+    try:
+        handle = os.pidfd_open(target.pid)
+    except ProcessLookupError:
+        return False
+    try:
+        now = process(target.pid)
+        if now is None or now.start_time != target.start_time:
+            return False
+        signal.pidfd_send_signal(handle, signum)
+    except (ProcessLookupError, PermissionError):
+        return False
+    finally:
+        os.close(handle)
+    return True
+
+
+def catches(pid: int, signum: int) -> bool:
+    """Whether the process has a handler for `signum`; without one most signals would kill it."""
+    try:
+        with open(f"/proc/{pid}/status") as file:
+            masks = [int(line.split()[1], 16) for line in file if line.startswith("SigCgt:")]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return bool(masks and masks[0] >> (signum - 1) & 1)
+
+
+class AlarmClock:
+    """A file descriptor that becomes readable at a moment of CLOCK_BOOTTIME, also after a suspend."""
+
+    _ABSOLUTE, _FLAGS = 1, os.O_NONBLOCK | os.O_CLOEXEC
+
+    def __init__(self) -> None:
+        self._fd = _libc.timerfd_create(time.CLOCK_BOOTTIME, self._FLAGS)
+        if self._fd < 0:
+            raise OSError(ctypes.get_errno(), "timerfd_create(CLOCK_BOOTTIME)")
+
+    def fileno(self) -> int:
+        return int(self._fd)
+
+    def set(self, moment: float | None) -> None:
+        """Ring at `moment`, or never. A moment that has passed rings at once."""
+        nanoseconds = 0 if moment is None else max(1, int(moment * 1e9))
+        setting = (ctypes.c_long * 4)(0, 0, nanoseconds // 10**9, nanoseconds % 10**9)
+        _libc.timerfd_settime(self._fd, self._ABSOLUTE, setting, None)
+
+    def silence(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._fd, 8)

@@ -1,0 +1,76 @@
+"""When a trainer is asked to stop and when it is killed: the rules of the shim, without its processes.
+
+Moments are seconds on CLOCK_BOOTTIME and come from outside. Standard library only: the shim imports this.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # `typing` costs milliseconds that every run would wait for
+    from collections.abc import Mapping
+    from typing import Any
+
+
+class Sentence:
+    """When the trainer is asked to stop and when it is killed. Pure: moments come from outside."""
+
+    def __init__(self, job: Mapping[str, Any], now: float) -> None:
+        if job["policy"] == "stop" and job.get("trust") is None:
+            raise ValueError("policy `stop` needs `trust`, a moment on CLOCK_BOOTTIME")
+        self.trust: float | None = job.get("trust") if job["policy"] == "stop" else None
+        self.stop_reason: str | None = None
+        self.kill_reason: str | None = None
+        self.kill_at: float | None = None
+        self.trust_lost = False
+        self._grace = float(job["grace"])
+        self._orphan_limit = float(job["orphan_limit"])
+        self._contact = now
+
+    def contact(self, now: float) -> None:
+        """The agent was heard."""
+        self._contact = now
+
+    def renew(self, deadline: float) -> bool:
+        """Trust until `deadline`, never less than before; False when the kill has begun."""
+        if self.kill_reason is None and self.trust is not None:
+            self.trust = max(self.trust, deadline)
+        return self.kill_reason is None
+
+    def stop(self, now: float, grace: float, reason: str) -> bool:
+        """Kill after `grace`, or sooner if that was said before; True when this is the first time."""
+        first = self.stop_reason is None
+        self.stop_reason = self.stop_reason or reason
+        self.kill_by(now + max(0.0, grace))
+        return first
+
+    def kill_by(self, moment: float) -> None:
+        self.kill_at = moment if self.kill_at is None else min(self.kill_at, moment)
+
+    def kill(self, reason: str) -> None:
+        """From here on there is no way back."""
+        self.kill_reason = self.kill_reason or reason
+
+    def pass_time(self, now: float) -> bool:
+        """Do what is due at `now`; True when the trainer is to be asked to stop."""
+        if self.kill_reason is not None:
+            return False
+        if self.trust is not None and now >= self.trust:
+            self.trust_lost = True
+            self.kill("trust lapsed")
+        elif self.kill_at is not None and now >= self.kill_at:
+            self.kill("grace over")
+        elif self.stop_reason is None and now >= self.orphaned_at:
+            return self.stop(now, self._grace, "no agent")
+        return False
+
+    @property
+    def orphaned_at(self) -> float:
+        return self._contact + self._orphan_limit
+
+    @property
+    def next_moment(self) -> float:
+        """When `pass_time` has something to do."""
+        orphaned = () if self.stop_reason else (self.orphaned_at,)
+        return min(
+            float(moment) for moment in (self.trust, self.kill_at, *orphaned, float("inf")) if moment is not None
+        )

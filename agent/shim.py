@@ -1,0 +1,243 @@
+"""The shim: one tiny process per lease, parent and subreaper of the trainer.
+
+    agent ──(Unix socket, one JSON object a line)──► shim ──► trainer ──► whatever it starts
+
+It exists so that the agent may die, freeze, be restarted or upgraded while the trainer never
+notices. It keeps stdout, stderr and the exit code on disk, kills the *whole* tree when it must,
+and under policy `stop` does so by a deadline of its own, with nobody alive to tell it to.
+
+What is promised
+  * Every process the trainer ever started, `setsid` or not, is a descendant of the shim
+    (PR_SET_CHILD_SUBREAPER), so "no children left" (ECHILD) *is* "the whole tree is reaped".
+  * Trust is a moment on CLOCK_BOOTTIME, which also counts while the host sleeps. It only moves
+    forward; once the kill has begun nothing undoes it.
+  * A dead shim takes the trainer with it (PR_SET_PDEATHSIG). That signal does not reach the
+    grandchildren: whoever finds the shim dead looks for its mark, `RELAY_SHIM=<id>`, in their
+    environments (`shims.bury`).
+What is not promised
+  * A process in uninterruptible sleep dies when the kernel lets it. Until then the shim keeps
+    sweeping and `wait` is not answered.
+
+Life: started with `python -I -S`, its id and the runtime folder as arguments and a listening socket
+as standard input; then one `start` with the job. Before that it is a *spare*, which ends when nobody
+is connected to it any more.
+
+Standard library only, and few modules of it, since a run waits for this to start. One thread, one
+selector, no sleeping.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+
+from agent.keeper import Keeper
+from agent.processes import AlarmClock, become_subreaper, boottime
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # `typing` costs milliseconds that every run would wait for
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+MAX_LINE = 8 << 20  #: bytes of one request; a job carries a whole environment
+MAX_PEERS = 64
+UNCLAIMED = 60.0  #: seconds a spare waits for its first connection
+
+
+class Peer:
+    """One connection. Requests and replies are single lines; only the reply to `wait` may be late."""
+
+    __slots__ = ("buffer", "connection", "waiting")
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        self.connection = connection
+        self.buffer = b""
+        self.waiting = False
+
+    def lines(self) -> list[bytes] | None:
+        """Requests that have arrived; None when the peer is gone or sends what is no request."""
+        try:
+            received = self.connection.recv(1 << 16)
+        except BlockingIOError:
+            return []
+        except OSError:
+            return None
+        *lines, self.buffer = (self.buffer + received).split(b"\n")
+        return lines if received and len(self.buffer) <= MAX_LINE else None
+
+    def send(self, reply: Mapping[str, Any]) -> None:
+        """Replies fit the socket's buffer; who does not read them is not waited for."""
+        line = json.dumps(reply).encode() + b"\n"
+        with contextlib.suppress(OSError):
+            if self.connection.send(line) != len(line):
+                self.connection.shutdown(socket.SHUT_RDWR)
+
+
+class Shim:
+    """A spare, then the door to one keeper, then the memory of how its trainer ended."""
+
+    def __init__(self, shim_id: str, runtime_dir: str, listener: socket.socket) -> None:
+        self._id = shim_id
+        self._runtime_dir = runtime_dir
+        self._listener = listener
+        self._selector = selectors.DefaultSelector()
+        self._alarm = AlarmClock()
+        self._peers: set[Peer] = set()
+        self._unclaimed_until = boottime() + UNCLAIMED
+        self._keeper: Keeper | None = None
+        self._done = False
+
+    def serve(self) -> None:
+        """Until the exit has been taken, or nobody will ever come for it."""
+        self._listener.setblocking(False)
+        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        self._selector.register(self._alarm, selectors.EVENT_READ, self._alarm.silence)
+        self._catch_signals()
+        while not self._done:
+            self._alarm.set(self._next_moment())
+            for key, _ in self._selector.select():
+                key.data()
+            self._advance()
+        os.unlink(os.path.join(self._runtime_dir, f"{self._id}.sock"))
+
+    def _catch_signals(self) -> None:
+        """A child's end and a SIGTERM wake the selector; what belongs to terminals is ignored."""
+        self._woken, self._waker = socket.socketpair()
+        for end in (self._woken, self._waker):
+            end.setblocking(False)
+        self._selector.register(self._woken, selectors.EVENT_READ, self._signalled)
+        signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
+        for signum in (signal.SIGCHLD, signal.SIGTERM):
+            signal.signal(signum, lambda *_: None)
+        for signum in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(signum, signal.SIG_IGN)
+
+    def _signalled(self) -> None:
+        """On SIGTERM (the host goes down, or someone means this process) the trainer gets its grace."""
+        if signal.SIGTERM not in self._woken.recv(4096):
+            return
+        if self._keeper is None:
+            self._done = True
+        else:
+            self._keeper.stop(None, "signal")
+
+    def _next_moment(self) -> float | None:
+        if self._keeper is not None:
+            return self._keeper.next_moment
+        return None if self._peers else self._unclaimed_until
+
+    def _advance(self) -> None:
+        if self._keeper is None:
+            self._done = self._done or (not self._peers and boottime() >= self._unclaimed_until)
+            return
+        self._done = self._done or not self._keeper.advance()
+        if self._keeper.exit is not None:
+            for peer in self._peers:
+                if peer.waiting:
+                    peer.waiting = False
+                    peer.send({"ok": True, "exit": self._keeper.exit})
+
+    def _accept(self) -> None:
+        connection, _ = self._listener.accept()
+        if len(self._peers) >= MAX_PEERS:
+            connection.close()
+            return
+        peer = Peer(connection)
+        self._peers.add(peer)
+        self._selector.register(connection, selectors.EVENT_READ, lambda: self._hear(peer))
+
+    def _hear(self, peer: Peer) -> None:
+        lines = peer.lines()
+        for line in lines or ():
+            reply = self._answer(peer, line)
+            if reply is not None:
+                peer.send({"ok": True, **reply})
+        if lines is None:
+            self._hang_up(peer)
+
+    def _hang_up(self, peer: Peer) -> None:
+        self._selector.unregister(peer.connection)
+        peer.connection.close()
+        self._peers.discard(peer)
+        if self._keeper is None and not self._peers:
+            self._done = True  # a spare of an agent that has ended
+
+    def _answer(self, peer: Peer, line: bytes) -> Mapping[str, Any] | None:
+        """The reply to one request, or None when it comes later."""
+        try:
+            request = json.loads(line)
+            if request["op"] == "start":
+                return self._start(request["job"])
+            if self._keeper is None:
+                return {"phase": "spare"}
+            self._keeper.contact()
+            if request["op"] == "wait":
+                peer.waiting = True
+                return None
+            if request["op"] == "forget":
+                return self._forget(self._keeper)
+            return OPERATIONS[request["op"]](self._keeper, request)
+        except (ValueError, KeyError, TypeError) as error:
+            return {"ok": False, "error": f"{type(error).__name__}: {error}"}
+
+    def _start(self, job: Mapping[str, Any]) -> Mapping[str, Any]:
+        if self._keeper is not None:
+            raise ValueError("a job was started before")
+        self._keeper = Keeper(job, self._id, self._runtime_dir)
+        log_to(os.path.join(job["folder"], "shim.log"))
+        self._keeper.start()
+        return self._keeper.status
+
+    def _forget(self, keeper: Keeper) -> Mapping[str, Any]:
+        if keeper.exit is None:
+            raise ValueError("the trainer is not reaped yet")
+        if os.path.exists(keeper.record_path):
+            os.unlink(keeper.record_path)
+        self._done = True
+        return {}
+
+
+def _stop(keeper: Keeper, request: Mapping[str, Any]) -> Mapping[str, Any]:
+    keeper.stop(float(request["grace"]), str(request["reason"]))
+    return {"phase": keeper.phase}
+
+
+def _kill(keeper: Keeper, request: Mapping[str, Any]) -> Mapping[str, Any]:
+    keeper.kill(str(request["reason"]))
+    return {"phase": keeper.phase}
+
+
+OPERATIONS: dict[str, Callable[[Keeper, Mapping[str, Any]], Mapping[str, Any]]] = {
+    "status": lambda keeper, _: keeper.status,
+    "stop": _stop,
+    "kill": _kill,
+    "trust": lambda keeper, request: {"trusted": keeper.trust(float(request["deadline"]))},
+    "dump": lambda keeper, _: {"path": keeper.dump()},
+}
+
+
+def log_to(path: str) -> None:
+    """Complaints and tracebacks from here on; without the file they are lost, and nothing else is."""
+    with contextlib.suppress(OSError), open(path, "a") as file:
+        os.dup2(file.fileno(), 2)
+
+
+def main() -> None:
+    """Serve on the listening socket that is standard input."""
+    shim_id, runtime_dir = sys.argv[1:]
+    listener = socket.socket(fileno=os.dup(0))
+    with open(os.devnull) as null:
+        os.dup2(null.fileno(), 0)
+    become_subreaper()
+    os.chdir("/")
+    Shim(shim_id, runtime_dir, listener).serve()
+
+
+if __name__ == "__main__":
+    main()
