@@ -1,0 +1,354 @@
+"""`relayctl`: thin commands; what they do is in `looking`, `acting`, `watching` and `up`, imported when needed."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from relayctl.exits import ExitCode
+from relayctl.verbs import Verbs
+
+if TYPE_CHECKING:
+    from relayctl.client import RelayClient
+    from relayctl.plain import Output
+    from relayctl.terminal import Terminal
+
+
+class Format(StrEnum):
+    """How to print."""
+
+    table = "table"
+    wide = "wide"
+    json = "json"
+    jsonl = "jsonl"
+    yaml = "yaml"
+    name = "name"
+
+
+app = typer.Typer(
+    cls=Verbs,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Run = Annotated[str, typer.Argument(help="Name of the run.", show_default=False)]
+Formatted = Annotated[Format, typer.Option("-o", "--output", help="How to print.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Names only.")]
+Labels = Annotated[list[str] | None, typer.Option("-l", "--label", help="Only with this label, key=value.")]
+
+
+@app.callback()
+def relayctl(
+    context: typer.Context,
+    coordinator: Annotated[
+        str | None, typer.Option(help="HOST:PORT; else RELAY_COORDINATOR, else what `up` wrote.", show_default=False)
+    ] = None,
+) -> None:
+    """Training runs that survive their hosts: submit them, watch them, fetch what they made."""
+    context.obj = coordinator
+
+
+def _run(
+    context: typer.Context, work: Callable[[RelayClient, Terminal], Awaitable[ExitCode]], leaving: str = ""
+) -> None:
+    """Connects, carries the command out, and ends the process with its exit code."""
+    from relayctl.errands import carry_out
+
+    raise typer.Exit(carry_out(context.obj, work, leaving))
+
+
+def _output(format: Format, quiet: bool = False) -> Output:
+    from relayctl.plain import Output
+
+    return Output.NAME if quiet else Output(format.value)
+
+
+@app.command()
+def submit(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="The run file (YAML, JSON or TOML).", show_default=False)],
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Over the file, e.g. options.max_steps=5"),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The run's name.", show_default=False)] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Watch the run until it ends.")] = False,
+    output: Formatted = Format.table,
+    quiet: Quiet = False,
+) -> None:
+    """Submit a run: checks the file, shows the plan, sends what must travel."""
+
+    async def work(client: RelayClient, terminal: Terminal) -> ExitCode:
+        from relayctl import acting
+
+        form = _output(output, quiet)
+        return await acting.submit(
+            client, file, terminal, form, sets=sets or [], name=name, dry_run=dry_run, watch=watch
+        )
+
+    _run(context, work, "what was submitted goes on; see: relayctl runs")
+
+
+@app.command()
+def runs(
+    context: typer.Context,
+    every: Annotated[bool, typer.Option("-a", "--all", help="Also all that finished long ago.")] = False,
+    limit: Annotated[int | None, typer.Option("-n", min=1, help="At most this many.", show_default=False)] = None,
+    states: Annotated[list[str] | None, typer.Option("--state", help="Only in this state.")] = None,
+    labels: Labels = None,
+    since: Annotated[str | None, typer.Option(help="Submitted in the last, e.g. 2h.", show_default=False)] = None,
+    watch: Annotated[bool, typer.Option("-w", "--watch", help="Go on showing.")] = False,
+    output: Formatted = Format.table,
+    quiet: Quiet = False,
+) -> None:
+    """List runs: the unfinished ones and the last finished."""
+
+    async def work(client: RelayClient, terminal: Terminal) -> ExitCode:
+        from relayctl import looking
+
+        return await looking.runs(
+            client,
+            terminal,
+            _output(output, quiet),
+            every=every,
+            limit=limit,
+            states=states or [],
+            labels=labels or [],
+            since=since,
+            watch=watch,
+        )
+
+    _run(context, work)
+
+
+@app.command()
+def show(
+    context: typer.Context,
+    run: Run,
+    spec: Annotated[bool, typer.Option("--spec", help="The resolved run file, as YAML.")] = False,
+    output: Formatted = Format.table,
+) -> None:
+    """Show one run: state, progress, attempts, newest checkpoint."""
+
+    async def work(client: RelayClient, terminal: Terminal) -> ExitCode:
+        from relayctl import looking
+
+        return await looking.show(client, run, _output(output), spec=spec)
+
+    _run(context, work)
+
+
+@app.command()
+def why(context: typer.Context, run: Run, output: Formatted = Format.table) -> None:
+    """Say why a run is where it is, at length."""
+
+    async def work(client: RelayClient, terminal: Terminal) -> ExitCode:
+        from relayctl import looking
+
+        return await looking.why(client, run, _output(output))
+
+    _run(context, work)
+
+
+@app.command()
+def watch(context: typer.Context, run: Run) -> None:
+    """Watch a run until it ends; the exit code says how."""
+
+    async def work(client: RelayClient, terminal: Terminal) -> ExitCode:
+        from relayctl import watching
+
+        return await watching.watch(client, run, terminal)
+
+    _run(context, work, f"the run continues; watch it again with: relayctl watch {run}")
+
+
+@app.command()
+def wait(
+    context: typer.Context,
+    runs: Annotated[list[str], typer.Argument(metavar="RUN…", show_default=False)],
+    timeout: Annotated[str | None, typer.Option(help="Give up after, e.g. 30m.", show_default=False)] = None,
+) -> None:
+    """Wait until runs have ended; the exit code is 10 if one failed, 11 if one was cancelled, 12 if time ran out."""
+
+    async def work(client: RelayClient, terminal: Terminal) -> ExitCode:
+        from relay.runfile import parse_duration
+        from relayctl import watching
+
+        return await watching.wait(client, runs, parse_duration(timeout) if timeout else None)
+
+    _run(context, work, "the runs continue without you")
+
+
+@app.command()
+def logs(
+    context: typer.Context,
+    run: Run,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the run ends.")] = False,
+    lines: Annotated[int, typer.Option("-n", min=0, help="Only the last lines; 0 is all.")] = 0,
+    since: Annotated[str | None, typer.Option(help="Only the last, e.g. 10m.", show_default=False)] = None,
+    timestamps: Annotated[bool, typer.Option("--timestamps", help="With the time each line arrived.")] = False,
+    attempt: Annotated[int, typer.Option(min=0, help="Only this attempt; 0 is all.")] = 0,
+    node: Annotated[int | None, typer.Option(min=0, help="Only this node.", show_default=False)] = None,
+    output: Formatted = Format.table,
+) -> None:
+    """Print what the trainer printed."""
+
+    async def work(client: RelayClient, terminal: Terminal) -> ExitCode:
+        from relayctl import looking
+
+        return await looking.logs(
+            client,
+            run,
+            _output(output),
+            follow=follow,
+            lines=lines,
+            since=since,
+            timestamps=timestamps,
+            attempt=attempt,
+            node=node,
+        )
+
+    _run(context, work, f"the run continues; follow it again with: relayctl logs -f {run}" if follow else "")
+
+
+@app.command()
+def metrics(
+    context: typer.Context,
+    run: Run,
+    names: Annotated[list[str] | None, typer.Argument(metavar="[METRIC…]", show_default=False)] = None,
+    plot: Annotated[bool, typer.Option("--plot", help="Draw the curves here.")] = False,
+    png: Annotated[Path | None, typer.Option(help="Draw them into a file.", show_default=False)] = None,
+    output: Formatted = Format.table,
+) -> None:
+    """Show a run's metrics: one curve each, however many attempts made it."""
+
+    async def work(client: RelayClient, terminal: Terminal) -> ExitCode:
+        from relayctl import looking
+
+        return await looking.metrics(client, run, names or [], terminal, _output(output), plot=plot, png=png)
+
+    _run(context, work)
+
+
+@app.command()
+def checkpoints(
+    context: typer.Context,
+    run: Run,
+    every: Annotated[bool, typer.Option("-a", "--all", help="Also those off the curve.")] = False,
+    output: Formatted = Format.table,
+    quiet: Quiet = False,
+) -> None:
+    """List a run's checkpoints."""
+
+    async def work(client: RelayClient, terminal: Terminal) -> ExitCode:
+        from relayctl import looking
+
+        return await looking.checkpoints(client, run, terminal, _output(output, quiet), every=every)
+
+    _run(context, work)
+
+
+Reason = Annotated[str, typer.Option(help="Kept in the run's history.")]
+
+
+def _verb(context: typer.Context, act: Callable[[RelayClient], Awaitable[Any]], output: Format) -> None:
+    async def work(client: RelayClient, terminal: Terminal) -> ExitCode:
+        from relayctl import acting
+
+        return await acting.told(act(client), _output(output))
+
+    _run(context, work)
+
+
+@app.command()
+def cancel(context: typer.Context, run: Run, reason: Reason = "", output: Formatted = Format.table) -> None:
+    """End a run; its trainer saves first."""
+    _verb(context, lambda client: client.cancel(run, reason), output)
+
+
+@app.command()
+def pause(context: typer.Context, run: Run, reason: Reason = "", output: Formatted = Format.table) -> None:
+    """Let a run rest with its newest checkpoint."""
+    _verb(context, lambda client: client.pause(run, reason), output)
+
+
+@app.command()
+def resume(context: typer.Context, run: Run, output: Formatted = Format.table) -> None:
+    """Let a paused run go on."""
+    _verb(context, lambda client: client.resume(run), output)
+
+
+@app.command()
+def pull(
+    context: typer.Context,
+    run: Run,
+    folder: Annotated[Path, typer.Argument(help="Where to put it.", metavar="DIR", show_default=False)],
+) -> None:
+    """Fetch a run's result, every file verified."""
+
+    async def work(client: RelayClient, terminal: Terminal) -> ExitCode:
+        from relayctl import acting
+
+        return await acting.pull(client, run, folder, terminal)
+
+    _run(context, work, "fetch the rest with the same command")
+
+
+@app.command()
+def agents(
+    context: typer.Context, labels: Labels = None, output: Formatted = Format.table, quiet: Quiet = False
+) -> None:
+    """List the hosts."""
+
+    async def work(client: RelayClient, terminal: Terminal) -> ExitCode:
+        from relayctl import looking
+
+        return await looking.agents(client, terminal, _output(output, quiet), labels=labels or [])
+
+    _run(context, work)
+
+
+@app.command()
+def config(
+    context: typer.Context,
+    use: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Make this the default.", show_default=False)
+    ] = None,
+    output: Formatted = Format.table,
+) -> None:
+    """Show which coordinator is used and why, or set the default."""
+    from relayctl.errands import configure
+
+    raise typer.Exit(configure(context.obj, use, _output(output)))
+
+
+@app.command()
+def up(
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where everything is kept [~/.local/share/relay/up].", show_default=False)
+    ] = None,
+    listen: Annotated[str, typer.Option(help="Where the coordinator listens.")] = "127.0.0.1:7070",
+    hosts: Annotated[int, typer.Option("--agents", min=0, max=16, help="How many agents.")] = 1,
+    timing: Annotated[str, typer.Option(help="Lease timing: default, wan or test.")] = "default",
+) -> None:
+    """Run everything on this machine until Ctrl-C: database, coordinator, agents."""
+    from relayctl.up import up as bring_up
+
+    raise typer.Exit(bring_up(data_dir, listen, hosts, timing))
+
+
+def main() -> None:
+    """The entry point."""
+    app(prog_name="relayctl")
+
+
+if __name__ == "__main__":
+    main()

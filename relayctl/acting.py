@@ -1,0 +1,100 @@
+"""The commands that change something: submit, cancel, pause, resume, pull."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Sequence
+from pathlib import Path
+
+from relay.v1 import runs_pb2 as pb
+from relayctl import submission, views, watching
+from relayctl.artifacts import PullFailed
+from relayctl.client import RelayClient, short
+from relayctl.exits import ExitCode
+from relayctl.line import Unreachable
+from relayctl.plain import Output, plain, single
+from relayctl.terminal import Terminal, byte_bars, note, say
+from relayctl.words import block, count, printable, size
+
+_QUIET = (Output.NAME, Output.JSON, Output.JSONL, Output.YAML)
+
+
+async def submit(
+    client: RelayClient,
+    path: Path,
+    terminal: Terminal,
+    output: Output,
+    *,
+    sets: Sequence[str],
+    name: str | None,
+    dry_run: bool,
+    watch: bool,
+) -> ExitCode:
+    """Plans a run, shows the plan, and unless it is a rehearsal creates it."""
+    prepared = await submission.prepare(path, sets, name)
+    try:
+        checked = await submission.check(client, prepared)
+    except Unreachable:
+        if dry_run and output not in _QUIET:
+            say(_plan(prepared, None))
+        raise
+    if output not in _QUIET:
+        say(_plan(prepared, checked))
+    if dry_run:
+        if output in _QUIET:
+            say(_result(checked, output))
+        return ExitCode.OK
+    with byte_bars(terminal) as bars:
+        created = await submission.submit(client, prepared, bars)
+    say(_result(created, output))
+    return await watching.watch(client, created.run.name, terminal) if watch else ExitCode.OK
+
+
+def _plan(prepared: submission.Submission, checked: pb.CreateRunResponse | None) -> str:
+    entries = views.spec_block(prepared.runfile, str(prepared.path))
+    entries.append(("travels", _travel_words(prepared)))
+    placement = "not known: the coordinator does not answer" if checked is None else printable(checked.placement)
+    return block([*entries, ("placement", placement)])
+
+
+def _travel_words(prepared: submission.Submission) -> str:
+    if not prepared.files:
+        return "nothing"
+    names = [travel.path for travel in prepared.files[:3]] + (["…"] if len(prepared.files) > 3 else [])
+    return f"{count(len(prepared.files), 'file')}, {size(prepared.size)}: {', '.join(names)}"
+
+
+def _result(created: pb.CreateRunResponse, output: Output) -> str:
+    name = short(created.run.name)
+    if output is Output.NAME:
+        return name
+    if output in _QUIET:
+        return single(plain(created), output)
+    if created.created:
+        return f"\nsubmitted {name}; watch it with: relayctl watch {name}"
+    return f"\n{name} had been submitted already and is {views.state_cell(created.run)}; nothing new was started"
+
+
+async def told(verb: Awaitable[pb.Run], output: Output) -> ExitCode:
+    """Carries out a verb on a run and says where the run stands then."""
+    run = await verb
+    if output is Output.NAME:
+        say(short(run.name))
+    elif output in _QUIET:
+        say(single(plain(run), output))
+    else:
+        say(f"{short(run.name)} is {views.state_cell(run)}")
+    return ExitCode.OK
+
+
+async def pull(client: RelayClient, run: str, folder: Path, terminal: Terminal) -> ExitCode:
+    """Fetches the run's result into a folder, every file verified."""
+    found = await client.run(run)
+    if not found.HasField("output"):
+        raise PullFailed(f"{short(found.name)} has no output: it is {views.state_cell(found)}")
+    content = await client.artifacts.contents(found.output.manifest_digest)
+    with byte_bars(terminal) as bars:
+        files = await client.artifacts.pull(content, folder, bars("fetching", content.size))
+    say(f"{count(len(files), 'file')}, {size(content.size)}, verified, in {folder}")
+    if not files:
+        note("the run published no files")
+    return ExitCode.OK

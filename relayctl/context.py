@@ -1,0 +1,60 @@
+"""Which coordinator to talk to: what the command line says, else the environment, else what `relayctl up` wrote."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+DEFAULT_COORDINATOR = "127.0.0.1:7070"
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """An address, the secret that goes with it, and who said so."""
+
+    coordinator: str
+    secret: str = ""
+    origin: str = ""
+
+
+def context_path(environ: Mapping[str, str]) -> Path:
+    """Where the default context lies."""
+    home = environ.get("XDG_CONFIG_HOME") or Path(environ.get("HOME") or Path.home()) / ".config"
+    return Path(home) / "relay" / "context.json"
+
+
+def resolve(given: str | None, environ: Mapping[str, str] = os.environ) -> Context:
+    """The context in force; ValueError when the context file cannot be read."""
+    secret = environ.get("RELAY_SHARED_SECRET", "")
+    if given:
+        return Context(given, secret, "--coordinator")
+    if address := environ.get("RELAY_COORDINATOR"):
+        return Context(address, secret, "RELAY_COORDINATOR")
+    path = context_path(environ)
+    if not path.is_file():
+        return Context(DEFAULT_COORDINATOR, secret, "the default")
+    return Context(_stored(path), secret, str(path))
+
+
+def _stored(path: Path) -> str:
+    try:
+        address = json.loads(path.read_text())["coordinator"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a context; write a new one with: relayctl config --use HOST:PORT") from error
+    return str(address)
+
+
+def write(address: str, environ: Mapping[str, str] = os.environ) -> Path:
+    """Makes the address the default from now on."""
+    path = context_path(environ)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh.write_text(json.dumps({"coordinator": address}) + "\n")
+    fresh.replace(path)
+    return path
+
+
+def described(context: Context) -> dict[str, str]:
+    """The context for people and programs; the secret stays where it is."""
+    return {**asdict(context), "secret": "set" if context.secret else "not set"}
