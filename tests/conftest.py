@@ -5,12 +5,21 @@ import os
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import asyncpg
 import pytest
+from grpc import aio
 
 from coordinator import migrate, postgres
+from coordinator.config import Config
+from coordinator.server import Running, serve
+from relay.timing import TEST
+from relay.v1.agents_pb2_grpc import AgentsStub
+from relay.v1.artifacts_pb2_grpc import ArtifactsStub
+from relay.v1.fleet_pb2_grpc import FleetStub
+from relay.v1.runs_pb2_grpc import RunsStub
 
 TEMPLATE = "relay_template"
 
@@ -76,3 +85,55 @@ async def empty_database_url(postgres_server: postgres.Cluster) -> AsyncIterator
 def short_tmp_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for Unix sockets, whose paths must be short."""
     return tmp_path_factory.mktemp("s")
+
+
+@dataclass(frozen=True)
+class RunningCoordinator:
+    """A coordinator in this process, and stubs that call it."""
+
+    address: str
+    database_url: str
+    artifact_dir: Path
+    channel: aio.Channel
+    runs: RunsStub
+    agents: AgentsStub
+    artifacts: ArtifactsStub
+    fleet: FleetStub
+
+
+@asynccontextmanager
+async def serving(config: Config) -> AsyncIterator[RunningCoordinator]:
+    """A coordinator with this configuration."""
+    stop, running = asyncio.Event(), asyncio.get_running_loop().create_future()
+    # In a task of its own, since a fixture is left by another task than the one that entered it.
+    task = asyncio.create_task(serve(config, stop, running.set_result))
+    await asyncio.wait([task, running], return_when=asyncio.FIRST_COMPLETED)
+    if not running.done():
+        await task
+    told: Running = running.result()
+    try:
+        async with aio.insecure_channel(told.address) as channel:
+            stubs = (RunsStub(channel), AgentsStub(channel), ArtifactsStub(channel), FleetStub(channel))
+            yield RunningCoordinator(told.address, told.database_url, told.artifacts, channel, *stubs)
+    finally:
+        stop.set()
+        await task
+
+
+@pytest.fixture
+def coordinator_config(database_url: str, tmp_path: Path) -> Config:
+    """What `coordinator` is started with; a second replica may be started with the same."""
+    return Config(
+        listen="127.0.0.1:0",
+        data_dir=tmp_path / "coordinator",
+        artifact_dir=tmp_path / "artifacts",
+        database_url=database_url,
+        timing=TEST,
+    )
+
+
+@pytest.fixture
+async def coordinator(coordinator_config: Config) -> AsyncIterator[RunningCoordinator]:
+    """A coordinator on a database of its own, with the tests' timing."""
+    async with serving(coordinator_config) as running:
+        yield running

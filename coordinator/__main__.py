@@ -1,0 +1,125 @@
+"""`relay-coordinator serve` and `relay-coordinator migrate`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Coroutine
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+import asyncpg
+import typer
+import uvloop
+
+from coordinator import config, migrate, postgres, server
+from relay import timing
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+Timing = StrEnum("Timing", sorted(timing.PROFILES))  # type: ignore[misc]  # names known to `relay.timing` only
+
+_DEFAULT_TIMING = Timing("default")
+
+DatabaseUrl = Annotated[
+    str | None,
+    typer.Option(envvar="RELAY_DATABASE_URL", show_envvar=True, help="postgresql://…; none: an embedded server."),
+]
+DataDir = Annotated[Path, typer.Option(envvar="RELAY_DATA_DIR", help="Where the coordinator keeps what is its own.")]
+Listen = Annotated[str, typer.Option(envvar="RELAY_LISTEN", help="host:port; port 0 takes a free one.")]
+ArtifactDir = Annotated[
+    Path | None,
+    typer.Option(envvar="RELAY_ARTIFACT_DIR", help="Shared by replicas.", show_default="DATA_DIR/artifacts"),
+]
+ArtifactLimit = Annotated[int, typer.Option(envvar="RELAY_ARTIFACT_LIMIT", help="Bytes, all artifacts together.")]
+TimingProfile = Annotated[Timing, typer.Option("--timing", envvar="RELAY_TIMING", help="How long leases last.")]
+
+
+@app.command()
+def serve(
+    listen: Listen = "127.0.0.1:7070",
+    database_url: DatabaseUrl = None,
+    data_dir: DataDir = config.DEFAULT_DATA_DIR,
+    artifact_dir: ArtifactDir = None,
+    artifact_limit: ArtifactLimit = 200 * config.GIB,
+    timing_profile: TimingProfile = _DEFAULT_TIMING,
+) -> None:
+    """Serve until SIGTERM or SIGINT, then hand over.
+
+    Off loopback it needs RELAY_SHARED_SECRET (or RELAY_SHARED_SECRET_FILE), which agents and clients then present.
+    """
+    try:
+        settings = config.Config(
+            listen=listen,
+            database_url=database_url,
+            data_dir=data_dir,
+            artifact_dir=artifact_dir,
+            artifact_limit=artifact_limit,
+            timing=timing.PROFILES[timing_profile],
+            secret=config.read_secret(os.environ),
+        )
+    except config.ConfigError as error:
+        raise typer.BadParameter(str(error)) from error
+    _run(_serve_until_told(settings))
+
+
+@app.command("migrate")
+def migrate_command(database_url: DatabaseUrl = None, data_dir: DataDir = config.DEFAULT_DATA_DIR) -> None:
+    """Bring the database to this version's schema: a job to run once before a new version is rolled out."""
+    _run(_migrate(database_url, data_dir.expanduser()))
+
+
+async def _migrate(database_url: str | None, data_dir: Path) -> None:
+    async with server.database_at(database_url, data_dir) as url:
+        await migrate.upgrade(url)
+    print("the database is at this version's schema")
+
+
+async def _serve_until_told(settings: config.Config) -> None:
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def told(number: int) -> None:
+        stop.set()
+        loop.remove_signal_handler(number)  # the second time it ends us at once
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told, number)
+    await server.serve(settings, stop, lambda running: _announce(settings, running))
+
+
+def _announce(settings: config.Config, running: server.Running) -> None:
+    place = "embedded, kept in " + str(settings.data_dir.expanduser() / "postgres")
+    print(f"listening on {running.address} (deployment {running.deployment_id})")
+    print(f"  database   {_without_password(running.database_url) if settings.database_url else place}")
+    if not settings.database_url:
+        print(f"  second     --database-url '{running.database_url}' --artifact-dir {running.artifacts}")
+    print(f"  artifacts  {running.artifacts}", flush=True)
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+
+
+def _run(main: Coroutine[Any, Any, None]) -> None:
+    """Run to the end; what a person can put right is one line, anything else a traceback."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    try:
+        uvloop.run(main)
+    except (config.ConfigError, migrate.SchemaError, postgres.PostgresError) as error:
+        sys.exit(f"relay-coordinator: {error}")
+    except (OSError, asyncpg.PostgresError) as error:
+        sys.exit(f"relay-coordinator: the database cannot be used: {error}")
+
+
+def main() -> None:
+    """The entry point."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""What the coordinator was told when it was started: read once, checked where it meets, passed by argument."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from relay.timing import DEFAULT, LeaseTiming
+
+SECRET = "RELAY_SHARED_SECRET"
+SECRET_FILE = "RELAY_SHARED_SECRET_FILE"
+DEFAULT_DATA_DIR = Path("~/.local/share/relay/coordinator")
+GIB = 1024**3
+
+
+class ConfigError(ValueError):
+    """The coordinator cannot be started like this; the message says what would be right."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Everything that can be set."""
+
+    listen: str = "127.0.0.1:7070"  #: host:port; port 0 takes a free one
+    data_dir: Path = DEFAULT_DATA_DIR
+    database_url: str | None = None  #: None: the embedded server, below `data_dir`
+    artifact_dir: Path | None = None  #: None: below `data_dir`; replicas must share it
+    artifact_limit: int = 200 * GIB  #: bytes, all blobs together
+    timing: LeaseTiming = field(default=DEFAULT)
+    secret: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        host, port = self.address
+        if not (port.isdecimal() and int(port) < 2**16):
+            raise ConfigError(f"--listen {self.listen}: give host:port, for example 127.0.0.1:7070")
+        if not is_loopback(host) and not self.secret:
+            raise ConfigError(
+                f"--listen {self.listen} is reachable from other machines: set {SECRET} (or {SECRET_FILE})"
+            )
+        if self.artifact_limit <= 0:
+            raise ConfigError("--artifact-limit must be positive")
+
+    @property
+    def address(self) -> tuple[str, str]:
+        """Host (without brackets) and port."""
+        host, _, port = self.listen.rpartition(":")
+        return host.strip("[]"), port
+
+    @property
+    def artifacts(self) -> Path:
+        return (self.artifact_dir or self.data_dir / "artifacts").expanduser()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach it."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def read_secret(environ: Mapping[str, str]) -> str | None:
+    """The shared secret, from the environment or the file that it names; never from a command line."""
+    if path := environ.get(SECRET_FILE):
+        try:
+            return Path(path).read_text().strip() or None
+        except OSError as error:
+            raise ConfigError(f"{SECRET_FILE}: {error}") from error
+    return environ.get(SECRET) or None

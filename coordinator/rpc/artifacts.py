@@ -1,0 +1,83 @@
+"""The Artifacts service: the store's bytes in and out, a chunk at a time; files are touched in threads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
+from typing import Any
+
+from grpc import aio
+
+from coordinator.artifacts import CHUNK, Artifacts, Stat, Upload
+from coordinator.threads import in_thread
+from relay.errors import InvalidRequest, TooLarge
+from relay.v1 import artifacts_pb2 as pb
+from relay.v1 import artifacts_pb2_grpc
+
+MAX_DIGESTS = 10_000
+_Context = aio.ServicerContext[Any, Any]
+
+
+class ArtifactsService(artifacts_pb2_grpc.ArtifactsServicer):
+    """Serves one store."""
+
+    def __init__(self, artifacts: Artifacts) -> None:
+        self._artifacts = artifacts
+
+    async def StatBlobs(self, request: pb.StatBlobsRequest, context: _Context) -> pb.StatBlobsResponse:
+        if len(request.digests) > MAX_DIGESTS:
+            raise TooLarge(f"{len(request.digests)} digests; ask for at most {MAX_DIGESTS} at once")
+        stats = await in_thread(lambda: [self._artifacts.stat(digest) for digest in request.digests])
+        return pb.StatBlobsResponse(blobs=[_stat(stat) for stat in stats])
+
+    async def PutBlob(self, requests: AsyncIterator[pb.PutBlobRequest], context: _Context) -> pb.PutBlobResponse:
+        header = await _header(requests)
+        stat = await in_thread(self._artifacts.stat, header.digest)
+        if not stat.complete:
+            async with _uploading(self._artifacts, header) as upload:
+                async for request in requests:
+                    await in_thread(upload.write, _chunk(request))
+                await in_thread(upload.finish)
+            await in_thread(self._artifacts.forget_partials, header.digest)
+        return pb.PutBlobResponse(digest=header.digest, size=stat.offset if stat.complete else header.size)
+
+    async def GetBlob(self, request: pb.GetBlobRequest, context: _Context) -> AsyncIterator[pb.GetBlobResponse]:
+        descriptor = await in_thread(self._artifacts.open, request.digest)
+        try:
+            size, offset = os.fstat(descriptor).st_size, request.offset
+            if not 0 <= offset <= size:
+                raise InvalidRequest(f"an offset of {offset} in a blob of {size} bytes")
+            while piece := await in_thread(os.pread, descriptor, CHUNK, offset):
+                offset += len(piece)
+                yield pb.GetBlobResponse(chunk=piece)
+        finally:
+            os.close(descriptor)
+
+
+async def _header(requests: AsyncIterator[pb.PutBlobRequest]) -> pb.PutBlobHeader:
+    first = await anext(requests, None)
+    if first is None or first.WhichOneof("message") != "header":
+        raise InvalidRequest("an upload begins with its header")
+    return first.header
+
+
+def _chunk(request: pb.PutBlobRequest) -> bytes:
+    if request.WhichOneof("message") != "chunk":
+        raise InvalidRequest("after the header come only chunks")
+    return request.chunk
+
+
+@asynccontextmanager
+async def _uploading(artifacts: Artifacts, header: pb.PutBlobHeader) -> AsyncIterator[Upload]:
+    """The store's upload, entered and left in threads."""
+    with ExitStack() as stack:
+        try:
+            upload = artifacts.upload(header.digest, header.size, header.offset)
+            yield await in_thread(stack.enter_context, upload)
+        finally:
+            await in_thread(stack.close)
+
+
+def _stat(stat: Stat) -> pb.BlobStat:
+    return pb.BlobStat(digest=stat.digest, complete=stat.complete, offset=stat.offset)

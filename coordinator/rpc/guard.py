@@ -1,0 +1,191 @@
+"""What stands around every call: the shared secret, the limits on a message's size, and how errors leave.
+
+A domain error leaves as its own status. A database that is away is UNAVAILABLE, which clients try again. Anything else
+is a mistake of ours: INTERNAL with a number, under which the log has the traceback; nothing of it is told. INTERNAL
+carries no reason, so that it too is tried again, with back-off: what we did not foresee is more often a passing state
+of the database than a poisoned request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import inspect
+import logging
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
+from typing import Any, NoReturn, TypeAlias, cast
+
+import grpc
+from grpc import aio
+from grpc_status import rpc_status
+
+from coordinator.database import DatabaseAway
+from relay.errors import RelayError, TooLarge, Unauthenticated
+
+KIB = 1024
+CONTROL_BYTES = 256 * KIB  # 4 MiB of empty submessages become half a GB of Python objects
+LARGER_BYTES = {
+    "/relay.v1.Agents/AppendEvents": 2048 * KIB,
+    "/relay.v1.Artifacts/PutBlob": 1088 * KIB,
+    "/relay.v1.Artifacts/StatBlobs": 1024 * KIB,
+    "/relay.v1.Runs/CreateRun": 2048 * KIB,
+}
+LARGEST_BYTES = max(LARGER_BYTES.values())
+OPEN_TO_ALL = ("/grpc.health.v1.Health/",)
+
+_log = logging.getLogger(__name__)
+_Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+_Continue: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[_Handler | None]]"
+
+
+class Secret(aio.ServerInterceptor):
+    """Lets in whoever presents the shared secret (and anyone to the health service)."""
+
+    def __init__(self, secret: str) -> None:
+        self._expected = f"Bearer {secret}".encode()
+
+    async def intercept_service(self, continuation: _Continue, details: grpc.HandlerCallDetails) -> _Handler | None:
+        handler = await continuation(details)
+        if handler is None or self._may(details):
+            return handler
+        return _replaced(handler, _refuse)
+
+    def _may(self, details: grpc.HandlerCallDetails) -> bool:
+        told = dict(details.invocation_metadata or ()).get("authorization", "")
+        told_bytes = told if isinstance(told, bytes) else told.encode()
+        return details.method.startswith(OPEN_TO_ALL) or hmac.compare_digest(told_bytes, self._expected)
+
+
+async def _refuse(_request: object, context: aio.ServicerContext[Any, Any]) -> NoReturn:
+    await context.abort_with_status(rpc_status.to_status(Unauthenticated().status()))
+
+
+class _Oversized:
+    """Stands for a message that was not even parsed."""
+
+    def __init__(self, size: int, limit: int) -> None:
+        self.error = TooLarge(f"a message of {size} bytes; at most {limit} are taken here", limit=str(limit))
+
+
+class Guard(aio.ServerInterceptor):
+    """Limits, and errors. `close()` ends the streams there are, for a shutdown that hands over."""
+
+    def __init__(self) -> None:
+        self._streams: set[asyncio.Task[Any]] = set()
+        self._closing = False
+
+    def close(self) -> None:
+        """End every stream with UNAVAILABLE: its client goes on with another replica, or our successor."""
+        self._closing = True
+        for task in self._streams:
+            task.cancel()
+
+    async def intercept_service(self, continuation: _Continue, details: grpc.HandlerCallDetails) -> _Handler | None:
+        handler = await continuation(details)
+        if handler is None:
+            return handler
+        behavior = _behavior(handler)
+
+        async def answer(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
+            # Also a unary answer may stand at the end of a long upload.
+            with self._listed(handler.request_streaming or handler.response_streaming):
+                try:
+                    if handler.response_streaming:
+                        return await _write_all(behavior, _checked(request), context)
+                    return await behavior(_checked(request), context)
+                except BaseException as error:
+                    await self._leave(error, context, details.method)
+
+        return _replaced(_limited(handler, LARGER_BYTES.get(details.method, CONTROL_BYTES)), answer)
+
+    @contextmanager
+    def _listed(self, ends_early: bool) -> Iterator[None]:
+        """Known to `close()` for as long as it runs."""
+        task = asyncio.current_task()
+        if not ends_early or task is None:
+            yield
+            return
+        self._streams.add(task)
+        try:
+            yield
+        finally:
+            self._streams.discard(task)
+
+    async def _leave(self, error: BaseException, context: aio.ServicerContext[Any, Any], method: str) -> NoReturn:
+        if isinstance(error, asyncio.CancelledError) and self._closing:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "this coordinator is shutting down; connect again")
+        if not isinstance(error, Exception) or isinstance(error, aio.AbortError):
+            raise error
+        match _cause(error):
+            case RelayError() as cause:
+                await context.abort_with_status(rpc_status.to_status(cause.status()))
+            case DatabaseAway():
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "the database is out of reach; try again")
+            case cause:
+                number = uuid.uuid4().hex[:12]
+                _log.error("%s failed, error %s", method, number, exc_info=cause)
+                await context.abort(grpc.StatusCode.INTERNAL, f"an error of the coordinator's own; its log: {number}")
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What a task group failed with, when it is one thing."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
+def _limited(handler: _Handler, limit: int) -> _Handler:
+    """The same, but a larger message is not parsed."""
+    parse = handler.request_deserializer
+
+    def parse_limited(data: bytes) -> Any:
+        return _Oversized(len(data), limit) if len(data) > limit else parse(data) if parse else data
+
+    make = _MAKERS[handler.request_streaming, handler.response_streaming]
+    return make(_behavior(handler), parse_limited, handler.response_serializer)
+
+
+def _checked(request: Any) -> Any:
+    if isinstance(request, _Oversized):
+        raise request.error
+    return _checked_each(request) if hasattr(request, "__aiter__") else request
+
+
+async def _checked_each(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _checked(request)
+
+
+async def _write_all(behavior: Callable[..., Any], request: Any, context: Any) -> None:
+    """Carry out a streaming method of either form: a generator, or one that writes to its context.
+
+    Writing here rather than yielding onwards means that a cancelled call ends its generator at once, not when it is
+    collected.
+    """
+    if not inspect.isasyncgenfunction(behavior):
+        await behavior(request, context)
+        return
+    async with aclosing(behavior(request, context)) as responses:
+        async for response in responses:
+            await context.write(response)
+
+
+_MAKERS: dict[tuple[bool, bool], Callable[..., _Handler]] = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
+
+
+def _behavior(handler: _Handler) -> Callable[..., Any]:
+    behaviors = (handler.unary_unary, handler.unary_stream, handler.stream_unary, handler.stream_stream)
+    return cast("Callable[..., Any]", next(behavior for behavior in behaviors if behavior is not None))
+
+
+def _replaced(handler: _Handler, behavior: Callable[..., Any]) -> _Handler:
+    """The same method with another behaviour, which writes to its context if the method streams."""
+    make = _MAKERS[handler.request_streaming, handler.response_streaming]
+    return make(behavior, handler.request_deserializer, handler.response_serializer)

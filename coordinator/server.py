@@ -1,0 +1,171 @@
+"""Wires the coordinator up: database, services and gRPC, in the order in which each needs the ones before.
+
+A shutdown hands over: streams end with UNAVAILABLE, short calls finish, and only then do the services and the database
+go. What a service cannot handle ends the process, for whoever supervises it to start again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Never
+
+from grpc import aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from coordinator import migrate, postgres
+from coordinator.artifacts import Artifacts
+from coordinator.config import Config, ConfigError
+from coordinator.database import Database, DatabaseAway, connected
+from coordinator.rpc.artifacts import ArtifactsService
+from coordinator.rpc.guard import LARGEST_BYTES, Guard, Secret
+from relay.v1 import agents_pb2, artifacts_pb2, artifacts_pb2_grpc, fleet_pb2, runs_pb2
+
+_GRACE_SECONDS = 5.0  # for short calls that are under way when the coordinator is asked to stop
+_HEALTH_SECONDS = 2.0
+_log = logging.getLogger(__name__)
+
+#: Pings tell a dead line within seconds in both directions; a heartbeat is what tells a dead agent. The smallest
+#: interval that is allowed must be below the agents' own, or they are sent away for pinging too much.
+OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", LARGEST_BYTES + 1024),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 500),
+    ("grpc.http2.max_ping_strikes", 0),
+)
+SERVICES = tuple(
+    file.DESCRIPTOR.services_by_name[name].full_name
+    for file, name in ((runs_pb2, "Runs"), (agents_pb2, "Agents"), (artifacts_pb2, "Artifacts"), (fleet_pb2, "Fleet"))
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A coordinator that takes calls."""
+
+    address: str  #: host:port as bound
+    deployment_id: str
+    database_url: str
+    artifacts: Path
+
+
+async def serve(config: Config, stop: asyncio.Event, announce: Callable[[Running], None]) -> None:
+    """Serve until `stop`. `announce` is called once, when calls are taken."""
+    data_dir = config.data_dir.expanduser()
+    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    async with AsyncExitStack() as stack:
+        url = await stack.enter_async_context(database_at(config.database_url, data_dir))
+        await migrate.require_head(url)
+        database = await stack.enter_async_context(connected(url))
+        artifacts = await asyncio.to_thread(Artifacts, config.artifacts, limit=config.artifact_limit)
+        healthy = health.aio.HealthServicer()
+        await stack.enter_async_context(_background(lambda: _tell_health(database, healthy)))
+        address = await stack.enter_async_context(_taking_calls(config, healthy, artifacts))
+        running = Running(address, await _deployment_id(database), url, config.artifacts)
+        write_atomically(data_dir / "address", f"{address}\n")
+        announce(running)
+        await stop.wait()
+
+
+@asynccontextmanager
+async def database_at(named: str | None, data_dir: Path) -> AsyncIterator[str]:
+    """The URL of the database that was named, or of our own."""
+    if named:
+        yield named
+        return
+    cluster = await asyncio.to_thread(postgres.prepare, data_dir / "postgres")
+    async with postgres.embedded(cluster) as url:
+        await migrate.upgrade(url)
+        write_atomically(data_dir / "database-url", f"{url}\n")
+        yield url
+
+
+async def _deployment_id(database: Database) -> str:
+    async with database.connection() as connection:
+        return str(await connection.fetchval("SELECT deployment_id FROM deployment"))
+
+
+@asynccontextmanager
+async def _background(*services: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+    """Services run for as long as the block lasts. One that ends, or fails, ends the block too, loudly."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(_for_ever(service)) for service in services]
+        yield
+        for task in tasks:
+            task.cancel()
+
+
+async def _for_ever(service: Callable[[], Awaitable[None]]) -> Never:
+    await service()
+    raise RuntimeError(f"{service} ended by itself")
+
+
+@asynccontextmanager
+async def _taking_calls(config: Config, healthy: health.aio.HealthServicer, artifacts: Artifacts) -> AsyncIterator[str]:
+    """The address calls are taken at. At the end streams are handed over and short calls finish."""
+    guard, secret = Guard(), [Secret(config.secret)] if config.secret else []
+    server = aio.server(interceptors=[guard, *secret], options=OPTIONS)
+    artifacts_pb2_grpc.add_ArtifactsServicer_to_server(ArtifactsService(artifacts), server)
+    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
+    reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+    address = _bind(server, config)
+    await server.start()
+    try:
+        yield address
+    finally:
+        await healthy.enter_graceful_shutdown()
+        guard.close()
+        await server.stop(_GRACE_SECONDS)
+
+
+def _bind(server: aio.Server, config: Config) -> str:
+    try:
+        port = server.add_insecure_port(config.listen)
+    except RuntimeError as error:
+        raise ConfigError(f"--listen {config.listen}: cannot be bound; is another coordinator there?") from error
+    host, _, _ = config.listen.rpartition(":")
+    return f"{host}:{port}"
+
+
+async def _tell_health(database: Database, healthy: health.aio.HealthServicer) -> None:
+    """Serving while the database answers."""
+    told: str | None = "not yet"
+    while True:
+        away = await _absence(database)
+        if away != told:
+            status = health_pb2.HealthCheckResponse.NOT_SERVING if away else health_pb2.HealthCheckResponse.SERVING
+            for service in ("", *SERVICES):
+                await healthy.set(service, status)
+            _log.log(logging.WARNING if away else logging.INFO, "the database is %s", away or "there")
+            told = away
+        await asyncio.sleep(_HEALTH_SECONDS)
+
+
+async def _absence(database: Database) -> str | None:
+    """None while the database answers."""
+    try:
+        await database.ping()
+    except DatabaseAway:
+        return "away"
+    return None
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a small file so that no reader sees half of it."""
+    descriptor, half = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+    os.replace(half, path)

@@ -1,0 +1,180 @@
+"""The artifact store, through gRPC and on disk."""
+
+import asyncio
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from coordinator.artifacts import Artifacts
+from relay.errors import BlobTooLarge, BlobUnknown, DigestMismatch, OffsetGap, StoreFull, TooLarge, from_rpc
+from relay.v1 import artifacts_pb2 as pb
+from relay.v1.artifacts_pb2_grpc import ArtifactsStub
+
+MIB = 1024 * 1024
+
+
+def _digest(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def _bytes(size: int, seed: int = 0) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+async def _put(
+    stub: ArtifactsStub, data: bytes, *, offset: int = 0, digest: str | None = None, piece: int = MIB
+) -> pb.PutBlobResponse:
+    async def requests() -> AsyncIterator[pb.PutBlobRequest]:
+        header = pb.PutBlobHeader(digest=digest or _digest(data), size=len(data), offset=offset)
+        yield pb.PutBlobRequest(header=header)
+        for at in range(offset, len(data), piece):
+            yield pb.PutBlobRequest(chunk=data[at : at + piece])
+
+    return await stub.PutBlob(requests(), timeout=30)
+
+
+async def _get(stub: ArtifactsStub, digest: str, offset: int = 0) -> bytes:
+    return b"".join([r.chunk async for r in stub.GetBlob(pb.GetBlobRequest(digest=digest, offset=offset), timeout=30)])
+
+
+async def _stat(stub: ArtifactsStub, digest: str) -> pb.BlobStat:
+    return (await stub.StatBlobs(pb.StatBlobsRequest(digests=[digest]))).blobs[0]
+
+
+async def _break_off(stub: ArtifactsStub, data: bytes, after: int) -> None:
+    """Upload the first bytes, then be gone."""
+    call = stub.PutBlob()
+    await call.write(pb.PutBlobRequest(header=pb.PutBlobHeader(digest=_digest(data), size=len(data))))
+    for at in range(0, after, MIB):
+        await call.write(pb.PutBlobRequest(chunk=data[at : min(at + MIB, after)]))
+    async with asyncio.timeout(10):
+        while (await _stat(stub, _digest(data))).offset < after:  # noqa: ASYNC110  # there is nothing to wait on
+            await asyncio.sleep(0)
+    call.cancel()
+
+
+async def test_there_and_back(coordinator) -> None:
+    for data in (b"", b"x", _bytes(3 * MIB + 7)):
+        put = await _put(coordinator.artifacts, data)
+        assert (put.digest, put.size) == (_digest(data), len(data))
+        assert await _get(coordinator.artifacts, _digest(data)) == data
+    assert await _get(coordinator.artifacts, _digest(data), offset=2 * MIB) == data[2 * MIB :]
+    assert (await _put(coordinator.artifacts, data)).size == len(data)  # again: nothing to do
+
+
+async def test_an_upload_that_broke_off_goes_on(coordinator) -> None:
+    data = _bytes(4 * MIB)
+    await _break_off(coordinator.artifacts, data, 2 * MIB + 5)
+    stat = await _stat(coordinator.artifacts, _digest(data))
+    assert not stat.complete and stat.offset == 2 * MIB + 5
+    await _put(coordinator.artifacts, data, offset=stat.offset)
+    assert await _get(coordinator.artifacts, _digest(data)) == data
+    assert list((coordinator.artifact_dir / "partial").iterdir()) == []
+
+
+async def test_an_upload_goes_on_while_the_broken_one_still_seems_to_live(coordinator) -> None:
+    data = _bytes(2 * MIB)
+    call = coordinator.artifacts.PutBlob()
+    await call.write(pb.PutBlobRequest(header=pb.PutBlobHeader(digest=_digest(data), size=len(data))))
+    await call.write(pb.PutBlobRequest(chunk=data[:MIB]))
+    async with asyncio.timeout(10):
+        while (await _stat(coordinator.artifacts, _digest(data))).offset < MIB:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    await _put(coordinator.artifacts, data, offset=MIB)
+    assert await _get(coordinator.artifacts, _digest(data)) == data
+    call.cancel()
+
+
+async def test_other_bytes_are_refused_and_not_kept(coordinator) -> None:
+    with pytest.raises(grpc.RpcError) as refused:
+        await _put(coordinator.artifacts, b"these", digest=_digest(b"those"))
+    assert isinstance(from_rpc(refused.value), DigestMismatch)
+    assert (await _stat(coordinator.artifacts, _digest(b"those"))).offset == 0
+
+
+async def test_a_damaged_beginning_is_sent_again(coordinator) -> None:
+    data = _bytes(2 * MIB)
+    await _break_off(coordinator.artifacts, data, MIB)
+    (partial,) = (coordinator.artifact_dir / "partial").iterdir()
+    partial.write_bytes(bytes(MIB))
+    with pytest.raises(grpc.RpcError) as refused:
+        await _put(coordinator.artifacts, data, offset=MIB)
+    gap = from_rpc(refused.value)
+    assert isinstance(gap, OffsetGap) and gap.metadata["expected"] == "0"
+    await _put(coordinator.artifacts, data)
+
+
+async def test_beyond_what_is_there_is_a_gap(coordinator) -> None:
+    with pytest.raises(grpc.RpcError) as refused:
+        await _put(coordinator.artifacts, b"0123456789", offset=5)
+    gap = from_rpc(refused.value)
+    assert isinstance(gap, OffsetGap) and gap.metadata["expected"] == "0"
+
+
+async def test_the_same_blob_from_many_at_once(coordinator) -> None:
+    data = _bytes(3 * MIB)
+    puts = await asyncio.gather(*(_put(coordinator.artifacts, data, piece=100_000) for _ in range(4)))
+    assert {put.digest for put in puts} == {_digest(data)}
+    assert await _get(coordinator.artifacts, _digest(data)) == data
+
+
+async def test_unknown_blobs_and_large_messages(coordinator) -> None:
+    with pytest.raises(grpc.RpcError) as unknown:
+        await _get(coordinator.artifacts, _digest(b"nobody has this"))
+    assert isinstance(from_rpc(unknown.value), BlobUnknown)
+    with pytest.raises(grpc.RpcError) as large:
+        await _put(coordinator.artifacts, _bytes(2 * MIB - 1000), piece=2 * MIB)
+    assert isinstance(from_rpc(large.value), TooLarge)
+
+
+async def test_a_path_is_not_a_digest(coordinator) -> None:
+    with pytest.raises(grpc.RpcError) as refused:
+        await _get(coordinator.artifacts, "sha256:../../../../etc/passwd")
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_the_cap_holds_over_replicas_that_share_the_folder(tmp_path: Path) -> None:
+    first, second = (Artifacts(tmp_path, limit=100) for _ in range(2))
+    with first.upload(_digest(b"a" * 60), 60, 0) as upload:
+        upload.write(b"a" * 60)
+        upload.finish()
+    assert second.read(_digest(b"a" * 60), 1000) == b"a" * 60
+    with pytest.raises(StoreFull), second.upload(_digest(b"b" * 60), 60, 0):
+        pass
+    with pytest.raises(BlobTooLarge), first.upload(_digest(b"c"), 101, 0):
+        pass
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from coordinator.artifacts import Artifacts
+with Artifacts(Path(sys.argv[1]), limit=10**9).upload(sys.argv[2], int(sys.argv[3]), 0) as upload:
+    upload.write(b"k" * 1000)
+    print("written", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_killed_in_the_middle_nothing_can_be_seen_and_the_rest_is_enough(tmp_path: Path) -> None:
+    data = b"k" * 2000
+    command = [sys.executable, "-c", KILLED, str(tmp_path), _digest(data), str(len(data))]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as process:
+        assert process.stdout and process.stdout.readline() == b"written\n"
+        process.send_signal(signal.SIGKILL)
+    store = Artifacts(tmp_path, limit=10**9)
+    stat = store.stat(_digest(data))
+    assert (stat.complete, stat.offset) == (False, 1000)
+    with store.upload(_digest(data), len(data), 1000) as upload:
+        upload.write(data[1000:])
+        upload.finish()
+    assert store.read(_digest(data), 10_000) == data
