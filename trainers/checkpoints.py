@@ -1,0 +1,205 @@
+"""Checkpoints that another host can go on from, bit for bit: written aside, made durable, then renamed into place.
+
+A folder holds what the library trainer saves (weights as safetensors, optimizer, scheduler, random states of every rank, its
+own state), tokenizer and chat template, and two things of ours:
+
+- `relay_state.json`: the step, the world it was trained in (processes, threads: both change the bits) and every file's size;
+- `rank_00000.json`, one for each rank: the logging state. The library restores weights but not the sums since the last log, so the
+  first values logged after a resume would differ from those of a run that was never interrupted.
+
+Nothing in it needs unpickling without `weights_only` (the library's `training_args.bin` does, and is left out).
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+FORMAT = 1
+STATE = "relay_state.json"
+TRAINER_STATE = "trainer_state.json"
+_PICKLED = "training_args.bin"
+
+
+class CheckpointError(Exception):
+    """A checkpoint that cannot be resumed from; the message says what is missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What decides the order of floating-point sums on a CPU."""
+
+    processes: int
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A whole checkpoint on disk."""
+
+    folder: Path
+    step: int
+    world: World
+
+    @classmethod
+    def open(cls, folder: Path) -> "Checkpoint":
+        """Read it, and see that every file is there in full. CheckpointError says what is not."""
+        try:
+            state = json.loads((folder / STATE).read_text())
+            if state["format"] != FORMAT:
+                raise CheckpointError(f"{folder}: format {state['format']}, this release reads {FORMAT}")
+            sizes = {name: (folder / name).stat().st_size for name in state["files"]}
+            checkpoint = cls(folder, state["step"], World(**state["world"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{folder}: not a whole checkpoint ({error})") from error
+        if wrong := [name for name, size in state["files"].items() if sizes[name] != size]:
+            raise CheckpointError(f"{folder}: {', '.join(wrong)} has the wrong size")
+        return checkpoint
+
+    def logging_state(self, rank: int) -> dict[str, Any] | None:
+        """What `LoggingState.to_dict` gave for that rank; None for a rank that was not there."""
+        path = self.folder / _rank_file(rank)
+        state: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
+        return state
+
+
+@dataclass(frozen=True, slots=True)
+class LoggingState:
+    """A trainer's sums and windows since its last log, for one rank. Floats pass through JSON exactly (NaN too)."""
+
+    tr_loss: float  #: sum of this rank's losses since the last log
+    total_loss: float  #: sum of the losses logged so far
+    last_logged: int  #: step of the last log
+    flos: float  #: floating-point operations not yet added to the trainer's state
+    metrics: Mapping[str, Mapping[str, list[float]]]  #: TRL's windows by mode and name
+    tokens: float  #: tokens trained on
+
+    @classmethod
+    def of(cls, trainer: "Trainer") -> "LoggingState":
+        inner: Any = trainer
+        return cls(
+            tr_loss=inner._tr_loss.item(),
+            total_loss=inner._total_loss_scalar,
+            last_logged=inner._globalstep_last_logged,
+            flos=float(inner.current_flos),
+            metrics={mode: {name: list(window) for name, window in windows.items()} for mode, windows in _windows(inner).items()},
+            tokens=getattr(inner, "_total_train_tokens", 0),
+        )
+
+    def restore(self, trainer: "Trainer") -> None:
+        """Put it back; called when training begins, after the library has set its own to zero."""
+        inner: Any = trainer
+        inner._tr_loss.fill_(self.tr_loss)
+        inner._total_loss_scalar = self.total_loss
+        inner._globalstep_last_logged = self.last_logged
+        inner.current_flos = self.flos
+        for mode, windows in self.metrics.items():
+            for name, window in windows.items():
+                _windows(inner)[mode][name] = list(window)
+        if hasattr(inner, "_total_train_tokens"):
+            inner._total_train_tokens = self.tokens
+
+
+def _windows(trainer: Any) -> dict[str, dict[str, list[float]]]:
+    windows: dict[str, dict[str, list[float]]] = getattr(trainer, "_metrics", {})
+    return windows
+
+
+def folder_name(step: int) -> str:
+    return f"step_{step:08d}"
+
+
+def save(trainer: "Trainer", staging: Path, world: World) -> Path:
+    """Write the trainer's whole state to `staging/step_%08d` and return that. Every rank calls it.
+
+    Until the rename the folder's name begins with `.tmp-`, so whoever looks at `step_*` sees only whole checkpoints.
+    """
+    inner: Any = trainer
+    step = int(trainer.state.global_step)
+    draft = staging / f".tmp-{folder_name(step)}"
+    if trainer.is_world_process_zero():
+        _make_empty(draft)
+    trainer.accelerator.wait_for_everyone()
+    trainer.save_model(str(draft), _internal_call=True)
+    inner._save_optimizer_and_scheduler(str(draft))
+    inner._save_scaler(str(draft))
+    inner._save_rng_state(str(draft))
+    (draft / _rank_file(trainer.args.process_index)).write_text(json.dumps(asdict(LoggingState.of(trainer))))
+    trainer.accelerator.wait_for_everyone()
+    final = staging / folder_name(step)
+    if trainer.is_world_process_zero():
+        trainer.state.save_to_json(str(draft / TRAINER_STATE))
+        (draft / _PICKLED).unlink(missing_ok=True)
+        _seal(draft, step, world)
+        commit(draft, final)
+    return final
+
+
+def save_result(trainer: "Trainer", output: Path, facts: Mapping[str, Any]) -> None:
+    """Write the trained model or adapter, its tokenizer and chat template, and `relay.json` (the facts). Every rank calls it."""
+    draft = output.parent / f".tmp-{output.name}"
+    if trainer.is_world_process_zero():
+        _make_empty(draft)
+    trainer.accelerator.wait_for_everyone()
+    trainer.save_model(str(draft), _internal_call=True)
+    if trainer.is_world_process_zero():
+        (draft / _PICKLED).unlink(missing_ok=True)
+        (draft / "relay.json").write_text(json.dumps(facts, indent=2) + "\n")
+        commit(draft, output)
+
+
+def commit(draft: Path, final: Path) -> None:
+    """Make every byte of `draft` durable, then give it its name, in the place of what may be there."""
+    for path in sorted(draft.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)  # libraries write weights 0600: unreadable to other users of the host
+        _sync(path)
+    _sync(draft)
+    if final.exists():
+        shutil.rmtree(final)
+    draft.rename(final)
+    _sync(final.parent)
+
+
+def newest(staging: Path) -> Checkpoint | None:
+    """The whole checkpoint with the greatest step; damaged ones are passed over."""
+    for folder in sorted(staging.glob("step_*"), reverse=True):
+        try:
+            return Checkpoint.open(folder)
+        except CheckpointError:
+            continue
+    return None
+
+
+def prune(staging: Path, keep: int) -> None:
+    """Remove all but the `keep` newest, and what an interrupted save left behind."""
+    for folder in [*sorted(staging.glob("step_*"), reverse=True)[keep:], *staging.glob(".tmp-*")]:
+        shutil.rmtree(folder)
+
+
+def _seal(draft: Path, step: int, world: World) -> None:
+    files = {str(path.relative_to(draft)): path.stat().st_size for path in sorted(draft.rglob("*")) if path.is_file()}
+    state = {"format": FORMAT, "step": step, "world": asdict(world), "files": files}
+    (draft / STATE).write_text(json.dumps(state, indent=2) + "\n")
+
+
+def _rank_file(rank: int) -> str:
+    return f"rank_{rank:05d}.json"
+
+
+def _make_empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

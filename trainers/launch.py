@@ -1,0 +1,89 @@
+"""Starting the ranks and waiting for them, from a parent that imports no ML library."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from types import FrameType
+
+from trainers.control import CONTROL, FAILED, PROCESSES, STOPPED, Control, Outcome
+
+_PR_SET_PDEATHSIG = 1
+
+
+def command(processes: int, threads: int) -> list[str]:
+    """`accelerate launch` of the rank. Without `--multi_gpu` accelerate would make one process, whatever was asked for."""
+    several = ["--multi_gpu", "--main_process_port", "0"] if processes > 1 else []
+    return [
+        *(sys.executable, "-m", "trainers.launcher", *several),
+        *("--num_processes", str(processes), "--num_machines", "1", "--num_cpu_threads_per_process", str(threads)),
+        *("--mixed_precision", "no", "--dynamo_backend", "no", "--module", "trainers.rank"),
+    ]
+
+
+def check_command() -> list[str]:
+    """One process that looks and does not train."""
+    return [sys.executable, "-m", "trainers.rank", "check"]
+
+
+def threads_for(processes: int, environ: Mapping[str, str] = os.environ) -> int:
+    """CPU threads for each process: as the environment says, else the cores shared out."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(environ.get("OMP_NUM_THREADS") or 0) or max(cores // processes, 1)
+
+
+class Ranks:
+    """The launcher and its ranks, as one thing that can be asked to stop.
+
+    SIGTERM and SIGINT become a stop file that the ranks see at a step's end. Before the first step there is nothing to save, and
+    asked a second time somebody is in a hurry: then the ranks are killed.
+    """
+
+    def __init__(self, control: Control) -> None:
+        self._control = control
+        self._launcher: subprocess.Popen[bytes] | None = None
+        self._killed = False
+
+    def run(self, argv: Sequence[str], environ: Mapping[str, str], processes: int, cwd: str | None = None) -> Outcome:
+        """Start, wait, and say how it ended."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        environment = {**environ, CONTROL: str(self._control.root), PROCESSES: str(processes), "PYTHONSAFEPATH": "1"}
+        self._launcher = subprocess.Popen(argv, env=environment, cwd=cwd, start_new_session=True, preexec_fn=_die_with_parent)
+        if self._control.stop_asked() and not self._control.training():
+            self._kill()
+        code = self._launcher.wait()
+        return self._ended(code)
+
+    def _ended(self, code: int) -> Outcome:
+        said = self._control.outcome()
+        if self._killed and said is None:
+            return Outcome(STOPPED, "stopped as asked before anything new was there to save")
+        if said is None:
+            return Outcome(code if code > 0 else 128 - code if code < 0 else FAILED, "the trainer ended without saying how")
+        if code == 0 or said.code != 0:
+            return said
+        return Outcome(FAILED, f"the launcher ended with {code} after the trainer was done")
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        again = self._control.stop_asked()
+        self._control.ask_to_stop()
+        if self._launcher is not None and (again or not self._control.training()):
+            self._kill()
+
+    def _kill(self) -> None:
+        """The launcher leads its own session; its ranks die with it by the kernel's hand."""
+        self._killed = True
+        if self._launcher is not None and self._launcher.returncode is None:
+            os.killpg(self._launcher.pid, signal.SIGKILL)
+
+
+def _die_with_parent() -> None:
+    """In the child, before exec: SIGKILL of this parent must not leave ranks behind (Linux)."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None

@@ -1,0 +1,40 @@
+"""The training methods: each a small module that turns a run file into a library trainer.
+
+A method module has `config_class`, `configure` and `build` (see `Method`); everything else is shared.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from trainers.errors import ConfigError
+
+if TYPE_CHECKING:
+    from relay.runfile import RunFile
+    from trainers.data import Rows
+    from trainers.models import ModelSource
+    from transformers import Trainer, TrainingArguments
+
+NAMES = ("sft",)
+
+
+class Method(Protocol):
+    """What a method's module defines."""
+
+    #: The kinds of rows it learns from (see `trainers.data`).
+    KINDS: tuple[str, ...]
+
+    def config_class(self) -> type[Any]:
+        """The library's config class; its fields are the method's options."""
+
+    def configure(self, run: "RunFile", owned: dict[str, Any]) -> "TrainingArguments":
+        """The library's config from the run's options and those Relay sets; the library's own errors pass through."""
+
+    def build(self, run: "RunFile", args: Any, model: "ModelSource", train: "Rows", held_out: "Rows | None") -> "Trainer":
+        """The library's trainer with its model loaded, able to resume (see `trainers.runtime.Resumable`)."""
+
+
+def load(name: str) -> Method:
+    """The method's module; ConfigError names those there are."""
+    if name not in NAMES:
+        raise ConfigError(f"method: {name} cannot be trained here; there is {', '.join(NAMES)}")
+    return cast("Method", importlib.import_module(f"trainers.methods.{name}"))

@@ -1,0 +1,37 @@
+"""Supervised fine-tuning on TRL's SFTTrainer, all weights or LoRA."""
+
+from typing import Any
+
+from datasets import Dataset
+from peft import LoraConfig
+from trl import SFTConfig, SFTTrainer
+
+from relay.runfile import RunFile
+from trainers.data import Rows
+from trainers.hub import ModelSource
+from trainers.resumable import Resumable
+
+KINDS = ("text", "prompt_completion", "chat")
+
+
+class ResumableSFT(Resumable, SFTTrainer):  # type: ignore[misc]
+    """TRL's trainer; nothing of ours changes how it trains."""
+
+
+def config_class() -> type[Any]:
+    return SFTConfig  # type: ignore[no-any-return]
+
+
+def configure(run: RunFile, owned: dict[str, Any]) -> SFTConfig:
+    return SFTConfig(**{**run.options, **owned})
+
+
+def build(run: RunFile, args: SFTConfig, model: ModelSource, train: Rows, held_out: Rows | None) -> Resumable:
+    args.model_init_kwargs = {**run.model_init, **({"revision": model.revision} if model.revision else {})}
+    return ResumableSFT(
+        model=model.path,
+        args=args,
+        train_dataset=Dataset.from_list(list(train.rows)),
+        eval_dataset=Dataset.from_list(list(held_out.rows)) if held_out else None,
+        peft_config=LoraConfig(task_type="CAUSAL_LM", **run.lora) if run.lora is not None else None,
+    )

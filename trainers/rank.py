@@ -1,0 +1,62 @@
+"""The process that trains: one for each GPU, started by `trainers.launcher`."""
+
+import ctypes
+import os
+import signal
+import sys
+from pathlib import Path
+
+from trainers.contract import Contract
+from trainers.control import PROCESSES, SUCCEEDED, Control, Outcome
+from trainers.events import EventLog
+
+_PR_SET_PDEATHSIG = 1
+#: Quiet, reproducible libraries: no bars among the lines of a log, no threads that outlive a fork, nothing sent to anyone.
+_LIBRARIES = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to end this process with its launcher (Linux): a rank that nobody waits for would train on for nobody."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def main() -> int:
+    """Train, or only `check`; the exit code is the outcome's."""
+    die_with_parent()
+    for name, value in _LIBRARIES.items():
+        os.environ.setdefault(name, value)
+    control = Control.from_environ()
+    contract = Contract.from_environ(os.environ, Path(os.environ["RELAY_RUN_FILE"]))
+    with EventLog(contract.events) as events:
+        outcome = _run(contract, control, events)
+    control.conclude(outcome)
+    return outcome.code
+
+
+def _run(contract: Contract, control: Control, events: EventLog) -> Outcome:
+    import json
+
+    from relay.runfile import parse
+    from trainers import runtime  # seconds of imports, and only here
+
+    try:
+        job = runtime.Job(parse(json.loads(contract.run_file.read_text())), contract, control, int(os.environ[PROCESSES]))
+        if sys.argv[1:] == ["check"]:
+            print(runtime.check(job))
+            return Outcome(SUCCEEDED)
+        return runtime.train(job, events)
+    except Exception as error:
+        outcome = runtime.outcome_of(error)
+        events.message("error", outcome.line if outcome else f"{type(error).__name__}: {error}")
+        if outcome is None:
+            raise
+        return outcome
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""What a trainer logs, as events and as plain lines for whoever watches."""
+
+import math
+import re
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from trainers.events import EventLog
+
+_PROGRESS_SECONDS = 1.0  #: a progress line at most this often between logs
+_RENAMED = {"loss": "train_loss", "train_tokens_per_second": "tokens_per_second"}
+_EVAL_SPEEDS = ("eval_runtime", "eval_steps_per_second")
+_JUDGED = re.compile(r"loss|eval_(?!.*(per_second|runtime|num_tokens))\w+")  #: what a checkpoint is judged by
+
+
+class Reporter(TrainerCallback):  # type: ignore[misc]
+    """Writes every log of the trainer to the event file; only the main process has one."""
+
+    def __init__(self, trainer: Trainer, events: EventLog) -> None:
+        self._trainer, self._events = trainer, events
+        self._clock = StepClock()
+        self._reported_at = 0.0
+        self._tokens: float | None = None
+        self._warned = False
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._tokens = getattr(self._trainer, "_total_train_tokens", None)
+        self._progress(state)
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._clock.begin()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._clock.end()
+        if time.monotonic() - self._reported_at >= _PROGRESS_SECONDS or state.global_step >= state.max_steps:
+            self._progress(state)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
+        numbers = {name: value for name, value in (logs or {}).items() if isinstance(value, int | float)}
+        if "train_runtime" in numbers:
+            values = self._summary(numbers, state)
+        elif "loss" in numbers:
+            values = self._training(numbers, args)
+            self._warn_when_lost(values["train_loss"], state.global_step)
+        else:
+            values = {name: value for name, value in numbers.items() if name not in _EVAL_SPEEDS}
+            if "eval_loss" in values:
+                values["eval_perplexity"] = perplexity(values["eval_loss"])
+        self._events.metric(state.global_step, values)
+        print(line(state.global_step, state.max_steps, values), flush=True)
+
+    def _training(self, numbers: Mapping[str, float], args: TrainingArguments) -> dict[str, float]:
+        values = {_RENAMED.get(name, name): value for name, value in numbers.items()}
+        values["perplexity"] = perplexity(values["train_loss"])
+        steps, seconds = self._clock.take()
+        if seconds > 0:
+            values["samples_per_second"] = steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size / seconds
+        if "num_tokens" in values and self._tokens is not None:
+            if seconds > 0:
+                values["tokens_per_second"] = (values["num_tokens"] - self._tokens) / seconds
+            self._tokens = values["num_tokens"]
+        return values | gpu_readings(args.device)
+
+    def _summary(self, numbers: Mapping[str, float], state: TrainerState) -> dict[str, float]:
+        """The end: the mean loss over all steps of all attempts, which the library counts for the last attempt only."""
+        total: Any = self._trainer
+        values = {"train_loss_mean": total._total_loss_scalar / max(state.global_step, 1), "total_flos": state.total_flos}
+        return values | {"train_runtime": numbers["train_runtime"], "epoch": numbers.get("epoch", 0.0)}
+
+    def _progress(self, state: TrainerState) -> None:
+        self._reported_at = time.monotonic()
+        self._events.progress(state.global_step, state.max_steps, float(state.epoch or 0))
+
+    def _warn_when_lost(self, loss: float, step: int) -> None:
+        if not math.isfinite(loss) and not self._warned:
+            self._events.message("warning", f"the training loss is {'NaN' if math.isnan(loss) else 'infinite'} at step {step}")
+        self._warned = not math.isfinite(loss)
+
+
+class StepClock:
+    """Seconds spent in steps, evaluations and saves left out."""
+
+    def __init__(self) -> None:
+        self._began: float | None = None
+        self._steps, self._seconds = 0, 0.0
+
+    def begin(self) -> None:
+        self._began = time.monotonic()
+
+    def end(self) -> None:
+        if self._began is not None:
+            self._steps, self._seconds = self._steps + 1, self._seconds + time.monotonic() - self._began
+
+    def take(self) -> tuple[int, float]:
+        """Steps and their seconds since the last `take`."""
+        taken = self._steps, self._seconds
+        self._steps, self._seconds = 0, 0.0
+        return taken
+
+
+def judged_by(history: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """The newest losses and evaluation results of a trainer's log history (which a resume restores), for a checkpoint's line."""
+    newest = {name: value for logs in history for name, value in logs.items() if _JUDGED.fullmatch(name)}
+    return {_RENAMED.get(name, name): value for name, value in newest.items()}
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss); infinite where that overflows."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
+
+
+def gpu_readings(device: torch.device) -> dict[str, float]:
+    """Memory (GB, 1e9 bytes) and utilization of this process's GPU; nothing on a CPU."""
+    if device.type != "cuda":
+        return {}
+    readings = {"gpu_memory_allocated_gb": torch.cuda.memory_allocated(device) / 1e9}
+    try:
+        readings["gpu_utilization_percent"] = float(torch.cuda.utilization(device))
+    except (ImportError, RuntimeError):  # no NVML on this host, or none that may be asked
+        pass
+    return readings
+
+
+def line(step: int, total: int, values: Mapping[str, float]) -> str:
+    """One line for people: `step 10/40  train_loss 2.31  learning_rate 0.0002 …`."""
+    shown = [name for name in ("train_loss", "eval_loss", "train_loss_mean", "learning_rate", "grad_norm", "samples_per_second") if name in values]
+    return "  ".join([f"step {step}/{total}", *(f"{name} {values[name]:.4g}" for name in shown)])

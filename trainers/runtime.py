@@ -1,0 +1,246 @@
+"""One attempt at a run, from the run file to the result: what all methods share."""
+
+import importlib.metadata
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from transformers import PrinterCallback, TrainingArguments
+from transformers.utils import logging
+
+from relay.runfile import Data, Every, Model, RunFile, Source, Split
+from trainers import checkpoints, data, hub, methods
+from trainers.checkpoints import Checkpoint, World
+from trainers.contract import Contract
+from trainers.control import REFUSED, STOPPED, SUCCEEDED, Control, Outcome
+from trainers.errors import ConfigError
+from trainers.events import EventLog
+from trainers.reporting import Reporter, judged_by
+from trainers.resumable import Resumable
+from trainers.stepping import Pace, StepEnds, agreement
+
+_NEEDS_ROWS = ("eval_steps", "eval_strategy", "eval_on_start")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A run as this process sees it."""
+
+    run: RunFile
+    contract: Contract
+    control: Control
+    processes: int  #: as asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """All that can be wrong with a run has been looked at."""
+
+    args: TrainingArguments
+    train: data.Rows
+    held_out: data.Rows | None
+    model: hub.ModelSource
+    pins: Mapping[str, str]
+
+
+def train(job: Job, events: EventLog) -> Outcome:
+    """Train to the end, or until asked to stop. Raises ConfigError before a step is done, CheckpointError, or what broke."""
+    logging.disable_progress_bar()
+    with ExitStack() as stack:
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="relay-trainer-"))
+        prepared = prepare(job, scratch)
+        main = prepared.args.process_index == 0
+        log = events if main else stack.enter_context(EventLog(Path("/dev/null")))
+        for name, value in prepared.pins.items():
+            log.pin(name, value)
+        resume, world = _resume(job, log)
+        method = methods.load(job.run.method)
+        with _blamed_on("model, lora or options"):
+            trainer = method.build(job.run, prepared.args, prepared.model, prepared.train, prepared.held_out)
+        ends = _attach(job, trainer, log, world, resume)
+        trainer.train(resume_from_checkpoint=str(resume.folder) if resume else None)
+        if ends.stopped:
+            return Outcome(STOPPED, f"stopped as asked at step {trainer.state.global_step}; everything up to it is saved")
+        checkpoints.save_result(trainer, job.contract.output, _facts(job, prepared, trainer))
+        return Outcome(SUCCEEDED)
+
+
+def check(job: Job) -> str:
+    """Look at options, data and model without training; a few lines for people."""
+    with tempfile.TemporaryDirectory(prefix="relay-trainer-") as scratch:
+        prepared = prepare(job, scratch)
+    held_out = f", {len(prepared.held_out)} held out" if prepared.held_out else ""
+    at = f" at {prepared.model.revision}" if prepared.model.revision else ""
+    return (
+        f"{job.run.method} with {type(prepared.args).__name__}: options are good\n"
+        f"data: {prepared.train.kind}, {len(prepared.train)} rows{held_out}\n"
+        f"model: {prepared.model.path}{at}"
+    )
+
+
+def prepare(job: Job, scratch: str) -> Prepared:
+    """The library's config first, then rows, then the model's name: what is cheap to refuse is refused first."""
+    run, method = job.run, methods.load(job.run.method)
+    rows, model = _needed(run)
+    with _blamed_on("options"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)  # TRL's own default says so
+        args = method.configure(run, owned_options(run, scratch))
+    if job.processes != args.world_size:
+        raise ConfigError(f"{job.processes} processes were asked for and the launcher made {args.world_size}")
+    pins = dict(job.contract.pins)
+    fresh = _resolved(run, model, pins) if args.process_index == 0 else {}
+    if args.world_size > 1:
+        [fresh] = broadcast_object_list([fresh])
+    pins |= fresh
+    train_rows, held_out = data.load(
+        rows, seed=run.seed, kinds=method.KINDS, fetch=lambda source: _fetched(source, pins), base=Path.cwd()
+    )
+    return Prepared(args, train_rows, held_out, hub.model_source(model, pins), fresh)
+
+
+def owned_options(run: RunFile, scratch: str) -> dict[str, Any]:
+    """The options Relay sets itself (`trainers.schemas.OWNED` tells people so), and defaults for this machine."""
+    cuda = torch.cuda.is_available()
+    owned: dict[str, Any] = {
+        "output_dir": scratch,
+        "seed": run.seed,
+        "data_seed": None,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "logging_nan_inf_filter": False,
+        "use_cpu": not cuda,
+    }
+    if not {"bf16", "fp16"} & set(run.options):
+        owned["bf16"] = cuda and torch.cuda.is_bf16_supported()
+    if not cuda:
+        owned["dataloader_pin_memory"] = False
+    return owned | _evaluation(run)
+
+
+def _evaluation(run: RunFile) -> dict[str, Any]:
+    """Held-out rows are evaluated: every `eval_steps` where that is given, else at the end of each epoch."""
+    if run.data is not None and run.data.eval is not None:
+        strategy = "steps" if "eval_steps" in run.options else "epoch"
+        return {"eval_strategy": run.options.get("eval_strategy", strategy)}
+    for name in _NEEDS_ROWS:
+        if run.options.get(name) not in (None, "no", False):
+            raise ConfigError(f"options.{name}: there is nothing to evaluate on; add data.eval, for instance {{split: 0.02}}")
+    return {"eval_strategy": "no"}
+
+
+def _needed(run: RunFile) -> tuple[Data, Model]:
+    if run.data is None or run.model is None:
+        raise ConfigError(f"{'data' if run.data is None else 'model'}: is missing")
+    return run.data, run.model
+
+
+def _resolved(run: RunFile, model: Model, pins: Mapping[str, str]) -> dict[str, str]:
+    """What is pinned now for the first time: commits of the model and of data sets on the Hub."""
+    fresh: dict[str, str] = {}
+    if commit := hub.model_source(model, pins).revision:
+        fresh["model"] = commit
+    for source in _sources(run.data):
+        if (source.path or "").startswith("hf://"):
+            fresh[hub.dataset_pin(source)] = hub.dataset_commit(source, pins)
+    return {name: value for name, value in fresh.items() if name not in pins}
+
+
+def _sources(rows: Data | None) -> Iterator[Source]:
+    if rows is not None:
+        yield from rows.train
+        yield from () if rows.eval is None or isinstance(rows.eval, Split) else rows.eval
+
+
+def _fetched(source: Source, pins: Mapping[str, str]) -> Any:
+    return hub.dataset_rows(source, hub.dataset_commit(source, pins))
+
+
+def _resume(job: Job, log: EventLog) -> tuple[Checkpoint | None, World]:
+    """The checkpoint to go on from, and the world it (or a fresh start) trains in."""
+    world = World(job.processes, torch.get_num_threads())
+    if job.contract.resume_from is None:
+        return None, world
+    checkpoint = Checkpoint.open(job.contract.resume_from)
+    if checkpoint.world.processes != world.processes:
+        log.message(
+            "warning",
+            f"saved by {checkpoint.world.processes} processes, resumed by {world.processes}: "
+            "training goes on, but not bit for bit as it would have",
+        )
+        return checkpoint, world
+    torch.set_num_threads(checkpoint.world.threads)  # sums in another order give other bits
+    return checkpoint, checkpoint.world
+
+
+def _attach(job: Job, trainer: Resumable, log: EventLog, world: World, resume: Checkpoint | None) -> StepEnds:
+    """Give the library's trainer our reports, saves and stops."""
+    every, seconds = job.run.checkpoint.every, job.contract.checkpoint_seconds
+    pace = Pace(Every(seconds=seconds) if every.steps is None and seconds else every)
+    ends = StepEnds(job.control, pace, agreement(world.processes), _restore(trainer, resume))
+    main = trainer.is_world_process_zero()
+
+    def save() -> None:
+        folder = checkpoints.save(trainer, job.contract.staging, world)
+        if main:
+            log.checkpoint(trainer.state.global_step, folder.name, judged_by(trainer.state.log_history))
+            if job.contract.keep_last is not None:
+                checkpoints.prune(job.contract.staging, job.contract.keep_last)
+
+    trainer.save_hook = save
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(ends)
+    if main:
+        trainer.add_callback(Reporter(trainer, log))
+    return ends
+
+
+def _restore(trainer: Resumable, resume: Checkpoint | None) -> Any:
+    """What puts the logging state back, once the library has set its own to zero."""
+
+    def restore() -> None:
+        rank = trainer.args.process_index
+        state = resume and (resume.logging_state(rank) or resume.logging_state(0))
+        if state:
+            checkpoints.LoggingState(**state).restore(trainer)
+
+    return restore
+
+
+def _facts(job: Job, prepared: Prepared, trainer: Resumable) -> dict[str, Any]:
+    return {
+        "run": job.contract.run_id,
+        "method": job.run.method,
+        "model": prepared.model.path if prepared.model.revision else (job.run.model and job.run.model.name_or_path),
+        "revision": prepared.model.revision,
+        "steps": trainer.state.global_step,
+        "seed": job.run.seed,
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "trl", "peft", "accelerate")},
+    }
+
+
+@contextmanager
+def _blamed_on(part: str) -> Iterator[None]:
+    """The library's complaints about what it was given, as ConfigError; faults of the host pass through."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+        raise ConfigError(f"{part}: {' '.join(str(error).split())}") from error
+
+
+def outcome_of(error: Exception) -> Outcome | None:
+    """How an error ends the attempt; None for one that speaks for itself in a traceback."""
+    match error:
+        case ConfigError():
+            return Outcome(REFUSED, str(error))
+        case torch.OutOfMemoryError():
+            return Outcome(1, "CUDA out of memory")
+        case checkpoints.CheckpointError() | ConnectionError():
+            return Outcome(1, str(error))
+    return None
