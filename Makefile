@@ -11,6 +11,7 @@ ARGS ?=
 TORCH_INDEX ?=
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 PACKAGES := proto/relay coordinator agent trainers relayctl
 CODE := $(wildcard $(PACKAGES) proto/generate.py migrations benchmarks examples tests)
 
@@ -71,6 +72,6 @@ $(READY): pyproject.toml constraints.txt
 		echo "Relay needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12 …" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Setting up $(VENV) (a few minutes the first time)"
-	@$(PIP) install --quiet --constraint constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
-	@$(PIP) install --quiet --constraint constraints.txt --editable '.[coordinator,agent,trainers,demo,dev]'
+	@$(PIP) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	@$(PIP) install --quiet --editable '.[coordinator,agent,trainers,demo,dev]'
 	@touch $@
