@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Starts an agent from a container's environment:
 #   RELAY_COORDINATOR    host:port of the coordinator         (or COMMANDER_URL, as an address or a URL)
-#   RELAY_SHARED_SECRET  what the coordinator was started with; needed unless it is on this machine
+#   RELAY_SHARED_SECRET  what the coordinator was started with (or RELAY_SHARED_SECRET_FILE, a file that holds it);
+#                        needed unless the coordinator is on this machine
 #   RELAY_AGENT_NAME     this host's name                     (or WORKER_ID; default: the host's own)
 #   RELAY_L1_ROOT        where runs and checkpoints are kept  (default /mnt/relay)
 # Further arguments go to relay-agent. Exit 78 means that the configuration is wrong: restarting will not help.
@@ -34,7 +35,8 @@ RELAY_AGENT_NAME=${name,,}
 
 case $RELAY_COORDINATOR in
     127.* | localhost:* | '[::1]':*) ;;
-    *) [[ -n ${RELAY_SHARED_SECRET:-} ]] || refuse "RELAY_SHARED_SECRET is not set: $RELAY_COORDINATOR is not on this machine" ;;
+    *) [[ -n ${RELAY_SHARED_SECRET:-}${RELAY_SHARED_SECRET_FILE:-} ]] ||
+        refuse "RELAY_SHARED_SECRET is not set: $RELAY_COORDINATOR is not on this machine" ;;
 esac
 
 RELAY_L1_ROOT=${RELAY_L1_ROOT:-/mnt/relay}

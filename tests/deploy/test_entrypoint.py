@@ -96,6 +96,10 @@ def test_a_coordinator_on_this_machine_needs_no_secret(start: Start) -> None:
     assert given(start(RELAY_COORDINATOR="127.0.0.1:7070"))["RELAY_COORDINATOR"] == "127.0.0.1:7070"
 
 
+def test_a_secret_may_be_a_file(start: Start) -> None:
+    assert start(RELAY_COORDINATOR="far.example.org", RELAY_SHARED_SECRET_FILE="/run/secrets/relay").returncode == 0
+
+
 def test_what_named_a_run_is_ignored_aloud(start: Start) -> None:
     done = start(COMMANDER_URL="c", RELAY_SHARED_SECRET="s", RUN_ID="r1", MODE="sft")
     assert not {"RUN_ID", "MODE"} & given(done).keys()
