@@ -337,6 +337,22 @@ class TestMistakes:
         assert said(**changes) == [f"{path}: is not supported yet; leave it out"]
         assert isinstance(parse({**COMMAND, **changes}, supported=False), RunFile)
 
+    @pytest.mark.parametrize(
+        ("changes", "text"),
+        [
+            ({"lora": {"rank": 8}}, "lora.rank: unknown option; write lora.r"),
+            ({"lora": {"lora_alfa": 8}}, "lora.lora_alfa: unknown option; did you mean lora_alpha?"),
+            ({"options": {"save_steps": 5}}, "options.save_steps: is set by Relay; use checkpoint.every"),
+            ({"options": {"lr": 5}}, "options.lr: unknown option; it is called learning_rate here"),
+            ({"options": {"lr_scheduler_type": "cosin"}}, "did you mean cosine?"),
+            ({"model_init": {"revision": "x"}}, "model_init.revision: does not go here; write model.revision"),
+        ],
+    )
+    def test_the_libraries_own_names_are_checked(self, changes: dict[str, Any], text: str) -> None:
+        with pytest.raises(RunFileErrors) as caught:
+            parse({**SFT, **changes})
+        assert text in caught.value.mistakes[0].text
+
     def test_a_method_of_later_is_named_as_such(self) -> None:
         with pytest.raises(RunFileErrors, match=r"method: dpo is not supported yet; this release has sft or command"):
             parse({**SFT, "method": "dpo"})

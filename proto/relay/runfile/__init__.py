@@ -127,12 +127,12 @@ def _validated(data: Mapping[str, Any], *, units: bool) -> tuple[RunFile | None,
 
 def _around(data: Mapping[str, Any], run: RunFile | None, supported: bool) -> list[tuple[Mistake, bool]]:
     """The mistakes that the types alone do not show."""
-    method, given = data.get("method"), data.get("options")
+    method = data.get("method")
     found = [(mistake, True) for mistake in rules.between_sections(data)]
     if wrong := options.method_mistake(method) if supported else None:
         found.append((wrong, False))
-    if isinstance(method, str) and isinstance(given, Mapping):
-        found += options.check(method, run.options if run else given)
+    if isinstance(method, str):
+        found += options.check(method, run.to_dict() if run else data)
     if run is not None and supported:
         found += [(mistake, True) for mistake in rules.not_supported(run)]
     return found

@@ -71,13 +71,27 @@ def method_mistake(method: Any) -> Mistake | None:
     )
 
 
-def check(method: str, options: Mapping[str, Any], section: Path = ("options",)) -> Iterator[tuple[Mistake, bool]]:
-    """Each mistake in the options, and whether it is about the key (else about its value)."""
+def check(method: str, run: Mapping[str, Any]) -> Iterator[tuple[Mistake, bool]]:
+    """Each mistake in the library's own mappings, and whether it is about the key (else about its value)."""
     rules = schema(method)
     if rules is None:
         return
-    owned: Mapping[str, str] = rules.get("x-relay-owned", {})
-    yield from ((Mistake((*section, name), "is set by Relay", owned[name]), True) for name in options if name in owned)
+    for name, section_rules in {"options": rules, **rules.get("x-relay-sections", {})}.items():
+        given = run.get(name)
+        if isinstance(given, Mapping):
+            yield from _check_section(method, section_rules, given, (name,))
+
+
+def _check_section(
+    method: str, rules: Mapping[str, Any], options: Mapping[str, Any], section: Path
+) -> Iterator[tuple[Mistake, bool]]:
+    elsewhere = {name: f"write model.{name}" for name, rule in rules.get("properties", {}).items() if rule is False}
+    owned: Mapping[str, str] = rules.get("x-relay-owned", {}) | elsewhere
+    yield from (
+        (Mistake((*section, name), "does not go here" if name in elsewhere else "is set by Relay", owned[name]), True)
+        for name in options
+        if name in owned
+    )
     checked = {name: value for name, value in options.items() if name not in owned}
     for error in jsonschema.Draft202012Validator(rules).iter_errors(checked):
         path = (*section, *error.absolute_path)
@@ -93,7 +107,7 @@ def check(method: str, options: Mapping[str, Any], section: Path = ("options",))
 
 def _unknown(method: str, path: Path, rules: Mapping[str, Any]) -> Mistake:
     name, known = str(path[-1]), rules.get("properties", {})
-    if not known:
+    if not known and len(path) == 2:
         hint = "a command takes its settings from command and env" if method == "command" else ""
         return Mistake(path, f"{method} has no options", hint)
     alias = ELSEWHERE.get(name.casefold().replace("-", "_"), "")
