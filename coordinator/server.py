@@ -24,9 +24,23 @@ from coordinator import migrate, postgres
 from coordinator.artifacts import Artifacts
 from coordinator.config import Config, ConfigError
 from coordinator.database import Database, DatabaseAway, connected
+from coordinator.rpc.agents import AgentsService
 from coordinator.rpc.artifacts import ArtifactsService
+from coordinator.rpc.fleet import FleetService
 from coordinator.rpc.guard import LARGEST_BYTES, Guard, Secret
-from relay.v1 import agents_pb2, artifacts_pb2, artifacts_pb2_grpc, fleet_pb2, runs_pb2
+from coordinator.rpc.runs import RunsService
+from coordinator.services import planner, reaper
+from coordinator.sessions import Heartbeats, Sessions
+from relay.v1 import (
+    agents_pb2,
+    agents_pb2_grpc,
+    artifacts_pb2,
+    artifacts_pb2_grpc,
+    fleet_pb2,
+    fleet_pb2_grpc,
+    runs_pb2,
+    runs_pb2_grpc,
+)
 
 _GRACE_SECONDS = 5.0  # for short calls that are under way when the coordinator is asked to stop
 _HEALTH_SECONDS = 2.0
@@ -72,8 +86,15 @@ async def serve(config: Config, stop: asyncio.Event, announce: Callable[[Running
         database = await stack.enter_async_context(connected(url))
         artifacts = await asyncio.to_thread(Artifacts, config.artifacts, limit=config.artifact_limit)
         healthy = health.aio.HealthServicer()
-        await stack.enter_async_context(_background(lambda: _tell_health(database, healthy)))
-        address = await stack.enter_async_context(_taking_calls(config, healthy, artifacts))
+        heartbeats = Heartbeats(database, config.timing)
+        services = (
+            lambda: _tell_health(database, healthy),
+            heartbeats.run,
+            lambda: planner.run(database, config.timing),
+            lambda: reaper.run(database, config.timing),
+        )
+        await stack.enter_async_context(_background(*services))
+        address = await stack.enter_async_context(_taking_calls(config, healthy, database, artifacts, heartbeats))
         running = Running(address, await _deployment_id(database), url, config.artifacts)
         write_atomically(data_dir / "address", f"{address}\n")
         announce(running)
@@ -114,10 +135,17 @@ async def _for_ever(service: Callable[[], Awaitable[None]]) -> Never:
 
 
 @asynccontextmanager
-async def _taking_calls(config: Config, healthy: health.aio.HealthServicer, artifacts: Artifacts) -> AsyncIterator[str]:
+async def _taking_calls(
+    config: Config, healthy: health.aio.HealthServicer, database: Database, artifacts: Artifacts, heartbeats: Heartbeats
+) -> AsyncIterator[str]:
     """The address calls are taken at. At the end streams are handed over and short calls finish."""
     guard, secret = Guard(), [Secret(config.secret)] if config.secret else []
     server = aio.server(interceptors=[guard, *secret], options=OPTIONS)
+    timing = config.timing
+    sessions = Sessions(database, timing, heartbeats)
+    runs_pb2_grpc.add_RunsServicer_to_server(RunsService(database, artifacts, timing), server)
+    agents_pb2_grpc.add_AgentsServicer_to_server(AgentsService(database, artifacts, sessions, timing), server)
+    fleet_pb2_grpc.add_FleetServicer_to_server(FleetService(database, timing), server)
     artifacts_pb2_grpc.add_ArtifactsServicer_to_server(ArtifactsService(artifacts), server)
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], server)

@@ -1,0 +1,88 @@
+"""Checkpoints as hosts register them: fenced by the lease, after their events, and then head (S5)."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import asyncpg
+
+from coordinator.database import Database
+from coordinator.lifecycle import HeadMoved
+from coordinator.store import checkpoints, history, leases, runs
+from coordinator.values import CheckpointView, Copy, NewCheckpoint
+from relay.errors import CheckpointUnknown, InvalidRequest
+
+
+async def register(db: Database, lease_id: UUID, new: NewCheckpoint) -> CheckpointView:
+    """Registers one node's part; the last makes the checkpoint complete and head. Idempotent by step and digest."""
+    async with db.transaction() as conn:
+        run = await runs.lock_of(conn, lease_id)
+        lease = run.held
+        if not lease.started:
+            raise InvalidRequest("an attempt's first write says what it resumes from (StartAttempt)")
+        if not new.after:
+            raise InvalidRequest("`after` must say where the checkpoint's event line ends")
+        if new.node not in {seat.node for seat in await leases.seats(conn, lease_id)}:
+            raise InvalidRequest(f"the lease has no node {new.node}")
+        await leases.check_passed(conn, lease_id, new.after)
+        checkpoint_id = await _checkpoint(conn, lease, new)
+        if await checkpoints.add_part(conn, checkpoint_id, new) != new.manifest_digest:
+            raise InvalidRequest(f"step {new.step} of this attempt is registered with other content")
+        await checkpoints.add_copies(conn, checkpoint_id, new.node, new.copies)
+        if await checkpoints.complete(conn, checkpoint_id):
+            await _advance(conn, run, checkpoint_id, new)
+        return await _view(conn, checkpoint_id)
+
+
+async def _checkpoint(conn: asyncpg.Connection, lease: leases.LeaseRow, new: NewCheckpoint) -> UUID:
+    if found := await checkpoints.find(conn, lease.id, new.step):
+        return found
+    last = await checkpoints.last_step(conn, lease.id)
+    if last is not None and new.step <= last:
+        raise InvalidRequest(f"step {new.step} is not beyond this attempt's last checkpoint, {last}")
+    if new.step < lease.resumed_step:
+        raise InvalidRequest(f"step {new.step} is before step {lease.resumed_step}, where this attempt resumed")
+    return await checkpoints.add(conn, lease.run_id, lease.id, lease.attempt, new)
+
+
+async def _advance(conn: asyncpg.Connection, run: runs.RunRow, checkpoint_id: UUID, new: NewCheckpoint) -> None:
+    if not await checkpoints.move_head(conn, run.id, checkpoint_id):
+        return
+    await runs.apply(conn, run, HeadMoved())
+    await history.record(
+        conn,
+        run.id,
+        "checkpoint",
+        f"step {new.step} is saved",
+        lease_id=run.held.id,
+        attempt=run.held.attempt,
+        details={"checkpoint": str(checkpoint_id), "step": new.step, "metrics": dict(new.metrics)},
+        state=run.state.value,
+    )
+
+
+async def _view(conn: asyncpg.Connection, checkpoint_id: UUID) -> CheckpointView:
+    view = await checkpoints.get(conn, checkpoint_id)
+    if view is None:
+        raise CheckpointUnknown(f"there is no checkpoint {checkpoint_id}")
+    return view
+
+
+async def add_copy(db: Database, lease_id: UUID, checkpoint_id: UUID, node: int, copy: Copy) -> None:
+    """Adds a verified copy to a checkpoint of the lease's run."""
+    async with db.transaction() as conn:
+        run = await runs.lock_of(conn, lease_id)
+        view = await checkpoints.get(conn, checkpoint_id)
+        if view is None or view.run_id != run.id or node not in {part.node for part in view.parts}:
+            raise CheckpointUnknown(f"run {run.id} has no checkpoint {checkpoint_id} with a part of node {node}")
+        if await checkpoints.add_copies(conn, checkpoint_id, node, [copy]):
+            await history.record(
+                conn,
+                run.id,
+                "copied",
+                f"step {view.step} has a copy in {copy.store}",
+                lease_id=lease_id,
+                attempt=run.held.attempt,
+                details={"checkpoint": str(checkpoint_id), "step": view.step, "store": copy.store, "uri": copy.uri},
+                state=run.state.value,
+            )

@@ -1,0 +1,259 @@
+"""What happens to leases: granted, started, renewed, lapsed, missed and completed. One transaction each."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from uuid import UUID
+
+import asyncpg
+
+from coordinator import scheduling
+from coordinator.database import Database
+from coordinator.lifecycle import (
+    Cause,
+    Ended,
+    Granted,
+    Lapsed,
+    LeaseState,
+    Outcome,
+    Phase,
+    Policy,
+    Renewed,
+    RunState,
+    Started,
+    StopReason,
+)
+from coordinator.store import agents, checkpoints, history, leases, planning, runs
+from coordinator.values import CheckpointView, Completion, Seated, Skipped
+from relay.errors import AgentUnknown, CheckpointUnknown, InvalidRequest, LeaseLost
+
+_log = logging.getLogger(__name__)
+
+
+class NotAsPlanned(Exception):
+    """What was planned with has changed meanwhile: the grant is not made, and the plan is made anew."""
+
+
+async def grant(db: Database, planned: scheduling.Grant, ttl: float) -> UUID | None:
+    """Grants a run as planned, ending its lapsed lease; None when things are no longer as planned (S1, S9)."""
+    try:
+        async with db.transaction() as conn:
+            return await _grant(conn, planned, ttl)
+    except (NotAsPlanned, asyncpg.UniqueViolationError, AgentUnknown) as changed:
+        _log.info("run=%s not granted: %s", planned.run, changed)
+        return None
+
+
+async def _grant(conn: asyncpg.Connection, planned: scheduling.Grant, ttl: float) -> UUID:
+    run = await runs.lock(conn, planned.run)
+    if run.status.phase not in (Phase.QUEUED, Phase.LAPSED) or not run.eligible:
+        raise NotAsPlanned(f"it is {run.status.phase}")
+    policy = planning.policy(run.spec)
+    seats = [Seated(node, seat.agent, seat.slots) for node, seat in enumerate(planned.seats)]
+    await _check_agents(conn, run, seats, ttl)
+    if policy is Policy.STOP and await conn.fetchval("SELECT stop_grants_after > clock_timestamp() FROM deployment"):
+        raise NotAsPlanned("the database failed over, and older holders may still train")
+    await runs.apply(conn, run, Granted())
+    attempt = run.attempts + 1
+    lease_id = await leases.begin(conn, run.id, attempt, policy, seats, ttl)
+    await conn.execute("UPDATE runs SET attempts = $2 WHERE id = $1", run.id, attempt)
+    await agents.raise_wishes(conn, [seat.agent for seat in seats])
+    await history.record(
+        conn,
+        run.id,
+        "granted",
+        f"attempt {attempt} on {', '.join(seat.agent for seat in seats)}",
+        lease_id=lease_id,
+        attempt=attempt,
+        details={"agents": [seat.agent for seat in seats]},
+        state=RunState.RUNNING.value,
+    )
+    return lease_id
+
+
+async def _check_agents(conn: asyncpg.Connection, run: runs.RunRow, seats: Sequence[Seated], ttl: float) -> None:
+    """NotAsPlanned unless every agent takes work and has its slots free; locks them, and the old lease's, in order."""
+    old: list[asyncpg.Record] = []
+    if run.lease:
+        old = await conn.fetch(
+            "SELECT agent FROM places WHERE lease_id = $1 ORDER BY node FOR NO KEY UPDATE", run.lease.id
+        )
+    rows = await agents.lock(conn, [seat.agent for seat in seats] + [row["agent"] for row in old])
+    for seat in seats:
+        row = rows[seat.agent]
+        if trouble := planning.trouble({**row, "quiet": row["silence"].total_seconds() > ttl}):
+            raise NotAsPlanned(f"{seat.agent} {trouble}")
+        if busy := {slot for held in row["held"] for slot in held["slots"]} & set(seat.slots):
+            raise NotAsPlanned(f"{seat.agent} still has something on slots {sorted(busy)}")
+
+
+async def start(
+    db: Database, lease_id: UUID, node: int, checkpoint_id: UUID | None, skipped: Sequence[Skipped]
+) -> None:
+    """An attempt's first write: the head becomes what it resumes from (S6). Node 0 decides for all."""
+    async with db.transaction() as conn:
+        run = await runs.lock_of(conn, lease_id)
+        if node == 0 and not run.held.started:
+            await _start(conn, run, checkpoint_id, skipped)
+        elif node == 0 and run.held.resumed_from != checkpoint_id:
+            raise InvalidRequest("this attempt has already started, from another checkpoint")
+
+
+async def _start(
+    conn: asyncpg.Connection, run: runs.RunRow, checkpoint_id: UUID | None, skipped: Sequence[Skipped]
+) -> None:
+    lease = run.held
+    checkpoint = await _resumable(conn, run.id, checkpoint_id)
+    superseded = await checkpoints.resume_at(conn, run.id, lease.id, checkpoint)
+    passed = [{"checkpoint": str(s.checkpoint_id), "step": s.step, "reason": s.reason} for s in skipped]
+    await conn.execute(
+        """UPDATE leases SET start_time = clock_timestamp(), resumed_from = $2, resumed_step = $3, skipped = $4
+           WHERE id = $1""",
+        lease.id,
+        checkpoint_id,
+        checkpoint.step if checkpoint else 0,
+        passed,
+    )
+    await runs.apply(conn, run, Started())
+    text = f"attempt {lease.attempt} resumes at step {checkpoint.step}" if checkpoint else "training begins"
+    text += "".join(f"; step {s.step} was skipped: {s.reason}" for s in skipped)
+    await history.record(
+        conn,
+        run.id,
+        "started",
+        text,
+        lease_id=lease.id,
+        attempt=lease.attempt,
+        level="warning" if skipped else "info",
+        details={
+            "checkpoint": str(checkpoint_id or ""),
+            "step": checkpoint.step if checkpoint else 0,
+            "skipped": passed,
+            "superseded": superseded,
+        },
+        state=run.state.value,
+    )
+
+
+async def _resumable(conn: asyncpg.Connection, run_id: str, checkpoint_id: UUID | None) -> CheckpointView | None:
+    if checkpoint_id is None:
+        return None
+    checkpoint = await checkpoints.get(conn, checkpoint_id)
+    if checkpoint is None or checkpoint.run_id != run_id:
+        raise CheckpointUnknown(f"run {run_id} has no checkpoint {checkpoint_id}")
+    if not checkpoint.complete or checkpoint.superseded:
+        raise InvalidRequest(f"the checkpoint of step {checkpoint.step} is {_unfit(checkpoint)}")
+    return checkpoint
+
+
+def _unfit(checkpoint: CheckpointView) -> str:
+    return "off the curve" if checkpoint.superseded else "not complete"
+
+
+async def complete(db: Database, lease_id: UUID, report: Completion) -> RunState:
+    """How an attempt ended. The same report again has the same answer; EVENTS_MISSING while a source is short."""
+    async with db.transaction() as conn:
+        if (state := await _reported(conn, lease_id, report)) is not None:
+            return state
+        run = await runs.lock_of(conn, lease_id)
+        fine = report.outcome in (Outcome.SUCCEEDED, Outcome.STOPPED)
+        if report.node != 0 and fine:
+            return run.state  # node 0 speaks for a gang; others are heard when something went wrong
+        if report.outcome is not Outcome.FAULTED:
+            await leases.check_passed(conn, lease_id, report.final)
+        if report.output is not None:
+            await _publish(conn, run, report)
+        event = Ended(report.outcome, report.cause, report.permanent, _said(report, run.status.stop))
+        stored = {"digest": report.digest}
+        change = await runs.apply(conn, run, event, error=report.error, completion=stored)
+        return change.status.state
+
+
+async def _reported(conn: asyncpg.Connection, lease_id: UUID, report: Completion) -> RunState | None:
+    """The run's state when this very report ended the lease; LeaseLost when something else did."""
+    row = await conn.fetchrow(
+        """SELECT l.end_time, l.completion, r.state FROM leases l JOIN runs r ON r.id = l.run_id WHERE l.id = $1""",
+        lease_id,
+    )
+    if row is None:
+        raise LeaseLost
+    if row["end_time"] is None:
+        return None
+    if (row["completion"] or {}).get("digest") != report.digest:
+        raise LeaseLost
+    return RunState(row["state"])
+
+
+async def _publish(conn: asyncpg.Connection, run: runs.RunRow, report: Completion) -> None:
+    lease, output = run.held, dict(report.output or {})
+    await conn.execute("UPDATE runs SET output = $2 WHERE id = $1", run.id, output)
+    await history.record(
+        conn,
+        run.id,
+        "output",
+        f"the result is published: {output['files']} files, {output['size']} bytes",
+        lease_id=lease.id,
+        attempt=lease.attempt,
+        details=output,
+        state=run.state.value,
+    )
+
+
+def _said(report: Completion, stop: StopReason | None) -> str:
+    if report.outcome is Outcome.STOPPED:
+        wished = {StopReason.PREEMPT: "preempted", StopReason.PAUSE: "paused", StopReason.CANCEL: "cancelled"}
+        if report.cause is Cause.LEAVING:
+            return "its agent leaves"
+        if report.cause is Cause.TRUST_LOST:
+            return "out of contact for longer than its policy allows"
+        return wished[stop] if stop else ""
+    return str(report.error["message"]) if report.error else ""
+
+
+async def lapse(db: Database, lease_id: UUID) -> bool:
+    """Lets a lease lapse if a place of it has run out by the database's clock, now that it is locked."""
+    async with db.transaction() as conn:
+        run = await _unended(conn, lease_id)
+        if run is None or run.held.state is not LeaseState.HELD:
+            return False
+        agent = await leases.is_expired(conn, lease_id)
+        if agent is None:
+            return False
+        change = await runs.apply(conn, run, Lapsed())
+        if change.closing is None:
+            await _tell(conn, run, "lapsed", f"{agent} is silent; the run may go elsewhere", level="warning")
+        return True
+
+
+async def unlapse(db: Database, lease_id: UUID) -> None:
+    """Takes back a lapse whose silent places have all been renewed."""
+    async with db.transaction() as conn:
+        run = await _unended(conn, lease_id)
+        if run is None or run.held.state is not LeaseState.LAPSED or await leases.is_expired(conn, lease_id):
+            return
+        await runs.apply(conn, run, Renewed())
+        await _tell(conn, run, "renewed", "its holder is back")
+
+
+async def miss(db: Database, lease_id: UUID) -> None:
+    """Ends a lease that its agent should hold and does not: whatever ran it there is gone."""
+    async with db.transaction() as conn:
+        run = await _unended(conn, lease_id)
+        if run is None or (agent := await leases.is_missing(conn, lease_id)) is None:
+            return
+        await runs.apply(conn, run, Ended(Outcome.FAULTED, reason=f"{agent} no longer runs it"))
+
+
+async def _unended(conn: asyncpg.Connection, lease_id: UUID) -> runs.RunRow | None:
+    try:
+        return await runs.lock_of(conn, lease_id)
+    except LeaseLost:
+        return None
+
+
+async def _tell(conn: asyncpg.Connection, run: runs.RunRow, kind: str, text: str, *, level: str = "info") -> None:
+    lease = run.held
+    await history.record(
+        conn, run.id, kind, text, lease_id=lease.id, attempt=lease.attempt, level=level, state=run.state.value
+    )

@@ -1,0 +1,195 @@
+"""Runs as people steer them: submitted once, and then only wished of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import asyncpg
+
+from coordinator import scheduling
+from coordinator.database import Database
+from coordinator.lifecycle import Cancel, Event, IllegalTransition, Pause, Phase, Requeue, Resume
+from coordinator.store import history, planning, runs
+from coordinator.threads import in_thread
+from coordinator.values import Submission
+from relay import runfile
+from relay.errors import (
+    IllegalVerb,
+    InputMissing,
+    InvalidRequest,
+    RequestIdReused,
+    RunEnded,
+    RunExists,
+    SpecInvalid,
+)
+from relay.manifest import DIGEST, ManifestError, check_path
+
+MAX_INPUTS = 10_000
+_OVER = (Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED)
+
+
+class Whole(Protocol):
+    """What is said of one blob."""
+
+    @property
+    def complete(self) -> bool: ...
+
+
+class Blobs(Protocol):
+    """The artifact store, as far as it is needed here. Blocking."""
+
+    def stat(self, digest: str, /) -> Whole: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A submission that could be created."""
+
+    run_id: str
+    spec: Mapping[str, Any]
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """What became of a submission, and where the run could go."""
+
+    run_id: str
+    spec: Mapping[str, Any]
+    created: bool
+    agents_ready: tuple[str, ...]
+    placement: str
+
+
+async def create(db: Database, blobs: Blobs, submission: Submission, ttl: float) -> Created:
+    """Creates a run, once: the same request has the same answer, also when the first one's was lost (S9)."""
+    checked = _check(submission)
+    await _check_inputs(blobs, submission.inputs)
+    created = False
+    run_id = checked.run_id
+    if not submission.validate_only:
+        async with db.transaction() as conn:
+            run_id, created = await _create(conn, submission, checked)
+    async with db.connection() as conn:
+        need, fleet = planning.need(checked.spec), await planning.fleet(conn, ttl)
+    ready = tuple(host.name for host in scheduling.candidates(need, fleet))
+    return Created(run_id, checked.spec, created, ready, scheduling.explain(need, fleet))
+
+
+def _check(submission: Submission) -> Checked:
+    try:
+        parsed = runfile.parse(submission.spec)
+    except runfile.RunFileErrors as wrong:
+        raise SpecInvalid(str(wrong)) from wrong
+    run_id = submission.run_id or parsed.name or f"{parsed.method}-{secrets.token_hex(4)}"
+    spec = parsed.to_dict()
+    said = {"run": submission.run_id, "spec": spec, "inputs": list(submission.inputs)}
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    return Checked(run_id, spec, digest)
+
+
+async def _check_inputs(blobs: Blobs, inputs: Sequence[Mapping[str, Any]]) -> None:
+    """Every input is a plain path and its content is in the store."""
+    if len(inputs) > MAX_INPUTS:
+        raise InvalidRequest(f"{len(inputs)} inputs; at most {MAX_INPUTS} travel with a run")
+    for entry in inputs:
+        try:
+            check_path(entry["path"])
+        except ManifestError as wrong:
+            raise InvalidRequest(str(wrong)) from wrong
+        if not DIGEST.match(entry["digest"]):
+            raise InvalidRequest(f"{entry['path']}: {entry['digest']!r} is not a digest like sha256:<64 hex digits>")
+    wanted = {entry["digest"]: entry["path"] for entry in inputs}
+    stats = await in_thread(lambda: {digest: blobs.stat(digest).complete for digest in wanted})
+    if missing := sorted(path for digest, path in wanted.items() if not stats[digest]):
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise InputMissing(f"not in the artifact store: {', '.join(missing[:5])}{more}")
+
+
+async def _create(conn: asyncpg.Connection, submission: Submission, checked: Checked) -> tuple[str, bool]:
+    run_id: str | None = await conn.fetchval(
+        """INSERT INTO runs (id, state, wanted, spec, inputs, labels, priority, request_id, request_digest, provenance)
+           VALUES ($1, 'queued', 'run', $2, $3, $4, $5, NULLIF($6, ''), $7, $8) ON CONFLICT DO NOTHING RETURNING id""",
+        checked.run_id,
+        checked.spec,
+        list(submission.inputs),
+        checked.spec.get("labels", {}),
+        checked.spec.get("priority", 0),
+        submission.request_id,
+        checked.digest,
+        submission.provenance,
+    )
+    if run_id is None:
+        return await _again(conn, submission, checked), False
+    await history.record(conn, run_id, "created", "submitted", details=dict(submission.provenance), state="queued")
+    await conn.execute("SELECT pg_notify('relay_queue', '')")
+    return run_id, True
+
+
+async def _again(conn: asyncpg.Connection, submission: Submission, checked: Checked) -> str:
+    """The run of a request that was carried out before, or of a name that exists."""
+    if submission.request_id:
+        row = await conn.fetchrow("SELECT id, request_digest FROM runs WHERE request_id = $1", submission.request_id)
+        if row and row["request_digest"] != checked.digest:
+            raise RequestIdReused(f"this request id was used for run {row['id']}, with another spec", run=row["id"])
+        if row:
+            run_id: str = row["id"]
+            return run_id
+    if not submission.resume:
+        raise RunExists(f"there is a run {checked.run_id} already", run=checked.run_id)
+    await _requeue(conn, submission, checked)
+    return checked.run_id
+
+
+async def _requeue(conn: asyncpg.Connection, submission: Submission, checked: Checked) -> None:
+    """Queues a run that is over again, from its head; what it is to do may have been changed meanwhile."""
+    run = await runs.lock(conn, checked.run_id)
+    if run.request_digest != checked.digest:
+        if run.status.phase not in (*_OVER, Phase.PAUSED):
+            raise RunExists(f"run {run.id} is {run.status.phase}, with another spec", run=run.id)
+        await conn.execute(
+            "UPDATE runs SET spec = $2, inputs = $3, labels = $4, priority = $5, request_digest = $6 WHERE id = $1",
+            run.id,
+            checked.spec,
+            list(submission.inputs),
+            checked.spec.get("labels", {}),
+            checked.spec.get("priority", 0),
+            checked.digest,
+        )
+    change = await runs.apply(conn, run, Requeue())
+    if change.status != run.status:
+        state = change.status.state.value
+        await history.record(conn, run.id, "state", "queued again from its head", state=state)
+
+
+async def cancel(db: Database, run_id: str, reason: str) -> None:
+    """Wishes that the run end."""
+    await _wish(db, run_id, Cancel(), "cancelled", reason)
+
+
+async def pause(db: Database, run_id: str, reason: str) -> None:
+    """Wishes that the run rest."""
+    await _wish(db, run_id, Pause(), "paused", reason)
+
+
+async def resume(db: Database, run_id: str) -> None:
+    """Takes back a pause."""
+    await _wish(db, run_id, Resume(), "resumed", "")
+
+
+async def _wish(db: Database, run_id: str, event: Event, verb: str, reason: str) -> None:
+    async with db.transaction() as conn:
+        run = await runs.lock(conn, run_id)
+        text = f"{verb} by an operator" + (f": {reason}" if reason else "")
+        try:
+            change = await runs.apply(conn, run, event, reason=text)
+        except IllegalTransition as illegal:
+            error = RunEnded if illegal.phase in _OVER else IllegalVerb
+            raise error(f"run {run_id} is {illegal.phase}: it cannot be {verb}", state=illegal.phase.value) from None
+        if change.status != run.status:
+            await history.record(conn, run_id, "wanted", text, details={"verb": verb}, state=change.status.state.value)

@@ -1,0 +1,81 @@
+"""The Agents service: what hosts call. Parse, call, render."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+from grpc import aio
+
+from coordinator import render, wire
+from coordinator.artifacts import Artifacts
+from coordinator.commands import checkpoints, leases
+from coordinator.database import Database
+from coordinator.sessions import Heartbeat, LiveSession, SessionOver, Sessions
+from coordinator.threads import in_thread
+from relay.errors import InputMissing, InvalidRequest
+from relay.timing import LeaseTiming
+from relay.v1 import agents_pb2 as pb
+from relay.v1 import agents_pb2_grpc
+
+_Context = aio.ServicerContext[Any, Any]
+
+
+class AgentsService(agents_pb2_grpc.AgentsServicer):
+    """Serves the hosts."""
+
+    def __init__(self, db: Database, artifacts: Artifacts, sessions: Sessions, timing: LeaseTiming) -> None:
+        self._db = db
+        self._artifacts = artifacts
+        self._sessions = sessions
+        self._timing = timing
+
+    async def Session(
+        self, requests: AsyncIterator[pb.SessionRequest], context: _Context
+    ) -> AsyncIterator[pb.SessionResponse]:
+        first = await anext(requests, None)
+        if first is None or first.WhichOneof("message") != "hello":
+            raise InvalidRequest("a session begins with a hello")
+        hello = wire.hello(first.hello)
+        try:
+            async with self._sessions.open(hello) as session:
+                yield render.welcome(session.welcome, self._timing)
+                async for message in session.messages(_heartbeats(hello.agent, session, requests)):
+                    yield render.told(message)
+        except SessionOver as over:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(over))
+
+    async def StartAttempt(self, request: pb.StartAttemptRequest, context: _Context) -> pb.StartAttemptResponse:
+        checkpoint = wire.checkpoint_id(request.checkpoint) if request.checkpoint else None
+        lease, skipped = wire.lease_id(request.lease), wire.skipped(request.skipped)
+        await leases.start(self._db, lease, request.node, checkpoint, skipped)
+        return pb.StartAttemptResponse()
+
+    async def RegisterCheckpoint(
+        self, request: pb.RegisterCheckpointRequest, context: _Context
+    ) -> pb.RegisterCheckpointResponse:
+        view = await checkpoints.register(self._db, wire.lease_id(request.lease), wire.new_checkpoint(request))
+        return pb.RegisterCheckpointResponse(checkpoint=render.checkpoint(view))
+
+    async def AddCopy(self, request: pb.AddCopyRequest, context: _Context) -> pb.AddCopyResponse:
+        lease, checkpoint = wire.lease_id(request.lease), wire.checkpoint_id(request.checkpoint)
+        await checkpoints.add_copy(self._db, lease, checkpoint, request.node, wire.copy(request.copy))
+        return pb.AddCopyResponse()
+
+    async def CompleteLease(self, request: pb.CompleteLeaseRequest, context: _Context) -> pb.CompleteLeaseResponse:
+        lease, report = wire.lease_id(request.lease), wire.completion(request)
+        if report.output and not (await in_thread(self._artifacts.stat, report.output["manifest_digest"])).complete:
+            raise InputMissing("the result's manifest is not in the artifact store")
+        state = await leases.complete(self._db, lease, report)
+        return pb.CompleteLeaseResponse(state=render.run_state(state))
+
+
+async def _heartbeats(
+    agent: str, session: LiveSession, requests: AsyncIterator[pb.SessionRequest]
+) -> AsyncIterator[Heartbeat]:
+    async for request in requests:
+        if request.WhichOneof("message") != "heartbeat":
+            raise InvalidRequest("after its hello a session sends heartbeats")
+        pulse = wire.pulse(agent, session.welcome.session_id, request.heartbeat)
+        yield Heartbeat(request.heartbeat.sequence, pulse)

@@ -1,0 +1,96 @@
+"""The Runs service: what people and pipelines call. Parse, call, render."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from grpc import aio
+
+from coordinator import render, wire
+from coordinator.artifacts import Artifacts
+from coordinator.commands import runs as commands
+from coordinator.database import Database
+from coordinator.store import checkpoints, views
+from coordinator.store.views import RunFilter
+from relay.errors import InvalidRequest
+from relay.timing import LeaseTiming
+from relay.v1 import runs_pb2 as pb
+from relay.v1 import runs_pb2_grpc
+
+PAGE, LARGEST_PAGE = 50, 1000
+_NO_HEAD = UUID(int=0)
+_Context = aio.ServicerContext[Any, Any]
+
+
+class RunsService(runs_pb2_grpc.RunsServicer):
+    """Serves people and pipelines."""
+
+    def __init__(self, db: Database, artifacts: Artifacts, timing: LeaseTiming) -> None:
+        self._db = db
+        self._artifacts = artifacts
+        self._ttl = timing.ttl
+
+    async def CreateRun(self, request: pb.CreateRunRequest, context: _Context) -> pb.CreateRunResponse:
+        done = await commands.create(self._db, self._artifacts, wire.submission(request), self._ttl)
+        if request.validate_only:
+            run = pb.Run(name=f"runs/{done.run_id}", spec=wire.struct(done.spec), inputs=request.inputs)
+        else:
+            run = await self._run(done.run_id)
+        return pb.CreateRunResponse(
+            run=run, created=done.created, agents_ready=done.agents_ready, placement=done.placement
+        )
+
+    async def GetRun(self, request: pb.GetRunRequest, context: _Context) -> pb.Run:
+        return await self._run(wire.run_id(request.name))
+
+    async def ListRuns(self, request: pb.ListRunsRequest, context: _Context) -> pb.ListRunsResponse:
+        if not 0 <= request.page_size <= LARGEST_PAGE:
+            raise InvalidRequest(f"page_size is at most {LARGEST_PAGE}")
+        which = RunFilter(
+            states=[pb.Run.State.Name(state).lower() for state in request.states if state in pb.Run.State.values()],
+            labels=request.labels,
+            created_after=wire.moment(request.created_after) if request.HasField("created_after") else None,
+            after=request.page_token,
+            limit=request.page_size or PAGE,
+        )
+        async with self._db.begin() as connection:
+            found, token = await views.runs(connection, which)
+        async with self._db.connection() as conn:
+            heads = await checkpoints.of_ids(conn, [view.run.head_id for view in found if view.run.head_id])
+        runs = [render.run(view, heads.get(view.run.head_id or _NO_HEAD), whole=False) for view in found]
+        return pb.ListRunsResponse(runs=runs, next_page_token=token)
+
+    async def CancelRun(self, request: pb.CancelRunRequest, context: _Context) -> pb.Run:
+        await commands.cancel(self._db, wire.run_id(request.name), wire.words(request.reason))
+        return await self._run(wire.run_id(request.name))
+
+    async def PauseRun(self, request: pb.PauseRunRequest, context: _Context) -> pb.Run:
+        await commands.pause(self._db, wire.run_id(request.name), wire.words(request.reason))
+        return await self._run(wire.run_id(request.name))
+
+    async def ResumeRun(self, request: pb.ResumeRunRequest, context: _Context) -> pb.Run:
+        await commands.resume(self._db, wire.run_id(request.name))
+        return await self._run(wire.run_id(request.name))
+
+    async def ListAttempts(self, request: pb.ListAttemptsRequest, context: _Context) -> pb.ListAttemptsResponse:
+        async with self._db.begin() as connection:
+            found = await views.attempts(connection, wire.run_id(request.name))
+        return pb.ListAttemptsResponse(attempts=[render.attempt(view) for view in found])
+
+    async def ListCheckpoints(
+        self, request: pb.ListCheckpointsRequest, context: _Context
+    ) -> pb.ListCheckpointsResponse:
+        run_id = wire.run_id(request.name)
+        async with self._db.begin() as connection:
+            await views.run(connection, run_id)
+        async with self._db.connection() as conn:
+            found = await checkpoints.of_run(conn, run_id, superseded=request.include_superseded)
+        return pb.ListCheckpointsResponse(checkpoints=[render.checkpoint(view) for view in found])
+
+    async def _run(self, run_id: str) -> pb.Run:
+        async with self._db.begin() as connection:
+            view = await views.run(connection, run_id)
+        async with self._db.connection() as conn:
+            head = await checkpoints.get(conn, view.run.head_id) if view.run.head_id else None
+        return render.run(view, head)

@@ -1,0 +1,48 @@
+"""One replica at a time: an advisory lock on a connection of its own, gone with its holder.
+
+It only saves work. Whatever a leader does is guarded by itself, so two of them for a moment do no harm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Never
+
+import asyncpg
+
+from coordinator.database import Database, DatabaseAway
+
+PLANNER, REAPER = 0x52454C41, 0x52454C42
+_AGAIN = 1.0  #: seconds before another try, when the database is away
+_PATIENCE = 10 * 365 * 86400.0
+_log = logging.getLogger(__name__)
+
+
+async def lead(db: Database, key: int, work: Callable[[asyncpg.Connection], Awaitable[Never]]) -> Never:
+    """Waits to become leader, works as one, and begins again when the database was away."""
+    while True:
+        try:
+            async with db.dedicated() as conn:
+                await conn.execute("SET lock_timeout = 0; SET statement_timeout = 0")
+                await conn.execute("SELECT pg_advisory_lock($1)", key, timeout=_PATIENCE)
+                await conn.execute("RESET lock_timeout; RESET statement_timeout")
+                await work(conn)
+        except DatabaseAway as away:
+            _log.warning("leadership=%x lost: %s", key, away)
+        await asyncio.sleep(_AGAIN)
+
+
+async def still_leads(conn: asyncpg.Connection) -> None:
+    """Returns while the connection that has the lock lives."""
+    await conn.execute("SELECT 1")
+
+
+async def set_within(event: asyncio.Event, seconds: float) -> None:
+    """Until the event is set, at most so long."""
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return

@@ -1,0 +1,196 @@
+"""The live sessions of this process: one stream, one writer each; all that matters about them is in the database.
+
+Heartbeats of all streams are combined: while one batch is being written the next gathers, so that ten thousand agents
+cost a few transactions per second. A beat answers each heartbeat, and one is pushed the moment `relay_wishes` names
+the agent, whichever replica changed its wish. Where the database cannot be read the answer is `Waiting`: contact, no
+change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Never
+from uuid import UUID
+
+from coordinator.commands import sessions as commands
+from coordinator.database import Database, DatabaseAway
+from coordinator.values import Hello, LeaseRecord, Pulse, Wish
+from relay.errors import SessionReplaced
+from relay.timing import LeaseTiming
+
+_log = logging.getLogger(__name__)
+
+
+class SessionOver(Exception):
+    """The coordinator has ended this session (the database failed over or was restored): say hello again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Welcomed:
+    """A session is open."""
+
+    session_id: UUID
+    deployment_id: UUID
+    leases: tuple[LeaseRecord, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What is wished, as the answer to a heartbeat; sequence 0 when pushed."""
+
+    wish: Wish
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """The database cannot be read."""
+
+    sequence: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """A heartbeat, numbered by its agent."""
+
+    sequence: int
+    pulse: Pulse
+
+
+class Heartbeats:
+    """Combines the heartbeats of a process into few transactions. `run` is a service."""
+
+    def __init__(self, db: Database, timing: LeaseTiming) -> None:
+        self._db = db
+        self._ttl = timing.ttl
+        self._waiting: list[tuple[Pulse, asyncio.Future[Wish]]] = []
+        self._arrived = asyncio.Event()
+
+    async def beat(self, pulse: Pulse) -> Wish:
+        """Renews what the pulse lists; returns what is wished of its agent, read after it was sent."""
+        answer: asyncio.Future[Wish] = asyncio.get_running_loop().create_future()
+        self._waiting.append((pulse, answer))
+        self._arrived.set()
+        return await answer
+
+    async def run(self) -> Never:
+        """Batch after batch."""
+        try:
+            while True:
+                await self._arrived.wait()
+                self._arrived.clear()
+                batch, self._waiting = self._waiting, []
+                await self._carry_out(batch)
+        finally:
+            for _, answer in self._waiting:
+                answer.cancel()
+
+    async def _carry_out(self, batch: list[tuple[Pulse, asyncio.Future[Wish]]]) -> None:
+        """One transaction. Two sessions of one agent may be in it: only the current one's pulse changes anything."""
+        try:
+            wishes = await commands.beat(self._db, [pulse for pulse, _ in batch], self._ttl)
+        except DatabaseAway as away:
+            for _, answer in batch:
+                if not answer.done():
+                    answer.set_exception(DatabaseAway(str(away)))
+        except BaseException:
+            for _, answer in batch:
+                answer.cancel()
+            raise
+        else:
+            for pulse, answer in batch:
+                if not answer.done():
+                    answer.set_result(wishes[pulse.agent])
+
+
+class Sessions:
+    """Opens sessions for the Agents service."""
+
+    def __init__(self, db: Database, timing: LeaseTiming, heartbeats: Heartbeats) -> None:
+        self._db = db
+        self._timing = timing
+        self._heartbeats = heartbeats
+
+    @contextlib.asynccontextmanager
+    async def open(self, hello: Hello) -> AsyncIterator[LiveSession]:
+        """A session for as long as its stream lasts."""
+        async with self._db.notifications.subscribe("relay_wishes", hello.agent) as changed:
+            opened = await commands.open_session(self._db, hello, self._timing)
+            _log.info("agent=%s session=%s opened", hello.agent, opened.session_id)
+            try:
+                first = Pulse(
+                    agent=hello.agent, session_id=opened.session_id, held=hello.held, readiness=hello.readiness
+                )
+                wish = await self._heartbeats.beat(first)
+                records = await commands.records(self._db, hello)
+                welcome = Welcomed(opened.session_id, opened.deployment_id, tuple(records))
+                yield LiveSession(self._db, self._heartbeats, welcome, wish, changed)
+            finally:
+                with contextlib.suppress(DatabaseAway):
+                    await commands.close_session(self._db, hello.agent, opened.session_id)
+                _log.info("agent=%s session=%s closed", hello.agent, opened.session_id)
+
+
+class LiveSession:
+    """One stream: what it is told, in one order."""
+
+    def __init__(
+        self, db: Database, heartbeats: Heartbeats, welcome: Welcomed, wish: Wish, changed: asyncio.Event
+    ) -> None:
+        self._db = db
+        self._heartbeats = heartbeats
+        self.welcome = welcome
+        self._first = wish
+        self._changed = changed
+        self._told = -1  # the newest wish version that was sent
+
+    async def messages(self, heartbeats: AsyncIterator[Heartbeat]) -> AsyncIterator[Told | Waiting]:
+        """Answers each heartbeat, and pushes what changes in between, until the heartbeats end."""
+        yield self._tell(self._first, 0)
+        reading = asyncio.ensure_future(anext(heartbeats, None))
+        waking = asyncio.ensure_future(self._changed.wait())
+        try:
+            while True:
+                await asyncio.wait({reading, waking}, return_when=asyncio.FIRST_COMPLETED)
+                if reading.done():
+                    if (heartbeat := reading.result()) is None:
+                        return
+                    reading = asyncio.ensure_future(anext(heartbeats, None))
+                    yield await self._answer(heartbeat)
+                elif (pushed := await self._pushed()) is not None:
+                    yield pushed
+                if waking.done():
+                    waking = asyncio.ensure_future(self._changed.wait())
+        finally:
+            reading.cancel()
+            waking.cancel()
+
+    async def _answer(self, heartbeat: Heartbeat) -> Told | Waiting:
+        try:
+            return self._tell(await self._heartbeats.beat(heartbeat.pulse), heartbeat.sequence)
+        except DatabaseAway as away:
+            return Waiting(heartbeat.sequence, str(away) or "the database is out of reach")
+
+    async def _pushed(self) -> Told | None:
+        """What is wished now, if it changed; nothing while it cannot be read: the next heartbeat will tell."""
+        self._changed.clear()
+        try:
+            wish = (await commands.wished(self._db, [self._first.agent]))[self._first.agent]
+        except DatabaseAway:
+            return None
+        known = self._told
+        told = self._tell(wish, 0)
+        return told if wish.version > known else None
+
+    def _tell(self, wish: Wish, sequence: int) -> Told:
+        if wish.session_id is None:
+            raise SessionOver("the coordinator ended this session; say hello again")
+        if wish.session_id != self.welcome.session_id:
+            raise SessionReplaced
+        self._told = wish.version
+        return Told(wish, sequence)

@@ -1,0 +1,110 @@
+"""Agents: who they are, what they last said, and the counter that orders what is wished of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from uuid import UUID
+
+import asyncpg
+
+from coordinator.values import Hello, Pulse
+from relay.errors import AgentUnknown
+
+RETIRED = 100  #: instances that are remembered as replaced, per agent
+
+
+async def lock(conn: asyncpg.Connection, names: Iterable[str]) -> dict[str, asyncpg.Record]:
+    """The rows of agents by name, locked in the order of their names; AgentUnknown."""
+    wanted = sorted(set(names))
+    rows = await conn.fetch(
+        """SELECT *, clock_timestamp() - GREATEST(heartbeat_time, connect_time) AS silence
+           FROM agents WHERE name = ANY($1) ORDER BY name FOR NO KEY UPDATE""",
+        wanted,
+    )
+    found = {row["name"]: row for row in rows}
+    for name in wanted:
+        if name not in found:
+            raise AgentUnknown(f"there is no agent {name}", agent=name)
+    return found
+
+
+async def raise_wishes(conn: asyncpg.Connection, names: Sequence[str]) -> None:
+    """Raises the wish version of agents, whose sessions push a beat once the transaction commits."""
+    if not names:
+        return
+    await conn.execute(
+        """WITH locked AS (SELECT name FROM agents WHERE name = ANY($1) ORDER BY name FOR NO KEY UPDATE)
+           UPDATE agents SET wish_version = wish_version + 1 FROM locked WHERE agents.name = locked.name""",
+        list(names),
+    )
+    await announce(conn, names)
+
+
+async def announce(conn: asyncpg.Connection, names: Iterable[str]) -> None:
+    """Wakes the live sessions of agents, on every replica, once the transaction commits."""
+    await conn.execute("SELECT pg_notify('relay_wishes', name) FROM unnest($1::text[]) AS name", list(set(names)))
+
+
+async def ensure(conn: asyncpg.Connection, hello: Hello) -> asyncpg.Record:
+    """The agent's row, locked; made when the agent is new."""
+    await conn.execute(
+        "INSERT INTO agents (name, instance_id, boot_id) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
+        hello.agent,
+        hello.instance_id,
+        hello.boot_id,
+    )
+    return (await lock(conn, [hello.agent]))[hello.agent]
+
+
+async def begin_session(conn: asyncpg.Connection, hello: Hello, retired: Sequence[str]) -> UUID:
+    """Gives the agent a new session, whose older one can renew nothing from then on."""
+    session_id: UUID = await conn.fetchval(
+        """UPDATE agents SET session_id = gen_random_uuid(), instance_id = $2, boot_id = $3, retired_instances = $4,
+                  capability = $5, labels = $6, slots = $7, connect_time = clock_timestamp(), disconnect_time = NULL,
+                  heartbeat_time = clock_timestamp()
+           WHERE name = $1 RETURNING session_id""",
+        hello.agent,
+        hello.instance_id,
+        hello.boot_id,
+        list(retired)[-RETIRED:],
+        hello.capability,
+        hello.labels,
+        list(hello.slots),
+    )
+    return session_id
+
+
+async def end_session(conn: asyncpg.Connection, agent: str, session_id: UUID) -> None:
+    """Notes that the session's stream ended, unless a newer one has begun."""
+    await conn.execute(
+        "UPDATE agents SET disconnect_time = clock_timestamp() WHERE name = $1 AND session_id = $2", agent, session_id
+    )
+
+
+async def beat(conn: asyncpg.Connection, pulses: Sequence[Pulse]) -> bool:
+    """Stores what agents said, of those whose session is still theirs; True when there may be new room for work."""
+    rows = await conn.fetch(
+        """WITH pulse AS (
+             SELECT * FROM unnest($1::text[], $2::uuid[], $3::jsonb[], $4::jsonb[], $5::bool[], $6::text[], $7::bool[])
+               AS p(name, session_id, held, readings, ready, reason, leaving)
+           ), old AS MATERIALIZED (
+             SELECT a.name, a.held, a.ready, a.leaving, a.disconnect_time
+             FROM agents a JOIN pulse p ON p.name = a.name AND p.session_id = a.session_id
+             ORDER BY a.name FOR NO KEY UPDATE OF a
+           )
+           UPDATE agents a
+           SET heartbeat_time = clock_timestamp(), disconnect_time = NULL, held = p.held, ready = p.ready,
+               readings = COALESCE(p.readings, a.readings), readiness_reason = p.reason, leaving = p.leaving
+           FROM pulse p JOIN old ON old.name = p.name
+           WHERE a.name = p.name AND a.session_id = p.session_id
+           RETURNING old.held <> p.held OR old.ready <> p.ready OR old.leaving <> p.leaving
+                     OR old.disconnect_time IS NOT NULL AS changed""",
+        [pulse.agent for pulse in pulses],
+        [pulse.session_id for pulse in pulses],
+        [[held.stored() for held in pulse.held] for pulse in pulses],
+        [pulse.readings for pulse in pulses],
+        [pulse.readiness.ready for pulse in pulses],
+        [pulse.readiness.reason for pulse in pulses],
+        [pulse.readiness.leaving for pulse in pulses],
+    )
+    return any(row["changed"] for row in rows)

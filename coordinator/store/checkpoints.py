@@ -1,0 +1,199 @@
+"""The registry of checkpoints. Its row alone says which checkpoint counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from uuid import UUID
+
+import asyncpg
+
+from coordinator.values import CheckpointView, Copy, NewCheckpoint, Part
+
+_SELECT = """SELECT c.id, c.run_id, c.lease_id, c.attempt, c.step, c.metrics, c.complete, c.superseded, c.create_time,
+                    r.head_id = c.id AS head,
+                    (SELECT jsonb_agg(jsonb_build_object(
+                       'node', p.node, 'manifest_digest', p.manifest_digest, 'size', p.size, 'files', p.files,
+                       'copies', (SELECT COALESCE(jsonb_agg(jsonb_build_object(
+                                    'store', y.store, 'uri', y.uri,
+                                    'create_time', extract(epoch FROM y.create_time)) ORDER BY y.create_time, y.uri),
+                                  '[]') FROM checkpoint_copies y WHERE y.checkpoint_id = c.id AND y.node = p.node)
+                     ) ORDER BY p.node) FROM checkpoint_parts p WHERE p.checkpoint_id = c.id) AS parts
+             FROM checkpoints c JOIN runs r ON r.id = c.run_id JOIN leases l ON l.id = c.lease_id"""
+
+
+def _view(row: asyncpg.Record) -> CheckpointView:
+    return CheckpointView(
+        id=row["id"],
+        run_id=row["run_id"],
+        lease_id=row["lease_id"],
+        attempt=row["attempt"],
+        step=row["step"],
+        metrics=row["metrics"],
+        complete=row["complete"],
+        superseded=row["superseded"],
+        head=bool(row["head"]),
+        create_time=row["create_time"].timestamp(),
+        parts=tuple(
+            Part(**{**part, "copies": tuple(Copy(**copy) for copy in part["copies"])}) for part in row["parts"] or ()
+        ),
+    )
+
+
+async def get(conn: asyncpg.Connection, checkpoint_id: UUID) -> CheckpointView | None:
+    """One checkpoint."""
+    row = await conn.fetchrow(f"{_SELECT} WHERE c.id = $1", checkpoint_id)
+    return _view(row) if row else None
+
+
+async def of_ids(conn: asyncpg.Connection, ids: Sequence[UUID]) -> dict[UUID, CheckpointView]:
+    """Several, by id."""
+    rows = await conn.fetch(f"{_SELECT} WHERE c.id = ANY($1)", list(ids))
+    return {row["id"]: _view(row) for row in rows}
+
+
+async def of_run(conn: asyncpg.Connection, run_id: str, *, superseded: bool) -> list[CheckpointView]:
+    """A run's checkpoints in the order they were made: (attempt, step), attempts in the order of their grants."""
+    rows = await conn.fetch(
+        f"{_SELECT} WHERE c.run_id = $1 AND ($2 OR NOT c.superseded) ORDER BY l.grant_time, c.step", run_id, superseded
+    )
+    return [_view(row) for row in rows]
+
+
+async def of_lease(conn: asyncpg.Connection, lease_id: UUID) -> list[CheckpointView]:
+    """A lease's own checkpoints by step."""
+    rows = await conn.fetch(f"{_SELECT} WHERE c.lease_id = $1 ORDER BY c.step", lease_id)
+    return [_view(row) for row in rows]
+
+
+async def resumable(conn: asyncpg.Connection, run_id: str) -> list[CheckpointView]:
+    """What a new attempt may resume from, newest first: complete and on the curve (S6)."""
+    rows = await conn.fetch(
+        f"""{_SELECT} WHERE c.run_id = $1 AND c.complete AND NOT c.superseded
+            ORDER BY l.grant_time DESC, c.step DESC""",
+        run_id,
+    )
+    return [_view(row) for row in rows]
+
+
+async def last_step(conn: asyncpg.Connection, lease_id: UUID) -> int | None:
+    """The greatest step that the lease has registered."""
+    step: int | None = await conn.fetchval("SELECT max(step) FROM checkpoints WHERE lease_id = $1", lease_id)
+    return step
+
+
+async def find(conn: asyncpg.Connection, lease_id: UUID, step: int) -> UUID | None:
+    """The lease's checkpoint of a step."""
+    found: UUID | None = await conn.fetchval(
+        "SELECT id FROM checkpoints WHERE lease_id = $1 AND step = $2", lease_id, step
+    )
+    return found
+
+
+async def add(conn: asyncpg.Connection, run_id: str, lease_id: UUID, attempt: int, new: NewCheckpoint) -> UUID:
+    """A checkpoint without parts yet."""
+    checkpoint_id: UUID = await conn.fetchval(
+        "INSERT INTO checkpoints (run_id, lease_id, attempt, step) VALUES ($1, $2, $3, $4) RETURNING id",
+        run_id,
+        lease_id,
+        attempt,
+        new.step,
+    )
+    return checkpoint_id
+
+
+async def add_part(conn: asyncpg.Connection, checkpoint_id: UUID, new: NewCheckpoint) -> str:
+    """Registers one node's part, unless it is there; returns the digest that is registered."""
+    await conn.execute(
+        """INSERT INTO checkpoint_parts (checkpoint_id, node, manifest_digest, size, files)
+           VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING""",
+        checkpoint_id,
+        new.node,
+        new.manifest_digest,
+        new.size,
+        new.files,
+    )
+    await conn.execute(
+        "UPDATE checkpoints SET metrics = metrics || $2 WHERE id = $1 AND NOT complete",
+        checkpoint_id,
+        dict(new.metrics),
+    )
+    digest: str = await conn.fetchval(
+        "SELECT manifest_digest FROM checkpoint_parts WHERE checkpoint_id = $1 AND node = $2", checkpoint_id, new.node
+    )
+    return digest
+
+
+async def add_copies(conn: asyncpg.Connection, checkpoint_id: UUID, node: int, copies: Iterable[Copy]) -> list[Copy]:
+    """Adds copies of a part; returns those that were new."""
+    added = []
+    for copy in copies:
+        row = await conn.fetchrow(
+            """INSERT INTO checkpoint_copies (checkpoint_id, node, uri, store) VALUES ($1, $2, $3, $4)
+               ON CONFLICT DO NOTHING RETURNING uri""",
+            checkpoint_id,
+            node,
+            copy.uri,
+            copy.store,
+        )
+        added += [copy] if row else []
+    return added
+
+
+async def complete(conn: asyncpg.Connection, checkpoint_id: UUID) -> bool:
+    """Marks a checkpoint complete once every place of its lease has registered its part; True if it just became so."""
+    row = await conn.fetchrow(
+        """UPDATE checkpoints c SET complete = true
+           WHERE c.id = $1 AND NOT c.complete
+             AND (SELECT count(*) FROM checkpoint_parts WHERE checkpoint_id = c.id)
+               = (SELECT count(*) FROM places WHERE lease_id = c.lease_id)
+           RETURNING c.id""",
+        checkpoint_id,
+    )
+    return row is not None
+
+
+async def move_head(conn: asyncpg.Connection, run_id: str, checkpoint_id: UUID) -> bool:
+    """Makes a complete checkpoint head, unless its own lease already has a later one there; True when it moved (S5)."""
+    row = await conn.fetchrow(
+        """UPDATE runs r SET head_id = c.id, update_time = clock_timestamp() FROM checkpoints c
+           WHERE r.id = $1 AND c.id = $2 AND c.complete AND NOT EXISTS (
+             SELECT FROM checkpoints h WHERE h.id = r.head_id AND h.lease_id = c.lease_id AND h.step >= c.step)
+           RETURNING r.id""",
+        run_id,
+        checkpoint_id,
+    )
+    return row is not None
+
+
+async def resume_at(conn: asyncpg.Connection, run_id: str, lease_id: UUID, checkpoint: CheckpointView | None) -> int:
+    """Sets the head to what an attempt resumes from, and takes what came after it off the curve (S6).
+
+    Steps only grow along the curve, so "after" is a greater step, or the same one made later. Returns how many
+    checkpoints were superseded. Without a checkpoint nothing before counts, the points of step 0 included.
+    """
+    step = checkpoint.step if checkpoint else -1
+    await conn.execute(
+        "UPDATE runs SET head_id = $2, step = $3, update_time = clock_timestamp() WHERE id = $1",
+        run_id,
+        checkpoint.id if checkpoint else None,
+        max(step, 0),
+    )
+    await conn.execute(
+        """UPDATE leases SET kept_until_step = LEAST(COALESCE(kept_until_step, $3), $3)
+           WHERE run_id = $1 AND id <> $2""",
+        run_id,
+        lease_id,
+        step,
+    )
+    status: str = await conn.execute(
+        """UPDATE checkpoints c SET superseded = true FROM leases l
+           WHERE c.run_id = $1 AND c.lease_id <> $2 AND NOT c.superseded AND l.id = c.lease_id
+             AND (c.step > $3 OR (c.step = $3 AND c.id <> $4
+                  AND l.grant_time > (SELECT grant_time FROM leases WHERE id = $5)))""",
+        run_id,
+        lease_id,
+        step,
+        checkpoint.id if checkpoint else None,
+        checkpoint.lease_id if checkpoint else None,
+    )
+    return int(status.rsplit(" ", 1)[-1])

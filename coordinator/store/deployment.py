@@ -1,0 +1,128 @@
+"""The deployment's one row: which database this is, and what the reaper saw of time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import asyncpg
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which database this is. A promotion raises the timeline; a restored copy has another oid or cluster."""
+
+    system: str
+    oid: int
+    timeline: int
+
+
+async def identity(conn: asyncpg.Connection) -> Identity:
+    """Of the database that answers."""
+    row = await conn.fetchrow(
+        """SELECT (SELECT system_identifier::text FROM pg_control_system()) AS system,
+                  (SELECT oid::bigint FROM pg_database WHERE datname = current_database()) AS oid,
+                  ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::bigint AS timeline"""
+    )
+    return Identity(row["system"], row["oid"], row["timeline"])
+
+
+async def remembered(conn: asyncpg.Connection) -> Identity | None:
+    """Of the database that this one was, the row locked; None before anybody looked."""
+    row = await conn.fetchrow("SELECT * FROM deployment FOR NO KEY UPDATE")
+    if row["system_identifier"] is None:
+        return None
+    return Identity(row["system_identifier"], row["database_oid"], row["timeline"])
+
+
+async def remember(conn: asyncpg.Connection, found: Identity) -> None:
+    """Takes the database for this one from now on."""
+    await conn.execute(
+        """UPDATE deployment SET system_identifier = $1, database_oid = $2, timeline = $3,
+                                 epoch = epoch + (system_identifier IS NOT NULL)::int""",
+        found.system,
+        found.oid,
+        found.timeline,
+    )
+
+
+async def withhold_stop_runs(conn: asyncpg.Connection, ttl: float) -> None:
+    """No `stop` run is granted for so long: its older holder, unknown to this database, may still train."""
+    await conn.execute("UPDATE deployment SET stop_grants_after = clock_timestamp() + make_interval(secs => $1)", ttl)
+
+
+async def extend_places(conn: asyncpg.Connection, ttl: float) -> None:
+    """Every place expires a full TTL from now."""
+    await conn.execute(
+        """WITH locked AS (SELECT lease_id, node FROM places WHERE end_time IS NULL
+                           ORDER BY lease_id, node FOR NO KEY UPDATE)
+           UPDATE places p SET expire_time = clock_timestamp() + make_interval(secs => $1)
+           FROM locked k WHERE p.lease_id = k.lease_id AND p.node = k.node""",
+        ttl,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """The reaper's times: now, its last tick, the end of the grace there was. All the database's."""
+
+    now: datetime
+    tick: datetime | None
+    lapses_after: datetime | None
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Clock:
+        """From the deployment's row and the time."""
+        return cls(row["now"], row["reaper_tick"], row["lapses_after"])
+
+
+async def clock(conn: asyncpg.Connection) -> Clock:
+    """The reaper's times, the row locked."""
+    return Clock.of(
+        await conn.fetchrow(
+            "SELECT clock_timestamp() AS now, reaper_tick, lapses_after FROM deployment FOR NO KEY UPDATE"
+        )
+    )
+
+
+async def ticked(conn: asyncpg.Connection, now: datetime, grace: float | None) -> None:
+    """Notes the tick, and lets nothing lapse for `grace` seconds when it is not None."""
+    await conn.execute(
+        """UPDATE deployment SET reaper_tick = $1,
+                  lapses_after = CASE WHEN $2::float8 IS NULL THEN lapses_after
+                                      ELSE $1 + make_interval(secs => $2) END""",
+        now,
+        grace,
+    )
+
+
+async def silences(conn: asyncpg.Connection, now: datetime, recent: float) -> list[float]:
+    """Seconds since each agent that counts was heard: it holds something, or was heard within `recent`."""
+    rows = await conn.fetch(
+        """SELECT extract(epoch FROM $1 - GREATEST(heartbeat_time, connect_time))::float8 AS silence FROM agents a
+           WHERE heartbeat_time IS NOT NULL AND (
+             EXISTS (SELECT FROM places p WHERE p.agent = a.name AND p.end_time IS NULL)
+             OR (NOT leaving AND heartbeat_time > $1 - make_interval(secs => $2)))""",
+        now,
+        recent,
+    )
+    return [row["silence"] for row in rows]
+
+
+async def clamp_places(conn: asyncpg.Connection, ttl: float) -> None:
+    """No place lasts longer than a TTL, also when the clock was set back."""
+    await conn.execute(
+        """WITH locked AS (SELECT lease_id, node FROM places
+                           WHERE end_time IS NULL AND expire_time > clock_timestamp() + make_interval(secs => $1)
+                           ORDER BY lease_id, node FOR NO KEY UPDATE)
+           UPDATE places p SET expire_time = clock_timestamp() + make_interval(secs => $1)
+           FROM locked k WHERE p.lease_id = k.lease_id AND p.node = k.node""",
+        ttl,
+    )
+
+
+async def unended_leases(conn: asyncpg.Connection) -> list[Any]:
+    """The ids of all leases that have not ended."""
+    return [row["id"] for row in await conn.fetch("SELECT id FROM leases WHERE end_time IS NULL")]

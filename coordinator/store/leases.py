@@ -1,0 +1,246 @@
+"""Leases and their places: the fence that every write of an agent passes, and how a lease begins and ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from coordinator.lifecycle import Closing, LeaseState, Policy, RunState, StopReason
+from coordinator.values import CursorAt, Held, Seated
+from relay.errors import EventsMissing, LeaseLost
+
+_COLUMNS = """l.id, l.run_id, l.attempt, l.state, l.policy, l.stop_reason, l.start_time, l.resumed_from, l.resumed_step,
+              r.state AS run_state"""
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRow:
+    """A lease that has not ended, with the state of its run."""
+
+    id: UUID
+    run_id: str
+    attempt: int
+    state: LeaseState
+    policy: Policy
+    stop: StopReason | None
+    started: bool
+    resumed_from: UUID | None
+    resumed_step: int
+    run_state: RunState
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> LeaseRow:
+        """From a row of `_COLUMNS`."""
+        return cls(
+            id=row["id"],
+            run_id=row["run_id"],
+            attempt=row["attempt"],
+            state=LeaseState(row["state"]),
+            policy=Policy(row["policy"]),
+            stop=StopReason(row["stop_reason"]) if row["stop_reason"] else None,
+            started=row["start_time"] is not None,
+            resumed_from=row["resumed_from"],
+            resumed_step=row["resumed_step"],
+            run_state=RunState(row["run_state"]),
+        )
+
+
+async def current(conn: asyncpg.Connection, lease_id: UUID, *, lock: bool) -> LeaseRow:
+    """The lease, if it is its run's unended one; LeaseLost otherwise (S2).
+
+    With `lock` its run's row and its own are locked, in that order: until the transaction ends it cannot end.
+    """
+    row = await conn.fetchrow(
+        f"""SELECT {_COLUMNS} FROM runs r JOIN leases l ON l.run_id = r.id
+            WHERE l.id = $1 AND l.end_time IS NULL {"FOR NO KEY UPDATE OF r, l" if lock else ""}""",
+        lease_id,
+    )
+    if row is None:
+        raise LeaseLost
+    return LeaseRow.of(row)
+
+
+async def unended(conn: asyncpg.Connection, run_id: str) -> LeaseRow | None:
+    """The unended lease of a run whose row the caller has locked, locked too."""
+    row = await conn.fetchrow(
+        f"""SELECT {_COLUMNS} FROM runs r JOIN leases l ON l.run_id = r.id
+            WHERE l.run_id = $1 AND l.end_time IS NULL FOR NO KEY UPDATE OF l""",
+        run_id,
+    )
+    return LeaseRow.of(row) if row else None
+
+
+async def begin(
+    conn: asyncpg.Connection, run_id: str, attempt: int, policy: Policy, seats: Iterable[Seated], ttl: float
+) -> UUID:
+    """A new lease with its places and slots. A slot or a run that is taken is a UniqueViolationError (S9)."""
+    lease_id: UUID = await conn.fetchval(
+        "INSERT INTO leases (run_id, attempt, state, policy) VALUES ($1, $2, 'held', $3) RETURNING id",
+        run_id,
+        attempt,
+        policy.value,
+    )
+    for seat in seats:
+        await conn.execute(
+            """INSERT INTO places (lease_id, node, agent, session_id, boot_id, slots, expire_time)
+               SELECT $1, $2, name, session_id, boot_id, $4, clock_timestamp() + make_interval(secs => $5)
+               FROM agents WHERE name = $3""",
+            lease_id,
+            seat.node,
+            seat.agent,
+            list(seat.slots),
+            ttl,
+        )
+        await conn.execute(
+            "INSERT INTO taken_slots (agent, slot, lease_id, node) SELECT $1, unnest($2::int[]), $3, $4",
+            seat.agent,
+            list(seat.slots),
+            lease_id,
+            seat.node,
+        )
+    return lease_id
+
+
+async def end(
+    conn: asyncpg.Connection,
+    lease_id: UUID,
+    closing: Closing,
+    *,
+    error: Mapping[str, Any] | None = None,
+    completion: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """Ends a lease, its places and their slots; returns the agents whose wish that changes."""
+    await conn.execute(
+        """UPDATE leases SET state = 'ended', end_time = clock_timestamp(), outcome = $2, reason = $3, error = $4,
+                             completion = $5
+           WHERE id = $1""",
+        lease_id,
+        closing.outcome.value,
+        closing.reason,
+        error,
+        completion,
+    )
+    await conn.execute("DELETE FROM taken_slots WHERE lease_id = $1", lease_id)
+    rows = await conn.fetch(
+        """WITH locked AS (SELECT node FROM places WHERE lease_id = $1 AND end_time IS NULL
+                           ORDER BY node FOR NO KEY UPDATE)
+           UPDATE places SET end_time = clock_timestamp() FROM locked
+           WHERE lease_id = $1 AND places.node = locked.node RETURNING agent""",
+        lease_id,
+    )
+    return [row["agent"] for row in rows]
+
+
+async def change(conn: asyncpg.Connection, lease_id: UUID, state: LeaseState, stop: StopReason | None) -> list[str]:
+    """Moves an unended lease between held and lapsed, and sets its stop; returns its agents."""
+    await conn.execute(
+        """UPDATE leases SET state = $2, stop_reason = $3,
+                             lapse_time = CASE WHEN $2 = 'lapsed' THEN clock_timestamp() END
+           WHERE id = $1""",
+        lease_id,
+        state.value,
+        stop.value if stop else None,
+    )
+    return [row["agent"] for row in await conn.fetch("SELECT agent FROM places WHERE lease_id = $1", lease_id)]
+
+
+async def seats(conn: asyncpg.Connection, lease_id: UUID) -> list[Seated]:
+    """The places of a lease by node."""
+    rows = await conn.fetch("SELECT node, agent, slots FROM places WHERE lease_id = $1 ORDER BY node", lease_id)
+    return [Seated(row["node"], row["agent"], tuple(row["slots"])) for row in rows]
+
+
+async def check_passed(conn: asyncpg.Connection, lease_id: UUID, needed: Sequence[CursorAt]) -> None:
+    """EventsMissing unless every source is stored at least as far as said."""
+    rows = await conn.fetch("SELECT node, source, offset_bytes FROM cursors WHERE lease_id = $1", lease_id)
+    stored = {(row["node"], row["source"]): row["offset_bytes"] for row in rows}
+    for cursor in needed:
+        have = stored.get((cursor.node, cursor.source), 0)
+        if have < cursor.offset:
+            raise EventsMissing(
+                f"{cursor.source} of node {cursor.node} is stored up to byte {have}, not {cursor.offset}",
+                source=cursor.source,
+                node=str(cursor.node),
+                expected=str(have),
+            )
+
+
+async def cursors(conn: asyncpg.Connection, lease_id: UUID) -> list[CursorAt]:
+    """How far each source of a lease is stored."""
+    rows = await conn.fetch(
+        "SELECT node, source, offset_bytes FROM cursors WHERE lease_id = $1 ORDER BY node, source", lease_id
+    )
+    return [CursorAt(row["node"], row["source"], row["offset_bytes"]) for row in rows]
+
+
+async def renew(conn: asyncpg.Connection, held: Sequence[tuple[str, UUID, Held]], ttl: float) -> list[UUID]:
+    """Renews what agents list, by (agent, session, place); returns the renewed leases that had lapsed.
+
+    A place is renewed when its lease has not ended, it is that agent's, and the session is the agent's current one.
+    """
+    rows = await conn.fetch(
+        """WITH listed AS (
+             SELECT * FROM unnest($1::text[], $2::uuid[], $3::uuid[], $4::int[]) AS h(agent, session_id, lease_id, node)
+           ), locked AS MATERIALIZED (
+             SELECT p.lease_id, p.node, h.session_id FROM places p JOIN listed h USING (lease_id, node, agent)
+             WHERE p.end_time IS NULL ORDER BY p.lease_id, p.node FOR NO KEY UPDATE OF p
+           ), renewed AS (
+             UPDATE places p
+             SET expire_time = clock_timestamp() + make_interval(secs => $5), reported = true, session_id = k.session_id
+             FROM locked k, agents a
+             WHERE p.lease_id = k.lease_id AND p.node = k.node AND p.end_time IS NULL
+               AND a.name = p.agent AND a.session_id = k.session_id
+             RETURNING p.lease_id
+           )
+           SELECT DISTINCT l.id FROM renewed JOIN leases l ON l.id = renewed.lease_id WHERE l.state = 'lapsed'""",
+        [agent for agent, _, _ in held],
+        [session for _, session, _ in held],
+        [item.lease_id for _, _, item in held],
+        [item.node for _, _, item in held],
+        ttl,
+    )
+    return [row["id"] for row in rows]
+
+
+#: A place that its agent should hold and does not: granted to an earlier session and not in this one's `held`, or
+#: reported before and dropped. Under `stop` another boot proves nothing (a clone looks like a reboot): that waits.
+_MISSING = """FROM places p JOIN agents a ON a.name = p.agent JOIN leases l ON l.id = p.lease_id
+              WHERE p.end_time IS NULL AND a.session_id IS NOT NULL
+                AND (p.reported OR p.session_id <> a.session_id)
+                AND NOT (l.policy = 'stop' AND p.boot_id <> a.boot_id)
+                AND NOT a.held @> jsonb_build_array(jsonb_build_object('lease', p.lease_id::text, 'node', p.node))"""
+
+
+async def missing(conn: asyncpg.Connection, agents: Sequence[str]) -> list[UUID]:
+    """Leases of which a place is missing from the last heartbeat of its agent."""
+    rows = await conn.fetch(f"SELECT DISTINCT p.lease_id {_MISSING} AND p.agent = ANY($1)", list(agents))
+    return [row["lease_id"] for row in rows]
+
+
+async def is_missing(conn: asyncpg.Connection, lease_id: UUID) -> str | None:
+    """The agent that should hold a place of the lease and does not; None when all is well."""
+    agent: str | None = await conn.fetchval(f"SELECT p.agent {_MISSING} AND p.lease_id = $1 LIMIT 1", lease_id)
+    return agent
+
+
+async def expired(conn: asyncpg.Connection) -> list[UUID]:
+    """Held leases of which a place has run out."""
+    rows = await conn.fetch(
+        """SELECT DISTINCT l.id FROM leases l JOIN places p ON p.lease_id = l.id
+           WHERE l.end_time IS NULL AND l.state = 'held' AND p.expire_time < clock_timestamp()"""
+    )
+    return [row["id"] for row in rows]
+
+
+async def is_expired(conn: asyncpg.Connection, lease_id: UUID) -> str | None:
+    """The agent whose place of the lease has run out by the database's clock; None when all are good."""
+    agent: str | None = await conn.fetchval(
+        """SELECT agent FROM places WHERE lease_id = $1 AND end_time IS NULL AND expire_time < clock_timestamp()
+           ORDER BY node LIMIT 1""",
+        lease_id,
+    )
+    return agent

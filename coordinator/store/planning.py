@@ -1,0 +1,144 @@
+"""What the planner sees: the queue and the fleet of one moment, as the pure plan takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import asyncpg
+
+from coordinator.lifecycle import Policy
+from coordinator.scheduling import GIB, Claimable, Host, Need
+
+AVOID_WITHIN = "10 minutes"  #: how long another host is preferred after a fault
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Queue, fleet and time; `withheld` are `stop` runs that may not be granted yet, and until when."""
+
+    queue: list[Claimable]
+    fleet: list[Host]
+    now: datetime
+    withheld: dict[str, datetime]
+
+
+async def snapshot(conn: asyncpg.Connection, ttl: float) -> Snapshot:
+    """All that the plan depends on."""
+    row = await conn.fetchrow("SELECT clock_timestamp() AS now, stop_grants_after FROM deployment")
+    now: datetime = row["now"]
+    queue = await _queue(conn)
+    after: datetime | None = row["stop_grants_after"]
+    withheld = {
+        claim.run: after for claim, policy in queue if after is not None and after > now and policy is Policy.STOP
+    }
+    return Snapshot([claim for claim, _ in queue if claim.run not in withheld], await fleet(conn, ttl), now, withheld)
+
+
+async def _queue(conn: asyncpg.Connection) -> list[tuple[Claimable, Policy]]:
+    rows = await conn.fetch(
+        f"""SELECT r.id, r.spec, r.priority, r.create_time, r.eligible_time,
+                   ARRAY(SELECT DISTINCT substr(y.uri, length('host://agents/') + 1) FROM checkpoint_copies y
+                         WHERE y.checkpoint_id = r.head_id AND y.store = 'host') AS near,
+                   ARRAY(SELECT DISTINCT p.agent FROM leases l JOIN places p ON p.lease_id = l.id
+                         WHERE l.run_id = r.id AND l.outcome = 'faulted'
+                           AND l.end_time > clock_timestamp() - interval '{AVOID_WITHIN}') AS avoid
+            FROM runs r
+            WHERE r.wanted = 'run' AND (r.state = 'queued' OR (r.state = 'running' AND EXISTS (
+                SELECT FROM leases l WHERE l.run_id = r.id AND l.end_time IS NULL AND l.state = 'lapsed')))"""
+    )
+    return [(_claimable(row), policy(row["spec"])) for row in rows]
+
+
+def policy(spec: Mapping[str, Any]) -> Policy:
+    """What the run file says of lost contact."""
+    return Policy(spec.get("lifecycle", {}).get("on_disconnect", "continue"))
+
+
+def _claimable(row: asyncpg.Record) -> Claimable:
+    return Claimable(
+        run=row["id"],
+        need=need(row["spec"]),
+        create_time=row["create_time"],
+        priority=row["priority"],
+        eligible_time=row["eligible_time"],
+        near=frozenset(row["near"]),
+        avoid=frozenset(row["avoid"]),
+    )
+
+
+def need(spec: Mapping[str, Any]) -> Need:
+    """What a resolved run file asks of its hosts."""
+    asked: Mapping[str, Any] = spec.get("resources", {})
+    nodes = asked.get("nodes", 1)
+    return Need(
+        nodes=nodes["min"] if isinstance(nodes, Mapping) else int(nodes),
+        gpus=int(asked.get("gpus_per_node", 1)),
+        require_cuda=bool(asked.get("require_cuda", False)),
+        vram=_bytes(asked.get("vram_gib")),
+        memory=_bytes(asked.get("ram_gib")),
+        disk=_bytes(asked.get("disk_gib")),
+        cpus=int(asked.get("cpus") or 0),
+        labels=asked.get("labels", {}),
+        allowed_hosts=frozenset(asked.get("allowed_hosts", ())),
+        prefer_hosts=tuple(asked.get("prefer_hosts", ())),
+    )
+
+
+def _bytes(gib: float | None) -> int:
+    return int((gib or 0) * GIB)
+
+
+async def fleet(conn: asyncpg.Connection, ttl: float) -> list[Host]:
+    """Every agent, to be planned with. A slot is free when no unended lease has it and no heartbeat lists it."""
+    rows = await conn.fetch(
+        """SELECT a.*, COALESCE(a.heartbeat_time < clock_timestamp() - make_interval(secs => $1), true) AS quiet,
+                  ARRAY(SELECT slot FROM taken_slots t WHERE t.agent = a.name) AS taken
+           FROM agents a ORDER BY a.name""",
+        ttl,
+    )
+    return [host(row) for row in rows]
+
+
+def host(row: Mapping[str, Any]) -> Host:
+    """An agent's row, with `quiet` and `taken`, as the plan takes it."""
+    capability: Mapping[str, Any] = row["capability"]
+    dying = {slot for held in row["held"] for slot in held["slots"]}
+    free = sorted(set(row["slots"]) - set(row["taken"]) - dying)
+    return Host(
+        name=row["name"],
+        free=tuple(free),
+        slots=len(row["slots"]),
+        gpus={gpu.get("index", 0): int(gpu.get("memory_bytes", 0)) for gpu in capability.get("gpus", ())},
+        cpus=capability.get("cpus", 0),
+        memory=int(capability.get("memory_bytes", 0)),
+        disk=int(row["readings"].get("disk_free_bytes") or capability.get("disk_bytes", 0)),
+        labels=row["labels"],
+        trouble=trouble(row),
+    )
+
+
+def trouble(row: Mapping[str, Any]) -> str:
+    """Why an agent takes no work, in words; empty when it does."""
+    if row["session_id"] is None or row["disconnect_time"] is not None or row["quiet"]:
+        return "is silent"
+    if row["leaving"]:
+        return "is leaving"
+    if not row["ready"]:
+        return f"is not ready: {row['readiness_reason']}" if row["readiness_reason"] else "is not ready"
+    return ""
+
+
+async def explain(conn: asyncpg.Connection, explanations: Mapping[str, str]) -> None:
+    """Writes beside each waiting run why it waits; runs that somebody works on just now are left for the next time."""
+    await conn.execute(
+        """WITH said AS (SELECT * FROM unnest($1::text[], $2::text[]) AS s(id, reason)),
+                locked AS (SELECT r.id, s.reason FROM runs r JOIN said s USING (id)
+                           WHERE r.state = 'queued' AND r.reason <> s.reason
+                           ORDER BY r.id FOR NO KEY UPDATE OF r SKIP LOCKED)
+           UPDATE runs r SET reason = locked.reason FROM locked WHERE r.id = locked.id""",
+        list(explanations),
+        list(explanations.values()),
+    )

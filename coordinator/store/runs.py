@@ -1,0 +1,158 @@
+"""Runs: their rows under lock, and the one place where a transition of the lifecycle is carried out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from coordinator.lifecycle import Change, Event, LeaseState, RunState, Status, Wanted, step
+from coordinator.store import agents, history, leases
+from coordinator.store.leases import LeaseRow
+from relay.errors import LeaseLost, RunUnknown
+
+OVER = (RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED)
+
+
+@dataclass(frozen=True, slots=True)
+class RunRow:
+    """A run whose row is locked, with its unended lease, locked too."""
+
+    id: str
+    status: Status
+    attempts: int
+    spec: Mapping[str, Any]
+    request_digest: str
+    eligible: bool  #: False while it backs off
+    lease: LeaseRow | None
+
+    @property
+    def state(self) -> RunState:
+        """Where it stands."""
+        return self.status.state
+
+    @property
+    def held(self) -> LeaseRow:
+        """Its unended lease; LeaseLost when there is none."""
+        if self.lease is None:
+            raise LeaseLost
+        return self.lease
+
+
+async def lock(conn: asyncpg.Connection, run_id: str) -> RunRow:
+    """The run, its row and then its unended lease's locked until the transaction ends; RunUnknown."""
+    row = await conn.fetchrow(
+        """SELECT id, state, wanted, failures, faults, attempts, spec, request_digest,
+                  COALESCE(eligible_time <= clock_timestamp(), true) AS eligible
+           FROM runs WHERE id = $1 FOR NO KEY UPDATE""",
+        run_id,
+    )
+    if row is None:
+        raise RunUnknown(f"there is no run {run_id}", run=run_id)
+    lease = await leases.unended(conn, run_id)
+    status = Status(
+        state=RunState(row["state"]),
+        wanted=Wanted(row["wanted"]),
+        lease=lease.state if lease else None,
+        failures=row["failures"],
+        faults=row["faults"],
+        max_attempts=row["spec"].get("lifecycle", {}).get("max_attempts", 3),
+    )
+    if lease:
+        status = replace(status, policy=lease.policy, stop=lease.stop)
+    return RunRow(row["id"], status, row["attempts"], row["spec"], row["request_digest"], row["eligible"], lease)
+
+
+async def lock_of(conn: asyncpg.Connection, lease_id: UUID) -> RunRow:
+    """The run of a lease, locked as by `lock`; LeaseLost unless the lease is its unended one (S2)."""
+    run_id = await conn.fetchval("SELECT run_id FROM leases WHERE id = $1", lease_id)
+    if run_id is None:
+        raise LeaseLost
+    run = await lock(conn, run_id)
+    if run.lease is None or run.lease.id != lease_id:
+        raise LeaseLost
+    return run
+
+
+async def apply(
+    conn: asyncpg.Connection,
+    run: RunRow,
+    event: Event,
+    *,
+    reason: str = "",
+    error: Mapping[str, Any] | None = None,
+    completion: Mapping[str, Any] | None = None,
+) -> Change:
+    """Carries out one transition of a locked run: its row, its lease, the wishes and the history of an end.
+
+    `reason` is what people read of the run afterwards; `error` what failed. IllegalTransition when the table has none.
+    """
+    change = step(run.status, event)
+    if change.status == run.status and change.closing is None:
+        return change
+    await _write(conn, run, change, reason, error)
+    touched: list[str] = []
+    if change.closing and run.lease:
+        touched = await leases.end(conn, run.lease.id, change.closing, error=error, completion=completion)
+        await _record_end(conn, run.lease, change, error)
+    elif run.lease and change.status.lease:
+        placed = await leases.change(conn, run.lease.id, change.status.lease, change.status.stop)
+        touched = placed if change.status.stop is not run.status.stop else []
+    await agents.raise_wishes(conn, touched)
+    if change.closing or change.status.state is RunState.QUEUED or change.status.lease is LeaseState.LAPSED:
+        await conn.execute("SELECT pg_notify('relay_queue', '')")
+    return change
+
+
+async def _write(
+    conn: asyncpg.Connection, run: RunRow, change: Change, reason: str, error: Mapping[str, Any] | None
+) -> None:
+    after = change.status
+    await conn.execute(
+        """UPDATE runs SET state = $2, wanted = $3, failures = $4, faults = $5, update_time = clock_timestamp(),
+                  end_time = CASE WHEN $6 THEN clock_timestamp() END,
+                  eligible_time = CASE WHEN $7::float8 > 0 THEN clock_timestamp() + make_interval(secs => $7) END,
+                  reason = $8, error = CASE WHEN $2 = 'succeeded' THEN NULL WHEN $9 THEN $10 ELSE error END
+           WHERE id = $1""",
+        run.id,
+        after.state.value,
+        after.wanted.value,
+        after.failures,
+        after.faults,
+        after.state in OVER,
+        change.backoff,
+        reason or (change.closing.reason if change.closing else ""),
+        error is not None,
+        error,
+    )
+
+
+async def _record_end(
+    conn: asyncpg.Connection, lease: LeaseRow, change: Change, error: Mapping[str, Any] | None
+) -> None:
+    closing, after = change.closing, change.status
+    if closing is None:
+        return
+    wait = f"; tried again in {change.backoff:g} s" if change.backoff else ""
+    said = closing.reason or (str(error["message"]) if error else "")
+    text = f"attempt {lease.attempt} {closing.outcome.value}" + (f": {said}" if said else "") + wait
+    await history.record(
+        conn,
+        lease.run_id,
+        "ended",
+        text,
+        lease_id=lease.id,
+        attempt=lease.attempt,
+        level="error" if after.state is RunState.FAILED else "warning" if error else "info",
+        details={
+            "outcome": closing.outcome.value,
+            "reason": (error or {}).get("reason", ""),
+            "failures": after.failures,
+            "faults": after.faults,
+            "backoff_seconds": change.backoff,
+        },
+        state=after.state.value,
+    )

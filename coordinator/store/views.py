@@ -1,0 +1,148 @@
+"""Runs, attempts and agents as people look at them. Nothing here is locked, nothing is written."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import and_, func, or_, select
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+
+from coordinator.tables import Agent, Deployment, Lease, Place, Run
+from relay.errors import AgentUnknown, InvalidRequest, RunUnknown
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptView:
+    """A lease with its places by node."""
+
+    lease: Lease
+    places: tuple[Place, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RunView:
+    """A run with its unended lease."""
+
+    run: Run
+    attempt: AttemptView | None
+
+
+@dataclass(frozen=True, slots=True)
+class AgentView:
+    """An agent, the leases that it holds, and the database's time."""
+
+    agent: Agent
+    places: tuple[tuple[Place, str], ...]  #: each with its run
+    now: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFilter:
+    """Which runs to list."""
+
+    states: Sequence[str] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    created_after: datetime | None = None
+    after: str = ""  #: page token
+    limit: int = 50
+
+
+async def run(connection: AsyncConnection, run_id: str) -> RunView:
+    """One run; RunUnknown."""
+    async with AsyncSession(connection) as session:
+        found = await session.get(Run, run_id)
+        if found is None:
+            raise RunUnknown(f"there is no run {run_id}", run=run_id)
+        return RunView(found, (await _current(session, [run_id])).get(run_id))
+
+
+async def runs(connection: AsyncConnection, which: RunFilter) -> tuple[list[RunView], str]:
+    """Runs, newest first, and the token of the next page (empty at the end)."""
+    query = select(Run).order_by(Run.create_time.desc(), Run.id).limit(which.limit + 1)
+    if which.states:
+        query = query.where(Run.state.in_(which.states))
+    if which.labels:
+        query = query.where(Run.labels.contains(dict(which.labels)))
+    if which.created_after:
+        query = query.where(Run.create_time >= which.created_after)
+    if which.after:
+        created, last = _untoken(which.after)
+        query = query.where(or_(Run.create_time < created, and_(Run.create_time == created, Run.id > last)))
+    async with AsyncSession(connection) as session:
+        found = list(await session.scalars(query))
+        page = found[: which.limit]
+        attempts = await _current(session, [row.id for row in page])
+    more = len(found) > which.limit
+    return [RunView(row, attempts.get(row.id)) for row in page], _token(page[-1]) if more else ""
+
+
+def _token(last: Run) -> str:
+    return base64.urlsafe_b64encode(json.dumps([last.create_time.isoformat(), last.id]).encode()).decode()
+
+
+def _untoken(token: str) -> tuple[datetime, str]:
+    try:
+        created, last = json.loads(base64.urlsafe_b64decode(token))
+        return datetime.fromisoformat(created), str(last)
+    except (ValueError, TypeError) as error:
+        raise InvalidRequest("page_token is not one that was given out") from error
+
+
+async def attempts(connection: AsyncConnection, run_id: str) -> list[AttemptView]:
+    """All attempts at a run, oldest first; RunUnknown."""
+    async with AsyncSession(connection) as session:
+        if await session.get(Run, run_id) is None:
+            raise RunUnknown(f"there is no run {run_id}", run=run_id)
+        found = list(await session.scalars(select(Lease).where(Lease.run_id == run_id).order_by(Lease.grant_time)))
+        places = await _places(session, [lease.id for lease in found])
+        return [AttemptView(lease, places.get(lease.id, ())) for lease in found]
+
+
+async def _current(session: AsyncSession, run_ids: Sequence[str]) -> dict[str, AttemptView]:
+    found = await session.scalars(select(Lease).where(Lease.run_id.in_(run_ids), Lease.end_time.is_(None)))
+    leases = list(found)
+    places = await _places(session, [lease.id for lease in leases])
+    return {lease.run_id: AttemptView(lease, places.get(lease.id, ())) for lease in leases}
+
+
+async def _places(session: AsyncSession, lease_ids: Sequence[UUID]) -> dict[UUID, tuple[Place, ...]]:
+    found = await session.scalars(select(Place).where(Place.lease_id.in_(lease_ids)).order_by(Place.node))
+    places: dict[UUID, tuple[Place, ...]] = {}
+    for place in found:
+        places[place.lease_id] = (*places.get(place.lease_id, ()), place)
+    return places
+
+
+async def agents(
+    connection: AsyncConnection, *, name: str = "", labels: Mapping[str, str] | None = None
+) -> list[AgentView]:
+    """Agents by name: all with these labels, or the one; AgentUnknown."""
+    query = select(Agent).order_by(Agent.name)
+    if name:
+        query = query.where(Agent.name == name)
+    if labels:
+        query = query.where(Agent.labels.contains(dict(labels)))
+    async with AsyncSession(connection) as session:
+        found = list(await session.scalars(query))
+        if name and not found:
+            raise AgentUnknown(f"there is no agent {name}", agent=name)
+        now: datetime = (await session.execute(select(func.clock_timestamp()))).scalar_one()
+        rows = await session.execute(
+            select(Place, Lease.run_id)
+            .join(Lease, Lease.id == Place.lease_id)
+            .where(Place.agent.in_([row.name for row in found]), Place.end_time.is_(None))
+            .order_by(Lease.grant_time)
+        )
+        places = [(place, run_id) for place, run_id in rows]
+    return [AgentView(row, tuple(pair for pair in places if pair[0].agent == row.name), now) for row in found]
+
+
+async def deployment(connection: AsyncConnection) -> tuple[UUID, datetime]:
+    """Which deployment this is, and the database's time."""
+    row = (await connection.execute(select(Deployment.deployment_id, func.clock_timestamp()))).one()
+    return row[0], row[1]

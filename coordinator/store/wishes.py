@@ -1,0 +1,77 @@
+"""What is wished of agents, read from the database in one statement: a beat never mixes two moments."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from uuid import UUID
+
+import asyncpg
+
+from coordinator.lifecycle import Policy, StopReason
+from coordinator.store import checkpoints, leases
+from coordinator.values import Assignment, LeaseRecord, Wish, WishedLease
+
+
+async def read(conn: asyncpg.Connection, agents: Sequence[str]) -> dict[str, Wish]:
+    """The whole wish of each agent, as one snapshot."""
+    rows = await conn.fetch(
+        """SELECT a.name, a.session_id, a.wish_version, p.lease_id, p.node, p.slots, l.run_id, l.attempt, l.policy,
+                  l.stop_reason,
+                  a.held @> jsonb_build_array(jsonb_build_object('lease', p.lease_id::text, 'node', p.node)) AS listed
+           FROM agents a
+           LEFT JOIN (places p JOIN leases l ON l.id = p.lease_id) ON p.agent = a.name AND p.end_time IS NULL
+           WHERE a.name = ANY($1) ORDER BY a.name, l.grant_time, p.node""",
+        list(agents),
+    )
+    wished: defaultdict[str, list[WishedLease]] = defaultdict(list)
+    heads = {row["name"]: (row["session_id"], row["wish_version"]) for row in rows}
+    for row in rows:
+        if row["lease_id"] is not None:
+            assignment = None if row["listed"] else await _assignment(conn, row["run_id"], row["lease_id"])
+            wished[row["name"]].append(_wished(row, assignment))
+    return {name: Wish(name, session, version, tuple(wished[name])) for name, (session, version) in heads.items()}
+
+
+def _wished(row: asyncpg.Record, assignment: Assignment | None) -> WishedLease:
+    return WishedLease(
+        lease_id=row["lease_id"],
+        run_id=row["run_id"],
+        attempt=row["attempt"],
+        node=row["node"],
+        slots=tuple(row["slots"]),
+        policy=Policy(row["policy"]),
+        stop=StopReason(row["stop_reason"]) if row["stop_reason"] else None,
+        assignment=assignment,
+    )
+
+
+async def _assignment(conn: asyncpg.Connection, run_id: str, lease_id: UUID) -> Assignment:
+    row = await conn.fetchrow("SELECT spec, inputs, pins FROM runs WHERE id = $1", run_id)
+    return Assignment(
+        spec=row["spec"],
+        inputs=tuple(row["inputs"]),
+        pins=row["pins"],
+        places=tuple(await leases.seats(conn, lease_id)),
+        checkpoints=tuple(await checkpoints.resumable(conn, run_id)),
+    )
+
+
+async def records(conn: asyncpg.Connection, agent: str, held: Sequence[UUID]) -> list[LeaseRecord]:
+    """What is stored of those leases that have not ended and have a place on the agent."""
+    rows = await conn.fetch(
+        """SELECT DISTINCT l.id, l.run_id, l.start_time FROM leases l JOIN places p ON p.lease_id = l.id
+           WHERE l.id = ANY($1) AND l.end_time IS NULL AND p.agent = $2""",
+        list(held),
+        agent,
+    )
+    return [
+        LeaseRecord(
+            row["id"],
+            row["run_id"],
+            row["start_time"] is not None,
+            tuple(await leases.cursors(conn, row["id"])),
+            tuple(await checkpoints.of_lease(conn, row["id"])),
+        )
+        for row in rows
+    ]
