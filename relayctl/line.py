@@ -36,11 +36,10 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
 class Unreachable(Exception):
     """The coordinator did not answer; the message says which address was tried, how it failed and what to do."""
 
-    def __init__(self, address: str, why: str) -> None:
-        super().__init__(
-            f"cannot reach the coordinator at {address} ({why}); "
-            "start one with `relayctl up`, or name yours with --coordinator or RELAY_COORDINATOR"
-        )
+    def __init__(self, address: str, why: str, *, before: bool = False) -> None:
+        todo = "start one with `relayctl up`, or name yours with --coordinator or RELAY_COORDINATOR"
+        lost = "it answered before: perhaps it is being restarted"
+        super().__init__(f"cannot reach the coordinator at {address} ({why}); {lost if before else todo}")
 
 
 class CallFailed(Exception):
@@ -50,7 +49,7 @@ class CallFailed(Exception):
 class Line:
     """One connection, with the secret that goes along and the patience that it has."""
 
-    def __init__(self, address: str, secret: str = "", *, first: float = 3.0, patience: float = 60.0) -> None:
+    def __init__(self, address: str, secret: str = "", *, first: float = 3.0, patience: float = 20.0) -> None:
         self.address = address
         self.channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
         self.metadata = (("authorization", f"Bearer {secret}"),) if secret else ()
@@ -119,7 +118,7 @@ class Trial:
         line = self._line
         spent = asyncio.get_running_loop().time() - self._since
         if spent >= (line.patience if line.answered else line.first):
-            raise Unreachable(line.address, why) from None
+            raise Unreachable(line.address, why, before=line.answered) from None
         if self._pause == _FIRST_PAUSE and line.answered:
             line.on_trouble(why)
         await asyncio.sleep(random.uniform(0, self._pause))
@@ -131,4 +130,6 @@ def _words(error: grpc.aio.AioRpcError) -> str:
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         return "no answer in time"
     details = (error.details() or error.code().name).strip()
+    if error.code() is grpc.StatusCode.INTERNAL:
+        return details
     return details.rpartition(": ")[2].strip() or details

@@ -11,6 +11,9 @@ _COMMAND_ONLY = ("command", "workdir", "resume_args", "adopt", "outputs", "image
 _NEVER_COMMAND = ("model", "model_init", "lora", "quantization", "preset", "data", "rewards", "samples", "hub")
 _REWARDED = ("grpo", "rloo", "ppo", "online_dpo")
 
+#: Rows that the trainers of this release read.
+_FORMATS = ("auto", "text", "prompt_completion", "chat")
+
 #: What the format knows and this release does not do: path → when a run asks for it. Refused, never ignored.
 NOT_YET: Mapping[str, Callable[[RunFile], bool]] = {
     "framework": lambda run: run.framework != "hf",
@@ -23,6 +26,9 @@ NOT_YET: Mapping[str, Callable[[RunFile], bool]] = {
     "resources.nodes": lambda run: run.resources.nodes.max > 1,
     "launch": lambda run: bool(run.launch),
     "checkpoint.store": lambda run: run.checkpoint.store != "relay://",
+    "checkpoint.keep.best": lambda run: run.checkpoint.keep.best > 0,
+    "checkpoint.keep.every": lambda run: run.checkpoint.keep.every is not None,
+    "data.format": lambda run: run.data is not None and run.data.format not in _FORMATS,
     "hub": lambda run: run.hub is not None,
     "lifecycle.on_oom": lambda run: run.lifecycle.on_oom != "fail",
     "lifecycle.max_runtime": lambda run: run.lifecycle.max_runtime is not None,
