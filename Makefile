@@ -28,7 +28,7 @@ demo: $(READY) ## Train a small model on two hosts, kill one in the middle, see 
 	@$(BIN)/relayctl demo $(ARGS)
 
 test: $(READY) ## Run all tests
-	@$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
+	@$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 check: $(READY) ## Lint and type-check everything: code, contract, generated files, deploy/
 	@$(BIN)/ruff check .
