@@ -191,7 +191,7 @@ def commit_of(folder: Path) -> str:
 
 def _relay_version() -> dict[str, str]:
     try:
-        return {"relay": importlib.metadata.version("relay")}
+        return {"relay": importlib.metadata.version("relay-training")}
     except importlib.metadata.PackageNotFoundError:
         return {}
 

@@ -168,12 +168,16 @@ class SpareShim:
         seed = self._take()
         try:
             if seed is not None:
-                return await Shim._begin(seed, job)
-        except ShimGone:  # the spare had been killed, and nothing of it is left
-            pass
+                with contextlib.suppress(ShimGone):  # the spare had been killed; nothing of it is left
+                    return await Shim._begin(seed, job)
+            return await Shim.start(job, self._runtime_dir, python=self._python)
         finally:
             await self._replace()
-        return await Shim.start(job, self._runtime_dir, python=self._python)
+
+    async def ready(self) -> None:
+        """Until the spare answers: a start after this costs no interpreter's start."""
+        if self._ready is not None:
+            await _request(self._ready.path, {"op": "status"})
 
     def _take(self) -> _Seed | None:
         seed, self._ready = self._ready, None
