@@ -258,11 +258,11 @@ class TestMistakes:
                 'command: a list is needed, found the text "python train.py"; '
                 'a command is a list of arguments: ["bash", "-c", "…"] where a shell is wanted',
             ),
-            ({"env": {"A": 3}}, 'env: A is text: put quotes around it ("3")'),
-            ({"env": {"A": True}}, 'env: A is text: put quotes around it ("true")'),
+            ({"env": {"A": 3}}, 'env.A: text is needed, found the number 3; put quotes around it: "3"'),
+            ({"env": {"A": True}}, 'env.A: text is needed, found true; put quotes around it: "true"'),
             (
                 {"env": {"RELAY_RUN_ID": "x"}},
-                "env: RELAY_RUN_ID is refused: names beginning with RELAY_ belong to Relay",
+                "env.RELAY_RUN_ID: is refused: names beginning with RELAY_ belong to Relay",
             ),
             ({"labels": {"a": 1}}, 'labels.a: text is needed, found the number 1; put quotes around it: "1"'),
             ({"resources": {"nodes": 0}}, "resources.nodes: at least 1 is needed"),
@@ -384,6 +384,12 @@ class TestOverrides:
         ]
         assert mistakes(file, "name.x=1") == ["--set name.x=1: name.x: name is a single value: nothing lies inside it"]
         assert mistakes(file, "name=[") != []
+
+    def test_the_environment_is_text_whatever_it_looks_like(self, tmp_path: Path) -> None:
+        file = written(tmp_path, "method: command\ncommand: [a]\n")
+        run = load(file, ["env.STEPS=5", "env.ON=true", "labels.try=2"])
+        assert run.env == {"STEPS": "5", "ON": "true"} and run.labels == {"try": "2"}
+        assert mistakes(file, "env.RELAY_X=1")[0].startswith("--set env.RELAY_X=1: env.RELAY_X: is refused")
 
     def test_lists_are_reached_by_index(self, tmp_path: Path) -> None:
         file = written(tmp_path, "method: command\ncommand: [a, b]\n")

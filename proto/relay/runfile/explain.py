@@ -43,7 +43,7 @@ def _path(location: tuple[int | str, ...], data: Any) -> Path:
     """The place as the file has it: without the names of variants, without the index of a list that was one value."""
     path: list[str | int] = []
     for part in location:
-        if isinstance(part, str) and part.startswith("~"):
+        if isinstance(part, str) and (part.startswith("~") or part == "[key]"):
             continue
         if isinstance(part, int) and not isinstance(data, list | tuple):
             continue

@@ -19,6 +19,7 @@ from relay.runfile.mistakes import Mark, Mistake, Path, RunFileErrors, dotted
 MAX_BYTES = 4 << 20
 MAX_NODES = 200_000  #: what a file may hold once its aliases are followed
 
+_TEXTS = ("env", "labels")  #: mappings in which `--set` gives text whatever it looks like
 _MERGE = "tag:yaml.org,2002:merge"
 
 
@@ -277,7 +278,7 @@ def override(document: Document, sets: Sequence[str]) -> Document:
             )
             continue
         try:
-            _assign(data, path, yaml_value(text))
+            _assign(data, path, text if path[0] in _TEXTS and len(path) > 1 else yaml_value(text))
             overrides[path] = assignment
         except (yaml.YAMLError, ValueError) as error:
             mistakes.append(Mistake(path, str(error).splitlines()[0], override=assignment))

@@ -94,20 +94,22 @@ def _plain(value: Any) -> Any:
     raise ValueError(f"{found(value)} cannot stand here")
 
 
-def _variables(value: Any) -> Any:
-    if wrong := [problem for name, item in _free(value).items() if (problem := _variable_problem(name, item))]:
-        raise ValueError("; ".join(wrong))
-    return value
-
-
-def _variable_problem(name: str, item: Any) -> str:
+def _variable(name: str) -> str:
     if name.upper().startswith("RELAY_"):
-        return f"{name} is refused: names beginning with RELAY_ belong to Relay"
+        raise ValueError("is refused: names beginning with RELAY_ belong to Relay")
     if not VARIABLE.fullmatch(name):
-        return f'"{name}" is not a name for an environment variable'
-    if not isinstance(item, str):
-        return f'{name} is text: put quotes around it ("{str(item).lower() if isinstance(item, bool) else item}")'
-    return f"{name} holds a NUL byte" if "\0" in item else ""
+        raise ValueError(f'"{name}" is not a name for an environment variable')
+    return name
+
+
+def _variable_value(value: Any) -> str:
+    if not isinstance(value, str):
+        text = str(value).lower() if isinstance(value, bool) else value
+        quoted = f'; put quotes around it: "{text}"' if isinstance(value, bool | int | float) else ""
+        raise ValueError(f"text is needed, found {found(value)}{quoted}")
+    if "\0" in value:
+        raise ValueError("holds a NUL byte")
+    return value
 
 
 def _name(value: str) -> str:
@@ -144,5 +146,5 @@ Free = Annotated[dict[str, Any], BeforeValidator(_free)]
 Inside = Annotated[Text, BeforeValidator(lambda value: _inside(value) if isinstance(value, str) else value)]
 Name = Annotated[Text, BeforeValidator(lambda value: _name(value) if isinstance(value, str) else value)]
 Secret = Annotated[Text, BeforeValidator(lambda value: _secret(value) if isinstance(value, str) else value)]
-Variables = Annotated[dict[str, str], BeforeValidator(_variables)]
+Variables = dict[Annotated[str, BeforeValidator(_variable)], Annotated[str, BeforeValidator(_variable_value)]]
 StallAfter = Annotated[float | Literal["auto"], PlainValidator(_stall_after), PlainSerializer(_stall_after_out)]
