@@ -45,8 +45,8 @@ class Contact:
 async def insist(contact: Contact, call: Callable[[], Awaitable[T]]) -> T:
     """The answer to `call`, however often the line breaks before it comes.
 
-    Raises the RelayError that the coordinator answers with, or the RpcError that trying again cannot help. A TimeoutError
-    of the call's own is a broken line too.
+    Raises the RelayError that the coordinator answers with, or the RpcError that trying again cannot help. A
+    TimeoutError of the call's own is a broken line too.
     """
     for tries in itertools.count():
         try:

@@ -46,6 +46,7 @@ class Cache:
     def _trim(self, needed: set[str]) -> None:
         """Newest first until the limit; what the newest run needs stays in any case."""
         kept = 0
+        self._folder.mkdir(parents=True, exist_ok=True)
         files = [(path, path.stat()) for path in self._folder.iterdir() if path.suffix != ".part"]
         for path, status in sorted(files, key=lambda file: file[1].st_atime_ns, reverse=True):
             kept += status.st_size

@@ -35,39 +35,40 @@ Report = Stepped | Saved
 class Reader:
     """Reads reports of one file, each once. Blocking: call it in a thread."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, source: str = "events") -> None:
         self._path = path
+        self._source = source
         self._offset = 0
 
     def read(self) -> list[Report]:
         """What came since the last time. Lines that are no reports, or not readable, are passed over."""
         found: list[Report] = []
         while stretch := read_stretch(self._path, self._offset, lines=True, limit=1 << 20):
-            found += reports(stretch.data, stretch.offset)
+            found += reports(stretch.data, stretch.offset, self._source)
             self._offset = stretch.end
         return found
 
 
-def reports(data: bytes, offset: int) -> Iterator[Report]:
+def reports(data: bytes, offset: int, source: str = "events") -> Iterator[Report]:
     """The reports in whole lines that begin at `offset` of their source."""
     for line in data.splitlines(keepends=True):
         offset += len(line)
         try:
-            report = _report(json.loads(line), offset)
+            report = _report(json.loads(line), source, offset)
         except (ValueError, TypeError, KeyError, RecursionError):
             continue
         if report is not None:
             yield report
 
 
-def _report(line: dict[str, Any], end: int) -> Report | None:
+def _report(line: dict[str, Any], source: str, end: int) -> Report | None:
     step = line.get("step")
     if not isinstance(step, int) or isinstance(step, bool) or step < 0:
         return None
     match line["type"]:
         case "checkpoint":
             metrics = {str(name): float(value) for name, value in (line.get("metrics") or {}).items()}
-            return Saved(step, str(line["path"]), metrics, end=end)
+            return Saved(step, str(line["path"]), metrics, source, end)
         case "metric" | "progress":
             return Stepped(step)
     return None

@@ -160,7 +160,7 @@ class Session:
         self._cap, self._failures, self._said = min(BACKOFF_CAP, 2 * timing.heartbeat), 0, ""
         self._host.welcomed(welcome, timing)
         self._contact.heard()
-        log.info("session=open id=%s held=%d", welcome.session_id, len(held))
+        log.info("session=welcome id=%s held=%d", welcome.session_id, len(held))
         return timing
 
     async def _talk(self, line: Line, interval: float, renew: Callable[[], None]) -> None:

@@ -87,6 +87,7 @@ class Source:
     name: str  #: `events`, `agent`, `stdout` or `stderr`
     path: Path
     lines: bool  #: JSON lines, to be cut at newlines only
+    lost: asyncio.Event = field(default_factory=asyncio.Event)  #: the coordinator refuses it: its lease has ended
     ready: bool = True  #: False until the coordinator has said how far it has it
     acked: int = 0  #: bytes the coordinator has for good
     sent: int = 0

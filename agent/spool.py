@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Never
 
 import grpc
@@ -56,14 +56,11 @@ class Window:
 
 
 class Spool:
-    """The sources that are streamed now. `lost` is told of leases that the coordinator refuses as ended."""
+    """The sources that are streamed now."""
 
-    def __init__(
-        self, coordinator: Coordinator, contact: Contact, *, lost: Callable[[str], None], heartbeat: float
-    ) -> None:
+    def __init__(self, coordinator: Coordinator, contact: Contact, *, heartbeat: float) -> None:
         self._coordinator = coordinator
         self._contact = contact
-        self._lost = lost
         self.window = Window(heartbeat)
         self._sources: dict[tuple[str, int, str], Source] = {}
         self._wanted = asyncio.Event()  # there is a source to look at
@@ -81,13 +78,6 @@ class Spool:
         self._sources = {key: source for key, source in self._sources.items() if source.lease != lease}
         if not self._sources:
             self._wanted.clear()
-
-    def sync(self, record: pb.LeaseRecord) -> None:
-        """What the coordinator has of a lease at the beginning of a session."""
-        stored = {(record.lease, cursor.node, cursor.source): cursor.offset for cursor in record.cursors}
-        for key, source in self._sources.items():
-            if source.lease == record.lease:
-                source.sync(stored.get(key, 0))
 
     async def run(self) -> Never:
         """Until cancelled."""
@@ -182,7 +172,7 @@ class Spool:
         match refusal := from_status(answer.refused):
             case LeaseLost():
                 self.remove(source.lease)
-                self._lost(source.lease)
+                source.lost.set()
             case OffsetGap():
                 source.refused_gap(int(refusal.metadata["expected"]))
             case _:

@@ -5,14 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from google.protobuf import any_pb2, json_format
+from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
+from agent.capability import Capability, Readings
+from agent.folder import write_atomically
 from agent.leases import Beat, StopReason, Wish
 from relay.errors import DOMAIN
 from relay.runfile import RunFile
 from relay.timing import LeaseTiming
 from relay.v1 import agents_pb2 as pb
+from relay.v1 import fleet_pb2
 
 INTERNAL = 13  #: google.rpc.Code of failures that are data, not of RPCs
 
@@ -48,6 +52,39 @@ def failure(reason: str, message: str, **metadata: str) -> status_pb2.Status:
     packed = any_pb2.Any()
     packed.Pack(error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata))
     return status_pb2.Status(code=INTERNAL, message=message, details=[packed])
+
+
+def capability(found: Capability, slots: int) -> fleet_pb2.Capability:
+    """What the host has; `slots` is how many runs it takes at once where it has no GPUs."""
+    return fleet_pb2.Capability(
+        hostname=found.hostname,
+        cpus=found.cpus,
+        memory_bytes=found.memory,
+        disk_bytes=found.disk_free,
+        gpus=[
+            fleet_pb2.Gpu(index=gpu.index, uuid=gpu.uuid, model=gpu.model, memory_bytes=gpu.memory)
+            for gpu in found.gpus
+        ],
+        slots=slots,
+        versions=found.versions,
+        commit=found.commit,
+        platform=found.platform,
+    )
+
+
+def readings(read: Readings) -> fleet_pb2.Readings:
+    """How loaded the host is."""
+    return fleet_pb2.Readings(
+        cpu_fraction=read.cpu,
+        memory_used_bytes=read.memory_used,
+        disk_free_bytes=read.disk_free,
+        gpus=[
+            fleet_pb2.GpuReading(
+                index=gpu.index, fraction=gpu.use, memory_used_bytes=gpu.memory_used, temperature=gpu.temperature
+            )
+            for gpu in read.gpus
+        ],
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,14 +125,14 @@ class Assignment:
     def save(self, path: Path) -> None:
         """Keep it for an agent that comes after this one."""
         held = pb.WishedLease(lease=self.lease, assignment=self.message)
-        path.write_text(json_format.MessageToJson(held, indent=None))
+        write_atomically(path, held.SerializeToString())
 
     @classmethod
     def load(cls, path: Path) -> Assignment:
         """What `save` kept; ValueError or OSError when it is not there."""
         held = pb.WishedLease()
         try:
-            json_format.Parse(path.read_text(), held, ignore_unknown_fields=True)
-        except json_format.ParseError as error:
+            held.ParseFromString(path.read_bytes())
+        except DecodeError as error:
             raise ValueError(f"{path}: {error}") from error
         return cls(held.lease, held.assignment)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from relay.manifest import Manifest
+from relay.manifest import Manifest, ManifestFile
 
 
 class Damaged(Exception):
@@ -33,6 +34,9 @@ class Store(Protocol):
 
         Raises OSError when the folder's files cannot be read, RelayError when the store has no room.
         """
+
+    async def put_files(self, manifest: Manifest, where: Callable[[ManifestFile], Path], written: Path) -> str:
+        """Like `put_folder` for files that lie anywhere: `where` says where, `written` is the manifest's own file."""
 
     async def fetch(self, manifest_digest: str, folder: Path) -> Manifest:
         """Bring a folder here, every byte verified; goes on with what an earlier fetch left. Raises Damaged."""

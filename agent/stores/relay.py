@@ -31,15 +31,15 @@ class RelayStore:
         return not await self._blobs.missing([manifest_digest])
 
     async def put_folder(self, folder: Path, manifest: Manifest) -> str:
-        await self.put_files(manifest, lambda file: folder / file.path)
-        await self._blobs.put(folder / NAME, manifest.digest)
-        return self.uri(manifest.digest)
+        return await self.put_files(manifest, lambda file: folder / file.path, folder / NAME)
 
-    async def put_files(self, manifest: Manifest, where: Callable[[ManifestFile], Path]) -> None:
-        """Upload what is missing of a manifest's files; `where` says where each lies."""
+    async def put_files(self, manifest: Manifest, where: Callable[[ManifestFile], Path], written: Path) -> str:
+        """Store files that lie anywhere: `where` says where each does, `written` where the manifest itself does."""
         missing = await self._blobs.missing(file.digest for file in manifest.files)
         wanted = {file.digest: where(file) for file in manifest.files if file.digest in missing}
         await _each(wanted.items(), lambda item: self._blobs.put(item[1], item[0]))
+        await self._blobs.put(written, manifest.digest)
+        return self.uri(manifest.digest)
 
     async def fetch(self, manifest_digest: str, folder: Path) -> Manifest:
         manifest = await self._manifest(manifest_digest, folder)

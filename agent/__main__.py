@@ -1,0 +1,162 @@
+"""`relay-agent`: wires the agent together and turns signals into ways out.
+
+SIGTERM or SIGINT: leave (save, publish, release, exit 0); said again, hurry. SIGUSR2 or `relay-agent detach`: only the
+agent ends, its trainers go on. Exit 78: settings, secret or deployment are wrong, and starting again cannot help.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import secrets
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from random import Random
+
+from agent import wire
+from agent.capability import detect
+from agent.channels import Coordinator
+from agent.config import Config, ConfigError, config
+from agent.contact import Contact
+from agent.inputs import Cache
+from agent.preparing import Means
+from agent.processes import boot_id, boottime
+from agent.session import Identity, Session, grpc_dial
+from agent.shims import SpareShim, prepare_runtime_dir
+from agent.spool import Spool
+from agent.stores.blobs import Blobs
+from agent.stores.relay import RelayStore
+from agent.supervisor import Supervisor, WayOut
+from agent.vitals import Vitals
+from relay.errors import DeploymentForeign, SessionReplaced, Unauthenticated
+from relay.v1 import agents_pb2 as pb
+from relay.v1 import agents_pb2_grpc
+
+log = logging.getLogger("agent")
+
+MISCONFIGURED = 78
+HEARTBEAT = 5.0  #: seconds, until a welcome says otherwise
+
+
+def main() -> None:
+    """The entry point of `relay-agent`."""
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="time=%(asctime)s level=%(levelname)s %(message)s"
+    )
+    try:
+        command, settings = config(sys.argv[1:], os.environ)
+        sys.exit(detach(settings) if command == "detach" else run(settings))
+    except (ConfigError, PermissionError, ValueError) as error:
+        print(f"relay-agent: {error}", file=sys.stderr)
+        sys.exit(MISCONFIGURED)
+
+
+def detach(settings: Config) -> int:
+    """Ask the agent of this runtime folder to end, without its trainers; returns when it has."""
+    try:
+        pid = int(settings.lock.read_text())
+        handle = os.pidfd_open(pid)
+        os.kill(pid, signal.SIGUSR2)
+    except (OSError, ValueError):
+        print(f"relay-agent: no agent runs with --runtime-dir {settings.runtime_dir}", file=sys.stderr)
+        return 1
+    with open(handle, "rb"), settings.lock.open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    return 0
+
+
+def run(settings: Config) -> int:
+    """The agent, until it is told to end; its exit code."""
+    prepare_runtime_dir(settings.runtime_dir)
+    code = 0
+    with only_one(settings.lock):
+        try:
+            asyncio.run(serve(settings))
+        except* (DeploymentForeign, Unauthenticated) as refused:
+            log.error("agent=refused reason=%r", str(refused.exceptions[0]))
+            code = MISCONFIGURED
+        except* SessionReplaced as replaced:
+            log.error("agent=replaced reason=%r", str(replaced.exceptions[0]))
+            code = 1
+    return code
+
+
+@contextlib.contextmanager
+def only_one(lock: Path) -> Iterator[None]:
+    """ConfigError when another agent has this runtime folder."""
+    with lock.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"another agent runs with --runtime-dir {lock.parent}") from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+async def serve(settings: Config) -> None:
+    """Build everything, and run it until told to end."""
+    orders = ways_out()
+    coordinator = Coordinator(settings.coordinator, settings.secret)
+    contact = Contact(boottime)
+    found = await asyncio.to_thread(detect, settings.root, settings.python)
+    capability = wire.capability(found, settings.slots)
+    hello = pb.Hello(agent=settings.resource_name, capability=capability, labels=settings.labels)
+    vitals = Vitals(settings.root)
+    async with means_of(settings, coordinator, contact, gpus=bool(found.gpus)) as means:
+        supervisor = Supervisor(means, hello, lambda: vitals.latest, disconnect_limit=settings.disconnect_limit)
+        identity = Identity(secrets.token_hex(16), boot_id(), settings.data_dir / "deployment")
+        session = Session(supervisor, identity, contact, dial=grpc_dial(coordinator), now=boottime, random=Random())
+        log.info(
+            "agent=%s pid=%d coordinator=%s root=%s", settings.name, os.getpid(), settings.coordinator, settings.root
+        )
+        await supervisor.run((session.run, means.spool.run, vitals.run), orders, settings.leaving_budget)
+    log.info("agent=ended")
+
+
+@contextlib.asynccontextmanager
+async def means_of(settings: Config, coordinator: Coordinator, contact: Contact, *, gpus: bool) -> AsyncIterator[Means]:
+    """What attempts work with. Calls and artifacts have a connection each."""
+    async with (
+        coordinator.dial() as calls,
+        coordinator.dial() as transfers,
+        SpareShim(settings.runtime_dir) as shims,
+    ):
+        blobs = Blobs(coordinator, transfers, contact)
+        yield Means(
+            agent=settings.resource_name,
+            root=settings.root,
+            runtime_dir=settings.runtime_dir,
+            python=settings.python,
+            gpus=gpus,
+            orphan_limit=settings.orphan_limit,
+            environment=dict(os.environ),
+            stub=agents_pb2_grpc.AgentsStub(calls),
+            metadata=coordinator.metadata,
+            contact=contact,
+            spool=Spool(coordinator, contact, heartbeat=HEARTBEAT),
+            blobs=blobs,
+            stores={"relay": RelayStore(blobs)},
+            cache=Cache(settings.data_dir / "cache", settings.cache_limit),
+            shims=shims,
+        )
+
+
+def ways_out() -> asyncio.Queue[WayOut]:
+    """Signals as orders."""
+    orders: asyncio.Queue[WayOut] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, orders.put_nowait, WayOut.LEAVE)
+    loop.add_signal_handler(signal.SIGUSR2, orders.put_nowait, WayOut.DETACH)
+    return orders
+
+
+if __name__ == "__main__":
+    main()

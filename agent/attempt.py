@@ -1,0 +1,319 @@
+"""One lease's life on this host, as stages:
+
+    fetch inputs → choose and verify a checkpoint → first write → start → watch → publish → result → complete → forget
+
+An agent that comes after another joins in the middle: it finds the shim, reads the assignment from the attempt's
+folder, the checkpoints from the disk, and goes on watching; the trainer never notices. Cancelling `run` is to let go in
+that sense. Only an order (a wish, a leave, a stall) stops a trainer, and only LEASE_LOST kills it for good.
+
+How the trainer ends is a value. What this host or the network does wrong is a fault, reported as such.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Never
+
+from agent.causes import Cause
+from agent.ending import complete, failed, faulted, publish_result, stopped
+from agent.folder import AttemptFolder
+from agent.jobs import Exit
+from agent.journal import Journal
+from agent.preparing import Fault, Means, choose_checkpoint, fetch, start
+from agent.processes import boottime
+from agent.progress import Progress
+from agent.publisher import Publisher
+from agent.reports import Saved
+from agent.shims import Shim, ShimGone, ShimSilent
+from agent.sources import Source
+from agent.verdict import Order, Stop, Success, verdict
+from agent.watch import Watch, scanner_of
+from agent.wire import Assignment
+from relay.errors import LeaseLost
+from relay.runfile import RunFile
+from relay.v1 import agents_pb2 as pb
+
+log = logging.getLogger(__name__)
+
+LOOK = 0.2  #: seconds between two looks at a trainer's files
+
+
+class Attempt:
+    """One lease, from its first directive to its end. All but `run` returns at once."""
+
+    def __init__(
+        self, assignment: Assignment, means: Means, *, changed: Callable[[], None], shim: Shim | None = None
+    ) -> None:
+        self.assignment = assignment
+        self._means = means
+        self._changed = changed
+        self._shim = shim
+        self._rejoined = shim is not None
+        self._folder: AttemptFolder = means.attempt_folder(assignment.lease, assignment.attempt)
+        self._journal = Journal(self._folder.agent_log)
+        self._phase: pb.HeldLease.Phase.ValueType = pb.HeldLease.RUNNING if self._rejoined else pb.HeldLease.PREPARING
+        self._order: Order | None = None
+        self._obeyed: Order | None = None
+        self._trust: float | None = None
+        self._told: float | None = None
+        self._woken = asyncio.Event()
+        self._ordered = asyncio.Event()
+        self._gone = asyncio.Event()
+        self.sources = _sources(assignment, self._folder, self._gone, ready=shim is None)
+        self._watch: Watch | None = None
+        self._stalled = ""
+
+    # What it is told
+
+    def stop(self, order: Order) -> None:
+        """Save and end. Said again, it can only come sooner."""
+        sharpened = order.sharpened(self._order)
+        if sharpened != self._order:
+            log.info("lease=%s order=stop why=%r grace=%g", self.assignment.lease, order.why, order.grace)
+            self._order = sharpened
+            self._ordered.set()
+            self._woken.set()
+            self._move(pb.HeldLease.ENDING)
+
+    def leave(self, budget: float) -> None:
+        """Save within `budget` seconds; where the step that runs now takes longer than that, do not wait for it."""
+        until = self._watch.progress.until_step(boottime()) if self._watch else None
+        if until is not None and until > budget:
+            self.stop(Order(Stop.LEAVING, 0.0, f"leaving, and this step ends in {until:.0f} s only"))
+        else:
+            self.stop(Order(Stop.LEAVING, budget, "leaving"))
+
+    def drop(self) -> None:
+        """The lease is not ours any more."""
+        self._gone.set()
+
+    def trust(self, until: float) -> None:
+        """The lease may be trusted until this moment of CLOCK_BOOTTIME."""
+        self._trust = until if self._trust is None else max(self._trust, until)
+        self._woken.set()
+
+    def sync(self, stored: Mapping[tuple[int, str], int]) -> None:
+        """How far the coordinator has each source (node, name), as it says when a session begins."""
+        for source in self.sources.values():
+            source.sync(stored.get((source.node, source.name), 0))
+
+    def held(self) -> pb.HeldLease:
+        """What heartbeats say of it."""
+        return pb.HeldLease(
+            lease=self.assignment.lease,
+            node=self.assignment.node,
+            phase=self._phase,
+            slots=self.assignment.slots,
+        )
+
+    # Its life
+
+    async def run(self) -> None:
+        """To the end of the lease, or until cancelled."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                helpers: list[asyncio.Task[Never]] = [group.create_task(self._until_gone())]
+                outcome = await self._live(lambda work: helpers.append(group.create_task(work)))
+                await complete(self._means, self.assignment, self.sources.values() if self._shim else (), outcome)
+                for task in helpers:
+                    task.cancel()
+        except* LeaseLost:
+            log.warning("lease=%s lost", self.assignment.lease)
+            await self._kill("lease lost")
+        finally:
+            self._means.spool.remove(self.assignment.lease)
+        if self._shim is not None:
+            await self._shim.forget()
+        log.info("lease=%s over", self.assignment.lease)
+
+    async def _until_gone(self) -> Never:
+        await self._gone.wait()
+        raise LeaseLost()
+
+    async def _live(self, beside: Callable[[Coroutine[Any, Any, Never]], None]) -> pb.CompleteLeaseRequest:
+        """Every stage but the last. `beside` runs something until the lease's end."""
+        try:
+            run = self._run_file()
+            if self._shim is None and not await self._unless_ordered(self._begin(run)):
+                return stopped(Stop.WISHED if self._order is None else self._order.cause)
+            self._means.spool.add(self.sources.values())
+            publisher = self._publisher(run)
+            beside(publisher.run())
+            ended = await self._follow(run, publisher)
+            return await self._judge(run, ended, publisher)
+        except Fault as fault:
+            log.error("lease=%s fault=%s reason=%r", self.assignment.lease, fault.reason, str(fault))
+            await self._kill(str(fault))
+            return faulted(fault.reason, str(fault))
+
+    def _run_file(self) -> RunFile:
+        try:
+            return self.assignment.run_file()
+        except ValueError as error:
+            raise Fault("AGENT_TOO_OLD", f"this agent cannot read the run file: {error}") from error
+
+    async def _unless_ordered(self, work: Coroutine[Any, Any, None]) -> bool:
+        """True when `work` is done; False when a stop came first, and it was given up."""
+        working = asyncio.create_task(work)
+        ordered = asyncio.create_task(self._ordered.wait())
+        try:
+            await asyncio.wait({working, ordered}, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                working.result()
+            return self._shim is not None
+        finally:
+            working.cancel()
+            ordered.cancel()
+            await asyncio.gather(working, ordered, return_exceptions=True)
+
+    async def _begin(self, run: RunFile) -> None:
+        await fetch(self._means, self.assignment, self._folder)
+        chosen = await choose_checkpoint(self._means, self.assignment, self._folder)
+        if self.assignment.stops_on_disconnect:
+            await self._trusted()
+        self._shim = await start(self._means, self.assignment, run, self._folder, chosen, self._trust)
+        self._told = self._trust
+
+    async def _trusted(self) -> None:
+        """Until the lease may be trusted for a while: under `stop` nothing is started on an old promise."""
+        while self._trust is None or self._trust <= boottime():
+            self._woken.clear()
+            await self._woken.wait()
+
+    async def _follow(self, run: RunFile, publisher: Publisher) -> Exit:
+        """Until the trainer and all it started are gone."""
+        assert self._shim is not None
+        self._watch = watch = self._watching(run)
+        self._move(pb.HeldLease.ENDING if self._order else pb.HeldLease.RUNNING)
+        waiting = asyncio.create_task(self._shim.wait())
+        waiting.add_done_callback(lambda _: self._woken.set())
+        try:
+            while not waiting.done():
+                for saved in await watch.look():
+                    publisher.offer(await self._named(saved))
+                await self._obey(self._shim)
+                await self._pause()
+        finally:
+            waiting.cancel()
+        self._move(pb.HeldLease.ENDING)
+        for saved in await watch.look(final=True):
+            publisher.offer(await self._named(saved))
+        return waiting.result()
+
+    async def _pause(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LOOK):
+                await self._woken.wait()
+        self._woken.clear()
+
+    async def _named(self, saved: Saved) -> Saved:
+        """The checkpoint with a line that names it; the agent's own where the program wrote none."""
+        if saved.end:
+            return saved
+        end = await self._journal.write(
+            "checkpoint", step=saved.step, path=Path(saved.path).name, metrics=saved.metrics
+        )
+        return replace(saved, source="agent", end=end)
+
+    async def _obey(self, shim: Shim) -> None:
+        """Pass on what the shim has not been told. A shim that does not answer is told again at the next look."""
+        try:
+            if self._trust is not None and self._trust != self._told:
+                self._told = self._trust
+                await shim.trust(self._trust)
+            if self._order is not None and self._order != self._obeyed:
+                await self._command(shim, self._order)
+                self._obeyed = self._order
+            elif self._watch is not None and not self._stalled:
+                await self._look_for_stall(shim, self._watch.progress.stalled(boottime()))
+        except ShimGone:  # `wait` tells
+            pass
+        except ShimSilent as error:
+            log.warning("lease=%s shim=silent reason=%r", self.assignment.lease, str(error))
+
+    @staticmethod
+    async def _command(shim: Shim, order: Order) -> None:
+        if order.grace > 0:
+            await shim.stop(order.grace, order.why)
+        else:
+            await shim.kill(order.why)
+
+    async def _look_for_stall(self, shim: Shim, stalled: str) -> None:
+        if stalled:
+            await self._journal.say("error", f"stalled: {stalled}; its state is in dump.json")
+            await shim.dump()
+            await shim.kill(f"stalled: {stalled}")
+            self._stalled = stalled
+
+    async def _judge(self, run: RunFile, ended: Exit, publisher: Publisher) -> pb.CompleteLeaseRequest:
+        """What it comes to, once its checkpoints are safe and its result is stored."""
+        assert self._watch is not None
+        log.info("lease=%s trainer=ended code=%s signal=%s", self.assignment.lease, ended.code, ended.signal)
+        await publisher.settled()
+        judged = verdict(
+            ended,
+            order=self._order,
+            command=run.command is not None,
+            stderr=await self._watch.stderr(),
+            oom_kills=self._watch.oom_kills,
+            stalled=self._stalled,
+        )
+        match judged:
+            case Success():
+                return await publish_result(self._means, run, self._folder, self._journal)
+            case Stop():
+                return stopped(judged)
+            case Cause():
+                return failed(judged)
+
+    async def _kill(self, why: str) -> None:
+        """End the trainer, keep its bytes."""
+        if self._shim is not None:
+            with contextlib.suppress(ShimGone):
+                await self._shim.kill(why)
+            await self._shim.wait()
+
+    # What it is made of
+
+    def _watching(self, run: RunFile) -> Watch:
+        progress = Progress(run.lifecycle.stall_after, boottime(), contract=run.command is None)
+        return Watch(self._folder, progress, scanner_of(run, self._folder, boottime), boottime, rejoined=self._rejoined)
+
+    def _publisher(self, run: RunFile) -> Publisher:
+        means, assignment = self._means, self.assignment
+        runs = means.run_folder(assignment.run_id)
+
+        async def retain(needed: set[int]) -> None:
+            await asyncio.to_thread(runs.retain, self._folder, run.checkpoint.keep.last, needed)
+
+        return Publisher(
+            assignment,
+            self._folder,
+            agent=means.agent,
+            stub=means.stub,
+            metadata=means.metadata,
+            contact=means.contact,
+            store=means.stores["relay"],
+            sources=self.sources,
+            journal=self._journal,
+            retain=retain,
+            done=max(self._folder.steps(), default=0) - 1,
+        )
+
+    def _move(self, phase: pb.HeldLease.Phase.ValueType) -> None:
+        if phase != self._phase:
+            self._phase = phase
+            self._changed()
+
+
+def _sources(assignment: Assignment, folder: AttemptFolder, lost: asyncio.Event, *, ready: bool) -> dict[str, Source]:
+    files = {"events": folder.events, "agent": folder.agent_log, "stdout": folder.stdout, "stderr": folder.stderr}
+    return {
+        name: Source(assignment.lease, assignment.node, name, path, name in ("events", "agent"), lost, ready)
+        for name, path in files.items()
+    }

@@ -1,0 +1,102 @@
+"""The end of a lease: its result stored, its last bytes with the coordinator, its outcome reported."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+from agent.causes import Cause
+from agent.channels import CALL_TIMEOUT
+from agent.contact import insist
+from agent.folder import AttemptFolder
+from agent.journal import Journal
+from agent.outputs import manifest_of, matching, whole_folder
+from agent.preparing import Fault, Means
+from agent.sources import Source, final_length
+from agent.verdict import Stop
+from agent.wire import Assignment, failure
+from relay.errors import BlobTooLarge, DigestMismatch, EventsMissing, StoreFull
+from relay.manifest import Manifest, ManifestError
+from relay.runfile import RunFile
+from relay.v1 import agents_pb2 as pb
+from relay.v1 import runs_pb2
+
+log = logging.getLogger(__name__)
+
+_CAUSES = {Stop.WISHED: pb.Stopped.WISHED, Stop.LEAVING: pb.Stopped.LEAVING, Stop.TRUST_LOST: pb.Stopped.TRUST_LOST}
+
+
+def stopped(cause: Stop) -> pb.CompleteLeaseRequest:
+    """It was stopped."""
+    return pb.CompleteLeaseRequest(stopped=pb.Stopped(cause=_CAUSES[cause]))
+
+
+def failed(cause: Cause) -> pb.CompleteLeaseRequest:
+    """The trainer failed; or the infrastructure did, where the cause says so."""
+    if cause.infrastructure:
+        return faulted(cause.reason, cause.text)
+    error = failure(cause.reason, cause.text)
+    return pb.CompleteLeaseRequest(
+        failed=pb.Failed(error=error, permanent=cause.permanent, last_lines=cause.last_lines)
+    )
+
+
+def faulted(reason: str, text: str) -> pb.CompleteLeaseRequest:
+    """The infrastructure failed."""
+    return pb.CompleteLeaseRequest(faulted=pb.Faulted(error=failure(reason, text)))
+
+
+async def publish_result(
+    means: Means, run: RunFile, folder: AttemptFolder, journal: Journal
+) -> pb.CompleteLeaseRequest:
+    """Success, with the run's result stored where it has one. Raises Fault when it cannot be stored."""
+    try:
+        files = await _result_files(run, folder, journal)
+        if not files:
+            return pb.CompleteLeaseRequest(succeeded=pb.Succeeded())
+        manifest = await asyncio.to_thread(manifest_of, files)
+        written = folder.path / "output.manifest.json"
+        await asyncio.to_thread(written.write_bytes, manifest.to_bytes())
+        await means.stores["relay"].put_files(manifest, lambda file: files[file.path], written)
+    except (StoreFull, BlobTooLarge, DigestMismatch, ManifestError, OSError) as error:
+        raise Fault("OUTPUT_NOT_STORED", f"the run's result cannot be stored: {error}") from error
+    return pb.CompleteLeaseRequest(succeeded=pb.Succeeded(output=_output(manifest)))
+
+
+async def _result_files(run: RunFile, folder: AttemptFolder, journal: Journal) -> dict[str, Path]:
+    if not run.outputs:
+        return await asyncio.to_thread(whole_folder, folder.output)
+    files, empty = await asyncio.to_thread(matching, folder.work / run.workdir, run.outputs)
+    for pattern in empty:
+        await journal.say("warning", f"outputs: {pattern} matches no file")
+    return files
+
+
+def _output(manifest: Manifest) -> runs_pb2.Output:
+    return runs_pb2.Output(manifest_digest=manifest.digest, files=len(manifest.files), size=manifest.size)
+
+
+async def complete(
+    means: Means, assignment: Assignment, sources: Iterable[Source], outcome: pb.CompleteLeaseRequest
+) -> None:
+    """Report how the lease ended, after everything its sources hold is stored. Raises LeaseLost."""
+    sources = list(sources)
+    lengths = [await asyncio.to_thread(final_length, source.path, lines=source.lines) for source in sources]
+    outcome.lease, outcome.node = assignment.lease, assignment.node
+    for source, length in zip(sources, lengths, strict=True):
+        outcome.final.add(node=source.node, source=source.name, offset=length)
+    while True:
+        for source, length in zip(sources, lengths, strict=True):
+            await source.stored(length)
+        try:
+            answer = await insist(
+                means.contact,
+                lambda: means.stub.CompleteLease(outcome, metadata=means.metadata, timeout=CALL_TIMEOUT),
+            )
+            break
+        except EventsMissing:  # a failover lost what had been acknowledged: it is sent again first
+            await means.contact.sign()
+    state = runs_pb2.Run.State.Name(answer.state)
+    log.info("lease=%s completed=%s run=%s", assignment.lease, outcome.WhichOneof("outcome"), state)

@@ -1,0 +1,45 @@
+"""What the agent itself has to say about a run: lines in `agent.jsonl`, which travels like every other source."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+from agent.reports import line_of
+
+log = logging.getLogger(__name__)
+
+
+class Journal:
+    """One attempt's `agent.jsonl`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._turn = asyncio.Lock()
+
+    async def say(self, level: str, text: str) -> None:
+        """A message for the run's history; `level` is info, warning or error."""
+        log.log(logging.getLevelNamesMapping()[level.upper()], "run=%s text=%r", self._path.parent.name, text)
+        await self.write("message", level=level, text=text)
+
+    async def write(self, kind: str, **values: object) -> int:
+        """Append an event line; the offset after it."""
+        line = line_of(kind, time=datetime.now(UTC).isoformat(timespec="milliseconds"), **values)
+        async with self._turn:
+            return await asyncio.to_thread(_append, self._path, line)
+
+
+def _append(path: Path, line: bytes) -> int:
+    """Half a line that a dead agent left is ended first: it is a bad line, the next one is not."""
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            line = b"\n" + line
+        os.write(descriptor, line)
+        return size + len(line)
+    finally:
+        os.close(descriptor)

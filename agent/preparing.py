@@ -1,0 +1,153 @@
+"""From an assignment to a trainer that can be started: inputs, checkpoint, the attempt's first write.
+
+What goes wrong on the way is the host's or the store's doing, not the run's: a `Fault`, and the run goes elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.channels import CALL_TIMEOUT
+from agent.contact import Contact, insist
+from agent.folder import AttemptFolder, RunFolder
+from agent.inputs import Cache
+from agent.jobs import Job
+from agent.launch import Launch, launch
+from agent.resume import Resume, choose
+from agent.shims import Shim, ShimError, SpareShim
+from agent.spool import Spool
+from agent.stores.base import Damaged, Store
+from agent.stores.blobs import Blobs
+from agent.wire import Assignment
+from relay.manifest import ManifestError
+from relay.runfile import RunFile
+from relay.v1 import agents_pb2 as pb
+from relay.v1 import agents_pb2_grpc, runs_pb2
+
+log = logging.getLogger(__name__)
+
+
+class Fault(Exception):
+    """This host cannot run the attempt; another one might."""
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Means:
+    """What every attempt on this host works with."""
+
+    agent: str  #: `agents/{agent}`
+    root: Path
+    runtime_dir: Path
+    python: str
+    gpus: bool
+    orphan_limit: float
+    environment: Mapping[str, str]
+    stub: agents_pb2_grpc.AgentsStub
+    metadata: tuple[tuple[str, str], ...]
+    contact: Contact
+    spool: Spool
+    blobs: Blobs
+    stores: Mapping[str, Store]
+    cache: Cache
+    shims: SpareShim
+
+    def run_folder(self, run_id: str) -> RunFolder:
+        return RunFolder(self.root, run_id)
+
+    def attempt_folder(self, lease: str, attempt: int) -> AttemptFolder:
+        """Of any lease, this host's or another's: then nothing is there."""
+        _, run_id, _, lease_id = lease.split("/")
+        return self.run_folder(run_id).attempt(attempt, lease_id)
+
+
+async def fetch(means: Means, assignment: Assignment, folder: AttemptFolder) -> None:
+    """Create the attempt's folder and put the run's inputs into it."""
+    try:
+        await asyncio.to_thread(_create, assignment, folder)
+        await means.cache.place(means.blobs, assignment.message.inputs, folder.work)
+    except (Damaged, ManifestError) as error:
+        raise Fault("INPUT_UNAVAILABLE", str(error)) from error
+    except OSError as error:
+        raise _disk(error) from error
+
+
+def _create(assignment: Assignment, folder: AttemptFolder) -> None:
+    folder.create()
+    assignment.save(folder.assignment)
+    folder.run_file.write_text(assignment.message.spec_json)
+
+
+async def choose_checkpoint(means: Means, assignment: Assignment, folder: AttemptFolder) -> Resume:
+    """The checkpoint to go on from, and the attempt's first write: that this is so. Raises LeaseLost."""
+
+    def here(checkpoint: runs_pb2.Checkpoint) -> Path:
+        return means.attempt_folder(checkpoint.lease, checkpoint.attempt).checkpoint(checkpoint.step)
+
+    try:
+        chosen = await choose(
+            assignment.message.checkpoints, assignment.node, here=here, stores=means.stores, scratch=folder.resume
+        )
+    except OSError as error:
+        raise _disk(error) from error
+    request = pb.StartAttemptRequest(
+        lease=assignment.lease, node=assignment.node, checkpoint=chosen.checkpoint, skipped=chosen.skipped
+    )
+    await insist(means.contact, lambda: means.stub.StartAttempt(request, metadata=means.metadata, timeout=CALL_TIMEOUT))
+    for skipped in chosen.skipped:
+        log.warning("checkpoint=skipped name=%s reason=%r", skipped.checkpoint, skipped.reason)
+    return chosen
+
+
+async def start(
+    means: Means, assignment: Assignment, run: RunFile, folder: AttemptFolder, chosen: Resume, trust: float | None
+) -> Shim:
+    """The trainer, under a shim of its own."""
+    made = _launch(means, assignment, run, folder, chosen)
+    job = Job(
+        lease=assignment.lease,
+        argv=made.argv,
+        cwd=made.cwd,
+        env=made.env,
+        folder=folder.path,
+        policy="stop" if assignment.stops_on_disconnect else "continue",
+        trust=trust,
+        orphan_limit=means.orphan_limit,
+    )
+    try:
+        await asyncio.to_thread(made.cwd.mkdir, parents=True, exist_ok=True)
+        shim = await means.shims.start(job)
+    except ShimError as error:
+        raise Fault("SHIM_LOST", str(error)) from error
+    except OSError as error:
+        raise _disk(error) from error
+    log.info("trainer=started lease=%s pid=%s resumed_from=%r", assignment.lease, shim.record.pid, chosen.checkpoint)
+    return shim
+
+
+def _launch(means: Means, assignment: Assignment, run: RunFile, folder: AttemptFolder, chosen: Resume) -> Launch:
+    return launch(
+        assignment,
+        run,
+        folder,
+        resume=chosen.folder,
+        python=means.python,
+        gpus=means.gpus,
+        inherited=means.environment,
+    )
+
+
+def _disk(error: OSError) -> Fault:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return Fault(
+        "DISK_FULL" if full else "HOST_FAULT", f"{error.filename or ''} {os.strerror(error.errno or 0)}".strip()
+    )

@@ -1,0 +1,189 @@
+"""Brings an attempt's checkpoints to safety, in this order and never in another:
+
+    staging/step_N → hash, manifest, fsync → ckpt/step_N → (its line is stored) → registry row → store → copy on the row
+
+Three steps, each on its own: sealing is local and goes on whatever the network does; registering waits for the
+coordinator; uploading waits for a store. Where one lags, only the newest checkpoint stays in line. Training is never
+held up, and what a host that dies had sealed is found again by the agent that comes after.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Never
+
+from agent.channels import CALL_TIMEOUT
+from agent.contact import Contact, insist
+from agent.folder import AttemptFolder
+from agent.journal import Journal
+from agent.newest import Newest
+from agent.reports import Saved
+from agent.sources import Source
+from agent.staging import inside, seal
+from agent.stores.base import Store
+from agent.wire import Assignment
+from relay.errors import BlobTooLarge, DigestMismatch, EventsMissing, StoreFull
+from relay.manifest import Manifest, ManifestError
+from relay.v1 import agents_pb2 as pb
+from relay.v1 import agents_pb2_grpc, runs_pb2
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A checkpoint whose bytes are final and on this host's disk."""
+
+    saved: Saved
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """A checkpoint that the registry has."""
+
+    name: str
+    sealed: Sealed
+
+
+class Publisher:
+    """The checkpoints of one attempt. `run` as a task beside the trainer; it raises LeaseLost when that is over."""
+
+    def __init__(
+        self,
+        assignment: Assignment,
+        folder: AttemptFolder,
+        *,
+        agent: str,
+        stub: agents_pb2_grpc.AgentsStub,
+        metadata: tuple[tuple[str, str], ...],
+        contact: Contact,
+        store: Store,
+        sources: Mapping[str, Source],
+        journal: Journal,
+        retain: Callable[[set[int]], Awaitable[None]],
+        done: int = -1,
+    ) -> None:
+        """`done` is a step that needs nothing more, nor any before it. Sealing and registering twice is harmless."""
+        self._assignment = assignment
+        self._folder = folder
+        self._agent = agent
+        self._stub = stub
+        self._metadata = metadata
+        self._contact = contact
+        self._store = store
+        self._sources = sources
+        self._journal = journal
+        self._retain = retain
+        self._offered: asyncio.Queue[Saved] = asyncio.Queue()
+        self._sealed: Newest[Sealed] = Newest()
+        self._registered: Newest[Registered] = Newest()
+        self._newest = done  #: step of the newest checkpoint sealed
+        self._head = -1  #: step of the newest one registered
+
+    def offer(self, saved: Saved) -> None:
+        """The trainer has finished a checkpoint."""
+        self._offered.put_nowait(saved)
+
+    async def run(self) -> Never:
+        """Until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for step in (self._seal_all, self._register_all, self._upload_all):
+                group.create_task(step())
+        raise AssertionError("never reached")
+
+    async def settled(self) -> None:
+        """Until everything offered is as safe as it can be made: registered, and in its store."""
+        await self._offered.join()
+        await self._sealed.settled()
+        await self._registered.settled()
+
+    async def _seal_all(self) -> Never:
+        while True:
+            saved = await self._offered.get()
+            if saved.step > self._newest:
+                await self._seal(saved)
+            self._offered.task_done()
+
+    async def _seal(self, saved: Saved) -> None:
+        target = self._folder.checkpoint(saved.step)
+        try:
+            manifest = await asyncio.to_thread(self._seal_now, saved, target)
+        except (OSError, ManifestError) as error:
+            await self._journal.say("error", f"the checkpoint of step {saved.step} cannot be published: {error}")
+            return
+        self._newest = saved.step
+        log.info("checkpoint=sealed lease=%s step=%d bytes=%d", self._assignment.lease, saved.step, manifest.size)
+        self._sealed.put(Sealed(saved, manifest))
+        await self._retain(self._needed())
+
+    def _seal_now(self, saved: Saved, target: Path) -> Manifest:
+        """Blocking. A line of the program's own may name nothing outside its staging folder (R7)."""
+        staging = self._folder.staging
+        place = staging / saved.path if saved.source == "agent" else inside(staging, saved.path)
+        return seal(place, target, step=saved.step, metrics=saved.metrics)
+
+    def _needed(self) -> set[int]:
+        """Steps whose bytes on this host must stay."""
+        waiting = [each.saved.step for each in (self._sealed.waiting, self._sealed.working) if each]
+        uploading = [each.sealed.saved.step for each in (self._registered.waiting, self._registered.working) if each]
+        return {*waiting, *uploading, self._head, self._newest}
+
+    async def _register_all(self) -> Never:
+        while True:
+            await self._sealed.ready()
+            with self._sealed.take() as sealed:
+                self._registered.put(await self._register(sealed))
+
+    async def _register(self, sealed: Sealed) -> Registered:
+        saved, manifest = sealed.saved, sealed.manifest
+        request = pb.RegisterCheckpointRequest(
+            lease=self._assignment.lease,
+            node=self._assignment.node,
+            step=saved.step,
+            manifest_digest=manifest.digest,
+            size=manifest.size,
+            files=len(manifest.files),
+            metrics=saved.metrics,
+            after=[pb.Cursor(node=self._assignment.node, source=saved.source, offset=saved.end)],
+            copies=[runs_pb2.Copy(store="host", uri=f"host://{self._agent}")],
+        )
+        while True:
+            await self._sources[saved.source].stored(saved.end)
+            try:
+                answer = await insist(
+                    self._contact,
+                    lambda: self._stub.RegisterCheckpoint(request, metadata=self._metadata, timeout=CALL_TIMEOUT),
+                )
+                break
+            except EventsMissing:  # a failover lost what had been acknowledged: it is sent again first
+                await self._contact.sign()
+        self._head = saved.step
+        log.info("checkpoint=registered name=%s head=%s", answer.checkpoint.name, answer.checkpoint.head)
+        return Registered(answer.checkpoint.name, sealed)
+
+    async def _upload_all(self) -> Never:
+        while True:
+            await self._registered.ready()
+            with self._registered.take() as registered:
+                await self._upload(registered)
+
+    async def _upload(self, registered: Registered) -> None:
+        manifest, step = registered.sealed.manifest, registered.sealed.saved.step
+        try:
+            uri = await self._store.put_folder(self._folder.checkpoint(step), manifest)
+        except (StoreFull, BlobTooLarge, DigestMismatch, OSError) as error:
+            await self._journal.say("error", f"the checkpoint of step {step} stays on {self._agent} only: {error}")
+            return
+        request = pb.AddCopyRequest(
+            lease=self._assignment.lease,
+            checkpoint=registered.name,
+            node=self._assignment.node,
+            copy=runs_pb2.Copy(store=self._store.scheme, uri=uri),
+        )
+        await insist(self._contact, lambda: self._stub.AddCopy(request, metadata=self._metadata, timeout=CALL_TIMEOUT))
+        log.info("checkpoint=copied name=%s uri=%s", registered.name, uri)

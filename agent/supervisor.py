@@ -1,0 +1,221 @@
+"""The agent as a whole: services, and one task for each lease that this host holds.
+
+    session ──beats──► plan(held, wished) ──► start · stop · drop ──► attempts ──► shims ──► trainers
+
+A service never returns; when one crashes the agent does, loudly, and its trainers train on under their shims until it
+is started again. Cancelling an attempt's task is to let go of it. Three ways out: `leave` (save, publish, release,
+exit), `detach` (only the agent ends), and a session that says this agent has no business here any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+from collections.abc import Callable, Coroutine, Iterable
+from pathlib import Path
+from typing import Any
+
+from agent.attempt import Attempt
+from agent.ending import complete, stopped
+from agent.folder import AttemptFolder
+from agent.leases import Beat, Standing, Term, plan
+from agent.preparing import Means
+from agent.shims import ShimError, discover
+from agent.verdict import Order, Stop
+from agent.wire import Assignment
+from relay.errors import LeaseLost
+from relay.timing import LeaseTiming
+from relay.v1 import agents_pb2 as pb
+from relay.v1 import fleet_pb2
+
+log = logging.getLogger(__name__)
+
+SAVING = 2 / 3  #: the part of the leaving budget that a trainer may use; the rest is for publishing
+DISCONNECT_GRACE = 60.0  #: seconds to save in when the coordinator has been away for too long
+
+Service = Callable[[], Coroutine[Any, Any, None]]  #: never returns
+
+
+class WayOut(enum.Enum):
+    """How an agent ends."""
+
+    LEAVE = enum.auto()  #: save, publish, release, exit
+    DETACH = enum.auto()  #: only the agent ends
+
+
+class Supervisor:
+    """Holds the leases of this host; what its session speaks for."""
+
+    def __init__(
+        self, means: Means, hello: pb.Hello, readings: Callable[[], fleet_pb2.Readings], *, disconnect_limit: float
+    ) -> None:
+        self._means = means
+        self._hello = hello
+        self._readings = readings
+        self._disconnect_limit = disconnect_limit
+        self._attempts: dict[str, Attempt] = {}
+        self._begun: set[str] = set()
+        self._terms: dict[str, Term] = {}
+        self._timing: LeaseTiming | None = None
+        self._leaving = False
+        self._group: asyncio.TaskGroup | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.changed = asyncio.Event()
+
+    # What the session asks and tells
+
+    def hello(self) -> pb.Hello:
+        """Who is calling; the session adds the ids."""
+        hello = pb.Hello()
+        hello.CopyFrom(self._hello)
+        hello.held.extend(self._held())
+        hello.readiness.CopyFrom(self._readiness())
+        return hello
+
+    def heartbeat(self) -> pb.Heartbeat:
+        """All that is held, every time."""
+        return pb.Heartbeat(held=self._held(), readings=self._readings(), readiness=self._readiness())
+
+    def _held(self) -> list[pb.HeldLease]:
+        return [attempt.held() for attempt in self._attempts.values()]
+
+    def _readiness(self) -> pb.Readiness:
+        reason = "leaving" if self._leaving else ""
+        return pb.Readiness(ready=not self._leaving, leaving=self._leaving, reason=reason)
+
+    def welcomed(self, welcome: pb.Welcome, timing: LeaseTiming) -> None:
+        """A session begins: what the coordinator lacks of its leases is sent again."""
+        self._timing = timing
+        self._means.spool.window.heartbeat = timing.heartbeat
+        for record in welcome.leases:
+            if attempt := self._attempts.get(record.lease):
+                attempt.sync({(cursor.node, cursor.source): cursor.offset for cursor in record.cursors})
+
+    def wished(self, beat: Beat, standing: Standing) -> Standing:
+        """What is held becomes what is wished."""
+        standing, self._terms = standing.hearing(beat, self._terms)
+        todo = plan(self._attempts, beat.wishes, frozenset(self._begun))
+        for lease in todo.drop:
+            self._attempts[lease].drop()
+        for lease in todo.stop:
+            wish = beat.wishes[lease]
+            self._attempts[lease].stop(Order(Stop.WISHED, wish.grace, wish.reason.name.lower()))
+        for lease in todo.start:
+            self._begin(beat.wishes[lease].work)
+        for lease in todo.decline:
+            self._begun.add(lease)
+            self._spawn(self._decline(lease))
+        self._pass_on_trust()
+        return standing
+
+    def _pass_on_trust(self) -> None:
+        assert self._timing is not None
+        for lease, term in self._terms.items():
+            if lease in self._attempts:
+                self._attempts[lease].trust(term.stop_at(self._timing))
+
+    # From beginning to end
+
+    async def run(self, services: Iterable[Service], orders: asyncio.Queue[WayOut], budget: float) -> None:
+        """Until `orders` says how to end. `budget` is the seconds that leaving may take."""
+        rejoined = await self._rejoin()
+        async with asyncio.TaskGroup() as self._group:
+            for attempt in rejoined:
+                self._take(attempt)
+            for service in (*services, self._mind_silence):
+                self._spawn(service())
+            if await orders.get() is WayOut.LEAVE:
+                await self._leave(orders, budget)
+            for task in self._tasks:
+                task.cancel()
+
+    async def _leave(self, orders: asyncio.Queue[WayOut], budget: float) -> None:
+        """Save, publish, release. A second order hurries; what is not done in time stays on the disk."""
+        log.info("agent=leaving leases=%d budget=%g", len(self._attempts), budget)
+        self._leaving = True
+        self.changed.set()
+        for attempt in self._attempts.values():
+            attempt.leave(budget * SAVING)
+        hurrying = asyncio.create_task(self._hurry(orders))
+        try:
+            async with asyncio.timeout(budget):
+                await self._idle.wait()
+        except TimeoutError:
+            log.error("agent=leaving unfinished=%s", ",".join(self._attempts))
+        finally:
+            hurrying.cancel()
+
+    async def _hurry(self, orders: asyncio.Queue[WayOut]) -> None:
+        await orders.get()
+        for attempt in self._attempts.values():
+            attempt.stop(Order(Stop.LEAVING, 0.0, "told to hurry"))
+
+    async def _mind_silence(self) -> None:
+        """A host that nobody can reach must not train on for ever: somebody pays for it."""
+        while True:
+            rest = self._disconnect_limit - self._means.contact.silence
+            if rest > 0:
+                await asyncio.sleep(rest)
+                continue
+            for attempt in self._attempts.values():
+                attempt.stop(
+                    Order(Stop.LEAVING, DISCONNECT_GRACE, "the coordinator has been out of reach for too long")
+                )
+            await self._means.contact.sign()
+
+    # Attempts
+
+    def _begin(self, work: object) -> None:
+        assert isinstance(work, Assignment)
+        log.info("lease=%s granted attempt=%d", work.lease, work.attempt)
+        self._take(Attempt(work, self._means, changed=self.changed.set))
+
+    def _take(self, attempt: Attempt) -> None:
+        lease = attempt.assignment.lease
+        self._begun.add(lease)
+        self._attempts[lease] = attempt
+        self._idle.clear()
+        self._spawn(self._run(lease, attempt))
+        self.changed.set()
+
+    async def _run(self, lease: str, attempt: Attempt) -> None:
+        await attempt.run()
+        del self._attempts[lease]
+        self.changed.set()
+        if not self._attempts:
+            self._idle.set()
+
+    async def _decline(self, lease: str) -> None:
+        """It was to be stopped before it began here."""
+        try:
+            await complete(self._means, Assignment(lease, pb.Assignment()), (), stopped(Stop.WISHED))
+        except LeaseLost:
+            log.info("lease=%s over before it began", lease)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        assert self._group is not None
+        task = self._group.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _rejoin(self) -> list[Attempt]:
+        """Attempts of the shims that an agent before this one left and that answer now. The dead ones are buried."""
+        found = []
+        for shim in await discover(self._means.runtime_dir):
+            try:
+                await shim.status()
+                lease = shim.record.lease
+                assignment = await asyncio.to_thread(
+                    Assignment.load, AttemptFolder(Path(shim.record.folder)).assignment
+                )
+            except ShimError:
+                log.warning("lease=%s shim=dead", shim.record.lease)
+                await shim.wait()
+                await shim.forget()
+                continue
+            log.info("lease=%s rejoined pid=%s", lease, shim.record.pid)
+            found.append(Attempt(assignment, self._means, changed=self.changed.set, shim=shim))
+        return found

@@ -1,0 +1,334 @@
+"""A coordinator with a script instead of a database: speaks the real protocol on a real port, remembers all it hears.
+
+It fences, orders and counts as the contract says, for one agent. Tests say what it wishes and wait for what they expect.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+
+from relay.errors import BlobUnknown, DeploymentForeign, DigestMismatch, EventsMissing, LeaseLost, OffsetGap, RelayError
+from relay.manifest import Manifest, digest_of
+from relay.timing import TEST, LeaseTiming
+from relay.v1 import agents_pb2 as pb
+from relay.v1 import agents_pb2_grpc, artifacts_pb2, artifacts_pb2_grpc, runs_pb2
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@dataclass
+class Lease:
+    """What is wished and known of one lease."""
+
+    name: str
+    assignment: pb.Assignment
+    wish: pb.WishedLease.Wish.ValueType = pb.WishedLease.RUN
+    reason: pb.WishedLease.StopReason.ValueType = pb.WishedLease.STOP_REASON_UNSPECIFIED
+    grace: float = 5.0
+    held: bool = False
+    started: pb.StartAttemptRequest | None = None
+    sources: dict[str, bytearray] = field(default_factory=dict)
+    taken: int = 0  # stretches that moved a cursor
+    checkpoints: dict[int, runs_pb2.Checkpoint] = field(default_factory=dict)
+    outcome: pb.CompleteLeaseRequest | None = None
+
+    def lines(self, source: str = "events") -> list[dict[str, Any]]:
+        return [json.loads(line) for line in bytes(self.sources.get(source, b"")).splitlines()]
+
+    def steps(self) -> list[int]:
+        """Of its metric lines, in the order of arrival."""
+        return [line["step"] for line in self.lines() if line["type"] == "metric"]
+
+    def messages(self) -> str:
+        return "\n".join(line["text"] for line in self.lines("agent") if line["type"] == "message")
+
+    def copied(self) -> list[int]:
+        """Steps whose checkpoints have a copy in the store."""
+        return [
+            step
+            for step, checkpoint in self.checkpoints.items()
+            if any(copy.store == "relay" for copy in checkpoint.parts[0].copies)
+        ]
+
+
+class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.ArtifactsServicer):
+    """`async with running() as fake:` listens on `fake.address`."""
+
+    def __init__(self, timing: LeaseTiming = TEST) -> None:
+        self.timing = timing
+        self.address = ""
+        self.deployment = "deployment-1"
+        self.leases: dict[str, Lease] = {}
+        self.blobs: dict[str, bytes] = {}
+        self.hellos: list[pb.Hello] = []
+        self.heartbeats: list[pb.Heartbeat] = []
+        self.refuse_hello: RelayError | None = None
+        self.answering = True  # heartbeats get beats
+        self.storing = True  # the artifact store takes uploads
+        self._version = 0
+        self._changed = asyncio.Condition()
+
+    # What a test says and waits for
+
+    async def grant(self, spec: dict[str, Any], lease: str = "1" * 32, *, attempt: int = 1, **more: Any) -> Lease:
+        """Wish that a lease is run."""
+        run = str(spec["name"])
+        assignment = pb.Assignment(
+            run=f"runs/{run}",
+            attempt=attempt,
+            places=[runs_pb2.Place(agent="agents/a", slots=[0])],
+            spec_json=json.dumps(spec),
+            slots=[0],
+            on_disconnect=pb.CONTINUE,
+        )
+        assignment.MergeFrom(pb.Assignment(**more))
+        made = Lease(f"runs/{run}/leases/{lease}", assignment)
+        self.leases[made.name] = made
+        await self._wish()
+        return made
+
+    async def stop(self, lease: Lease, *, grace: float = 5.0) -> None:
+        lease.wish, lease.reason, lease.grace = pb.WishedLease.STOP, pb.WishedLease.CANCEL, grace
+        await self._wish()
+
+    async def end(self, lease: Lease) -> None:
+        """As a grant elsewhere would: the lease is gone."""
+        del self.leases[lease.name]
+        await self._wish()
+
+    async def until(self, fact: Callable[[], object]) -> None:
+        """Until `fact` is true; looked at after everything that happens here."""
+        async with asyncio.timeout(60), self._changed:
+            await self._changed.wait_for(fact)
+
+    async def _wish(self) -> None:
+        self._version += 1
+        await self._happened()
+
+    async def _happened(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    def put(self, data: bytes) -> str:
+        """Into the artifact store."""
+        self.blobs[digest_of(data)] = data
+        return digest_of(data)
+
+    # Agents
+
+    async def Session(
+        self, requests: AsyncIterator[pb.SessionRequest], context: Context
+    ) -> AsyncIterator[pb.SessionResponse]:
+        hello = (await anext(requests)).hello  # type: ignore[arg-type]
+        if hello.deployment_id not in ("", self.deployment):
+            await fail(context, DeploymentForeign())
+        if self.refuse_hello:
+            await fail(context, self.refuse_hello)
+        self.hellos.append(hello)
+        await self._happened()
+        session = f"session-{len(self.hellos)}"
+        yield pb.SessionResponse(welcome=self._welcome(session, hello))
+        outgoing: asyncio.Queue[int] = asyncio.Queue()
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._hear(requests, outgoing)), group.create_task(self._push(outgoing))]
+            try:
+                while (sequence := await outgoing.get()) >= 0:
+                    if self.answering:
+                        yield pb.SessionResponse(beat=self._beat(session, sequence))
+            finally:
+                for task in tasks:
+                    task.cancel()
+
+    async def _hear(self, requests: AsyncIterator[pb.SessionRequest], outgoing: asyncio.Queue[int]) -> None:
+        async for request in requests:
+            self.heartbeats.append(request.heartbeat)
+            for held in request.heartbeat.held:
+                if held.lease in self.leases:
+                    self.leases[held.lease].held = True
+            outgoing.put_nowait(request.heartbeat.sequence)
+            await self._happened()
+        outgoing.put_nowait(-1)
+
+    async def _push(self, outgoing: asyncio.Queue[int]) -> None:
+        seen = 0
+        while True:
+            async with self._changed:
+                await self._changed.wait_for(lambda: self._version != seen)
+            seen = self._version
+            outgoing.put_nowait(0)
+
+    def _welcome(self, session: str, hello: pb.Hello) -> pb.Welcome:
+        held = [self.leases[each.lease] for each in hello.held if each.lease in self.leases]
+        return pb.Welcome(
+            session_id=session,
+            deployment_id=self.deployment,
+            ttl=duration(self.timing.ttl),
+            heartbeat_interval=duration(self.timing.heartbeat),
+            clock_rate_error=self.timing.rho,
+            kill_time=duration(self.timing.kill),
+            margin=duration(self.timing.margin),
+            leases=[
+                pb.LeaseRecord(
+                    lease=lease.name,
+                    started=lease.started is not None,
+                    cursors=[pb.Cursor(source=name, offset=len(data)) for name, data in lease.sources.items()],
+                    checkpoints=lease.checkpoints.values(),
+                )
+                for lease in held
+            ],
+        )
+
+    def _beat(self, session: str, sequence: int) -> pb.Beat:
+        return pb.Beat(
+            session_id=session,
+            wish_version=self._version,
+            heartbeat_sequence=sequence,
+            leases=[
+                pb.WishedLease(
+                    lease=lease.name,
+                    wish=lease.wish,
+                    reason=lease.reason,
+                    grace=duration(lease.grace),
+                    assignment=None if lease.held else lease.assignment,
+                )
+                for lease in self.leases.values()
+                if lease.outcome is None
+            ],
+        )
+
+    async def _current(self, name: str, context: Context) -> Lease:
+        lease = self.leases.get(name)
+        if lease is None or lease.outcome is not None:
+            await fail(context, LeaseLost())
+        assert lease is not None
+        return lease
+
+    async def StartAttempt(self, request: pb.StartAttemptRequest, context: Context) -> pb.StartAttemptResponse:
+        (await self._current(request.lease, context)).started = request
+        await self._happened()
+        return pb.StartAttemptResponse()
+
+    async def AppendEvents(
+        self, requests: AsyncIterator[pb.AppendEventsRequest], context: Context
+    ) -> AsyncIterator[pb.AppendEventsResponse]:
+        async for request in requests:
+            answer = pb.AppendEventsResponse(lease=request.lease, node=request.node, source=request.source)
+            try:
+                answer.acked_offset = self._append(request)
+            except RelayError as error:
+                answer.refused.CopyFrom(error.status())
+            await self._happened()
+            yield answer
+
+    def _append(self, request: pb.AppendEventsRequest) -> int:
+        lease = self.leases.get(request.lease)
+        if lease is None or lease.outcome is not None:
+            raise LeaseLost()
+        stored = lease.sources.setdefault(request.source, bytearray())
+        if request.offset > len(stored):
+            raise OffsetGap(expected=str(len(stored)))
+        new = (request.data + b"\0" * request.skipped)[len(stored) - request.offset :]
+        lease.taken += bool(new)
+        stored += new
+        return len(stored)
+
+    async def RegisterCheckpoint(
+        self, request: pb.RegisterCheckpointRequest, context: Context
+    ) -> pb.RegisterCheckpointResponse:
+        lease = await self._current(request.lease, context)
+        for cursor in request.after:
+            if len(lease.sources.get(cursor.source, b"")) < cursor.offset:
+                await fail(context, EventsMissing())
+        part = runs_pb2.CheckpointPart(
+            manifest_digest=request.manifest_digest, size=request.size, copies=request.copies
+        )
+        name = f"{lease.assignment.run}/checkpoints/{lease.name[-8:]}-{request.step}"
+        attempt = lease.assignment.attempt
+        made = runs_pb2.Checkpoint(name=name, lease=lease.name, attempt=attempt, step=request.step, parts=[part])
+        lease.checkpoints.setdefault(request.step, made)
+        await self._happened()
+        return pb.RegisterCheckpointResponse(checkpoint=made)
+
+    async def AddCopy(self, request: pb.AddCopyRequest, context: Context) -> pb.AddCopyResponse:
+        lease = await self._current(request.lease, context)
+        lease.checkpoints[int(request.checkpoint.rpartition("-")[2])].parts[0].copies.append(request.copy)
+        await self._happened()
+        return pb.AddCopyResponse()
+
+    async def CompleteLease(self, request: pb.CompleteLeaseRequest, context: Context) -> pb.CompleteLeaseResponse:
+        lease = await self._current(request.lease, context)
+        for cursor in request.final:
+            if len(lease.sources.get(cursor.source, b"")) < cursor.offset:
+                await fail(context, EventsMissing())
+        lease.outcome = request
+        await self._wish()
+        return pb.CompleteLeaseResponse(state=runs_pb2.Run.QUEUED)
+
+    # Artifacts
+
+    async def StatBlobs(
+        self, request: artifacts_pb2.StatBlobsRequest, context: Context
+    ) -> artifacts_pb2.StatBlobsResponse:
+        stats = [artifacts_pb2.BlobStat(digest=digest, complete=digest in self.blobs) for digest in request.digests]
+        return artifacts_pb2.StatBlobsResponse(blobs=stats)
+
+    async def PutBlob(
+        self, requests: AsyncIterator[artifacts_pb2.PutBlobRequest], context: Context
+    ) -> artifacts_pb2.PutBlobResponse:
+        header = (await anext(requests)).header  # type: ignore[arg-type]
+        data = b"".join([request.chunk async for request in requests])
+        if not self.storing:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "away")
+        if digest_of(data) != header.digest or len(data) != header.size:
+            await fail(context, DigestMismatch())
+        self.blobs[header.digest] = data
+        await self._happened()
+        return artifacts_pb2.PutBlobResponse(digest=header.digest, size=header.size)
+
+    async def GetBlob(
+        self, request: artifacts_pb2.GetBlobRequest, context: Context
+    ) -> AsyncIterator[artifacts_pb2.GetBlobResponse]:
+        if request.digest not in self.blobs:
+            await fail(context, BlobUnknown())
+        data = self.blobs[request.digest][request.offset :]
+        for at in range(0, len(data), 1000):
+            yield artifacts_pb2.GetBlobResponse(chunk=data[at : at + 1000])
+
+    def folder(self, manifest_digest: str) -> dict[str, bytes]:
+        """The files of a stored folder."""
+        manifest = Manifest.from_bytes(self.blobs[manifest_digest])
+        return {file.path: self.blobs[file.digest] for file in manifest.files}
+
+
+async def fail(context: Context, error: RelayError) -> None:
+    """As the real one's interceptor does."""
+    from grpc_status import rpc_status
+
+    await context.abort_with_status(rpc_status.to_status(error.status()))
+
+
+def duration(seconds: float) -> Duration:
+    made = Duration()
+    made.FromMicroseconds(int(seconds * 1e6))
+    return made
+
+
+@asynccontextmanager
+async def running(timing: LeaseTiming = TEST) -> AsyncIterator[FakeCoordinator]:
+    """A fake coordinator on a port of the kernel's choosing."""
+    fake = FakeCoordinator(timing)
+    server = grpc.aio.server()
+    agents_pb2_grpc.add_AgentsServicer_to_server(fake, server)
+    artifacts_pb2_grpc.add_ArtifactsServicer_to_server(fake, server)
+    fake.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    try:
+        yield fake
+    finally:
+        await server.stop(None)
