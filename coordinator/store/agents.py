@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from uuid import UUID
 
@@ -85,7 +86,8 @@ async def beat(conn: asyncpg.Connection, pulses: Sequence[Pulse]) -> bool:
     """Stores what agents said, of those whose session is still theirs; True when there may be new room for work."""
     rows = await conn.fetch(
         """WITH pulse AS (
-             SELECT * FROM unnest($1::text[], $2::uuid[], $3::jsonb[], $4::jsonb[], $5::bool[], $6::text[], $7::bool[])
+             SELECT name, session_id, held::jsonb, readings::jsonb, ready, reason, leaving
+             FROM unnest($1::text[], $2::uuid[], $3::text[], $4::text[], $5::bool[], $6::text[], $7::bool[])
                AS p(name, session_id, held, readings, ready, reason, leaving)
            ), old AS MATERIALIZED (
              SELECT a.name, a.held, a.ready, a.leaving, a.disconnect_time
@@ -101,8 +103,8 @@ async def beat(conn: asyncpg.Connection, pulses: Sequence[Pulse]) -> bool:
                      OR old.disconnect_time IS NOT NULL AS changed""",
         [pulse.agent for pulse in pulses],
         [pulse.session_id for pulse in pulses],
-        [[held.stored() for held in pulse.held] for pulse in pulses],
-        [pulse.readings for pulse in pulses],
+        [json.dumps([held.stored() for held in pulse.held]) for pulse in pulses],  # a list would be one more dimension
+        [None if pulse.readings is None else json.dumps(pulse.readings) for pulse in pulses],
         [pulse.readiness.ready for pulse in pulses],
         [pulse.readiness.reason for pulse in pulses],
         [pulse.readiness.leaving for pulse in pulses],

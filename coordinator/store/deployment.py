@@ -90,9 +90,9 @@ async def clock(conn: asyncpg.Connection) -> Clock:
 async def ticked(conn: asyncpg.Connection, now: datetime, grace: float | None) -> None:
     """Notes the tick, and lets nothing lapse for `grace` seconds when it is not None."""
     await conn.execute(
-        """UPDATE deployment SET reaper_tick = $1,
+        """UPDATE deployment SET reaper_tick = $1::timestamptz,
                   lapses_after = CASE WHEN $2::float8 IS NULL THEN lapses_after
-                                      ELSE $1 + make_interval(secs => $2) END""",
+                                      ELSE $1::timestamptz + make_interval(secs => $2) END""",
         now,
         grace,
     )
@@ -101,10 +101,10 @@ async def ticked(conn: asyncpg.Connection, now: datetime, grace: float | None) -
 async def silences(conn: asyncpg.Connection, now: datetime, recent: float) -> list[float]:
     """Seconds since each agent that counts was heard: it holds something, or was heard within `recent`."""
     rows = await conn.fetch(
-        """SELECT extract(epoch FROM $1 - GREATEST(heartbeat_time, connect_time))::float8 AS silence FROM agents a
+        """SELECT extract(epoch FROM $1::timestamptz - GREATEST(heartbeat_time, connect_time))::float8 AS silence FROM agents a
            WHERE heartbeat_time IS NOT NULL AND (
              EXISTS (SELECT FROM places p WHERE p.agent = a.name AND p.end_time IS NULL)
-             OR (NOT leaving AND heartbeat_time > $1 - make_interval(secs => $2)))""",
+             OR (NOT leaving AND heartbeat_time > $1::timestamptz - make_interval(secs => $2)))""",
         now,
         recent,
     )

@@ -1,0 +1,147 @@
+"""A scripted agent: speaks the contract over real gRPC, one step at a time, and does only what a test tells it."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from google.rpc import status_pb2
+from grpc import aio
+
+from relay.v1 import agents_pb2 as pb
+from relay.v1 import fleet_pb2, runs_pb2
+from relay.v1.agents_pb2_grpc import AgentsStub
+
+DIGEST = "sha256:" + "0" * 64
+PATIENCE = 20.0  # seconds, for anything that must come
+
+
+class ScriptedAgent:
+    """One process of one host. `held` is what it lists in its next heartbeat."""
+
+    def __init__(self, stub: AgentsStub, name: str, *, boot: str = "boot-1", instance: str = "", gpus: int = 0) -> None:
+        self.stub, self.name, self.boot = stub, name, boot
+        self.instance = instance or uuid.uuid4().hex
+        self.capability = fleet_pb2.Capability(
+            hostname=name, cpus=2, memory_bytes=8 << 30, disk_bytes=64 << 30, slots=1,
+            gpus=[fleet_pb2.Gpu(index=index, memory_bytes=80 << 30) for index in range(gpus)],
+        )  # fmt: skip
+        self.held: dict[str, pb.HeldLease] = {}
+        self.readiness = pb.Readiness(ready=True)
+        self.deployment = ""
+        self.beats: list[pb.Beat] = []
+        self._sequence = 0
+        self._call: Any = None
+
+    async def hello(self) -> pb.Welcome:
+        """Opens a session, and reads its welcome."""
+        self._call = self.stub.Session()
+        self._sequence = 0
+        message = pb.Hello(
+            agent=f"agents/{self.name}", instance_id=self.instance, boot_id=self.boot, deployment_id=self.deployment,
+            capability=self.capability, held=self.held.values(), readiness=self.readiness,
+        )  # fmt: skip
+        await self._call.write(pb.SessionRequest(hello=message))
+        return (await self._read()).welcome
+
+    async def beat(self) -> pb.Beat:
+        """Sends a heartbeat; the beat that answers it."""
+        self._sequence += 1
+        heartbeat = pb.Heartbeat(sequence=self._sequence, held=self.held.values(), readiness=self.readiness)
+        await self._call.write(pb.SessionRequest(heartbeat=heartbeat))
+        return await self.until(lambda beat: beat.heartbeat_sequence == self._sequence)
+
+    async def until(self, wanted: Callable[[pb.Beat], bool]) -> pb.Beat:
+        """Reads beats until one is as wanted."""
+        while True:
+            response = await self._read()
+            assert response.WhichOneof("message") == "beat", response
+            self.beats.append(response.beat)
+            if wanted(response.beat):
+                return response.beat
+
+    async def assigned(self) -> pb.WishedLease:
+        """The first lease that is wished of it and that it does not list, as soon as a beat brings it."""
+        beat = await self.until(lambda beat: any(lease.lease not in self.held for lease in beat.leases))
+        return next(lease for lease in beat.leases if lease.lease not in self.held)
+
+    async def next_lease(self) -> pb.WishedLease:
+        """Sends a heartbeat; the lease that is assigned with its answer or soon after."""
+        beat = await self.beat()
+        return next((lease for lease in beat.leases if lease.lease not in self.held), None) or await self.assigned()
+
+    async def take(self) -> pb.WishedLease:
+        """Takes up what is assigned, says so, and starts anew."""
+        wished = await self.assigned()
+        self.hold(wished)
+        await self.beat()
+        return wished
+
+    def hold(self, wished: pb.WishedLease, phase: pb.HeldLease.Phase.ValueType = pb.HeldLease.RUNNING) -> None:
+        """Lists a lease from the next heartbeat on."""
+        self.held[wished.lease] = pb.HeldLease(
+            lease=wished.lease, node=wished.assignment.node, phase=phase, slots=wished.assignment.slots
+        )
+
+    async def start(self, lease: str, checkpoint: str = "", skipped: Iterable[runs_pb2.SkippedCheckpoint] = ()) -> None:
+        """An attempt's first write."""
+        await self.stub.StartAttempt(pb.StartAttemptRequest(lease=lease, checkpoint=checkpoint, skipped=skipped))
+
+    async def save(self, lease: str, step: int, *, digest: str = DIGEST, after: int = 0) -> runs_pb2.Checkpoint:
+        """Registers a checkpoint that lies on its own disk."""
+        copy = runs_pb2.Copy(store="host", uri=f"host://agents/{self.name}")
+        request = pb.RegisterCheckpointRequest(
+            lease=lease, step=step, manifest_digest=digest, size=10, files=1, copies=[copy],
+            after=[pb.Cursor(source="events", offset=after)],
+        )  # fmt: skip
+        return (await self.stub.RegisterCheckpoint(request)).checkpoint
+
+    async def complete(self, lease: str, **outcome: Any) -> runs_pb2.Run.State.ValueType:
+        """Reports how an attempt ended, and lists it no longer."""
+        response = await self.stub.CompleteLease(pb.CompleteLeaseRequest(lease=lease, **outcome))
+        self.held.pop(lease, None)
+        return response.state
+
+    async def hang_up(self) -> None:
+        """Ends the stream in good order."""
+        await self._call.done_writing()
+        while await self._call.read() is not aio.EOF:
+            pass
+
+    def vanish(self) -> None:
+        """Ends the stream as a host does that loses power."""
+        self._call.cancel()
+
+    async def _read(self) -> pb.SessionResponse:
+        async with asyncio.timeout(PATIENCE):
+            response = await self._call.read()
+        if response is aio.EOF:
+            await self._call  # raises what the stream ended with
+            raise AssertionError("the coordinator ended the stream without saying why")
+        message: pb.SessionResponse = response
+        return message
+
+
+@asynccontextmanager
+async def connected(stub: AgentsStub, *names: str, **options: Any) -> AsyncIterator[list[ScriptedAgent]]:
+    """Agents with open sessions."""
+    agents = [ScriptedAgent(stub, name, **options) for name in names]
+    for agent in agents:
+        await agent.hello()
+    try:
+        yield agents
+    finally:
+        for agent in agents:
+            agent.vanish()
+
+
+SUCCEEDED = {"succeeded": pb.Succeeded()}
+FAULTED = {"faulted": pb.Faulted(error=status_pb2.Status(code=13, message="the disk is full"))}
+LEAVING = {"stopped": pb.Stopped(cause=pb.Stopped.LEAVING)}
+STOPPED = {"stopped": pb.Stopped(cause=pb.Stopped.WISHED)}
+
+
+def failed(message: str = "exit code 1", *, permanent: bool = False) -> dict[str, pb.Failed]:
+    """An outcome of the run's own fault."""
+    return {"failed": pb.Failed(error=status_pb2.Status(code=2, message=message), permanent=permanent)}
