@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import random
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
@@ -204,9 +205,36 @@ class Database:
 
 
 async def _teach_json(connection: asyncpg.Connection) -> None:
-    """jsonb columns are Python values, both ways."""
+    """jsonb columns are Python values, both ways; numbers that JSON lacks are text there, such as "NaN"."""
     for name in ("json", "jsonb"):
-        await connection.set_type_codec(name, schema="pg_catalog", encoder=json.dumps, decoder=json.loads)
+        await connection.set_type_codec(name, schema="pg_catalog", encoder=_to_json, decoder=json.loads)
+
+
+def _to_json(value: Any) -> str:
+    try:
+        text = json.dumps(value, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_storable(value))
+    # Postgres takes neither NUL nor half a surrogate pair; both are rare enough to look for by their escapes.
+    return text if "\\u0000" not in text and "\\ud" not in text else json.dumps(_storable(value))
+
+
+def _storable(value: Any) -> Any:
+    match value:
+        case float() if not math.isfinite(value):
+            return {math.inf: "Infinity", -math.inf: "-Infinity"}.get(value, "NaN")
+        case str():
+            return storable_text(value)
+        case dict():
+            return {storable_text(str(key)): _storable(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_storable(item) for item in value]
+    return value
+
+
+def storable_text(text: str) -> str:
+    """Without what Postgres cannot hold in a text."""
+    return text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
 
 
 async def _open(url: str, timeouts: DatabaseTimeouts, **options: Any) -> asyncpg.Connection:

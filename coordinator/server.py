@@ -22,6 +22,7 @@ from grpc_reflection.v1alpha import reflection
 
 from coordinator import migrate, postgres
 from coordinator.artifacts import Artifacts
+from coordinator.commands.events import Appender
 from coordinator.config import Config, ConfigError
 from coordinator.database import Database, DatabaseAway, connected
 from coordinator.rpc.agents import AgentsService
@@ -86,15 +87,17 @@ async def serve(config: Config, stop: asyncio.Event, announce: Callable[[Running
         database = await stack.enter_async_context(connected(url))
         artifacts = await asyncio.to_thread(Artifacts, config.artifacts, limit=config.artifact_limit)
         healthy = health.aio.HealthServicer()
-        heartbeats = Heartbeats(database, config.timing)
+        heartbeats, appender = Heartbeats(database, config.timing), Appender(database)
         services = (
             lambda: _tell_health(database, healthy),
             heartbeats.run,
+            appender.run,
             lambda: planner.run(database, config.timing),
             lambda: reaper.run(database, config.timing),
         )
         await stack.enter_async_context(_background(*services))
-        address = await stack.enter_async_context(_taking_calls(config, healthy, database, artifacts, heartbeats))
+        parts = _Parts(database, artifacts, heartbeats, appender)
+        address = await stack.enter_async_context(_taking_calls(config, healthy, parts))
         running = Running(address, await _deployment_id(database), url, config.artifacts)
         write_atomically(data_dir / "address", f"{address}\n")
         announce(running)
@@ -134,19 +137,22 @@ async def _for_ever(service: Callable[[], Awaitable[None]]) -> Never:
     raise RuntimeError(f"{service} ended by itself")
 
 
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What the servicers share."""
+
+    database: Database
+    artifacts: Artifacts
+    heartbeats: Heartbeats
+    appender: Appender
+
+
 @asynccontextmanager
-async def _taking_calls(
-    config: Config, healthy: health.aio.HealthServicer, database: Database, artifacts: Artifacts, heartbeats: Heartbeats
-) -> AsyncIterator[str]:
+async def _taking_calls(config: Config, healthy: health.aio.HealthServicer, parts: _Parts) -> AsyncIterator[str]:
     """The address calls are taken at. At the end streams are handed over and short calls finish."""
     guard, secret = Guard(), [Secret(config.secret)] if config.secret else []
     server = aio.server(interceptors=[guard, *secret], options=OPTIONS)
-    timing = config.timing
-    sessions = Sessions(database, timing, heartbeats)
-    runs_pb2_grpc.add_RunsServicer_to_server(RunsService(database, artifacts, timing), server)
-    agents_pb2_grpc.add_AgentsServicer_to_server(AgentsService(database, artifacts, sessions, timing), server)
-    fleet_pb2_grpc.add_FleetServicer_to_server(FleetService(database, timing), server)
-    artifacts_pb2_grpc.add_ArtifactsServicer_to_server(ArtifactsService(artifacts), server)
+    _add_servicers(server, config, parts)
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
     address = _bind(server, config)
@@ -157,6 +163,16 @@ async def _taking_calls(
         await healthy.enter_graceful_shutdown()
         guard.close()
         await server.stop(_GRACE_SECONDS)
+
+
+def _add_servicers(server: aio.Server, config: Config, parts: _Parts) -> None:
+    database, artifacts, timing = parts.database, parts.artifacts, config.timing
+    sessions = Sessions(database, timing, parts.heartbeats)
+    agents = AgentsService(database, artifacts, sessions, parts.appender, timing)
+    runs_pb2_grpc.add_RunsServicer_to_server(RunsService(database, artifacts, timing), server)
+    agents_pb2_grpc.add_AgentsServicer_to_server(agents, server)
+    fleet_pb2_grpc.add_FleetServicer_to_server(FleetService(database, timing), server)
+    artifacts_pb2_grpc.add_ArtifactsServicer_to_server(ArtifactsService(artifacts), server)
 
 
 def _bind(server: aio.Server, config: Config) -> str:

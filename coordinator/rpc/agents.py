@@ -11,7 +11,9 @@ from grpc import aio
 from coordinator import render, wire
 from coordinator.artifacts import Artifacts
 from coordinator.commands import checkpoints, leases
+from coordinator.commands.events import Appender
 from coordinator.database import Database
+from coordinator.rpc.events import append_events
 from coordinator.sessions import Heartbeat, LiveSession, SessionOver, Sessions
 from coordinator.threads import in_thread
 from relay.errors import InputMissing, InvalidRequest
@@ -25,8 +27,11 @@ _Context = aio.ServicerContext[Any, Any]
 class AgentsService(agents_pb2_grpc.AgentsServicer):
     """Serves the hosts."""
 
-    def __init__(self, db: Database, artifacts: Artifacts, sessions: Sessions, timing: LeaseTiming) -> None:
+    def __init__(
+        self, db: Database, artifacts: Artifacts, sessions: Sessions, appender: Appender, timing: LeaseTiming
+    ) -> None:
         self._db = db
+        self._appender = appender
         self._artifacts = artifacts
         self._sessions = sessions
         self._timing = timing
@@ -51,6 +56,11 @@ class AgentsService(agents_pb2_grpc.AgentsServicer):
         lease, skipped = wire.lease_id(request.lease), wire.skipped(request.skipped)
         await leases.start(self._db, lease, request.node, checkpoint, skipped)
         return pb.StartAttemptResponse()
+
+    def AppendEvents(
+        self, requests: AsyncIterator[pb.AppendEventsRequest], context: _Context
+    ) -> AsyncIterator[pb.AppendEventsResponse]:
+        return append_events(self._appender, requests)
 
     async def RegisterCheckpoint(
         self, request: pb.RegisterCheckpointRequest, context: _Context

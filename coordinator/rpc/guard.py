@@ -159,15 +159,16 @@ async def _checked_each(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
 
 
 async def _write_all(behavior: Callable[..., Any], request: Any, context: Any) -> None:
-    """Carry out a streaming method of either form: a generator, or one that writes to its context.
+    """Carry out a streaming method of either form: one that returns a generator, or one that writes to its context.
 
     Writing here rather than yielding onwards means that a cancelled call ends its generator at once, not when it is
     collected.
     """
-    if not inspect.isasyncgenfunction(behavior):
-        await behavior(request, context)
+    responses = behavior(request, context)
+    if inspect.isawaitable(responses):
+        await responses
         return
-    async with aclosing(behavior(request, context)) as responses:
+    async with aclosing(responses):
         async for response in responses:
             await context.write(response)
 

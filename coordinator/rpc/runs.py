@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID
 
@@ -11,6 +12,7 @@ from coordinator import render, wire
 from coordinator.artifacts import Artifacts
 from coordinator.commands import runs as commands
 from coordinator.database import Database
+from coordinator.rpc import reading
 from coordinator.store import checkpoints, views
 from coordinator.store.views import RunFilter
 from relay.errors import InvalidRequest
@@ -72,6 +74,15 @@ class RunsService(runs_pb2_grpc.RunsServicer):
     async def ResumeRun(self, request: pb.ResumeRunRequest, context: _Context) -> pb.Run:
         await commands.resume(self._db, wire.run_id(request.name))
         return await self._run(wire.run_id(request.name))
+
+    def WatchRun(self, request: pb.WatchRunRequest, context: _Context) -> AsyncIterator[pb.WatchRunResponse]:
+        return reading.watch_run(self._db, request)
+
+    def ReadMetrics(self, request: pb.ReadMetricsRequest, context: _Context) -> AsyncIterator[pb.ReadMetricsResponse]:
+        return reading.read_metrics(self._db, request)
+
+    def ReadLogs(self, request: pb.ReadLogsRequest, context: _Context) -> AsyncIterator[pb.ReadLogsResponse]:
+        return reading.read_logs(self._db, request)
 
     async def ListAttempts(self, request: pb.ListAttemptsRequest, context: _Context) -> pb.ListAttemptsResponse:
         async with self._db.begin() as connection:

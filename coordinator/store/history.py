@@ -10,6 +10,8 @@ from uuid import UUID
 
 import asyncpg
 
+from coordinator.database import storable_text
+
 CHANNEL = "relay_runs"
 
 
@@ -56,7 +58,7 @@ async def record(
         """,
         run_id,
         kind,
-        text,
+        storable_text(text),
         lease_id,
         attempt,
         level,

@@ -1,0 +1,213 @@
+"""What the lines of a JSON source say: what is taken, what is dropped and why. Pure.
+
+A line is never a reason to stop: one that cannot be read, or is over a limit, is counted, the first few are named by
+their byte offset, and the rest of the file goes on. The limits are R10's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+MAX_LINE = 256 * 1024  #: bytes
+MAX_VALUES = 1000  #: metrics in one line
+MAX_METRICS = 2000  #: metrics of one run
+MAX_MESSAGES = 50  #: of one stretch
+MAX_TEXT = 4096  #: characters of a message
+MAX_PINS = 100  #: of one stretch
+MAX_NAMED = 5  #: dropped things that are named
+METRIC = re.compile(r"[\w][\w./@:%+*()\[\]=,#~ -]{0,127}")
+PIN = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
+LEVELS = ("info", "warning", "error")
+_WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+class BadLine(ValueError):
+    """Why a line, or a value in it, is not taken."""
+
+
+@dataclass(slots=True)
+class Series:
+    """Points of one metric, in the order of their lines. Times are epoch seconds by the trainer's clock."""
+
+    steps: list[int] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Message:
+    """Something that the trainer or the agent says."""
+
+    level: str
+    text: str
+
+
+@dataclass(slots=True)
+class Parsed:
+    """All that a stretch of lines says."""
+
+    series: dict[str, Series] = field(default_factory=dict)
+    step: int | None = None  #: the newest that a metric or progress line named
+    total: int | None = None
+    epoch: float | None = None
+    messages: list[Message] = field(default_factory=list)
+    pins: dict[str, str] = field(default_factory=dict)
+    dropped: int = 0
+    named: list[str] = field(default_factory=list)  #: the first few that were dropped: where, and why
+
+    def drop(self, offset: int, why: str, count: int = 1) -> None:
+        """Count, and name while few are."""
+        self.dropped += count
+        if len(self.named) < MAX_NAMED:
+            self.named.append(f"byte {offset}: {why}")
+
+
+def parse(data: bytes, offset: int, *, now: float, known: set[str]) -> Parsed:
+    """The lines in `data`, which begins at byte `offset` of its source and holds whole lines.
+
+    `now` (epoch seconds) dates what has no time of its own. `known` are the run's metrics; new ones are added to it.
+    """
+    parsed = Parsed()
+    for line in data.split(b"\n")[:-1]:
+        try:
+            if line.strip():
+                _take(parsed, _read(line), offset, now, known)
+        except BadLine as bad:
+            parsed.drop(offset, str(bad))
+        offset += len(line) + 1
+    return parsed
+
+
+def _read(line: bytes) -> Mapping[str, Any]:
+    if len(line) > MAX_LINE:
+        raise BadLine(f"a line of {len(line)} bytes; at most {MAX_LINE} are read")
+    try:
+        value = json.loads(line.decode())
+    except (ValueError, RecursionError) as error:
+        raise BadLine(f"not JSON: {error}"[:200]) from error
+    if not isinstance(value, dict):
+        raise BadLine("not a JSON object")
+    return value
+
+
+def _take(parsed: Parsed, line: Mapping[str, Any], offset: int, now: float, known: set[str]) -> None:
+    match line.get("type"):
+        case "metric":
+            _take_metric(parsed, line, offset, now, known)
+        case "progress":
+            parsed.step = _step(line)
+            parsed.total = _count(line.get("total"), parsed.total)
+            parsed.epoch = _finite(line.get("epoch"), parsed.epoch)
+        case "message":
+            _take_message(parsed, line, offset)
+        case "pin":
+            _take_pin(parsed, line)
+        case "checkpoint":
+            pass  # the registry's row comes by RegisterCheckpoint; that the cursor passed this line is what counts
+        case other:
+            raise BadLine(f"unknown type {str(other)[:50]!r}")
+
+
+def _take_metric(parsed: Parsed, line: Mapping[str, Any], offset: int, now: float, known: set[str]) -> None:
+    step, values = _step(line), line.get("values")
+    if not isinstance(values, dict):
+        raise BadLine("a metric line has `values`, an object of numbers")
+    time = _time(line.get("time"), now)
+    if len(values) > MAX_VALUES:
+        parsed.drop(offset, f"{len(values)} values; the first {MAX_VALUES} are taken", len(values) - MAX_VALUES)
+    for name, value in list(values.items())[:MAX_VALUES]:
+        try:
+            number = _number(value)
+            _check_name(name, known)
+        except BadLine as bad:
+            parsed.drop(offset, f"{name[:50]!r}: {bad}")
+            continue
+        series = parsed.series.setdefault(name, Series())
+        series.steps.append(step)
+        series.values.append(number)
+        series.times.append(time)
+    parsed.step = step
+
+
+def _check_name(name: str, known: set[str]) -> None:
+    if name in known:
+        return
+    if not METRIC.fullmatch(name):
+        raise BadLine("not a name for a metric: at most 128 letters, digits, or ./@:%+*()[]=,#~_- and blanks")
+    if len(known) >= MAX_METRICS:
+        raise BadLine(f"a run has at most {MAX_METRICS} metrics")
+    known.add(name)
+
+
+def _take_message(parsed: Parsed, line: Mapping[str, Any], offset: int) -> None:
+    text, level = line.get("text"), line.get("level", "info")
+    if not isinstance(text, str):
+        raise BadLine("a message line has `text`")
+    if len(parsed.messages) >= MAX_MESSAGES:
+        parsed.drop(offset, f"more than {MAX_MESSAGES} messages at once")
+        return
+    parsed.messages.append(Message(level if level in LEVELS else "info", text[:MAX_TEXT]))
+
+
+def _take_pin(parsed: Parsed, line: Mapping[str, Any]) -> None:
+    name, value = line.get("name"), line.get("value")
+    if not (isinstance(name, str) and PIN.fullmatch(name) and isinstance(value, str) and 0 < len(value) <= MAX_TEXT):
+        raise BadLine("a pin line has `name` and `value`, both text")
+    if len(parsed.pins) >= MAX_PINS:
+        raise BadLine(f"more than {MAX_PINS} pins at once")
+    parsed.pins.setdefault(name, value)
+
+
+def _step(line: Mapping[str, Any]) -> int:
+    step = _count(line.get("step"), None)
+    if step is None:
+        raise BadLine("no `step`: a whole number, not negative")
+    return step
+
+
+def _count(value: object, otherwise: int | None) -> int | None:
+    """A whole number from 0 that Postgres can hold, also written as 3.0."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**62:
+        return value
+    return otherwise
+
+
+def _number(value: object) -> float:
+    if isinstance(value, str) and value in _WORDS:
+        return _WORDS[value]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise BadLine("not a number")
+    try:
+        return float(value)
+    except OverflowError:
+        raise BadLine("a number too large for a float") from None
+
+
+def _finite(value: object, otherwise: float | None) -> float | None:
+    try:
+        number = _number(value)
+    except BadLine:
+        return otherwise
+    return number if math.isfinite(number) else otherwise
+
+
+def _time(value: object, now: float) -> float:
+    """Epoch seconds, given as such or as RFC 3339 text; `now` when it is neither."""
+    readers: dict[type, Callable[[Any], float]] = {
+        int: float,
+        float: float,
+        str: lambda text: datetime.fromisoformat(text).timestamp(),
+    }
+    try:
+        time = readers[type(value)](value)
+    except (KeyError, ValueError, OverflowError, OSError):
+        return now
+    return time if math.isfinite(time) else now

@@ -1,0 +1,116 @@
+"""The sources' side of the database: fences and cursors, and what runs learn from event lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from coordinator.lines import Series
+
+Key = tuple[UUID, int, str]  #: lease, node, source
+
+
+@dataclass(slots=True)
+class Writer:
+    """A lease that may write, with what its run knows."""
+
+    lease_id: UUID
+    run_id: str
+    attempt: int
+    run_state: str
+    pins: dict[str, str]
+    metrics: set[str]
+
+
+@dataclass(slots=True)
+class Progress:
+    """What a run's row learns."""
+
+    step: int | None = None
+    total: int | None = None
+    epoch: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    pins: dict[str, str] = field(default_factory=dict)
+
+
+async def writers(conn: asyncpg.Connection, lease_ids: Iterable[UUID]) -> dict[UUID, Writer]:
+    """Those of the leases that have not ended; their runs' rows and their own are locked, runs in order of id (S2)."""
+    rows = await conn.fetch(
+        """SELECT l.id, l.run_id, l.attempt, r.state, r.pins, ARRAY(SELECT jsonb_object_keys(r.metrics)) AS metrics
+           FROM runs r JOIN leases l ON l.run_id = r.id
+           WHERE l.id = ANY($1) AND l.end_time IS NULL
+           ORDER BY r.id FOR NO KEY UPDATE OF r, l""",
+        list(set(lease_ids)),
+    )
+    return {
+        row["id"]: Writer(row["id"], row["run_id"], row["attempt"], row["state"], row["pins"], set(row["metrics"]))
+        for row in rows
+    }
+
+
+async def cursors(conn: asyncpg.Connection, lease_ids: Iterable[UUID]) -> dict[Key, int]:
+    """How far each source of these leases is stored. Whoever moves one has its run's row locked."""
+    rows = await conn.fetch(
+        "SELECT lease_id, node, source, offset_bytes FROM cursors WHERE lease_id = ANY($1)", list(set(lease_ids))
+    )
+    return {(row["lease_id"], row["node"], row["source"]): row["offset_bytes"] for row in rows}
+
+
+async def move_cursors(conn: asyncpg.Connection, moved: Mapping[Key, tuple[int, int]]) -> None:
+    """To new offsets; the second number is how many more lines were dropped."""
+    await conn.execute(
+        """INSERT INTO cursors (lease_id, node, source, offset_bytes, dropped)
+           SELECT * FROM unnest($1::uuid[], $2::int[], $3::text[], $4::bigint[], $5::bigint[])
+           ON CONFLICT (lease_id, node, source) DO UPDATE
+           SET offset_bytes = excluded.offset_bytes, dropped = cursors.dropped + excluded.dropped""",
+        *_columns(((*key, *values) for key, values in moved.items()), 5),
+    )
+
+
+async def add_points(conn: asyncpg.Connection, points: Sequence[tuple[Writer, Mapping[str, Series]]]) -> None:
+    """A chunk for each metric."""
+    records = [
+        (writer.run_id, writer.lease_id, metric, series.steps, series.values, series.times)
+        for writer, metrics in points
+        for metric, series in metrics.items()
+    ]
+    columns = ["run_id", "lease_id", "metric", "steps", "points", "times"]
+    await conn.copy_records_to_table("metric_chunks", records=records, columns=columns)
+
+
+async def add_logs(conn: asyncpg.Connection, stretches: Sequence[tuple[Key, int, bytes]]) -> None:
+    """Stretches of logs, each with its offset."""
+    columns = ["lease_id", "node", "source", "offset_bytes", "data"]
+    await conn.copy_records_to_table(
+        "log_chunks", records=[(*key, offset, data) for key, offset, data in stretches], columns=columns
+    )
+
+
+async def progress(conn: asyncpg.Connection, learned: Mapping[str, Progress]) -> None:
+    """What the rows of runs learn. The first value of a pin stays."""
+    rows: list[tuple[Any, ...]] = [
+        (run, news.step, news.total, news.epoch, news.metrics, news.pins) for run, news in sorted(learned.items())
+    ]
+    await conn.execute(
+        """UPDATE runs r
+           SET step = COALESCE(u.step, r.step), total = COALESCE(u.total, r.total), epoch = COALESCE(u.epoch, r.epoch),
+               metrics = r.metrics || u.metrics, pins = u.pins || r.pins,
+               progress_time = clock_timestamp(), update_time = clock_timestamp()
+           FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::float8[], $5::jsonb[], $6::jsonb[])
+                AS u(id, step, total, epoch, metrics, pins)
+           WHERE r.id = u.id""",
+        *_columns(rows, 6),
+    )
+
+
+def _columns(rows: Iterable[tuple[Any, ...]], width: int) -> list[list[Any]]:
+    """Rows as the columns that unnest takes."""
+    columns: list[list[Any]] = [[] for _ in range(width)]
+    for row in rows:
+        for column, value in zip(columns, row, strict=True):
+            column.append(value)
+    return columns

@@ -1,0 +1,366 @@
+"""Events exactly once (S2, S7), through gRPC and on the database."""
+
+import asyncio
+import json
+import math
+import random
+import uuid
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import asyncpg
+import grpc
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from coordinator import database, postgres
+from coordinator.commands.events import Answer, Stretch, append
+from coordinator.database import Database
+from relay.errors import LeaseLost, OffsetGap, from_status
+from relay.v1 import agents_pb2, runs_pb2
+from tests.conftest import RunningCoordinator, cloned, serving
+
+
+@pytest.fixture
+async def db(database_url: str) -> AsyncIterator[Database]:
+    async with database.connected(database_url) as connected:
+        yield connected
+
+
+async def _lease(db: Database, run: str = "r", attempt: int = 1) -> uuid.UUID:
+    """A run that is held, without anybody holding it."""
+    async with db.transaction() as conn:
+        await conn.execute(
+            """INSERT INTO runs (id, state, wanted, spec, request_digest) VALUES ($1, 'running', 'run', '{}', '')
+               ON CONFLICT DO NOTHING""",
+            run,
+        )
+        query = "INSERT INTO leases (run_id, attempt, state, policy) VALUES ($1, $2, 'held', 'continue') RETURNING id"
+        lease: uuid.UUID = await conn.fetchval(query, run, attempt)
+    return lease
+
+
+async def _end(db: Database, lease: uuid.UUID) -> None:
+    async with db.connection() as conn:
+        await conn.execute("UPDATE leases SET state = 'ended', end_time = clock_timestamp() WHERE id = $1", lease)
+
+
+def _lines(rows: Iterable[dict[str, Any]]) -> bytes:
+    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+
+def _metrics(steps: Iterable[int]) -> bytes:
+    return _lines({"type": "metric", "step": step, "values": {"loss": step / 2}} for step in steps)
+
+
+async def _points(db: Database, run: str = "r", metric: str = "loss") -> list[tuple[int, float]]:
+    async with db.connection() as conn:
+        rows = await conn.fetch(
+            "SELECT steps, points FROM metric_chunks WHERE run_id = $1 AND metric = $2 ORDER BY id", run, metric
+        )
+    return [pair for row in rows for pair in zip(row["steps"], row["points"], strict=True)]
+
+
+async def _history(db: Database, run: str = "r") -> list[tuple[str, str]]:
+    async with db.connection() as conn:
+        rows = await conn.fetch("SELECT kind, message FROM run_events WHERE run_id = $1 ORDER BY sequence", run)
+    return [(row["kind"], row["message"]) for row in rows]
+
+
+def _stretch(lease: uuid.UUID, data: bytes, offset: int = 0, source: str = "events", **more: Any) -> Stretch:
+    return Stretch("r", lease, 0, source, offset, data, **more)
+
+
+async def test_twice_overlapping_or_far_behind_it_counts_once(db: Database) -> None:
+    lease, data = await _lease(db), _metrics(range(4))
+    line = len(data) // 4
+    whole = _stretch(lease, data)
+    assert await append(db, [whole]) == [len(data)]
+    assert await append(db, [whole, whole]) == [len(data)] * 2
+    assert await append(db, [_stretch(lease, data[:line])]) == [len(data)]
+    beyond = data[2 * line :] + _metrics([4])
+    assert await append(db, [_stretch(lease, beyond, 2 * line)]) == [2 * line + len(beyond)]
+    assert await _points(db) == [(step, step / 2) for step in range(5)]
+
+
+async def test_a_gap_is_refused_and_says_what_is_expected(db: Database) -> None:
+    lease, data = await _lease(db), _metrics([1])
+    (gap,) = await append(db, [_stretch(lease, data, 10)])
+    assert isinstance(gap, OffsetGap) and gap.metadata["expected"] == "0"
+    assert await _points(db) == []
+
+
+async def test_an_ended_lease_is_refused_and_the_others_in_the_batch_are_not(db: Database) -> None:
+    """S2."""
+    ended, data = await _lease(db), _metrics([1])
+    await _end(db, ended)
+    current = await _lease(db, attempt=2)
+    foreign = replace(_stretch(current, data), run_id="another")
+    lost, stored, other = await append(db, [_stretch(ended, data), _stretch(current, data), foreign])
+    assert isinstance(lost, LeaseLost) and isinstance(other, LeaseLost) and stored == len(data)
+    assert await _points(db) == [(1, 0.5)]
+
+
+async def test_half_a_line_waits_for_its_end(db: Database) -> None:
+    lease, data = await _lease(db), _metrics([1, 2])
+    cut = len(data) - 5
+    (stored,) = await append(db, [_stretch(lease, data[:cut])])
+    assert stored == len(data) // 2
+    assert await append(db, [_stretch(lease, data[stored:], stored)]) == [len(data)]
+    assert await append(db, [_stretch(lease, b"no end", len(data))]) == [len(data)]
+    assert await _points(db) == [(1, 0.5), (2, 1.0)]
+
+
+async def test_bad_and_unsent_lines_are_counted_named_and_passed(db: Database) -> None:
+    lease = await _lease(db)
+    data = b"{torn\n" + _metrics([1]) + b"null\n"
+    assert await append(db, [_stretch(lease, data, skipped=1000)]) == [len(data) + 1000]
+    ((kind, text),) = await _history(db)
+    assert kind == "dropped" and text.startswith("3 lines") and "byte 0: not JSON" in text and "1000 bytes" in text
+    async with db.connection() as conn:
+        assert await conn.fetchval("SELECT dropped FROM cursors") == 3
+
+
+async def test_a_run_learns_progress_pins_messages_and_values_that_json_lacks(db: Database) -> None:
+    lease = await _lease(db)
+    rows = [
+        {"type": "progress", "step": 3, "total": 9, "epoch": 0.5},
+        {"type": "metric", "step": 4, "values": {"loss": "NaN", "lr": 0.1}},
+        {"type": "pin", "name": "model", "value": "first"},
+        {"type": "message", "level": "warning", "text": "nul \x00 and half a pair \ud800"},
+    ]
+    await append(db, [_stretch(lease, _lines(rows))])
+    again = _lines([{"type": "pin", "name": "model", "value": "second"}])
+    await append(db, [_stretch(lease, again, len(_lines(rows)))])
+    async with db.connection() as conn:
+        run = await conn.fetchrow("SELECT step, total, epoch, metrics, pins FROM runs")
+    assert tuple(run) == (4, 9, 0.5, {"loss": "NaN", "lr": 0.1}, {"model": "first"})
+    assert [kind for kind, _ in await _history(db)] == ["message", "pinned"]
+    assert math.isnan((await _points(db))[0][1])
+
+
+async def test_logs_are_cut_anywhere(db: Database) -> None:
+    lease = await _lease(db)
+    for offset, data in ((0, b"hel"), (1, b"ello w"), (0, b"hello w"), (7, b"orld")):
+        await append(db, [_stretch(lease, data, offset, "stdout")])
+    async with db.connection() as conn:
+        rows = await conn.fetch("SELECT offset_bytes, data FROM log_chunks ORDER BY id")
+    assert [tuple(row) for row in rows] == [(0, b"hel"), (3, b"lo w"), (7, b"orld")]
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 2**32), st.lists(st.tuples(st.integers(0, 29), st.integers(1, 30)), max_size=25))
+def _check_cuts(runner: asyncio.Runner, db: Database, seed: int, pieces: list[tuple[int, int]]) -> None:
+    run = f"r{seed}-{uuid.uuid4().hex}"
+    runner.run(_resend(db, run, pieces, random.Random(seed)))
+
+
+async def _resend(db: Database, run: str, pieces: list[tuple[int, int]], dice: random.Random) -> None:
+    """Any stretches of whole lines in any order and batches, then all of it once more."""
+    lease, rows = await _lease(db, run), [_metrics([step]) for step in range(30)]
+    starts = [sum(map(len, rows[:n])) for n in range(31)]
+    stretches = [
+        Stretch(run, lease, 0, "events", starts[first], b"".join(rows[first : first + count]))
+        for first, count in pieces
+    ]
+    while stretches:
+        size = dice.randint(1, len(stretches))
+        answers: list[Answer] = await append(db, stretches[:size])
+        assert all(isinstance(answer, OffsetGap) or answer in starts for answer in answers)
+        stretches = stretches[size:]
+    assert await append(db, [Stretch(run, lease, 0, "events", 0, b"".join(rows))]) == [starts[-1]]
+    assert await _points(db, run) == [(step, step / 2) for step in range(30)]
+
+
+def test_however_it_is_cut_doubled_and_reordered_each_line_counts_once(postgres_server: postgres.Cluster) -> None:
+    """S7, F17."""
+    with asyncio.Runner() as runner:
+        clone = cloned(postgres_server)
+        connected = database.connected(runner.run(clone.__aenter__()))
+        try:
+            _check_cuts(runner, runner.run(connected.__aenter__()))
+        finally:
+            runner.run(connected.__aexit__(None, None, None))
+            runner.run(clone.__aexit__(None, None, None))
+
+
+# Through gRPC
+
+
+def _request(lease: uuid.UUID, data: bytes, offset: int = 0, source: str = "events") -> agents_pb2.AppendEventsRequest:
+    return agents_pb2.AppendEventsRequest(lease=f"runs/r/leases/{lease}", source=source, offset=offset, data=data)
+
+
+async def _send(
+    replica: RunningCoordinator, *requests: agents_pb2.AppendEventsRequest
+) -> list[agents_pb2.AppendEventsResponse]:
+    call = replica.agents.AppendEvents(iter(requests), timeout=20)
+    return [response async for response in call]
+
+
+async def test_a_stream_answers_in_order_and_goes_on_after_a_refusal(
+    coordinator: RunningCoordinator, db: Database
+) -> None:
+    lease, data = await _lease(db), _metrics([1])
+    lost = uuid.uuid4()
+    answers = await _send(
+        coordinator,
+        _request(lease, data),
+        _request(lost, data),
+        _request(lease, data, 999),
+        _request(lease, b"out", 0, "stdout"),
+    )
+    assert [answer.WhichOneof("result") for answer in answers] == ["acked_offset", "refused", "refused", "acked_offset"]
+    assert isinstance(from_status(answers[1].refused), LeaseLost)
+    gap = from_status(answers[2].refused)
+    assert isinstance(gap, OffsetGap) and gap.metadata["expected"] == str(len(data))
+    assert [answers[0].acked_offset, answers[3].acked_offset] == [len(data), 3]
+
+
+async def test_a_wrong_request_ends_its_stream_only(coordinator: RunningCoordinator, db: Database) -> None:
+    lease = await _lease(db)
+    with pytest.raises(grpc.RpcError) as wrong:
+        await _send(coordinator, _request(lease, b"x", 0, "diary"))
+    assert wrong.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert (await _send(coordinator, _request(lease, b"x", 0, "stdout")))[0].acked_offset == 1
+
+
+async def test_many_streams_at_once_each_line_once(coordinator: RunningCoordinator, db: Database) -> None:
+    lease, rows = await _lease(db), [_metrics([step]) for step in range(200)]
+    requests, offset = [], 0
+    for row in rows:
+        requests.append(_request(lease, row, offset))
+        offset += len(row)
+    await asyncio.gather(*(_send(coordinator, *requests) for _ in range(4)))
+    (answer,) = await _send(coordinator, _request(lease, b"".join(rows)))
+    assert answer.acked_offset == offset
+    assert await _points(db) == [(step, step / 2) for step in range(200)]
+
+
+# Reading
+
+
+async def _curve(replica: RunningCoordinator, **request: Any) -> list[tuple[int, list[int], bool]]:
+    call = replica.runs.ReadMetrics(runs_pb2.ReadMetricsRequest(name="runs/r", **request), timeout=20)
+    return [(stretch.attempt, list(stretch.steps), stretch.superseded) async for stretch in call]
+
+
+async def test_the_curve_is_one_curve(coordinator: RunningCoordinator, db: Database) -> None:
+    """S7: points beyond the resume step are kept, marked, and not shown."""
+    first = await _lease(db)
+    await append(db, [_stretch(first, _metrics([1, 2])), _stretch(first, _metrics([3, 4]), len(_metrics([1, 2])))])
+    await _end(db, first)
+    async with db.connection() as conn:
+        await conn.execute("UPDATE leases SET kept_until_step = 3 WHERE id = $1", first)
+    await append(db, [_stretch(await _lease(db, attempt=2), _metrics([4, 5]))])
+    assert await _curve(coordinator) == [(1, [1, 2, 3], False), (2, [4, 5], False)]
+    assert await _curve(coordinator, after_step=2, metrics=["loss"]) == [(1, [3], False), (2, [4, 5], False)]
+    assert (1, [4], True) in await _curve(coordinator, include_superseded=True)
+    assert await _curve(coordinator, metrics=["accuracy"]) == []
+
+
+async def _logs(replica: RunningCoordinator, **request: Any) -> bytes:
+    call = replica.runs.ReadLogs(runs_pb2.ReadLogsRequest(name="runs/r", **request), timeout=20)
+    return b"".join([piece.data async for piece in call])
+
+
+async def test_logs_whole_by_source_and_by_their_last_lines(coordinator: RunningCoordinator, db: Database) -> None:
+    lease = await _lease(db)
+    printed = b"".join(b"line %d\n" % n for n in range(100))
+    for offset in range(0, len(printed), 7):
+        await append(db, [_stretch(lease, printed[offset : offset + 7], offset, "stdout")])
+    await append(db, [_stretch(lease, b"oh\n", 0, "stderr")])
+    assert await _logs(coordinator, sources=["stdout"]) == printed
+    assert await _logs(coordinator, tail_lines=3) == b"line 98\nline 99\noh\n"
+    assert await _logs(coordinator, tail_lines=1000) == printed + b"oh\n"
+    assert await _logs(coordinator, attempt=2) == b""
+
+
+async def test_logs_are_followed_until_the_run_ends(coordinator: RunningCoordinator, db: Database) -> None:
+    lease = await _lease(db)
+    await append(db, [_stretch(lease, b"one\n", 0, "stdout")])
+    call = coordinator.runs.ReadLogs(runs_pb2.ReadLogsRequest(name="runs/r", follow=True), timeout=20)
+    assert (await call.read()).data == b"one\n"
+    await append(db, [_stretch(lease, b"two\n", 4, "stdout")])
+    assert (await call.read()).data == b"two\n"
+    async with db.transaction() as conn:
+        await conn.execute("UPDATE runs SET state = 'succeeded' WHERE id = 'r'")
+        await conn.execute("SELECT pg_notify('relay_runs', 'r')")
+    assert await call.read() is grpc.aio.EOF
+
+
+def _say(*texts: str) -> bytes:
+    return _lines({"type": "message", "text": text} for text in texts)
+
+
+async def test_a_watcher_goes_on_at_another_replica(
+    coordinator: RunningCoordinator, coordinator_config: Any, tmp_path: Any, db: Database
+) -> None:
+    lease = await _lease(db)
+    await append(db, [_stretch(lease, _say("a", "b"))])
+    async with _watching(coordinator, 0) as events:
+        assert [(await anext(events)).text for _ in range(2)] == ["a", "b"]
+    async with (
+        serving(replace(coordinator_config, data_dir=tmp_path / "second")) as second,
+        _watching(second, 1) as events,
+    ):
+        assert (await anext(events)).sequence == 2
+        await _send(coordinator, _request(lease, _say("c"), len(_say("a", "b"))))
+        event = await anext(events)
+        assert (event.sequence, event.text, event.lease) == (3, "c", f"runs/r/leases/{lease}")
+
+
+@asynccontextmanager
+async def _watching(replica: RunningCoordinator, after: int) -> AsyncIterator[AsyncIterator[runs_pb2.RunEvent]]:
+    call = replica.runs.WatchRun(runs_pb2.WatchRunRequest(name="runs/r", after_sequence=after), timeout=20)
+
+    async def events() -> AsyncIterator[runs_pb2.RunEvent]:
+        async for response in call:
+            if response.HasField("event"):
+                yield response.event
+
+    yield events()
+    call.cancel()
+
+
+async def test_watching_tells_progress_and_ends_with_the_run(coordinator: RunningCoordinator, db: Database) -> None:
+    lease = await _lease(db)
+    await append(db, [_stretch(lease, _metrics([7]))])
+    async with db.transaction() as conn:
+        await conn.execute("UPDATE runs SET state = 'failed' WHERE id = 'r'")
+    call = coordinator.runs.WatchRun(runs_pb2.WatchRunRequest(name="runs/r"), timeout=20)
+    (response,) = [response async for response in call]
+    assert (response.progress.step, dict(response.progress.metrics)) == (7, {"loss": 3.5})
+
+
+async def test_an_unknown_run_is_said_to_be_unknown(coordinator: RunningCoordinator) -> None:
+    with pytest.raises(grpc.RpcError) as unknown:
+        await _curve(coordinator)
+    assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_database_that_goes_away_is_unavailable_and_comes_back(
+    coordinator: RunningCoordinator, db: Database
+) -> None:
+    """F7, in small: connections cut while a stream is open."""
+    lease, data = await _lease(db), _metrics([1])
+    connection = await asyncpg.connect(coordinator.database_url)
+    try:
+        await connection.execute(
+            """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+               WHERE pid <> pg_backend_pid() AND datname = current_database()"""
+        )
+    finally:
+        await connection.close()
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                assert (await _send(coordinator, _request(lease, data)))[0].acked_offset == len(data)
+                break
+            except grpc.RpcError as error:
+                assert error.code() is grpc.StatusCode.UNAVAILABLE
+    async with database.connected(coordinator.database_url) as fresh:
+        assert await _points(fresh) == [(1, 0.5)]
