@@ -101,7 +101,8 @@ async def ticked(conn: asyncpg.Connection, now: datetime, grace: float | None) -
 async def silences(conn: asyncpg.Connection, now: datetime, recent: float) -> list[float]:
     """Seconds since each agent that counts was heard: it holds something, or was heard within `recent`."""
     rows = await conn.fetch(
-        """SELECT extract(epoch FROM $1::timestamptz - GREATEST(heartbeat_time, connect_time))::float8 AS silence FROM agents a
+        """SELECT extract(epoch FROM $1::timestamptz - GREATEST(heartbeat_time, connect_time))::float8 AS silence
+           FROM agents a
            WHERE heartbeat_time IS NOT NULL AND (
              EXISTS (SELECT FROM places p WHERE p.agent = a.name AND p.end_time IS NULL)
              OR (NOT leaving AND heartbeat_time > $1::timestamptz - make_interval(secs => $2)))""",
