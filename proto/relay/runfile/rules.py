@@ -21,6 +21,7 @@ NOT_YET: Mapping[str, Callable[[RunFile], bool]] = {
     "quantization": lambda run: bool(run.quantization),
     "image": lambda run: run.image is not None,
     "model.init_from": lambda run: run.model is not None and run.model.init_from is not None,
+    "adopt.metrics": lambda run: run.adopt is not None and run.adopt.metrics is not None,
     "rewards": lambda run: bool(run.rewards),
     "samples": lambda run: run.samples is not None,
     "resources.nodes": lambda run: run.resources.nodes.max > 1,
