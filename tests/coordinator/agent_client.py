@@ -47,10 +47,19 @@ class ScriptedAgent:
 
     async def beat(self) -> pb.Beat:
         """Sends a heartbeat; the beat that answers it."""
+        await self._send()
+        return await self.until(lambda beat: beat.heartbeat_sequence == self._sequence)
+
+    async def answer(self) -> pb.SessionResponse:
+        """Sends a heartbeat; whatever comes first after the first beat of the session."""
+        await self.until(lambda beat: beat.heartbeat_sequence == 0)
+        await self._send()
+        return await self._read()
+
+    async def _send(self) -> None:
         self._sequence += 1
         heartbeat = pb.Heartbeat(sequence=self._sequence, held=self.held.values(), readiness=self.readiness)
         await self._call.write(pb.SessionRequest(heartbeat=heartbeat))
-        return await self.until(lambda beat: beat.heartbeat_sequence == self._sequence)
 
     async def until(self, wanted: Callable[[pb.Beat], bool]) -> pb.Beat:
         """Reads beats until one is as wanted."""
