@@ -1,9 +1,11 @@
 """A coordinator with a script instead of a database: speaks the real protocol on a real port, remembers all it hears.
 
-It fences, orders and counts as the contract says, for one agent. Tests say what it wishes and wait for what they expect.
+It fences, orders and counts as the contract says, for one agent. Tests say what it wishes, and wait for what they
+expect.
 """
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -12,6 +14,8 @@ from typing import Any
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 
 from relay.errors import BlobUnknown, DeploymentForeign, DigestMismatch, EventsMissing, LeaseLost, OffsetGap, RelayError
 from relay.manifest import Manifest, digest_of
@@ -32,11 +36,25 @@ class Lease:
     reason: pb.WishedLease.StopReason.ValueType = pb.WishedLease.STOP_REASON_UNSPECIFIED
     grace: float = 5.0
     held: bool = False
-    started: pb.StartAttemptRequest | None = None
+    started: pb.StartAttemptRequest = field(default_factory=pb.StartAttemptRequest)
+    starts: int = 0
     sources: dict[str, bytearray] = field(default_factory=dict)
     taken: int = 0  # stretches that moved a cursor
     checkpoints: dict[int, runs_pb2.Checkpoint] = field(default_factory=dict)
-    outcome: pb.CompleteLeaseRequest | None = None
+    outcome: pb.CompleteLeaseRequest = field(default_factory=pb.CompleteLeaseRequest)
+
+    @property
+    def ended(self) -> str:
+        """How it was completed: succeeded, stopped, failed, faulted; empty while it was not."""
+        return self.outcome.WhichOneof("outcome") or ""
+
+    @property
+    def cause(self) -> str:
+        """The reason in a failure's or fault's ErrorInfo."""
+        error = self.outcome.failed.error if self.ended == "failed" else self.outcome.faulted.error
+        info = error_details_pb2.ErrorInfo()
+        error.details[0].Unpack(info)
+        return str(info.reason)
 
     def lines(self, source: str = "events") -> list[dict[str, Any]]:
         return [json.loads(line) for line in bytes(self.sources.get(source, b"")).splitlines()]
@@ -69,6 +87,7 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
         self.hellos: list[pb.Hello] = []
         self.heartbeats: list[pb.Heartbeat] = []
         self.refuse_hello: RelayError | None = None
+        self.refused = 0
         self.answering = True  # heartbeats get beats
         self.storing = True  # the artifact store takes uploads
         self._version = 0
@@ -107,6 +126,12 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
         async with asyncio.timeout(60), self._changed:
             await self._changed.wait_for(fact)
 
+    async def breathe(self) -> None:
+        """Until anything happens here, or a moment has passed: for facts that are no business of ours."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.05), self._changed:
+                await self._changed.wait()
+
     async def _wish(self) -> None:
         self._version += 1
         await self._happened()
@@ -125,10 +150,12 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
     async def Session(
         self, requests: AsyncIterator[pb.SessionRequest], context: Context
     ) -> AsyncIterator[pb.SessionResponse]:
-        hello = (await anext(requests)).hello  # type: ignore[arg-type]
+        hello = (await anext(requests)).hello
         if hello.deployment_id not in ("", self.deployment):
             await fail(context, DeploymentForeign())
         if self.refuse_hello:
+            self.refused += 1
+            await self._happened()
             await fail(context, self.refuse_hello)
         self.hellos.append(hello)
         await self._happened()
@@ -156,11 +183,11 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
         outgoing.put_nowait(-1)
 
     async def _push(self, outgoing: asyncio.Queue[int]) -> None:
-        seen = 0
+        pushed = [0]
         while True:
             async with self._changed:
-                await self._changed.wait_for(lambda: self._version != seen)
-            seen = self._version
+                await self._changed.wait_for(lambda: self._version != pushed[0])
+            pushed[0] = self._version
             outgoing.put_nowait(0)
 
     def _welcome(self, session: str, hello: pb.Hello) -> pb.Welcome:
@@ -176,7 +203,7 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
             leases=[
                 pb.LeaseRecord(
                     lease=lease.name,
-                    started=lease.started is not None,
+                    started=lease.starts > 0,
                     cursors=[pb.Cursor(source=name, offset=len(data)) for name, data in lease.sources.items()],
                     checkpoints=lease.checkpoints.values(),
                 )
@@ -198,19 +225,20 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
                     assignment=None if lease.held else lease.assignment,
                 )
                 for lease in self.leases.values()
-                if lease.outcome is None
+                if not lease.ended
             ],
         )
 
     async def _current(self, name: str, context: Context) -> Lease:
         lease = self.leases.get(name)
-        if lease is None or lease.outcome is not None:
+        if lease is None or lease.ended:
             await fail(context, LeaseLost())
         assert lease is not None
         return lease
 
     async def StartAttempt(self, request: pb.StartAttemptRequest, context: Context) -> pb.StartAttemptResponse:
-        (await self._current(request.lease, context)).started = request
+        lease = await self._current(request.lease, context)
+        lease.started, lease.starts = request, lease.starts + 1
         await self._happened()
         return pb.StartAttemptResponse()
 
@@ -228,7 +256,7 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
 
     def _append(self, request: pb.AppendEventsRequest) -> int:
         lease = self.leases.get(request.lease)
-        if lease is None or lease.outcome is not None:
+        if lease is None or lease.ended:
             raise LeaseLost()
         stored = lease.sources.setdefault(request.source, bytearray())
         if request.offset > len(stored):
@@ -281,7 +309,7 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
     async def PutBlob(
         self, requests: AsyncIterator[artifacts_pb2.PutBlobRequest], context: Context
     ) -> artifacts_pb2.PutBlobResponse:
-        header = (await anext(requests)).header  # type: ignore[arg-type]
+        header = (await anext(requests)).header
         data = b"".join([request.chunk async for request in requests])
         if not self.storing:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "away")
@@ -308,8 +336,6 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
 
 async def fail(context: Context, error: RelayError) -> None:
     """As the real one's interceptor does."""
-    from grpc_status import rpc_status
-
     await context.abort_with_status(rpc_status.to_status(error.status()))
 
 

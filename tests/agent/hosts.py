@@ -1,10 +1,12 @@
 """A host in a folder: a real agent process, real shims, real trainers, and the coordinator that a test scripts."""
 
 import asyncio
+import json
 import os
 import select
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,10 @@ class Host:
     def attempt(self, run: str, attempt: str = "1-11111111") -> Path:
         return self.root / "runs" / run / "attempts" / attempt
 
+    def trainer(self, run: str, attempt: str = "1-11111111") -> int:
+        """The pid of an attempt's trainer."""
+        return int(json.loads((self.attempt(run, attempt) / "shim.json").read_text())["pid"])
+
     def processes(self) -> list[int]:
         """Everything of this host that lives, its agent included."""
         mark = os.fsencode(self.folder)
@@ -63,7 +69,7 @@ class Host:
         while pids := self.processes():
             for pid in pids:
                 kill(pid)
-            await asyncio.to_thread(lambda pids=pids: [gone(pid) for pid in pids])
+            await asyncio.gather(*(asyncio.to_thread(gone, pid) for pid in pids))
         if self.agent is not None:
             await self.agent.wait()
 
@@ -105,6 +111,9 @@ def stub(name: str = "r", **env: Any) -> dict[str, Any]:
         "env": settings,
         "resources": {"gpus_per_node": 0},
     }
+
+
+MakeHost = Callable[..., Host]
 
 
 class Gate:

@@ -2,9 +2,9 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
-from relay.timing import TEST
 
 from agent.leases import Beat, Plan, Standing, StopReason, Term, Wish, plan
+from relay.timing import TEST
 
 RUN = Wish(run=True, work="assignment")
 STOP = Wish(run=False, reason=StopReason.CANCEL, grace=5.0)

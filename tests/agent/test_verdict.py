@@ -37,7 +37,8 @@ def test_a_trainer_of_ours_says_what_it_was() -> None:
 
 
 def test_a_command_that_was_asked_to_stop_has_stopped() -> None:
-    for ended in ({"code": 0}, {"code": 1}, {"signal": 15}):
+    endings: list[dict[str, Any]] = [{"code": 0}, {"code": 1}, {"signal": 15}]
+    for ended in endings:
         assert judged(WISHED, command=True, stop_reason="asked", **ended) is Stop.WISHED
 
 

@@ -1,0 +1,149 @@
+"""The agent as a whole: killed, detached, leaving, out of reach. Real processes throughout."""
+
+import asyncio
+import json
+import signal
+import sys
+from typing import Any
+
+from relay.errors import IdentityInUse
+from relay.v1 import agents_pb2 as pb
+from tests.agent.fake_coordinator import FakeCoordinator, Lease
+from tests.agent.hosts import REPOSITORY, Gate, Host, MakeHost, stub
+
+
+async def training(fake: FakeCoordinator, host: Host, gate: Gate, **settings: Any) -> Lease:
+    """A run that has made three of nine steps, its checkpoint of step 2 safe."""
+    await host.start()
+    lease = await fake.grant(stub(steps=9, save_every=2, gate=gate.path, **settings))
+    gate.let(3)
+    await fake.until(lambda: lease.steps() == [1, 2, 3] and 2 in lease.copied())
+    return lease
+
+
+async def test_an_agent_killed_and_started_again_takes_its_trainer_up(
+    fake: FakeCoordinator, hosts: MakeHost, gate: Gate
+) -> None:
+    """F2: the trainer never notices, no attempt is used, no line is lost or doubled."""
+    host = hosts(fake.address)
+    lease = await training(fake, host, gate)
+    trainer = host.trainer("r")
+    await host.end(signal.SIGKILL)
+    gate.let(3)
+    await host.start()
+    await fake.until(lambda: 6 in lease.copied())
+    assert host.trainer("r") == trainer and trainer in host.processes()
+    assert [held.lease for held in fake.hellos[1].held] == [lease.name]
+    gate.let(3)
+    await fake.until(lambda: lease.ended)
+    assert lease.ended == "succeeded" and lease.starts == 1
+    assert lease.steps() == list(range(1, 10))
+    assert (host.attempt("r") / "events.jsonl").read_bytes() == lease.sources["events"]
+
+
+async def test_a_trainer_that_ends_while_no_agent_looks_is_completed_by_the_next(
+    fake: FakeCoordinator, hosts: MakeHost, gate: Gate
+) -> None:
+    host = hosts(fake.address)
+    lease = await training(fake, host, gate)
+    await host.end(signal.SIGKILL)
+    gate.let(6)
+    while host.trainer("r") in host.processes():
+        await fake.breathe()
+    await host.start()
+    await fake.until(lambda: lease.ended)
+    assert lease.ended == "succeeded" and lease.steps() == list(range(1, 10))
+
+
+async def test_detaching_ends_only_the_agent(fake: FakeCoordinator, hosts: MakeHost, gate: Gate) -> None:
+    host = hosts(fake.address)
+    lease = await training(fake, host, gate)
+    trainer = host.trainer("r")
+    argv = [sys.executable, "-m", "agent", "detach", "--runtime-dir", str(host.folder / "sock")]
+    detaching = await asyncio.create_subprocess_exec(*argv, cwd=REPOSITORY)
+    assert await detaching.wait() == 0
+    assert host.agent is not None and await host.agent.wait() == 0
+    assert trainer in host.processes()
+    await host.start()
+    gate.let(6)
+    await fake.until(lambda: lease.ended)
+    assert lease.ended == "succeeded" and lease.starts == 1 and lease.steps() == list(range(1, 10))
+
+
+async def test_leaving_saves_publishes_releases_and_exits(fake: FakeCoordinator, hosts: MakeHost, gate: Gate) -> None:
+    """SIGTERM: readiness first, then the trainer's own checkpoint, then the lease."""
+    host = hosts(fake.address)
+    lease = await training(fake, host, gate)
+    assert await host.end(signal.SIGTERM) == 0
+    assert lease.outcome.stopped.cause == pb.Stopped.LEAVING
+    assert 3 in lease.copied()
+    assert any(beat.readiness.leaving and not beat.readiness.ready for beat in fake.heartbeats)
+    assert not host.processes()
+
+
+async def test_leaving_does_not_wait_for_a_step_beyond_the_budget(
+    fake: FakeCoordinator, hosts: MakeHost, gate: Gate
+) -> None:
+    """The step that runs now is measured to take longer: killed, and the last finished checkpoint counts."""
+    host = hosts(fake.address, "--leaving-budget", "1ms")
+    lease = await training(fake, host, gate, deaf=1)
+    gate.let(1)
+    await fake.until(lambda: lease.steps() == [1, 2, 3, 4])
+    assert await host.end(signal.SIGTERM) == 0
+    assert host.trainer("r") not in host.processes() or not lease.ended
+
+
+async def test_a_second_sigterm_hurries(fake: FakeCoordinator, hosts: MakeHost, gate: Gate) -> None:
+    host = hosts(fake.address)
+    lease = await training(fake, host, gate, deaf=1)
+    assert host.agent is not None
+    host.agent.send_signal(signal.SIGTERM)
+    await fake.until(lambda: fake.heartbeats[-1].readiness.leaving)
+    assert await host.end(signal.SIGTERM) == 0
+    assert lease.outcome.stopped.cause == pb.Stopped.LEAVING
+    assert not host.processes()
+
+
+async def test_an_agent_that_nobody_can_reach_stops_its_trainers_after_a_while(
+    fake: FakeCoordinator, hosts: MakeHost, gate: Gate
+) -> None:
+    host = hosts(fake.address, "--disconnect-limit", "1s")
+    lease = await training(fake, host, gate)
+    fake.answering = False
+    fake.refuse_hello = IdentityInUse()
+    await fake.until(lambda: (host.attempt("r") / "ckpt/step_00000003").is_dir())
+    fake.refuse_hello, fake.answering = None, True
+    await fake.until(lambda: lease.ended)
+    assert lease.outcome.stopped.cause == pb.Stopped.LEAVING
+
+
+async def test_under_stop_a_trainer_is_dead_before_its_lease_can_lapse(
+    fake: FakeCoordinator, hosts: MakeHost, gate: Gate
+) -> None:
+    """S3, F3: heartbeats keep it alive; without answers its shim kills it."""
+    host = hosts(fake.address)
+    await host.start()
+    lease = await fake.grant(stub(steps=99, save_every=0, gate=gate.path), on_disconnect=pb.STOP)
+    gate.let(1)
+    await fake.until(lambda: lease.steps() == [1])
+    seen = len(fake.heartbeats)
+    await fake.until(lambda: len(fake.heartbeats) > seen + 6)  # longer than the first trust lasts
+    assert host.trainer("r") in host.processes()
+    fake.answering = False
+    while host.trainer("r") in host.processes():
+        await fake.breathe()
+    fake.answering = True
+    await fake.until(lambda: lease.ended)
+    assert lease.outcome.stopped.cause == pb.Stopped.TRUST_LOST
+    assert json.loads((host.attempt("r") / "exit.json").read_text())["trust_lost"]
+
+
+async def test_one_agent_per_runtime_folder(fake: FakeCoordinator, hosts: MakeHost) -> None:
+    host = hosts(fake.address)
+    await host.start()
+    await fake.until(lambda: fake.hellos)
+    first = host.agent
+    await host.start()
+    assert host.agent is not None and await host.agent.wait() == 78
+    assert "another agent runs" in host.log.read_text()
+    host.agent = first
