@@ -345,6 +345,16 @@ def up(
     raise typer.Exit(bring_up(data_dir, listen, hosts, timing))
 
 
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where its things are kept.")] = Path(".demo"),
+) -> None:
+    """Train a small model on two hosts, kill one in the middle, see the other finish."""
+    from relayctl.demo import demo as show
+
+    raise typer.Exit(show(folder))
+
+
 def main() -> None:
     """The entry point."""
     app(prog_name="relayctl")

@@ -51,7 +51,7 @@ class RelayClient:
     @classmethod
     @asynccontextmanager
     async def connect(
-        cls, address: str, secret: str | None = None, *, first: float = 3.0, patience: float = 20.0
+        cls, address: str, secret: str | None = None, *, first: float = 2.0, patience: float = 20.0
     ) -> AsyncIterator[RelayClient]:
         """A client on a connection of its own; the secret is RELAY_SHARED_SECRET's when none is given."""
         held = os.environ.get("RELAY_SHARED_SECRET", "") if secret is None else secret

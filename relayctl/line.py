@@ -49,7 +49,7 @@ class CallFailed(Exception):
 class Line:
     """One connection, with the secret that goes along and the patience that it has."""
 
-    def __init__(self, address: str, secret: str = "", *, first: float = 3.0, patience: float = 20.0) -> None:
+    def __init__(self, address: str, secret: str = "", *, first: float = 2.0, patience: float = 20.0) -> None:
         self.address = address
         self.channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
         self.metadata = (("authorization", f"Bearer {secret}"),) if secret else ()

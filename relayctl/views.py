@@ -33,8 +33,8 @@ def state_name(run: pb.Run) -> str:
 
 def state_cell(run: pb.Run) -> str:
     """The state with its reason in the cell."""
-    why = printable(run.reason or run.error.message)
-    return f"{state_name(run)}: {why}" if why else state_name(run)
+    name, why = state_name(run), printable(run.reason or run.error.message)
+    return f"{name}: {why}" if why not in ("", name) else name
 
 
 def progress_cell(progress: pb.Progress) -> str:

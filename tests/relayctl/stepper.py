@@ -1,0 +1,46 @@
+"""A trainer for tests: counts steps as fast as it is let, under the contract that every program can follow."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+stop: list[int] = []
+signal.signal(signal.SIGTERM, lambda number, frame: stop.append(number))
+
+events = Path(os.environ["RELAY_EVENTS"]).open("a", buffering=1)  # noqa: SIM115
+staging, output = Path(os.environ["RELAY_CKPT_STAGING_ROOT"]), Path(os.environ["RELAY_OUTPUT_DIR"])
+resumed = os.environ.get("RELAY_RESUME_FROM")
+step = int(Path(resumed, "step").read_text()) if resumed else 0
+total = int(os.environ["STEPS"])
+print("begins at", step, flush=True)
+
+
+def tell(**line: object) -> None:
+    events.write(json.dumps(line) + "\n")
+
+
+def save() -> None:
+    folder = staging / f".tmp-{step}"
+    folder.mkdir()
+    (folder / "step").write_text(str(step))
+    folder.rename(staging / f"step_{step:08d}")
+    tell(type="checkpoint", step=step, path=f"step_{step:08d}")
+
+
+while step < total and not stop:
+    step += 1
+    tell(type="metric", step=step, values={"train_loss": 1 / step})
+    tell(type="progress", step=step, total=total)
+    if step % 5 == 0:
+        save()
+    if step == int(os.environ.get("HOLD_AT", "0")):
+        signal.pause()  # until it is asked to stop
+if stop:
+    save()
+elif os.environ.get("FAIL"):
+    print("this is why", file=sys.stderr)
+    sys.exit(3)
+else:
+    (output / "result.txt").write_text("done")

@@ -1,0 +1,185 @@
+"""The commands against a real deployment, which `relayctl up` brings up and takes down."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from relayctl.__main__ import app
+from relayctl.local import Host
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def deployment() -> Iterator[str]:
+    """The address of a coordinator with one agent; at the end nothing of it is left."""
+    folder = Path(tempfile.mkdtemp(prefix="relay-up-"))  # short: Unix sockets lie in it
+    environ = {**os.environ, "XDG_CONFIG_HOME": str(folder / "config")}
+    argv = [sys.executable, "-m", "relayctl", "up", "--data-dir", str(folder / "d"), "--listen", "127.0.0.1:0"]
+    process = subprocess.Popen([*argv, "--timing", "test"], stdout=subprocess.PIPE, text=True, env=environ)
+    assert process.stdout is not None
+    shown = [process.stdout.readline() for _ in range(7)]
+    context = json.loads((folder / "config" / "relay" / "context.json").read_text())
+    assert [line.split()[0] for line in shown] == [
+        "coordinator",
+        "database",
+        "kept",
+        "agents",
+        "context",
+        "next",
+        "end",
+    ]
+    assert context["coordinator"] in shown[0]
+    yield context["coordinator"]
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
+    process.stdout.close()
+    assert not list(Host("all of it", folder / "d", "").processes())
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(autouse=True)
+def environment(deployment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RELAY_COORDINATOR", deployment)
+
+
+def relayctl(*arguments: str, code: int = 0) -> Result:
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == code, (result.exit_code, result.stdout, result.stderr)
+    assert "Traceback" not in result.stderr
+    return result
+
+
+def run_file(folder: Path, name: str, **env: str) -> str:
+    shutil.copy(HERE / "stepper.py", folder)
+    spec = {
+        "version": "relay/v1",
+        "name": name,
+        "method": "command",
+        "command": [sys.executable, "stepper.py"],
+        "files": ["stepper.py"],
+        "env": {"STEPS": "12", **env},
+        "labels": {"kind": "test"},
+        "lifecycle": {"max_attempts": 1},
+    }
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(spec))
+    return str(path)
+
+
+def test_a_run_from_submission_to_its_result(tmp_path: Path) -> None:
+    file = run_file(tmp_path, "first")
+    rehearsal = relayctl("submit", file, "--dry-run").stdout
+    assert "1 file" in rehearsal and "can run now on local-1" in rehearsal and "submitted" not in rehearsal
+    relayctl("show", "first", code=4)
+    watched = relayctl("submit", file, "--watch").stdout
+    assert "submitted first; watch it with: relayctl watch first" in watched
+    assert "step 10 is saved" in watched and "first succeeded; 1 file" in watched
+    assert relayctl("pull", "first", str(tmp_path / "out")).stdout.startswith("1 file, 4 B, verified")
+    assert (tmp_path / "out" / "result.txt").read_text() == "done"
+    [curve] = json.loads(relayctl("metrics", "first", "-o", "json").stdout)["metrics"]
+    assert curve["steps"] == list(range(1, 13)) and curve["values"] == [1 / step for step in range(1, 13)]
+    assert "train_loss" in relayctl("metrics", "first", "--plot").stdout
+    relayctl("metrics", "first", "--png", str(tmp_path / "curve.png"))
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert "it has train_loss" in relayctl("metrics", "first", "loss", code=2).stderr
+    steps = [
+        point["step"] for point in json.loads(relayctl("checkpoints", "first", "-o", "json").stdout)["checkpoints"]
+    ]
+    assert steps == [5, 10]
+    assert relayctl("logs", "first").stdout == "begins at 0\n"
+    assert json.loads(relayctl("logs", "first", "-o", "jsonl").stdout)["text"] == "begins at 0"
+    assert relayctl("wait", "first", "--timeout", "20s").stdout.startswith("first succeeded")
+    assert yaml.safe_load(relayctl("show", "first", "--spec").stdout)["env"]["STEPS"] == "12"
+
+
+def test_submitting_the_same_again_starts_nothing_and_something_else_is_refused(tmp_path: Path) -> None:
+    file = run_file(tmp_path, "again")
+    relayctl("submit", file, "-q")
+    relayctl("wait", "again")
+    assert "nothing new was started" in relayctl("submit", file).stdout
+    refused = relayctl("submit", file, "--set", "env.STEPS=13", code=4)
+    assert "again" in refused.stderr and "--name" in refused.stderr
+    assert relayctl("submit", file, "--name", "again-2", "-q").stdout == "again-2\n"
+    relayctl("wait", "again-2")
+
+
+def test_a_failure_has_its_reason_its_code_and_its_last_words(tmp_path: Path) -> None:
+    relayctl("submit", run_file(tmp_path, "bad", FAIL="1"), "-q")
+    assert "relayctl why bad" in relayctl("wait", "bad", code=10).stdout
+    assert "this is why" in relayctl("why", "bad").stdout
+    assert "bad" in relayctl("runs", "--state", "failed").stdout
+    relayctl("watch", "bad", code=10)
+
+
+def test_pausing_resuming_and_cancelling(tmp_path: Path) -> None:
+    relayctl("submit", run_file(tmp_path, "held", HOLD_AT="7", STEPS="1000000"), "-q")
+    relayctl("wait", "held", "--timeout", "300ms", code=12)
+    assert json.loads(relayctl("pause", "held", "-o", "json").stdout)["wanted"] == "pause"
+    relayctl("resume", "held")
+    assert "cancel" in relayctl("cancel", "held", "--reason", "enough").stdout
+    assert "held cancelled" in relayctl("wait", "held", code=11).stdout
+
+
+def test_lists_for_people_and_for_programs(tmp_path: Path) -> None:
+    relayctl("submit", run_file(tmp_path, "listed"), "-q")
+    relayctl("wait", "listed")
+    assert "listed" in relayctl("runs", "-l", "kind=test", "--since", "1h").stdout
+    assert relayctl("runs", "-q", "-n", "1").stdout == "listed\n"
+    assert json.loads(relayctl("runs", "-l", "kind=none", "-o", "json").stdout) == {"runs": []}
+    assert relayctl("runs", "-l", "kind=none", "-q").stdout == ""
+    assert relayctl("runs", "-l", "kind=none").stdout == "no runs match\n"
+    assert "known: queued, running" in relayctl("runs", "--state", "done", code=2).stderr
+    assert "key=value" in relayctl("runs", "-l", "kind", code=2).stderr
+    assert "carries its unit" in relayctl("runs", "--since", "5", code=2).stderr
+    assert relayctl("agents", "-q").stdout == "local-1\n"
+    assert yaml.safe_load(relayctl("agents", "-o", "yaml").stdout)["agents"][0]["state"] == "ready"
+
+
+def test_what_is_wrong_is_said_and_nothing_is_created(tmp_path: Path) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text("version: relay/v1\nname: never\nmethod: command\ncommand: [a]\ngpus: 1\nfiles: [none.py]\n")
+    said = relayctl("submit", str(file), code=1).stderr
+    assert "2 mistakes" in said and "line 5" in said and "resources.gpus_per_node" in said and "none.py" in said
+    assert "relayctl runs -a" in relayctl("show", "never", code=4).stderr
+    relayctl("pull", "never", str(tmp_path), code=4)
+
+
+def test_a_server_that_is_down_is_one_line() -> None:
+    said = relayctl("--coordinator", "127.0.0.1:9", "runs", code=3).stderr
+    assert said.count("\n") == 1 and "127.0.0.1:9 (Connection refused)" in said
+
+
+def test_the_context_says_where_it_comes_from(deployment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert json.loads(relayctl("config", "-o", "json").stdout) == {
+        "coordinator": deployment,
+        "secret": "not set",
+        "origin": "RELAY_COORDINATOR",
+    }
+    monkeypatch.delenv("RELAY_COORDINATOR")
+    assert "127.0.0.1:7070" in relayctl("config").stdout
+    relayctl("config", "--use", "host:1")
+    assert relayctl("config", "-o", "name").stdout == "host:1\n"
+    relayctl("config", "--use", "nonsense", code=2)
+    (tmp_path / "relay" / "context.json").write_text("[")
+    assert "is not a context" in relayctl("config", code=2).stderr
+
+
+def test_up_says_in_words_what_did_not_start() -> None:
+    with tempfile.TemporaryDirectory(prefix="relay-up-") as folder:
+        said = relayctl("up", "--data-dir", folder, "--listen", "256.0.0.1:99", code=1).stderr
+    assert "coordinator ended" in said and "256.0.0.1" in said
+    relayctl("up", "--data-dir", "/" + "x" * 90, code=2)
