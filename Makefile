@@ -60,7 +60,8 @@ baseline: $(READY) ## Take today's contract as the one that later changes may no
 	@$(BIN)/buf build .build/contract.binpb --exclude-source-info --output proto/baseline.binpb
 
 bench: $(READY) ## Measure latency, overhead and recovery; prints a table
-	@$(BIN)/python -m benchmarks $(ARGS)
+	@for module in $(basename $(notdir $(wildcard benchmarks/[a-z]*.py))); do \
+		echo "== $$module"; $(BIN)/python -m benchmarks.$$module $(ARGS) || exit; done
 
 clean: ## Remove what was built, .venv included
 	rm -rf $(VENV) .demo .build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
