@@ -17,7 +17,7 @@ metadata that a program can act on. One interceptor of the coordinator renders t
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import grpc
 from google.protobuf import any_pb2
@@ -192,7 +192,7 @@ def from_status(status: status_pb2.Status) -> RelayError | None:
 
 def from_rpc(error: grpc.RpcError) -> RelayError | None:
     """The domain error an RPC failed with; None when it failed on its way, or without saying why."""
-    status = rpc_status.from_call(error)
+    status = rpc_status.from_call(cast(grpc.Call, error))
     return from_status(status) if status is not None else None
 
 
