@@ -331,6 +331,10 @@ class TestMistakes:
             ({"alerts": [{"url": "https://x"}]}, "alerts"),
             ({"resources": {"nodes": 2}}, "resources.nodes"),
             ({"checkpoint": {"store": "s3://b"}}, "checkpoint.store"),
+            ({"checkpoint": {"keep": {"every": "500 steps"}}}, "checkpoint.keep.every"),
+            ({"checkpoint": {"keep": {"best": 1, "metric": "eval_loss"}}}, "checkpoint.keep.best"),
+            ({"adopt": {"metrics": {"from": "hf_log"}}}, "adopt.metrics"),
+            ({"lifecycle": {"max_runtime": "3h"}}, "lifecycle.max_runtime"),
         ],
     )
     def test_what_is_not_done_yet_is_refused_and_never_ignored(self, changes: dict[str, Any], path: str) -> None:
@@ -555,3 +559,21 @@ class TestTravelling:
             'line 6, column 9: files[0]: the folder "empty" is empty',
             f'line 6, column 16: files[1]: there is no file "nope.sh"; looked in {tmp_path}',
         ]
+
+
+def test_the_run_files_of_the_docs_and_the_examples_are_right(tmp_path: Path) -> None:
+    """What people copy works: complete run files in the docs, and everything in `examples/`."""
+    root = Path(__file__).parents[2]
+    texts = [
+        block
+        for page in (root / "docs").glob("*.md")
+        for block in re.findall(r"```yaml\n(.*?)```", page.read_text(), re.S)
+    ]
+    whole = [text for text in texts if "method:" in text and "version:" in text]
+    assert len(whole) >= 2
+    for text in whole:
+        parse(reading.decode(text.encode(), ".yaml", "docs").data)
+    examples = list((root / "examples").glob("*.yaml"))
+    assert examples
+    for path in examples:
+        parse(reading.read(path).data)
