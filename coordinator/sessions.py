@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from typing import Never
 from uuid import UUID
@@ -149,7 +149,7 @@ class LiveSession:
         self._changed = changed
         self._told = -1  # the newest wish version that was sent
 
-    async def messages(self, heartbeats: AsyncIterator[Heartbeat]) -> AsyncIterator[Told | Waiting]:
+    async def messages(self, heartbeats: AsyncIterator[Heartbeat]) -> AsyncGenerator[Told | Waiting, None]:
         """Answers each heartbeat, and pushes what changes in between, until the heartbeats end."""
         yield self._tell(self._first, 0)
         reading = asyncio.ensure_future(anext(heartbeats, None))

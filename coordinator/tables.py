@@ -1,7 +1,8 @@
 """The tables, and the invariants that the database itself keeps.
 
-Names of runs and agents are their keys. A lease's random id is what every write of an agent is checked against
-(S1, S2); its attempt number is for people. Nothing here is changed by hand: states move in `lifecycle`, carried out by `store`.
+Names of runs and agents are their keys. A lease's random id is what every write of an agent is checked against (S1,
+S2); its attempt number is for people. Nothing here is changed by hand: states move in `lifecycle`, carried out by
+`store`.
 """
 
 from __future__ import annotations

@@ -173,7 +173,8 @@ async def complete(db: Database, lease_id: UUID, report: Completion) -> RunState
 async def _reported(conn: asyncpg.Connection, lease_id: UUID, report: Completion) -> RunState | None:
     """The run's state when this very report ended the lease; LeaseLost when something else did."""
     row = await conn.fetchrow(
-        """SELECT l.end_time, l.completion, r.state FROM leases l JOIN runs r ON r.id = l.run_id WHERE l.id = $1""",
+        """SELECT l.end_time, l.completion, r.state FROM runs r JOIN leases l ON l.run_id = r.id WHERE l.id = $1
+           FOR NO KEY UPDATE OF r, l""",
         lease_id,
     )
     if row is None:

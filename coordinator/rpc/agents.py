@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -46,8 +47,9 @@ class AgentsService(agents_pb2_grpc.AgentsServicer):
         try:
             async with self._sessions.open(hello) as session:
                 yield render.welcome(session.welcome, self._timing)
-                async for message in session.messages(_heartbeats(hello.agent, session, requests)):
-                    yield render.told(message)
+                async with aclosing(session.messages(_heartbeats(hello.agent, session, requests))) as messages:
+                    async for message in messages:
+                        yield render.told(message)
         except SessionOver as over:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(over))
 

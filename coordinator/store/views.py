@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import and_, func, or_, select
+from sqlalchemy import Select, and_, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from coordinator.tables import Agent, Deployment, Lease, Place, Run
@@ -55,15 +55,15 @@ class RunFilter:
 async def run(connection: AsyncConnection, run_id: str) -> RunView:
     """One run; RunUnknown."""
     async with AsyncSession(connection) as session:
-        found = await session.get(Run, run_id)
-        if found is None:
-            raise RunUnknown(f"there is no run {run_id}", run=run_id)
-        return RunView(found, (await _current(session, [run_id])).get(run_id))
+        found = await _views(session, _WITH_LEASE.where(Run.id == run_id))
+    if not found:
+        raise RunUnknown(f"there is no run {run_id}", run=run_id)
+    return found[0]
 
 
 async def runs(connection: AsyncConnection, which: RunFilter) -> tuple[list[RunView], str]:
     """Runs, newest first, and the token of the next page (empty at the end)."""
-    query = select(Run).order_by(Run.create_time.desc(), Run.id).limit(which.limit + 1)
+    query = _WITH_LEASE.order_by(Run.create_time.desc(), Run.id).limit(which.limit + 1)
     if which.states:
         query = query.where(Run.state.in_(which.states))
     if which.labels:
@@ -74,11 +74,9 @@ async def runs(connection: AsyncConnection, which: RunFilter) -> tuple[list[RunV
         created, last = _untoken(which.after)
         query = query.where(or_(Run.create_time < created, and_(Run.create_time == created, Run.id > last)))
     async with AsyncSession(connection) as session:
-        found = list(await session.scalars(query))
-        page = found[: which.limit]
-        attempts = await _current(session, [row.id for row in page])
-    more = len(found) > which.limit
-    return [RunView(row, attempts.get(row.id)) for row in page], _token(page[-1]) if more else ""
+        found = await _views(session, query)
+    page = found[: which.limit]
+    return page, _token(page[-1].run) if len(found) > which.limit else ""
 
 
 def _token(last: Run) -> str:
@@ -103,11 +101,15 @@ async def attempts(connection: AsyncConnection, run_id: str) -> list[AttemptView
         return [AttemptView(lease, places.get(lease.id, ())) for lease in found]
 
 
-async def _current(session: AsyncSession, run_ids: Sequence[str]) -> dict[str, AttemptView]:
-    found = await session.scalars(select(Lease).where(Lease.run_id.in_(run_ids), Lease.end_time.is_(None)))
-    leases = list(found)
-    places = await _places(session, [lease.id for lease in leases])
-    return {lease.run_id: AttemptView(lease, places.get(lease.id, ())) for lease in leases}
+#: Runs, each with its unended lease.
+_WITH_LEASE = select(Run, Lease).outerjoin(Lease, and_(Lease.run_id == Run.id, Lease.end_time.is_(None)))
+
+
+async def _views(session: AsyncSession, query: Select[Run, Lease]) -> list[RunView]:
+    found: list[tuple[Run, Lease | None]] = [(row[0], row[1]) for row in await session.execute(query)]
+    held = [lease.id for _, lease in found if lease]
+    places = await _places(session, held) if held else {}
+    return [RunView(row, AttemptView(lease, places.get(lease.id, ())) if lease else None) for row, lease in found]
 
 
 async def _places(session: AsyncSession, lease_ids: Sequence[UUID]) -> dict[UUID, tuple[Place, ...]]:
