@@ -1,0 +1,95 @@
+"""What is refused before the database is asked (F18), and names."""
+
+import math
+import uuid
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coordinator import wire
+from relay.errors import RelayError
+from relay.v1 import agents_pb2 as pb
+from relay.v1 import runs_pb2
+
+ID = uuid.uuid4()
+DIGEST = "sha256:" + "0" * 64
+
+
+def test_names_go_there_and_back() -> None:
+    assert wire.run_id("runs/a.b-c_d") == "a.b-c_d"
+    assert wire.lease_id(wire.lease_name("r", ID)) == ID
+    assert wire.checkpoint_id(wire.checkpoint_name("r", ID)) == ID
+
+
+@given(st.text(max_size=80))
+def test_what_is_no_name_is_refused_and_nothing_else_happens(text: str) -> None:
+    for read in (wire.run_id, wire.agent_name, wire.lease_id, wire.checkpoint_id):
+        for name in (text, f"runs/{text}", f"agents/{text}", f"runs/r/leases/{text}"):
+            try:
+                read(name)
+            except RelayError as error:
+                assert error.reason == "REQUEST_INVALID"
+
+
+@given(st.binary(max_size=400))
+def test_arbitrary_bytes_that_parse_are_read_or_refused(data: bytes) -> None:
+    """F18: a hostile message becomes a domain error, never a crash."""
+    for message, read in (
+        (pb.Hello(), wire.hello),
+        (pb.RegisterCheckpointRequest(), wire.new_checkpoint),
+        (pb.CompleteLeaseRequest(), wire.completion),
+        (runs_pb2.CreateRunRequest(), wire.submission),
+    ):
+        try:
+            message.ParseFromString(data)
+        except Exception:  # protobuf's own refusal, of several kinds
+            continue
+        try:
+            read(message)  # type: ignore[operator]
+        except RelayError:
+            continue
+
+
+def test_too_many_held_leases_are_refused() -> None:
+    held = [pb.HeldLease(lease=f"runs/r/leases/{uuid.uuid4()}") for _ in range(wire.MAX_HELD + 1)]
+    with pytest.raises(RelayError, match="at most"):
+        wire.held(held)
+
+
+def test_a_place_listed_twice_counts_once() -> None:
+    """F17."""
+    item = pb.HeldLease(lease=wire.lease_name("r", ID), slots=[0])
+    assert len(wire.held([item, item])) == 1
+
+
+def test_metrics_without_a_number_are_left_out_of_the_registry() -> None:
+    request = pb.RegisterCheckpointRequest(
+        step=1, manifest_digest=DIGEST, metrics={"loss": math.nan, "worst": math.inf, "eval_loss": 0.5}
+    )
+    assert wire.new_checkpoint(request).metrics == {"eval_loss": 0.5}
+
+
+@pytest.mark.parametrize("step", [-1, 2**63 - 1])
+def test_steps_out_of_range_are_refused(step: int) -> None:
+    with pytest.raises(RelayError):
+        wire.new_checkpoint(pb.RegisterCheckpointRequest(step=step, manifest_digest=DIGEST))
+
+
+@pytest.mark.parametrize(
+    ("store", "uri"), [("relay", "host://a"), ("", "://x"), ("relay", "relay://a b"), ("x", "x://\0")]
+)
+def test_copies_say_where_they_are(store: str, uri: str) -> None:
+    with pytest.raises(RelayError):
+        wire.copy(runs_pb2.Copy(store=store, uri=uri))
+
+
+def test_the_same_report_has_the_same_digest_and_another_another() -> None:
+    """S9: a repetition is recognised by its content."""
+    one = pb.CompleteLeaseRequest(lease="l", succeeded=pb.Succeeded())
+    assert (
+        wire.completion(one).digest
+        == wire.completion(pb.CompleteLeaseRequest.FromString(one.SerializeToString())).digest
+    )
+    other = pb.CompleteLeaseRequest(lease="l", stopped=pb.Stopped())
+    assert wire.completion(one).digest != wire.completion(other).digest
