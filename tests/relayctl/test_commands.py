@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -131,6 +133,34 @@ def test_pausing_resuming_and_cancelling(tmp_path: Path) -> None:
     relayctl("resume", "held")
     assert "cancel" in relayctl("cancel", "held", "--reason", "enough").stdout
     assert "held cancelled" in relayctl("wait", "held", code=11).stdout
+
+
+def test_on_a_terminal_there_is_a_bar_and_leaving_says_that_the_run_goes_on(tmp_path: Path) -> None:
+    relayctl("submit", run_file(tmp_path, "shown", HOLD_AT="7", STEPS="99"), "-q")
+    ours, theirs = pty.openpty()
+    argv = [sys.executable, "-m", "relayctl", "watch", "shown"]
+    with subprocess.Popen(argv, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        shown = b""
+        while b"7/99" not in shown:
+            shown += os.read(ours, 65536)
+        process.send_signal(signal.SIGINT)
+        with suppress(OSError):  # how Linux says that the other end of a terminal is closed
+            while piece := os.read(ours, 65536):
+                shown += piece
+    os.close(ours)
+    assert process.returncode == 130
+    assert b"train_loss 0.1429" in shown
+    assert b"the run continues; watch it again with: relayctl watch shown" in shown
+    assert json.loads(relayctl("show", "shown", "-o", "json").stdout)["state"] == "running"
+    relayctl("cancel", "shown")
+    relayctl("wait", "shown", code=11)
+
+
+def test_a_log_is_followed_until_the_run_ends(tmp_path: Path) -> None:
+    relayctl("submit", run_file(tmp_path, "followed"), "-q")
+    assert relayctl("logs", "followed", "-f").stdout == "begins at 0\n"
+    assert relayctl("logs", "followed", "-n", "1", "--timestamps").stdout.endswith("  begins at 0\n")
 
 
 def test_lists_for_people_and_for_programs(tmp_path: Path) -> None:
