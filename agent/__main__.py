@@ -15,6 +15,7 @@ import secrets
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 
@@ -40,6 +41,7 @@ from relay.v1 import agents_pb2_grpc
 log = logging.getLogger("agent")
 
 MISCONFIGURED = 78
+THREADS = 32  #: for files; a volume that hangs takes some of them, and the others must do
 HEARTBEAT = 5.0  #: seconds, until a welcome says otherwise
 
 
@@ -103,6 +105,7 @@ def only_one(lock: Path) -> Iterator[None]:
 async def serve(settings: Config) -> None:
     """Build everything, and run it until told to end."""
     orders = ways_out()
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS))
     coordinator = Coordinator(settings.coordinator, settings.secret)
     contact = Contact(boottime)
     found = await asyncio.to_thread(detect, settings.root, settings.python)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import shutil
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -67,6 +68,7 @@ class Attempt:
         self.sources = _sources(assignment, self._folder, self._gone, ready=shim is None)
         self._watch: Watch | None = None
         self._stalled = ""
+        self._ended = "lost"
 
     # What it is told
 
@@ -120,16 +122,22 @@ class Attempt:
                 helpers: list[asyncio.Task[Never]] = [group.create_task(self._until_gone())]
                 outcome = await self._live(lambda work: helpers.append(group.create_task(work)))
                 await complete(self._means, self.assignment, self.sources.values() if self._shim else (), outcome)
+                self._ended = outcome.WhichOneof("outcome") or ""
                 for task in helpers:
                     task.cancel()
         except* LeaseLost:
-            log.warning("lease=%s lost", self.assignment.lease)
             await self._kill("lease lost")
         finally:
             self._means.spool.remove(self.assignment.lease)
         if self._shim is not None:
             await self._shim.forget()
-        log.info("lease=%s over", self.assignment.lease)
+            await asyncio.to_thread(self._tidy)
+        log.info("lease=%s over=%s", self.assignment.lease, self._ended)
+
+    def _tidy(self) -> None:
+        """What people see is brought up to date, and what only the trainer needed goes. Blocking."""
+        shutil.rmtree(self._folder.resume, ignore_errors=True)
+        self._means.run_folder(self.assignment.run_id).show(self._folder, self._ended)
 
     async def _until_gone(self) -> Never:
         await self._gone.wait()

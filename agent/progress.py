@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import Literal
 
@@ -40,7 +41,7 @@ class Progress:
     def step_time(self) -> float | None:
         """Seconds that nearly all recent steps stayed below; None before the second step."""
         times = sorted(self._times)
-        return times[int(0.9 * (len(times) - 1))] if times else None
+        return times[math.ceil(0.9 * len(times)) - 1] if times else None
 
     def until_step(self, now: float) -> float | None:
         """Seconds until the step that runs now should end; None when that cannot be said."""

@@ -10,6 +10,7 @@ exit), `detach` (only the agent ends), and a session that says this agent has no
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import logging
 from collections.abc import Callable, Coroutine, Iterable
@@ -21,7 +22,7 @@ from agent.ending import complete, stopped
 from agent.folder import AttemptFolder
 from agent.leases import Beat, Standing, Term, plan
 from agent.preparing import Means
-from agent.shims import ShimError, discover
+from agent.shims import Shim, ShimError, discover
 from agent.verdict import Order, Stop
 from agent.wire import Assignment
 from relay.errors import LeaseLost
@@ -31,7 +32,7 @@ from relay.v1 import fleet_pb2
 
 log = logging.getLogger(__name__)
 
-SAVING = 2 / 3  #: the part of the leaving budget that a trainer may use; the rest is for publishing
+CUT_OFF = 30.0  #: seconds of silence, beyond the budget, after which leaving gives up on the coordinator
 DISCONNECT_GRACE = 60.0  #: seconds to save in when the coordinator has been away for too long
 
 Service = Callable[[], Coroutine[Any, Any, None]]  #: never returns
@@ -104,7 +105,10 @@ class Supervisor:
             wish = beat.wishes[lease]
             self._attempts[lease].stop(Order(Stop.WISHED, wish.grace, wish.reason.name.lower()))
         for lease in todo.start:
-            self._begin(beat.wishes[lease].work)
+            work = beat.wishes[lease].work
+            assert isinstance(work, Assignment)
+            if not self._busy(work.slots):  # a later beat names it again
+                self._begin(work)
         for lease in todo.decline:
             self._begun.add(lease)
             self._spawn(self._decline(lease))
@@ -121,10 +125,12 @@ class Supervisor:
 
     async def run(self, services: Iterable[Service], orders: asyncio.Queue[WayOut], budget: float) -> None:
         """Until `orders` says how to end. `budget` is the seconds that leaving may take."""
-        rejoined = await self._rejoin()
+        rejoined, useless = await self._rejoin()
         async with asyncio.TaskGroup() as self._group:
             for attempt in rejoined:
                 self._take(attempt)
+            for shim in useless:
+                self._spawn(self._bury(shim))
             for service in (*services, self._mind_silence):
                 self._spawn(service())
             if await orders.get() is WayOut.LEAVE:
@@ -133,20 +139,26 @@ class Supervisor:
                 task.cancel()
 
     async def _leave(self, orders: asyncio.Queue[WayOut], budget: float) -> None:
-        """Save, publish, release. A second order hurries; what is not done in time stays on the disk."""
+        """Save within the budget, publish, release. A second order hurries."""
         log.info("agent=leaving leases=%d budget=%g", len(self._attempts), budget)
         self._leaving = True
         self.changed.set()
         for attempt in self._attempts.values():
-            attempt.leave(budget * SAVING)
+            attempt.leave(budget)
         hurrying = asyncio.create_task(self._hurry(orders))
         try:
-            async with asyncio.timeout(budget):
-                await self._idle.wait()
-        except TimeoutError:
-            log.error("agent=leaving unfinished=%s", ",".join(self._attempts))
+            await self._until_idle(budget + CUT_OFF)
         finally:
             hurrying.cancel()
+
+    async def _until_idle(self, patience: float) -> None:
+        """Until nothing is held; or the coordinator, without which nothing can be finished, was silent for too long."""
+        while not self._idle.is_set() and (rest := patience - self._means.contact.silence) > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(rest):
+                    await self._idle.wait()
+        if self._attempts:
+            log.error("agent=leaving unfinished=%s", ",".join(self._attempts))
 
     async def _hurry(self, orders: asyncio.Queue[WayOut]) -> None:
         await orders.get()
@@ -168,8 +180,12 @@ class Supervisor:
 
     # Attempts
 
-    def _begin(self, work: object) -> None:
-        assert isinstance(work, Assignment)
+    def _busy(self, slots: Iterable[int]) -> bool:
+        """Whether a lease here, an ending one too, still has one of these slots (S9)."""
+        taken = {slot for attempt in self._attempts.values() for slot in attempt.assignment.slots}
+        return not taken.isdisjoint(slots)
+
+    def _begin(self, work: Assignment) -> None:
         log.info("lease=%s granted attempt=%d", work.lease, work.attempt)
         self._take(Attempt(work, self._means, changed=self.changed.set))
 
@@ -201,21 +217,27 @@ class Supervisor:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _rejoin(self) -> list[Attempt]:
-        """Attempts of the shims that an agent before this one left and that answer now. The dead ones are buried."""
-        found = []
+    async def _rejoin(self) -> tuple[list[Attempt], list[Shim]]:
+        """Attempts of the shims that an agent before this one left and that answer now; and the other shims."""
+        found, others = [], []
         for shim in await discover(self._means.runtime_dir):
             try:
                 await shim.status()
-                lease = shim.record.lease
                 assignment = await asyncio.to_thread(
                     Assignment.load, AttemptFolder(Path(shim.record.folder)).assignment
                 )
-            except ShimError:
-                log.warning("lease=%s shim=dead", shim.record.lease)
-                await shim.wait()
-                await shim.forget()
-                continue
-            log.info("lease=%s rejoined pid=%s", lease, shim.record.pid)
-            found.append(Attempt(assignment, self._means, changed=self.changed.set, shim=shim))
-        return found
+            except (ShimError, OSError, ValueError) as error:
+                log.warning("lease=%s shim=useless reason=%r", shim.record.lease, str(error))
+                others.append(shim)
+            else:
+                log.info("lease=%s rejoined pid=%s", assignment.lease, shim.record.pid)
+                found.append(Attempt(assignment, self._means, changed=self.changed.set, shim=shim))
+        return found, others
+
+    @staticmethod
+    async def _bury(shim: Shim) -> None:
+        """A shim that nobody can work with, dead or frozen: nothing of it may live on."""
+        with contextlib.suppress(ShimError):
+            await shim.kill("its agent cannot work with it")
+        await shim.wait()
+        await shim.forget()

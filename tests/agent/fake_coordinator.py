@@ -126,6 +126,11 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
         async with asyncio.timeout(60), self._changed:
             await self._changed.wait_for(fact)
 
+    async def until_beats(self, count: int) -> None:
+        """Until that many more heartbeats have come."""
+        wanted = len(self.heartbeats) + count
+        await self.until(lambda: len(self.heartbeats) >= wanted)
+
     async def breathe(self) -> None:
         """Until anything happens here, or a moment has passed: for facts that are no business of ours."""
         with contextlib.suppress(TimeoutError):
