@@ -16,7 +16,7 @@ def make_model(folder: Path, seed: int = 0) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = _tokenizer()
+    tokenizer = _tokenizer()  # type: ignore[no-untyped-call]
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -63,7 +63,9 @@ def _tokenizer():  # type: ignore[no-untyped-def]
     vocabulary = {token: number for number, token in enumerate([*_SPECIAL, *letters])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", unk_token="<unk>", eos_token="<|end|>")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", unk_token="<unk>", eos_token="<|end|>"
+    )
     tokenizer.add_special_tokens({"additional_special_tokens": _SPECIAL[3:]})
     tokenizer.chat_template = TEMPLATE
     return tokenizer

@@ -1,6 +1,8 @@
-"""`python -m trainers run.yaml`: train what the run file says, here. `python -m trainers check run.yaml`: look, don't train.
+"""`python -m trainers run.yaml`: train what the run file says, here. `python -m trainers check run.yaml`: look,
+don't train.
 
-This process stays small (no ML library): it checks the run file, starts the ranks by `accelerate launch`, turns SIGTERM and SIGINT
+This process stays small (no ML library): it checks the run file, starts the ranks by `accelerate launch`, turns
+SIGTERM and SIGINT
 into an orderly stop, and ends with 0 (trained), 143 (stopped as asked, saved), 78 (the run file, its data or model are
 wrong: trying again will not help) or another code (failed).
 """
@@ -47,7 +49,10 @@ def _train(run: RunFile, arguments: argparse.Namespace, control: Control, hosted
         _announce(contract, checking)
     processes = 1 if checking else max(contract.gpus or 0, 1)
     argv = launch.check_command() if checking else launch.command(processes, launch.threads_for(processes))
-    outcome = launch.Ranks(control).run(argv, {**os.environ, **contract.to_environ()}, processes, base)
+    environ = {**os.environ, **contract.to_environ()}
+    if contract.gpus and not hosted:  # an agent says which; with more in sight than processes the library would refuse
+        environ.setdefault("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(contract.gpus))))
+    outcome = launch.Ranks(control).run(argv, environ, processes, base)
     if outcome.code == 0 and not hosted and not checking:
         print(f"the result is in {contract.output}")
     elif outcome.code == STOPPED and not hosted:
@@ -75,11 +80,17 @@ def _with_verb(argv: list[str]) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m trainers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m trainers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("verb", choices=["train", "check"], help="train may be left out")
     parser.add_argument("file", type=Path, help="the run file")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="put over the file, e.g. options.max_steps=20")
-    parser.add_argument("--runs", default="runs", help="where runs keep their folders when no agent does (default: ./runs)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="put over the file, e.g. options.max_steps=20"
+    )
+    parser.add_argument(
+        "--runs", default="runs", help="where runs keep their folders when no agent does (default: ./runs)"
+    )
     return parser
 
 

@@ -1,8 +1,8 @@
 """Training with no coordinator: the same contract, played by the run's own folder.
 
-    runs/<name>/ckpt/step_00000100     whole checkpoints; started again, the run goes on from the newest
-    runs/<name>/attempts/1/events.jsonl
-    runs/<name>/output                 the result
+runs/<name>/ckpt/step_00000100     whole checkpoints; started again, the run goes on from the newest
+runs/<name>/attempts/1/events.jsonl
+runs/<name>/output                 the result
 """
 
 import json
@@ -36,7 +36,9 @@ def contract(run: RunFile, run_file: Path, root: Path, environ: Mapping[str, str
         events=folder / "events.jsonl",
         resume_from=newest.folder if newest else None,
         pins=dict(_pins(home)),
-        gpus=int(environ["RELAY_GPUS"]) if "RELAY_GPUS" in environ else min(visible_gpus(environ), run.resources.gpus_per_node),
+        gpus=int(environ["RELAY_GPUS"])
+        if "RELAY_GPUS" in environ
+        else min(visible_gpus(environ), run.resources.gpus_per_node),
         keep_last=run.checkpoint.keep.last,
     )
 
@@ -53,6 +55,8 @@ def _pins(home: Path) -> Iterator[tuple[str, str]]:
 def visible_gpus(environ: Mapping[str, str] = os.environ) -> int:
     """NVIDIA GPUs this process may use, counted without a CUDA library."""
     if "CUDA_VISIBLE_DEVICES" in environ:
-        return len([device for device in environ["CUDA_VISIBLE_DEVICES"].split(",") if device.strip() not in ("", "-1")])
+        return len(
+            [device for device in environ["CUDA_VISIBLE_DEVICES"].split(",") if device.strip() not in ("", "-1")]
+        )
     folder = Path("/proc/driver/nvidia/gpus")
     return len(list(folder.iterdir())) if folder.is_dir() else 0

@@ -1,10 +1,13 @@
 """Checkpoints that another host can go on from, bit for bit: written aside, made durable, then renamed into place.
 
-A folder holds what the library trainer saves (weights as safetensors, optimizer, scheduler, random states of every rank, its
+A folder holds what the library trainer saves (weights as safetensors, optimizer, scheduler, random states of every
+rank, its
 own state), tokenizer and chat template, and two things of ours:
 
-- `relay_state.json`: the step, the world it was trained in (processes, threads: both change the bits) and every file's size;
-- `rank_00000.json`, one for each rank: the logging state. The library restores weights but not the sums since the last log, so the
+- `relay_state.json`: the step, the world it was trained in (processes, threads: both change the bits) and every
+  file's size;
+- `rank_00000.json`, one for each rank: the logging state. The library restores weights but not the sums since the
+  last log, so the
   first values logged after a resume would differ from those of a run that was never interrupted.
 
 Nothing in it needs unpickling without `weights_only` (the library's `training_args.bin` does, and is left out).
@@ -88,7 +91,10 @@ class LoggingState:
             total_loss=inner._total_loss_scalar,
             last_logged=inner._globalstep_last_logged,
             flos=float(inner.current_flos),
-            metrics={mode: {name: list(window) for name, window in windows.items()} for mode, windows in _windows(inner).items()},
+            metrics={
+                mode: {name: list(window) for name, window in windows.items()}
+                for mode, windows in _windows(inner).items()
+            },
             tokens=getattr(inner, "_total_train_tokens", 0),
         )
 
@@ -142,7 +148,9 @@ def save(trainer: "Trainer", staging: Path, world: World) -> Path:
 
 
 def save_result(trainer: "Trainer", output: Path, facts: Mapping[str, Any]) -> None:
-    """Write the trained model or adapter, its tokenizer and chat template, and `relay.json` (the facts). Every rank calls it."""
+    """Write the trained model or adapter, its tokenizer and chat template, and `relay.json` (the facts). Every rank
+    calls it.
+    """
     draft = output.parent / f".tmp-{output.name}"
     if trainer.is_world_process_zero():
         _make_empty(draft)
@@ -157,7 +165,9 @@ def save_result(trainer: "Trainer", output: Path, facts: Mapping[str, Any]) -> N
 def commit(draft: Path, final: Path) -> None:
     """Make every byte of `draft` durable, then give it its name, in the place of what may be there."""
     for path in sorted(draft.rglob("*")):
-        path.chmod(0o755 if path.is_dir() else 0o644)  # libraries write weights 0600: unreadable to other users of the host
+        path.chmod(
+            0o755 if path.is_dir() else 0o644
+        )  # libraries write weights 0600: unreadable to other users of the host
         _sync(path)
     _sync(draft)
     if final.exists():

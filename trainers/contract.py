@@ -1,4 +1,6 @@
-"""The contract between Relay and a trainer: what the environment says. Standard library only: the light parent reads it."""
+"""The contract between Relay and a trainer: what the environment says. Standard library only: the light parent reads
+it.
+"""
 
 import json
 import os

@@ -1,6 +1,7 @@
 """Rows to train on: read from JSON lines, recognised, checked, weighed and split. Deterministic by seed, row for row.
 
-Three kinds are known: `text` (`{"text": …}`), `prompt_completion` (`{"prompt": …, "completion": …}`, both text or both lists of
+Three kinds are known: `text` (`{"text": …}`), `prompt_completion` (`{"prompt": …, "completion": …}`, both text or
+both lists of
 messages) and `chat` (`{"messages": [{"role": …, "content": …}, …]}`).
 """
 
@@ -63,7 +64,9 @@ def load(data: Data, *, seed: int, kinds: Sequence[str], fetch: Fetch, base: Pat
 
 
 def mix(parts: Iterable[_Part], seed: int) -> list[Row]:
-    """The parts one after the other, each `weight` times: 2 is every row twice, 0.5 half of the rows, picked by seed."""
+    """The parts one after the other, each `weight` times: 2 is every row twice, 0.5 half of the rows, picked by
+    seed.
+    """
     mixed: list[Row] = []
     for index, part in enumerate(parts):
         whole, rest = divmod(part.source.weight, 1)
@@ -74,7 +77,9 @@ def mix(parts: Iterable[_Part], seed: int) -> list[Row]:
 
 
 def split(parts: Sequence[_Part], share: float, seed: int) -> tuple[list[_Part], list[Row]]:
-    """The parts without the held-out rows, and those: `share` of each part, before weights, so none is on both sides."""
+    """The parts without the held-out rows, and those: `share` of each part, before weights, so none is on both
+    sides.
+    """
     kept: list[_Part] = []
     held: list[Row] = []
     for index, part in enumerate(parts):
@@ -96,7 +101,7 @@ class _Reader:
     """Reads sources of one data section; the first row decides the kind where the run file does not."""
 
     def __init__(self, data: Data, kinds: Sequence[str], fetch: Fetch, base: Path) -> None:
-        self.kind = "" if data.format == "auto" else data.format
+        self.kind: str = "" if data.format == "auto" else data.format
         self._kinds, self._columns, self._fetch, self._base = kinds, data.columns, fetch, base
         if self.kind and self.kind not in kinds:
             raise ConfigError(f"data.format: {self.kind} cannot be used with this method; it takes {', '.join(kinds)}")
@@ -158,7 +163,9 @@ def _kind_of(row: Row, kinds: Sequence[str], place: str) -> str:
             return kind
     wanted = " or ".join("+".join(columns) for kind, columns in COLUMNS.items() if kind in kinds)
     names = ", ".join(map(str, row)) or "none"
-    raise ConfigError(f"{place}: columns are {names}; wanted {wanted} (data.columns renames, for instance {{body: text}})")
+    raise ConfigError(
+        f"{place}: columns are {names}; wanted {wanted} (data.columns renames, for instance {{body: text}})"
+    )
 
 
 def _checked(row: Row, kind: str, place: str) -> Row:

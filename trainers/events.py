@@ -25,7 +25,9 @@ def number(value: float | int) -> Value:
 
 
 class EventLog:
-    """Appends to one `events.jsonl`. Every line is one `write`, so a reader never sees half of one that was followed by more."""
+    """Appends to one `events.jsonl`. Every line is one `write`, so a reader never sees half of one that was followed
+    by more.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,12 +36,16 @@ class EventLog:
     def __enter__(self) -> "EventLog":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         os.close(self._file)
 
     def metric(self, step: int, values: Mapping[str, float | int]) -> None:
         """Named numbers at an optimizer step."""
-        self._append(type="metric", step=step, time=_now(), values={name: number(value) for name, value in values.items()})
+        self._append(
+            type="metric", step=step, time=_now(), values={name: number(value) for name, value in values.items()}
+        )
 
     def progress(self, step: int, total: int, epoch: float) -> None:
         """`step` of `total` optimizer steps are done."""

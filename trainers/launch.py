@@ -14,7 +14,9 @@ _PR_SET_PDEATHSIG = 1
 
 
 def command(processes: int, threads: int) -> list[str]:
-    """`accelerate launch` of the rank. Without `--multi_gpu` accelerate would make one process, whatever was asked for."""
+    """`accelerate launch` of the rank. Without `--multi_gpu` accelerate would make one process, whatever was asked
+    for.
+    """
     several = ["--multi_gpu", "--main_process_port", "0"] if processes > 1 else []
     return [
         *(sys.executable, "-m", "trainers.launcher", *several),
@@ -37,7 +39,8 @@ def threads_for(processes: int, environ: Mapping[str, str] = os.environ) -> int:
 class Ranks:
     """The launcher and its ranks, as one thing that can be asked to stop.
 
-    SIGTERM and SIGINT become a stop file that the ranks see at a step's end. Before the first step there is nothing to save, and
+    SIGTERM and SIGINT become a stop file that the ranks see at a step's end. Before the first step there is nothing
+    to save, and
     asked a second time somebody is in a hurry: then the ranks are killed.
     """
 
@@ -51,7 +54,9 @@ class Ranks:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         environment = {**environ, CONTROL: str(self._control.root), PROCESSES: str(processes), "PYTHONSAFEPATH": "1"}
-        self._launcher = subprocess.Popen(argv, env=environment, cwd=cwd, start_new_session=True, preexec_fn=_die_with_parent)
+        self._launcher = subprocess.Popen(
+            argv, env=environment, cwd=cwd, start_new_session=True, preexec_fn=_die_with_parent
+        )
         if self._control.stop_asked() and not self._control.training():
             self._kill()
         code = self._launcher.wait()
@@ -62,7 +67,9 @@ class Ranks:
         if self._killed and said is None:
             return Outcome(STOPPED, "stopped as asked before anything new was there to save")
         if said is None:
-            return Outcome(code if code > 0 else 128 - code if code < 0 else FAILED, "the trainer ended without saying how")
+            return Outcome(
+                code if code > 0 else 128 - code if code < 0 else FAILED, "the trainer ended without saying how"
+            )
         if code == 0 or said.code != 0:
             return said
         return Outcome(FAILED, f"the launcher ended with {code} after the trainer was done")

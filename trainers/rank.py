@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 
 from trainers.contract import Contract
-from trainers.control import PROCESSES, SUCCEEDED, Control, Outcome
+from trainers.control import FAILED, PROCESSES, SUCCEEDED, Control, Outcome
 from trainers.events import EventLog
 
 _PR_SET_PDEATHSIG = 1
-#: Quiet, reproducible libraries: no bars among the lines of a log, no threads that outlive a fork, nothing sent to anyone.
+#: Quiet, reproducible libraries: no bars among the lines of a log, no threads that outlive a fork, nothing sent to
+#: anyone.
 _LIBRARIES = {
     "TOKENIZERS_PARALLELISM": "false",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
@@ -20,7 +21,9 @@ _LIBRARIES = {
 
 
 def die_with_parent() -> None:
-    """Ask the kernel to end this process with its launcher (Linux): a rank that nobody waits for would train on for nobody."""
+    """Ask the kernel to end this process with its launcher (Linux): a rank that nobody waits for would train on for
+    nobody.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -45,17 +48,24 @@ def _run(contract: Contract, control: Control, events: EventLog) -> Outcome:
     from trainers import runtime  # seconds of imports, and only here
 
     try:
-        job = runtime.Job(parse(json.loads(contract.run_file.read_text())), contract, control, int(os.environ[PROCESSES]))
+        job = runtime.Job(
+            parse(json.loads(contract.run_file.read_text())), contract, control, int(os.environ[PROCESSES])
+        )
         if sys.argv[1:] == ["check"]:
             print(runtime.check(job))
             return Outcome(SUCCEEDED)
         return runtime.train(job, events)
     except Exception as error:
         outcome = runtime.outcome_of(error)
-        events.message("error", outcome.line if outcome else f"{type(error).__name__}: {error}")
+        events.message("error", outcome.line if outcome else _last_line(error))
         if outcome is None:
+            control.conclude(Outcome(FAILED, _last_line(error)))
             raise
         return outcome
+
+
+def _last_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".strip()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What a trainer logs, as events and as plain lines for whoever watches."""
 
+import contextlib
 import math
 import re
 import time
@@ -17,7 +18,7 @@ _EVAL_SPEEDS = ("eval_runtime", "eval_steps_per_second")
 _JUDGED = re.compile(r"loss|eval_(?!.*(per_second|runtime|num_tokens))\w+")  #: what a checkpoint is judged by
 
 
-class Reporter(TrainerCallback):  # type: ignore[misc]
+class Reporter(TrainerCallback):
     """Writes every log of the trainer to the event file; only the main process has one."""
 
     def __init__(self, trainer: Trainer, events: EventLog) -> None:
@@ -40,9 +41,16 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
             self._progress(state)
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **_: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
     ) -> None:
         numbers = {name: value for name, value in (logs or {}).items() if isinstance(value, int | float)}
+        if "train_runtime" in numbers and state.global_step < state.max_steps:
+            return  # stopped on the way: the mean belongs to the run's end
         if "train_runtime" in numbers:
             values = self._summary(numbers, state)
         elif "loss" in numbers:
@@ -60,7 +68,9 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
         values["perplexity"] = perplexity(values["train_loss"])
         steps, seconds = self._clock.take()
         if seconds > 0:
-            values["samples_per_second"] = steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size / seconds
+            values["samples_per_second"] = (
+                steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size / seconds
+            )
         if "num_tokens" in values and self._tokens is not None:
             if seconds > 0:
                 values["tokens_per_second"] = (values["num_tokens"] - self._tokens) / seconds
@@ -70,7 +80,10 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
     def _summary(self, numbers: Mapping[str, float], state: TrainerState) -> dict[str, float]:
         """The end: the mean loss over all steps of all attempts, which the library counts for the last attempt only."""
         total: Any = self._trainer
-        values = {"train_loss_mean": total._total_loss_scalar / max(state.global_step, 1), "total_flos": state.total_flos}
+        values = {
+            "train_loss_mean": total._total_loss_scalar / max(state.global_step, 1),
+            "total_flos": state.total_flos,
+        }
         return values | {"train_runtime": numbers["train_runtime"], "epoch": numbers.get("epoch", 0.0)}
 
     def _progress(self, state: TrainerState) -> None:
@@ -79,7 +92,9 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
 
     def _warn_when_lost(self, loss: float, step: int) -> None:
         if not math.isfinite(loss) and not self._warned:
-            self._events.message("warning", f"the training loss is {'NaN' if math.isnan(loss) else 'infinite'} at step {step}")
+            self._events.message(
+                "warning", f"the training loss is {'NaN' if math.isnan(loss) else 'infinite'} at step {step}"
+            )
         self._warned = not math.isfinite(loss)
 
 
@@ -105,7 +120,9 @@ class StepClock:
 
 
 def judged_by(history: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """The newest losses and evaluation results of a trainer's log history (which a resume restores), for a checkpoint's line."""
+    """The newest losses and evaluation results of a trainer's log history (which a resume restores), for a
+    checkpoint's line.
+    """
     newest = {name: value for logs in history for name, value in logs.items() if _JUDGED.fullmatch(name)}
     return {_RENAMED.get(name, name): value for name, value in newest.items()}
 
@@ -123,14 +140,16 @@ def gpu_readings(device: torch.device) -> dict[str, float]:
     if device.type != "cuda":
         return {}
     readings = {"gpu_memory_allocated_gb": torch.cuda.memory_allocated(device) / 1e9}
-    try:
+    with contextlib.suppress(ImportError, RuntimeError):  # no NVML on this host, or none that may be asked
         readings["gpu_utilization_percent"] = float(torch.cuda.utilization(device))
-    except (ImportError, RuntimeError):  # no NVML on this host, or none that may be asked
-        pass
     return readings
 
 
 def line(step: int, total: int, values: Mapping[str, float]) -> str:
     """One line for people: `step 10/40  train_loss 2.31  learning_rate 0.0002 …`."""
-    shown = [name for name in ("train_loss", "eval_loss", "train_loss_mean", "learning_rate", "grad_norm", "samples_per_second") if name in values]
+    shown = [
+        name
+        for name in ("train_loss", "eval_loss", "train_loss_mean", "learning_rate", "grad_norm", "samples_per_second")
+        if name in values
+    ]
     return "  ".join([f"step {step}/{total}", *(f"{name} {values[name]:.4g}" for name in shown)])

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import Trainer
 
 
-class Resumable(Trainer):  # type: ignore[misc]
+class Resumable(Trainer):
     """A Trainer whose checkpoints are written by `save_hook` and whose logs survive a NaN."""
 
     save_hook: Callable[[], None]
@@ -21,7 +21,7 @@ class Resumable(Trainer):  # type: ignore[misc]
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
-        super()._run_epoch(*args, **kwargs)
+        super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """A NaN is logged once and not for ever: the library empties its sum by subtracting it from itself."""

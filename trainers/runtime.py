@@ -18,8 +18,8 @@ from relay.runfile import Data, Every, Model, RunFile, Source, Split
 from trainers import checkpoints, data, hub, methods
 from trainers.checkpoints import Checkpoint, World
 from trainers.contract import Contract
-from trainers.control import REFUSED, STOPPED, SUCCEEDED, Control, Outcome
-from trainers.errors import ConfigError
+from trainers.control import FAILED, REFUSED, STOPPED, SUCCEEDED, Control, Outcome
+from trainers.errors import ConfigError, HostError
 from trainers.events import EventLog
 from trainers.reporting import Reporter, judged_by
 from trainers.resumable import Resumable
@@ -50,7 +50,9 @@ class Prepared:
 
 
 def train(job: Job, events: EventLog) -> Outcome:
-    """Train to the end, or until asked to stop. Raises ConfigError before a step is done, CheckpointError, or what broke."""
+    """Train to the end, or until asked to stop. Raises ConfigError before a step is done, CheckpointError, or what
+    broke.
+    """
     logging.disable_progress_bar()
     with ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="relay-trainer-"))
@@ -66,7 +68,9 @@ def train(job: Job, events: EventLog) -> Outcome:
         ends = _attach(job, trainer, log, world, resume)
         trainer.train(resume_from_checkpoint=str(resume.folder) if resume else None)
         if ends.stopped:
-            return Outcome(STOPPED, f"stopped as asked at step {trainer.state.global_step}; everything up to it is saved")
+            return Outcome(
+                STOPPED, f"stopped as asked at step {trainer.state.global_step}; everything up to it is saved"
+            )
         checkpoints.save_result(trainer, job.contract.output, _facts(job, prepared, trainer))
         return Outcome(SUCCEEDED)
 
@@ -88,8 +92,11 @@ def prepare(job: Job, scratch: str) -> Prepared:
     """The library's config first, then rows, then the model's name: what is cheap to refuse is refused first."""
     run, method = job.run, methods.load(job.run.method)
     rows, model = _needed(run)
+    _require_gpus(run, job.processes)
     with _blamed_on("options"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)  # TRL's own default says so
+        warnings.filterwarnings(
+            "ignore", "`gradient_checkpointing` is deprecated", FutureWarning
+        )  # TRL's own default says so
         args = method.configure(run, owned_options(run, scratch))
     if job.processes != args.world_size:
         raise ConfigError(f"{job.processes} processes were asked for and the launcher made {args.world_size}")
@@ -102,6 +109,14 @@ def prepare(job: Job, scratch: str) -> Prepared:
         rows, seed=run.seed, kinds=method.KINDS, fetch=lambda source: _fetched(source, pins), base=Path.cwd()
     )
     return Prepared(args, train_rows, held_out, hub.model_source(model, pins), fresh)
+
+
+def _require_gpus(run: RunFile, processes: int) -> None:
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if run.resources.require_cuda and found < processes:
+        raise HostError(
+            f"{processes} CUDA GPUs are needed, torch finds {found} (resources.require_cuda: false trains on CPUs)"
+        )
 
 
 def owned_options(run: RunFile, scratch: str) -> dict[str, Any]:
@@ -131,7 +146,9 @@ def _evaluation(run: RunFile) -> dict[str, Any]:
         return {"eval_strategy": run.options.get("eval_strategy", strategy)}
     for name in _NEEDS_ROWS:
         if run.options.get(name) not in (None, "no", False):
-            raise ConfigError(f"options.{name}: there is nothing to evaluate on; add data.eval, for instance {{split: 0.02}}")
+            raise ConfigError(
+                f"options.{name}: there is nothing to evaluate on; add data.eval, for instance {{split: 0.02}}"
+            )
     return {"eval_strategy": "no"}
 
 
@@ -221,7 +238,9 @@ def _facts(job: Job, prepared: Prepared, trainer: Resumable) -> dict[str, Any]:
         "revision": prepared.model.revision,
         "steps": trainer.state.global_step,
         "seed": job.run.seed,
-        "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "trl", "peft", "accelerate")},
+        "versions": {
+            name: importlib.metadata.version(name) for name in ("torch", "transformers", "trl", "peft", "accelerate")
+        },
     }
 
 
@@ -235,12 +254,12 @@ def _blamed_on(part: str) -> Iterator[None]:
 
 
 def outcome_of(error: Exception) -> Outcome | None:
-    """How an error ends the attempt; None for one that speaks for itself in a traceback."""
+    """How an expected error ends the attempt; None for one that needs its traceback."""
     match error:
         case ConfigError():
             return Outcome(REFUSED, str(error))
         case torch.OutOfMemoryError():
-            return Outcome(1, "CUDA out of memory")
-        case checkpoints.CheckpointError() | ConnectionError():
-            return Outcome(1, str(error))
+            return Outcome(FAILED, "CUDA out of memory")
+        case checkpoints.CheckpointError() | HostError():
+            return Outcome(FAILED, str(error))
     return None

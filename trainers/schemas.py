@@ -1,6 +1,7 @@
 """The methods' options as JSON Schema, generated from the libraries' own config classes: `python -m trainers.schemas`.
 
-They lie beside the contract (`proto/relay/v1/methods/`), so a run is refused for a misspelt option where no training library
+They lie beside the contract (`proto/relay/v1/methods/`), so a run is refused for a misspelt option where no training
+library
 is installed. Options that Relay sets itself are left out and listed under `x-relay-owned` with what to write instead.
 """
 
@@ -78,7 +79,15 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "truncation_mode": ("keep_start", "keep_end"),
 }
 _LOSSES: Mapping[str, tuple[str, ...]] = {"sft": ("nll", "dft")}
-_LORA_SET_BY_METHOD = ("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode")
+_LORA_SET_BY_METHOD = (
+    "task_type",
+    "peft_type",
+    "auto_mapping",
+    "peft_version",
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+)
 _JSON_TYPES: Mapping[Any, str] = {bool: "boolean", int: "integer", float: "number", str: "string", type(None): "null"}
 
 
@@ -110,7 +119,9 @@ def method_schema(method: str) -> dict[str, Any]:
     }
 
 
-def _properties(config: type, fields: Iterable["dataclasses.Field[Any]"], choices: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
+def _properties(
+    config: type, fields: Iterable["dataclasses.Field[Any]"], choices: Mapping[str, tuple[str, ...]]
+) -> dict[str, Any]:
     hints = typing.get_type_hints(config)
     documented = _documented(config)
     properties = {}
@@ -175,7 +186,8 @@ def _documented(config: type) -> dict[str, str]:
     """What the docstrings of a config class and its parents say of each parameter, first sentence."""
     texts: dict[str, str] = {}
     for cls in reversed(config.__mro__):
-        name, lines = "", []
+        name = ""
+        lines: list[str] = []
         for line in [*(cls.__doc__ or "").splitlines(), " " * 8 + "end (`x`):"]:
             if entry := _ENTRY.match(line):
                 if name and lines:

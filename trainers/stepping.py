@@ -53,10 +53,11 @@ def agreement(processes: int) -> Agree:
     return agree
 
 
-class StepEnds(TrainerCallback):  # type: ignore[misc]
+class StepEnds(TrainerCallback):
     """Saves at its pace, at the last step, and when asked to stop; then `stopped` is true.
 
-    A save due at an epoch's last step (or the run's) waits for the end of the epoch, so that what the library logs and evaluates
+    A save due at an epoch's last step (or the run's) waits for the end of the epoch, so that what the library logs
+    and evaluates
     there is in the checkpoint: a resumed run begins with the next epoch and would never do it.
     """
 

@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,12 @@ class Attempt:
     def curve(self) -> dict[tuple[int, str], Any]:
         """Every logged value by step and name, times and speeds aside."""
         metrics = [event for event in self.events if event["type"] == "metric"]
-        return {(event["step"], name): value for event in metrics for name, value in event["values"].items() if not _TIMES.match(name)}
+        return {
+            (event["step"], name): value
+            for event in metrics
+            for name, value in event["values"].items()
+            if not _TIMES.match(name)
+        }
 
     @property
     def steps_saved(self) -> list[int]:
@@ -51,8 +57,17 @@ class Attempt:
         return [event["text"] for event in self.events if event["type"] == "message" and event["level"] == level]
 
 
-def make(folder: Path, run: dict[str, Any], *, resume: Path | None = None, stop: bool = False, pins: dict[str, str] | None = None) -> Attempt:
-    """One attempt in `folder`, to its end; with `stop` it is asked to stop before its first step. Paths in `run` are absolute."""
+def make(
+    folder: Path,
+    run: dict[str, Any],
+    *,
+    resume: Path | None = None,
+    stop: bool = False,
+    pins: dict[str, str] | None = None,
+) -> Attempt:
+    """One attempt in `folder`, to its end; with `stop` it is asked to stop before its first step. Paths in `run` are
+    absolute.
+    """
     folder.mkdir(parents=True)
     contract = Contract(
         run_id="tiny",
@@ -80,6 +95,7 @@ def _rank(contract: Contract) -> int:
 
     os.environ |= contract.to_environ() | {CONTROL: str(contract.run_file.parent), PROCESSES: "1"}
     torch.set_num_threads(THREADS)
+    warnings.resetwarnings()  # the tests make errors of them
     sys.argv = ["rank"]
     return rank.main()
 

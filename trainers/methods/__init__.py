@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from trainers.errors import ConfigError
 
 if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
     from relay.runfile import RunFile
     from trainers.data import Rows
-    from trainers.models import ModelSource
-    from transformers import Trainer, TrainingArguments
+    from trainers.hub import ModelSource
+    from trainers.resumable import Resumable
 
 NAMES = ("sft",)
 
@@ -29,8 +31,10 @@ class Method(Protocol):
     def configure(self, run: "RunFile", owned: dict[str, Any]) -> "TrainingArguments":
         """The library's config from the run's options and those Relay sets; the library's own errors pass through."""
 
-    def build(self, run: "RunFile", args: Any, model: "ModelSource", train: "Rows", held_out: "Rows | None") -> "Trainer":
-        """The library's trainer with its model loaded, able to resume (see `trainers.runtime.Resumable`)."""
+    def build(
+        self, run: "RunFile", args: Any, model: "ModelSource", train: "Rows", held_out: "Rows | None"
+    ) -> "Resumable":
+        """The library's trainer with its model loaded, able to resume (see `trainers.resumable`)."""
 
 
 def load(name: str) -> Method:

@@ -14,12 +14,12 @@ from trainers.resumable import Resumable
 KINDS = ("text", "prompt_completion", "chat")
 
 
-class ResumableSFT(Resumable, SFTTrainer):  # type: ignore[misc]
+class ResumableSFT(Resumable, SFTTrainer):
     """TRL's trainer; nothing of ours changes how it trains."""
 
 
 def config_class() -> type[Any]:
-    return SFTConfig  # type: ignore[no-any-return]
+    return SFTConfig
 
 
 def configure(run: RunFile, owned: dict[str, Any]) -> SFTConfig:

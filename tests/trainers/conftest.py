@@ -1,0 +1,63 @@
+"""One tiny model for all tests, and the training libraries loaded once, for attempts to fork from."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+
+def _beside(name: str, path: Path) -> ModuleType:
+    """A helper module of the tests, which are no package."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+tiny = _beside("tiny", Path(__file__).parent.parent / "tiny.py")
+attempts = _beside("attempts", Path(__file__).parent / "attempts.py")
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `model` and the rows `rows.jsonl`, `text.jsonl` and `chat.jsonl`. Nothing else may be written
+    there.
+
+    The model is made in a fork: a process that has computed with several threads cannot be forked from safely.
+    """
+    import trainers.methods.sft
+    import trainers.runtime  # noqa: F401
+
+    folder = tmp_path_factory.mktemp("tiny")
+    code = attempts.forked(lambda: 0 if tiny.make_model(folder / "model") else 1, folder / "making.log")
+    assert code == 0, (folder / "making.log").read_text()
+    tiny.make_rows(folder / "rows.jsonl")
+    for kind in ("text", "chat"):
+        tiny.make_rows(folder / f"{kind}.jsonl", kind=kind)
+    return folder
+
+
+@pytest.fixture
+def run(work: Path) -> dict[str, Any]:
+    """A run file of 20 steps with an epoch's end at step 11, logging every 3 and evaluating every 6; absolute paths."""
+    return {
+        "version": "relay/v1",
+        "method": "sft",
+        "model": {"name_or_path": str(work / "model")},
+        "data": {"train": [{"path": str(work / "rows.jsonl")}], "eval": {"split": 0.1}},
+        "options": {
+            "max_steps": 20,
+            "logging_steps": 3,
+            "eval_steps": 6,
+            "per_device_train_batch_size": 4,
+            "learning_rate": 1e-3,
+            "gradient_checkpointing": False,
+        },
+        "checkpoint": {"every": "20 steps"},
+    }

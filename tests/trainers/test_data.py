@@ -1,0 +1,111 @@
+"""Rows: recognised, checked with file and line, weighed and split by seed alone."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from relay.runfile import Data
+from trainers import data
+from trainers.errors import ConfigError
+
+KINDS = ("text", "prompt_completion", "chat")
+
+
+def _load(section: dict[str, Any], base: Path, seed: int = 1) -> tuple[data.Rows, data.Rows | None]:
+    return data.load(Data.model_validate(section), seed=seed, kinds=KINDS, fetch=lambda source: [], base=base)
+
+
+def _write(path: Path, *rows: Any) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+TURN = {"role": "user", "content": "hi"}
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        ({"text": "a", "source": "web"}, "text"),
+        ({"prompt": "a", "completion": "b"}, "prompt_completion"),
+        ({"prompt": [TURN], "completion": [TURN]}, "prompt_completion"),
+        ({"messages": [TURN, {"role": "assistant", "content": "ho"}], "id": 3}, "chat"),
+    ],
+)
+def test_kinds_are_recognised_and_other_columns_dropped(tmp_path: Path, row: dict[str, Any], kind: str) -> None:
+    _write(tmp_path / "rows.jsonl", row)
+    train, held_out = _load({"train": "rows.jsonl"}, tmp_path)
+    assert (train.kind, held_out) == (kind, None)
+    assert list(train.rows) == [{name: row[name] for name in data.COLUMNS[kind]}]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"text": 3}', "text is text, found 3"),
+        ('{"body": "x"}', "columns are body; wanted messages or prompt+completion or text"),
+        ('{"messages": []}', "a list of messages is wanted"),
+        ('{"messages": [{"role": "user"}]}', "message 1 is"),
+        ('["text"]', "a row is an object"),
+        ('{"text": ', "not JSON"),
+        ('{"prompt": "a", "completion": [1]}', "a list of messages is wanted"),
+    ],
+)
+def test_what_is_wrong_is_said_with_file_and_line(tmp_path: Path, line: str, said: str) -> None:
+    (tmp_path / "rows.jsonl").write_text("\n" + line + "\n")
+    with pytest.raises(ConfigError, match=r"rows\.jsonl:2: ") as wrong:
+        _load({"train": "rows.jsonl"}, tmp_path)
+    assert said in str(wrong.value)
+
+
+def test_a_later_row_of_another_kind_is_refused(tmp_path: Path) -> None:
+    _write(tmp_path / "rows.jsonl", {"text": "a"}, {"prompt": "b", "completion": "c"})
+    with pytest.raises(ConfigError, match=r"rows\.jsonl:2: no column text"):
+        _load({"train": "rows.jsonl"}, tmp_path)
+
+
+def test_bytes_that_are_not_text(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n{"text": "\xff"}\r\n')
+    with pytest.raises(ConfigError, match=r"rows\.jsonl:2: not UTF-8"):
+        _load({"train": "rows.jsonl"}, tmp_path)
+
+
+def test_an_empty_file_and_a_missing_one(tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(ConfigError, match="has no rows"):
+        _load({"train": "empty.jsonl"}, tmp_path)
+    with pytest.raises(ConfigError, match="there is no file"):
+        _load({"train": "*.nothing"}, tmp_path)
+
+
+def test_columns_are_renamed_and_globs_sorted(tmp_path: Path) -> None:
+    _write(tmp_path / "b.jsonl", {"body": "2"})
+    _write(tmp_path / "a.jsonl", {"body": "1"})
+    train, _ = _load({"train": "*.jsonl", "columns": {"body": "text"}}, tmp_path)
+    assert [row["text"] for row in train.rows] == ["1", "2"]
+
+
+def test_weights_repeat_and_sample(tmp_path: Path) -> None:
+    _write(tmp_path / "a.jsonl", *({"text": f"a{number}"} for number in range(4)))
+    _write(tmp_path / "b.jsonl", *({"text": f"b{number}"} for number in range(4)))
+    section = {"train": [{"path": "a.jsonl", "weight": 2}, {"path": "b.jsonl", "weight": 0.5}]}
+    train, _ = _load(section, tmp_path)
+    texts = [row["text"] for row in train.rows]
+    assert sorted(texts[:8]) == sorted([f"a{number}" for number in range(4)] * 2)
+    assert len(texts[8:]) == 2
+    assert texts == [row["text"] for row in _load(section, tmp_path)[0].rows]
+    assert {tuple(row["text"] for row in _load(section, tmp_path, seed)[0].rows) for seed in range(9)} != {tuple(texts)}
+
+
+def test_the_split_is_disjoint_and_by_seed(tmp_path: Path) -> None:
+    _write(tmp_path / "a.jsonl", *({"text": str(number)} for number in range(50)))
+    section = {"train": [{"path": "a.jsonl", "weight": 3}], "eval": {"split": 0.1}}
+    train, held_out = _load(section, tmp_path)
+    assert held_out is not None
+    held = {row["text"] for row in held_out.rows}
+    assert (len(held), len(train)) == (5, 135)
+    assert held.isdisjoint(row["text"] for row in train.rows)
+    assert _load(section, tmp_path) == (train, held_out)
+    assert _load(section, tmp_path, seed=2)[1] != held_out

@@ -1,0 +1,148 @@
+"""`python -m trainers` as a real process: alone, under the contract, with signals, with two ranks."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainers import launch
+from trainers.control import CONTROL, PROCESSES, Control, Outcome
+
+PYTHON = [sys.executable, "-m", "trainers"]
+TIMEOUT = 120
+
+
+def _file(folder: Path, run: dict[str, Any], **options: Any) -> Path:
+    path = folder / "run.json"
+    path.write_text(json.dumps(run | {"name": "tiny", "options": run["options"] | options}))
+    return path
+
+
+def _train(folder: Path, *arguments: str, **environ: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [*PYTHON, *arguments], cwd=folder, env=os.environ | environ, capture_output=True, text=True, timeout=TIMEOUT
+    )
+
+
+def _events(folder: Path, attempt: int) -> list[dict[str, Any]]:
+    lines = (folder / "runs" / "tiny" / "attempts" / str(attempt) / "events.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def _wait_for(process: "subprocess.Popen[str]", beginning: str) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(beginning):
+            return
+    pytest.fail(f"the process ended before it said {beginning}")
+
+
+@pytest.mark.slow
+def test_alone_stopped_and_started_again(run: dict[str, Any], tmp_path: Path) -> None:
+    """B5: no coordinator. SIGTERM in the middle saves and exits 143; the same command goes on, and the next one has
+    nothing to do.
+    """
+    path = _file(tmp_path, run, max_steps=4000, logging_steps=1, eval_steps=4000)
+    with subprocess.Popen(
+        [*PYTHON, str(path)], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        _wait_for(process, "step 3/")
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 143, said
+    assert "Traceback" not in said
+    saved = [event["step"] for event in _events(tmp_path, 1) if event["type"] == "checkpoint"]
+    [stopped_at] = saved
+    again = _train(tmp_path, str(path), "--set", f"options.max_steps={stopped_at + 2}")
+    assert again.returncode == 0, again.stderr
+    assert f"goes on from step_{stopped_at:08d}" in again.stdout
+    steps = [event["step"] for event in _events(tmp_path, 2) if event["type"] == "metric"]
+    assert min(steps) == stopped_at + 1
+    assert (tmp_path / "runs" / "tiny" / "output" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_two_ranks_train_one_model_and_resume_it(run: dict[str, Any], tmp_path: Path) -> None:
+    """Gloo DDP on a CPU host: one run and not two, and bit-exact across a cut."""
+    path = _file(tmp_path, run | {"checkpoint": {"every": "5 steps", "keep": {"last": 9}}}, max_steps=8)
+    first = _train(tmp_path, str(path), RELAY_GPUS="2")
+    assert first.returncode == 0, first.stderr
+    home = tmp_path / "runs" / "tiny"
+    straight = (home / "output" / "model.safetensors").read_bytes()
+    assert {path.name for path in (home / "ckpt" / "step_00000005").glob("rank_*")} == {
+        "rank_00000.json",
+        "rank_00001.json",
+    }
+    last = home / "ckpt" / "step_00000008"
+    last.rename(tmp_path / "aside")
+    second = _train(tmp_path, str(path), RELAY_GPUS="2")
+    assert second.returncode == 0, second.stderr
+    assert (home / "output" / "model.safetensors").read_bytes() == straight
+    after = {
+        (event["step"], name): value
+        for event in _events(tmp_path, 2)
+        if event["type"] == "metric"
+        for name, value in event["values"].items()
+    }
+    before = {
+        (event["step"], name): value
+        for event in _events(tmp_path, 1)
+        if event["type"] == "metric"
+        for name, value in event["values"].items()
+    }
+    for name in ("train_loss", "num_tokens", "grad_norm"):
+        assert after[6, name] == before[6, name]
+
+
+@pytest.mark.slow
+def test_another_world_than_asked_for_is_refused(run: dict[str, Any], tmp_path: Path) -> None:
+    """`accelerate launch --cpu --num_processes 2` exits 0 with a world of one: each rank looks, and refuses."""
+    control = Control(tmp_path / "control")
+    control.root.mkdir()
+    contract = {
+        "RELAY_RUN_ID": "tiny",
+        "RELAY_RUN_FILE": str(_file(tmp_path, run)),
+        "RELAY_OUTPUT_DIR": str(tmp_path / "output"),
+        "RELAY_CKPT_STAGING_ROOT": str(tmp_path / "staging"),
+        "RELAY_EVENTS": str(tmp_path / "events.jsonl"),
+        CONTROL: str(control.root),
+        PROCESSES: "2",
+    }
+    argv = [
+        argument for argument in launch.command(2, 1) if argument not in ("--multi_gpu", "--main_process_port", "0")
+    ]
+    argv.insert(argv.index("--num_processes"), "--cpu")
+    done = subprocess.run(argv, env=os.environ | contract, capture_output=True, text=True, timeout=TIMEOUT)
+    assert done.returncode == 78, done.stderr
+    assert control.outcome() == Outcome(78, "2 processes were asked for and the launcher made 1")
+    assert not (tmp_path / "output").exists()
+
+
+def test_a_wrong_run_file_is_refused_before_any_library_is_loaded(run: dict[str, Any], tmp_path: Path) -> None:
+    path = _file(tmp_path, run | {"modle": {}}, learnin_rate=3)
+    done = _train(tmp_path, str(path))
+    assert done.returncode == 78
+    assert "did you mean learning_rate?" in done.stderr
+    assert "did you mean model?" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_under_an_agent_the_refusal_is_an_event_too(run: dict[str, Any], tmp_path: Path) -> None:
+    path = _file(tmp_path, run | {"method": "sftt"})
+    done = _train(tmp_path, str(path), RELAY_EVENTS=str(tmp_path / "events.jsonl"), RELAY_RUN_ID="tiny")
+    assert done.returncode == 78
+    [event] = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert (event["type"], event["level"]) == ("message", "error")
+
+
+def test_the_parent_stays_light() -> None:
+    heavy = ("torch", "transformers", "accelerate", "numpy")
+    code = f"import sys, trainers.__main__; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=TIMEOUT)
+    assert done.stdout.strip() == "[]", done.stderr

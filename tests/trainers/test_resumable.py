@@ -1,0 +1,80 @@
+"""A run cut into attempts is the same run: weights by SHA-256, and every logged value except times and speeds."""
+
+from pathlib import Path
+from typing import Any
+
+import attempts
+import pytest
+
+LORA = {"r": 4, "lora_dropout": 0.1, "target_modules": "all-linear"}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "lora": {"lora": LORA},
+    "packing": {"options": {"packing": True, "max_length": 64}},
+    "epochs": {"options": {"logging_strategy": "epoch", "eval_strategy": "epoch"}},
+    "accumulating": {"options": {"gradient_accumulation_steps": 3}},
+}
+
+
+def _varied(run: dict[str, Any], variant: str) -> dict[str, Any]:
+    changed = VARIANTS[variant]
+    return run | changed | {"options": run["options"] | changed.get("options", {})}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_cut_gives_the_straight_run(run: dict[str, Any], tmp_path: Path, variant: str) -> None:
+    """S6. Cut beside a logging step (7) and at an epoch's end (11); in full also at a logging step, and at the very
+    end.
+    """
+    run = _varied(run, variant)
+    straight = attempts.make(tmp_path / "straight", run | {"checkpoint": {"every": "1 steps"}})
+    assert straight.steps_saved == list(range(1, 21))
+    for cut in (3, 7, 11, 19, 20) if variant == "full" else (7, 11):
+        resumed = attempts.make(tmp_path / f"cut-{cut}", run, resume=straight.checkpoint(cut))
+        before = {key: value for key, value in _until(straight, cut).items() if key not in resumed.curve}
+        assert (resumed.code, resumed.weights()) == (0, straight.weights()), cut
+        assert before | resumed.curve == straight.curve, cut
+
+
+def test_stopped_after_every_single_step(run: dict[str, Any], tmp_path: Path) -> None:
+    """Thirteen attempts of one step each, an epoch's end among them, give the curve and weights of one that never
+    saved.
+    """
+    run["options"]["max_steps"] = 13
+    straight = attempts.make(tmp_path / "straight", run)
+    resume = None
+    curve: dict[tuple[int, str], Any] = {}
+    for step in range(1, 14):
+        part = attempts.make(tmp_path / str(step), run, resume=resume, stop=True)
+        assert part.code == (143 if step < 13 else 0)
+        assert part.steps_saved == [step]
+        resume = part.checkpoint(step)
+        curve |= part.curve
+    assert part.weights() == straight.weights()
+    assert curve == straight.curve
+
+
+def test_the_recorded_number_of_threads_is_used_again(run: dict[str, Any], tmp_path: Path) -> None:
+    first = attempts.make(tmp_path / "first", run, stop=True)
+    state = first.checkpoint(1) / "relay_state.json"
+    assert '"threads": 1' in state.read_text()
+    state.write_text(state.read_text().replace('"threads": 1', '"threads": 2'))
+    second = attempts.make(tmp_path / "second", run, resume=first.checkpoint(1), stop=True)
+    assert '"threads": 2' in (second.checkpoint(2) / "relay_state.json").read_text()
+
+
+def test_a_nan_is_shown_once_and_said(run: dict[str, Any], tmp_path: Path) -> None:
+    """F23. A diverging loss is logged as the text "NaN", and a message says so."""
+    run["options"] |= {"learning_rate": 1e30, "max_grad_norm": 0.0, "max_steps": 9}
+    attempt = attempts.make(tmp_path / "diverging", run)
+    losses = [value for (_, name), value in sorted(attempt.curve.items()) if name == "train_loss"]
+    assert "NaN" in losses
+    assert [text for text in attempt.messages("warning") if "NaN" in text] != []
+
+
+def _until(attempt: attempts.Attempt, cut: int) -> dict[tuple[int, str], Any]:
+    """The curve up to the checkpoint of that step."""
+    at = next(
+        index for index, event in enumerate(attempt.events) if (event["type"], event["step"]) == ("checkpoint", cut)
+    )
+    return attempts.Attempt(0, attempt.folder, None, attempt.events[:at]).curve

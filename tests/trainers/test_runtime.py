@@ -1,0 +1,140 @@
+"""What ends an attempt before it trains, said in one line; and what is pinned, logged and left behind."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import attempts
+import pytest
+from safetensors import safe_open
+
+from trainers.reporting import judged_by
+
+
+def _with(run: dict[str, Any], **options: Any) -> dict[str, Any]:
+    return run | {"options": run["options"] | options}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model": {"name_or_path": "/nowhere"}}, "there is no folder /nowhere"),
+        ({"model": {"name_or_path": "not a name"}}, "model: the Hub has no not a name"),
+        ({"lora": {"r": 4, "target_modules": ["nope"]}}, "Target modules {'nope'} not found"),
+        ({"data": {"train": "/nowhere.jsonl", "eval": {"split": 0.1}}}, "there is no file /nowhere.jsonl"),
+    ],
+)
+def test_a_wrong_run_is_refused_in_one_line(
+    run: dict[str, Any], tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    attempt = attempts.make(tmp_path / "wrong", run | change)
+    assert attempt.said is not None
+    assert (attempt.code, attempt.said.code) == (78, 78)
+    assert said in attempt.said.line
+    assert attempt.messages("error") == [attempt.said.line]
+    assert "Traceback" not in (attempt.folder / "stderr.log").read_text()
+
+
+def test_options_are_looked_at_before_the_model(run: dict[str, Any], tmp_path: Path) -> None:
+    """The library's own rules, which no schema has, refuse the run while its model is not even there."""
+    wrong = _with(run, max_steps=-1, warmup_steps=-3) | {"model": {"name_or_path": "/nowhere"}}
+    attempt = attempts.make(tmp_path / "wrong", wrong)
+    assert attempt.code == 78
+    assert attempt.said is not None and attempt.said.line.startswith("options: ")
+
+
+def test_evaluation_needs_rows(run: dict[str, Any], tmp_path: Path) -> None:
+    attempt = attempts.make(tmp_path / "wrong", run | {"data": {"train": run["data"]["train"]}})
+    assert attempt.said is not None
+    assert (attempt.code, "add data.eval" in attempt.said.line) == (78, True)
+
+
+def test_gpus_that_are_needed_and_not_here_are_the_hosts_fault(run: dict[str, Any], tmp_path: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    attempt = attempts.make(tmp_path / "gpu", run | {"resources": {"require_cuda": True}})
+    assert attempt.said is not None
+    assert (attempt.code, "torch finds 0" in attempt.said.line) == (1, True)
+
+
+@pytest.mark.parametrize("kind", ["text", "chat"])
+def test_other_kinds_of_rows_train(run: dict[str, Any], work: Path, tmp_path: Path, kind: str) -> None:
+    attempt = attempts.make(
+        tmp_path / kind,
+        _with(run, max_steps=3) | {"data": {"train": str(work / f"{kind}.jsonl"), "eval": {"split": 0.1}}},
+    )
+    assert attempt.code == 0
+    assert (3, "train_loss") in attempt.curve
+
+
+def test_the_curve_has_the_promised_names(run: dict[str, Any], tmp_path: Path) -> None:
+    """Row B3."""
+    attempt = attempts.make(tmp_path / "run", _with(run, max_steps=6))
+    names = {name for event in attempt.events if event["type"] == "metric" for name in event["values"]}
+    assert names >= {
+        "train_loss",
+        "eval_loss",
+        "learning_rate",
+        "grad_norm",
+        "samples_per_second",
+        "num_tokens",
+        "perplexity",
+        "epoch",
+    }
+    assert attempt.events[-1]["values"].keys() >= {"train_loss_mean"}
+    assert [event["total"] for event in attempt.events if event["type"] == "progress"][-1] == 6
+    [saved] = [event for event in attempt.events if event["type"] == "checkpoint"]
+    assert saved["metrics"].keys() >= {"train_loss", "eval_loss"}
+
+
+def test_the_result_can_be_loaded(run: dict[str, Any], tmp_path: Path) -> None:
+    full = attempts.make(tmp_path / "full", _with(run, max_steps=1))
+    lora = attempts.make(
+        tmp_path / "lora", _with(run, max_steps=1) | {"lora": {"r": 4, "target_modules": "all-linear"}}
+    )
+    for attempt, weights in ((full, "model.safetensors"), (lora, "adapter_model.safetensors")):
+        names = {path.name for path in (attempt.folder / "output").iterdir()}
+        assert names >= {weights, "tokenizer.json", "chat_template.jinja", "relay.json"}
+        assert not any(name.endswith((".bin", ".pt", ".pth")) for name in names), "nothing pickled"
+        with safe_open(attempt.folder / "output" / weights, "pt") as file:
+            assert len(list(file.keys())) > 0
+    facts = json.loads((full.folder / "output" / "relay.json").read_text())
+    assert (facts["steps"], facts["method"]) == (1, "sft")
+
+
+def test_a_checkpoint_holds_what_another_host_needs(run: dict[str, Any], tmp_path: Path) -> None:
+    attempt = attempts.make(tmp_path / "run", run, stop=True)
+    folder = attempt.checkpoint(1)
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {
+        "model.safetensors",
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state.pth",
+        "tokenizer.json",
+        "chat_template.jinja",
+    }
+    assert "training_args.bin" not in names
+    assert all(path.stat().st_mode & 0o044 for path in folder.iterdir()), "readable to others on the host"
+    assert list(folder.parent.glob(".tmp-*")) == []
+
+
+def test_a_damaged_checkpoint_is_refused(run: dict[str, Any], tmp_path: Path) -> None:
+    """F16."""
+    attempt = attempts.make(tmp_path / "first", run, stop=True)
+    weights = attempt.checkpoint(1) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    again = attempts.make(tmp_path / "second", run, resume=attempt.checkpoint(1))
+    assert again.said is not None
+    assert (again.code, "model.safetensors has the wrong size" in again.said.line) == (1, True)
+
+
+def test_what_a_checkpoint_is_judged_by_survives_a_resume() -> None:
+    history = [
+        {"loss": 2.0, "grad_norm": 1.0, "step": 3},
+        {"eval_loss": 1.5, "eval_runtime": 2.0, "eval_samples_per_second": 9.0, "step": 3},
+        {"loss": 1.0, "step": 6},
+    ]
+    assert judged_by(history) == {"train_loss": 1.0, "eval_loss": 1.5}

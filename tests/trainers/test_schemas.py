@@ -1,0 +1,46 @@
+"""The committed schemas are those of the installed libraries, and cover every option."""
+
+import dataclasses
+import json
+
+import jsonschema
+import pytest
+from trl import SFTConfig
+
+from trainers import methods, schemas
+
+
+@pytest.mark.parametrize("method", methods.NAMES)
+def test_fresh(method: str) -> None:
+    assert (schemas.FOLDER / f"{method}.json").read_text() == schemas.render(method), "run `make schemas`"
+
+
+def test_every_option_is_either_the_users_or_relays() -> None:
+    schema = schemas.method_schema("sft")
+    names = {field.name for field in dataclasses.fields(SFTConfig) if field.init}
+    assert set(schema["properties"]) | set(schema["x-relay-owned"]) == names
+    assert set(schema["properties"]).isdisjoint(schema["x-relay-owned"])
+
+
+@pytest.mark.parametrize(
+    ("options", "wrong"),
+    [
+        (
+            {"learning_rate": 1e-4, "max_steps": 5, "packing": True, "lr_scheduler_type": "cosine", "max_length": None},
+            [],
+        ),
+        ({"learning_rate": "fast"}, ["learning_rate"]),
+        ({"lr_scheduler_type": "cosin"}, ["lr_scheduler_type"]),
+        ({"packing_strategy": "best"}, ["packing_strategy"]),
+        ({"max_steps": 1.5}, ["max_steps"]),
+    ],
+)
+def test_values(options: dict[str, object], wrong: list[str]) -> None:
+    validator = jsonschema.Draft202012Validator(json.loads((schemas.FOLDER / "sft.json").read_text()))
+    assert [error.path[0] for error in validator.iter_errors(options)] == wrong
+
+
+def test_defaults_and_types_agree() -> None:
+    for name, property_ in schemas.method_schema("sft")["properties"].items():
+        if "default" in property_:
+            jsonschema.validate(property_["default"], property_, cls=jsonschema.Draft202012Validator), name
