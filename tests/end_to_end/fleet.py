@@ -1,0 +1,179 @@
+"""A small deployment of real processes: two coordinator replicas behind a proxy, hosts that share no folder."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import yaml
+
+from relay import errors
+from relay.v1 import runs_pb2 as pb
+from relay.v1 import runs_pb2_grpc
+from relayctl.local import Coordinator, Host
+from tests.end_to_end.conductor import Conductor, conducting, true_loss
+from tests.proxy import Proxy
+
+HERE = Path(__file__).parent
+Kind = pb.RunEvent.Kind
+
+
+@dataclass(slots=True)
+class Fleet:
+    """What a test sees and breaks."""
+
+    folder: Path
+    replicas: list[Coordinator]
+    proxy: Proxy
+    conductor: Conductor
+    hosts: dict[str, Host] = field(default_factory=dict)
+
+    async def host(self, name: str, *arguments: str) -> Host:
+        """A new host, welcomed."""
+        host = Host(name, self.folder / name, self.proxy.address, arguments)
+        self.hosts[name] = host
+        await host.start()
+        return host
+
+    async def relayctl(self, *arguments: str, expect: int = 0) -> str:
+        """What `relayctl` prints on stdout; its exit code must be the expected one."""
+        code, out, err = await self.relayctl_raw(*arguments)
+        assert code == expect, f"relayctl {' '.join(arguments)}: {code}\n{out}\n{err}"
+        return out
+
+    async def relayctl_raw(self, *arguments: str) -> tuple[int, str, str]:
+        """Exit code, stdout and stderr."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "relayctl", "--coordinator", self.proxy.address, *arguments,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, cwd=self.folder,
+        )  # fmt: skip
+        out, err = await process.communicate()
+        return process.returncode or 0, out.decode(), err.decode()
+
+    async def submit(self, spec: Mapping[str, Any], name: str = "r") -> Watched:
+        """Submits a run file as a user does."""
+        folder = self.folder / "submitter"
+        folder.mkdir(exist_ok=True)
+        path = folder / f"{name}.yaml"
+        path.write_text(yaml.safe_dump({"version": "relay/v1", "name": name, **spec}))
+        await self.relayctl("submit", str(path))
+        return Watched(name, self.proxy.address)
+
+    async def submit_gated(self, steps: int, save_every: int, name: str = "r", **more: Any) -> Watched:
+        """Submits a run of the gated trainer."""
+        folder = self.folder / "submitter"
+        folder.mkdir(exist_ok=True)
+        (folder / "gated_trainer.py").write_bytes((HERE / "gated_trainer.py").read_bytes())
+        env = {"GATE": self.conductor.address, "STEPS": str(steps), "SAVE_EVERY": str(save_every)}
+        spec = {
+            "method": "command",
+            "command": [sys.executable, "gated_trainer.py"],
+            "files": ["gated_trainer.py"],
+            "env": env,
+            "outputs": [],
+            "lifecycle": {"max_attempts": 3},
+        }
+        return await self.submit({**{k: v for k, v in spec.items() if v != []}, **more}, name)
+
+
+@dataclass(slots=True)
+class Watched:
+    """A run as a generated client sees it."""
+
+    name: str
+    address: str
+
+    async def history(self) -> AsyncIterator[pb.RunEvent]:
+        """Every event of the run once and in order, across replicas and cuts, until the run ends."""
+        seen = 0
+        while True:
+            try:
+                async with grpc.aio.insecure_channel(self.address) as channel:
+                    request = pb.WatchRunRequest(name=f"runs/{self.name}", after_sequence=seen)
+                    async for update in runs_pb2_grpc.RunsStub(channel).WatchRun(request):
+                        if update.WhichOneof("update") == "event":
+                            assert update.event.sequence == seen + 1
+                            seen = update.event.sequence
+                            yield update.event
+                    return
+            except grpc.aio.AioRpcError as error:
+                if not errors.is_transient(error):
+                    raise
+
+    async def until(self, fact: Callable[[pb.RunEvent], bool]) -> pb.RunEvent:
+        """The first event for which it is true."""
+        async for event in self.history():
+            if fact(event):
+                return event
+        raise AssertionError(f"{self.name} ended as {pb.Run.State.Name((await self.get()).state)} without it")
+
+    async def checkpoint(self, step: int, *, copied: bool = True) -> None:
+        """Waits until a checkpoint of this step is head, and copied off its host."""
+        kind = Kind.COPIED if copied else Kind.CHECKPOINT
+        await self.until(lambda event: event.kind == kind and event.details["step"] == step)
+
+    async def ended(self) -> pb.Run:
+        """The run once it has ended."""
+        async for _ in self.history():
+            pass
+        return await self.get()
+
+    async def get(self) -> pb.Run:
+        """The run now."""
+        async with grpc.aio.insecure_channel(self.address) as channel:
+            request = pb.GetRunRequest(name=f"runs/{self.name}")
+            return await runs_pb2_grpc.RunsStub(channel).GetRun(request, wait_for_ready=True, timeout=30)
+
+    async def attempts(self) -> list[pb.Attempt]:
+        """All attempts, oldest first."""
+        async with grpc.aio.insecure_channel(self.address) as channel:
+            request = pb.ListAttemptsRequest(name=f"runs/{self.name}")
+            return list((await runs_pb2_grpc.RunsStub(channel).ListAttempts(request, timeout=30)).attempts)
+
+    async def checkpoints(self, *, superseded: bool = False) -> list[pb.Checkpoint]:
+        """All checkpoints in order."""
+        async with grpc.aio.insecure_channel(self.address) as channel:
+            request = pb.ListCheckpointsRequest(name=f"runs/{self.name}", include_superseded=superseded)
+            return list((await runs_pb2_grpc.RunsStub(channel).ListCheckpoints(request, timeout=30)).checkpoints)
+
+    async def curve(self, *, superseded: bool = False) -> dict[str, list[tuple[int, float]]]:
+        """Every point of every metric, in the order of arrival."""
+        points: dict[str, list[tuple[int, float]]] = defaultdict(list)
+        async with grpc.aio.insecure_channel(self.address) as channel:
+            request = pb.ReadMetricsRequest(name=f"runs/{self.name}", include_superseded=superseded)
+            async for chunk in runs_pb2_grpc.RunsStub(channel).ReadMetrics(request, timeout=30):
+                points[chunk.metric] += zip(chunk.steps, chunk.values, strict=True)
+        return points
+
+    async def has_one_curve(self, steps: int) -> None:
+        """Asserts that the curve of a gated trainer has every step once and in order, each with its true loss."""
+        curve = await self.curve()
+        assert curve["train_loss"] == [(step, true_loss(step)) for step in range(1, steps + 1)]
+        assert [step for step, _ in curve["learning_rate"]] == list(range(1, steps + 1))
+
+
+@asynccontextmanager
+async def deployed(folder: Path, database_url: str) -> AsyncIterator[Fleet]:
+    """Two replicas on one database and one artifact store, behind a proxy; every process is gone afterwards."""
+    replicas = [
+        Coordinator(folder / name, name, database_url, "test", arguments=("--artifact-dir", str(folder / "artifacts")))
+        for name in ("replica-1", "replica-2")
+    ]
+    fleet: Fleet | None = None
+    try:
+        upstreams = await asyncio.gather(*(replica.start() for replica in replicas))
+        async with Proxy(upstreams) as proxy, conducting() as conductor:
+            fleet = Fleet(folder, replicas, proxy, conductor)
+            yield fleet
+            proxy.heal()
+    finally:
+        if fleet is not None:
+            await asyncio.gather(*(host.vanish() for host in fleet.hosts.values()))
+        await asyncio.gather(*(replica.stop() for replica in replicas))

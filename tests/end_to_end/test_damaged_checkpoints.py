@@ -1,0 +1,62 @@
+"""Damaged checkpoints are refused on resume, the one before is used, and the history says why (S6, F16)."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from relay.v1 import runs_pb2 as pb
+from tests.end_to_end.fleet import Fleet, Kind
+
+pytestmark = pytest.mark.slow
+
+
+def weights(artifacts: Path, step: int) -> Path:
+    """Where the store keeps the gated trainer's weights of a step."""
+    state = hashlib.sha256(b"start").digest()
+    for _ in range(step):
+        state = hashlib.sha256(state + b"step").digest()
+    (found,) = (path for path in artifacts.rglob("*") if path.is_file() and path.read_bytes() == state * 4096)
+    return found
+
+
+def damage(path: Path, content: bytes) -> None:
+    """As a bad disk would: the bytes change, nobody is told."""
+    path.chmod(0o600)
+    path.write_bytes(content)
+
+
+async def test_truncated_and_flipped_checkpoints_are_passed_over(fleet: Fleet) -> None:
+    first = await fleet.host("a")
+    run = await fleet.submit_gated(steps=10, save_every=2)
+    await fleet.conductor.allow(7)
+    await fleet.conductor.reached(7)
+    for step in (2, 4, 6):
+        await run.checkpoint(step)
+    newest, before = weights(fleet.folder / "artifacts", 6), weights(fleet.folder / "artifacts", 4)
+    damage(newest, newest.read_bytes()[:1000])
+    flipped = bytearray(before.read_bytes())
+    flipped[5000] ^= 1
+    damage(before, bytes(flipped))
+    await first.vanish()
+    await fleet.host("b")
+
+    second = await fleet.conductor.called(2)
+    assert second.resumed_from == 2
+    started = await run.until(lambda event: event.kind == Kind.STARTED and event.attempt == 2)
+    assert "4" in started.text and "6" in started.text
+    (_, attempt) = await run.attempts()
+    assert [(skipped.step, bool(skipped.reason)) for skipped in attempt.skipped] == [(6, True), (4, True)]
+    head = (await run.get()).head
+    assert head.step == 2
+
+    await fleet.conductor.allow(8)
+    await run.until(lambda event: event.kind == Kind.CHECKPOINT and event.attempt == 2 and event.details["step"] == 4)
+    await fleet.conductor.allow(10)
+    ended = await run.ended()
+    assert ended.state == pb.Run.SUCCEEDED and ended.head.step == 10
+    assert [c.step for c in await run.checkpoints()] == [2, 4, 6, 8, 10]
+    assert [c.step for c in await run.checkpoints(superseded=True) if c.superseded] == [4, 6]
+    await run.has_one_curve(10)

@@ -1,0 +1,81 @@
+"""Supervised fine-tuning end to end: model and data travel, the host vanishes, and the result is as if it had not."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+
+from relay.v1 import runs_pb2 as pb
+from tests import tiny
+from tests.end_to_end.fleet import Fleet, Watched
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+STEPS = 150
+SPEC = {
+    "method": "sft",
+    "model": {"name_or_path": "./model"},
+    "data": {"train": "train.jsonl"},
+    "options": {"max_steps": STEPS, "logging_steps": 5, "per_device_train_batch_size": 2, "max_length": 32},
+    "checkpoint": {"every": "20 steps"},
+    "seed": 7,
+}
+OF_TIME = ("per_second", "runtime", "gpu_", "time")
+
+
+async def submit(fleet: Fleet, name: str) -> Watched:
+    folder = fleet.folder / "submitter"
+    if not folder.exists():
+        folder.mkdir()
+        tiny.make_model(folder / "model")
+        tiny.make_rows(folder / "train.jsonl")
+    return await fleet.submit(SPEC, name)
+
+
+async def result(fleet: Fleet, name: str) -> dict[str, str]:
+    """Digests of the files of a run's result."""
+    folder = fleet.folder / "pulled" / name
+    await fleet.relayctl("pull", name, str(folder))
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.suffix == ".safetensors"
+    }
+
+
+async def test_a_vanished_host_leaves_no_trace_in_the_result(fleet: Fleet) -> None:
+    """One curve, and weights and logged values bit for bit those of a run that was never disturbed (S6, S7, F4)."""
+    first = await fleet.host("a")
+    run = await submit(fleet, "disturbed")
+    await run.checkpoint(40)
+    await first.vanish()
+    await fleet.host("b")
+    ended = await run.ended()
+    assert ended.state == pb.Run.SUCCEEDED, ended.error
+    _, resumed = await run.attempts()
+    assert resumed.resumed_step >= 40
+
+    straight = await submit(fleet, "straight")
+    assert (await straight.ended()).state == pb.Run.SUCCEEDED
+    assert len(await straight.attempts()) == 1
+
+    weights = await result(fleet, "disturbed")
+    assert weights and weights == await result(fleet, "straight")
+    curve, expected = await run.curve(), await straight.curve()
+    assert [step for step, _ in curve["train_loss"]] == list(range(5, STEPS + 1, 5))
+    for metric in set(curve) | set(expected):
+        if not any(word in metric for word in OF_TIME):
+            assert curve[metric] == expected[metric], metric
+
+
+async def test_a_wrong_option_that_only_the_library_sees_is_not_retried(fleet: Fleet) -> None:
+    await fleet.host("a")
+    folder = fleet.folder / "submitter"
+    folder.mkdir()
+    tiny.make_model(folder / "model")
+    (folder / "train.jsonl").write_text('{"unrelated": 1}\n')
+    run = await fleet.submit(SPEC, "wrong")
+    ended = await run.ended()
+    assert ended.state == pb.Run.FAILED and ended.attempts == 1
+    assert "unrelated" in ended.error.message or "train.jsonl" in ended.error.message

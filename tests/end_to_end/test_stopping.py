@@ -1,0 +1,78 @@
+"""Stops and silence: cancel, pause, and hosts that freeze (S3, S10, F1, F3, F4, L4)."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from relay.v1 import runs_pb2 as pb
+from tests.end_to_end.fleet import Fleet, Kind
+
+pytestmark = pytest.mark.slow
+
+
+async def test_cancel_saves_and_ends(fleet: Fleet) -> None:
+    await fleet.host("a")
+    run = await fleet.submit_gated(steps=8, save_every=100)
+    await fleet.conductor.allow(3)
+    await fleet.conductor.reached(3)
+    await fleet.relayctl("cancel", "r")
+    ended = await run.ended()
+    assert ended.state == pb.Run.CANCELLED and ended.head.step == 3
+    await fleet.relayctl("wait", "r", expect=11)
+
+
+async def test_pause_and_resume_repeat_nothing(fleet: Fleet) -> None:
+    await fleet.host("a")
+    run = await fleet.submit_gated(steps=6, save_every=100)
+    await fleet.conductor.allow(3)
+    await fleet.conductor.reached(3)
+    await fleet.relayctl("pause", "r")
+    await run.until(lambda event: event.state == pb.Run.PAUSED)
+    await fleet.relayctl("resume", "r")
+    await fleet.conductor.allow(6)
+    ended = await run.ended()
+    assert ended.state == pb.Run.SUCCEEDED and ended.failures == 0
+    assert fleet.conductor.twice() == []
+    await run.has_one_curve(6)
+
+
+async def test_a_trainer_that_dies_is_retried_from_the_head(fleet: Fleet) -> None:
+    """F1: the cause is reported at once; the run goes on from its head."""
+    await fleet.host("a")
+    run = await fleet.submit_gated(steps=6, save_every=2)
+    await fleet.conductor.allow(3)
+    await fleet.conductor.reached(3)
+    await run.checkpoint(2)
+    os.kill((await fleet.conductor.called(1)).pid, signal.SIGKILL)
+    ended_event = await run.until(lambda event: event.kind == Kind.ENDED)
+    assert "SIGKILL" in ended_event.text
+    assert (await fleet.conductor.called(2)).resumed_from == 2
+    await fleet.conductor.allow(6)
+    ended = await run.ended()
+    assert ended.state == pb.Run.SUCCEEDED and (ended.attempts, ended.failures) == (2, 1)
+    await run.has_one_curve(6)
+
+
+@pytest.mark.parametrize("policy", ["continue", "stop"])
+async def test_a_frozen_host_counts_no_more(fleet: Fleet, policy: str) -> None:
+    """F3, F4: agent, shim and trainer freeze past the lease; another host goes on; the woken one writes nothing."""
+    frozen = await fleet.host("a")
+    run = await fleet.submit_gated(steps=8, save_every=2, lifecycle={"on_disconnect": policy})
+    await fleet.conductor.allow(3)
+    await fleet.conductor.reached(3)
+    await run.checkpoint(2)
+    await fleet.host("b")
+    pids = list(frozen.processes())
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    await run.until(lambda event: event.kind == Kind.STARTED and event.attempt == 2)
+    await fleet.conductor.called(2)
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+    await fleet.conductor.allow(8)
+    ended = await run.ended()
+    assert ended.state == pb.Run.SUCCEEDED and ended.attempts == 2
+    await run.has_one_curve(8)
