@@ -1,9 +1,8 @@
 """Ask a model the held-out sums: `python examples/evaluate_sums.py MODEL [--adapter FOLDER]` prints JSON.
 
-Two counts, because an untrained instruct model answers in sentences: `right_number` (the answer stands anywhere
-among the
-numbers it wrote) and `exact_format` (it wrote the bare answer and nothing else). Greedy, so the same model gives the
-same counts.
+Two counts, because an untrained instruct model answers in sentences: `right_number` (the answer stands anywhere among
+the numbers it wrote) and `exact_format` (it wrote the bare answer and nothing else). Greedy, so the same model gives
+the same counts.
 """
 
 import argparse

@@ -4,9 +4,8 @@ disjoint.
     python examples/make_sums.py            writes the files
     python examples/make_sums.py --check    says whether they are what this script makes
 
-The questions are asked as the chat model expects them, and the answer is the bare number: the format that an
-instruct model,
-which likes whole sentences, has to learn.
+The questions are asked as the chat model expects them, and the answer is the bare number: the format that an instruct
+model, which likes whole sentences, has to learn.
 """
 
 import argparse

@@ -2,9 +2,8 @@
 don't train.
 
 This process stays small (no ML library): it checks the run file, starts the ranks by `accelerate launch`, turns
-SIGTERM and SIGINT
-into an orderly stop, and ends with 0 (trained), 143 (stopped as asked, saved), 78 (the run file, its data or model are
-wrong: trying again will not help) or another code (failed).
+SIGTERM and SIGINT into an orderly stop, and ends with 0 (trained), 143 (stopped as asked, saved), 78 (the run file,
+its data or model are wrong: trying again will not help) or another code (failed).
 """
 
 import argparse

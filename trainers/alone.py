@@ -1,8 +1,7 @@
 """Training with no coordinator: the same contract, played by the run's own folder.
 
 runs/<name>/ckpt/step_00000100     whole checkpoints; started again, the run goes on from the newest
-runs/<name>/attempts/1/events.jsonl
-runs/<name>/output                 the result
+runs/<name>/attempts/1/events.jsonl runs/<name>/output                 the result
 """
 
 import json

@@ -1,14 +1,12 @@
 """Checkpoints that another host can go on from, bit for bit: written aside, made durable, then renamed into place.
 
 A folder holds what the library trainer saves (weights as safetensors, optimizer, scheduler, random states of every
-rank, its
-own state), tokenizer and chat template, and two things of ours:
+rank, its own state), tokenizer and chat template, and two things of ours:
 
 - `relay_state.json`: the step, the world it was trained in (processes, threads: both change the bits) and every
   file's size;
 - `rank_00000.json`, one for each rank: the logging state. The library restores weights but not the sums since the
-  last log, so the
-  first values logged after a resume would differ from those of a run that was never interrupted.
+  last log, so the first values logged after a resume would differ from those of a run that was never interrupted.
 
 Nothing in it needs unpickling without `weights_only` (the library's `training_args.bin` does, and is left out).
 """

@@ -1,8 +1,7 @@
 """What the light parent and the ranks tell each other, through one small folder. Standard library only.
 
 Signals do not pass launchers reliably (accelerate and torchrun each have their own handling), and exit codes do not
-pass
-them at all: every failure becomes 1 under a long traceback. Files do.
+pass them at all: every failure becomes 1 under a long traceback. Files do.
 """
 
 import contextlib

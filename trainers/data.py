@@ -1,8 +1,7 @@
 """Rows to train on: read from JSON lines, recognised, checked, weighed and split. Deterministic by seed, row for row.
 
 Three kinds are known: `text` (`{"text": …}`), `prompt_completion` (`{"prompt": …, "completion": …}`, both text or
-both lists of
-messages) and `chat` (`{"messages": [{"role": …, "content": …}, …]}`).
+both lists of messages) and `chat` (`{"messages": [{"role": …, "content": …}, …]}`).
 """
 
 import glob

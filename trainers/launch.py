@@ -40,8 +40,7 @@ class Ranks:
     """The launcher and its ranks, as one thing that can be asked to stop.
 
     SIGTERM and SIGINT become a stop file that the ranks see at a step's end. Before the first step there is nothing
-    to save, and
-    asked a second time somebody is in a hurry: then the ranks are killed.
+    to save, and asked a second time somebody is in a hurry: then the ranks are killed.
     """
 
     def __init__(self, control: Control) -> None:

@@ -1,11 +1,9 @@
 """`accelerate launch`, in a process that becomes the rank itself when there is only one.
 
 Started as a command, `accelerate launch` imports torch to set some variables and then starts a second interpreter
-that imports
-torch again: three seconds of every start, and 300 MB for as long as the run lives. Here the same launcher (its
-arguments,
-its config file, its environment) runs in process, and only the last step differs: with one process the module is run
-where we are.
+that imports torch again: three seconds of every start, and 300 MB for as long as the run lives. Here the same
+launcher (its arguments, its config file, its environment) runs in process, and only the last step differs: with one
+process the module is run where we are.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """The methods' options as JSON Schema, generated from the libraries' own config classes: `python -m trainers.schemas`.
 
 They lie beside the contract (`proto/relay/v1/methods/`), so a run is refused for a misspelt option where no training
-library
-is installed. Options that Relay sets itself are left out and listed under `x-relay-owned` with what to write instead.
+library is installed. Options that Relay sets itself are left out and listed under `x-relay-owned` with what to write
+instead.
 """
 
 import argparse

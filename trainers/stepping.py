@@ -57,8 +57,7 @@ class StepEnds(TrainerCallback):
     """Saves at its pace, at the last step, and when asked to stop; then `stopped` is true.
 
     A save due at an epoch's last step (or the run's) waits for the end of the epoch, so that what the library logs
-    and evaluates
-    there is in the checkpoint: a resumed run begins with the next epoch and would never do it.
+    and evaluates there is in the checkpoint: a resumed run begins with the next epoch and would never do it.
     """
 
     def __init__(self, control: Control, pace: Pace, agree: Agree, restore: Callable[[], None]) -> None:

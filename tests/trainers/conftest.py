@@ -1,27 +1,12 @@
 """One tiny model for all tests, and the training libraries loaded once, for attempts to fork from."""
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
-
-def _beside(name: str, path: Path) -> ModuleType:
-    """A helper module of the tests, which are no package."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-tiny = _beside("tiny", Path(__file__).parent.parent / "tiny.py")
-attempts = _beside("attempts", Path(__file__).parent / "attempts.py")
+from tests import tiny
+from tests.trainers import attempts
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import attempts
 import pytest
+
+from tests.trainers import attempts
 
 LORA = {"r": 4, "lora_dropout": 0.1, "target_modules": "all-linear"}
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import attempts
 import pytest
 from safetensors import safe_open
 
+from tests.trainers import attempts
 from trainers.reporting import judged_by
 
 

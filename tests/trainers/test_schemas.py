@@ -41,6 +41,6 @@ def test_values(options: dict[str, object], wrong: list[str]) -> None:
 
 
 def test_defaults_and_types_agree() -> None:
-    for name, property_ in schemas.method_schema("sft")["properties"].items():
+    for property_ in schemas.method_schema("sft")["properties"].values():
         if "default" in property_:
-            jsonschema.validate(property_["default"], property_, cls=jsonschema.Draft202012Validator), name
+            jsonschema.validate(property_["default"], property_, cls=jsonschema.Draft202012Validator)
