@@ -20,6 +20,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -121,19 +122,21 @@ class Cluster:
             os.sync()  # once, instead of initdb's fsync of a thousand files
         half.rename(self.data)
 
-    def _own(self, folder: Path) -> None:
+    def _own(self, folder: Path, *, adopt: bool = False) -> None:
+        """Make a folder the server's alone. With `adopt` also one that it had under another identity."""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if os.lstat(folder).st_uid != self.identity.owner:
+        found = os.lstat(folder)
+        if stat.S_ISLNK(found.st_mode) or not (adopt or found.st_uid in (self.identity.owner, os.geteuid())):
+            raise PostgresError(f"{folder} belongs to somebody else")
+        if found.st_uid != self.identity.owner:
             for path in (folder, *folder.rglob("*")):
                 os.chown(path, self.identity.owner, -1, follow_symlinks=False)
-        if folder.is_symlink() or os.lstat(folder).st_uid != self.identity.owner:
-            raise PostgresError(f"{folder} belongs to another user")
         folder.chmod(0o700)
 
     def launch(self, keeper_lock: int) -> None:
         """Start the keeper, and with it the server. The keeper gets the lock that says that it lives."""
         self._check_version()
-        self._own(self.data)
+        self._own(self.data, adopt=True)
         self._own(self.socket_folder)
         if self.log.exists():
             self.log.replace(self.log.with_suffix(".log.1"))

@@ -89,6 +89,8 @@ class Guard(aio.ServerInterceptor):
         behavior = _behavior(handler)
 
         async def answer(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
+            if self._closing:  # it came while the server was already told to stop
+                await self._hand_over(context)
             # Also a unary answer may stand at the end of a long upload.
             with self._listed(handler.request_streaming or handler.response_streaming):
                 try:
@@ -113,9 +115,12 @@ class Guard(aio.ServerInterceptor):
         finally:
             self._streams.discard(task)
 
+    async def _hand_over(self, context: aio.ServicerContext[Any, Any]) -> NoReturn:
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "this coordinator is shutting down; connect again")
+
     async def _leave(self, error: BaseException, context: aio.ServicerContext[Any, Any], method: str) -> NoReturn:
         if isinstance(error, asyncio.CancelledError) and self._closing:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "this coordinator is shutting down; connect again")
+            await self._hand_over(context)
         if not isinstance(error, Exception) or isinstance(error, aio.AbortError):
             raise error
         match _cause(error):

@@ -1,0 +1,34 @@
+"""Configuration: what cannot work is said before anything is started."""
+
+from pathlib import Path
+
+import pytest
+
+from coordinator.config import Config, ConfigError, is_loopback, read_secret
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:7070", "[::]:0", "10.0.0.1:1", "coordinator.example:7070"])
+def test_off_loopback_a_secret_is_needed(listen: str) -> None:
+    with pytest.raises(ConfigError, match="RELAY_SHARED_SECRET"):
+        Config(listen=listen)
+    assert "hidden" not in repr(Config(listen=listen, secret="hidden"))
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1:0", "localhost:7070", "[::1]:7070", "127.0.0.9:7070"])
+def test_on_loopback_it_is_not(listen: str) -> None:
+    assert is_loopback(Config(listen=listen).address[0])
+
+
+@pytest.mark.parametrize("listen", ["7070", "127.0.0.1", "127.0.0.1:http", "127.0.0.1:70700"])
+def test_an_address_is_host_and_port(listen: str) -> None:
+    with pytest.raises(ConfigError):
+        Config(listen=listen)
+
+
+def test_the_secret_comes_from_the_environment_or_a_file(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("from-file\n")
+    assert read_secret({}) is None
+    assert read_secret({"RELAY_SHARED_SECRET": "x"}) == "x"
+    assert read_secret({"RELAY_SHARED_SECRET_FILE": str(tmp_path / "secret")}) == "from-file"
+    with pytest.raises(ConfigError, match="none"):
+        read_secret({"RELAY_SHARED_SECRET_FILE": str(tmp_path / "none")})
