@@ -108,6 +108,7 @@ def _without_password(url: str) -> str:
 def _run(main: Coroutine[Any, Any, None]) -> None:
     """Run to the end; what a person can put right is one line, anything else a traceback."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
         uvloop.run(main)
     except (config.ConfigError, migrate.SchemaError, postgres.PostgresError) as error:

@@ -17,6 +17,7 @@ from coordinator.artifacts import Artifacts
 from relay.errors import BlobTooLarge, BlobUnknown, DigestMismatch, OffsetGap, StoreFull, TooLarge, from_rpc
 from relay.v1 import artifacts_pb2 as pb
 from relay.v1.artifacts_pb2_grpc import ArtifactsStub
+from tests.conftest import RunningCoordinator
 
 MIB = 1024 * 1024
 
@@ -61,7 +62,7 @@ async def _break_off(stub: ArtifactsStub, data: bytes, after: int) -> None:
     call.cancel()
 
 
-async def test_there_and_back(coordinator) -> None:
+async def test_there_and_back(coordinator: RunningCoordinator) -> None:
     for data in (b"", b"x", _bytes(3 * MIB + 7)):
         put = await _put(coordinator.artifacts, data)
         assert (put.digest, put.size) == (_digest(data), len(data))
@@ -70,7 +71,7 @@ async def test_there_and_back(coordinator) -> None:
     assert (await _put(coordinator.artifacts, data)).size == len(data)  # again: nothing to do
 
 
-async def test_an_upload_that_broke_off_goes_on(coordinator) -> None:
+async def test_an_upload_that_broke_off_goes_on(coordinator: RunningCoordinator) -> None:
     data = _bytes(4 * MIB)
     await _break_off(coordinator.artifacts, data, 2 * MIB + 5)
     stat = await _stat(coordinator.artifacts, _digest(data))
@@ -80,7 +81,7 @@ async def test_an_upload_that_broke_off_goes_on(coordinator) -> None:
     assert list((coordinator.artifact_dir / "partial").iterdir()) == []
 
 
-async def test_an_upload_goes_on_while_the_broken_one_still_seems_to_live(coordinator) -> None:
+async def test_an_upload_goes_on_while_the_broken_one_still_seems_to_live(coordinator: RunningCoordinator) -> None:
     data = _bytes(2 * MIB)
     call = coordinator.artifacts.PutBlob()
     await call.write(pb.PutBlobRequest(header=pb.PutBlobHeader(digest=_digest(data), size=len(data))))
@@ -93,14 +94,14 @@ async def test_an_upload_goes_on_while_the_broken_one_still_seems_to_live(coordi
     call.cancel()
 
 
-async def test_other_bytes_are_refused_and_not_kept(coordinator) -> None:
+async def test_other_bytes_are_refused_and_not_kept(coordinator: RunningCoordinator) -> None:
     with pytest.raises(grpc.RpcError) as refused:
         await _put(coordinator.artifacts, b"these", digest=_digest(b"those"))
     assert isinstance(from_rpc(refused.value), DigestMismatch)
     assert (await _stat(coordinator.artifacts, _digest(b"those"))).offset == 0
 
 
-async def test_a_damaged_beginning_is_sent_again(coordinator) -> None:
+async def test_a_damaged_beginning_is_sent_again(coordinator: RunningCoordinator) -> None:
     data = _bytes(2 * MIB)
     await _break_off(coordinator.artifacts, data, MIB)
     (partial,) = (coordinator.artifact_dir / "partial").iterdir()
@@ -112,21 +113,21 @@ async def test_a_damaged_beginning_is_sent_again(coordinator) -> None:
     await _put(coordinator.artifacts, data)
 
 
-async def test_beyond_what_is_there_is_a_gap(coordinator) -> None:
+async def test_beyond_what_is_there_is_a_gap(coordinator: RunningCoordinator) -> None:
     with pytest.raises(grpc.RpcError) as refused:
         await _put(coordinator.artifacts, b"0123456789", offset=5)
     gap = from_rpc(refused.value)
     assert isinstance(gap, OffsetGap) and gap.metadata["expected"] == "0"
 
 
-async def test_the_same_blob_from_many_at_once(coordinator) -> None:
+async def test_the_same_blob_from_many_at_once(coordinator: RunningCoordinator) -> None:
     data = _bytes(3 * MIB)
     puts = await asyncio.gather(*(_put(coordinator.artifacts, data, piece=100_000) for _ in range(4)))
     assert {put.digest for put in puts} == {_digest(data)}
     assert await _get(coordinator.artifacts, _digest(data)) == data
 
 
-async def test_unknown_blobs_and_large_messages(coordinator) -> None:
+async def test_unknown_blobs_and_large_messages(coordinator: RunningCoordinator) -> None:
     with pytest.raises(grpc.RpcError) as unknown:
         await _get(coordinator.artifacts, _digest(b"nobody has this"))
     assert isinstance(from_rpc(unknown.value), BlobUnknown)
@@ -135,7 +136,7 @@ async def test_unknown_blobs_and_large_messages(coordinator) -> None:
     assert isinstance(from_rpc(large.value), TooLarge)
 
 
-async def test_a_path_is_not_a_digest(coordinator) -> None:
+async def test_a_path_is_not_a_digest(coordinator: RunningCoordinator) -> None:
     with pytest.raises(grpc.RpcError) as refused:
         await _get(coordinator.artifacts, "sha256:../../../../etc/passwd")
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
