@@ -34,6 +34,15 @@ SFT: dict[str, Any] = {
 }
 
 
+TEXT = st.text(alphabet=st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
+KEYS = st.sampled_from(["path", "split", "a", "max_steps", "every"]) | st.text()
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
+    max_leaves=8,
+)
+
+
 def written(folder: Path, text: str, name: str = "run.yaml") -> Path:
     (folder / "train.jsonl").write_text('{"text": "a"}\n')
     file = folder / name
@@ -202,6 +211,37 @@ class TestReading:
                 assert isinstance(reading.decode(content, suffix, "x").data, dict)
             except RunFileErrors as error:
                 assert error.mistakes
+
+
+class TestHostileFiles:
+    """F18: what is huge, deep or no text is a mistake, never a crash."""
+
+    @pytest.mark.parametrize(
+        ("name", "text", "said"),
+        [
+            ("a.yaml", "labels: " + "[" * 3000 + "]" * 3000, "is nested too deeply"),
+            ("a.yaml", "options: " + "{a: " * 40 + "1" + "}" * 40, "options.a.a: is nested too deeply"),
+            ("a.json", '{"a":' * 100_000, "is nested too deeply"),
+            ("a.toml", "a=" + "[" * 5000 + "]" * 5000, "is nested too deeply"),
+            ("a.yaml", "seed: " + "9" * 5000, "holds a number that is too long"),
+            ("a.json", '{"seed": ' + "9" * 5000 + "}", "holds a number that is too long"),
+            ("a.yaml", "options: {max_steps: 99999999999999999999}", "options.max_steps: is too large"),
+            ("a.yaml", 'labels: {a: "\\ud800"}', "labels.a: holds half a character"),
+            ("a.json", '{"labels": {"a": "x\\u0000"}}', "labels.a: holds a NUL character"),
+        ],
+    )
+    def test_it_is_said(self, tmp_path: Path, name: str, text: str, said: str) -> None:
+        assert said in mistakes(written(tmp_path, text, name))[0]
+
+    @given(ANYTHING, st.sampled_from(sorted(RunFile.model_fields)), st.sampled_from(["sft", "command"]))
+    def test_any_value_under_any_key_is_a_run_or_mistakes(self, value: Any, key: str, method: str) -> None:
+        base = SFT if method == "sft" else COMMAND
+        try:
+            run = parse({**base, key: value})
+        except RunFileErrors as error:
+            assert error.mistakes and all(str(mistake) for mistake in error.mistakes)
+        else:
+            assert parse(json.loads(run.to_json())).digest() == run.digest()
 
 
 class TestMistakes:
@@ -452,19 +492,17 @@ class TestResolved:
             {
                 "version": st.just("relay/v1"),
                 "method": st.just("command"),
-                "command": st.lists(st.text(), min_size=1, max_size=3),
+                "command": st.lists(TEXT, min_size=1, max_size=3),
             },
             optional={
-                "labels": st.dictionaries(st.text(min_size=1), st.text()),
+                "labels": st.dictionaries(TEXT.filter(bool), TEXT),
                 "seed": st.integers(0, 2**32 - 1),
-                "resume_args": st.lists(st.text()),
+                "resume_args": st.lists(TEXT),
                 "checkpoint": st.builds(
                     lambda s: {"every": s},
                     st.one_of(st.floats(0.001, 1e9), st.integers(1, 10**9).map(lambda n: f"{n} steps")),
                 ),
-                "env": st.dictionaries(
-                    st.from_regex(r"\A[A-Q][A-Z_]{0,5}\Z"), st.text(alphabet=st.characters(exclude_characters="\0"))
-                ),
+                "env": st.dictionaries(st.from_regex(r"\A[A-Q][A-Z_]{0,5}\Z"), TEXT),
             },
         )
     )

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from relay.runfile import explain, options, reading, rules
+from relay.runfile import explain, options, reading, rules, sound
 from relay.runfile import travelling as _travelling
 from relay.runfile.mistakes import Mark, Mistake, RunFileErrors
 from relay.runfile.models import (
@@ -107,6 +107,8 @@ def travelling(runfile: RunFile, base: FilePath | str) -> Travelling:
 
 
 def _checked(document: Document, *, base: FilePath | None = None, supported: bool = True) -> RunFile:
+    if found_unsound := list(sound.unsound(document.data)):
+        raise RunFileErrors((document.locate(mistake) for mistake in found_unsound), document.name)
     data: dict[str, Any] = _without_empty(document.data)
     run, found = _validated(data, units=base is not None)
     found += _around(data, run, supported)

@@ -85,7 +85,14 @@ def decode(content: bytes, suffix: str, name: str) -> Document:
     except UnicodeDecodeError as error:
         raise RunFileErrors([Mistake((), "is not UTF-8 text")], name) from error
     reader = {".json": _read_json, ".toml": _read_toml}.get(suffix, _read_yaml)
-    return reader(text, name)
+    try:
+        return reader(text, name)
+    except RunFileErrors:
+        raise
+    except RecursionError as error:
+        raise RunFileErrors([Mistake((), "is nested too deeply")], name) from error
+    except ValueError as error:  # Python converts no more than 4300 digits
+        raise RunFileErrors([Mistake((), "holds a number that is too long")], name) from error
 
 
 def yaml_value(text: str) -> Any:
@@ -214,8 +221,6 @@ def _read_json(text: str, name: str) -> Document:
         raise RunFileErrors(
             [Mistake((), f"not JSON: {error.msg}", mark=Mark(error.lineno, error.colno))], name
         ) from error
-    except RecursionError as error:
-        raise RunFileErrors([Mistake((), "is nested too deeply")], name) from error
     if twice:
         raise RunFileErrors([Mistake((key,), "given twice") for key in twice], name)
     reader = _Reader(name)
