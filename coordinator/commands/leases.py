@@ -221,9 +221,10 @@ async def lapse(db: Database, lease_id: UUID) -> bool:
         agent = await leases.is_expired(conn, lease_id)
         if agent is None:
             return False
-        change = await runs.apply(conn, run, Lapsed())
+        text = f"{agent} is silent; the run may go elsewhere"
+        change = await runs.apply(conn, run, Lapsed(), reason=text)
         if change.closing is None:
-            await _tell(conn, run, "lapsed", f"{agent} is silent; the run may go elsewhere", level="warning")
+            await _tell(conn, run, "lapsed", text, level="warning")
         return True
 
 

@@ -15,8 +15,7 @@ import asyncpg
 from coordinator.database import Database, DatabaseAway
 
 PLANNER, REAPER = 0x52454C41, 0x52454C42
-_AGAIN = 1.0  #: seconds before another try, when the database is away
-_PATIENCE = 10 * 365 * 86400.0
+_AGAIN = 1.0  #: seconds before another try
 _log = logging.getLogger(__name__)
 
 
@@ -25,10 +24,9 @@ async def lead(db: Database, key: int, work: Callable[[asyncpg.Connection], Awai
     while True:
         try:
             async with db.dedicated() as conn:
-                await conn.execute("SET lock_timeout = 0; SET statement_timeout = 0")
-                await conn.execute("SELECT pg_advisory_lock($1)", key, timeout=_PATIENCE)
-                await conn.execute("RESET lock_timeout; RESET statement_timeout")
-                await work(conn)
+                # Tried now and then: a statement that waits for days would keep Postgres from clearing away old rows.
+                if await conn.fetchval("SELECT pg_try_advisory_lock($1)", key):
+                    await work(conn)
         except DatabaseAway as away:
             _log.warning("leadership=%x lost: %s", key, away)
         await asyncio.sleep(_AGAIN)

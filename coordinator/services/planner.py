@@ -17,6 +17,7 @@ from relay.timing import LeaseTiming
 
 TICK = 5.0  #: seconds
 _SOON = 0.01
+_RETRY = 0.1  #: when the world had changed under the plan; the change wakes us too
 _log = logging.getLogger(__name__)
 
 
@@ -47,7 +48,7 @@ async def plan_once(db: Database, timing: LeaseTiming) -> float:
         async with db.transaction() as conn:
             await planning.explain(conn, explanations)
     if None in made:
-        return _SOON
+        return _RETRY
     due = [claim.eligible_time for claim in seen.queue if claim.eligible_time] + list(seen.withheld.values())
     waits = [(time - seen.now).total_seconds() + _SOON for time in due if time > seen.now]
     return min([TICK, *waits])

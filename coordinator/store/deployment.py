@@ -9,6 +9,8 @@ from typing import Any
 
 import asyncpg
 
+from coordinator.database import DatabaseAway
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:
@@ -20,7 +22,9 @@ class Identity:
 
 
 async def identity(conn: asyncpg.Connection) -> Identity:
-    """Of the database that answers."""
+    """Of the database that answers; DatabaseAway when that is a standby, which can do nothing for us."""
+    if await conn.fetchval("SELECT pg_is_in_recovery()"):
+        raise DatabaseAway("a standby answers, not the primary")
     row = await conn.fetchrow(
         """SELECT (SELECT system_identifier::text FROM pg_control_system()) AS system,
                   (SELECT oid::bigint FROM pg_database WHERE datname = current_database()) AS oid,
