@@ -41,7 +41,7 @@ from relay.v1 import agents_pb2 as pb
 
 log = logging.getLogger(__name__)
 
-LOOK = 0.2  #: seconds between two looks at a trainer's files
+LOOK = 0.5  #: seconds between two looks at a trainer's files; orders wait for none
 
 
 class Attempt:

@@ -8,7 +8,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from relay.runfile import UnitError, parse_duration, parse_size
@@ -35,7 +35,7 @@ class Config:
     leaving_budget: float
     disconnect_limit: float
     orphan_limit: float
-    secret: str | None
+    secret: str | None = field(repr=False)
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):

@@ -10,6 +10,8 @@ from typing import Any
 
 from agent.sources import read_stretch
 
+MAX_STEP = 2**53  #: what JSON carries exactly everywhere
+
 
 @dataclass(frozen=True, slots=True)
 class Stepped:
@@ -55,7 +57,7 @@ def reports(data: bytes, offset: int, source: str = "events") -> Iterator[Report
         offset += len(line)
         try:
             report = _report(json.loads(line), source, offset)
-        except (ValueError, TypeError, KeyError, RecursionError):
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             continue
         if report is not None:
             yield report
@@ -63,7 +65,7 @@ def reports(data: bytes, offset: int, source: str = "events") -> Iterator[Report
 
 def _report(line: dict[str, Any], source: str, end: int) -> Report | None:
     step = line.get("step")
-    if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+    if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < MAX_STEP:
         return None
     match line["type"]:
         case "checkpoint":

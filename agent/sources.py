@@ -36,7 +36,7 @@ def read_stretch(path: Path, offset: int, *, lines: bool, limit: int = STRETCH) 
                 return Stretch(offset, data[:cut])
             if len(data) < limit:
                 return None  # half a line
-            data += file.read(MAX_LINE - limit)
+            data += file.read(max(0, MAX_LINE - limit))
             if cut := data.find(b"\n") + 1:
                 return Stretch(offset, data[:cut])
             skipped = len(data)

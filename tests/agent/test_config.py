@@ -1,0 +1,42 @@
+"""Settings: from where, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from agent.config import ConfigError, config
+
+
+def test_an_option_wins_over_the_environment_over_the_default() -> None:
+    environment = {"RELAY_COORDINATOR": "a:1", "RELAY_AGENT_NAME": "env", "RELAY_L1_ROOT": "/env", "HOME": "/home/u"}
+    command, made = config(["--name", "mine", "--label", "pool=a"], environment)
+    assert command == "run" and made.name == "mine" and made.coordinator == "a:1" and made.root == Path("/env")
+    assert made.data_dir == Path("/home/u/.local/share/relay/agent") and made.labels == {"pool": "a"}
+    assert made.leaving_budget == 30.0 and made.disconnect_limit == 86400.0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--name", "Not A Name"],
+        ["--coordinator", "nowhere"],
+        ["--slots", "0"],
+        ["--root", "relative"],
+        ["--label", "x"],
+        ["--leaving-budget", "30"],
+        ["--cache-limit", "many"],
+    ],
+)
+def test_what_cannot_work_is_refused_with_its_option(arguments: list[str]) -> None:
+    with pytest.raises(ConfigError):
+        config(["--name", "a", *arguments], {})
+
+
+def test_the_secret_comes_from_the_environment_or_a_file_and_is_never_shown(tmp_path: Path) -> None:
+    """R6."""
+    assert config(["--name", "a"], {"RELAY_SHARED_SECRET": "s3"})[1].secret == "s3"
+    (tmp_path / "secret").write_text("s4\n")
+    made = config(["--name", "a"], {"RELAY_SHARED_SECRET_FILE": str(tmp_path / "secret")})[1]
+    assert made.secret == "s4" and "s4" not in repr(made)
+    with pytest.raises(ConfigError):
+        config(["--name", "a"], {"RELAY_SHARED_SECRET_FILE": str(tmp_path / "none")})

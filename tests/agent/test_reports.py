@@ -1,0 +1,20 @@
+"""What event lines tell their host."""
+
+from pathlib import Path
+
+from agent.reports import Reader, Saved, Stepped, line_of
+
+
+def test_each_report_is_read_once_and_nonsense_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    reader = Reader(path)
+    assert reader.read() == []
+    first = line_of("metric", step=1, values={}) + b"not json\n[1]\n" + line_of("message", text="x")
+    saved = line_of("checkpoint", step=2, path="step_2", metrics={"eval_loss": 0.5})
+    path.write_bytes(first + saved + b'{"type": "metric", "st')
+    assert reader.read() == [Stepped(1), Saved(2, "step_2", {"eval_loss": 0.5}, "events", len(first + saved))]
+    with path.open("ab") as file:
+        file.write(
+            b'ep": 3}\n' + line_of("metric", step=-1) + line_of("metric", step=True) + line_of("metric", step=2**70)
+        )
+    assert reader.read() == [Stepped(3)]

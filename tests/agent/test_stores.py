@@ -1,0 +1,112 @@
+"""`relay://` over a real line: resumable, verified, only what is missing."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from agent.channels import Coordinator
+from agent.contact import Contact
+from agent.inputs import Cache
+from agent.stores.base import Damaged
+from agent.stores.blobs import Blobs
+from agent.stores.relay import RelayStore
+from relay.errors import DigestMismatch
+from relay.manifest import NAME, Manifest, ManifestError, describe, digest_of
+from relay.v1 import runs_pb2
+from tests.agent.fake_coordinator import FakeCoordinator
+from tests.proxy import Proxy
+
+
+@asynccontextmanager
+async def blobs_at(address: str) -> AsyncIterator[tuple[Blobs, Contact]]:
+    coordinator = Coordinator(address, keepalive=0.5)
+    contact = Contact(asyncio.get_running_loop().time)
+    async with coordinator.dial() as channel:
+        yield Blobs(coordinator, channel, contact), contact
+
+
+def folder(path: Path) -> Manifest:
+    (path / "deep").mkdir(parents=True)
+    (path / "a.bin").write_bytes(os.urandom(100_000))
+    (path / "deep/b.sh").write_bytes(b"#!/bin/sh\n")
+    (path / "deep/b.sh").chmod(0o755)
+    (path / "empty").touch()
+    manifest = describe(path, step=4)
+    (path / NAME).write_bytes(manifest.to_bytes())
+    return manifest
+
+
+async def test_a_folder_there_and_back(fake: FakeCoordinator, tmp_path: Path) -> None:
+    manifest = folder(tmp_path / "from")
+    async with blobs_at(fake.address) as (blobs, _):
+        store = RelayStore(blobs)
+        assert not await store.has(manifest.digest)
+        assert await store.put_folder(tmp_path / "from", manifest) == f"relay://{manifest.digest}"
+        assert await store.has(manifest.digest)
+        assert await store.fetch(manifest.digest, tmp_path / "to") == manifest
+    assert describe(tmp_path / "to", step=4) == manifest
+
+
+async def test_a_line_that_breaks_costs_only_time(fake: FakeCoordinator, tmp_path: Path) -> None:
+    """F11."""
+    manifest = folder(tmp_path / "from")
+    async with Proxy([fake.address]) as proxy, blobs_at(proxy.address) as (blobs, contact):
+        proxy.bandwidth(200_000)
+        putting = asyncio.create_task(RelayStore(blobs).put_folder(tmp_path / "from", manifest))
+        await proxy.until_accepted(1)
+        proxy.cut()
+        proxy.heal()
+        while not putting.done():
+            contact.heard()
+            await fake.breathe()
+        await putting
+    assert set(fake.folder(manifest.digest)) == {"a.bin", "deep/b.sh", "empty"}
+
+
+async def test_damage_in_the_store_is_found_and_nothing_of_it_kept(fake: FakeCoordinator, tmp_path: Path) -> None:
+    """F16."""
+    digest = fake.put(b"whole")
+    fake.blobs[digest] = b"wh0le"
+    async with blobs_at(fake.address) as (blobs, _):
+        with pytest.raises(Damaged):
+            await blobs.get(digest, tmp_path / "x")
+        with pytest.raises(Damaged):
+            await blobs.get(digest_of(b"never there"), tmp_path / "y")
+    assert [path.name for path in tmp_path.iterdir() if path.stat().st_size] == []
+
+
+async def test_a_download_goes_on_where_it_broke_off(fake: FakeCoordinator, tmp_path: Path) -> None:
+    data = os.urandom(5000)
+    digest = fake.put(data)
+    (tmp_path / "x.part").write_bytes(data[:3000])
+    async with blobs_at(fake.address) as (blobs, _):
+        await blobs.get(digest, tmp_path / "x", executable=True)
+    assert (tmp_path / "x").read_bytes() == data and os.access(tmp_path / "x", os.X_OK)
+
+
+async def test_a_file_that_changed_is_not_stored_under_its_old_name(fake: FakeCoordinator, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"new")
+    async with blobs_at(fake.address) as (blobs, _):
+        with pytest.raises(DigestMismatch):
+            await blobs.put(tmp_path / "x", digest_of(b"old"))
+
+
+async def test_inputs_are_cached_verified_and_bounded(fake: FakeCoordinator, tmp_path: Path) -> None:
+    first, second = fake.put(b"a" * 600), fake.put(b"b" * 600)
+    cache = Cache(tmp_path / "cache", limit=1000)
+    async with blobs_at(fake.address) as (blobs, _):
+        await cache.place(blobs, [runs_pb2.Input(path="in/a", digest=first)], tmp_path / "one")
+        del fake.blobs[first]
+        await cache.place(blobs, [runs_pb2.Input(path="a", digest=first)], tmp_path / "two")
+        assert (tmp_path / "two/a").read_bytes() == b"a" * 600
+        await cache.place(blobs, [runs_pb2.Input(path="b", digest=second)], tmp_path / "three")
+        assert [path.name for path in (tmp_path / "cache").iterdir()] == [second.removeprefix("sha256:")]
+        (tmp_path / "cache" / second.removeprefix("sha256:")).write_bytes(b"rotten")
+        await cache.place(blobs, [runs_pb2.Input(path="b", digest=second)], tmp_path / "four")
+        assert (tmp_path / "four/b").read_bytes() == b"b" * 600
+        with pytest.raises(ManifestError):  # R7
+            await cache.place(blobs, [runs_pb2.Input(path="../b", digest=second)], tmp_path / "five")
