@@ -276,38 +276,27 @@ def backoff(count: int) -> float:
     return 0.0 if count <= 0 else float(min(MAX_BACKOFF, BACKOFF * 2 ** min(count - 1, 16)))
 
 
-def _pause(status: Status, _: Pause) -> Change:
-    return Change(replace(status, state=RunState.PAUSED, wanted=Wanted.PAUSE))
+def _to(state: RunState, wanted: Wanted) -> Rule:
+    """A run without a lease goes where it is wanted at once."""
+    return lambda status, _: Change(replace(status, state=state, wanted=wanted))
 
 
 def _stop_to_pause(status: Status, _: Pause) -> Change:
     return Change(replace(status, wanted=Wanted.PAUSE, stop=StopReason.PAUSE.sharpened(status.stop)))
 
 
-def _end_to_pause(status: Status, _: Pause) -> Change:
-    wanted = replace(status, wanted=Wanted.PAUSE)
-    return _end(wanted, Ended(Outcome.FAULTED, reason="silent when the run was paused"))
-
-
-def _resume(status: Status, _: Resume) -> Change:
-    return Change(replace(status, state=RunState.QUEUED, wanted=Wanted.RUN))
+def _end_to(wanted: Wanted, verb: str) -> Rule:
+    """Nobody waits for a silent holder when the run is not to go on."""
+    ended = Ended(Outcome.FAULTED, reason=f"silent when the run was {verb}")
+    return lambda status, _: _end(replace(status, wanted=wanted), ended)
 
 
 def _unwish_pause(status: Status, _: Resume) -> Change:
     return Change(replace(status, wanted=Wanted.RUN))
 
 
-def _cancel(status: Status, _: Cancel) -> Change:
-    return Change(replace(status, state=RunState.CANCELLED, wanted=Wanted.CANCEL))
-
-
 def _stop_to_cancel(status: Status, _: Cancel) -> Change:
     return Change(replace(status, wanted=Wanted.CANCEL, stop=StopReason.CANCEL))
-
-
-def _end_to_cancel(status: Status, _: Cancel) -> Change:
-    wanted = replace(status, wanted=Wanted.CANCEL)
-    return _end(wanted, Ended(Outcome.FAULTED, reason="silent when the run was cancelled"))
 
 
 def _requeue(status: Status, _: Requeue) -> Change:
@@ -320,9 +309,9 @@ _AFTER_END = (_P.SUCCEEDED, _P.FAILED, _P.QUEUED)
 #: (phase, event) → what happens, and every phase it may lead to. What is not here is refused.
 TABLE: Mapping[tuple[Phase, type[Any]], tuple[Rule, tuple[Phase, ...]]] = {
     (_P.QUEUED, Granted): (_grant, (_P.RUNNING,)),
-    (_P.QUEUED, Pause): (_pause, (_P.PAUSED,)),
+    (_P.QUEUED, Pause): (_to(RunState.PAUSED, Wanted.PAUSE), (_P.PAUSED,)),
     (_P.QUEUED, Resume): (_stay, (_P.QUEUED,)),
-    (_P.QUEUED, Cancel): (_cancel, (_P.CANCELLED,)),
+    (_P.QUEUED, Cancel): (_to(RunState.CANCELLED, Wanted.CANCEL), (_P.CANCELLED,)),
     (_P.QUEUED, Requeue): (_stay, (_P.QUEUED,)),
     (_P.RUNNING, Started): (_stay, (_P.RUNNING,)),
     (_P.RUNNING, HeadMoved): (_advance, (_P.RUNNING,)),
@@ -350,13 +339,13 @@ TABLE: Mapping[tuple[Phase, type[Any]], tuple[Rule, tuple[Phase, ...]]] = {
     (_P.LAPSED, HeadMoved): (_advance, (_P.LAPSED,)),
     (_P.LAPSED, Renewed): (_renew, (_P.RUNNING,)),
     (_P.LAPSED, Ended): (_end, _AFTER_END),
-    (_P.LAPSED, Pause): (_end_to_pause, (_P.PAUSED,)),
+    (_P.LAPSED, Pause): (_end_to(Wanted.PAUSE, "paused"), (_P.PAUSED,)),
     (_P.LAPSED, Resume): (_stay, (_P.LAPSED,)),
-    (_P.LAPSED, Cancel): (_end_to_cancel, (_P.CANCELLED,)),
+    (_P.LAPSED, Cancel): (_end_to(Wanted.CANCEL, "cancelled"), (_P.CANCELLED,)),
     (_P.LAPSED, Requeue): (_stay, (_P.LAPSED,)),
     (_P.PAUSED, Pause): (_stay, (_P.PAUSED,)),
-    (_P.PAUSED, Resume): (_resume, (_P.QUEUED,)),
-    (_P.PAUSED, Cancel): (_cancel, (_P.CANCELLED,)),
+    (_P.PAUSED, Resume): (_to(RunState.QUEUED, Wanted.RUN), (_P.QUEUED,)),
+    (_P.PAUSED, Cancel): (_to(RunState.CANCELLED, Wanted.CANCEL), (_P.CANCELLED,)),
     (_P.PAUSED, Requeue): (_requeue, (_P.QUEUED,)),
     (_P.SUCCEEDED, Requeue): (_requeue, (_P.QUEUED,)),
     (_P.FAILED, Requeue): (_requeue, (_P.QUEUED,)),

@@ -25,8 +25,10 @@ async def lead(db: Database, key: int, work: Callable[[asyncpg.Connection], Awai
         try:
             async with db.dedicated() as conn:
                 # Tried now and then: a statement that waits for days would keep Postgres from clearing away old rows.
-                if await conn.fetchval("SELECT pg_try_advisory_lock($1)", key):
-                    await work(conn)
+                while True:
+                    if await conn.fetchval("SELECT pg_try_advisory_lock($1)", key):
+                        await work(conn)
+                    await asyncio.sleep(_AGAIN)
         except DatabaseAway as away:
             _log.warning("leadership=%x lost: %s", key, away)
         await asyncio.sleep(_AGAIN)
