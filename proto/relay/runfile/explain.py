@@ -16,6 +16,7 @@ _NEEDED = {
     "tuple_type": "a list is needed",
     "list_type": "a list is needed",
 }
+_NOT_KEYS = ("~split", "~sources", "[key]")  #: what the library puts into a path beside keys
 _BOUNDS = {
     "greater_than": ("gt", "more than"),
     "greater_than_equal": ("ge", "at least"),
@@ -43,7 +44,7 @@ def _path(location: tuple[int | str, ...], data: Any) -> Path:
     """The place as the file has it: without the names of variants, without the index of a list that was one value."""
     path: list[str | int] = []
     for part in location:
-        if isinstance(part, str) and (part.startswith("~") or part == "[key]"):
+        if part in _NOT_KEYS and not (isinstance(data, Mapping) and part in data):
             continue
         if isinstance(part, int) and not isinstance(data, list | tuple):
             continue

@@ -48,11 +48,18 @@ def between_sections(data: Mapping[str, Any]) -> Iterator[Mistake]:
         yield from _for_training(method, data)
 
 
+def _given(data: Mapping[str, Any], key: str) -> bool:
+    """Whether a key says something; a resolved run also carries keys at their defaults."""
+    default = RunFile.model_fields[key].get_default(call_default_factory=True)
+    value = data.get(key)
+    return value is not None and (tuple(value) if isinstance(value, list) else value) != default
+
+
 def _for_command(data: Mapping[str, Any]) -> Iterator[Mistake]:
     if not data.get("command"):
         yield Mistake(("command",), "is missing", "method: command runs one, for instance command: [python, train.py]")
     for key in _NEVER_COMMAND:
-        if data.get(key):
+        if _given(data, key):
             yield Mistake(
                 (key,), "does not go with method: command", "a command takes what it needs from files, command and env"
             )
@@ -60,7 +67,7 @@ def _for_command(data: Mapping[str, Any]) -> Iterator[Mistake]:
 
 def _for_training(method: str, data: Mapping[str, Any]) -> Iterator[Mistake]:
     for key in _COMMAND_ONLY:
-        if data.get(key) and (key, data[key]) != ("workdir", "."):
+        if _given(data, key):
             yield Mistake((key,), f"does not go with method: {method}", "it belongs to method: command")
     if "model" not in data:
         yield Mistake(
