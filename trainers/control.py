@@ -4,7 +4,6 @@ Signals do not pass launchers reliably (accelerate and torchrun each have their 
 pass them at all: every failure becomes 1 under a long traceback. Files do.
 """
 
-import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -51,11 +50,15 @@ class Control:
     def training(self) -> bool:
         return self._training.exists()
 
-    def conclude(self, outcome: Outcome) -> None:
-        with contextlib.suppress(FileExistsError):
-            draft = self.root / f"outcome-{os.getpid()}"
-            draft.write_text(json.dumps(asdict(outcome)))
+    def conclude(self, outcome: Outcome) -> bool:
+        """True for the rank that is first to say how it ended."""
+        draft = self.root / f"outcome-{os.getpid()}"
+        draft.write_text(json.dumps(asdict(outcome)))
+        try:
             os.link(draft, self._outcome)
+        except FileExistsError:
+            return False
+        return True
 
     def outcome(self) -> Outcome | None:
         try:

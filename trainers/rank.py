@@ -56,16 +56,13 @@ def _run(contract: Contract, control: Control, events: EventLog) -> Outcome:
             return Outcome(SUCCEEDED)
         return runtime.train(job, events)
     except Exception as error:
-        outcome = runtime.outcome_of(error)
-        events.message("error", outcome.line if outcome else _last_line(error))
-        if outcome is None:
-            control.conclude(Outcome(FAILED, _last_line(error)))
+        expected = runtime.outcome_of(error)
+        outcome = expected or Outcome(FAILED, f"{type(error).__name__}: {error}".strip())
+        if control.conclude(outcome):
+            events.message("error", outcome.line)
+        if expected is None:
             raise
         return outcome
-
-
-def _last_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".strip()
 
 
 if __name__ == "__main__":
