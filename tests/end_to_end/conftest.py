@@ -14,6 +14,8 @@ from tests.end_to_end.fleet import Fleet, deployed
 async def fleet(database_url: str) -> AsyncIterator[Fleet]:
     """Two replicas behind a proxy. In a short folder: Unix socket paths hold at most 107 bytes."""
     folder = Path(tempfile.mkdtemp(prefix="relay-e2e-"))
-    async with deployed(folder, database_url) as fleet:
-        yield fleet
-    shutil.rmtree(folder)
+    try:
+        async with deployed(folder, database_url) as fleet:
+            yield fleet
+    finally:
+        shutil.rmtree(folder)
