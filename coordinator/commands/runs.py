@@ -22,6 +22,7 @@ from relay.errors import (
     IllegalVerb,
     InputMissing,
     InvalidRequest,
+    RelayError,
     RequestIdReused,
     RunEnded,
     RunExists,
@@ -161,7 +162,10 @@ async def _requeue(conn: asyncpg.Connection, submission: Submission, checked: Ch
             checked.spec.get("priority", 0),
             checked.digest,
         )
-    change = await runs.apply(conn, run, Requeue())
+    try:
+        change = await runs.apply(conn, run, Requeue())
+    except IllegalTransition as illegal:
+        raise _unsuitable(run.id, illegal, "queued again") from None
     if change.status != run.status:
         state = change.status.state.value
         await history.record(conn, run.id, "state", "queued again from its head", state=state)
@@ -189,7 +193,11 @@ async def _wish(db: Database, run_id: str, event: Event, verb: str, reason: str)
         try:
             change = await runs.apply(conn, run, event, reason=text)
         except IllegalTransition as illegal:
-            error = RunEnded if illegal.phase in _OVER else IllegalVerb
-            raise error(f"run {run_id} is {illegal.phase}: it cannot be {verb}", state=illegal.phase.value) from None
+            raise _unsuitable(run_id, illegal, verb) from None
         if change.status != run.status:
             await history.record(conn, run_id, "wanted", text, details={"verb": verb}, state=change.status.state.value)
+
+
+def _unsuitable(run_id: str, illegal: IllegalTransition, verb: str) -> RelayError:
+    error = RunEnded if illegal.phase in _OVER else IllegalVerb
+    return error(f"run {run_id} is {illegal.phase}: it cannot be {verb}", state=illegal.phase.value)

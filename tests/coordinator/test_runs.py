@@ -106,6 +106,16 @@ async def test_resume_queues_a_run_that_is_over_again_from_its_head(world: World
         assert await a.complete(second.lease, **STOPPED) == State.QUEUED
 
 
+async def test_a_run_that_is_being_cancelled_cannot_be_queued_again_yet(world: World) -> None:
+    async with connected(world.replica.agents, "a") as [a]:
+        await world.submit()
+        lease = (await a.take()).lease
+        await world.replica.runs.CancelRun(runs_pb2.CancelRunRequest(name="runs/r"))
+        assert reason(await refusal(world, resume=True)) == "STATE_UNSUITABLE"
+        assert await a.complete(lease, **STOPPED) == State.CANCELLED
+        assert (await world.submit(resume=True)).run.state == State.QUEUED
+
+
 async def test_runs_are_listed_newest_first_page_by_page_and_by_label(world: World) -> None:
     for number in range(5):
         await world.submit(f"r{number}", labels={"parity": "even" if number % 2 == 0 else "odd"})
