@@ -21,6 +21,7 @@ from typing import Any
 
 import asyncpg
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 CHANNELS = ("relay_runs", "relay_wishes", "relay_queue")
@@ -64,6 +65,7 @@ _AWAY = (
     asyncpg.TransactionRollbackError,  # deadlock, serialization
     asyncpg.ReadOnlySQLTransactionError,  # a demoted primary
     asyncpg.IdleInTransactionSessionTimeoutError,
+    PoolTimeout,
 )
 
 
