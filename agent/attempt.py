@@ -150,7 +150,7 @@ class Attempt:
             if self._shim is None and not await self._unless_ordered(self._begin(run)):
                 return stopped(Stop.WISHED if self._order is None else self._order.cause)
             self._means.spool.add(self.sources.values())
-            publisher = self._publisher(run)
+            publisher = _publisher(self.assignment, run, self._folder, self._means, self.sources, self._journal)
             beside(publisher.run())
             ended = await self._follow(run, publisher)
             return await self._judge(run, ended, publisher)
@@ -196,7 +196,7 @@ class Attempt:
     async def _follow(self, run: RunFile, publisher: Publisher) -> Exit:
         """Until the trainer and all it started are gone."""
         assert self._shim is not None
-        self._watch = watch = self._watching(run)
+        self._watch = watch = _watching(run, self._folder, rejoined=self._rejoined)
         self._move(pb.HeldLease.ENDING if self._order else pb.HeldLease.RUNNING)
         waiting = asyncio.create_task(self._shim.wait())
         waiting.add_done_callback(lambda _: self._woken.set())
@@ -286,37 +286,43 @@ class Attempt:
                 await self._shim.kill(why)
             await self._shim.wait()
 
-    # What it is made of
-
-    def _watching(self, run: RunFile) -> Watch:
-        progress = Progress(run.lifecycle.stall_after, boottime(), contract=run.command is None)
-        return Watch(self._folder, progress, scanner_of(run, self._folder, boottime), boottime, rejoined=self._rejoined)
-
-    def _publisher(self, run: RunFile) -> Publisher:
-        means, assignment = self._means, self.assignment
-        runs = means.run_folder(assignment.run_id)
-
-        async def retain(needed: set[int]) -> None:
-            await asyncio.to_thread(runs.retain, self._folder, run.checkpoint.keep.last, needed)
-
-        return Publisher(
-            assignment,
-            self._folder,
-            agent=means.agent,
-            stub=means.stub,
-            metadata=means.metadata,
-            contact=means.contact,
-            store=means.stores["relay"],
-            sources=self.sources,
-            journal=self._journal,
-            retain=retain,
-            done=max(self._folder.steps(), default=0) - 1,
-        )
-
     def _move(self, phase: pb.HeldLease.Phase.ValueType) -> None:
         if phase != self._phase:
             self._phase = phase
             self._changed()
+
+
+def _watching(run: RunFile, folder: AttemptFolder, *, rejoined: bool) -> Watch:
+    progress = Progress(run.lifecycle.stall_after, boottime(), contract=run.command is None)
+    return Watch(folder, progress, scanner_of(run, folder, boottime), boottime, rejoined=rejoined)
+
+
+def _publisher(
+    assignment: Assignment,
+    run: RunFile,
+    folder: AttemptFolder,
+    means: Means,
+    sources: Mapping[str, Source],
+    journal: Journal,
+) -> Publisher:
+    runs = means.run_folder(assignment.run_id)
+
+    async def retain(needed: set[int]) -> None:
+        await asyncio.to_thread(runs.retain, folder, run.checkpoint.keep.last, needed)
+
+    return Publisher(
+        assignment,
+        folder,
+        agent=means.agent,
+        stub=means.stub,
+        metadata=means.metadata,
+        contact=means.contact,
+        store=means.stores["relay"],
+        sources=sources,
+        journal=journal,
+        retain=retain,
+        done=max(folder.steps(), default=0) - 1,
+    )
 
 
 def _sources(assignment: Assignment, folder: AttemptFolder, lost: asyncio.Event, *, ready: bool) -> dict[str, Source]:
