@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
 from pathlib import Path
@@ -357,6 +358,7 @@ def demo(
 
 def main() -> None:
     """The entry point."""
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # its notes on forks and proxies are not for users
     app(prog_name="relayctl")
 
 

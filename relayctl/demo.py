@@ -11,11 +11,14 @@ import json
 import math
 import shutil
 import signal
+import statistics
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +118,8 @@ async def _show(stage: Stage) -> None:
 async def _asked(stage: Stage, title: str, *more: str) -> dict[str, Any]:
     printed = (await stage.script(title, EXAMPLES / "evaluate_sums.py", stage.model, *more)).splitlines()
     answer: dict[str, Any] = json.loads("\n".join(printed[printed.index("{") :]))  # warnings may stand before it
+    sample = answer["examples"][0]
+    note(f"  for instance: {sample['question']} {sample['written'].splitlines()[0][:80] if sample['written'] else ''}")
     return answer
 
 
@@ -128,15 +133,13 @@ async def _sized(stage: Stage) -> int:
     await stage.script("timing the first steps", "-m", "trainers", EXAMPLES / "sums.yaml", "--runs", probe, *words)
     events = [json.loads(line) for path in probe.rglob("events.jsonl") for line in path.read_text().splitlines()]
     times = sorted(_seconds(event["time"]) for event in events if event["type"] == "progress")
-    step = (times[-1] - times[1]) / max(len(times) - 2, 1)
+    step = statistics.median(later - sooner for sooner, later in pairwise(times[1:]))
     steps = int(min(max((BUDGET - _OVERHEAD) / step, _FEWEST), _MOST))
     note(f"  {step:.1f} s a step: {steps} steps")
     return steps
 
 
 def _seconds(stamp: str | float) -> float:
-    from datetime import datetime
-
     return stamp if isinstance(stamp, float | int) else datetime.fromisoformat(stamp).timestamp()
 
 
