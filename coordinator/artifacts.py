@@ -2,11 +2,16 @@
 
     blobs/ab/<hex>            whole, durable, never changed
     partial/<hex>.<upload>    on its way; grows at its end only, and is locked by the upload that writes it
+    damaged/<hex>.<finding>   was whole and is so no more: a disk changed it. Kept for a week for whoever looks into it
 
 A blob is written aside, checked against its digest, synced, and then given its name: what can be seen under `blobs` is
 whole, whatever was killed when. An upload that broke off leaves its partial file, and the next upload of that digest
 goes on in it; if the broken one has not noticed yet and still holds it, the next one copies what it needs. Two that
 bring the same bytes at once do not meet: each writes its own, and the second name replaces the first.
+
+Reading costs no check: who reads knows the digest. When what they got does not match they ask for a `check`, which
+takes a damaged blob's name away. From then on the store does not have it, and the next upload of the same bytes,
+which training from an earlier checkpoint brings, repairs it.
 
 Methods block: they read, write, hash and sync. Call them in a thread.
 """
@@ -17,12 +22,13 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import logging
 import os
 import shutil
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +39,9 @@ from relay.manifest import DIGEST
 CHUNK = 1024 * 1024
 _RECOUNT_SECONDS = 60.0  # other replicas write here too
 _SPARE_BYTES = 256 * CHUNK  # of the disk, left for everybody else
-_ABANDONED_SECONDS = 7 * 24 * 3600.0  # nobody comes back to an upload after that
+_CHECK_BYTES = 64 * CHUNK  # hashed between two signs of life
+_KEPT_SECONDS = 7 * 24 * 3600.0  # nobody comes back to an upload, or to what was found damaged, after that
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +57,11 @@ class Artifacts:
     """The store in `root`, of at most `limit` bytes."""
 
     def __init__(self, root: Path, *, limit: int) -> None:
-        self._blobs, self._partial = root / "blobs", root / "partial"
+        self._blobs, self._partial, self._damaged = root / "blobs", root / "partial", root / "damaged"
         self._room = _Room(root, limit)
-        for folder in (self._blobs, self._partial):
+        for folder in (self._blobs, self._partial, self._damaged):
             folder.mkdir(parents=True, exist_ok=True)
-        self._forget_abandoned()
+        self._forget_old()
 
     def stat(self, digest: str) -> Stat:
         path = self._path(digest)
@@ -76,6 +84,38 @@ class Artifacts:
         if len(data) > limit:
             raise BlobTooLarge(f"{digest} is larger than {limit} bytes")
         return data
+
+    def check(self, digest: str) -> Generator[int]:
+        """Read a blob whole and compare; yields now and then how many bytes are done.
+
+        Ends by DigestMismatch when it is damaged, after it was set aside; by BlobUnknown when there is none.
+        """
+        descriptor = self.open(digest)
+        try:
+            hasher, at = hashlib.sha256(), 0
+            while piece := read_piece(descriptor, at, digest):
+                hasher.update(piece)
+                at += len(piece)
+                if at % _CHECK_BYTES == 0:
+                    yield at
+            if f"sha256:{hasher.hexdigest()}" != digest:
+                raise DigestMismatch(f"the {at} bytes that the store has of {digest} are others")
+        except DigestMismatch as wrong:
+            self._set_aside(digest, descriptor, str(wrong))
+            raise
+        finally:
+            os.close(descriptor)
+
+    def _set_aside(self, digest: str, descriptor: int, why: str) -> None:
+        """Take the blob's name away, unless another file has it by now: then it has been repaired."""
+        path = self._path(digest)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(path.stat(), os.fstat(descriptor)):
+                kept = self._damaged / f"{path.name}.{uuid.uuid4().hex}"
+                os.rename(path, kept)
+                for folder in (path.parent, self._damaged):
+                    _sync_folder(folder)
+                _log.error("blob=%s damaged: %s; set aside as %s, the next upload repairs it", digest, why, kept)
 
     @contextmanager
     def upload(self, digest: str, size: int, offset: int) -> Iterator[Upload]:
@@ -139,11 +179,21 @@ class Artifacts:
             raise OffsetGap("what there was of it has just gone", expected="0") from None
         return made
 
-    def _forget_abandoned(self) -> None:
-        for path in self._partial.iterdir():
+    def _forget_old(self) -> None:
+        for path in (*self._partial.iterdir(), *self._damaged.iterdir()):
             with contextlib.suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+                if time.time() - path.stat().st_ctime > _KEPT_SECONDS:  # of a rename too, other than mtime
                     _remove_unlocked(path)
+
+
+def read_piece(descriptor: int, at: int, digest: str) -> bytes:
+    """The next bytes of a blob, empty at its end. DigestMismatch when the disk cannot read them."""
+    try:
+        return os.pread(descriptor, CHUNK, at)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        raise DigestMismatch(f"the store's disk cannot read {digest} from byte {at} on") from error
 
 
 class Upload:

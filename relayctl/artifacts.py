@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
@@ -118,45 +119,67 @@ class Artifacts:
             sent = taken
 
     async def download(self, digest: str, size: int, target: Path, progress: Progress = lambda done: None) -> None:
-        """Puts one blob at `target`, whole and verified, or raises; goes on from what an earlier try left."""
+        """Puts one blob at `target`, whole and verified, or raises; goes on from what an earlier try left.
+
+        What arrives wrong is fetched once more, after the store has checked its own bytes.
+        """
         await asyncio.to_thread(target.parent.mkdir, parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.{digest.removeprefix('sha256:')[:12]}.part")
+        try:
+            with contextlib.suppress(errors.DigestMismatch, errors.InvalidRequest):
+                if await self._fetch(digest, size, part, progress):
+                    os.replace(part, target)
+                    return
+            progress(-part.stat().st_size)
+            part.unlink()
+            if not await self._fetch(digest, size, part, progress, verify=True):
+                raise errors.DigestMismatch("its bytes are right in the store and wrong here")
+        except errors.DigestMismatch as error:
+            part.unlink(missing_ok=True)
+            raise PullFailed(f"{target.name} arrived damaged: {error}") from error
+        os.replace(part, target)
+
+    async def _fetch(self, digest: str, size: int, part: Path, progress: Progress, *, verify: bool = False) -> bool:
+        """Whether the blob is in `part` now, whole and right."""
         with part.open("a+b") as file:
             hasher = await asyncio.to_thread(_resume, file, size)
             progress(file.tell())
-
-            def start() -> AsyncIterable[pb.GetBlobResponse]:
-                request = pb.GetBlobRequest(digest=digest, offset=file.tell())
-                call: AsyncIterable[pb.GetBlobResponse] = self._stub.GetBlob(request, metadata=self._line.metadata)
-                return call
-
             while file.tell() < size:
                 before = file.tell()
-                async for piece in self._line.resumed(start):
-                    await asyncio.to_thread(_take, file, hasher, piece.chunk)
-                    progress(len(piece.chunk))
+                async for chunk in self._chunks(digest, file.tell, verify=verify):
+                    await asyncio.to_thread(_take, file, hasher, chunk)
+                    progress(len(chunk))
                 if file.tell() == before:
                     break
-        if f"sha256:{hasher.hexdigest()}" != digest:
-            part.unlink()
-            raise PullFailed(f"{target.name} arrived damaged: its bytes do not match {digest}")
-        os.replace(part, target)
+        return f"sha256:{hasher.hexdigest()}" == digest
 
-    async def read(self, digest: str, limit: int) -> bytes:
-        """A small blob in memory, verified."""
-        content = bytearray()
+    def _chunks(self, digest: str, at: Callable[[], int], *, verify: bool = False) -> AsyncIterator[bytes]:
+        """The rest of a blob from where `at` says, also after every break of the line."""
 
         def start() -> AsyncIterable[pb.GetBlobResponse]:
-            request = pb.GetBlobRequest(digest=digest, offset=len(content))
+            request = pb.GetBlobRequest(digest=digest, offset=at(), verify=verify)
             call: AsyncIterable[pb.GetBlobResponse] = self._stub.GetBlob(request, metadata=self._line.metadata)
             return call
 
-        async for piece in self._line.resumed(start):
-            content += piece.chunk
+        return (piece.chunk async for piece in self._line.resumed(start))
+
+    async def read(self, digest: str, limit: int) -> bytes:
+        """A small blob in memory, verified."""
+        try:
+            for verify in (False, True):
+                content = await self._content(digest, limit, verify=verify)
+                if manifest.digest_of(content) == digest:
+                    return content
+        except errors.DigestMismatch as error:
+            raise PullFailed(f"{digest} arrived damaged: {error}") from error
+        raise PullFailed(f"{digest} arrived damaged: its bytes are right in the store and wrong here")
+
+    async def _content(self, digest: str, limit: int, *, verify: bool) -> bytes:
+        content = bytearray()
+        async for chunk in self._chunks(digest, content.__len__, verify=verify):
+            content += chunk
             if len(content) > limit:
                 raise PullFailed(f"{digest} is larger than {limit} bytes")
-        if manifest.digest_of(bytes(content)) != digest:
-            raise PullFailed(f"{digest} arrived damaged")
         return bytes(content)
 
     async def contents(self, digest: str) -> manifest.Manifest:

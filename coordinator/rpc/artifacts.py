@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, closing
 from typing import Any
 
 from grpc import aio
 
-from coordinator.artifacts import CHUNK, Artifacts, Stat, Upload
+from coordinator.artifacts import Artifacts, Stat, Upload, read_piece
 from coordinator.threads import in_thread
 from relay.errors import InvalidRequest, TooLarge
 from relay.v1 import artifacts_pb2 as pb
@@ -43,12 +43,16 @@ class ArtifactsService(artifacts_pb2_grpc.ArtifactsServicer):
         return pb.PutBlobResponse(digest=header.digest, size=stat.offset if stat.complete else header.size)
 
     async def GetBlob(self, request: pb.GetBlobRequest, context: _Context) -> AsyncIterator[pb.GetBlobResponse]:
+        if request.verify:
+            with closing(self._artifacts.check(request.digest)) as checking:
+                while await in_thread(next, checking, None) is not None:
+                    yield pb.GetBlobResponse()  # so that a long check does not look like a dead line
         descriptor = await in_thread(self._artifacts.open, request.digest)
         try:
             size, offset = os.fstat(descriptor).st_size, request.offset
             if not 0 <= offset <= size:
                 raise InvalidRequest(f"an offset of {offset} in a blob of {size} bytes")
-            while piece := await in_thread(os.pread, descriptor, CHUNK, offset):
+            while piece := await in_thread(read_piece, descriptor, offset, request.digest):
                 offset += len(piece)
                 yield pb.GetBlobResponse(chunk=piece)
         finally:

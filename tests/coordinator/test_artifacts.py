@@ -7,7 +7,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import grpc
@@ -42,8 +42,9 @@ async def _put(
     return await stub.PutBlob(requests(), timeout=30)
 
 
-async def _get(stub: ArtifactsStub, digest: str, offset: int = 0) -> bytes:
-    return b"".join([r.chunk async for r in stub.GetBlob(pb.GetBlobRequest(digest=digest, offset=offset), timeout=30)])
+async def _get(stub: ArtifactsStub, digest: str, offset: int = 0, *, verify: bool = False) -> bytes:
+    request = pb.GetBlobRequest(digest=digest, offset=offset, verify=verify)
+    return b"".join([response.chunk async for response in stub.GetBlob(request, timeout=30)])
 
 
 async def _stat(stub: ArtifactsStub, digest: str) -> pb.BlobStat:
@@ -140,6 +141,42 @@ async def test_a_path_is_not_a_digest(coordinator: RunningCoordinator) -> None:
     with pytest.raises(grpc.RpcError) as refused:
         await _get(coordinator.artifacts, "sha256:../../../../etc/passwd")
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:1000], lambda data: data[:-1] + b"?", lambda data: b""])
+async def test_a_damaged_blob_is_set_aside_when_asked_and_the_next_upload_repairs_it(
+    coordinator: RunningCoordinator, damage: Callable[[bytes], bytes]
+) -> None:
+    """F16: also for the second one who asks, and never without being asked."""
+    data, store = _bytes(2 * MIB, seed=7), coordinator.artifacts
+    await _put(store, data)
+    (blob,) = (coordinator.artifact_dir / "blobs").rglob(_digest(data).removeprefix("sha256:"))
+    blob.write_bytes(damage(data))
+    assert await _get(store, _digest(data)) == damage(data)
+    asked = await asyncio.gather(*(_get(store, _digest(data), verify=True) for _ in range(2)), return_exceptions=True)
+    refused = {type(from_rpc(error)) for error in asked if isinstance(error, grpc.RpcError)}
+    assert len(asked) == 2 and refused <= {DigestMismatch, BlobUnknown} and DigestMismatch in refused
+    (kept,) = (coordinator.artifact_dir / "damaged").iterdir()
+    assert kept.read_bytes() == damage(data)
+    stat = await _stat(store, _digest(data))
+    assert (stat.complete, stat.offset) == (False, 0)
+    await _put(store, data)
+    assert await _get(store, _digest(data), verify=True) == data
+
+
+def test_a_check_that_comes_too_late_leaves_the_repaired_blob_alone(tmp_path: Path) -> None:
+    store, data = Artifacts(tmp_path, limit=1 << 30), bytes(65 * MIB)
+    path = tmp_path / "blobs" / _digest(data)[7:9] / _digest(data)[7:]
+    path.parent.mkdir()
+    path.write_bytes(data[:-1] + b"?")
+    checking = store.check(_digest(data))
+    assert next(checking) == 64 * MIB
+    repaired = tmp_path / "repaired"
+    repaired.write_bytes(data)
+    repaired.replace(path)
+    with pytest.raises(DigestMismatch):
+        next(checking)
+    assert path.exists() and not list((tmp_path / "damaged").iterdir())
 
 
 def test_the_cap_holds_over_replicas_that_share_the_folder(tmp_path: Path) -> None:

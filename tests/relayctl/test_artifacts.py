@@ -30,6 +30,7 @@ class Breaking(ArtifactsService):
         self.cuts: list[int] = []
         self.headers: list[pb.PutBlobHeader] = []
         self.asked: list[int] = []
+        self.flips = 0  #: so many chunks arrive as other bytes
 
     async def PutBlob(self, requests: AsyncIterator[pb.PutBlobRequest], context: Any) -> pb.PutBlobResponse:
         left = self.cuts.pop(0) if self.cuts else None
@@ -50,6 +51,9 @@ class Breaking(ArtifactsService):
         left = self.cuts.pop(0) if self.cuts else None
         self.asked.append(request.offset)
         async for piece in super().GetBlob(request, context):
+            if piece.chunk and self.flips:
+                self.flips -= 1
+                piece.chunk = bytes(len(piece.chunk))
             if left == 0:
                 await context.abort(grpc.StatusCode.CANCELLED, "backend gone")
             left = None if left is None else left - 1
@@ -169,6 +173,23 @@ async def test_a_damaged_blob_is_refused_and_leaves_nothing(
     with pytest.raises(PullFailed, match="arrived damaged"):
         await client.artifacts.pull(content, tmp_path / "here")
     assert list((tmp_path / "here").iterdir()) == []
+    await publish(client, tmp_path / "out")
+    await client.artifacts.pull(content, tmp_path / "here")
+    assert (tmp_path / "here" / "a").read_bytes() == noise(1 << 20), "the next upload has repaired it"
+
+
+async def test_what_the_way_has_damaged_is_fetched_again(
+    client: RelayClient, service: Breaking, tmp_path: Path
+) -> None:
+    written(tmp_path / "out", a=noise(3 << 20))
+    content = await publish(client, tmp_path / "out")
+    service.flips = 1
+    assert await client.artifacts.contents(content.digest) == content
+    service.flips = 1
+    done: list[int] = []
+    await client.artifacts.pull(content, tmp_path / "here", done.append)
+    assert manifest.verify(tmp_path / "here", content) is None and sum(done) == content.size
+    assert not list((tmp_path / "store" / "damaged").iterdir())
 
 
 async def test_what_the_store_does_not_have_is_said(client: RelayClient, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18relay/v1/artifacts.proto\x12\x08relay.v1\"#\n\x10StatBlobsRequest\x12\x0f\n\x07\x64igests\x18\x01 \x03(\t\"6\n\x11StatBlobsResponse\x12!\n\x05\x62lobs\x18\x01 \x03(\x0b\x32\x12.relay.v1.BlobStat\"<\n\x08\x42lobStat\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\x12\x0e\n\x06offset\x18\x03 \x01(\x03\"W\n\x0ePutBlobRequest\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x17.relay.v1.PutBlobHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\t\n\x07message\"=\n\rPutBlobHeader\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x03\x12\x0e\n\x06offset\x18\x03 \x01(\x03\"/\n\x0fPutBlobResponse\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x03\"0\n\x0eGetBlobRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\" \n\x0fGetBlobResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x32\xd5\x01\n\tArtifacts\x12\x44\n\tStatBlobs\x12\x1a.relay.v1.StatBlobsRequest\x1a\x1b.relay.v1.StatBlobsResponse\x12@\n\x07PutBlob\x12\x18.relay.v1.PutBlobRequest\x1a\x19.relay.v1.PutBlobResponse(\x01\x12@\n\x07GetBlob\x12\x18.relay.v1.GetBlobRequest\x1a\x19.relay.v1.GetBlobResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18relay/v1/artifacts.proto\x12\x08relay.v1\"#\n\x10StatBlobsRequest\x12\x0f\n\x07\x64igests\x18\x01 \x03(\t\"6\n\x11StatBlobsResponse\x12!\n\x05\x62lobs\x18\x01 \x03(\x0b\x32\x12.relay.v1.BlobStat\"<\n\x08\x42lobStat\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\x12\x0e\n\x06offset\x18\x03 \x01(\x03\"W\n\x0ePutBlobRequest\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x17.relay.v1.PutBlobHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\t\n\x07message\"=\n\rPutBlobHeader\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x03\x12\x0e\n\x06offset\x18\x03 \x01(\x03\"/\n\x0fPutBlobResponse\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x03\"@\n\x0eGetBlobRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0e\n\x06verify\x18\x03 \x01(\x08\" \n\x0fGetBlobResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x32\xd5\x01\n\tArtifacts\x12\x44\n\tStatBlobs\x12\x1a.relay.v1.StatBlobsRequest\x1a\x1b.relay.v1.StatBlobsResponse\x12@\n\x07PutBlob\x12\x18.relay.v1.PutBlobRequest\x1a\x19.relay.v1.PutBlobResponse(\x01\x12@\n\x07GetBlob\x12\x18.relay.v1.GetBlobRequest\x1a\x19.relay.v1.GetBlobResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,9 +44,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PUTBLOBRESPONSE']._serialized_start=345
   _globals['_PUTBLOBRESPONSE']._serialized_end=392
   _globals['_GETBLOBREQUEST']._serialized_start=394
-  _globals['_GETBLOBREQUEST']._serialized_end=442
-  _globals['_GETBLOBRESPONSE']._serialized_start=444
-  _globals['_GETBLOBRESPONSE']._serialized_end=476
-  _globals['_ARTIFACTS']._serialized_start=479
-  _globals['_ARTIFACTS']._serialized_end=692
+  _globals['_GETBLOBREQUEST']._serialized_end=458
+  _globals['_GETBLOBRESPONSE']._serialized_start=460
+  _globals['_GETBLOBRESPONSE']._serialized_end=492
+  _globals['_ARTIFACTS']._serialized_start=495
+  _globals['_ARTIFACTS']._serialized_end=708
 # @@protoc_insertion_point(module_scope)

@@ -190,19 +190,26 @@ class GetBlobRequest(_message.Message):
 
     DIGEST_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
+    VERIFY_FIELD_NUMBER: _builtins.int
     digest: _builtins.str
     """`sha256:<hex>`."""
     offset: _builtins.int
     """From this byte on."""
+    verify: _builtins.bool
+    """Check the whole blob against its digest before the first byte. A damaged one is set aside and the answer is
+    DIGEST_MISMATCH: the store no longer has it, and the next upload of the same bytes repairs it. Ask this when what
+    arrived did not match; it reads the blob twice.
+    """
     def __init__(
         self,
         *,
         digest: _builtins.str = ...,
         offset: _builtins.int = ...,
+        verify: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "offset", b"offset"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "offset", b"offset", "verify", b"verify"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -216,7 +223,7 @@ class GetBlobResponse(_message.Message):
 
     CHUNK_FIELD_NUMBER: _builtins.int
     chunk: _builtins.bytes
-    """At most 1 MiB."""
+    """At most 1 MiB. Empty now and then while a large blob is being checked, before its first byte."""
     def __init__(
         self,
         *,

@@ -72,7 +72,8 @@ class ArtifactsServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetBlob(self, request, context):
-        """Downloads one blob from an offset, or BLOB_UNKNOWN.
+        """Downloads one blob from an offset, or BLOB_UNKNOWN. What arrives is for the client to check: bytes that do not match
+        are either a fault on the way or a blob that a disk has damaged, and `verify` tells which.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -23,7 +23,9 @@ class ArtifactsStub:
     that broke off goes on from the offset that StatBlobs names. Over the cap it is BLOB_TOO_LARGE or STORE_FULL.
     """
     GetBlob: _aio.UnaryStreamMultiCallable[_artifacts_pb2.GetBlobRequest, _artifacts_pb2.GetBlobResponse]
-    """Downloads one blob from an offset, or BLOB_UNKNOWN."""
+    """Downloads one blob from an offset, or BLOB_UNKNOWN. What arrives is for the client to check: bytes that do not match
+    are either a fault on the way or a blob that a disk has damaged, and `verify` tells which.
+    """
 
 class ArtifactsServicer(metaclass=_abc_1.ABCMeta):
     """Content-addressed blobs, streamed both ways."""
@@ -52,6 +54,8 @@ class ArtifactsServicer(metaclass=_abc_1.ABCMeta):
         request: _artifacts_pb2.GetBlobRequest,
         context: _aio.ServicerContext[_artifacts_pb2.GetBlobRequest, _abc.AsyncIterator[_artifacts_pb2.GetBlobResponse]],
     ) -> _abc.AsyncIterator[_artifacts_pb2.GetBlobResponse]:
-        """Downloads one blob from an offset, or BLOB_UNKNOWN."""
+        """Downloads one blob from an offset, or BLOB_UNKNOWN. What arrives is for the client to check: bytes that do not match
+        are either a fault on the way or a blob that a disk has damaged, and `verify` tells which.
+        """
 
 def add_ArtifactsServicer_to_server(servicer: ArtifactsServicer, server: _aio.Server) -> None: ...
