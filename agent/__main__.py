@@ -21,15 +21,14 @@ from random import Random
 
 from agent import wire
 from agent.capability import detect
-from agent.channels import Coordinator
 from agent.config import Config, ConfigError, config
-from agent.contact import Contact
+from agent.contact import Contact, Coordinator
+from agent.events.spool import Spool
 from agent.inputs import Cache
 from agent.preparing import Means
-from agent.processes import boot_id, boottime
 from agent.session import Identity, Session, grpc_dial
+from agent.shim.processes import boot_id, boottime
 from agent.shims import SpareShim, prepare_runtime_dir
-from agent.spool import Spool
 from agent.stores.blobs import Blobs
 from agent.stores.relay import RelayStore
 from agent.supervisor import Supervisor, WayOut

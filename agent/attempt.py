@@ -20,19 +20,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Never
 
-from agent.causes import Cause
+from agent.checkpoints.publisher import Publisher
 from agent.ending import complete, failed, faulted, publish_result, stopped
+from agent.events.journal import Journal
+from agent.events.reports import Saved
+from agent.events.sources import Source
 from agent.folder import AttemptFolder
 from agent.jobs import Exit
-from agent.journal import Journal
 from agent.preparing import Fault, Means, choose_checkpoint, fetch, start
-from agent.processes import boottime
 from agent.progress import Progress
-from agent.publisher import Publisher
-from agent.reports import Saved
+from agent.shim.processes import boottime
 from agent.shims import Shim, ShimGone, ShimSilent
-from agent.sources import Source
-from agent.verdict import Order, Stop, Success, verdict
+from agent.verdict import Cause, Order, Stop, Success, verdict
 from agent.watch import Watch, scanner_of
 from agent.wire import Assignment
 from relay.errors import LeaseLost

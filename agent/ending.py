@@ -7,15 +7,13 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 
-from agent.causes import Cause
-from agent.channels import CALL_TIMEOUT
-from agent.contact import insist
+from agent.contact import CALL_TIMEOUT, insist
+from agent.events.journal import Journal
+from agent.events.sources import Source, final_length
 from agent.folder import AttemptFolder
-from agent.journal import Journal
 from agent.outputs import manifest_of, matching, whole_folder
 from agent.preparing import Fault, Means
-from agent.sources import Source, final_length
-from agent.verdict import Stop
+from agent.verdict import Cause, Stop
 from agent.wire import Assignment, failure
 from relay.errors import BlobTooLarge, DigestMismatch, EventsMissing, StoreFull
 from relay.manifest import Manifest, ManifestError

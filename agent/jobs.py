@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from agent.processes import Process, boot_id
+from agent.shim.processes import Process, boot_id
 
 T = TypeVar("T")
 

@@ -13,15 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.channels import CALL_TIMEOUT
-from agent.contact import Contact, insist
+from agent.checkpoints.resume import Resume, choose
+from agent.contact import CALL_TIMEOUT, Contact, insist
+from agent.events.spool import Spool
 from agent.folder import AttemptFolder, RunFolder
 from agent.inputs import Cache
 from agent.jobs import Job
 from agent.launch import Launch, launch
-from agent.resume import Resume, choose
 from agent.shims import Shim, ShimError, SpareShim
-from agent.spool import Spool
 from agent.stores.base import Damaged, Store
 from agent.stores.blobs import Blobs
 from agent.wire import Assignment

@@ -25,8 +25,7 @@ from typing import Never, Protocol
 import grpc
 
 from agent import wire
-from agent.channels import Coordinator
-from agent.contact import Contact
+from agent.contact import Contact, Coordinator
 from agent.leases import Beat, Standing
 from relay.errors import DeploymentForeign, IdentityInUse, RelayError, from_rpc
 from relay.timing import LeaseTiming

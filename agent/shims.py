@@ -43,7 +43,7 @@ START = 30.0  #: the same for a start, whose folder may lie on a slow volume
 MAX_SOCKET_PATH = 107  #: bytes, the kernel's `sun_path` without its end
 MAX_REPLY = 8 << 20  #: bytes
 
-_BOOT = "import sys; sys.path.append(sys.argv.pop()); from agent.shim import main; main()"
+_BOOT = "import sys; sys.path.append(sys.argv.pop()); from agent.shim.server import main; main()"
 _ROOT = str(Path(__file__).resolve().parent.parent)
 
 

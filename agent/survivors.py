@@ -8,8 +8,8 @@ import signal
 from pathlib import Path
 
 from agent.jobs import Record
-from agent.processes import Process, descendants, process, processes, send_signal
-from agent.tree import MARK
+from agent.shim.processes import Process, descendants, process, processes, send_signal
+from agent.shim.tree import MARK
 
 
 async def end_survivors(shim_id: str, record: Record | None) -> None:

@@ -1,15 +1,31 @@
-"""What an attempt's end means for its run: success, a stop, or a failure with its cause. Pure."""
+"""What an attempt's end means for its run: success, a stop, or a failure with its cause. Pure.
+
+A cause is a word that programs can act on and a sentence that people can read. The word is what `ErrorInfo` carries:
+CONFIG_INVALID, CUDA_OOM, OOM_KILLED, DISK_FULL, STALLED, START_FAILED, SIGNAL, EXIT_CODE; SHIM_LOST is
+infrastructure's fault, all others are the run's own.
+"""
 
 from __future__ import annotations
 
 import enum
+import re
 import signal
 from dataclasses import dataclass
 
-from agent.causes import Cause, cause_of
 from agent.jobs import Exit
 
 SAVED = 128 + signal.SIGTERM  #: a trainer of ours exits so after it was asked to stop and has saved
+CONFIG = 78  #: sysexits' EX_CONFIG: what the trainer was given is wrong, and will be the next time
+LAST_LINES = 40  #: of stderr, kept with a failure
+LAST_BYTES = 16 * 1024
+
+_TELLING = (
+    (
+        "CUDA_OOM",
+        re.compile(r"CUDA out of memory|CUDA error: out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED"),
+    ),
+    ("DISK_FULL", re.compile(r"No space left on device|Errno 28\b|Disk quota exceeded")),
+)
 
 
 class Stop(enum.IntEnum):
@@ -35,6 +51,17 @@ class Order:
         return Order(other.cause, min(self.grace, other.grace), self.why if self.grace < other.grace else other.why)
 
 
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Why an attempt failed."""
+
+    reason: str
+    text: str
+    permanent: bool = False  #: trying again cannot help
+    infrastructure: bool = False  #: not the run's own fault
+    last_lines: str = ""
+
+
 class Success:
     """Trained to the end."""
 
@@ -56,3 +83,50 @@ def verdict(
     if not command and ended.code is not None and ended.code != SAVED and ended.kill_reason is None:
         return Success() if ended.code == 0 else cause_of(ended, stderr, oom_kills=oom_kills)
     return order.cause if order is not None else Stop.LEAVING
+
+
+def cause_of(ended: Exit, stderr: str, *, oom_kills: int = 0, stalled: str = "") -> Cause:
+    """The cause of an exit that is neither a success nor a stop that was wished.
+
+    `stderr` is the end of what the trainer printed there, `oom_kills` how many processes the kernel killed for memory
+    meanwhile, `stalled` why the agent had it killed.
+    """
+    lines = last_lines(stderr)
+    if ended.lost:
+        return Cause("SHIM_LOST", "the trainer's keeper died or the host was rebooted", infrastructure=True)
+    if ended.error:
+        return Cause("START_FAILED", f"the trainer could not be started: {ended.error}", permanent=True)
+    if stalled:
+        return Cause("STALLED", stalled, last_lines=lines)
+    if ended.code == CONFIG:
+        return Cause(
+            "CONFIG_INVALID", _sentence(stderr, "the run is wrong as written"), permanent=True, last_lines=lines
+        )
+    for reason, telling in _TELLING:
+        if telling.search(stderr):
+            return Cause(reason, _sentence(stderr, reason, telling), last_lines=lines)
+    if ended.signal == signal.SIGKILL and oom_kills:
+        return Cause("OOM_KILLED", "the kernel killed it: the host is out of memory", last_lines=lines)
+    if ended.signal is not None:
+        return Cause("SIGNAL", f"killed by {_signal_name(ended.signal)}", last_lines=lines)
+    return Cause("EXIT_CODE", f"exit code {ended.code}: {_sentence(stderr, 'it said nothing')}", last_lines=lines)
+
+
+def last_lines(text: str) -> str:
+    """The last lines of a program's output, bounded, with progress bars' overwritten lines left out."""
+    lines = [line.rpartition("\r")[2] for line in text.replace("\r\n", "\n").rstrip().split("\n")]
+    return "\n".join(lines[-LAST_LINES:])[-LAST_BYTES:]
+
+
+def _sentence(stderr: str, otherwise: str, telling: re.Pattern[str] | None = None) -> str:
+    """The line that says most: the last one that tells, else the last one that is not empty."""
+    lines = [line.strip() for line in last_lines(stderr).split("\n") if line.strip()]
+    wanted = [line for line in lines if telling.search(line)] if telling else lines
+    return wanted[-1][:500] if wanted else otherwise
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

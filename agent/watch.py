@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
+from agent.checkpoints.staging import Rule, Scanner
+from agent.events.reports import Reader, Report, Saved, Stepped
 from agent.folder import AttemptFolder
 from agent.progress import Progress
-from agent.reports import Reader, Report, Saved, Stepped
-from agent.staging import Rule, Scanner
 from relay.runfile import RunFile
 
 _CGROUP_EVENTS = Path("/sys/fs/cgroup/memory.events")

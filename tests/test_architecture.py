@@ -58,12 +58,10 @@ def test_pure_modules_import_only_the_standard_library_and_each_other(name: str)
 
 def test_the_shim_needs_the_standard_library_only() -> None:
     """It starts with `python -I -S`, in milliseconds, and must outlive any upgrade of what is installed."""
-    seen, ahead = set[str](), {"agent.shim"}
-    while ahead:
-        seen |= ahead
-        found = {name for module in ahead for name in imported(ROOT / f"{module.replace('.', '/')}.py")}
-        ahead = {name for name in found if top(name) not in sys.stdlib_module_names} - seen
-        assert {top(name) for name in ahead} <= {"agent"}
+    inside = {f"agent.shim.{path.stem}" for path in modules(ROOT / "agent" / "shim")}
+    found = {name for path in modules(ROOT / "agent" / "shim") for name in imported(path)}
+    assert {name for name in found if top(name) not in sys.stdlib_module_names} <= inside
+    assert not list(imported(ROOT / "agent" / "__init__.py"))
 
 
 def test_migrations_do_not_import_the_coordinator() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import os
 from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
@@ -10,13 +12,14 @@ from typing import IO
 
 import grpc
 
-from agent.channels import CALL_TIMEOUT, Coordinator
-from agent.contact import Contact, insist
+from agent.contact import CALL_TIMEOUT, Contact, Coordinator, insist
 from agent.stores.base import Damaged
-from relay.errors import BlobUnknown, DigestMismatch
+from relay.errors import BlobUnknown, DigestMismatch, InvalidRequest
 from relay.manifest import hash_file
 from relay.v1 import artifacts_pb2 as pb
 from relay.v1 import artifacts_pb2_grpc
+
+log = logging.getLogger(__name__)
 
 CHUNK = 512 * 1024
 STAT_AT_ONCE = 5000
@@ -77,22 +80,36 @@ class Blobs:
     async def get(self, digest: str, path: Path, *, executable: bool = False) -> None:
         """Bring a blob to `path`, whole and verified or not at all; a broken download goes on from `path`'s `.part`.
 
-        Raises Damaged when the store does not have it or its bytes are wrong.
+        What arrives wrong is fetched once more, after the store has checked its own bytes: either it was the way here,
+        or the store sets the blob aside. Raises Damaged when the store does not have it or its bytes are wrong.
         """
         part = path.with_name(path.name + ".part")
         await asyncio.to_thread(part.parent.mkdir, parents=True, exist_ok=True)
         try:
-            await insist(self._contact, lambda: self._get(digest, part))
-        except (BlobUnknown, DigestMismatch) as error:
+            if not await self._arrived(digest, part):
+                log.warning("blob=%s arrived damaged; asking the store to check it", digest)
+                await insist(self._contact, lambda: self._get(digest, part, verify=True))
+                if (await asyncio.to_thread(hash_file, part))[0] != digest:
+                    raise DigestMismatch(f"{path.name} arrives damaged again and again")
+        except BlobUnknown as error:
             raise Damaged(f"{digest[:19]}… is not in the store: {error}") from error
-        if (await asyncio.to_thread(hash_file, part))[0] != digest:
-            await asyncio.to_thread(part.unlink)
-            raise Damaged(f"{path.name} does not match its digest")
+        except DigestMismatch as error:
+            await asyncio.to_thread(part.unlink, missing_ok=True)
+            raise Damaged(f"{path.name} does not match its digest: {error}") from error
         await asyncio.to_thread(_settle, part, path, executable)
 
-    async def _get(self, digest: str, part: Path) -> None:
+    async def _arrived(self, digest: str, part: Path) -> bool:
+        """Whether a blob is here whole and right; otherwise nothing of it is."""
+        with contextlib.suppress(DigestMismatch, InvalidRequest):  # the latter: its file there is shorter than ours
+            await insist(self._contact, lambda: self._get(digest, part))
+            if (await asyncio.to_thread(hash_file, part))[0] == digest:
+                return True
+        await asyncio.to_thread(part.unlink, missing_ok=True)
+        return False
+
+    async def _get(self, digest: str, part: Path, *, verify: bool = False) -> None:
         with await asyncio.to_thread(part.open, "ab") as file:
-            request = pb.GetBlobRequest(digest=digest, offset=file.tell())
+            request = pb.GetBlobRequest(digest=digest, offset=file.tell(), verify=verify)
             call = self._stub.GetBlob(request, metadata=self._metadata)
             try:
                 while isinstance(answer := await _in_time(call), pb.GetBlobResponse):

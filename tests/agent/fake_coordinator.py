@@ -329,6 +329,9 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
     ) -> AsyncIterator[artifacts_pb2.GetBlobResponse]:
         if request.digest not in self.blobs:
             await fail(context, BlobUnknown())
+        if request.verify and digest_of(self.blobs[request.digest]) != request.digest:
+            del self.blobs[request.digest]
+            await fail(context, DigestMismatch())
         data = self.blobs[request.digest][request.offset :]
         for at in range(0, len(data), 1000):
             yield artifacts_pb2.GetBlobResponse(chunk=data[at : at + 1000])

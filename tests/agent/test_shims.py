@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from agent.jobs import Record
-from agent.processes import boottime, process
+from agent.shim.processes import boottime, process
 from agent.shims import Exit, Job, Shim, ShimGone, ShimRefused, ShimSilent, SpareShim, discover, prepare_runtime_dir
 from agent.survivors import find_survivors, gone
 
@@ -349,7 +349,7 @@ async def test_s3_a_frozen_agent_loses_its_trainer(job: Job, told: Told, runtime
 AGENT = """
 import asyncio, json, sys
 from pathlib import Path
-from agent.processes import boottime
+from agent.shim.processes import boottime
 from agent.shims import Job, Shim
 
 async def main():

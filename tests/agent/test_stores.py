@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.channels import Coordinator
-from agent.contact import Contact
+from agent.contact import Contact, Coordinator
 from agent.inputs import Cache
 from agent.stores.base import Damaged
 from agent.stores.blobs import Blobs
@@ -74,6 +73,7 @@ async def test_damage_in_the_store_is_found_and_nothing_of_it_kept(fake: FakeCoo
     async with blobs_at(fake.address) as (blobs, _):
         with pytest.raises(Damaged):
             await blobs.get(digest, tmp_path / "x")
+        assert digest in await blobs.missing([digest]), "so that the next upload repairs it"
         with pytest.raises(Damaged):
             await blobs.get(digest_of(b"never there"), tmp_path / "y")
     assert not {"x", "y"} & set(await asyncio.to_thread(os.listdir, tmp_path))
@@ -86,6 +86,14 @@ async def test_a_download_goes_on_where_it_broke_off(fake: FakeCoordinator, tmp_
     async with blobs_at(fake.address) as (blobs, _):
         await blobs.get(digest, tmp_path / "x", executable=True)
     assert (tmp_path / "x").read_bytes() == data and os.access(tmp_path / "x", os.X_OK)
+
+
+async def test_what_an_earlier_download_left_wrong_is_fetched_again(fake: FakeCoordinator, tmp_path: Path) -> None:
+    digest = fake.put(data := os.urandom(5000))
+    (tmp_path / "x.part").write_bytes(bytes(3000))
+    async with blobs_at(fake.address) as (blobs, _):
+        await blobs.get(digest, tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == data
 
 
 async def test_a_file_that_changed_is_not_stored_under_its_old_name(fake: FakeCoordinator, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """When a trainer is asked to stop and when it is killed: the rules of the shim, without its processes.
 
-Moments are seconds on CLOCK_BOOTTIME and come from outside. Standard library only: the shim imports this.
+Moments are seconds on CLOCK_BOOTTIME and come from outside.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agent.sources import read_stretch
+from agent.events.sources import read_stretch
 
 MAX_STEP = 2**53  #: what JSON carries exactly everywhere
 

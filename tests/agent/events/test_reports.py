@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from agent.reports import Reader, Saved, Stepped, line_of
+from agent.events.reports import Reader, Saved, Stepped, line_of
 
 
 def test_each_report_is_read_once_and_nonsense_is_passed_over(tmp_path: Path) -> None:

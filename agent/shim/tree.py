@@ -1,7 +1,6 @@
 """The trainer and everything it starts, as its parent sees them: start, ask, kill, reap.
 
 The parent must be a subreaper, so that "no children left" means "nothing of it is left".
-Standard library only: the shim imports this.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import json
 import os
 import signal
 
-from agent.processes import Process, descendants, die_with_parent, process, processes, send_signal
+from agent.shim.processes import Process, descendants, die_with_parent, process, processes, send_signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` costs milliseconds that every run would wait for

@@ -3,7 +3,7 @@
 import asyncio
 from pathlib import Path
 
-from agent.notice import Notice
+from agent.events.notice import Notice
 
 
 async def test_writing_is_noticed_once_and_only_where_it_is_watched(tmp_path: Path) -> None:

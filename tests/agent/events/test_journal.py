@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from agent.journal import Journal
+from agent.events.journal import Journal
 
 
 async def test_lines_are_whole_even_after_a_torn_one(tmp_path: Path) -> None:

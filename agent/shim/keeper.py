@@ -1,7 +1,4 @@
-"""One job from its start to its exit: the trainer's tree, the sentence over it, what is written of them.
-
-Standard library only: the shim imports this.
-"""
+"""One job from its start to its exit: the trainer's tree, the sentence over it, what is written of them."""
 
 from __future__ import annotations
 
@@ -10,9 +7,9 @@ import os
 import sys
 import time
 
-from agent.processes import boot_id, boottime, catches, process, send_signal
-from agent.sentence import Sentence
-from agent.tree import Tree
+from agent.shim.processes import boot_id, boottime, catches, process, send_signal
+from agent.shim.sentence import Sentence
+from agent.shim.tree import Tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` costs milliseconds that every run would wait for

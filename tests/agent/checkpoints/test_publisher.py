@@ -2,7 +2,7 @@
 
 import asyncio
 
-from agent.newest import Newest
+from agent.checkpoints.publisher import Newest
 
 
 async def test_only_the_newest_is_kept_and_settled_means_nothing_is_left() -> None:

@@ -11,19 +11,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Never
+from typing import Generic, Never, TypeVar
 
-from agent.channels import CALL_TIMEOUT
-from agent.contact import Contact, insist
+from agent.checkpoints.staging import inside, seal
+from agent.contact import CALL_TIMEOUT, Contact, insist
+from agent.events.journal import Journal
+from agent.events.reports import Saved
+from agent.events.sources import Source
 from agent.folder import AttemptFolder
-from agent.journal import Journal
-from agent.newest import Newest
-from agent.reports import Saved
-from agent.sources import Source
-from agent.staging import inside, seal
 from agent.stores.base import Store
 from agent.wire import Assignment
 from relay.errors import BlobTooLarge, DigestMismatch, EventsMissing, StoreFull
@@ -32,6 +31,7 @@ from relay.v1 import agents_pb2 as pb
 from relay.v1 import agents_pb2_grpc, runs_pb2
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,3 +187,48 @@ class Publisher:
         )
         await insist(self._contact, lambda: self._stub.AddCopy(request, metadata=self._metadata, timeout=CALL_TIMEOUT))
         log.info("checkpoint=copied name=%s uri=%s", registered.name, uri)
+
+
+class Newest(Generic[T]):
+    """A place for one thing, where a newer one takes the older one's place: how a backlog keeps only the newest.
+
+    One producer puts, one consumer takes and works on it; `settled` is when nothing waits or is worked on.
+    """
+
+    def __init__(self) -> None:
+        self._item: T | None = None
+        self._there = asyncio.Event()
+        self._settled = asyncio.Event()
+        self._settled.set()
+        self.working: T | None = None
+
+    def put(self, item: T) -> None:
+        """Leave it here; what lay here unworked is forgotten."""
+        self._item = item
+        self._there.set()
+        self._settled.clear()
+
+    @property
+    def waiting(self) -> T | None:
+        return self._item
+
+    async def ready(self) -> None:
+        """Until something lies here."""
+        await self._there.wait()
+
+    @contextmanager
+    def take(self) -> Iterator[T]:
+        """Work on what lies here."""
+        assert self._item is not None
+        self.working, self._item = self._item, None
+        self._there.clear()
+        try:
+            yield self.working
+        finally:
+            self.working = None
+            if self._item is None:
+                self._settled.set()
+
+    async def settled(self) -> None:
+        """Until nothing lies here and nothing is worked on."""
+        await self._settled.wait()

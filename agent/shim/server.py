@@ -1,30 +1,4 @@
-"""The shim: one tiny process per lease, parent and subreaper of the trainer.
-
-    agent ──(Unix socket, one JSON object a line)──► shim ──► trainer ──► whatever it starts
-
-It exists so that the agent may die, freeze, be restarted or upgraded while the trainer never
-notices. It keeps stdout, stderr and the exit code on disk, kills the *whole* tree when it must,
-and under policy `stop` does so by a deadline of its own, with nobody alive to tell it to.
-
-What is promised
-  * Every process the trainer ever started, `setsid` or not, is a descendant of the shim
-    (PR_SET_CHILD_SUBREAPER), so "no children left" (ECHILD) *is* "the whole tree is reaped".
-  * Trust is a moment on CLOCK_BOOTTIME, which also counts while the host sleeps. It only moves
-    forward; once the kill has begun nothing undoes it.
-  * A dead shim takes the trainer with it (PR_SET_PDEATHSIG). That signal does not reach the
-    grandchildren: whoever finds the shim dead looks for its mark, `RELAY_SHIM=<id>`, in their
-    environments (`shims.bury`).
-What is not promised
-  * A process in uninterruptible sleep dies when the kernel lets it. Until then the shim keeps
-    sweeping and `wait` is not answered.
-
-Life: started with `python -I -S`, its id and the runtime folder as arguments and a listening socket
-as standard input; then one `start` with the job. Before that it is a *spare*, which ends when nobody
-is connected to it any more.
-
-Standard library only, and few modules of it, since a run waits for this to start. One thread, one
-selector, no sleeping.
-"""
+"""The shim's process: a socket that agents talk to, one loop, at most one job. The package tells the whole story."""
 
 from __future__ import annotations
 
@@ -36,8 +10,8 @@ import signal
 import socket
 import sys
 
-from agent.keeper import Keeper
-from agent.processes import AlarmClock, become_subreaper, boottime
+from agent.shim.keeper import Keeper
+from agent.shim.processes import AlarmClock, become_subreaper, boottime
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` costs milliseconds that every run would wait for

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.staging import Rule, Scanner, inside, seal, step_of
+from agent.checkpoints.staging import Rule, Scanner, inside, seal, step_of
 from relay.manifest import NAME, Manifest, ManifestError, verify
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -198,7 +198,7 @@ def test_a_writer_that_goes_on_is_noticed(staging: Path, target: Path, monkeypat
 DIES = """
 import os, sys
 from pathlib import Path
-from agent.staging import Scanner, Rule, seal
+from agent.checkpoints.staging import Scanner, Rule, seal
 staged, target, at = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 calls = 0
 def count(event, arguments):
@@ -242,7 +242,7 @@ def test_killed_before_any_operation_it_is_whole_or_absent_and_can_be_finished(k
 FULL = """
 import resource, signal, sys
 from pathlib import Path
-from agent.staging import seal
+from agent.checkpoints.staging import seal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (16, 16))
 try:

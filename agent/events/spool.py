@@ -19,10 +19,9 @@ from typing import Never
 
 import grpc
 
-from agent.channels import Coordinator
-from agent.contact import Contact
-from agent.notice import Notice
-from agent.sources import STRETCH, Source, Stretch
+from agent.contact import Contact, Coordinator
+from agent.events.notice import Notice
+from agent.events.sources import STRETCH, Source, Stretch
 from relay.errors import LeaseLost, OffsetGap, from_rpc, from_status, is_transient
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import agents_pb2_grpc

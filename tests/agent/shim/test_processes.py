@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from agent.processes import AlarmClock, Process, boottime, catches, descendants, process, processes, send_signal
+from agent.shim.processes import AlarmClock, Process, boottime, catches, descendants, process, processes, send_signal
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from agent.events.reports import Saved
 from agent.folder import remove_temporaries, write_atomically
-from agent.reports import Saved
 from relay.manifest import NAME, Manifest, ManifestError, check_path, describe, list_files
 
 _TRAILING = re.compile(r"(\d+)\D*$")  #: `global_step_120`, `checkpoint-120`, `model_120.pt`

@@ -1,6 +1,6 @@
 """What the shim and whoever buries one need of Linux: the process table, exact signals, a clock.
 
-Standard library only and little of it: the shim is started once per run and imports this.
+Little of the standard library: a run waits for this to be imported.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 import pytest
 
-from agent.sentence import Sentence
+from agent.shim.sentence import Sentence
 
 
 def sentence(*, policy: str = "continue", trust: float | None = None) -> Sentence:

@@ -8,7 +8,7 @@ import os
 from datetime import UTC, datetime
 from pathlib import Path
 
-from agent.reports import line_of
+from agent.events.reports import line_of
 
 log = logging.getLogger(__name__)
 

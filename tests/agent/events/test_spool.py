@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.channels import Coordinator
-from agent.contact import Contact
-from agent.sources import MAX_LINE, STRETCH, Source, final_length, read_stretch
-from agent.spool import LARGEST, SMALLEST, Spool, Window
+from agent.contact import Contact, Coordinator
+from agent.events.sources import MAX_LINE, STRETCH, Source, final_length, read_stretch
+from agent.events.spool import LARGEST, SMALLEST, Spool, Window
 from relay.v1 import agents_pb2 as pb
 from tests.agent.fake_coordinator import FakeCoordinator, Lease
 from tests.proxy import Proxy, Way

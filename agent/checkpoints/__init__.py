@@ -1,0 +1,6 @@
+"""Checkpoints on this host: sealed, brought to safety, and chosen from.
+
+staging     from what a trainer staged to a whole, sealed checkpoint
+publisher   sealed → registered with the coordinator → copied to a store
+resume      which checkpoint an attempt goes on from, its bytes verified
+"""
