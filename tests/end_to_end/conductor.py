@@ -36,6 +36,11 @@ class Conductor:
             self.limit = max(self.limit, step)
             self.changed.notify_all()
 
+    async def hold(self, step: int) -> None:
+        """Lets no trainer begin a step after this one any more."""
+        async with self.changed:
+            self.limit = min(self.limit, step)
+
     async def until(self, fact: Callable[[Conductor], object]) -> None:
         """Waits for a fact about the record."""
         async with self.changed:

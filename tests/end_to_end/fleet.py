@@ -114,10 +114,10 @@ class Watched:
                 return event
         raise AssertionError(f"{self.name} ended as {pb.Run.State.Name((await self.get()).state)} without it")
 
-    async def checkpoint(self, step: int, *, copied: bool = True) -> None:
-        """Waits until a checkpoint of this step is head, and copied off its host."""
+    async def checkpoint(self, step: int, *, attempt: int | None = None, copied: bool = True) -> None:
+        """Waits until a checkpoint of this step (of this attempt) is head, and copied off its host."""
         kind = Kind.COPIED if copied else Kind.CHECKPOINT
-        await self.until(lambda event: event.kind == kind and event.details["step"] == step)
+        await self.until(lambda e: e.kind == kind and e.details["step"] == step and attempt in (None, e.attempt))
 
     async def ended(self) -> pb.Run:
         """The run once it has ended."""

@@ -1,4 +1,5 @@
-"""Damaged checkpoints are refused on resume, the one before is used, and the history says why (S6, F16)."""
+"""Damaged checkpoints are refused on resume, the one before is used, the history says why, and the store is repaired by
+what the next attempt saves (S6, F16)."""
 
 from __future__ import annotations
 
@@ -22,6 +23,17 @@ def weights(artifacts: Path, step: int) -> Path:
     return found
 
 
+def set_aside(artifacts: Path) -> list[Path]:
+    """What the store has found damaged."""
+    return list((artifacts / "damaged").iterdir())
+
+
+def wrong_blobs(artifacts: Path) -> list[Path]:
+    """What the store would give away that does not match its name."""
+    blobs = (path for path in (artifacts / "blobs").rglob("*") if path.is_file())
+    return [path for path in blobs if hashlib.sha256(path.read_bytes()).hexdigest() != path.name]
+
+
 def damage(path: Path, content: bytes) -> None:
     """As a bad disk would: the bytes change, nobody is told."""
     path.chmod(0o600)
@@ -42,6 +54,7 @@ async def test_truncated_and_flipped_checkpoints_are_passed_over(fleet: Fleet) -
     flipped[5000] ^= 1
     damage(before, bytes(flipped))
     await first.vanish()
+    await fleet.conductor.hold(2)
     await fleet.host("b")
 
     second = await fleet.conductor.called(2)
@@ -53,12 +66,16 @@ async def test_truncated_and_flipped_checkpoints_are_passed_over(fleet: Fleet) -
     head = (await run.get()).head
     assert head.step == 2
 
-    await fleet.conductor.allow(8)
-    await run.until(lambda event: event.kind == Kind.CHECKPOINT and event.attempt == 2 and event.details["step"] == 4)
+    assert len(set_aside(fleet.folder / "artifacts")) == 2
+    for step in (4, 6):  # the same bytes again, which the store must take this time
+        await fleet.conductor.allow(step)
+        await run.checkpoint(step, attempt=2)
+        assert weights(fleet.folder / "artifacts", step).parent.parent.name == "blobs"
+    assert not wrong_blobs(fleet.folder / "artifacts")
     await fleet.conductor.allow(10)
     ended = await run.ended()
     assert ended.state == pb.Run.SUCCEEDED and ended.head.step == 10
     on_curve = [(c.attempt, c.step) for c in await run.checkpoints()]
-    assert on_curve[0] == (1, 2) and on_curve[-1] == (2, 10) and (2, 4) in on_curve
+    assert on_curve[:3] == [(1, 2), (2, 4), (2, 6)] and on_curve[-1] == (2, 10)
     assert [c.step for c in await run.checkpoints(superseded=True) if c.superseded] == [4, 6]
     await run.has_one_curve(10)
