@@ -61,7 +61,7 @@ class Stage:
         words = [sys.executable, *map(str, argv)]
         job = await Daemon.start(title, words, env={}, log=self.folder / "demo.log")
         try:
-            await job.process.wait()
+            await job.finished()
         finally:
             code = await job.end(signal.SIGKILL)
         if code != 0:
@@ -132,9 +132,9 @@ async def _sized(stage: Stage) -> int:
     words = [word for value in sets for word in ("--set", value)]
     await stage.script("timing the first steps", "-m", "trainers", EXAMPLES / "sums.yaml", "--runs", probe, *words)
     events = [json.loads(line) for path in probe.rglob("events.jsonl") for line in path.read_text().splitlines()]
-    times = sorted(_seconds(event["time"]) for event in events if event["type"] == "progress")
-    step = statistics.median(later - sooner for sooner, later in pairwise(times[1:]))
-    steps = int(min(max((BUDGET - _OVERHEAD) / step, _FEWEST), _MOST))
+    times = sorted(_seconds(event["time"]) for event in events if "train_loss" in event.get("values", ()))
+    step = statistics.median(later - sooner for sooner, later in pairwise(times))
+    steps = int(min(max((BUDGET - _OVERHEAD) / max(step, 0.01), _FEWEST), _MOST))
     note(f"  {step:.1f} s a step: {steps} steps")
     return steps
 

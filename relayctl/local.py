@@ -9,7 +9,6 @@ line or environment of each.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import re
 import select
@@ -21,7 +20,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-_PR_SET_PDEATHSIG = 1
+#: Run in the child, which then becomes the program: gets SIGTERM when the parent dies. Not a `preexec_fn`, for which
+#: Python would fork with the parent's gRPC threads in the middle of whatever they do.
+_DIE_WITH_PARENT = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
 _KEPT_LINES = 400
 _FAREWELL = 20.0  #: seconds a daemon has to end by itself before it is killed
 
@@ -46,13 +51,13 @@ class Daemon:
         """Starts it in a session of its own, so that Ctrl-C reaches only us."""
         log.parent.mkdir(parents=True, exist_ok=True)
         process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT),
             *argv,
             env={**os.environ, "PYTHONUNBUFFERED": "1", **env},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
         )
         daemon = cls(name, process, log)
         daemon.pump = asyncio.create_task(daemon._pump(), name=f"output of {name}")
@@ -92,14 +97,14 @@ class Daemon:
                     await self.process.wait()
             except TimeoutError:
                 self.process.kill()
+        return await self.finished()
+
+    async def finished(self) -> int:
+        """How it ended, once it has, and all that it printed is there."""
         code = await self.process.wait()
         if self.pump is not None:
             await self.pump
         return code
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @dataclass(slots=True)
@@ -192,15 +197,20 @@ class Host:
         """Ids of all living processes of this host, by its folder in their command line or environment."""
         mark = os.fsencode(self.folder) + b"/"
         for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and int(entry.name) != os.getpid() and _mentions(entry, mark):
+            if entry.name.isdigit() and int(entry.name) != os.getpid() and _belongs(entry, mark):
                 yield int(entry.name)
 
 
-def _mentions(process: Path, mark: bytes) -> bool:
+def _belongs(process: Path, mark: bytes) -> bool:
+    """A daemon of ours by its command line, what it started by a variable of ours; not whoever looks at its files."""
     try:
-        return mark in (process / "cmdline").read_bytes() or mark in (process / "environ").read_bytes()
+        command, environ = (process / "cmdline").read_bytes(), (process / "environ").read_bytes()
     except (FileNotFoundError, ProcessLookupError, PermissionError):  # ended meanwhile, or not ours
         return False
+    ours = os.path.basename(command.partition(b"\0")[0]).startswith((b"python", b"postgres"))
+    return (ours and mark in command) or any(
+        variable.startswith(b"RELAY_") and mark in variable for variable in environ.split(b"\0")
+    )
 
 
 def _kill(pid: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 
@@ -71,7 +72,8 @@ async def test_a_frozen_host_counts_no_more(fleet: Fleet, policy: str) -> None:
     await run.until(lambda event: event.kind == Kind.STARTED and event.attempt == 2)
     await fleet.conductor.called(2)
     for pid in pids:
-        os.kill(pid, signal.SIGCONT)
+        with contextlib.suppress(ProcessLookupError):  # one that had just been about to end
+            os.kill(pid, signal.SIGCONT)
     await fleet.conductor.allow(8)
     ended = await run.ended()
     assert ended.state == pb.Run.SUCCEEDED and ended.attempts == 2
