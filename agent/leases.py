@@ -92,8 +92,8 @@ class Term:
 class Standing:
     """One session as this host sees it: which beats count, and what they renew.
 
-    `anchor` is the sending time of the newest hello or heartbeat that was answered; `sent` holds the heartbeats that
-    were not yet, each with its sending time and the leases it listed.
+    `anchor` is the sending time of the newest hello or heartbeat that was answered with what is wished; `sent` holds
+    the heartbeats that were not answered yet, each with its sending time and the leases it listed.
     """
 
     session_id: str
@@ -125,8 +125,12 @@ class Standing:
         return term
 
     def answered(self, sequence: int) -> Standing:
-        """Heartbeat `sequence` was answered; what was sent before it needs no answer any more."""
+        """A beat answered heartbeat `sequence`; what was sent before it needs no answer any more."""
+        at, _ = self.sent.get(sequence, (self.anchor, None))
+        return replace(self.waited(sequence), anchor=max(self.anchor, at))
+
+    def waited(self, sequence: int) -> Standing:
+        """A wait answered it: nothing was read, so a lease granted long before may still be named for the first time."""
         if sequence not in self.sent:
             return self
-        later = {number: each for number, each in self.sent.items() if number > sequence}
-        return replace(self, anchor=max(self.anchor, self.sent[sequence][0]), sent=later)
+        return replace(self, sent={number: each for number, each in self.sent.items() if number > sequence})

@@ -199,7 +199,7 @@ class Session:
                     if self._hear(wire.beat(message.beat)):
                         renew()
                 case "wait":
-                    self._standing = self._standing.answered(message.wait.heartbeat_sequence)
+                    self._standing = self._standing.waited(message.wait.heartbeat_sequence)
                     renew()
                 case unexpected:
                     raise LineBroken(f"unexpected {unexpected} in an open session")

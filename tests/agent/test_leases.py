@@ -73,6 +73,13 @@ def test_a_new_lease_is_trusted_from_what_was_answered_before_its_grant() -> Non
     assert terms == {"new": Term(10.0)}
 
 
+def test_a_wait_moves_no_trust() -> None:
+    """S3: the database could not be read, so a lease granted by another replica before it may be named after it."""
+    session = Standing("s", 10.0).sending(1, 15.0, set()).waited(1)
+    assert not session.sent
+    assert session.hearing(beat(2, "new"), {})[1] == {"new": Term(10.0)}
+
+
 def test_a_lease_taken_up_again_has_no_trust_before_a_heartbeat_renewed_it() -> None:
     session = Standing("s", 10.0, frozenset({"old"})).sending(1, 11.0, {"old"})
     session, terms = session.hearing(beat(1, "old"), {})
