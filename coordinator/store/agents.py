@@ -58,11 +58,14 @@ async def ensure(conn: asyncpg.Connection, hello: Hello) -> asyncpg.Record:
 
 
 async def begin_session(conn: asyncpg.Connection, hello: Hello, retired: Sequence[str]) -> UUID:
-    """Gives the agent a new session, whose older one can renew nothing from then on."""
+    """Gives the agent a new session, whose older one can renew nothing from then on.
+
+    What the hello says of leases and readiness holds from this moment: nothing is judged by what the older one said.
+    """
     session_id: UUID = await conn.fetchval(
         """UPDATE agents SET session_id = gen_random_uuid(), instance_id = $2, boot_id = $3, retired_instances = $4,
                   capability = $5, labels = $6, slots = $7, connect_time = clock_timestamp(), disconnect_time = NULL,
-                  heartbeat_time = clock_timestamp()
+                  heartbeat_time = clock_timestamp(), held = $8, ready = $9, readiness_reason = $10, leaving = $11
            WHERE name = $1 RETURNING session_id""",
         hello.agent,
         hello.instance_id,
@@ -71,6 +74,10 @@ async def begin_session(conn: asyncpg.Connection, hello: Hello, retired: Sequenc
         hello.capability,
         hello.labels,
         list(hello.slots),
+        [held.stored() for held in hello.held],
+        hello.readiness.ready,
+        hello.readiness.reason,
+        hello.readiness.leaving,
     )
     return session_id
 
@@ -90,17 +97,16 @@ async def beat(conn: asyncpg.Connection, pulses: Sequence[Pulse]) -> bool:
              FROM unnest($1::text[], $2::uuid[], $3::text[], $4::text[], $5::bool[], $6::text[], $7::bool[])
                AS p(name, session_id, held, readings, ready, reason, leaving)
            ), old AS MATERIALIZED (
-             SELECT a.name, a.held, a.ready, a.leaving, a.disconnect_time
+             SELECT a.name, a.held, a.ready, a.leaving
              FROM agents a JOIN pulse p ON p.name = a.name AND p.session_id = a.session_id
              ORDER BY a.name FOR NO KEY UPDATE OF a
            )
            UPDATE agents a
-           SET heartbeat_time = clock_timestamp(), disconnect_time = NULL, held = p.held, ready = p.ready,
+           SET heartbeat_time = clock_timestamp(), held = p.held, ready = p.ready,
                readings = COALESCE(p.readings, a.readings), readiness_reason = p.reason, leaving = p.leaving
            FROM pulse p JOIN old ON old.name = p.name
            WHERE a.name = p.name AND a.session_id = p.session_id
-           RETURNING old.held <> p.held OR old.ready <> p.ready OR old.leaving <> p.leaving
-                     OR old.disconnect_time IS NOT NULL AS changed""",
+           RETURNING old.held <> p.held OR old.ready <> p.ready OR old.leaving <> p.leaving AS changed""",
         [pulse.agent for pulse in pulses],
         [pulse.session_id for pulse in pulses],
         [json.dumps([held.stored() for held in pulse.held]) for pulse in pulses],  # a list would be one more dimension

@@ -206,13 +206,15 @@ async def renew(conn: asyncpg.Connection, held: Sequence[tuple[str, UUID, Held]]
     return [row["id"] for row in rows]
 
 
-#: A place that its agent should hold and does not: granted to an earlier session and not in this one's `held`, or
-#: reported before and dropped. Under `stop` another boot proves nothing (a clone looks like a reboot): that waits.
-_MISSING = """FROM places p JOIN agents a ON a.name = p.agent JOIN leases l ON l.id = p.lease_id
-              WHERE p.end_time IS NULL AND a.session_id IS NOT NULL
-                AND (p.reported OR p.session_id <> a.session_id)
-                AND NOT (l.policy = 'stop' AND p.boot_id <> a.boot_id)
-                AND NOT a.held @> jsonb_build_array(jsonb_build_object('lease', p.lease_id::text, 'node', p.node))"""
+#: Whether the agent `a` lists the place `p`.
+LISTED = "a.held @> jsonb_build_array(jsonb_build_object('lease', p.lease_id::text, 'node', p.node))"
+#: Whether it should and does not: granted to an earlier session and not in this one's `held`, or reported before and
+#: dropped.
+LOST = f"(p.reported OR p.session_id <> a.session_id) AND NOT {LISTED}"
+#: Such places end. Under `stop` another boot proves nothing (a clone looks like a reboot): that waits for the lapse.
+_MISSING = f"""FROM places p JOIN agents a ON a.name = p.agent JOIN leases l ON l.id = p.lease_id
+               WHERE p.end_time IS NULL AND a.session_id IS NOT NULL AND {LOST}
+                 AND NOT (l.policy = 'stop' AND p.boot_id <> a.boot_id)"""
 
 
 async def missing(conn: asyncpg.Connection, agents: Sequence[str]) -> list[UUID]:

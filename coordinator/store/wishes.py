@@ -14,18 +14,23 @@ from coordinator.values import Assignment, LeaseRecord, Wish, WishedLease
 
 
 async def read(conn: asyncpg.Connection, agents: Sequence[str]) -> dict[str, Wish]:
-    """The whole wish of each agent, as one snapshot."""
+    """The whole wish of each agent, as one snapshot; of an agent that this database does not know, no session.
+
+    What an agent should hold and does not is over there, and never begun again: under `stop` another boot of its name
+    may be a clone, while the trainer of the first still runs (S3).
+    """
     rows = await conn.fetch(
-        """SELECT a.name, a.session_id, a.wish_version, p.lease_id, p.node, p.slots, l.run_id, l.attempt, l.policy,
-                  l.stop_reason,
-                  a.held @> jsonb_build_array(jsonb_build_object('lease', p.lease_id::text, 'node', p.node)) AS listed
+        f"""SELECT a.name, a.session_id, a.wish_version, p.lease_id, p.node, p.slots, l.run_id, l.attempt, l.policy,
+                  l.stop_reason, {leases.LISTED} AS listed
            FROM agents a
-           LEFT JOIN (places p JOIN leases l ON l.id = p.lease_id) ON p.agent = a.name AND p.end_time IS NULL
+           LEFT JOIN (places p JOIN leases l ON l.id = p.lease_id)
+             ON p.agent = a.name AND p.end_time IS NULL AND NOT ({leases.LOST})
            WHERE a.name = ANY($1) ORDER BY a.name, l.grant_time, p.node""",
         list(agents),
     )
     wished: defaultdict[str, list[WishedLease]] = defaultdict(list)
-    heads = {row["name"]: (row["session_id"], row["wish_version"]) for row in rows}
+    heads: dict[str, tuple[UUID | None, int]] = dict.fromkeys(agents, (None, 0))
+    heads |= {row["name"]: (row["session_id"], row["wish_version"]) for row in rows}
     for row in rows:
         if row["lease_id"] is not None:
             assignment = None if row["listed"] else await _assignment(conn, row["run_id"], row["lease_id"])

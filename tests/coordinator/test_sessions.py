@@ -3,6 +3,7 @@
 import asyncio
 import uuid
 from contextlib import AsyncExitStack
+from typing import Any
 
 import grpc
 import pytest
@@ -11,7 +12,8 @@ from grpc import aio
 from coordinator import wire
 from coordinator.commands import sessions
 from coordinator.services.planner import plan_once
-from coordinator.values import Pulse, Readiness
+from coordinator.values import Hello, Pulse, Readiness
+from relay.timing import DEFAULT
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import fleet_pb2, runs_pb2
 from relay.v1.agents_pb2_grpc import AgentsStub
@@ -106,7 +108,7 @@ async def test_a_lease_that_a_new_hello_lacks_has_ended_as_a_fault(world: World)
 
 
 async def test_under_stop_a_reboot_waits_for_the_lapse_however_often_it_says_hello(world: World) -> None:
-    """S3: a clone looks like a reboot."""
+    """S3: a clone looks like a reboot, so it is not given what the original may still run."""
     async with connected(world.replica.agents, "a") as [a]:
         await world.submit(lifecycle={"on_disconnect": "stop"})
         first = await a.take()
@@ -114,7 +116,8 @@ async def test_under_stop_a_reboot_waits_for_the_lapse_however_often_it_says_hel
         rebooted = ScriptedAgent(world.replica.agents, "a", boot="boot-2")
         for _ in range(2):
             await rebooted.hello()
-            assert [lease.lease for lease in (await rebooted.beat()).leases] == [first.lease]
+            assert not (await rebooted.beat()).leases
+        assert (await world.run()).attempt.name == first.lease
         await world.expire(first.lease)
         assert (await rebooted.next_lease()).assignment.attempt == 2
 
@@ -149,6 +152,61 @@ async def test_versions_of_the_wish_only_grow_and_name_their_session(world: Worl
         versions = [beat.wish_version for beat in a.beats]
         assert versions == sorted(versions) and len({beat.session_id for beat in a.beats}) == 1
         assert len(set(versions)) == 4  # before, granted, to be stopped, ended
+
+
+async def test_a_heartbeat_of_the_replaced_session_does_not_judge_what_the_new_one_holds(world: World) -> None:
+    """A late heartbeat is taken between the hello and the first beat: the hello lists what it had not listed yet."""
+    async with connected(world.replica.agents, "a") as [a]:
+        await world.submit()
+        wished = await a.assigned()
+        late = Pulse(agent="a", session_id=uuid.UUID(a.beats[-1].session_id), held=(), readiness=Readiness())
+        a.hold(wished)
+        await sessions.open_session(world.db, hello_of(a), DEFAULT)
+        await sessions.beat(world.db, [late], 30.0)
+    [attempt] = await world.attempts()
+    assert attempt.state == runs_pb2.Attempt.HELD
+
+
+def hello_of(agent: ScriptedAgent, **more: Any) -> Hello:
+    """What the agent would say."""
+    plain: dict[str, Any] = {
+        "agent": agent.name, "instance_id": agent.instance, "boot_id": agent.boot, "deployment_id": "", "labels": {},
+        "capability": {}, "slots": (0,), "held": wire.held(list(agent.held.values())), "readiness": Readiness(),
+    }  # fmt: skip
+    return Hello(**{**plain, **more})
+
+
+async def test_the_hello_says_at_once_what_is_free_and_whether_work_is_welcome(world: World) -> None:
+    """S9: between the hello and the first heartbeat nothing is granted by what an older session said."""
+    async with connected(world.replica.agents, "a") as [a]:
+        await a.beat()
+        dying = wire.held([pb.HeldLease(lease=f"runs/gone/leases/{uuid.uuid4()}", slots=[0])])
+        await sessions.open_session(world.db, hello_of(a, held=dying, readiness=Readiness(ready=False)), DEFAULT)
+        agent = await world.replica.fleet.GetAgent(_named("a"))
+        assert (agent.state, list(agent.free_slots)) == (Fleet.NOT_READY, [])
+
+
+async def test_a_heartbeat_that_is_taken_after_its_stream_ended_does_not_bring_the_agent_back(world: World) -> None:
+    """It was still in a batch. An agent without a stream is granted nothing."""
+    agent = ScriptedAgent(world.replica.agents, "a")
+    opened = await sessions.open_session(world.db, hello_of(agent), DEFAULT)
+    await sessions.close_session(world.db, "a", opened.session_id)
+    late = Pulse(agent="a", session_id=opened.session_id, held=(), readiness=Readiness())
+    await sessions.beat(world.db, [late], 30.0)
+    assert (await world.replica.fleet.GetAgent(_named("a"))).state == Fleet.SILENT
+
+
+async def test_a_session_that_the_database_has_never_heard_of_ends(world: World) -> None:
+    """F9: an older copy was restored under us. The agent says hello again; everybody else is served on."""
+    async with connected(world.replica.agents, "a", "b") as [a, b]:
+        async with world.db.connection() as conn:
+            await conn.execute("DELETE FROM agents WHERE name = 'a'")
+        with pytest.raises(aio.AioRpcError) as ended:
+            await a.beat()
+        assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+        await a.hello()
+        await a.beat()
+        await b.beat()
 
 
 async def stored(world: World) -> tuple[object, ...]:
