@@ -55,6 +55,10 @@ class Stage:
     def model(self) -> Path:
         return self.folder / "models" / "smollm2"
 
+    @property
+    def result(self) -> Path:
+        return self.folder / "model"
+
     async def script(self, title: str, *argv: str | Path) -> str:
         """What one of our scripts prints; it is gone with us, whatever happens."""
         note(f"{title} …")
@@ -109,7 +113,7 @@ async def _show(stage: Stage) -> None:
         await _kept(stage, client, run)
         stretches = await client.metrics(run.name, include_superseded=True)
         found = recovery([s for s in stretches if s.metric == "train_loss"], await client.attempts(run.name), lost)
-    after = await _asked(stage, "asking the trained model", "--adapter", str(stage.folder / "model"))
+    after = await _asked(stage, "asking the trained model", "--adapter", str(stage.result))
     say(_report(stage, found, steps, before, after, time.monotonic() - began))
     if not (found.one_curve and found.trained == steps):
         raise DemoFailed(f"the curve is not one curve of {steps} steps: {found}")
@@ -198,7 +202,7 @@ async def _watched(client: RelayClient, screen: Screen, victim: Host, steps: int
 
 async def _kept(stage: Stage, client: RelayClient, run: pb.Run) -> None:
     """The model in a folder, the curve as a picture and in the terminal."""
-    folder = stage.folder / "model"
+    folder = stage.result
     shutil.rmtree(folder, ignore_errors=True)
     await client.artifacts.pull(await client.artifacts.contents(run.output.manifest_digest), folder)
     curves = [curve for curve in views.series(await client.metrics(run.name)) if curve.name == "train_loss"]
@@ -224,7 +228,7 @@ def _report(
             ("exact format", held_out("exact_format")),
             ("took", f"{seconds:.0f} s"),
             ("curve", str(stage.folder / "curve.png")),
-            ("model", str(stage.folder / "model")),
+            ("model", str(stage.result)),
         ]
     )
     return f"\n{facts}\n\nload it with\n\n{_loading(stage)}\n"
@@ -232,8 +236,8 @@ def _report(
 
 def _loading(stage: Stage) -> str:
     lines: Sequence[str] = (
-        "from peft import AutoPeftModelForCausalLM; from transformers import AutoTokenizer",
-        f'model = AutoPeftModelForCausalLM.from_pretrained("{stage.folder / "model"}")',
-        f'tokenizer = AutoTokenizer.from_pretrained("{stage.folder / "model"}")',
+        "from peft import PeftModel; from transformers import AutoModelForCausalLM, AutoTokenizer",
+        f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{stage.model}"), "{stage.result}")',
+        f'tokenizer = AutoTokenizer.from_pretrained("{stage.result}")',
     )
     return "\n".join(f"    {line}" for line in lines)
