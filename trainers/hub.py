@@ -1,11 +1,16 @@
-"""Names on the Hugging Face Hub, resolved to a commit once and pinned for all attempts of a run."""
+"""Names on the Hugging Face Hub, resolved to a commit once and pinned for all attempts of a run.
 
-from collections.abc import Iterable, Mapping
+Everything that is read of a model is read from a snapshot of the pinned commit on this host's disk. Given a name and a
+revision, the libraries would look some things up at `main` (TRL the architecture, PEFT the vocabulary at every save).
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, get_session, snapshot_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -20,6 +25,10 @@ from trainers.errors import ConfigError, HostError
 
 Kind = Literal["model", "dataset"]
 _TIMEOUT = 30.0  #: seconds; the client has none of its own
+#: A model's files at the top of its repository; a repository may hold the same weights again in other formats.
+_LOADED = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.py", "*.safetensors")
+_OTHER_COPIES = ("*/*.safetensors", "consolidated*.safetensors")
+_OLD_WEIGHTS = ("pytorch_model*.bin", "pytorch_model*.json")
 _TRANSPORT: type[BaseException] = HfHubHTTPError.__mro__[
     1
 ]  #: the HTTP library's base error: httpx's or httpx2's, by the version of huggingface_hub
@@ -31,6 +40,14 @@ class ModelSource:
 
     path: str
     revision: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class LocalModel:
+    """A model on this host's disk."""
+
+    folder: Path
+    source: ModelSource  #: what others know it as
 
 
 def model_source(model: Model, pins: Mapping[str, str]) -> ModelSource:
@@ -48,6 +65,30 @@ def model_source(model: Model, pins: Mapping[str, str]) -> ModelSource:
     return ModelSource(name, pins.get("model") or commit_of(name, model.revision, "model"))
 
 
+def local(source: ModelSource) -> LocalModel:
+    """The model on this host's disk, downloaded unless it is there already.
+
+    Raises ConfigError for a commit that is gone or holds no model, HostError when the Hub is out of reach.
+    """
+    if source.revision is None:
+        return LocalModel(Path(source.path), source)
+    with _asking("model", source.path, source.revision):
+        folder = _snapshot(source, _LOADED, _OTHER_COPIES)
+        if not any(folder.glob("*.safetensors")):
+            folder = _snapshot(source, _OLD_WEIGHTS)
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"model.name_or_path: {source.path} holds no model (there is no config.json in it)")
+    return LocalModel(folder, source)
+
+
+def _snapshot(source: ModelSource, wanted: tuple[str, ...], unwanted: tuple[str, ...] = ()) -> Path:
+    return Path(
+        snapshot_download(
+            source.path, revision=source.revision, allow_patterns=list(wanted), ignore_patterns=list(unwanted)
+        )
+    )
+
+
 def dataset_pin(source: Source) -> str:
     """The pin's name of a data set on the Hub, e.g. `data:owner/name`."""
     return f"data:{_dataset_name(source)}" + (f"@{source.revision}" if source.revision else "")
@@ -61,10 +102,16 @@ def dataset_commit(source: Source, pins: Mapping[str, str]) -> str:
 def dataset_rows(source: Source, commit: str) -> Iterable[Mapping[str, Any]]:
     """The rows of one split (default: train) of a data set on the Hub."""
     from datasets import load_dataset
+    from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
 
-    rows: Iterable[Mapping[str, Any]] = load_dataset(
-        _dataset_name(source), source.name, split=source.split or "train", revision=commit
-    )
+    name = _dataset_name(source)
+    with _asking("dataset", name, commit):
+        try:
+            rows: Iterable[Mapping[str, Any]] = load_dataset(
+                name, source.name, split=source.split or "train", revision=commit
+            )
+        except (DatasetNotFoundError, DataFilesNotFoundError, ValueError) as error:
+            raise ConfigError(f"data: {name}: {' '.join(str(error).split())}") from error
     return rows
 
 
@@ -74,22 +121,34 @@ def commit_of(name: str, revision: str | None, kind: Kind) -> str:
     Raises ConfigError for what the Hub does not have, HostError when there is neither Hub nor cache.
     """
     try:
-        info = HfApi().repo_info(name, revision=revision, repo_type=kind, timeout=_TIMEOUT)
-        return str(info.sha)
+        with _asking(kind, name, revision):
+            return str(HfApi().repo_info(name, revision=revision, repo_type=kind, timeout=_TIMEOUT).sha)
+    except HostError as away:
+        return _cached_commit(name, revision, kind, away)
+
+
+def _cached_commit(name: str, revision: str | None, kind: Kind, away: HostError) -> str:
+    try:  # only where the snapshot lies: which files of it are here is seen when they are needed
+        place = snapshot_download(name, revision=revision, repo_type=kind, local_files_only=True, allow_patterns=[])
+    except LocalEntryNotFoundError:
+        raise away from None
+    return Path(place).name
+
+
+@contextmanager
+def _asking(kind: Kind, name: str, revision: str | None) -> Iterator[None]:
+    """What the client raises, sorted: ConfigError for what the Hub does not have, HostError when it is out of reach."""
+    get_session().timeout = _TIMEOUT
+    try:
+        yield
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         at = f" at revision {revision}" if revision else ""
         raise ConfigError(
             f"{kind}: the Hub has no {name}{at} that can be read; is the name right, is HF_TOKEN needed?"
         ) from error
     except (OfflineModeIsEnabled, OSError, _TRANSPORT) as error:
-        return _cached_commit(name, revision, kind, error)
-
-
-def _cached_commit(name: str, revision: str | None, kind: Kind, unreachable: BaseException) -> str:
-    try:
-        return Path(snapshot_download(name, revision=revision, repo_type=kind, local_files_only=True)).name
-    except LocalEntryNotFoundError:
-        raise HostError(f"the Hub is out of reach and {name} is not in the cache ({unreachable})") from unreachable
+        reason = str(error).partition("\n")[0]
+        raise HostError(f"{kind}: the Hub is out of reach and {name} is not in the cache ({reason})") from error
 
 
 def _dataset_name(source: Source) -> str:

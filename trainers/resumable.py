@@ -1,20 +1,31 @@
 """The library trainer, taught to save and resume Relay's way. Every method's trainer inherits from it first."""
 
+import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from transformers import Trainer
+
+from trainers.hub import LocalModel
 
 
 class Resumable(Trainer):
     """A Trainer whose checkpoints are written by `save_hook` and whose logs survive a NaN."""
 
     save_hook: Callable[[], None]
+    base: LocalModel  #: what the model was before training
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """In place of the library's own, which writes into the final folder, without fsync, and rotates."""
         self.save_hook()
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As the library does; but an adapter names its base as others can find it, not by this host's cache."""
+        super().save_model(output_dir, _internal_call)
+        if self.is_world_process_zero() and self.base.source.revision is not None:
+            name_base(Path(output_dir or str(self.args.output_dir)), self.base)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Resumed from the last step there is nothing to do; the library would train one step more."""
@@ -28,3 +39,12 @@ class Resumable(Trainer):
         if not math.isfinite(logs.get("loss", 0.0)):
             self._tr_loss.zero_()
         super().log(logs, *args, **kwargs)
+
+
+def name_base(folder: Path, base: LocalModel) -> None:
+    """Let the adapter saved in `folder` (if it is one) refer to its base by name and commit."""
+    config, card = folder / "adapter_config.json", folder / "README.md"
+    if config.is_file():
+        known = {"base_model_name_or_path": base.source.path, "revision": base.source.revision}
+        config.write_text(json.dumps(json.loads(config.read_text()) | known, indent=2, sort_keys=True))
+        card.write_text(card.read_text().replace(str(base.folder), base.source.path))

@@ -62,9 +62,9 @@ def train(job: Job, events: EventLog) -> Outcome:
         for name, value in prepared.pins.items():
             log.pin(name, value)
         resume, world = _resume(job, log)
-        method = methods.load(job.run.method)
+        method, model = methods.load(job.run.method), hub.local(prepared.model)
         with _blamed_on("model, lora or options"):
-            trainer = method.build(job.run, prepared.args, prepared.model, prepared.train, prepared.held_out)
+            trainer = method.build(job.run, prepared.args, model, prepared.train, prepared.held_out)
         ends = _attach(job, trainer, log, world, resume)
         trainer.train(resume_from_checkpoint=str(resume.folder) if resume else None)
         if ends.stopped:

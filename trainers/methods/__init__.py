@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from relay.runfile import RunFile
     from trainers.data import Rows
-    from trainers.hub import ModelSource
+    from trainers.hub import LocalModel
     from trainers.resumable import Resumable
 
 NAMES = ("sft",)
@@ -32,7 +32,7 @@ class Method(Protocol):
         """The library's config from the run's options and those Relay sets; the library's own errors pass through."""
 
     def build(
-        self, run: "RunFile", args: Any, model: "ModelSource", train: "Rows", held_out: "Rows | None"
+        self, run: "RunFile", args: Any, model: "LocalModel", train: "Rows", held_out: "Rows | None"
     ) -> "Resumable":
         """The library's trainer with its model loaded, able to resume (see `trainers.resumable`)."""
 

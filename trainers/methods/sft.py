@@ -8,7 +8,7 @@ from trl import SFTConfig, SFTTrainer
 
 from relay.runfile import RunFile
 from trainers.data import Rows
-from trainers.hub import ModelSource
+from trainers.hub import LocalModel
 from trainers.resumable import Resumable
 
 KINDS = ("text", "prompt_completion", "chat")
@@ -26,12 +26,14 @@ def configure(run: RunFile, owned: dict[str, Any]) -> SFTConfig:
     return SFTConfig(**{**run.options, **owned})
 
 
-def build(run: RunFile, args: SFTConfig, model: ModelSource, train: Rows, held_out: Rows | None) -> Resumable:
-    args.model_init_kwargs = {**run.model_init, **({"revision": model.revision} if model.revision else {})}
-    return ResumableSFT(
-        model=model.path,
+def build(run: RunFile, args: SFTConfig, model: LocalModel, train: Rows, held_out: Rows | None) -> Resumable:
+    args.model_init_kwargs = dict(run.model_init)
+    trainer = ResumableSFT(
+        model=str(model.folder),
         args=args,
         train_dataset=Dataset.from_list(list(train.rows)),
         eval_dataset=Dataset.from_list(list(held_out.rows)) if held_out else None,
         peft_config=LoraConfig(task_type="CAUSAL_LM", **run.lora) if run.lora is not None else None,
     )
+    trainer.base = model
+    return trainer
