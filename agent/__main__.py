@@ -26,6 +26,7 @@ from agent.contact import Contact, Coordinator
 from agent.events.spool import Spool
 from agent.inputs import Cache
 from agent.preparing import Means
+from agent.retiring import Begun
 from agent.session import Identity, Session, grpc_dial
 from agent.shim.processes import boot_id, boottime
 from agent.shims import SpareShim, prepare_runtime_dir
@@ -146,6 +147,7 @@ async def means_of(settings: Config, coordinator: Coordinator, contact: Contact,
             blobs=blobs,
             stores={"relay": RelayStore(blobs)},
             cache=Cache(settings.data_dir / "cache", settings.cache_limit),
+            begun=Begun(settings.data_dir / "attempts"),
             shims=shims,
         )
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import shutil
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -130,13 +129,16 @@ class Attempt:
             self._means.spool.remove(self.assignment.lease)
         if self._shim is not None:
             await self._shim.forget()
-            await asyncio.to_thread(self._tidy)
+        await asyncio.to_thread(self._tidy)
         log.info("lease=%s over=%s", self.assignment.lease, self._ended)
 
     def _tidy(self) -> None:
-        """What people see is brought up to date, and what only the trainer needed goes. Blocking."""
-        shutil.rmtree(self._folder.resume, ignore_errors=True)
-        self._means.run_folder(self.assignment.run_id).show(self._folder, self._ended)
+        """The disk goes back, and what people see is brought up to date. Blocking."""
+        self._means.begun.retire(self._means.root, self.assignment.lease_id)
+        if self._shim is not None:
+            run = self._means.run_folder(self.assignment.run_id)
+            run.clean()
+            run.show(self._folder, self._ended)
 
     async def _until_gone(self) -> Never:
         await self._gone.wait()
@@ -281,7 +283,7 @@ class Attempt:
     async def _kill(self, why: str) -> None:
         """End the trainer, keep its bytes."""
         if self._shim is not None:
-            with contextlib.suppress(ShimGone):
+            with contextlib.suppress(ShimGone, ShimSilent):  # `wait` knows what to do then
                 await self._shim.kill(why)
             await self._shim.wait()
 

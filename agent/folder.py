@@ -109,8 +109,14 @@ class AttemptFolder:
         names = os.listdir(self.checkpoints) if self.checkpoints.is_dir() else []
         return sorted(int(match[1]) for name in names if (match := _STEP.fullmatch(name)))
 
-    def clean(self) -> None:
-        """Remove what an agent that died was writing. A living trainer's staging is not touched."""
+    @property
+    def number(self) -> int:
+        return int(self.path.name.partition("-")[0])
+
+    def retire(self) -> None:
+        """It is over: remove what only its trainer needed, and what an agent that died was writing."""
+        for folder in (self.work, self.staging, self.resume):
+            shutil.rmtree(folder, ignore_errors=True)
         remove_temporaries(self.checkpoints)
 
 
@@ -137,6 +143,15 @@ class RunFolder:
             _discard(attempt.checkpoint(step))
         self.show(attempt)
 
+    def retain_earlier(self, attempt: AttemptFolder, last: int, head: Path | None) -> None:
+        """Of the attempts before this one keep what it leaves of the run's `last` checkpoints, and `head`."""
+        earlier = [each for each in self.attempts() if each.number < attempt.number]
+        folders = [each.checkpoint(step) for each in earlier for step in each.steps()]
+        room = max(0, last - len(attempt.steps()))
+        for folder in folders[: max(0, len(folders) - room)]:
+            if folder != head:
+                _discard(folder)
+
     def show(self, attempt: AttemptFolder, status: str = "running") -> None:
         """Bring the links and `state.json` for people up to date with an attempt (row A6)."""
         shown = self.path / "ckpt"
@@ -155,11 +170,9 @@ class RunFolder:
         write_atomically(self.path / "state.json", json.dumps(state, indent=2).encode() + b"\n")
 
     def clean(self) -> None:
-        """Remove what an agent that died was writing."""
+        """Remove what an agent that died was writing for people."""
         for folder in (self.path, self.path / "ckpt"):
             remove_temporaries(folder)
-        for attempt in self.attempts():
-            attempt.clean()
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -20,6 +20,7 @@ from agent.folder import AttemptFolder, RunFolder
 from agent.inputs import Cache
 from agent.jobs import Job
 from agent.launch import Launch, launch
+from agent.retiring import Begun
 from agent.shims import Shim, ShimError, SpareShim
 from agent.stores.base import Damaged, Store
 from agent.stores.blobs import Blobs
@@ -58,6 +59,7 @@ class Means:
     blobs: Blobs
     stores: Mapping[str, Store]
     cache: Cache
+    begun: Begun
     shims: SpareShim
 
     def run_folder(self, run_id: str) -> RunFolder:
@@ -72,7 +74,7 @@ class Means:
 async def fetch(means: Means, assignment: Assignment, folder: AttemptFolder) -> None:
     """Create the attempt's folder and put the run's inputs into it."""
     try:
-        await asyncio.to_thread(_create, assignment, folder)
+        await asyncio.to_thread(_create, means.begun, assignment, folder)
         await means.cache.place(means.blobs, assignment.message.inputs, folder.work)
     except (Damaged, ManifestError) as error:
         raise Fault("INPUT_UNAVAILABLE", str(error)) from error
@@ -80,7 +82,8 @@ async def fetch(means: Means, assignment: Assignment, folder: AttemptFolder) -> 
         raise _disk(error) from error
 
 
-def _create(assignment: Assignment, folder: AttemptFolder) -> None:
+def _create(begun: Begun, assignment: Assignment, folder: AttemptFolder) -> None:
+    begun.add(assignment.lease_id, folder)
     folder.create()
     assignment.save(folder.assignment)
     folder.run_file.write_text(assignment.message.spec_json)

@@ -22,7 +22,7 @@ from agent.ending import complete, stopped
 from agent.folder import AttemptFolder
 from agent.leases import Beat, Standing, Term, plan
 from agent.preparing import Means
-from agent.shims import Shim, ShimError, discover
+from agent.shims import Shim, ShimError, ShimGone, discover
 from agent.verdict import Order, Stop
 from agent.wire import Assignment
 from relay.errors import LeaseLost
@@ -126,6 +126,9 @@ class Supervisor:
     async def run(self, services: Iterable[Service], orders: asyncio.Queue[WayOut], budget: float) -> None:
         """Until `orders` says how to end. `budget` is the seconds that leaving may take."""
         rejoined, useless = await self._rejoin()
+        await self._retire_others(
+            {attempt.assignment.lease for attempt in rejoined} | {shim.record.lease for shim in useless}
+        )
         async with asyncio.TaskGroup() as self._group:
             for attempt in rejoined:
                 self._take(attempt)
@@ -218,11 +221,16 @@ class Supervisor:
         task.add_done_callback(self._tasks.discard)
 
     async def _rejoin(self) -> tuple[list[Attempt], list[Shim]]:
-        """Attempts of the shims that an agent before this one left and that answer now; and the other shims."""
+        """Attempts of the shims that an agent before this one left, and the shims that no attempt can be made of.
+
+        One that is frozen or was killed since is an attempt too: its lease is held until nothing of it lives, so that
+        nobody else is granted it before, and then ends with what its trainer had written.
+        """
         found, others = [], []
         for shim in await discover(self._means.runtime_dir):
             try:
-                await shim.status()
+                if shim.record.rebooted:  # or cloned: the lease may be held, and its trainer alive, on another host
+                    raise ShimGone("the host has booted since")
                 assignment = await asyncio.to_thread(
                     Assignment.load, AttemptFolder(Path(shim.record.folder)).assignment
                 )
@@ -234,10 +242,21 @@ class Supervisor:
                 found.append(Attempt(assignment, self._means, changed=self.changed.set, shim=shim))
         return found, others
 
-    @staticmethod
-    async def _bury(shim: Shim) -> None:
+    async def _bury(self, shim: Shim) -> None:
         """A shim that nobody can work with, dead or frozen: nothing of it may live on."""
         with contextlib.suppress(ShimError):
             await shim.kill("its agent cannot work with it")
         await shim.wait()
         await shim.forget()
+        await self._retire(shim.record.lease.rpartition("/")[2])
+
+    async def _retire_others(self, with_shim: set[str]) -> None:
+        """What an agent before this one had begun, and that has no shim: the host went down under it."""
+        left = await asyncio.to_thread(self._means.begun.all)
+        for lease_id in left.keys() - {lease.rpartition("/")[2] for lease in with_shim}:
+            await self._retire(lease_id)
+
+    async def _retire(self, lease_id: str) -> None:
+        """Nobody can go on with it."""
+        log.info("lease_id=%s retired", lease_id)
+        await asyncio.to_thread(self._means.begun.retire, self._means.root, lease_id)

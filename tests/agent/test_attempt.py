@@ -1,6 +1,7 @@
 """One lease's life on a real agent with real shims and trainers, against a coordinator that the test scripts."""
 
 import json
+import shutil
 import signal
 import sys
 
@@ -99,7 +100,26 @@ async def test_a_lost_lease_kills_its_trainer_and_keeps_its_bytes(
     await fake.until(lambda: fake.heartbeats and not fake.heartbeats[-1].held)
     assert not lease.ended
     assert (host.attempt("r") / "ckpt/step_00000002/state.json").is_file()
+    assert not {"work", "staging"} & {path.name for path in host.attempt("r").iterdir()}
     assert host.trainer("r") not in host.processes()
+
+
+async def test_what_a_host_that_went_down_has_left_is_removed(
+    fake: FakeCoordinator, hosts: MakeHost, gate: Gate
+) -> None:
+    host = hosts(fake.address)
+    await host.start()
+    lease = await fake.grant(stub(steps=9, save_every=2, gate=gate.path))
+    gate.let(3)
+    await fake.until(lambda: 2 in lease.copied() and 3 in lease.steps())
+    await host.vanish()
+    shutil.rmtree(host.folder / "sock")  # it lay in memory
+    await fake.end(lease)
+    assert (host.attempt("r") / "work").is_dir()
+    await host.start()
+    await fake.until(lambda: len(fake.hellos) == 2)
+    left = sorted(path.name for path in host.attempt("r").iterdir() if path.is_dir())
+    assert left == ["ckpt", "output"] and (host.attempt("r") / "events.jsonl").stat().st_size
 
 
 async def test_a_program_without_lines_gets_the_agents(fake: FakeCoordinator, hosts: MakeHost) -> None:

@@ -69,14 +69,30 @@ def test_the_next_attempt_takes_the_links_over(run: RunFolder, attempt: AttemptF
     assert (run.path / "ckpt" / "step_00000200").resolve() == second.checkpoint(200)
 
 
-def test_what_a_dead_agent_was_writing_is_cleaned(run: RunFolder, attempt: AttemptFolder) -> None:
-    (attempt.checkpoints / ".tmp-relay-1-step_00000400").mkdir()
-    (run.path / ".tmp-relay-1-state.json").touch()
+def test_of_earlier_attempts_the_last_of_the_run_and_the_head_stay(run: RunFolder, attempt: AttemptFolder) -> None:
+    second, third = (run.attempt(number, LEASE) for number in (2, 3))
+    for each, step in ((second, 150), (second, 250), (third, 400)):
+        each.checkpoint(step).mkdir(parents=True)
+    run.retain_earlier(second, last=3, head=attempt.checkpoint(100))
+    assert (attempt.steps(), second.steps(), third.steps()) == ([100, 300], [150, 250], [400])
+    run.retain_earlier(third, last=1, head=None)
+    assert (attempt.steps(), second.steps(), third.steps()) == ([], [], [400])
+
+
+def test_what_only_the_trainer_needed_goes(attempt: AttemptFolder) -> None:
+    attempt.resume.mkdir()
+    attempt.events.touch()
     (attempt.staging / ".tmp-step_00000500").mkdir()
+    (attempt.checkpoints / ".tmp-relay-1-step_00000400").mkdir()
+    attempt.retire()
+    assert sorted(path.name for path in attempt.path.iterdir()) == ["ckpt", "events.jsonl", "output"]
+    assert attempt.steps() == [100, 200, 300] and not list(attempt.checkpoints.glob(".tmp*"))
+
+
+def test_what_a_dead_agent_was_writing_for_people_is_cleaned(run: RunFolder, attempt: AttemptFolder) -> None:
+    (run.path / ".tmp-relay-1-state.json").touch()
     run.clean()
-    assert attempt.steps() == [100, 200, 300]
-    assert not list(run.path.glob(".tmp*")) and not list(attempt.checkpoints.glob(".tmp*"))
-    assert (attempt.staging / ".tmp-step_00000500").exists(), "the trainer may still be writing it"
+    assert not list(run.path.glob(".tmp*")) and attempt.steps() == [100, 200, 300]
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
