@@ -59,6 +59,7 @@ class Record:
     started: float
     pid: int | None  #: of the trainer; None when it could not be started
     start_time: int | None  #: of the trainer, in clock ticks since boot
+    shim_pid: int | None = None  #: of the shim itself
 
     @property
     def rebooted(self) -> bool:
@@ -71,7 +72,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exit:
-    """How a trainer ended, all of its tree being gone. Times are seconds since the epoch."""
+    """How a trainer ended, all of its tree being gone. Times are seconds since the epoch unless they say otherwise."""
 
     lease: str
     code: int | None = None  #: None when a signal ended it, or nobody saw it end
@@ -82,6 +83,8 @@ class Exit:
     reaped: float | None = None  #: when the last process of its tree was gone
     stop_reason: str | None = None  #: it was asked to stop
     kill_reason: str | None = None  #: it had to be killed
+    kill_began: float | None = None  #: when that was begun, on CLOCK_BOOTTIME
+    trust: float | None = None  #: the deadline it had in the end under policy `stop`, on CLOCK_BOOTTIME
     trust_lost: bool = False  #: killed by its deadline, under policy `stop`
     lost: bool = False  #: the shim was killed or the host rebooted: nobody saw the trainer end
 

@@ -1,7 +1,9 @@
 """The agent's side of the shims: start one, find those that live, talk to them, bury the dead.
 
 A `Shim` is a handle without a connection of its own: each request dials, asks one line and reads one.
-Only `wait` stays connected, and so is told by the kernel when the shim itself was killed.
+Only `wait` stays connected, and so is told by the kernel when the shim itself was killed. Beside that it asks now and
+then: the shim learns that it is no orphan, and the agent that the shim is not frozen. A frozen shim keeps no deadline
+and takes no orders, so it is told to go on, and killed when that does not help; its trainer dies with it.
 """
 
 from __future__ import annotations
@@ -9,19 +11,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import secrets
 import signal
 import socket
 import stat
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from agent.jobs import Exit, Job, Record, ShimError, ShimGone, ShimRefused, ShimSilent, Status, value_of
-from agent.survivors import end_survivors
+from agent.survivors import end_survivors, signal_shim
 
 __all__ = [
     "Exit",
@@ -38,7 +42,11 @@ __all__ = [
     "prepare_runtime_dir",
 ]
 
+log = logging.getLogger(__name__)
+
 ANSWER = 5.0  #: seconds within which a living, running shim answers
+PULSE = 5.0  #: seconds between two looks whether the shim of a trainer that is waited for still answers
+PATIENCE = {"continue": 60.0, "stop": 10.0}  #: seconds of silence after which it is killed, by policy
 START = 30.0  #: the same for a start, whose folder may lie on a slow volume
 MAX_SOCKET_PATH = 107  #: bytes, the kernel's `sun_path` without its end
 MAX_REPLY = 8 << 20  #: bytes
@@ -108,9 +116,34 @@ class Shim:
     async def wait(self) -> Exit:
         """How the trainer ended, once nothing of it is left.
 
-        When the shim itself was killed, what it leaves is found and killed first; the exit is `lost`
-        unless it had been written.
+        When the shim itself was killed, or stayed silent and had to be, what it leaves is found and killed first; the
+        exit is `lost` unless it had been written.
         """
+        async with asyncio.TaskGroup() as group:
+            pulse = group.create_task(self._feel_pulse())
+            ended = await self._exit()
+            pulse.cancel()
+        return ended
+
+    async def _feel_pulse(self) -> None:
+        """Until it is dead, by our hand if need be."""
+        patience = PATIENCE[self.record.policy]
+        heard = time.monotonic()
+        while time.monotonic() - heard < patience:
+            try:
+                await self._ask("status")
+            except ShimGone:
+                return
+            except ShimSilent as error:
+                log.warning("lease=%s shim=silent for=%.0fs %s", self.record.lease, time.monotonic() - heard, error)
+                await asyncio.to_thread(signal_shim, self.record, signal.SIGCONT)
+            else:
+                await asyncio.sleep(PULSE)
+                heard = time.monotonic()
+        log.error("lease=%s shim=killed reason='it does not answer'", self.record.lease)
+        await asyncio.to_thread(signal_shim, self.record, signal.SIGKILL)
+
+    async def _exit(self) -> Exit:
         while True:
             try:
                 reply = await _converse(*await _dial(self.path), {"op": "wait"})
@@ -154,17 +187,21 @@ class SpareShim:
         self._runtime_dir = runtime_dir
         self._python = python
         self._ready: _Seed | None = None
+        self._planting = asyncio.Lock()
+        self._background = asyncio.TaskGroup()
 
     async def __aenter__(self) -> Self:
         await self._replace()
+        await self._background.__aenter__()
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self._background.__aexit__(None, None, None)  # one that is being planted must not be left behind
         if (seed := self._take()) is not None:
             await seed.uproot()
 
     async def start(self, job: Job) -> Shim:
-        """Like `Shim.start`, on the spare; a new spare is started behind it."""
+        """Like `Shim.start`, on the spare; a new one is made meanwhile, which is not waited for."""
         seed = self._take()
         try:
             if seed is not None:
@@ -172,10 +209,11 @@ class SpareShim:
                     return await Shim._begin(seed, job)
             return await Shim.start(job, self._runtime_dir, python=self._python)
         finally:
-            await self._replace()
+            self._background.create_task(self._replace())
 
     async def ready(self) -> None:
-        """Until the spare answers: a start after this costs no interpreter's start."""
+        """Until there is a spare and it answers: a start after this costs no interpreter's start."""
+        await self._replace()
         if self._ready is not None:
             await _request(self._ready.path, {"op": "status"})
 
@@ -184,8 +222,13 @@ class SpareShim:
         return seed
 
     async def _replace(self) -> None:
-        if self._ready is None:
-            self._ready = await asyncio.to_thread(_Seed.plant, self._runtime_dir, self._python)
+        """Without a spare the next start is only slower, so one that cannot be had is no error."""
+        async with self._planting:
+            if self._ready is None:
+                try:
+                    self._ready = await asyncio.to_thread(_Seed.plant, self._runtime_dir, self._python)
+                except OSError as error:
+                    log.warning("shim=no-spare reason=%r", str(error))
 
 
 async def discover(runtime_dir: Path) -> list[Shim]:

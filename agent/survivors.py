@@ -1,4 +1,8 @@
-"""What lives on of a dead shim's tree: found by its mark and by who its trainer was, and killed."""
+"""Shims from outside: one that does not answer, and what lives on of a dead one's tree.
+
+The shim is found by its pid and its name among its arguments; its tree by the mark in every environment and by who the
+trainer was.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,20 @@ from pathlib import Path
 from agent.jobs import Record
 from agent.shim.processes import Process, descendants, process, processes, send_signal
 from agent.shim.tree import MARK
+
+
+def signal_shim(record: Record, signum: int) -> bool:
+    """Signal the shim itself; False when it is gone."""
+    found = process(record.shim_pid) if record.shim_pid and not record.rebooted else None
+    return found is not None and _is_called(found.pid, record.shim) and send_signal(found, signum)
+
+
+def _is_called(pid: int, shim_id: str) -> bool:
+    try:
+        arguments = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # gone
+        return False
+    return shim_id.encode() in arguments.split(b"\0")
 
 
 async def end_survivors(shim_id: str, record: Record | None) -> None:

@@ -16,7 +16,9 @@ What is promised
 What is not promised
   * A process in uninterruptible sleep dies when the kernel lets it. Until then the shim keeps sweeping and `wait` is
     not answered.
-  * A shim that is itself frozen (SIGSTOP, a frozen control group) enforces nothing until it thaws.
+  * A shim that is itself frozen (SIGSTOP, a frozen control group) enforces nothing until it thaws. Its agent
+    notices, tells it to go on, and where that does not help kills it, and so the trainer (`Shim.wait`); while it is
+    alive its lease stays held, since nobody else may have the run while a trainer nobody minds is training.
 
 Life: started with `python -I -S`, its id and the runtime folder as arguments and a listening socket as standard input;
 then one `start` with the job. Before that it is a *spare*, which ends when nobody is connected to it any more.

@@ -121,7 +121,7 @@ class Keeper:
 
     def kill(self, reason: str) -> None:
         if self.exit is None:
-            self._sentence.kill(reason)
+            self._sentence.kill(boottime(), reason)
 
     def trust(self, deadline: float) -> bool:
         """True when the trainer is trusted until `deadline`; False when it is being killed or has ended."""
@@ -152,6 +152,8 @@ class Keeper:
             "reaped": time.time(),
             "stop_reason": self._sentence.stop_reason,
             "kill_reason": self._sentence.kill_reason,
+            "kill_began": self._sentence.kill_began,
+            "trust": self._sentence.trust,
             "trust_lost": self._sentence.trust_lost,
         }
         self._write(self._path("exit.json"), self.exit)

@@ -21,6 +21,7 @@ class Sentence:
         self.stop_reason: str | None = None
         self.kill_reason: str | None = None
         self.kill_at: float | None = None
+        self.kill_began: float | None = None
         self.trust_lost = False
         self._grace = float(job["grace"])
         self._orphan_limit = float(job["orphan_limit"])
@@ -46,9 +47,10 @@ class Sentence:
     def kill_by(self, moment: float) -> None:
         self.kill_at = moment if self.kill_at is None else min(self.kill_at, moment)
 
-    def kill(self, reason: str) -> None:
+    def kill(self, now: float, reason: str) -> None:
         """From here on there is no way back."""
-        self.kill_reason = self.kill_reason or reason
+        if self.kill_reason is None:
+            self.kill_reason, self.kill_began = reason, now
 
     def pass_time(self, now: float) -> bool:
         """Do what is due at `now`; True when the trainer is to be asked to stop."""
@@ -56,9 +58,9 @@ class Sentence:
             return False
         if self.trust is not None and now >= self.trust:
             self.trust_lost = True
-            self.kill("trust lapsed")
+            self.kill(now, "trust lapsed")
         elif self.kill_at is not None and now >= self.kill_at:
-            self.kill("grace over")
+            self.kill(now, "grace over")
         elif self.stop_reason is None and now >= self.orphaned_at:
             return self.stop(now, self._grace, "no agent")
         return False

@@ -78,7 +78,7 @@ class Shim:
             for key, _ in self._selector.select():
                 key.data()
             self._advance()
-        os.unlink(os.path.join(self._runtime_dir, f"{self._id}.sock"))
+        remove(os.path.join(self._runtime_dir, f"{self._id}.sock"))
 
     def _catch_signals(self) -> None:
         """A child's end and a SIGTERM wake the selector; what belongs to terminals is ignored."""
@@ -171,8 +171,7 @@ class Shim:
     def _forget(self, keeper: Keeper) -> Mapping[str, Any]:
         if keeper.exit is None:
             raise ValueError("the trainer is not reaped yet")
-        if os.path.exists(keeper.record_path):
-            os.unlink(keeper.record_path)
+        remove(keeper.record_path)
         self._done = True
         return {}
 
@@ -194,6 +193,12 @@ OPERATIONS: dict[str, Callable[[Keeper, Mapping[str, Any]], Mapping[str, Any]]] 
     "trust": lambda keeper, request: {"trusted": keeper.trust(float(request["deadline"]))},
     "dump": lambda keeper, _: {"path": keeper.dump()},
 }
+
+
+def remove(path: str) -> None:
+    """The agent that is told goodbye removes the same files; whoever comes second finds nothing."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
 
 
 def log_to(path: str) -> None:

@@ -1,4 +1,4 @@
-"""Shims with real trainers, real sockets and real signals. The shim is `shim.py`, the agent's side `shims.py`."""
+"""Shims with real trainers, real sockets and real signals: the package `agent.shim` and the agent's side together."""
 
 import asyncio
 import json
@@ -15,7 +15,18 @@ import pytest
 
 from agent.jobs import Record
 from agent.shim.processes import boottime, process
-from agent.shims import Exit, Job, Shim, ShimGone, ShimRefused, ShimSilent, SpareShim, discover, prepare_runtime_dir
+from agent.shims import (
+    PATIENCE,
+    Exit,
+    Job,
+    Shim,
+    ShimGone,
+    ShimRefused,
+    ShimSilent,
+    SpareShim,
+    discover,
+    prepare_runtime_dir,
+)
 from agent.survivors import find_survivors, gone
 
 PATH = os.environ["PATH"]
@@ -83,7 +94,7 @@ def job(tmp_path: Path, told: Told) -> Job:
 def python(script: str) -> tuple[str, ...]:
     """Argv of a Python trainer; `tell(text)` is a line through the pipe."""
     prelude = """
-        import os, signal, sys, time
+        import os, signal, sys
         def tell(text):
             with open(os.environ["TOLD"], "w") as pipe:
                 pipe.write(f"{text}\\n")
@@ -109,7 +120,8 @@ def left_in(folder: Path) -> list[Path]:
 
 
 def shim_pid(shim: Shim) -> int:
-    return int(json.loads(Path(shim.record.folder, "shim.json").read_text())["shim_pid"])
+    assert shim.record.shim_pid is not None
+    return shim.record.shim_pid
 
 
 # --- a life without incident -----------------------------------------------------------------
@@ -227,10 +239,12 @@ async def test_a_tree_that_keeps_forking_is_killed_to_the_last(job: Job, told: T
     """Eight runners, each forking its successor into a session of its own and ending, a hundred times a second."""
     script = """
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
         for _ in range(8):
             if os.fork() == 0:
                 while True:
-                    time.sleep(0.01)
+                    signal.setitimer(signal.ITIMER_REAL, 0.01)
+                    signal.sigwait([signal.SIGALRM])
                     if os.fork(): os._exit(0)
                     os.setsid()
         tell("up")
@@ -309,17 +323,17 @@ async def test_s3_the_shim_kills_by_the_deadline_on_its_own(job: Job, told: Told
     """F3: the agent says nothing more, be it frozen, starved or gone."""
     deadline = boottime() + 0.5
     shim = await Shim.start(replace(job, policy="stop", trust=deadline), runtime_dir)
-    trainer = int((await told.line()).split()[1])
-    await dead(trainer)
-    assert deadline <= boottime() < deadline + 0.5
+    assert shim.record.pid is not None
+    await dead(shim.record.pid)
     how = await ended(shim)
     assert (how.trust_lost, how.kill_reason, how.signal) == (True, "trust lapsed", signal.SIGKILL)
+    assert how.trust == deadline and how.kill_began is not None and deadline <= how.kill_began < deadline + WITHIN
     assert not await shim.trust(boottime() + 3600)
     await shim.forget()
 
 
 async def test_renewed_trust_holds_and_is_never_shortened(job: Job, told: Told, runtime_dir: Path) -> None:
-    first = boottime() + 0.5
+    first = boottime() + WITHIN
     shim = await Shim.start(replace(job, policy="stop", trust=first), runtime_dir)
     await told.line()
     assert await shim.trust(first + 3600)
@@ -333,12 +347,18 @@ async def test_renewed_trust_holds_and_is_never_shortened(job: Job, told: Told, 
 
 async def test_s3_a_frozen_agent_loses_its_trainer(job: Job, told: Told, runtime_dir: Path) -> None:
     """F3: another process is the agent, and is stopped by SIGSTOP in the middle of its renewals."""
-    agent = await agent_process(replace(job, policy="stop", trust=boottime() + 1.0), runtime_dir, renew=0.5)
-    trainer = int((await told.line()).split()[1])
+    agent = await agent_process(replace(job, policy="stop"), runtime_dir, trusted=2.0)
+    assert agent.stdin is not None
+    trainer = await trainer_of(agent)
+    agent.stdin.write(b"renew\n")
+    assert await line_of(agent) == "True"
     os.kill(agent.pid, signal.SIGSTOP)
+    agent.stdin.write(b"renew\n" * 10)
     await dead(trainer)
     (shim,) = await discover(runtime_dir)
-    assert (await ended(shim)).trust_lost
+    how = await ended(shim)
+    assert how.trust_lost and how.kill_began is not None and how.trust is not None
+    assert how.trust <= how.kill_began < how.trust + WITHIN
     agent.kill()
     await agent.wait()
     await shim.forget()
@@ -353,27 +373,37 @@ from agent.shim.processes import boottime
 from agent.shims import Job, Shim
 
 async def main():
-    told, renew = json.loads(sys.argv[1]), float(sys.argv[3])
-    job = Job(**{**told, "argv": tuple(told["argv"]), "cwd": Path(told["cwd"]), "folder": Path(told["folder"])})
-    shim = await Shim.start(job, Path(sys.argv[2]))
-    while renew:
-        await shim.trust(boottime() + renew)
-        await asyncio.sleep(renew / 5)
-    await shim.wait()
+    told, trusted = json.loads(sys.argv[1]), float(sys.argv[3])
+    shown = {**told, "argv": tuple(told["argv"]), "cwd": Path(told["cwd"]), "folder": Path(told["folder"])}
+    shim = await Shim.start(Job(**shown | {"trust": boottime() + trusted}), Path(sys.argv[2]))
+    print(shim.record.pid, flush=True)
+    while await asyncio.to_thread(sys.stdin.readline):
+        print(await shim.trust(boottime() + trusted), flush=True)
 
 asyncio.run(main())
 """
 
 
-async def agent_process(job: Job, runtime_dir: Path, *, renew: float = 0.0) -> asyncio.subprocess.Process:
-    """An agent of its own, with one shim."""
-    argv = (sys.executable, "-c", AGENT, json.dumps(job.to_json()), str(runtime_dir), str(renew))
-    return await asyncio.create_subprocess_exec(*argv, env={**os.environ, "PYTHONPATH": ROOT})
+async def agent_process(job: Job, runtime_dir: Path, *, trusted: float = 0.0) -> asyncio.subprocess.Process:
+    """An agent of its own, with one shim. It says who its trainer is, and renews trust at each line it is sent."""
+    argv = (sys.executable, "-c", AGENT, json.dumps(job.to_json()), str(runtime_dir), str(trusted))
+    environment, pipe = {**os.environ, "PYTHONPATH": ROOT}, asyncio.subprocess.PIPE
+    return await asyncio.create_subprocess_exec(*argv, env=environment, stdin=pipe, stdout=pipe)
+
+
+async def line_of(agent: asyncio.subprocess.Process) -> str:
+    assert agent.stdout is not None
+    async with asyncio.timeout(WITHIN):
+        return (await agent.stdout.readline()).decode().strip()
+
+
+async def trainer_of(agent: asyncio.subprocess.Process) -> int:
+    return int(await line_of(agent))
 
 
 async def test_f2_the_trainer_survives_its_agent_and_is_found_again(job: Job, told: Told, runtime_dir: Path) -> None:
     agent = await agent_process(job, runtime_dir)
-    trainer = int((await told.line()).split()[1])
+    trainer = await trainer_of(agent)
     agent.kill()
     await agent.wait()
     (shim,) = await discover(runtime_dir)
@@ -392,7 +422,7 @@ async def test_an_exit_waits_for_the_next_agent(job: Job, told: Told, runtime_di
     script = ("sh", "-c", "echo up $$ > $TOLD; head -c1 $TOLD.go > /dev/null; exit 5")
     os.mkfifo(f"{told.path}.go")
     agent = await agent_process(replace(job, argv=script), runtime_dir)
-    trainer = int((await told.line()).split()[1])
+    trainer = await trainer_of(agent)
     agent.kill()
     await agent.wait()
     await asyncio.to_thread(Path(f"{told.path}.go").write_text, "x")
@@ -404,9 +434,10 @@ async def test_an_exit_waits_for_the_next_agent(job: Job, told: Told, runtime_di
 
 async def test_an_orphaned_trainer_is_stopped_with_grace_then_killed(job: Job, told: Told, runtime_dir: Path) -> None:
     script = 'trap "echo asked > $TOLD" TERM; echo up $$ > $TOLD; while :; do tail -f /dev/null & wait; done'
-    orphan = replace(job, argv=("sh", "-c", script), orphan_limit=0.5, grace=0.5)
+    orphan = replace(job, argv=("sh", "-c", script), orphan_limit=1.0, grace=0.5)
     agent = await agent_process(orphan, runtime_dir)
     trainer = int((await told.line()).split()[1])
+    await trainer_of(agent)  # by then the shim has written down whom it keeps
     agent.kill()
     await agent.wait()
     assert await told.line() == "asked"
@@ -442,6 +473,7 @@ async def test_a_shim_killed_while_no_agent_lived_is_told_from_a_living_one(
     script = "setsid tail -f /dev/null & echo up $! > $TOLD; wait"
     agent = await agent_process(replace(job, argv=("sh", "-c", script)), runtime_dir)
     grandchild = int((await told.line()).split()[1])
+    await trainer_of(agent)  # by then the shim has written down whom it keeps
     agent.kill()
     await agent.wait()
     (shim,) = await discover(runtime_dir)
@@ -496,6 +528,66 @@ async def test_a_frozen_shim_is_silent_not_dead(
     await shim.forget()
 
 
+async def test_a_stopped_shim_is_told_to_go_on_by_who_waits(
+    job: Job, told: Told, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.shims.PULSE", 0.05)
+    monkeypatch.setattr("agent.shims.ANSWER", 0.2)
+    shim = await Shim.start(job, runtime_dir)
+    trainer = int((await told.line()).split()[1])
+    os.kill(shim_pid(shim), signal.SIGSTOP)
+    async with asyncio.TaskGroup() as group:
+        waiting = group.create_task(ended(shim))
+        os.kill(trainer, signal.SIGINT)
+    how = waiting.result()
+    assert (how.signal, how.lost, how.kill_reason) == (signal.SIGINT, False, None)
+    await shim.forget()
+
+
+async def test_s3_a_shim_that_stays_silent_is_killed_with_its_trainer(
+    job: Job, told: Told, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It hangs where it writes, as on a volume that is away; nobody would keep its deadline."""
+    monkeypatch.setattr("agent.shims.PULSE", 0.05)
+    monkeypatch.setattr("agent.shims.ANSWER", 0.2)
+    monkeypatch.setitem(PATIENCE, "stop", 0.5)
+    shim = await Shim.start(replace(job, policy="stop", trust=boottime() + 3600), runtime_dir)
+    trainer = int((await told.line()).split()[1])
+    os.mkfifo(job.folder / f"dump.json.tmp-{shim_pid(shim)}")
+    with pytest.raises(ShimSilent):
+        await shim.dump()
+    assert (await ended(shim)).lost
+    assert process(trainer) is None or process(trainer).dead  # type: ignore[union-attr]
+    await shim.forget()
+    assert left_in(runtime_dir) == []
+
+
+async def test_a_trainer_whose_agent_waits_is_no_orphan(
+    job: Job, told: Told, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A coordinator that is away for hours gives the agent nothing to pass on; the shim is not left alone for that."""
+    monkeypatch.setattr("agent.shims.PULSE", 0.05)
+    script = "signal.signal(signal.SIGALRM, lambda *_: sys.exit(0)); signal.setitimer(signal.ITIMER_REAL, 2)"
+    shim = await Shim.start(replace(job, argv=python(f"{script}\nsignal.pause()"), orphan_limit=1.5), runtime_dir)
+    how = await ended(shim)
+    assert (how.code, how.stop_reason) == (0, None)
+    await shim.forget()
+
+
+async def test_an_agent_that_removes_the_socket_first_leaves_no_complaint(job: Job, runtime_dir: Path) -> None:
+    shim = await Shim.start(replace(job, argv=("true",)), runtime_dir)
+    await ended(shim)
+    reader, writer = await asyncio.open_unix_connection(str(shim.path))
+    for path in left_in(runtime_dir):
+        path.unlink()
+    writer.write(b'{"op": "forget"}\n')
+    async with asyncio.timeout(WITHIN):
+        assert json.loads(await reader.readline())["ok"]
+    writer.close()
+    await shim.forget()
+    assert (job.folder / "shim.log").read_text() == ""
+
+
 async def test_stale_sockets_are_removed(runtime_dir: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(runtime_dir / "stale.sock"))
@@ -512,6 +604,7 @@ async def test_a_spare_runs_a_job_and_is_replaced(job: Job, told: Told, runtime_
         shim = await spare.start(job)
         assert shim.path == first
         await told.line()
+        await spare.ready()
         (second,) = (path for path in left_in(runtime_dir) if path.suffix == ".sock" and path != first)
         with pytest.raises(ShimRefused):
             await Shim.attach(second)

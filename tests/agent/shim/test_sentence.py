@@ -59,7 +59,7 @@ def test_without_an_agent_it_is_stopped_then_killed() -> None:
 
 def test_the_first_reason_to_kill_stays() -> None:
     held = sentence()
-    held.kill("stalled")
-    held.kill("asked")
-    assert held.kill_reason == "stalled"
+    held.kill(1.0, "stalled")
+    held.kill(2.0, "asked")
+    assert (held.kill_reason, held.kill_began) == ("stalled", 1.0)
     assert not held.pass_time(1e9)
