@@ -80,6 +80,7 @@ class LoggingState:
     flos: float  #: floating-point operations not yet added to the trainer's state
     metrics: Mapping[str, Mapping[str, list[float]]]  #: TRL's windows by mode and name
     tokens: float  #: tokens trained on
+    evaluation_due: bool = False  #: the step was to be evaluated and has not been
 
     @classmethod
     def of(cls, trainer: "Trainer") -> "LoggingState":
@@ -94,6 +95,7 @@ class LoggingState:
                 for mode, windows in _windows(inner).items()
             },
             tokens=getattr(inner, "_total_train_tokens", 0),
+            evaluation_due=getattr(inner, "evaluation_due", False),
         )
 
     def restore(self, trainer: "Trainer") -> None:
@@ -103,6 +105,7 @@ class LoggingState:
         inner._total_loss_scalar = self.total_loss
         inner._globalstep_last_logged = self.last_logged
         inner.current_flos = self.flos
+        inner.evaluation_due = self.evaluation_due
         for mode, windows in self.metrics.items():
             for name, window in windows.items():
                 _windows(inner)[mode][name] = list(window)

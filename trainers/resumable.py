@@ -16,6 +16,7 @@ class Resumable(Trainer):
 
     save_hook: Callable[[], None]
     base: LocalModel  #: what the model was before training
+    evaluation_due = False  #: of the step last done; a stop put it off
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """In place of the library's own, which writes into the final folder, without fsync, and rotates."""
@@ -33,6 +34,12 @@ class Resumable(Trainer):
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    def evaluate_if_due(self) -> None:
+        """The evaluation that a stop put off, as the library would have done it after that step."""
+        if self.evaluation_due:
+            self.evaluation_due = False
+            self._evaluate(None, None)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """A NaN is logged once and not for ever: the library empties its sum by subtracting it from itself."""

@@ -200,7 +200,7 @@ def _attach(job: Job, trainer: Resumable, log: EventLog, world: World, resume: C
     """Give the library's trainer our reports, saves and stops."""
     every, seconds = job.run.checkpoint.every, job.contract.checkpoint_seconds
     pace = Pace(Every(seconds=seconds) if every.steps is None and seconds else every)
-    ends = StepEnds(job.control, pace, agreement(world.processes), _restore(trainer, resume))
+    ends = StepEnds(trainer, job.control, pace, agreement(world.processes), _restore(trainer, resume))
     main = trainer.is_world_process_zero()
 
     def save() -> None:
@@ -253,13 +253,19 @@ def _blamed_on(part: str) -> Iterator[None]:
         raise ConfigError(f"{part}: {' '.join(str(error).split())}") from error
 
 
+def _out_of_memory(said: str) -> str:
+    """One line that always begins alike, so that hosts and people recognise it."""
+    name, line = "CUDA out of memory", said.strip().partition("\n")[0]
+    return line if line.startswith(name) else f"{name}: {line}" if line else name
+
+
 def outcome_of(error: Exception) -> Outcome | None:
     """How an expected error ends the attempt; None for one that needs its traceback."""
     match error:
         case ConfigError():
             return Outcome(REFUSED, str(error))
         case torch.OutOfMemoryError():
-            return Outcome(FAILED, "CUDA out of memory")
+            return Outcome(FAILED, _out_of_memory(str(error)))
         case checkpoints.CheckpointError() | HostError():
             return Outcome(FAILED, str(error))
     return None

@@ -9,6 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from relay.runfile import Every
 from trainers.control import Control
+from trainers.resumable import Resumable
 
 Agree = Callable[[bool, bool], tuple[bool, bool]]  #: (stop, save) of this rank → of any rank
 
@@ -58,17 +59,26 @@ class StepEnds(TrainerCallback):
 
     A save due at an epoch's last step (or the run's) waits for the end of the epoch, so that what the library logs
     and evaluates there is in the checkpoint: a resumed run begins with the next epoch and would never do it.
+
+    Within an epoch an evaluation that is due where the run stops is put off: it would eat the grace, and the next
+    attempt can do it before its first step, from the same random state. (At an epoch's end it could not: by then the
+    new epoch's order has been drawn.)
     """
 
-    def __init__(self, control: Control, pace: Pace, agree: Agree, restore: Callable[[], None]) -> None:
+    def __init__(
+        self, trainer: Resumable, control: Control, pace: Pace, agree: Agree, restore: Callable[[], None]
+    ) -> None:
         self.stopped = False
-        self._control, self._pace, self._agree, self._restore = control, pace, agree, restore
+        self._trainer, self._control, self._pace, self._agree, self._restore = trainer, control, pace, agree, restore
         self._waiting = False
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._restore()
         self._pace.saved()
         self._control.begin_training()
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._trainer.evaluate_if_due()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         last = state.global_step >= state.max_steps
@@ -78,8 +88,10 @@ class StepEnds(TrainerCallback):
         control.should_training_stop |= stop
         if last or float(state.epoch or 0).is_integer():
             self._waiting = save or stop or last
-        else:
-            control.should_save = save or stop
+            return
+        control.should_save = save or stop
+        if stop:
+            self._trainer.evaluation_due, control.should_evaluate = control.should_evaluate, False
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self._waiting:

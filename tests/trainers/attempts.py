@@ -63,10 +63,10 @@ def make(
     *,
     resume: Path | None = None,
     stop: bool = False,
-    pins: dict[str, str] | None = None,
+    before: Callable[[], object] = lambda: None,
 ) -> Attempt:
     """One attempt in `folder`, to its end; with `stop` it is asked to stop before its first step. Paths in `run` are
-    absolute.
+    absolute. `before` is called in the fork.
     """
     folder.mkdir(parents=True)
     contract = Contract(
@@ -77,18 +77,18 @@ def make(
         staging=folder / "staging",
         events=folder / "events.jsonl",
         resume_from=resume,
-        pins=pins or {},
+        pins={},
     )
     contract.run_file.write_text(json.dumps(run))
     control = Control(folder)
     if stop:
         control.ask_to_stop()
-    code = forked(lambda: _rank(contract), folder / "stderr.log")
+    code = forked(lambda: _rank(contract, before), folder / "stderr.log")
     lines = contract.events.read_text().splitlines() if contract.events.exists() else []
     return Attempt(code, folder, control.outcome(), [json.loads(line) for line in lines])
 
 
-def _rank(contract: Contract) -> int:
+def _rank(contract: Contract, before: Callable[[], object]) -> int:
     import torch
 
     from trainers import rank
@@ -97,6 +97,7 @@ def _rank(contract: Contract) -> int:
     torch.set_num_threads(THREADS)
     warnings.resetwarnings()  # the tests make errors of them
     sys.argv = ["rank"]
+    before()
     return rank.main()
 
 

@@ -55,6 +55,20 @@ def test_stopped_after_every_single_step(run: dict[str, Any], tmp_path: Path) ->
     assert curve == straight.curve
 
 
+def test_a_stop_puts_off_the_evaluation_due_at_its_step(run: dict[str, Any], tmp_path: Path) -> None:
+    """It would eat the grace. The next attempt does it before its first step: same values, same weights, with dropout
+    after it.
+    """
+    run["options"] |= {"max_steps": 3, "eval_steps": 1, "logging_steps": 1}
+    straight = attempts.make(tmp_path / "straight", run)
+    first = attempts.make(tmp_path / "first", run, stop=True)
+    assert (first.code, first.steps_saved) == (143, [1])
+    assert (1, "eval_loss") in straight.curve and (1, "eval_loss") not in first.curve
+    second = attempts.make(tmp_path / "second", run, resume=first.checkpoint(1))
+    assert first.curve | second.curve == straight.curve
+    assert second.weights() == straight.weights()
+
+
 def test_the_recorded_number_of_threads_is_used_again(run: dict[str, Any], tmp_path: Path) -> None:
     first = attempts.make(tmp_path / "first", run, stop=True)
     state = first.checkpoint(1) / "relay_state.json"

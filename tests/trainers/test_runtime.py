@@ -59,6 +59,26 @@ def test_gpus_that_are_needed_and_not_here_are_the_hosts_fault(run: dict[str, An
     assert (attempt.code, "torch finds 0" in attempt.said.line) == (1, True)
 
 
+def test_out_of_memory_is_said_in_one_line(run: dict[str, Any], tmp_path: Path) -> None:
+    """F1. A failure that hosts recognise by how its line begins; nothing of the library's traceback."""
+
+    def fill_the_gpu() -> None:
+        import torch
+
+        from trainers.methods import sft
+
+        def step(*_: Any) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has …")
+
+        sft.ResumableSFT.training_step = step  # type: ignore[method-assign]
+
+    attempt = attempts.make(tmp_path / "oom", run, before=fill_the_gpu)
+    assert attempt.said is not None
+    assert (attempt.code, attempt.said.line) == (1, "CUDA out of memory. Tried to allocate 2.00 GiB.")
+    assert attempt.messages("error") == [attempt.said.line]
+    assert "Traceback" not in (attempt.folder / "stderr.log").read_text()
+
+
 @pytest.mark.parametrize("kind", ["text", "chat"])
 def test_other_kinds_of_rows_train(run: dict[str, Any], work: Path, tmp_path: Path, kind: str) -> None:
     attempt = attempts.make(
@@ -119,6 +139,15 @@ def test_a_checkpoint_holds_what_another_host_needs(run: dict[str, Any], tmp_pat
     assert "training_args.bin" not in names
     assert all(path.stat().st_mode & 0o044 for path in folder.iterdir()), "readable to others on the host"
     assert list(folder.parent.glob(".tmp-*")) == []
+
+
+def test_checkpoints_by_time(run: dict[str, Any], tmp_path: Path) -> None:
+    """Every step takes longer than a microsecond; none takes an hour, and the last is saved all the same."""
+    options = _with(run, max_steps=3)
+    often = attempts.make(tmp_path / "often", options | {"checkpoint": {"every": "0.000001s"}})
+    assert often.steps_saved == [1, 2, 3]
+    seldom = attempts.make(tmp_path / "seldom", options | {"checkpoint": {"every": "1h"}})
+    assert seldom.steps_saved == [3]
 
 
 def test_a_damaged_checkpoint_is_refused(run: dict[str, Any], tmp_path: Path) -> None:
