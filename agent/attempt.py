@@ -235,9 +235,9 @@ class Attempt:
             if self._trust is not None and self._trust != self._told:
                 self._told = self._trust
                 await shim.trust(self._trust)
-            if self._order is not None and self._order != self._obeyed:
-                await self._command(shim, self._order)
-                self._obeyed = self._order
+            if (order := self._order) is not None and order != self._obeyed:
+                await self._command(shim, order)
+                self._obeyed = order  # a sharper one may have come meanwhile
             elif self._watch is not None and not self._stalled:
                 await self._look_for_stall(shim, self._watch.progress.stalled(boottime()))
         except ShimGone:  # `wait` tells

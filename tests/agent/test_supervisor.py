@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import signal
 import sys
 from typing import Any
@@ -55,6 +56,23 @@ async def test_a_trainer_that_ends_while_no_agent_looks_is_completed_by_the_next
     assert lease.ended == "succeeded" and lease.steps() == list(range(1, 10))
 
 
+async def test_what_a_shim_that_died_without_an_agent_left_is_brought_home_by_the_next(
+    fake: FakeCoordinator, hosts: MakeHost, gate: Gate
+) -> None:
+    """F2: nothing of it lives when its lease ends, and neither a line nor a checkpoint of it is lost."""
+    host = hosts(fake.address)
+    lease = await training(fake, host, gate)
+    await host.end(signal.SIGKILL)
+    gate.let(1)
+    while (host.attempt("r") / "events.jsonl").read_text().count('"checkpoint"') < 2:
+        await fake.breathe()
+    os.kill(json.loads((host.attempt("r") / "shim.json").read_text())["shim_pid"], signal.SIGKILL)
+    await host.start()
+    await fake.until(lambda: lease.ended)
+    assert lease.outcome.faulted.error.message and lease.steps() == [1, 2, 3, 4] and 4 in lease.copied()
+    assert host.trainer("r") not in host.processes()
+
+
 async def test_detaching_ends_only_the_agent(fake: FakeCoordinator, hosts: MakeHost, gate: Gate) -> None:
     host = hosts(fake.address)
     lease = await training(fake, host, gate)
@@ -105,6 +123,7 @@ async def test_a_second_sigterm_hurries(fake: FakeCoordinator, hosts: MakeHost, 
     await fake.until(lambda: fake.heartbeats[-1].readiness.leaving)
     assert await host.end(signal.SIGTERM) == 0
     assert lease.outcome.stopped.cause == pb.Stopped.LEAVING
+    assert json.loads((host.attempt("r") / "exit.json").read_text())["kill_reason"] == "told to hurry"
     assert not host.processes()
 
 
