@@ -59,9 +59,8 @@ baseline: $(READY) ## Take today's contract as the one that later changes may no
 	@$(BIN)/python proto/generate.py --image .build/contract.binpb
 	@$(BIN)/buf build .build/contract.binpb --exclude-source-info --output proto/baseline.binpb
 
-bench: $(READY) ## Measure latency, overhead and recovery; prints a table
-	@for module in $(basename $(notdir $(wildcard benchmarks/[a-z]*.py))); do \
-		echo "== $$module"; $(BIN)/python -m benchmarks.$$module $(ARGS) || exit; done
+bench: $(READY) ## Measure latency, overhead and recovery (about 20 minutes; ARGS="start shim" or ARGS=--quick)
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 clean: ## Remove what was built, .venv included
 	rm -rf $(VENV) .demo .build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,13 +1,11 @@
 """How long a trainer waits for its shim: job handed over → the trainer's process exists and the agent knows.
 
-    python -m benchmarks.shim [--starts 50]
-
-Cold starts an interpreter for the shim; spare forks from one that waits. The trainer is `/bin/true`.
+Cold starts an interpreter for the shim; spare (what an agent always has ready) forks one that waits. Both against
+starting the same process, `/bin/true`, with nothing around it. The three take turns.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import statistics
 import tempfile
@@ -16,12 +14,48 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from agent.shims import Job, Shim, SpareShim, prepare_runtime_dir
+from benchmarks.report import Table, p99
 
 Start = Callable[[Job], Awaitable[Shim]]
 
 
-async def one(start: Start, folder: Path) -> float:
-    """Milliseconds of one start; what was started is ended and forgotten before the next."""
+def measure(quick: bool) -> Table:
+    """Milliseconds of each way."""
+    with tempfile.TemporaryDirectory(prefix="relay-bench-") as root:
+        times = asyncio.run(_taking_turns(5 if quick else 100, Path(root)))
+    floor = statistics.median(times["direct"])
+    rows = [
+        (name, f"{statistics.median(took):.1f} ms", f"{p99(took):.1f} ms", f"{statistics.median(took) / floor:.1f}")
+        for name, took in times.items()
+    ]
+    title = f"Starting a process under a shim, {len(times['direct'])} of each"
+    return Table(title, ("", "p50", "p99", "p50 / direct"), rows)
+
+
+async def _taking_turns(starts: int, root: Path) -> dict[str, list[float]]:
+    runtime_dir = root / "run"
+    prepare_runtime_dir(runtime_dir)
+    times: dict[str, list[float]] = {"direct": [], "spare": [], "cold": []}
+    async with SpareShim(runtime_dir) as spare:
+        for number in range(starts):
+            times["direct"].append(await _direct())
+            await spare.ready()
+            times["spare"].append(await _shimmed(spare.start, root / f"spare-{number}"))
+            await spare.ready()  # the next spare is not to start beside the cold one
+            times["cold"].append(await _shimmed(lambda job: Shim.start(job, runtime_dir), root / f"cold-{number}"))
+    return times
+
+
+async def _direct() -> float:
+    began = time.perf_counter()
+    process = await asyncio.create_subprocess_exec("/bin/true")
+    took = (time.perf_counter() - began) * 1000
+    await process.wait()
+    return took
+
+
+async def _shimmed(start: Start, folder: Path) -> float:
+    """What was started is ended and forgotten before the next."""
     await asyncio.to_thread(folder.mkdir)
     began = time.perf_counter()
     shim = await start(Job(lease=folder.name, argv=("/bin/true",), cwd=folder, env={}, folder=folder))
@@ -29,32 +63,3 @@ async def one(start: Start, folder: Path) -> float:
     assert (await shim.wait()).code == 0
     await shim.forget()
     return took
-
-
-def report(name: str, times: list[float]) -> None:
-    p99 = statistics.quantiles(times, n=100, method="inclusive")[98]
-    print(f"{name:6} p50 {statistics.median(times):6.1f} ms   p99 {p99:6.1f} ms   n={len(times)}")
-
-
-async def measure(starts: int, root: Path) -> None:
-    runtime_dir = root / "run"
-    prepare_runtime_dir(runtime_dir)
-    report("cold", [await one(lambda job: Shim.start(job, runtime_dir), root / f"cold-{n}") for n in range(starts)])
-    async with SpareShim(runtime_dir) as spare:
-        spares = []
-        for n in range(starts):
-            await spare.ready()
-            spares.append(await one(spare.start, root / f"spare-{n}"))
-        report("spare", spares)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--starts", type=int, default=50)
-    starts = parser.parse_args().starts
-    with tempfile.TemporaryDirectory() as root:
-        asyncio.run(measure(starts, Path(root)))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,1 @@
+"""What Relay costs and how fast it is: `python -m benchmarks`. See docs/benchmarks.md."""

@@ -1,0 +1,49 @@
+"""`python -m benchmarks [name …]`: measures what is named, or everything, and prints a table for each.
+
+Each benchmark is a module with `measure(quick) -> Table`, and runs in a process of its own, so that none inherits
+another's threads, memory or warm libraries. `--quick` takes a handful of samples: to see that it works, not to learn
+a figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from benchmarks.report import machine
+
+NAMES = ("start", "shim", "ingest", "trainer", "overhead", "recovery")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0 when all of them could be measured."""
+    arguments = _parser().parse_args(argv)
+    names: list[str] = arguments.names or list(NAMES)
+    if unknown := set(names) - set(NAMES):
+        print(f"no benchmark is called {', '.join(sorted(unknown))}; there are: {', '.join(NAMES)}", file=sys.stderr)
+        return 2
+    if len(names) == 1:
+        return _measure(names[0], arguments.quick)
+    quick = ["--quick"] if arguments.quick else []
+    codes = [subprocess.run([sys.executable, "-m", "benchmarks", *quick, name]).returncode for name in names]
+    return next((code for code in codes if code), 0)
+
+
+def _measure(name: str, quick: bool) -> int:
+    print(f"{name}: {machine()}", file=sys.stderr, flush=True)
+    print(importlib.import_module(f"benchmarks.{name}").measure(quick), flush=True)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m benchmarks", description="Measures what Relay costs.")
+    parser.add_argument("names", nargs="*", metavar="name", help=f"any of: {', '.join(NAMES)} (all of them)")
+    parser.add_argument("--quick", action="store_true", help="a handful of samples: does it work?")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
