@@ -43,6 +43,7 @@ class DatabaseTimeouts:
     statement: float = 9.0  #: of one statement, counted by the server
     lock: float = 3.0
     idle_in_transaction: float = 15.0
+    idle: float = 20.0  #: of a dedicated connection: what it stands for passes on when its owner says nothing any more
 
     def settings(self) -> dict[str, str]:
         """As the server takes them, in milliseconds."""
@@ -192,10 +193,14 @@ class Database:
 
     @asynccontextmanager
     async def dedicated(self) -> AsyncIterator[asyncpg.Connection]:
-        """A connection outside the pool, for what lasts as long as its connection (an advisory lock)."""
+        """A connection outside the pool, for what lasts as long as its connection (an advisory lock).
+
+        It must be used now and then. A host that lost its power says no goodbye, and Postgres would wait for hours.
+        """
         with _translated():
             connection = await _open(self.url, self._timeouts)
             try:
+                await connection.execute(f"SET idle_session_timeout = {self._timeouts.idle * 1000:.0f}")
                 yield connection
             finally:
                 connection.terminate()

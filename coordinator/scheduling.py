@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from uuid import UUID
 
 GIB = 1024**3
 
@@ -21,6 +22,7 @@ class Host:
     name: str
     free: tuple[int, ...]
     slots: int
+    session: UUID | None = None
     gpus: Mapping[int, int] = field(default_factory=dict)  #: memory by index; empty on a host without GPUs
     cpus: int = 0
     memory: int = 0
@@ -60,10 +62,11 @@ class Claimable:
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """One node's place: an agent and its slots."""
+    """One node's place: an agent and its slots, as that session of it described them."""
 
     agent: str
     slots: tuple[int, ...]
+    session: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +110,8 @@ def place(claim: Claimable, fleet: Sequence[Host]) -> tuple[Seat, ...]:
     fitting = sorted(candidates(claim.need, fleet), key=lambda host: _rank(claim, host))
     if len(fitting) < claim.need.nodes:
         return ()
-    return tuple(Seat(host.name, _seat(claim.need, host)) for host in fitting[: claim.need.nodes])
+    chosen = fitting[: claim.need.nodes]
+    return tuple(Seat(host.name, _seat(claim.need, host), host.session) for host in chosen)
 
 
 def candidates(need: Need, fleet: Sequence[Host]) -> list[Host]:

@@ -149,7 +149,7 @@ class Lease(Base):
     kept_until_step: Mapped[int | None]  #: later points are off the curve; null: all count
     __table_args__ = (
         Index("one_unended_lease_per_run", "run_id", unique=True, postgresql_where=text("end_time IS NULL")),
-        Index("leases_of_run", "run_id", "grant_time"),
+        Index("leases_of_run", "run_id", "attempt"),
     )
 
 

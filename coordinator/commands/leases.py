@@ -24,7 +24,7 @@ from coordinator.lifecycle import (
     Started,
     StopReason,
 )
-from coordinator.store import agents, checkpoints, history, leases, planning, runs
+from coordinator.store import agents, checkpoints, deployment, history, leases, planning, runs
 from coordinator.values import CheckpointView, Completion, Seated, Skipped
 from relay.errors import AgentUnknown, CheckpointUnknown, InvalidRequest, LeaseLost
 
@@ -50,10 +50,10 @@ async def _grant(conn: asyncpg.Connection, planned: scheduling.Grant, ttl: float
     if run.status.phase not in (Phase.QUEUED, Phase.LAPSED) or not run.eligible:
         raise NotAsPlanned(f"it is {run.status.phase}")
     policy = planning.policy(run.spec)
-    seats = [Seated(node, seat.agent, seat.slots) for node, seat in enumerate(planned.seats)]
-    await _check_agents(conn, run, seats, ttl)
-    if policy is Policy.STOP and await conn.fetchval("SELECT stop_grants_after > clock_timestamp() FROM deployment"):
+    await _check_agents(conn, run, planned.seats, ttl)
+    if policy is Policy.STOP and await deployment.withholds_stop_runs(conn):
         raise NotAsPlanned("the database failed over, and older holders may still train")
+    seats = [Seated(node, seat.agent, seat.slots) for node, seat in enumerate(planned.seats)]
     await runs.apply(conn, run, Granted())
     attempt = run.attempts + 1
     lease_id = await leases.begin(conn, run.id, attempt, policy, seats, ttl)
@@ -72,16 +72,23 @@ async def _grant(conn: asyncpg.Connection, planned: scheduling.Grant, ttl: float
     return lease_id
 
 
-async def _check_agents(conn: asyncpg.Connection, run: runs.RunRow, seats: Sequence[Seated], ttl: float) -> None:
-    """NotAsPlanned unless every agent takes work and has its slots free; locks them, and the old lease's, in order."""
-    old: list[asyncpg.Record] = []
+async def _check_agents(
+    conn: asyncpg.Connection, run: runs.RunRow, seats: Sequence[scheduling.Seat], ttl: float
+) -> None:
+    """NotAsPlanned unless every agent is as it was, takes work and has its slots free, and the old holder is silent.
+
+    Locks the old lease's places, and then all agents, in order.
+    """
+    old: list[str] = []
     if run.lease:
-        old = await conn.fetch(
-            "SELECT agent FROM places WHERE lease_id = $1 ORDER BY node FOR NO KEY UPDATE", run.lease.id
-        )
-    rows = await agents.lock(conn, [seat.agent for seat in seats] + [row["agent"] for row in old])
+        if await leases.expired_place(conn, run.lease.id) is None:
+            raise NotAsPlanned("its holder is back")
+        old = [seat.agent for seat in await leases.seats(conn, run.lease.id)]
+    rows = await agents.lock(conn, [seat.agent for seat in seats] + old)
     for seat in seats:
         row = rows[seat.agent]
+        if row["session_id"] != seat.session:
+            raise NotAsPlanned(f"{seat.agent} has said hello again")
         if trouble := planning.trouble({**row, "quiet": row["silence"].total_seconds() > ttl}):
             raise NotAsPlanned(f"{seat.agent} {trouble}")
         if busy := {slot for held in row["held"] for slot in held["slots"]} & set(seat.slots):
@@ -213,12 +220,12 @@ def _said(report: Completion, stop: StopReason | None) -> str:
 
 
 async def lapse(db: Database, lease_id: UUID) -> bool:
-    """Lets a lease lapse if a place of it has run out by the database's clock, now that it is locked."""
+    """Lets a lease lapse if a place of it has run out by the database's clock, now that all of it is locked."""
     async with db.transaction() as conn:
         run = await _unended(conn, lease_id)
         if run is None or run.held.state is not LeaseState.HELD:
             return False
-        agent = await leases.is_expired(conn, lease_id)
+        agent = await leases.expired_place(conn, lease_id)
         if agent is None:
             return False
         text = f"{agent} is silent; the run may go elsewhere"
@@ -232,7 +239,7 @@ async def unlapse(db: Database, lease_id: UUID) -> None:
     """Takes back a lapse whose silent places have all been renewed."""
     async with db.transaction() as conn:
         run = await _unended(conn, lease_id)
-        if run is None or run.held.state is not LeaseState.LAPSED or await leases.is_expired(conn, lease_id):
+        if run is None or run.held.state is not LeaseState.LAPSED or await leases.expired_place(conn, lease_id):
             return
         await runs.apply(conn, run, Renewed())
         await _tell(conn, run, "renewed", "its holder is back")

@@ -52,7 +52,7 @@ async def reap(db: Database, timing: LeaseTiming, last: Looked | None) -> Looked
         looked = Looked(clock.now, time.monotonic())
         seen = await _tick(conn, timing, clock, looked, last)
         if why := outage.cause(seen, heartbeat=timing.heartbeat):
-            await deployment.clamp_places(conn, timing.ttl)
+            await deployment.forget_the_future(conn, timing.ttl)
         await deployment.ticked(conn, clock.now, timing.ttl if why else None)
         suspended = bool(why) or (clock.lapses_after is not None and clock.lapses_after > clock.now)
         run_out = [] if suspended else await leases.expired(conn)

@@ -18,7 +18,7 @@ _SELECT = """SELECT c.id, c.run_id, c.lease_id, c.attempt, c.step, c.metrics, c.
                                     'create_time', extract(epoch FROM y.create_time)) ORDER BY y.create_time, y.uri),
                                   '[]') FROM checkpoint_copies y WHERE y.checkpoint_id = c.id AND y.node = p.node)
                      ) ORDER BY p.node) FROM checkpoint_parts p WHERE p.checkpoint_id = c.id) AS parts
-             FROM checkpoints c JOIN runs r ON r.id = c.run_id JOIN leases l ON l.id = c.lease_id"""
+             FROM checkpoints c JOIN runs r ON r.id = c.run_id"""
 
 
 def _view(row: asyncpg.Record) -> CheckpointView:
@@ -52,9 +52,9 @@ async def of_ids(conn: asyncpg.Connection, ids: Sequence[UUID]) -> dict[UUID, Ch
 
 
 async def of_run(conn: asyncpg.Connection, run_id: str, *, superseded: bool) -> list[CheckpointView]:
-    """A run's checkpoints in the order they were made: (attempt, step), attempts in the order of their grants."""
+    """A run's checkpoints in the order they were made: (attempt, step)."""
     rows = await conn.fetch(
-        f"{_SELECT} WHERE c.run_id = $1 AND ($2 OR NOT c.superseded) ORDER BY l.grant_time, c.step", run_id, superseded
+        f"{_SELECT} WHERE c.run_id = $1 AND ($2 OR NOT c.superseded) ORDER BY c.attempt, c.step", run_id, superseded
     )
     return [_view(row) for row in rows]
 
@@ -69,7 +69,7 @@ async def resumable(conn: asyncpg.Connection, run_id: str) -> list[CheckpointVie
     """What a new attempt may resume from, newest first: complete and on the curve (S6)."""
     rows = await conn.fetch(
         f"""{_SELECT} WHERE c.run_id = $1 AND c.complete AND NOT c.superseded
-            ORDER BY l.grant_time DESC, c.step DESC""",
+            ORDER BY c.attempt DESC, c.step DESC""",
         run_id,
     )
     return [_view(row) for row in rows]
@@ -168,7 +168,7 @@ async def move_head(conn: asyncpg.Connection, run_id: str, checkpoint_id: UUID) 
 async def resume_at(conn: asyncpg.Connection, run_id: str, lease_id: UUID, checkpoint: CheckpointView | None) -> int:
     """Sets the head to what an attempt resumes from, and takes what came after it off the curve (S6).
 
-    Steps only grow along the curve, so "after" is a greater step, or the same one made later. Returns how many
+    Steps only grow along the curve, so "after" is a greater step, or the same one of a later attempt. Returns how many
     checkpoints were superseded. Without a checkpoint nothing before counts, the points of step 0 included.
     """
     step = checkpoint.step if checkpoint else -1
@@ -186,14 +186,11 @@ async def resume_at(conn: asyncpg.Connection, run_id: str, lease_id: UUID, check
         step,
     )
     status: str = await conn.execute(
-        """UPDATE checkpoints c SET superseded = true FROM leases l
-           WHERE c.run_id = $1 AND c.lease_id <> $2 AND NOT c.superseded AND l.id = c.lease_id
-             AND (c.step > $3 OR (c.step = $3 AND c.id <> $4
-                  AND l.grant_time > (SELECT grant_time FROM leases WHERE id = $5)))""",
+        """UPDATE checkpoints SET superseded = true
+           WHERE run_id = $1 AND lease_id <> $2 AND NOT superseded AND (step > $3 OR (step = $3 AND attempt > $4))""",
         run_id,
         lease_id,
         step,
-        checkpoint.id if checkpoint else None,
-        checkpoint.lease_id if checkpoint else None,
+        checkpoint.attempt if checkpoint else 0,
     )
     return int(status.rsplit(" ", 1)[-1])

@@ -10,6 +10,7 @@ from typing import Any
 import asyncpg
 
 from coordinator.database import DatabaseAway
+from coordinator.lifecycle import MAX_BACKOFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,10 @@ async def identity(conn: asyncpg.Connection) -> Identity:
 
 async def remembered(conn: asyncpg.Connection) -> Identity | None:
     """Of the database that this one was, the row locked; None before anybody looked."""
-    row = await conn.fetchrow("SELECT * FROM deployment FOR NO KEY UPDATE")
+    return _remembered(await conn.fetchrow("SELECT * FROM deployment FOR NO KEY UPDATE"))
+
+
+def _remembered(row: asyncpg.Record) -> Identity | None:
     if row["system_identifier"] is None:
         return None
     return Identity(row["system_identifier"], row["database_oid"], row["timeline"])
@@ -55,6 +59,12 @@ async def remember(conn: asyncpg.Connection, found: Identity) -> None:
 async def withhold_stop_runs(conn: asyncpg.Connection, ttl: float) -> None:
     """No `stop` run is granted for so long: its older holder, unknown to this database, may still train."""
     await conn.execute("UPDATE deployment SET stop_grants_after = clock_timestamp() + make_interval(secs => $1)", ttl)
+
+
+async def withholds_stop_runs(conn: asyncpg.Connection) -> bool:
+    """Whether no `stop` run is granted now, also because the database is another that nobody has recognised yet."""
+    row = await conn.fetchrow("SELECT *, stop_grants_after > clock_timestamp() AS withheld FROM deployment")
+    return bool(row["withheld"]) or _remembered(row) not in (None, await identity(conn))
 
 
 async def extend_places(conn: asyncpg.Connection, ttl: float) -> None:
@@ -116,14 +126,36 @@ async def silences(conn: asyncpg.Connection, now: datetime, recent: float) -> li
     return [row["silence"] for row in rows]
 
 
-async def clamp_places(conn: asyncpg.Connection, ttl: float) -> None:
-    """No place lasts longer than a TTL, also when the clock was set back."""
+async def forget_the_future(conn: asyncpg.Connection, ttl: float) -> None:
+    """When the clock was set back: nobody was heard later than now, no place lasts and no run waits longer than it may.
+
+    Locks runs, then places, then agents, as everybody does.
+    """
+    await conn.execute(
+        """WITH locked AS (SELECT id FROM runs
+                           WHERE state = 'queued' AND eligible_time > clock_timestamp() + make_interval(secs => $1)
+                           ORDER BY id FOR NO KEY UPDATE)
+           UPDATE runs r SET eligible_time = clock_timestamp() + make_interval(secs => $1)
+           FROM locked k WHERE r.id = k.id""",
+        MAX_BACKOFF,
+    )
     await conn.execute(
         """WITH locked AS (SELECT lease_id, node FROM places
                            WHERE end_time IS NULL AND expire_time > clock_timestamp() + make_interval(secs => $1)
                            ORDER BY lease_id, node FOR NO KEY UPDATE)
            UPDATE places p SET expire_time = clock_timestamp() + make_interval(secs => $1)
            FROM locked k WHERE p.lease_id = k.lease_id AND p.node = k.node""",
+        ttl,
+    )
+    await conn.execute(
+        """WITH locked AS (SELECT name FROM agents WHERE GREATEST(heartbeat_time, connect_time) > clock_timestamp()
+                           ORDER BY name FOR NO KEY UPDATE)
+           UPDATE agents a SET heartbeat_time = clock_timestamp(), connect_time = clock_timestamp()
+           FROM locked k WHERE a.name = k.name"""
+    )
+    await conn.execute(
+        """UPDATE deployment SET stop_grants_after = LEAST(stop_grants_after,
+                                                           clock_timestamp() + make_interval(secs => $1))""",
         ttl,
     )
 

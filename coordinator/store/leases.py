@@ -9,17 +9,14 @@ from uuid import UUID
 
 import asyncpg
 
-from coordinator.lifecycle import Closing, LeaseState, Policy, RunState, StopReason
+from coordinator.lifecycle import Closing, LeaseState, Policy, StopReason
 from coordinator.values import CursorAt, Held, Seated
-from relay.errors import EventsMissing, LeaseLost
-
-_COLUMNS = """l.id, l.run_id, l.attempt, l.state, l.policy, l.stop_reason, l.start_time, l.resumed_from, l.resumed_step,
-              r.state AS run_state"""
+from relay.errors import EventsMissing
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseRow:
-    """A lease that has not ended, with the state of its run."""
+    """A lease that has not ended."""
 
     id: UUID
     run_id: str
@@ -30,11 +27,10 @@ class LeaseRow:
     started: bool
     resumed_from: UUID | None
     resumed_step: int
-    run_state: RunState
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> LeaseRow:
-        """From a row of `_COLUMNS`."""
+        """From a row of the table."""
         return cls(
             id=row["id"],
             run_id=row["run_id"],
@@ -45,32 +41,12 @@ class LeaseRow:
             started=row["start_time"] is not None,
             resumed_from=row["resumed_from"],
             resumed_step=row["resumed_step"],
-            run_state=RunState(row["run_state"]),
         )
-
-
-async def current(conn: asyncpg.Connection, lease_id: UUID, *, lock: bool) -> LeaseRow:
-    """The lease, if it is its run's unended one; LeaseLost otherwise (S2).
-
-    With `lock` its run's row and its own are locked, in that order: until the transaction ends it cannot end.
-    """
-    row = await conn.fetchrow(
-        f"""SELECT {_COLUMNS} FROM runs r JOIN leases l ON l.run_id = r.id
-            WHERE l.id = $1 AND l.end_time IS NULL {"FOR NO KEY UPDATE OF r, l" if lock else ""}""",
-        lease_id,
-    )
-    if row is None:
-        raise LeaseLost
-    return LeaseRow.of(row)
 
 
 async def unended(conn: asyncpg.Connection, run_id: str) -> LeaseRow | None:
     """The unended lease of a run whose row the caller has locked, locked too."""
-    row = await conn.fetchrow(
-        f"""SELECT {_COLUMNS} FROM runs r JOIN leases l ON l.run_id = r.id
-            WHERE l.run_id = $1 AND l.end_time IS NULL FOR NO KEY UPDATE OF l""",
-        run_id,
-    )
+    row = await conn.fetchrow("SELECT * FROM leases WHERE run_id = $1 AND end_time IS NULL FOR NO KEY UPDATE", run_id)
     return LeaseRow.of(row) if row else None
 
 
@@ -238,11 +214,14 @@ async def expired(conn: asyncpg.Connection) -> list[UUID]:
     return [row["id"] for row in rows]
 
 
-async def is_expired(conn: asyncpg.Connection, lease_id: UUID) -> str | None:
-    """The agent whose place of the lease has run out by the database's clock; None when all are good."""
-    agent: str | None = await conn.fetchval(
-        """SELECT agent FROM places WHERE lease_id = $1 AND end_time IS NULL AND expire_time < clock_timestamp()
-           ORDER BY node LIMIT 1""",
+async def expired_place(conn: asyncpg.Connection, lease_id: UUID) -> str | None:
+    """The agent whose place of the lease has run out by the database's clock; None when all are good.
+
+    The places are locked first: a renewal that is being written just now counts.
+    """
+    rows = await conn.fetch(
+        """SELECT agent, expire_time < clock_timestamp() AS over FROM places
+           WHERE lease_id = $1 AND end_time IS NULL ORDER BY node FOR NO KEY UPDATE""",
         lease_id,
     )
-    return agent
+    return next((row["agent"] for row in rows if row["over"]), None)

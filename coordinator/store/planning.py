@@ -47,7 +47,9 @@ async def _queue(conn: asyncpg.Connection) -> list[tuple[Claimable, Policy]]:
                            AND l.end_time > clock_timestamp() - interval '{AVOID_WITHIN}') AS avoid
             FROM runs r
             WHERE r.wanted = 'run' AND (r.state = 'queued' OR (r.state = 'running' AND EXISTS (
-                SELECT FROM leases l WHERE l.run_id = r.id AND l.end_time IS NULL AND l.state = 'lapsed')))"""
+                SELECT FROM leases l JOIN places p ON p.lease_id = l.id
+                WHERE l.run_id = r.id AND l.end_time IS NULL AND l.state = 'lapsed'
+                  AND p.expire_time < clock_timestamp())))"""
     )
     return [(_claimable(row), policy(row["spec"])) for row in rows]
 
@@ -111,6 +113,7 @@ def host(row: Mapping[str, Any]) -> Host:
         name=row["name"],
         free=tuple(free),
         slots=len(row["slots"]),
+        session=row["session_id"],
         gpus={gpu.get("index", 0): int(gpu.get("memory_bytes", 0)) for gpu in capability.get("gpus", ())},
         cpus=capability.get("cpus", 0),
         memory=int(capability.get("memory_bytes", 0)),

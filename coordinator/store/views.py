@@ -96,7 +96,7 @@ async def attempts(connection: AsyncConnection, run_id: str) -> list[AttemptView
     async with AsyncSession(connection) as session:
         if await session.get(Run, run_id) is None:
             raise RunUnknown(f"there is no run {run_id}", run=run_id)
-        found = list(await session.scalars(select(Lease).where(Lease.run_id == run_id).order_by(Lease.grant_time)))
+        found = list(await session.scalars(select(Lease).where(Lease.run_id == run_id).order_by(Lease.attempt)))
         places = await _places(session, [lease.id for lease in found])
         return [AttemptView(lease, places.get(lease.id, ())) for lease in found]
 

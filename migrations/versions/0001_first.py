@@ -181,7 +181,7 @@ def _leases() -> None:
     )
     unended = sa.text("end_time IS NULL")
     op.create_index("one_unended_lease_per_run", "leases", ["run_id"], unique=True, postgresql_where=unended)
-    op.create_index("leases_of_run", "leases", ["run_id", "grant_time"])
+    op.create_index("leases_of_run", "leases", ["run_id", "attempt"])
 
 
 def _places() -> None:

@@ -1,10 +1,11 @@
-"""The world that the tests of leases and sessions live in."""
+"""The worlds that the tests of leases and sessions live in."""
 
 from collections.abc import AsyncIterator
 
 import pytest
 
 from coordinator.config import Config
+from coordinator.database import Database, connected
 from tests.coordinator import fleet
 
 
@@ -12,4 +13,11 @@ from tests.coordinator import fleet
 async def world(coordinator_config: Config) -> AsyncIterator[fleet.World]:
     """A coordinator with the timing of production, its database, and a hand on its clock."""
     async with fleet.world(coordinator_config) as made:
+        yield made
+
+
+@pytest.fixture
+async def db(database_url: str) -> AsyncIterator[Database]:
+    """An empty database, without a coordinator that would act on its own."""
+    async with connected(database_url) as made:
         yield made

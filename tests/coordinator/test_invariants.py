@@ -7,7 +7,7 @@ are long over. Nothing here may deadlock: a lock taken out of order would come o
 import asyncio
 import random
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID
@@ -16,7 +16,7 @@ import pytest
 
 from coordinator.artifacts import Artifacts
 from coordinator.commands import checkpoints, leases, runs, sessions
-from coordinator.database import Database, connected
+from coordinator.database import Database
 from coordinator.lifecycle import Cause, Outcome
 from coordinator.services.planner import plan_once
 from coordinator.store import checkpoints as stored_checkpoints
@@ -182,13 +182,6 @@ RULES = {
         SELECT r.id FROM runs r JOIN leases l ON l.run_id = r.id AND l.end_time IS NULL
         WHERE r.wanted <> 'run' AND l.stop_reason IS DISTINCT FROM r.wanted""",
 }  # fmt: skip
-
-
-@pytest.fixture
-async def db(database_url: str) -> AsyncIterator[Database]:
-    """An empty database."""
-    async with connected(database_url) as made:
-        yield made
 
 
 @pytest.mark.parametrize("seed", range(3))
