@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import grpc
 
-from relay.errors import from_rpc, is_transient
+from relay.errors import RelayError, Unauthenticated, from_rpc, is_transient
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 CALL_TIMEOUT = 20.0  #: seconds that a unary call may take
 
@@ -80,20 +82,31 @@ class Contact:
         return self._now() - self.last
 
 
+def refusal_in(error: grpc.aio.AioRpcError) -> RelayError | None:
+    """What the coordinator itself refused; None when the line failed, or a proxy or a wrong secret stood in the way.
+
+    A wrong secret is the session's to report: whatever else waits until it is right again.
+    """
+    refusal = from_rpc(error)
+    if refusal is not None and not isinstance(refusal, Unauthenticated):
+        return refusal
+    if not is_transient(error):
+        log.warning("call=refused code=%s reason=%r", error.code().name, error.details())
+    return None
+
+
 async def insist(contact: Contact, call: Callable[[], Awaitable[T]]) -> T:
     """The answer to `call`, however often the line breaks before it comes.
 
-    Raises the RelayError that the coordinator answers with, or the RpcError that trying again cannot help. A
-    TimeoutError of the call's own is a broken line too.
+    Raises the RelayError that the coordinator answers with. Any other failure is the line's, a proxy's page for a
+    coordinator that is being moved too, and so is a TimeoutError of the call's own.
     """
     for tries in itertools.count():
         try:
             return await call()
         except grpc.aio.AioRpcError as error:
-            if (refusal := from_rpc(error)) is not None:
+            if (refusal := refusal_in(error)) is not None:
                 raise refusal from error
-            if not is_transient(error):
-                raise
         except TimeoutError:  # a stalled transfer
             pass
         if tries:  # the first break may be one connection's own; after a second wait for a sign of life

@@ -15,7 +15,7 @@ from agent.outputs import manifest_of, matching, whole_folder
 from agent.preparing import Fault, Means
 from agent.verdict import Cause, Stop
 from agent.wire import Assignment, failure
-from relay.errors import BlobTooLarge, DigestMismatch, EventsMissing, StoreFull
+from relay.errors import BlobTooLarge, EventsMissing, LeaseLost, RelayError
 from relay.manifest import Manifest, ManifestError
 from relay.runfile import RunFile
 from relay.v1 import agents_pb2 as pb
@@ -49,7 +49,10 @@ def faulted(reason: str, text: str) -> pb.CompleteLeaseRequest:
 async def publish_result(
     means: Means, run: RunFile, folder: AttemptFolder, journal: Journal
 ) -> pb.CompleteLeaseRequest:
-    """Success, with the run's result stored where it has one. Raises Fault when it cannot be stored."""
+    """Success, with the run's result stored where it has one; a failure when it is nothing that can be stored anywhere.
+
+    Raises Fault when it cannot be stored here and now.
+    """
     try:
         files = await _result_files(run, folder, journal)
         if not files:
@@ -58,7 +61,9 @@ async def publish_result(
         written = folder.path / "output.manifest.json"
         await asyncio.to_thread(written.write_bytes, manifest.to_bytes())
         await means.stores["relay"].put_files(manifest, lambda file: files[file.path], written)
-    except (StoreFull, BlobTooLarge, DigestMismatch, ManifestError, OSError) as error:
+    except (BlobTooLarge, ManifestError) as error:
+        return failed(Cause("OUTPUT_INVALID", f"the run's result cannot be stored: {error}", permanent=True))
+    except (RelayError, OSError) as error:
         raise Fault("OUTPUT_NOT_STORED", f"the run's result cannot be stored: {error}") from error
     return pb.CompleteLeaseRequest(succeeded=pb.Succeeded(output=_output(manifest)))
 
@@ -79,7 +84,24 @@ def _output(manifest: Manifest) -> runs_pb2.Output:
 async def complete(
     means: Means, assignment: Assignment, sources: Iterable[Source], outcome: pb.CompleteLeaseRequest
 ) -> None:
-    """Report how the lease ended, after everything its sources hold is stored. Raises LeaseLost."""
+    """Report how the lease ended, after everything its sources hold is stored. Raises LeaseLost.
+
+    An end that the coordinator refuses becomes a fault; a lease whose fault is refused too is let go, and what its
+    holder lists no more the coordinator ends by itself.
+    """
+    try:
+        await _complete(means, assignment, sources, outcome)
+    except LeaseLost:
+        raise
+    except RelayError as refusal:
+        log.error("lease=%s end=refused outcome=%s reason=%r", assignment.lease, outcome.WhichOneof("outcome"), refusal)
+        if not outcome.HasField("faulted"):
+            await complete(means, assignment, (), faulted("END_REFUSED", f"its end was refused: {refusal}"))
+
+
+async def _complete(
+    means: Means, assignment: Assignment, sources: Iterable[Source], outcome: pb.CompleteLeaseRequest
+) -> None:
     sources = list(sources)
     lengths = [await asyncio.to_thread(final_length, source.path, lines=source.lines) for source in sources]
     outcome.lease, outcome.node = assignment.lease, assignment.node

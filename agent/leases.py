@@ -130,7 +130,7 @@ class Standing:
         return replace(self.waited(sequence), anchor=max(self.anchor, at))
 
     def waited(self, sequence: int) -> Standing:
-        """A wait answered it: nothing was read, so a lease granted long before may still be named for the first time."""
+        """A wait answered it: nothing was read, so a lease granted before it may yet be named for the first time."""
         if sequence not in self.sent:
             return self
         return replace(self, sent={number: each for number, each in self.sent.items() if number > sequence})

@@ -25,6 +25,7 @@ from agent.shims import Shim, ShimError, SpareShim
 from agent.stores.base import Damaged, Store
 from agent.stores.blobs import Blobs
 from agent.wire import Assignment
+from relay.errors import LeaseLost, RelayError
 from relay.manifest import ManifestError
 from relay.runfile import RunFile
 from relay.v1 import agents_pb2 as pb
@@ -76,7 +77,7 @@ async def fetch(means: Means, assignment: Assignment, folder: AttemptFolder) -> 
     try:
         await asyncio.to_thread(_create, means.begun, assignment, folder)
         await means.cache.place(means.blobs, assignment.message.inputs, folder.work)
-    except (Damaged, ManifestError) as error:
+    except (Damaged, ManifestError, RelayError) as error:
         raise Fault("INPUT_UNAVAILABLE", str(error)) from error
     except OSError as error:
         raise _disk(error) from error
@@ -99,12 +100,21 @@ async def choose_checkpoint(means: Means, assignment: Assignment, folder: Attemp
         chosen = await choose(
             assignment.message.checkpoints, assignment.node, here=here, stores=means.stores, scratch=folder.resume
         )
+    except RelayError as error:
+        raise Fault("CHECKPOINT_UNAVAILABLE", str(error)) from error
     except OSError as error:
         raise _disk(error) from error
     request = pb.StartAttemptRequest(
         lease=assignment.lease, node=assignment.node, checkpoint=chosen.checkpoint, skipped=chosen.skipped
     )
-    await insist(means.contact, lambda: means.stub.StartAttempt(request, metadata=means.metadata, timeout=CALL_TIMEOUT))
+    try:
+        await insist(
+            means.contact, lambda: means.stub.StartAttempt(request, metadata=means.metadata, timeout=CALL_TIMEOUT)
+        )
+    except LeaseLost:
+        raise
+    except RelayError as refusal:  # what it was to resume from is no longer on the curve: the next grant knows
+        raise Fault("START_REFUSED", str(refusal)) from refusal
     for skipped in chosen.skipped:
         log.warning("checkpoint=skipped name=%s reason=%r", skipped.checkpoint, skipped.reason)
     return chosen

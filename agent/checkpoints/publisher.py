@@ -25,7 +25,7 @@ from agent.events.sources import Source
 from agent.folder import AttemptFolder
 from agent.stores.base import Store
 from agent.wire import Assignment
-from relay.errors import BlobTooLarge, DigestMismatch, EventsMissing, StoreFull
+from relay.errors import EventsMissing, LeaseLost, RelayError
 from relay.manifest import Manifest, ManifestError
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import agents_pb2_grpc, runs_pb2
@@ -119,7 +119,10 @@ class Publisher:
         self._newest = saved.step
         log.info("checkpoint=sealed lease=%s step=%d bytes=%d", self._assignment.lease, saved.step, manifest.size)
         self._sealed.put(Sealed(saved, manifest))
-        await self._retain(self._needed())
+        try:
+            await self._retain(self._needed())
+        except OSError as error:  # older ones stay, the next one tries again
+            log.error("lease=%s retention=failed reason=%r", self._assignment.lease, str(error))
 
     def _seal_now(self, saved: Saved, target: Path) -> Manifest:
         """Blocking. A line of the program's own may name nothing outside its staging folder (R7)."""
@@ -137,7 +140,13 @@ class Publisher:
         while True:
             await self._sealed.ready()
             with self._sealed.take() as sealed:
-                self._registered.put(await self._register(sealed))
+                try:
+                    self._registered.put(await self._register(sealed))
+                except LeaseLost:
+                    raise
+                except RelayError as refusal:  # its program's doing, e.g. a step before the one it resumed from
+                    step = sealed.saved.step
+                    await self._journal.say("error", f"the checkpoint of step {step} was refused: {refusal}")
 
     async def _register(self, sealed: Sealed) -> Registered:
         saved, manifest = sealed.saved, sealed.manifest
@@ -170,15 +179,19 @@ class Publisher:
         while True:
             await self._registered.ready()
             with self._registered.take() as registered:
-                await self._upload(registered)
+                try:
+                    await self._upload(registered)
+                except LeaseLost:
+                    raise
+                except (RelayError, OSError) as error:
+                    step = registered.sealed.saved.step
+                    await self._journal.say(
+                        "error", f"the checkpoint of step {step} stays on {self._agent} only: {error}"
+                    )
 
     async def _upload(self, registered: Registered) -> None:
         manifest, step = registered.sealed.manifest, registered.sealed.saved.step
-        try:
-            uri = await self._store.put_folder(self._folder.checkpoint(step), manifest)
-        except (StoreFull, BlobTooLarge, DigestMismatch, OSError) as error:
-            await self._journal.say("error", f"the checkpoint of step {step} stays on {self._agent} only: {error}")
-            return
+        uri = await self._store.put_folder(self._folder.checkpoint(step), manifest)
         request = pb.AddCopyRequest(
             lease=self._assignment.lease,
             checkpoint=registered.name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 from datetime import UTC, datetime
@@ -21,12 +22,15 @@ class Journal:
         self._turn = asyncio.Lock()
 
     async def say(self, level: str, text: str) -> None:
-        """A message for the run's history; `level` is info, warning or error."""
+        """A message for the run's history; `level` is info, warning or error. A disk that fails costs only the line."""
         log.log(logging.getLevelNamesMapping()[level.upper()], "run=%s text=%r", self._path.parent.name, text)
-        await self.write("message", level=level, text=text)
+        try:
+            await self.write("message", level=level, text=text)
+        except OSError as error:
+            log.error("run=%s journal=unwritten reason=%r", self._path.parent.name, str(error))
 
     async def write(self, kind: str, **values: object) -> int:
-        """Append an event line; the offset after it."""
+        """Append an event line; the offset after it. Raises OSError when it is not there whole."""
         line = line_of(kind, time=datetime.now(UTC).isoformat(timespec="milliseconds"), **values)
         async with self._turn:
             return await asyncio.to_thread(_append, self._path, line)
@@ -39,7 +43,8 @@ def _append(path: Path, line: bytes) -> int:
         size = os.fstat(descriptor).st_size
         if size and os.pread(descriptor, 1, size - 1) != b"\n":
             line = b"\n" + line
-        os.write(descriptor, line)
+        if os.write(descriptor, line) < len(line):  # half of it fitted on the disk
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         return size + len(line)
     finally:
         os.close(descriptor)

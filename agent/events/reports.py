@@ -43,10 +43,13 @@ class Reader:
         self._offset = 0
 
     def read(self) -> list[Report]:
-        """What came since the last time. Lines that are no reports, or not readable, are passed over."""
+        """What came since the last time; of steps in a row only the last. What is no report is passed over."""
         found: list[Report] = []
         while stretch := read_stretch(self._path, self._offset, lines=True, limit=1 << 20):
-            found += reports(stretch.data, stretch.offset, self._source)
+            for report in reports(stretch.data, stretch.offset, self._source):
+                if found and isinstance(report, Stepped) and isinstance(found[-1], Stepped):
+                    found.pop()  # days of training are read again by the next agent: they must not be in memory at once
+                found.append(report)
             self._offset = stretch.end
         return found
 

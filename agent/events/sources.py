@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
+
+log = logging.getLogger(__name__)
 
 STRETCH = 64 * 1024  #: bytes of one message, where no line is longer
 MAX_LINE = 256 * 1024  #: bytes of the longest line that is sent; longer ones are passed over
@@ -24,10 +29,18 @@ class Stretch:
         return self.offset + len(self.data) + self.skipped
 
 
+def _open(path: Path) -> BinaryIO:
+    """A trainer may have put anything there; opening a FIFO would wait for its writer for ever."""
+    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+
+
 def read_stretch(path: Path, offset: int, *, lines: bool, limit: int = STRETCH) -> Stretch | None:
-    """The next stretch from `offset`, cut at a newline when `lines`; None when there is none yet. Blocking."""
+    """The next stretch from `offset`, cut at a newline when `lines`; None when there is none yet. Blocking.
+
+    What cannot be read (now) counts as not there: one file must not hold up those of other runs.
+    """
     try:
-        with path.open("rb") as file:
+        with _open(path) as file:
             file.seek(offset)
             data = file.read(limit)
             if not lines:
@@ -44,7 +57,7 @@ def read_stretch(path: Path, offset: int, *, lines: bool, limit: int = STRETCH) 
                 if cut := chunk.find(b"\n") + 1:
                     return Stretch(offset, b"", skipped + cut)
                 skipped += len(chunk)
-    except FileNotFoundError:
+    except OSError:
         pass
     return None
 
@@ -52,7 +65,7 @@ def read_stretch(path: Path, offset: int, *, lines: bool, limit: int = STRETCH) 
 def final_length(path: Path, *, lines: bool) -> int:
     """Bytes that count of a file that grows no more: a last line without an end does not. Blocking."""
     try:
-        with path.open("rb") as file:
+        with _open(path) as file:
             size = file.seek(0, 2)
             if not lines:
                 return size
@@ -63,8 +76,9 @@ def final_length(path: Path, *, lines: bool) -> int:
                 if cut := file.read(end - start).rfind(b"\n") + 1:
                     return start + cut
                 end = start
-    except FileNotFoundError:
-        pass
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError):
+            log.error("events=unreadable path=%s reason=%r", path, str(error))
     return 0
 
 
@@ -107,7 +121,7 @@ class Source:
         """Whether the file has grown past what was sent. Blocking."""
         try:
             return self.ready and self.path.stat().st_size > self.sent
-        except FileNotFoundError:
+        except OSError:
             return False
 
     def sending(self, stretch: Stretch, now: float) -> None:

@@ -19,10 +19,10 @@ from typing import Never
 
 import grpc
 
-from agent.contact import Contact, Coordinator
+from agent.contact import Contact, Coordinator, refusal_in
 from agent.events.notice import Notice
 from agent.events.sources import STRETCH, Source, Stretch
-from relay.errors import LeaseLost, OffsetGap, from_rpc, from_status, is_transient
+from relay.errors import LeaseLost, OffsetGap, from_status
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import agents_pb2_grpc
 
@@ -94,8 +94,8 @@ class Spool:
             try:
                 await self._stream()
             except grpc.aio.AioRpcError as error:
-                if not is_transient(error):
-                    raise from_rpc(error) or error from error
+                if (refusal := refusal_in(error)) is not None:
+                    raise refusal from error
                 log.info("events=broken reason=%r", error.details())
             if not self._alive:
                 await self._contact.sign()

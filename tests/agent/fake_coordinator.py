@@ -90,6 +90,7 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
         self.refused = 0
         self.answering = True  # heartbeats get beats
         self.storing = True  # the artifact store takes uploads
+        self.refused_calls: dict[str, RelayError] = {}  # what the methods of these names answer
         self._version = 0
         self._changed = asyncio.Condition()
 
@@ -234,7 +235,11 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
             ],
         )
 
-    async def _current(self, name: str, context: Context) -> Lease:
+    async def _current(self, name: str, context: Context, call: str) -> Lease:
+        if call in self.refused_calls:
+            self.refused += 1
+            await self._happened()
+            await fail(context, self.refused_calls[call])
         lease = self.leases.get(name)
         if lease is None or lease.ended:
             await fail(context, LeaseLost())
@@ -242,7 +247,7 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
         return lease
 
     async def StartAttempt(self, request: pb.StartAttemptRequest, context: Context) -> pb.StartAttemptResponse:
-        lease = await self._current(request.lease, context)
+        lease = await self._current(request.lease, context, "StartAttempt")
         lease.started, lease.starts = request, lease.starts + 1
         await self._happened()
         return pb.StartAttemptResponse()
@@ -274,7 +279,7 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
     async def RegisterCheckpoint(
         self, request: pb.RegisterCheckpointRequest, context: Context
     ) -> pb.RegisterCheckpointResponse:
-        lease = await self._current(request.lease, context)
+        lease = await self._current(request.lease, context, "RegisterCheckpoint")
         for cursor in request.after:
             if len(lease.sources.get(cursor.source, b"")) < cursor.offset:
                 await fail(context, EventsMissing())
@@ -289,13 +294,13 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
         return pb.RegisterCheckpointResponse(checkpoint=made)
 
     async def AddCopy(self, request: pb.AddCopyRequest, context: Context) -> pb.AddCopyResponse:
-        lease = await self._current(request.lease, context)
+        lease = await self._current(request.lease, context, "AddCopy")
         lease.checkpoints[int(request.checkpoint.rpartition("-")[2])].parts[0].copies.append(request.copy)
         await self._happened()
         return pb.AddCopyResponse()
 
     async def CompleteLease(self, request: pb.CompleteLeaseRequest, context: Context) -> pb.CompleteLeaseResponse:
-        lease = await self._current(request.lease, context)
+        lease = await self._current(request.lease, context, "CompleteLease")
         for cursor in request.final:
             if len(lease.sources.get(cursor.source, b"")) < cursor.offset:
                 await fail(context, EventsMissing())

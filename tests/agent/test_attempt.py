@@ -5,6 +5,7 @@ import shutil
 import signal
 import sys
 
+from relay.errors import CheckpointUnknown, InvalidRequest
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import runs_pb2
 from tests.agent.fake_coordinator import FakeCoordinator, Lease
@@ -227,3 +228,39 @@ async def test_a_trainer_killed_from_outside_is_reported(fake: FakeCoordinator, 
     await fake.until(lambda: lease.ended)
     assert (lease.ended, lease.cause) == ("failed", "SIGNAL")
     assert signal.SIGKILL.name in lease.outcome.failed.error.message
+
+
+async def test_a_checkpoint_that_is_refused_costs_only_itself(
+    fake: FakeCoordinator, hosts: MakeHost, gate: Gate
+) -> None:
+    """A program that ignores where it should resume writes steps that were before: no business of the whole host."""
+    await hosts(fake.address).start()
+    fake.refused_calls["RegisterCheckpoint"] = InvalidRequest("before the step where this attempt resumed")
+    lease = await fake.grant(stub(steps=4, save_every=1, gate=gate.path))
+    gate.let(2)
+    await fake.until(lambda: "was refused: before the step" in lease.messages())
+    fake.refused_calls = {"AddCopy": CheckpointUnknown()}
+    gate.let(1)
+    await fake.until(lambda: "stays on agents/a only" in lease.messages())
+    fake.refused_calls.clear()
+    gate.let(1)
+    await fake.until(lambda: lease.ended)
+    assert lease.ended == "succeeded" and 4 in lease.copied()
+
+
+async def test_a_start_that_is_refused_is_a_fault_of_this_attempt_only(fake: FakeCoordinator, hosts: MakeHost) -> None:
+    await hosts(fake.address).start()
+    fake.refused_calls["StartAttempt"] = InvalidRequest("the checkpoint is off the curve")
+    lease = await fake.grant(stub())
+    await fake.until(lambda: lease.ended)
+    assert (lease.ended, lease.cause) == ("faulted", "START_REFUSED")
+
+
+async def test_an_end_that_is_refused_lets_the_lease_go(fake: FakeCoordinator, hosts: MakeHost) -> None:
+    """The coordinator ends what its holder no longer lists."""
+    host = hosts(fake.address)
+    await host.start()
+    fake.refused_calls["CompleteLease"] = InvalidRequest("no")
+    await fake.grant(stub(steps=1))
+    await fake.until(lambda: fake.refused == 2 and not fake.heartbeats[-1].held)
+    assert host.agent is not None and host.agent.returncode is None

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from agent.events.journal import Journal
 
 
@@ -13,3 +15,12 @@ async def test_lines_are_whole_even_after_a_torn_one(tmp_path: Path) -> None:
     torn, line, rest = path.read_bytes().split(b"\n")
     assert torn == b'{"type": "mess' and json.loads(line)["text"] == "hello" and rest == b""
     assert end == path.stat().st_size
+
+
+async def test_a_full_disk_costs_a_message_and_never_the_agent(tmp_path: Path) -> None:
+    """F15."""
+    (tmp_path / "agent.jsonl").symlink_to("/dev/full")
+    journal = Journal(tmp_path / "agent.jsonl")
+    await journal.say("error", "no room")
+    with pytest.raises(OSError, match="No space left"):
+        await journal.write("checkpoint", step=1)

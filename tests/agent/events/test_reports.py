@@ -18,3 +18,11 @@ def test_each_report_is_read_once_and_nonsense_is_passed_over(tmp_path: Path) ->
             b'ep": 3}\n' + line_of("metric", step=-1) + line_of("metric", step=True) + line_of("metric", step=2**70)
         )
     assert reader.read() == [Stepped(3)]
+
+
+def test_of_steps_in_a_row_only_the_last_is_kept(tmp_path: Path) -> None:
+    """An agent that comes after another reads all of them again, and must not hold days of training in memory."""
+    path = tmp_path / "events.jsonl"
+    steps = [line_of("metric", step=step, values={}) for step in range(1, 1001)]
+    path.write_bytes(b"".join(steps) + line_of("checkpoint", step=1000, path="s") + steps[0])
+    assert [report.step for report in Reader(path).read()] == [1000, 1000, 1]

@@ -113,6 +113,26 @@ async def test_a_line_too_long_for_any_message_is_passed_over(
     assert lease.sources["events"] == before + b"\0" * len(monster) + after
 
 
+async def test_a_file_that_cannot_be_read_holds_up_no_other(
+    fake: FakeCoordinator, lease: Lease, tmp_path: Path
+) -> None:
+    """A trainer may put anything in the place of its files: it is its own loss."""
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(lines(3))
+    (tmp_path / "stdout.log").mkdir()
+    os.mkfifo(tmp_path / "stderr.log")
+    mine = source(lease, path, "events")
+    strange = [source(lease, tmp_path / f"{name}.log", name) for name in ("stdout", "stderr")]
+    async with spooling(fake.address, *strange, mine):
+        await mine.stored(path.stat().st_size)
+        with path.open("ab") as file:
+            file.write(lines(2))
+        await mine.stored(path.stat().st_size)
+    assert lease.sources["events"] == path.read_bytes()
+    for each in strange:
+        assert read_stretch(each.path, 0, lines=False) is None and final_length(each.path, lines=False) == 0
+
+
 async def test_an_ended_lease_is_let_go(fake: FakeCoordinator, lease: Lease, tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.write_bytes(lines(3))
