@@ -31,6 +31,7 @@ import uuid
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BufferedReader, FileIO
 from pathlib import Path
 
 from relay.errors import BlobTooLarge, BlobUnknown, DigestMismatch, InvalidRequest, OffsetGap, StoreFull
@@ -70,16 +71,16 @@ class Artifacts:
         except FileNotFoundError:
             return Stat(digest, False, max((size for _, size in self._partials(path.name)), default=0))
 
-    def open(self, digest: str) -> int:
-        """A descriptor to read a whole blob from; the caller closes it. BlobUnknown when there is none."""
+    def open(self, digest: str) -> FileIO:
+        """A whole blob to read from. BlobUnknown when there is none."""
         try:
-            return os.open(self._path(digest), os.O_RDONLY | os.O_CLOEXEC)
+            return FileIO(self._path(digest))
         except FileNotFoundError:
             raise BlobUnknown(f"the artifact store does not have {digest}", digest=digest) from None
 
     def read(self, digest: str, limit: int) -> bytes:
         """A small blob whole (a manifest); BlobTooLarge beyond `limit` bytes."""
-        with open(self.open(digest), "rb") as file:
+        with BufferedReader(self.open(digest)) as file:
             data = file.read(limit + 1)
         if len(data) > limit:
             raise BlobTooLarge(f"{digest} is larger than {limit} bytes")
@@ -90,27 +91,25 @@ class Artifacts:
 
         Ends by DigestMismatch when it is damaged, after it was set aside; by BlobUnknown when there is none.
         """
-        descriptor = self.open(digest)
-        try:
-            hasher, at = hashlib.sha256(), 0
-            while piece := read_piece(descriptor, at, digest):
-                hasher.update(piece)
-                at += len(piece)
-                if at % _CHECK_BYTES == 0:
-                    yield at
-            if f"sha256:{hasher.hexdigest()}" != digest:
-                raise DigestMismatch(f"the {at} bytes that the store has of {digest} are others")
-        except DigestMismatch as wrong:
-            self._set_aside(digest, descriptor, str(wrong))
-            raise
-        finally:
-            os.close(descriptor)
+        with self.open(digest) as blob:
+            try:
+                hasher, at = hashlib.sha256(), 0
+                while piece := read_piece(blob, at, digest):
+                    hasher.update(piece)
+                    at += len(piece)
+                    if at % _CHECK_BYTES == 0:
+                        yield at
+                if f"sha256:{hasher.hexdigest()}" != digest:
+                    raise DigestMismatch(f"the {at} bytes that the store has of {digest} are others")
+            except DigestMismatch as wrong:
+                self._set_aside(digest, blob, str(wrong))
+                raise
 
-    def _set_aside(self, digest: str, descriptor: int, why: str) -> None:
+    def _set_aside(self, digest: str, blob: FileIO, why: str) -> None:
         """Take the blob's name away, unless another file has it by now: then it has been repaired."""
         path = self._path(digest)
         with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(path.stat(), os.fstat(descriptor)):
+            if os.path.samestat(path.stat(), os.fstat(blob.fileno())):
                 kept = self._damaged / f"{path.name}.{uuid.uuid4().hex}"
                 os.rename(path, kept)
                 for folder in (path.parent, self._damaged):
@@ -186,10 +185,10 @@ class Artifacts:
                     _remove_unlocked(path)
 
 
-def read_piece(descriptor: int, at: int, digest: str) -> bytes:
+def read_piece(blob: FileIO, at: int, digest: str) -> bytes:
     """The next bytes of a blob, empty at its end. DigestMismatch when the disk cannot read them."""
     try:
-        return os.pread(descriptor, CHUNK, at)
+        return os.pread(blob.fileno(), CHUNK, at)
     except OSError as error:
         if error.errno != errno.EIO:
             raise

@@ -131,5 +131,6 @@ def _words(error: grpc.aio.AioRpcError) -> str:
         return "no answer in time"
     details = (error.details() or error.code().name).strip()
     if error.code() is grpc.StatusCode.INTERNAL:
-        return details
+        # What gRPC's own client says when the connection ends under a message that it is sending.
+        return "the connection broke" if details == "Internal error from Core" else details
     return details.rpartition(": ")[2].strip() or details

@@ -47,16 +47,14 @@ class ArtifactsService(artifacts_pb2_grpc.ArtifactsServicer):
             with closing(self._artifacts.check(request.digest)) as checking:
                 while await in_thread(next, checking, None) is not None:
                     yield pb.GetBlobResponse()  # so that a long check does not look like a dead line
-        descriptor = await in_thread(self._artifacts.open, request.digest)
-        try:
-            size, offset = os.fstat(descriptor).st_size, request.offset
+        with ExitStack() as opened:
+            blob = await in_thread(lambda: opened.enter_context(self._artifacts.open(request.digest)))
+            size, offset = os.fstat(blob.fileno()).st_size, request.offset
             if not 0 <= offset <= size:
                 raise InvalidRequest(f"an offset of {offset} in a blob of {size} bytes")
-            while piece := await in_thread(read_piece, descriptor, offset, request.digest):
+            while piece := await in_thread(read_piece, blob, offset, request.digest):
                 offset += len(piece)
                 yield pb.GetBlobResponse(chunk=piece)
-        finally:
-            os.close(descriptor)
 
 
 async def _header(requests: AsyncIterator[pb.PutBlobRequest]) -> pb.PutBlobHeader:
