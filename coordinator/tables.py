@@ -93,8 +93,7 @@ class Run(Base):
     )  #: list of {path, digest, size, executable}
     labels: Mapped[dict[str, Any]] = mapped_column(server_default=_EMPTY)
     priority: Mapped[int] = mapped_column(Integer, server_default=text("0"))
-    request_id: Mapped[str | None] = mapped_column(unique=True)
-    request_digest: Mapped[str]  #: of spec and inputs: tells a repeated request from a reused id
+    request_digest: Mapped[str]  #: of spec and inputs, as asked for last: tells whether a resume changes them
     provenance: Mapped[dict[str, Any]] = mapped_column(server_default=_EMPTY)
     create_time: Mapped[datetime] = mapped_column(server_default=_CLOCK)
     update_time: Mapped[datetime] = mapped_column(server_default=_CLOCK)
@@ -123,6 +122,18 @@ class Run(Base):
         ),
         Index("runs_newest", text("create_time DESC"), "id"),
     )
+
+
+class Request(Base):
+    """A submission that has been carried out, by its caller's id. Inserted before its run, which the commit checks."""
+
+    __tablename__ = "requests"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    run_id: Mapped[str] = mapped_column(
+        ForeignKey("runs.id", ondelete="CASCADE", deferrable=True, initially="DEFERRED"), index=True
+    )
+    digest: Mapped[str]  #: of spec and inputs: tells a repeated request from a reused id
+    create_time: Mapped[datetime] = mapped_column(server_default=_CLOCK)
 
 
 class Lease(Base):

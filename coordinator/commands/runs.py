@@ -14,7 +14,7 @@ import asyncpg
 from coordinator import scheduling
 from coordinator.database import Database
 from coordinator.lifecycle import Cancel, Event, IllegalTransition, Pause, Phase, Requeue, Resume
-from coordinator.store import history, planning, runs
+from coordinator.store import history, planning, requests, runs
 from coordinator.threads import in_thread
 from coordinator.values import Submission
 from relay import runfile
@@ -23,7 +23,6 @@ from relay.errors import (
     InputMissing,
     InvalidRequest,
     RelayError,
-    RequestIdReused,
     RunEnded,
     RunExists,
     SpecInvalid,
@@ -75,7 +74,7 @@ async def create(db: Database, blobs: Blobs, submission: Submission, ttl: float)
     run_id = checked.run_id
     if not submission.validate_only:
         async with db.transaction() as conn:
-            run_id, created = await _create(conn, submission, checked)
+            run_id, created = await _carry_out(conn, submission, checked)
     async with db.connection() as conn:
         need, fleet = planning.need(checked.spec), await planning.fleet(conn, ttl)
     ready = tuple(host.name for host in scheduling.candidates(need, fleet))
@@ -112,39 +111,38 @@ async def _check_inputs(blobs: Blobs, inputs: Sequence[Mapping[str, Any]]) -> No
         raise InputMissing(f"not in the artifact store: {', '.join(missing[:5])}{more}")
 
 
-async def _create(conn: asyncpg.Connection, submission: Submission, checked: Checked) -> tuple[str, bool]:
+async def _carry_out(conn: asyncpg.Connection, submission: Submission, checked: Checked) -> tuple[str, bool]:
+    """The run of a submission, and whether it was created for it."""
+    if submission.request_id:
+        known = await requests.claim(conn, submission.request_id, checked.run_id, checked.digest)
+        if known is not None:
+            return known, False
+    if await _insert(conn, submission, checked):
+        return checked.run_id, True
+    if not submission.resume:
+        raise RunExists(f"there is a run {checked.run_id} already", run=checked.run_id)
+    await _requeue(conn, submission, checked)
+    return checked.run_id, False
+
+
+async def _insert(conn: asyncpg.Connection, submission: Submission, checked: Checked) -> bool:
+    """False when there is a run of the name."""
     run_id: str | None = await conn.fetchval(
-        """INSERT INTO runs (id, state, wanted, spec, inputs, labels, priority, request_id, request_digest, provenance)
-           VALUES ($1, 'queued', 'run', $2, $3, $4, $5, NULLIF($6, ''), $7, $8) ON CONFLICT DO NOTHING RETURNING id""",
+        """INSERT INTO runs (id, state, wanted, spec, inputs, labels, priority, request_digest, provenance)
+           VALUES ($1, 'queued', 'run', $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING RETURNING id""",
         checked.run_id,
         checked.spec,
         list(submission.inputs),
         checked.spec.get("labels", {}),
         checked.spec.get("priority", 0),
-        submission.request_id,
         checked.digest,
         submission.provenance,
     )
     if run_id is None:
-        return await _again(conn, submission, checked), False
+        return False
     await history.record(conn, run_id, "created", "submitted", details=dict(submission.provenance), state="queued")
     await conn.execute("SELECT pg_notify('relay_queue', '')")
-    return run_id, True
-
-
-async def _again(conn: asyncpg.Connection, submission: Submission, checked: Checked) -> str:
-    """The run of a request that was carried out before, or of a name that exists."""
-    if submission.request_id:
-        row = await conn.fetchrow("SELECT id, request_digest FROM runs WHERE request_id = $1", submission.request_id)
-        if row and row["request_digest"] != checked.digest:
-            raise RequestIdReused(f"this request id was used for run {row['id']}, with another spec", run=row["id"])
-        if row:
-            run_id: str = row["id"]
-            return run_id
-    if not submission.resume:
-        raise RunExists(f"there is a run {checked.run_id} already", run=checked.run_id)
-    await _requeue(conn, submission, checked)
-    return checked.run_id
+    return True
 
 
 async def _requeue(conn: asyncpg.Connection, submission: Submission, checked: Checked) -> None:

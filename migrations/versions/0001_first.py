@@ -126,7 +126,6 @@ def _runs() -> None:
         _json("inputs", "[]"),
         _json("labels"),
         _int("priority", "0"),
-        _text("request_id", null=True),
         _text("request_digest"),
         _json("provenance"),
         _time("create_time", now=True),
@@ -148,11 +147,27 @@ def _runs() -> None:
         _text("reason", "''"),
         _bigint("event_sequence", "0"),
         _key("runs", "id"),
-        sa.UniqueConstraint("request_id", name="runs_request_id_key"),
     )
     claimable = sa.text("state IN ('queued', 'running')")
     op.create_index("runs_claimable", "runs", [sa.text("priority DESC"), "create_time"], postgresql_where=claimable)
     op.create_index("runs_newest", "runs", [sa.text("create_time DESC"), "id"])
+    op.create_table(
+        "requests",
+        _text("id"),
+        _text("run_id"),
+        _text("digest"),
+        _time("create_time", now=True),
+        sa.ForeignKeyConstraint(
+            ["run_id"],
+            ["runs.id"],
+            name="requests_run_id_fkey",
+            ondelete="CASCADE",
+            deferrable=True,
+            initially="DEFERRED",
+        ),
+        _key("requests", "id"),
+    )
+    op.create_index("requests_run_id_idx", "requests", ["run_id"])
 
 
 def _leases() -> None:
@@ -324,5 +339,5 @@ def downgrade() -> None:
     op.drop_constraint("runs_head_id_fkey", "runs")
     for table in ("checkpoint_copies", "checkpoint_parts", "checkpoints", "log_chunks", "metric_chunks", "cursors"):
         op.drop_table(table)
-    for table in ("run_events", "taken_slots", "places", "leases", "runs", "agents", "deployment"):
+    for table in ("run_events", "taken_slots", "places", "leases", "requests", "runs", "agents", "deployment"):
         op.drop_table(table)

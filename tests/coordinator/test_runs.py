@@ -106,6 +106,25 @@ async def test_resume_queues_a_run_that_is_over_again_from_its_head(world: World
         assert await a.complete(second.lease, **STOPPED) == State.QUEUED
 
 
+async def test_a_resume_is_carried_out_once_also_when_its_reply_was_lost(world: World) -> None:
+    """S9, F8: the run has ended again before the request is repeated; and what was asked first is still known."""
+    async with connected(world.replica.agents, "a") as [a]:
+        await world.submit(request_id="first")
+        await a.complete((await a.take()).lease, **SUCCEEDED)
+        await world.submit(request_id="again", resume=True, priority=3)
+        await a.complete((await a.next_lease()).lease, **SUCCEEDED)
+        repeated = await world.submit(request_id="again", resume=True, priority=3)
+        assert (repeated.created, repeated.run.state, repeated.run.attempts) == (False, State.SUCCEEDED, 2)
+        assert (await world.submit(request_id="first")).run.priority == 3
+        assert reason(await refusal(world, request_id="again", resume=True)) == "REQUEST_ID_REUSED"
+
+
+async def test_a_request_that_was_refused_may_be_made_again(world: World) -> None:
+    await world.submit()
+    assert reason(await refusal(world, request_id="mine")) == "RUN_EXISTS"
+    assert (await world.submit(request_id="mine", resume=True)).run.state == State.QUEUED
+
+
 async def test_a_run_that_is_being_cancelled_cannot_be_queued_again_yet(world: World) -> None:
     async with connected(world.replica.agents, "a") as [a]:
         await world.submit()
