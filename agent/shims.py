@@ -127,21 +127,20 @@ class Shim:
 
     async def _feel_pulse(self) -> None:
         """Until it is dead, by our hand if need be."""
-        patience = PATIENCE[self.record.policy]
         heard = time.monotonic()
-        while time.monotonic() - heard < patience:
+        while (silence := time.monotonic() - heard) < PATIENCE[self.record.policy]:
             try:
                 await self._ask("status")
-            except ShimGone:
-                return
             except ShimSilent as error:
-                log.warning("lease=%s shim=silent for=%.0fs %s", self.record.lease, time.monotonic() - heard, error)
+                log.warning("lease=%s shim=silent for=%.0fs reason=%r", self.record.lease, silence, str(error))
                 await asyncio.to_thread(signal_shim, self.record, signal.SIGCONT)
+            except ShimGone:  # dead, and `_exit` buries it; or so silent that its backlog is full
+                await asyncio.sleep(PULSE)
             else:
                 await asyncio.sleep(PULSE)
                 heard = time.monotonic()
-        log.error("lease=%s shim=killed reason='it does not answer'", self.record.lease)
-        await asyncio.to_thread(signal_shim, self.record, signal.SIGKILL)
+        if await asyncio.to_thread(signal_shim, self.record, signal.SIGKILL):
+            log.error("lease=%s shim=killed reason='it does not answer'", self.record.lease)
 
     async def _exit(self) -> Exit:
         while True:
