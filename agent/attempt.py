@@ -29,7 +29,7 @@ from agent.jobs import Exit
 from agent.preparing import Fault, Means, choose_checkpoint, fetch, start
 from agent.progress import Progress
 from agent.shim.processes import boottime
-from agent.shims import Shim, ShimGone, ShimSilent
+from agent.shims import Shim, ShimError, ShimSilent
 from agent.verdict import Cause, Order, Stop, Success, verdict
 from agent.watch import Watch, scanner_of
 from agent.wire import Assignment
@@ -53,7 +53,11 @@ class Attempt:
         self._changed = changed
         self._shim = shim
         self._rejoined = shim is not None
-        self._folder: AttemptFolder = means.attempt_folder(assignment.lease, assignment.attempt)
+        self._folder = (
+            AttemptFolder(Path(shim.record.folder))  # the agent that began it may have had another root
+            if shim is not None
+            else means.attempt_folder(assignment.lease, assignment.attempt)
+        )
         self._journal = Journal(self._folder.agent_log)
         self._phase: pb.HeldLease.Phase.ValueType = pb.HeldLease.RUNNING if self._rejoined else pb.HeldLease.PREPARING
         self._order: Order | None = None
@@ -62,6 +66,7 @@ class Attempt:
         self._told: float | None = None
         self._woken = asyncio.Event()
         self._ordered = asyncio.Event()
+        self._hurried = asyncio.Event()
         self._gone = asyncio.Event()
         self.sources = _sources(assignment, self._folder, self._gone, ready=shim is None)
         self._watch: Watch | None = None
@@ -87,6 +92,11 @@ class Attempt:
             self.stop(Order(Stop.LEAVING, 0.0, f"leaving, and this step ends in {until:.0f} s only"))
         else:
             self.stop(Order(Stop.LEAVING, budget, "leaving"))
+
+    def hurry(self) -> None:
+        """Leave at once: no more saving, and no waiting for copies that are on their way."""
+        self.stop(Order(Stop.LEAVING, 0.0, "told to hurry"))
+        self._hurried.set()
 
     def drop(self) -> None:
         """The lease is not ours any more."""
@@ -127,9 +137,12 @@ class Attempt:
             await self._kill("lease lost")
         finally:
             self._means.spool.remove(self.assignment.lease)
-        if self._shim is not None:
-            await self._shim.forget()
-        await asyncio.to_thread(self._tidy)
+        try:
+            if self._shim is not None:
+                await self._shim.forget()
+            await asyncio.to_thread(self._tidy)
+        except (ShimError, OSError) as error:  # the next agent of this host finds what is left
+            log.error("lease=%s untidy reason=%r", self.assignment.lease, str(error))
         log.info("lease=%s over=%s", self.assignment.lease, self._ended)
 
     def _tidy(self) -> None:
@@ -148,10 +161,15 @@ class Attempt:
         """Every stage but the last. `beside` runs something until the lease's end."""
         try:
             run = self._run_file()
-            if self._shim is None and not await self._unless_ordered(self._begin(run)):
+            if self._shim is None:
+                await unless(self._ordered, self._begin(run))
+            if self._shim is None:
                 return stopped(Stop.WISHED if self._order is None else self._order.cause)
             self._means.spool.add(self.sources.values())
-            publisher = _publisher(self.assignment, run, self._folder, self._means, self.sources, self._journal)
+            publisher = await asyncio.to_thread(
+                _publisher, self.assignment, run, self._folder, self._means, self.sources, self._journal
+            )
+            beside(self._obey_all())
             beside(publisher.run())
             ended = await self._follow(run, publisher)
             return await self._judge(run, ended, publisher)
@@ -166,27 +184,14 @@ class Attempt:
         except ValueError as error:
             raise Fault("AGENT_TOO_OLD", f"this agent cannot read the run file: {error}") from error
 
-    async def _unless_ordered(self, work: Coroutine[Any, Any, None]) -> bool:
-        """True when `work` is done; False when a stop came first, and it was given up."""
-        working = asyncio.create_task(work)
-        ordered = asyncio.create_task(self._ordered.wait())
-        try:
-            await asyncio.wait({working, ordered}, return_when=asyncio.FIRST_COMPLETED)
-            if working.done():
-                working.result()
-            return self._shim is not None
-        finally:
-            working.cancel()
-            ordered.cancel()
-            await asyncio.gather(working, ordered, return_exceptions=True)
-
     async def _begin(self, run: RunFile) -> None:
         await fetch(self._means, self.assignment, self._folder)
         chosen = await choose_checkpoint(self._means, self.assignment, self._folder)
         if self.assignment.stops_on_disconnect:
             await self._trusted()
-        self._shim = await start(self._means, self.assignment, run, self._folder, chosen, self._trust)
-        self._told = self._trust
+        trust = self._trust
+        self._shim = await start(self._means, self.assignment, run, self._folder, chosen, trust)
+        self._told = trust
 
     async def _trusted(self) -> None:
         """Until the lease may be trusted for a while: under `stop` nothing is started on an old promise."""
@@ -197,53 +202,60 @@ class Attempt:
     async def _follow(self, run: RunFile, publisher: Publisher) -> Exit:
         """Until the trainer and all it started are gone."""
         assert self._shim is not None
-        self._watch = watch = _watching(run, self._folder, rejoined=self._rejoined)
+        self._watch = watch = await asyncio.to_thread(_watching, run, self._folder, rejoined=self._rejoined)
         self._move(pb.HeldLease.ENDING if self._order else pb.HeldLease.RUNNING)
         waiting = asyncio.create_task(self._shim.wait())
-        waiting.add_done_callback(lambda _: self._woken.set())
         try:
             while not waiting.done():
-                for saved in await watch.look():
-                    publisher.offer(await self._named(saved))
-                await self._obey(self._shim)
-                await self._pause()
+                await self._look(watch, publisher)
+                if self._order is None and not self._stalled:
+                    await self._look_for_stall(self._shim, watch.progress.stalled(boottime()))
+                await asyncio.wait({waiting}, timeout=LOOK)
         finally:
             waiting.cancel()
         self._move(pb.HeldLease.ENDING)
-        for saved in await watch.look(final=True):
-            publisher.offer(await self._named(saved))
+        await self._look(watch, publisher, final=True)
         return waiting.result()
 
-    async def _pause(self) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LOOK):
-                await self._woken.wait()
-        self._woken.clear()
+    async def _look(self, watch: Watch, publisher: Publisher, *, final: bool = False) -> None:
+        """Offer the checkpoints that were finished meanwhile, each with a line that names it."""
+        for saved in await watch.look(final=final):
+            try:
+                publisher.offer(saved if saved.end else await self._named(saved))
+            except OSError as error:  # the disk is full; the next checkpoint may find room
+                log.error("lease=%s step=%d unnamed reason=%r", self.assignment.lease, saved.step, str(error))
 
     async def _named(self, saved: Saved) -> Saved:
-        """The checkpoint with a line that names it; the agent's own where the program wrote none."""
-        if saved.end:
-            return saved
+        """A checkpoint whose program wrote no line, with one of the agent's own."""
         end = await self._journal.write(
             "checkpoint", step=saved.step, path=Path(saved.path).name, metrics=saved.metrics
         )
         return replace(saved, source="agent", end=end)
 
-    async def _obey(self, shim: Shim) -> None:
-        """Pass on what the shim has not been told. A shim that does not answer is told again at the next look."""
+    async def _obey_all(self) -> Never:
+        """Pass on to the shim what it has not been told, at once, whatever the disk does meanwhile (L4, F14)."""
+        assert self._shim is not None
+        while True:
+            self._woken.clear()
+            if await self._obey(self._shim):
+                await self._woken.wait()
+
+    async def _obey(self, shim: Shim) -> bool:
+        """False when the shim did not answer, and has to be told again."""
+        trust, order = self._trust, self._order
         try:
-            if self._trust is not None and self._trust != self._told:
-                self._told = self._trust
-                await shim.trust(self._trust)
-            if (order := self._order) is not None and order != self._obeyed:
+            if trust is not None and trust != self._told:
+                await shim.trust(trust)
+                self._told = trust
+            if order is not None and order != self._obeyed:
                 await self._command(shim, order)
                 self._obeyed = order  # a sharper one may have come meanwhile
-            elif self._watch is not None and not self._stalled:
-                await self._look_for_stall(shim, self._watch.progress.stalled(boottime()))
-        except ShimGone:  # `wait` tells
-            pass
         except ShimSilent as error:
             log.warning("lease=%s shim=silent reason=%r", self.assignment.lease, str(error))
+            return False
+        except ShimError as error:  # it has ended; `wait` tells how
+            log.info("lease=%s shim=untold reason=%r", self.assignment.lease, str(error))
+        return True
 
     @staticmethod
     async def _command(shim: Shim, order: Order) -> None:
@@ -255,15 +267,16 @@ class Attempt:
     async def _look_for_stall(self, shim: Shim, stalled: str) -> None:
         if stalled:
             await self._journal.say("error", f"stalled: {stalled}; its state is in dump.json")
-            await shim.dump()
-            await shim.kill(f"stalled: {stalled}")
-            self._stalled = stalled
+            with contextlib.suppress(ShimError):  # told again at the next look
+                await shim.dump()
+                await shim.kill(f"stalled: {stalled}")
+                self._stalled = stalled
 
     async def _judge(self, run: RunFile, ended: Exit, publisher: Publisher) -> pb.CompleteLeaseRequest:
         """What it comes to, once its checkpoints are safe and its result is stored."""
         assert self._watch is not None
         log.info("lease=%s trainer=ended code=%s signal=%s", self.assignment.lease, ended.code, ended.signal)
-        await publisher.settled()
+        await unless(self._hurried, publisher.settled())
         judged = verdict(
             ended,
             order=self._order,
@@ -283,7 +296,7 @@ class Attempt:
     async def _kill(self, why: str) -> None:
         """End the trainer, keep its bytes."""
         if self._shim is not None:
-            with contextlib.suppress(ShimGone, ShimSilent):  # `wait` knows what to do then
+            with contextlib.suppress(ShimError):  # `wait` knows what to do then
                 await self._shim.kill(why)
             await self._shim.wait()
 
@@ -291,6 +304,20 @@ class Attempt:
         if phase != self._phase:
             self._phase = phase
             self._changed()
+
+
+async def unless(event: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
+    """Do `work`; give it up when `event` comes first."""
+    working = asyncio.create_task(work)
+    waiting = asyncio.create_task(event.wait())
+    try:
+        await asyncio.wait({working, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+    finally:
+        working.cancel()
+        waiting.cancel()
+        await asyncio.gather(working, waiting, return_exceptions=True)
 
 
 def _watching(run: RunFile, folder: AttemptFolder, *, rejoined: bool) -> Watch:

@@ -57,6 +57,7 @@ class Supervisor:
         self._disconnect_limit = disconnect_limit
         self._attempts: dict[str, Attempt] = {}
         self._begun: set[str] = set()
+        self._declining: set[str] = set()
         self._terms: dict[str, Term] = {}
         self._timing: LeaseTiming | None = None
         self._leaving = False
@@ -107,11 +108,12 @@ class Supervisor:
         for lease in todo.start:
             work = beat.wishes[lease].work
             assert isinstance(work, Assignment)
-            if not self._busy(work.slots):  # a later beat names it again
+            if self._leaving:  # granted before the coordinator had heard of it
+                self._decline(lease, Stop.LEAVING)
+            elif not self._busy(work.slots):  # a later beat names it again
                 self._begin(work)
         for lease in todo.decline:
-            self._begun.add(lease)
-            self._spawn(self._decline(lease))
+            self._decline(lease, Stop.WISHED)
         self._pass_on_trust()
         return standing
 
@@ -142,17 +144,18 @@ class Supervisor:
                 task.cancel()
 
     async def _leave(self, orders: asyncio.Queue[WayOut], budget: float) -> None:
-        """Save within the budget, publish, release. A second order hurries."""
+        """Save within the budget, publish, release. Said again it hurries; a detach leaves that to the next agent."""
         log.info("agent=leaving leases=%d budget=%g", len(self._attempts), budget)
         self._leaving = True
         self.changed.set()
         for attempt in self._attempts.values():
             attempt.leave(budget)
-        hurrying = asyncio.create_task(self._hurry(orders))
+        ways = {asyncio.create_task(self._until_idle(budget + CUT_OFF)), asyncio.create_task(self._hurry(orders))}
         try:
-            await self._until_idle(budget + CUT_OFF)
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            hurrying.cancel()
+            for way in ways:
+                way.cancel()
 
     async def _until_idle(self, patience: float) -> None:
         """Until nothing is held; or the coordinator, without which nothing can be finished, was silent for too long."""
@@ -164,9 +167,10 @@ class Supervisor:
             log.error("agent=leaving unfinished=%s", ",".join(self._attempts))
 
     async def _hurry(self, orders: asyncio.Queue[WayOut]) -> None:
-        await orders.get()
-        for attempt in self._attempts.values():
-            attempt.stop(Order(Stop.LEAVING, 0.0, "told to hurry"))
+        """Until told to detach."""
+        while await orders.get() is WayOut.LEAVE:
+            for attempt in self._attempts.values():
+                attempt.hurry()
 
     async def _mind_silence(self) -> None:
         """A host that nobody can reach must not train on for ever: somebody pays for it."""
@@ -204,15 +208,26 @@ class Supervisor:
         await attempt.run()
         del self._attempts[lease]
         self.changed.set()
-        if not self._attempts:
+        self._rest()
+
+    def _rest(self) -> None:
+        if not self._attempts and not self._declining:
             self._idle.set()
 
-    async def _decline(self, lease: str) -> None:
-        """It was to be stopped before it began here."""
+    def _decline(self, lease: str, cause: Stop) -> None:
+        """Give it back: it was to be stopped before it began here, or came when this agent was leaving."""
+        self._begun.add(lease)
+        self._declining.add(lease)
+        self._idle.clear()
+        self._spawn(self._give_back(lease, cause))
+
+    async def _give_back(self, lease: str, cause: Stop) -> None:
         try:
-            await complete(self._means, Assignment(lease, pb.Assignment()), (), stopped(Stop.WISHED))
+            await complete(self._means, Assignment(lease, pb.Assignment()), (), stopped(cause))
         except LeaseLost:
             log.info("lease=%s over before it began", lease)
+        self._declining.discard(lease)
+        self._rest()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         assert self._group is not None
@@ -259,4 +274,7 @@ class Supervisor:
     async def _retire(self, lease_id: str) -> None:
         """Nobody can go on with it."""
         log.info("lease_id=%s retired", lease_id)
-        await asyncio.to_thread(self._means.begun.retire, self._means.root, lease_id)
+        try:
+            await asyncio.to_thread(self._means.begun.retire, self._means.root, lease_id)
+        except OSError as error:  # the next agent tries again
+            log.error("lease_id=%s untidy reason=%r", lease_id, str(error))

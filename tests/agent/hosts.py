@@ -34,8 +34,8 @@ class Host:
 
     async def start(self) -> None:
         options = {"--root": self.root, "--data-dir": self.folder / "data", "--runtime-dir": self.folder / "sock"}
-        argv = [sys.executable, "-m", "agent", "--coordinator", self.address, "--name", "a", *self.arguments]
-        argv += [str(part) for option in options.items() for part in option]
+        argv = [sys.executable, "-m", "agent", "--coordinator", self.address, "--name", "a"]
+        argv += [str(part) for option in options.items() for part in option] + self.arguments
         with self.log.open("ab") as log:
             self.agent = await asyncio.create_subprocess_exec(
                 *argv,

@@ -161,6 +161,21 @@ async def test_a_stalled_trainer_is_dumped_killed_and_failed(
     assert lease.copied() == [2]
 
 
+async def test_a_trainer_that_was_told_to_stop_does_not_stall(
+    fake: FakeCoordinator, hosts: MakeHost, gate: Gate
+) -> None:
+    """Its grace decides: what was wished is no failure of the run."""
+    host = hosts(fake.address)
+    await host.start()
+    spec = stub(steps=9, save_every=2, gate=gate.path, deaf=1) | {"lifecycle": {"stall_after": "2s"}}
+    lease = await fake.grant(spec)
+    gate.let(1)
+    await fake.until(lambda: lease.steps() == [1])
+    await fake.stop(lease, grace=3.0)
+    await fake.until(lambda: lease.ended)
+    assert lease.ended == "stopped" and not (host.attempt("r") / "dump.json").exists()
+
+
 async def trained(fake: FakeCoordinator) -> tuple[Lease, list[runs_pb2.Checkpoint]]:
     """A failed first attempt, and its checkpoints as the next one is offered them, newest first."""
     first = await fake.grant(stub(steps=9, save_every=2, fail_at=7))

@@ -109,7 +109,7 @@ async def test_leaving_does_not_wait_for_a_step_beyond_the_budget(
         await fake.until_beats(4)
         gate.let(1)
         await fake.until(lambda step=step: lease.steps()[-1] == step)  # type: ignore[misc]
-    await fake.until_beats(1)  # by now the agent has seen it too
+    await fake.until_beats(3)  # by now the agent has seen it too
     assert await host.end(signal.SIGTERM) == 0
     assert lease.outcome.stopped.cause == pb.Stopped.LEAVING
     assert max(lease.copied()) == 4  # asked to stop it would have saved step 5
@@ -125,6 +125,62 @@ async def test_a_second_sigterm_hurries(fake: FakeCoordinator, hosts: MakeHost, 
     assert lease.outcome.stopped.cause == pb.Stopped.LEAVING
     assert json.loads((host.attempt("r") / "exit.json").read_text())["kill_reason"] == "told to hurry"
     assert not host.processes()
+
+
+async def test_a_lease_that_comes_while_leaving_is_given_back(
+    fake: FakeCoordinator, hosts: MakeHost, gate: Gate
+) -> None:
+    """It was granted before the coordinator had heard: begun, it would hold up the way out until it had trained."""
+    host = hosts(fake.address, "--slots", "2")
+    await training(fake, host, gate, deaf=1)
+    assert host.agent is not None
+    host.agent.send_signal(signal.SIGTERM)
+    await fake.until(lambda: fake.heartbeats[-1].readiness.leaving)
+    late = await fake.grant(stub("late", steps=99, gate=gate.path), "2" * 32, slots=[1])
+    await fake.until(lambda: late.ended)
+    assert late.outcome.stopped.cause == pb.Stopped.LEAVING and not late.starts
+    assert await host.end(signal.SIGTERM) == 0
+
+
+async def test_a_second_sigterm_waits_for_no_copy(fake: FakeCoordinator, hosts: MakeHost, gate: Gate) -> None:
+    """F11: the store is away and the coordinator is not: the lease is released, the copy is given up."""
+    host = hosts(fake.address)
+    lease = await training(fake, host, gate)
+    fake.storing = False
+    assert host.agent is not None
+    host.agent.send_signal(signal.SIGTERM)
+    await fake.until(lambda: 3 in lease.checkpoints)
+    assert await host.end(signal.SIGTERM) == 0
+    assert lease.outcome.stopped.cause == pb.Stopped.LEAVING and 3 not in lease.copied()
+
+
+async def test_detaching_while_leaving_leaves_the_rest_to_the_next_agent(
+    fake: FakeCoordinator, hosts: MakeHost, gate: Gate
+) -> None:
+    host = hosts(fake.address)
+    lease = await training(fake, host, gate, deaf=1)
+    assert host.agent is not None
+    host.agent.send_signal(signal.SIGTERM)
+    await fake.until(lambda: fake.heartbeats[-1].readiness.leaving)
+    assert await host.end(signal.SIGUSR2) == 0
+    assert host.trainer("r") in host.processes() and not lease.ended
+    gate.let(6)
+    await host.start()
+    await fake.until(lambda: lease.ended)
+    assert lease.steps() == list(range(1, 10))
+
+
+async def test_the_next_agent_may_have_another_root(fake: FakeCoordinator, hosts: MakeHost, gate: Gate) -> None:
+    """What a trainer writes is looked for where it was started."""
+    host = hosts(fake.address)
+    lease = await training(fake, host, gate)
+    await host.end(signal.SIGKILL)
+    host.arguments += ["--root", str(host.folder / "elsewhere")]
+    await host.start()
+    gate.let(6)
+    await fake.until(lambda: lease.ended)
+    assert lease.steps() == list(range(1, 10)) and 8 in lease.copied()
+    assert lease.outcome.succeeded.output.manifest_digest
 
 
 async def test_an_agent_that_nobody_can_reach_stops_its_trainers_after_a_while(
