@@ -102,6 +102,13 @@ async def _lease(url: str, run: str) -> uuid.UUID:
         )
         query = "INSERT INTO leases (run_id, attempt, state, policy) VALUES ($1, 1, 'held', 'continue') RETURNING id"
         lease: uuid.UUID = await connection.fetchval(query, run)
+        host = "INSERT INTO agents (name, instance_id, boot_id) VALUES ('nobody', '', '') ON CONFLICT DO NOTHING"
+        await connection.execute(host)
+        await connection.execute(
+            """INSERT INTO places (lease_id, node, agent, session_id, boot_id, slots, expire_time)
+               VALUES ($1, 0, 'nobody', gen_random_uuid(), '', '{0}', 'infinity')""",
+            lease,
+        )
     finally:
         await connection.close()
     return lease

@@ -4,6 +4,7 @@ What waits from all streams of this process goes into one transaction, and while
 load the batches grow and the cost of a commit is shared; without load nobody waits. The cursor, not a unique index on
 points, makes it exactly once: a stretch that was stored is acked again, of one that overlaps only the rest is taken,
 and one beyond the cursor is a gap. A lease that has ended is refused; the others in the batch are not touched by it.
+Nor are they held up by a run whose row somebody else has locked: its stretches wait for that aside, in their order.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from coordinator import lines
 from coordinator.database import Database, DatabaseAway
 from coordinator.store import events, history
 from coordinator.store.events import Key, Progress, Writer
-from relay.errors import LeaseLost, OffsetGap
+from relay.errors import InvalidRequest, LeaseLost, OffsetGap
 
 JSON_SOURCES = ("events", "agent")
 _BATCH_BYTES = 4 * 1024 * 1024
@@ -55,12 +56,16 @@ class Stretch:
 Answer = int | Exception
 
 
+_Waiting = tuple[Stretch, "asyncio.Future[Answer]"]
+
+
 class Appender:
     """Combines the stretches of all streams of a process. `run` is a service."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._waiting: asyncio.Queue[tuple[Stretch, asyncio.Future[Answer]]] = asyncio.Queue()
+        self._waiting: asyncio.Queue[_Waiting] = asyncio.Queue()
+        self._aside: dict[UUID, list[_Waiting]] = {}  #: by lease, while its run is locked by somebody else
 
     def append(self, stretch: Stretch) -> asyncio.Future[Answer]:
         """Its answer, once it is durable. Stretches of a source are answered in the order they came."""
@@ -70,20 +75,51 @@ class Appender:
 
     async def run(self) -> Never:
         """For ever."""
-        while True:
-            batch = [await self._waiting.get()]
-            size = len(batch[0][0].data)
-            while size < _BATCH_BYTES and not self._waiting.empty():
-                batch.append(self._waiting.get_nowait())
-                size += len(batch[-1][0].data)
-            answers = await self._store([stretch for stretch, _ in batch])
-            for (_, future), answer in zip(batch, answers, strict=True):
-                if not future.done():  # its stream may have gone
-                    future.set_result(answer)
+        async with asyncio.TaskGroup() as group:
+            while True:
+                batch = await self._batch()
+                for lease_id in await self._store(batch, wait=False):
+                    group.create_task(self._store_aside(lease_id))
+        raise AssertionError("never reached")
 
-    async def _store(self, stretches: Sequence[Stretch]) -> list[Answer]:
+    async def _batch(self) -> list[_Waiting]:
+        """What waits, at least one. What comes for a lease that is aside goes there too."""
+        batch: list[_Waiting] = []
+        size = 0
+        while not batch or (size < _BATCH_BYTES and not self._waiting.empty()):
+            waiting = await self._waiting.get()
+            if (others := self._aside.get(waiting[0].lease_id)) is not None:
+                others.append(waiting)
+            else:
+                batch.append(waiting)
+                size += len(waiting[0].data)
+        return batch
+
+    async def _store_aside(self, lease_id: UUID) -> None:
+        """What came for one lease, in order, until nothing waits for it."""
+        while batch := self._aside[lease_id]:
+            self._aside[lease_id] = []
+            await self._store(batch, wait=True)
+        del self._aside[lease_id]
+
+    async def _store(self, batch: Sequence[_Waiting], *, wait: bool) -> list[UUID]:
+        """Stores and answers; the leases that are newly aside, when it must not wait for any."""
+        answers = await self._answers([stretch for stretch, _ in batch], wait=wait)
+        put_aside = []
+        for waiting, answer in zip(batch, answers, strict=True):
+            stretch, future = waiting
+            if answer is None:
+                if stretch.lease_id not in self._aside:
+                    self._aside[stretch.lease_id] = []
+                    put_aside.append(stretch.lease_id)
+                self._aside[stretch.lease_id].append(waiting)
+            elif not future.done():  # its stream may have gone
+                future.set_result(answer)
+        return put_aside
+
+    async def _answers(self, stretches: Sequence[Stretch], *, wait: bool) -> Sequence[Answer | None]:
         try:
-            return await append(self._database, stretches)
+            return await append(self._database, stretches, wait=wait)
         except DatabaseAway as away:
             return [away] * len(stretches)
         except (asyncpg.PostgresError, ValueError, TypeError) as error:
@@ -91,15 +127,21 @@ class Appender:
             if len(stretches) == 1:
                 return [error]
             _log.warning("a batch of %s stretches failed and is stored one by one: %s", len(stretches), error)
-            return [answer for stretch in stretches for answer in await self._store([stretch])]
+            return [answer for each in stretches for answer in await self._answers([each], wait=True)]
 
 
-async def append(database: Database, stretches: Sequence[Stretch]) -> list[Answer]:
-    """Store stretches in one transaction; an answer for each."""
+async def append(database: Database, stretches: Sequence[Stretch], *, wait: bool = True) -> list[Answer | None]:
+    """Store stretches in one transaction; an answer for each.
+
+    Without `wait` there is none, and nothing is stored, for those whose run somebody else has locked.
+    """
     async with database.transaction() as conn:
         lease_ids = {stretch.lease_id for stretch in stretches}
-        batch = _Batch(await events.writers(conn, lease_ids), await events.cursors(conn, lease_ids), time.time())
-        answers: list[Answer] = [batch.take(stretch) for stretch in stretches]
+        writers = await events.writers(conn, lease_ids, wait=wait)
+        absent = lease_ids - writers.keys()
+        locked = await events.unended(conn, absent) if absent and not wait else set()
+        batch = _Batch(writers, await events.cursors(conn, lease_ids), time.time())
+        answers = [None if stretch.lease_id in locked else batch.take(stretch) for stretch in stretches]
         await _write(conn, batch)
     return answers
 
@@ -119,6 +161,8 @@ class _Batch:
         writer = self.writers.get(stretch.lease_id)
         if writer is None or writer.run_id != stretch.run_id:
             return LeaseLost()
+        if stretch.node not in writer.nodes:
+            return InvalidRequest(f"this lease has no node {stretch.node}")
         stored = self.cursors.get(stretch.key, 0)
         if stretch.offset > stored:
             return OffsetGap(f"{stretch.source} is stored up to byte {stored}", expected=str(stored))

@@ -22,6 +22,7 @@ class Writer:
     run_id: str
     attempt: int
     run_state: str
+    nodes: set[int]  #: that it has places for
     pins: dict[str, str]
     metrics: set[str]
 
@@ -37,19 +38,31 @@ class Progress:
     pins: dict[str, str] = field(default_factory=dict)
 
 
-async def writers(conn: asyncpg.Connection, lease_ids: Iterable[UUID]) -> dict[UUID, Writer]:
-    """Those of the leases that have not ended; their runs' rows and their own are locked, runs in order of id (S2)."""
+async def writers(conn: asyncpg.Connection, lease_ids: Iterable[UUID], *, wait: bool) -> dict[UUID, Writer]:
+    """Those of the leases that have not ended; their runs' rows and their own are locked, runs in order of id (S2).
+
+    Without `wait` those whose rows somebody else has locked are left out.
+    """
     rows = await conn.fetch(
-        """SELECT l.id, l.run_id, l.attempt, r.state, r.pins, ARRAY(SELECT jsonb_object_keys(r.metrics)) AS metrics
-           FROM runs r JOIN leases l ON l.run_id = r.id
-           WHERE l.id = ANY($1) AND l.end_time IS NULL
-           ORDER BY r.id FOR NO KEY UPDATE OF r, l""",
+        f"""SELECT l.id, l.run_id, l.attempt, r.state, ARRAY(SELECT node FROM places WHERE lease_id = l.id) AS nodes,
+                   r.pins, ARRAY(SELECT jsonb_object_keys(r.metrics)) AS metrics
+            FROM runs r JOIN leases l ON l.run_id = r.id
+            WHERE l.id = ANY($1) AND l.end_time IS NULL
+            ORDER BY r.id FOR NO KEY UPDATE OF r, l {"" if wait else "SKIP LOCKED"}""",
         list(set(lease_ids)),
     )
-    return {
-        row["id"]: Writer(row["id"], row["run_id"], row["attempt"], row["state"], row["pins"], set(row["metrics"]))
-        for row in rows
-    }
+    return {row["id"]: _writer(row) for row in rows}
+
+
+def _writer(row: Mapping[str, Any]) -> Writer:
+    nodes, metrics = set(row["nodes"]), set(row["metrics"])
+    return Writer(row["id"], row["run_id"], row["attempt"], row["state"], nodes, row["pins"], metrics)
+
+
+async def unended(conn: asyncpg.Connection, lease_ids: Iterable[UUID]) -> set[UUID]:
+    """Those of the leases that have not ended, nothing locked."""
+    rows = await conn.fetch("SELECT id FROM leases WHERE id = ANY($1) AND end_time IS NULL", list(lease_ids))
+    return {row["id"] for row in rows}
 
 
 async def cursors(conn: asyncpg.Connection, lease_ids: Iterable[UUID]) -> dict[Key, int]:

@@ -17,9 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from coordinator import database, postgres
-from coordinator.commands.events import Answer, Stretch, append
+from coordinator.commands.events import Answer, Appender, Stretch, append
 from coordinator.database import Database
-from relay.errors import LeaseLost, OffsetGap, from_status
+from relay.errors import InvalidRequest, LeaseLost, OffsetGap, from_status
 from relay.v1 import agents_pb2, runs_pb2
 from tests.conftest import RunningCoordinator, cloned, serving
 
@@ -40,6 +40,14 @@ async def _lease(db: Database, run: str = "r", attempt: int = 1) -> uuid.UUID:
         )
         query = "INSERT INTO leases (run_id, attempt, state, policy) VALUES ($1, $2, 'held', 'continue') RETURNING id"
         lease: uuid.UUID = await conn.fetchval(query, run, attempt)
+        await conn.execute(
+            "INSERT INTO agents (name, instance_id, boot_id) VALUES ('a', '', '') ON CONFLICT DO NOTHING"
+        )
+        await conn.execute(
+            """INSERT INTO places (lease_id, node, agent, session_id, boot_id, slots, expire_time)
+               VALUES ($1, 0, 'a', gen_random_uuid(), '', '{0}', 'infinity')""",
+            lease,
+        )
     return lease
 
 
@@ -84,6 +92,33 @@ async def test_twice_overlapping_or_far_behind_it_counts_once(db: Database) -> N
     beyond = data[2 * line :] + _metrics([4])
     assert await append(db, [_stretch(lease, beyond, 2 * line)]) == [2 * line + len(beyond)]
     assert await _points(db) == [(step, step / 2) for step in range(5)]
+
+
+async def test_a_node_that_the_lease_does_not_have_is_refused(db: Database) -> None:
+    lease = await _lease(db)
+    (refused,) = await append(db, [replace(_stretch(lease, _metrics([1])), node=1)])
+    assert isinstance(refused, InvalidRequest) and await _points(db) == []
+
+
+async def test_a_run_that_is_locked_holds_up_no_other(db: Database) -> None:
+    """Its own stretches wait, and are stored in their order."""
+    locked, free = await _lease(db), await _lease(db, run="other")
+    data, line = _metrics([1, 2]), len(_metrics([1]))
+    appender = Appender(db)
+    running = asyncio.create_task(appender.run())
+    async with asyncio.timeout(20):
+        async with db.transaction() as conn:
+            await conn.execute("SELECT 1 FROM runs WHERE id = 'r' FOR UPDATE")
+            held_up = [appender.append(_stretch(locked, data[:line]))]
+            for end in (line, 2 * line):
+                stretch = replace(_stretch(free, data[end - line : end], end - line), run_id="other")
+                assert await appender.append(stretch) == end
+                held_up.append(appender.append(_stretch(locked, data[line:], line)))
+            assert not any(answer.done() for answer in held_up)
+        assert await asyncio.gather(*held_up) == [line, 2 * line, 2 * line]
+        assert await appender.append(_stretch(locked, _metrics([3]), 2 * line)) == 3 * line
+    running.cancel()
+    assert [step for step, _ in await _points(db)] == [1, 2, 3]
 
 
 async def test_a_gap_is_refused_and_says_what_is_expected(db: Database) -> None:
@@ -168,7 +203,7 @@ async def _resend(db: Database, run: str, pieces: list[tuple[int, int]], dice: r
     ]
     while stretches:
         size = dice.randint(1, len(stretches))
-        answers: list[Answer] = await append(db, stretches[:size])
+        answers: list[Answer | None] = await append(db, stretches[:size])
         assert all(isinstance(answer, OffsetGap) or answer in starts for answer in answers)
         stretches = stretches[size:]
     assert await append(db, [Stretch(run, lease, 0, "events", 0, b"".join(rows))]) == [starts[-1]]
