@@ -125,12 +125,13 @@ class Artifacts:
         path = self._path(digest)
         if not 0 <= offset <= size:
             raise InvalidRequest(f"an offset of {offset} in a blob of {size} bytes")
-        with self._room.reserved(size - offset), _no_space_is_full():
+        with self._room.reserved(size - offset) as share, _no_space_is_full():
             upload = Upload(path, self._claim(path.name, offset), size)
             try:
                 upload.rehash(offset)
                 yield upload
             finally:
+                share.taken = upload.added
                 upload.close()
 
     def forget_partials(self, digest: str) -> None:
@@ -211,6 +212,11 @@ class Upload:
             self._at += len(piece)
         self._resumed_from = offset
 
+    @property
+    def added(self) -> int:
+        """Bytes that came with this upload."""
+        return self._at - self._resumed_from
+
     def write(self, data: bytes) -> None:
         """The next bytes."""
         if self._at + len(data) > self._size:
@@ -283,21 +289,23 @@ def _remove_unlocked(path: Path) -> None:
 
 @dataclass(slots=True)
 class _Room:
-    """How much is used, counted now and then, and what uploads under way will use."""
+    """How much is used, counted now and then, and what uploads under way may still bring."""
 
     root: Path
     limit: int
     _used: int = 0
-    _counted_at: float = field(default=float("-inf"))
+    _count_at: float = field(default=float("-inf"))  #: monotonic
     _reserved: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _counting: threading.Lock = field(default_factory=threading.Lock)
 
     @contextmanager
-    def reserved(self, size: int) -> Iterator[None]:
+    def reserved(self, size: int) -> Iterator[_Share]:
+        """Room for an upload; what it has not told its share of when it ends is free again."""
         if size > self.limit:
             raise BlobTooLarge(f"{size} bytes are more than the whole store may hold ({self.limit})")
+        self._recount()
         with self._lock:
-            self._recount()
             free = shutil.disk_usage(self.root).free - _SPARE_BYTES
             if self._used + self._reserved + size > self.limit or self._reserved + size > free:
                 raise StoreFull(
@@ -305,17 +313,35 @@ class _Room:
                     f"and the disk has {max(free, 0)} to spare"
                 )
             self._reserved += size
+        share = _Share()
         try:
-            yield
+            yield share
         finally:
             with self._lock:
                 self._reserved -= size
-                self._used += size  # roughly, until it is counted again
+                self._used += share.taken
 
     def _recount(self) -> None:
-        if time.monotonic() - self._counted_at > _RECOUNT_SECONDS:
-            self._used = sum(_size_below(self.root))
-            self._counted_at = time.monotonic()
+        """Walks the store, one thread at a time; meanwhile the others go on with what is known, once anything is."""
+        if time.monotonic() < self._count_at or not self._counting.acquire(blocking=self._count_at < 0):
+            return
+        try:
+            if (began := time.monotonic()) < self._count_at:
+                return
+            before, counted = self._used, sum(_size_below(self.root))
+            with self._lock:
+                self._used += counted - before  # what came meanwhile may count twice, until the next time
+                ended = time.monotonic()
+                self._count_at = ended + max(_RECOUNT_SECONDS, 20 * (ended - began))
+        finally:
+            self._counting.release()
+
+
+@dataclass(slots=True)
+class _Share:
+    """What an upload has added to the store."""
+
+    taken: int = 0
 
 
 def _size_below(root: Path) -> Iterator[int]:

@@ -191,6 +191,20 @@ def test_the_cap_holds_over_replicas_that_share_the_folder(tmp_path: Path) -> No
         pass
 
 
+def test_an_upload_that_breaks_off_again_and_again_fills_nothing(tmp_path: Path) -> None:
+    store, data = Artifacts(tmp_path, limit=100), b"a" * 90
+    for at in range(0, 90, 30):
+        with store.upload(_digest(data), 90, at):
+            pass  # nothing came
+        with store.upload(_digest(data), 90, at) as upload:
+            upload.write(data[at : at + 30])
+            if at == 60:
+                upload.finish()
+    assert store.read(_digest(data), 100) == data
+    with pytest.raises(StoreFull), store.upload(_digest(b"b"), 11, 0):
+        pass
+
+
 KILLED = """
 import sys
 from pathlib import Path
