@@ -46,6 +46,9 @@ class Need:
     allowed_hosts: frozenset[str] = frozenset()
     prefer_hosts: tuple[str, ...] = ()
 
+    def __hash__(self) -> int:
+        return hash((self.nodes, self.gpus, self.vram, self.memory, frozenset(self.labels.items())))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claimable:
@@ -86,22 +89,29 @@ class Decisions:
 
 
 def plan(queue: Iterable[Claimable], fleet: Iterable[Host], now: datetime) -> Decisions:
-    """Place what can be placed."""
+    """Place what can be placed.
+
+    What is free only shrinks on the way, so where one run found no place none with the same need will: a queue of
+    thousands has few different needs.
+    """
     hosts = {host.name: host for host in fleet}
     grants: list[Grant] = []
     explanations: dict[str, str] = {}
+    unmet: dict[Need, str] = {}
     for claim in sorted(queue, key=lambda claim: (-claim.priority, claim.create_time, claim.run)):
         if claim.eligible_time is not None and claim.eligible_time > now:
             explanations[claim.run] = f"tried again at {claim.eligible_time:%H:%M:%S} UTC, after a failure"
             continue
-        seats = place(claim, list(hosts.values()))
+        seats = () if claim.need in unmet else place(claim, list(hosts.values()))
         if seats:
             grants.append(Grant(claim.run, seats))
             for seat in seats:
                 host = hosts[seat.agent]
                 hosts[seat.agent] = replace(host, free=tuple(slot for slot in host.free if slot not in seat.slots))
         else:
-            explanations[claim.run] = explain(claim.need, list(hosts.values()))
+            if claim.need not in unmet:
+                unmet[claim.need] = explain(claim.need, list(hosts.values()))
+            explanations[claim.run] = unmet[claim.need]
     return Decisions(tuple(grants), explanations)
 
 

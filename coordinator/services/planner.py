@@ -13,6 +13,7 @@ from coordinator.commands import leases
 from coordinator.database import Database
 from coordinator.services.leadership import PLANNER, lead, set_within, still_leads
 from coordinator.store import planning
+from coordinator.threads import in_thread
 from relay.timing import LeaseTiming
 
 TICK = 5.0  #: seconds
@@ -39,7 +40,7 @@ async def plan_once(db: Database, timing: LeaseTiming) -> float:
     """One round: grants what can be granted, says why the rest waits; returns seconds until the next is due."""
     async with db.connection() as conn:
         seen = await planning.snapshot(conn, timing.ttl)
-    decisions = scheduling.plan(seen.queue, seen.fleet, seen.now)
+    decisions = await in_thread(scheduling.plan, seen.queue, seen.fleet, seen.now)  # heartbeats must not wait for it
     made = [await leases.grant(db, grant, timing.ttl) for grant in decisions.grants]
     explanations = dict(decisions.explanations)
     for run, until in seen.withheld.items():

@@ -189,7 +189,7 @@ LISTED = "a.held @> jsonb_build_array(jsonb_build_object('lease', p.lease_id::te
 LOST = f"(p.reported OR p.session_id <> a.session_id) AND NOT {LISTED}"
 #: Such places end. Under `stop` another boot proves nothing (a clone looks like a reboot): that waits for the lapse.
 _MISSING = f"""FROM places p JOIN agents a ON a.name = p.agent JOIN leases l ON l.id = p.lease_id
-               WHERE p.end_time IS NULL AND a.session_id IS NOT NULL AND {LOST}
+               WHERE p.end_time IS NULL AND l.end_time IS NULL AND a.session_id IS NOT NULL AND {LOST}
                  AND NOT (l.policy = 'stop' AND p.boot_id <> a.boot_id)"""
 
 

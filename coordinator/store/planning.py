@@ -39,7 +39,8 @@ async def snapshot(conn: asyncpg.Connection, ttl: float) -> Snapshot:
 
 async def _queue(conn: asyncpg.Connection) -> list[tuple[Claimable, Policy]]:
     rows = await conn.fetch(
-        f"""SELECT r.id, r.spec, r.priority, r.create_time, r.eligible_time,
+        f"""SELECT r.id, r.priority, r.create_time, r.eligible_time, jsonb_strip_nulls(jsonb_build_object(
+                     'resources', r.spec -> 'resources', 'lifecycle', r.spec -> 'lifecycle')) AS spec,
                    ARRAY(SELECT DISTINCT substr(y.uri, length('host://agents/') + 1) FROM checkpoint_copies y
                          WHERE y.checkpoint_id = r.head_id AND y.store = 'host') AS near,
                    ARRAY(SELECT DISTINCT p.agent FROM leases l JOIN places p ON p.lease_id = l.id

@@ -23,7 +23,7 @@ async def read(conn: asyncpg.Connection, agents: Sequence[str]) -> dict[str, Wis
         f"""SELECT a.name, a.session_id, a.wish_version, p.lease_id, p.node, p.slots, l.run_id, l.attempt, l.policy,
                   l.stop_reason, {leases.LISTED} AS listed
            FROM agents a
-           LEFT JOIN (places p JOIN leases l ON l.id = p.lease_id)
+           LEFT JOIN (places p JOIN leases l ON l.id = p.lease_id AND l.end_time IS NULL)
              ON p.agent = a.name AND p.end_time IS NULL AND NOT ({leases.LOST})
            WHERE a.name = ANY($1) ORDER BY a.name, l.grant_time, p.node""",
         list(agents),

@@ -43,6 +43,27 @@ def test_a_run_that_cannot_be_placed_holds_nobody_up() -> None:
     assert granted(decisions) == {"small": ["a"]}
 
 
+def test_a_need_that_was_not_met_is_judged_once_for_all_runs_that_share_it() -> None:
+    """A queue of thousands is planned in a moment, between two heartbeats."""
+
+    times = 0
+
+    class Labels(dict[str, str]):
+        def get(self, key: str, default: Any = None) -> Any:
+            nonlocal times
+            times += 1
+            return super().get(key, default)
+
+    hosts = [cpu(f"h{number}", labels=Labels(zone="a")) for number in range(3)]
+    queue = [run(f"r{number}", Need(labels={"zone": "b"}), age=number) for number in range(50)]
+    decisions = plan([*queue, run("fits", Need(labels={"zone": "a"}))], hosts, NOW)
+    assert granted(decisions) == {"fits": ["h0"]}
+    assert (
+        set(decisions.explanations.values()) == {"no host has the label zone=b"} and len(decisions.explanations) == 50
+    )
+    assert times < 20
+
+
 def test_no_slot_is_granted_twice_and_gpus_are_slots() -> None:
     need = Need(gpus=2, require_cuda=True)
     decisions = plan([run("r1", need, age=2), run("r2", need, age=1), run("r3", need)], [gpu("g", 80, 80, 80, 80)], NOW)
