@@ -48,7 +48,9 @@ _HEALTH_SECONDS = 2.0
 _log = logging.getLogger(__name__)
 
 #: Pings tell a dead line within seconds in both directions; a heartbeat is what tells a dead agent. The smallest
-#: interval that is allowed must be below the agents' own, or they are sent away for pinging too much.
+#: interval that is allowed must be below the agents' own, or they are sent away for pinging too much. A connection ends
+#: after about an hour (gRPC spreads it) and its streams go on over a new one: so replicas that were away get their share
+#: again, which nobody would move back to them otherwise.
 OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", LARGEST_BYTES + 1024),
@@ -60,6 +62,8 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 500),
     ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.max_connection_age_ms", 3_600_000),
+    ("grpc.max_connection_age_grace_ms", 60_000),
 )
 SERVICES = tuple(
     file.DESCRIPTOR.services_by_name[name].full_name

@@ -359,10 +359,10 @@ def duration(seconds: float) -> Duration:
 
 
 @asynccontextmanager
-async def running(timing: LeaseTiming = TEST) -> AsyncIterator[FakeCoordinator]:
-    """A fake coordinator on a port of the kernel's choosing."""
+async def running(timing: LeaseTiming = TEST, **options: int) -> AsyncIterator[FakeCoordinator]:
+    """A fake coordinator on a port of the kernel's choosing; `options` are gRPC's, without their prefix."""
     fake = FakeCoordinator(timing)
-    server = grpc.aio.server()
+    server = grpc.aio.server(options=[(f"grpc.{name}", value) for name, value in options.items()])
     agents_pb2_grpc.add_AgentsServicer_to_server(fake, server)
     artifacts_pb2_grpc.add_ArtifactsServicer_to_server(fake, server)
     fake.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
