@@ -1,7 +1,8 @@
 """`relay-agent`: wires the agent together and turns signals into ways out.
 
 SIGTERM or SIGINT: leave (save, publish, release, exit 0); said again, hurry. SIGUSR2 or `relay-agent detach`: only the
-agent ends, its trainers go on. Exit 78: settings, secret or deployment are wrong, and starting again cannot help.
+agent ends, its trainers go on. Exit 78: settings, secret or deployment are wrong, and starting again cannot help; an
+agent that has trainers never ends so, since its coordinator may be wrong and will be right again.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
+from typing import IO
 
 from agent import wire
 from agent.capability import detect
@@ -34,7 +36,7 @@ from agent.stores.blobs import Blobs
 from agent.stores.relay import RelayStore
 from agent.supervisor import Supervisor, WayOut
 from agent.vitals import Vitals
-from relay.errors import DeploymentForeign, SessionReplaced, Unauthenticated
+from relay.errors import DeploymentForeign, RelayError, Unauthenticated
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import agents_pb2_grpc
 
@@ -61,41 +63,53 @@ def main() -> None:
 def detach(settings: Config) -> int:
     """Ask the agent of this runtime folder to end, without its trainers; returns when it has."""
     try:
-        pid = int(settings.lock.read_text())
-        handle = os.pidfd_open(pid)
-        os.kill(pid, signal.SIGUSR2)
+        with settings.lock.open("r") as lock:
+            if take(lock):  # the pid in it is nobody's, or by now somebody else's
+                raise ProcessLookupError
+            with open(os.pidfd_open(int(lock.read())), "rb") as agent:
+                signal.pidfd_send_signal(agent.fileno(), signal.SIGUSR2)
+            fcntl.flock(lock, fcntl.LOCK_EX)
     except (OSError, ValueError):
         print(f"relay-agent: no agent runs with --runtime-dir {settings.runtime_dir}", file=sys.stderr)
         return 1
-    with open(handle, "rb"), settings.lock.open("rb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
     return 0
+
+
+def take(lock: IO[str]) -> bool:
+    """Lock the file; False when another process has it locked."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def run(settings: Config) -> int:
     """The agent, until it is told to end; its exit code."""
     prepare_runtime_dir(settings.runtime_dir)
+    try:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--data-dir {settings.data_dir}: {error.strerror}") from error
     code = 0
-    with only_one(settings.lock):
+    with only_one(settings.lock, "--runtime-dir"), only_one(settings.data_dir / "agent.lock", "--data-dir"):
         try:
             asyncio.run(serve(settings))
         except* (DeploymentForeign, Unauthenticated) as refused:
             log.error("agent=refused reason=%r", str(refused.exceptions[0]))
             code = MISCONFIGURED
-        except* SessionReplaced as replaced:
-            log.error("agent=replaced reason=%r", str(replaced.exceptions[0]))
+        except* RelayError as ended:  # replaced by another instance; or an agent that is too old for what it is told
+            log.error("agent=ended reason=%r", str(ended.exceptions[0]))
             code = 1
     return code
 
 
 @contextlib.contextmanager
-def only_one(lock: Path) -> Iterator[None]:
-    """ConfigError when another agent has this runtime folder."""
+def only_one(lock: Path, option: str) -> Iterator[None]:
+    """ConfigError when another agent has the folder of this option."""
     with lock.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(f"another agent runs with --runtime-dir {lock.parent}") from error
+        if not take(file):
+            raise ConfigError(f"another agent runs with {option} {lock.parent}")
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

@@ -215,7 +215,8 @@ def _nvml() -> Iterator[Any]:
     try:
         yield pynvml
     finally:
-        pynvml.nvmlShutdown()
+        with contextlib.suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
 
 
 def _gpus(nvml: Any) -> Iterator[Gpu]:
@@ -238,7 +239,11 @@ def _gpu_readings(nvml: Any) -> Iterator[GpuReading]:
 
 
 def _handles(nvml: Any) -> Iterator[tuple[int, Any]]:
-    for index in range(nvml.nvmlDeviceGetCount() if nvml else 0):
+    try:
+        count = nvml.nvmlDeviceGetCount() if nvml else 0
+    except nvml.NVMLError:  # the driver died under us
+        return
+    for index in range(count):
         try:
             yield index, nvml.nvmlDeviceGetHandleByIndex(index)
         except nvml.NVMLError:

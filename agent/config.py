@@ -125,7 +125,10 @@ def _secret(environment: Mapping[str, str]) -> str | None:
     if environment.get("RELAY_SHARED_SECRET_FILE"):
         path = Path(environment["RELAY_SHARED_SECRET_FILE"])
         try:
-            return path.read_text().strip()
+            secret = path.read_text().strip()
         except OSError as error:
             raise ConfigError(f"$RELAY_SHARED_SECRET_FILE {path}: {error.strerror}") from error
+        if not secret:
+            raise ConfigError(f"$RELAY_SHARED_SECRET_FILE {path}: it is empty")
+        return secret
     return environment.get("RELAY_SHARED_SECRET") or None

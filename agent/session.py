@@ -26,8 +26,9 @@ import grpc
 
 from agent import wire
 from agent.contact import Contact, Coordinator
+from agent.folder import write_atomically
 from agent.leases import Beat, Standing
-from relay.errors import DeploymentForeign, IdentityInUse, RelayError, from_rpc
+from relay.errors import DeploymentForeign, IdentityInUse, RelayError, Unauthenticated, from_rpc
 from relay.timing import LeaseTiming
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import agents_pb2_grpc
@@ -56,6 +57,10 @@ class Host(Protocol):
     """What a session speaks for."""
 
     changed: asyncio.Event  #: set when what is held, or readiness, is no longer what was last told
+
+    @property
+    def busy(self) -> bool:
+        """Whether it holds any lease."""
 
     def hello(self) -> pb.Hello:
         """Who is calling, without instance, boot and deployment ids."""
@@ -92,7 +97,7 @@ class Identity:
             raise DeploymentForeign(f"this host works for deployment {known}, and {deployment} answered")
         if not known:
             self.remembered.parent.mkdir(parents=True, exist_ok=True)
-            self.remembered.write_text(deployment + "\n")
+            write_atomically(self.remembered, deployment.encode() + b"\n")
 
 
 class Session:
@@ -113,12 +118,20 @@ class Session:
         self._said = ""  # the last reason a line broke; a thousand redials are one line in the log
 
     async def run(self) -> Never:
-        """Until cancelled. Raises SessionReplaced, DeploymentForeign or Unauthenticated: no redial can help."""
+        """Until cancelled. Raises SessionReplaced, DeploymentForeign or Unauthenticated: no redial can help.
+
+        While trainers run here the latter two are tried again as well: a coordinator started with a wrong database or
+        secret must not end a fleet.
+        """
         while True:
             try:
                 await self._converse()
-            except (LineBroken, IdentityInUse) as error:
-                self._say(str(error), level=logging.ERROR if isinstance(error, IdentityInUse) else logging.WARNING)
+            except LineBroken as error:
+                self._say(str(error), level=logging.WARNING)
+            except (IdentityInUse, DeploymentForeign, Unauthenticated) as error:
+                if not isinstance(error, IdentityInUse) and not self._host.busy:
+                    raise
+                self._say(str(error), level=logging.ERROR)
             await asyncio.sleep(self._pause())
 
     def _pause(self) -> float:
@@ -154,7 +167,10 @@ class Session:
 
     def _opened(self, welcome: pb.Welcome, sent: float, held: frozenset[str]) -> LeaseTiming:
         self._identity.recognise(welcome.deployment_id)
-        timing = wire.timing(welcome)
+        try:
+            timing = wire.timing(welcome)
+        except ValueError as error:
+            raise LineBroken(f"the coordinator's timing cannot work: {error}") from error
         self._standing = Standing(welcome.session_id, sent, held)
         self._cap, self._failures, self._said = min(BACKOFF_CAP, 2 * timing.heartbeat), 0, ""
         self._host.welcomed(welcome, timing)

@@ -69,6 +69,11 @@ class Supervisor:
 
     # What the session asks and tells
 
+    @property
+    def busy(self) -> bool:
+        """Whether it holds any lease."""
+        return bool(self._attempts)
+
     def hello(self) -> pb.Hello:
         """Who is calling; the session adds the ids."""
         hello = pb.Hello()

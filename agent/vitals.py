@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 from typing import Never
 
 from agent import wire
 from agent.capability import Meter
 from relay.v1 import fleet_pb2
+
+log = logging.getLogger(__name__)
 
 PERIOD = 10.0  #: seconds between two readings
 
@@ -23,5 +26,8 @@ class Vitals:
     async def run(self) -> Never:
         """Until cancelled."""
         while True:
-            self.latest = wire.readings(await asyncio.to_thread(self._meter.read))
+            try:
+                self.latest = wire.readings(await asyncio.to_thread(self._meter.read))
+            except OSError as error:  # a volume or a driver that fails: what was read last has to do
+                log.warning("vitals=unread reason=%r", str(error))
             await asyncio.sleep(PERIOD)

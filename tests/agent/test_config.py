@@ -38,5 +38,7 @@ def test_the_secret_comes_from_the_environment_or_a_file_and_is_never_shown(tmp_
     (tmp_path / "secret").write_text("s4\n")
     made = config(["--name", "a"], {"RELAY_SHARED_SECRET_FILE": str(tmp_path / "secret")})[1]
     assert made.secret == "s4" and "s4" not in repr(made)
-    with pytest.raises(ConfigError):
-        config(["--name", "a"], {"RELAY_SHARED_SECRET_FILE": str(tmp_path / "none")})
+    (tmp_path / "empty").touch()
+    for name in ("none", "empty"):
+        with pytest.raises(ConfigError, match=name):
+            config(["--name", "a"], {"RELAY_SHARED_SECRET_FILE": str(tmp_path / name)})

@@ -53,5 +53,5 @@ def test_only_what_a_trainer_needs_gets_through() -> None:
         "RELAY_SHARED_SECRET": "s",
         "AWS_SECRET": "a",
     }
-    given |= {"HF_TOKEN": "t", "RELAY_COORDINATOR": "x", "GITHUB_TOKEN": "g"}
+    given |= {"HF_TOKEN": "t", "RELAY_COORDINATOR": "x", "GITHUB_TOKEN": "g", "NVIDIA_API_KEY": "n"}
     assert set(allowed(given)) == {"PATH", "HF_HOME", "CUDA_HOME", "LC_ALL"}

@@ -7,7 +7,9 @@ import signal
 import sys
 from typing import Any
 
-from relay.errors import IdentityInUse
+import pytest
+
+from relay.errors import DeploymentForeign, IdentityInUse, RelayError, Unauthenticated
 from relay.v1 import agents_pb2 as pb
 from tests.agent.fake_coordinator import FakeCoordinator, Lease
 from tests.agent.hosts import REPOSITORY, Gate, Host, MakeHost, stub
@@ -216,12 +218,49 @@ async def test_under_stop_a_trainer_is_dead_before_its_lease_can_lapse(
     assert json.loads((host.attempt("r") / "exit.json").read_text())["trust_lost"]
 
 
-async def test_one_agent_per_runtime_folder(fake: FakeCoordinator, hosts: MakeHost) -> None:
+@pytest.mark.parametrize("option", ["--runtime-dir", "--data-dir"])
+async def test_one_agent_per_folder(fake: FakeCoordinator, hosts: MakeHost, option: str) -> None:
+    """Two would fetch into one cache, and take each other's trainers up."""
     host = hosts(fake.address)
     await host.start()
     await fake.until(lambda: fake.hellos)
     first = host.agent
+    free = {"--runtime-dir": "--data-dir", "--data-dir": "--runtime-dir"}[option]
+    host.arguments += [free, str(host.folder / "own")]
     await host.start()
     assert host.agent is not None and await host.agent.wait() == 78
-    assert "another agent runs" in host.log.read_text()
+    assert f"another agent runs with {option} {host.folder}" in host.log.read_text()
     host.agent = first
+
+
+async def test_detaching_signals_nobody_for_an_agent_that_has_died(fake: FakeCoordinator, hosts: MakeHost) -> None:
+    """Its pid may be another program's by now."""
+    host = hosts(fake.address)
+    await host.start()
+    await fake.until(lambda: fake.hellos)
+    await host.end(signal.SIGKILL)
+    other = await asyncio.create_subprocess_exec("sleep", "60")
+    (host.folder / "sock/agent.lock").write_text(str(other.pid))
+    argv = [sys.executable, "-m", "agent", "detach", "--runtime-dir", str(host.folder / "sock")]
+    detaching = await asyncio.create_subprocess_exec(*argv, cwd=REPOSITORY)
+    assert await detaching.wait() == 1
+    assert other.returncode is None
+    other.kill()
+    await other.wait()
+
+
+@pytest.mark.parametrize("error", [DeploymentForeign(), Unauthenticated()])
+async def test_a_wrong_coordinator_ends_no_trainer(
+    fake: FakeCoordinator, hosts: MakeHost, gate: Gate, error: RelayError
+) -> None:
+    """It was started with an empty database, or another secret: until it is right again it counts as away."""
+    host = hosts(fake.address)
+    lease = await training(fake, host, gate)
+    fake.answering, fake.refuse_hello = False, error
+    fake.refused_calls = dict.fromkeys(("RegisterCheckpoint", "AddCopy", "CompleteLease"), Unauthenticated())
+    gate.let(3)
+    await fake.until(lambda: fake.refused > 3)
+    fake.answering, fake.refuse_hello, fake.refused_calls = True, None, {}
+    gate.let(3)
+    await fake.until(lambda: lease.ended)
+    assert lease.ended == "succeeded" and lease.starts == 1 and lease.steps() == list(range(1, 10))
