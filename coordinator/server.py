@@ -49,7 +49,7 @@ _log = logging.getLogger(__name__)
 
 #: Pings tell a dead line within seconds in both directions; a heartbeat is what tells a dead agent. The smallest
 #: interval that is allowed must be below the agents' own, or they are sent away for pinging too much. A connection ends
-#: after about an hour (gRPC spreads it) and its streams go on over a new one: so replicas that were away get their share
+#: after about an hour (gRPC spreads it) and its streams go on over a new one: replicas that were away get their share
 #: again, which nobody would move back to them otherwise.
 OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.so_reuseport", 0),
