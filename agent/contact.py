@@ -32,6 +32,7 @@ _OPTIONS = {
     "grpc.initial_reconnect_backoff_ms": 100,
     "grpc.min_reconnect_backoff_ms": 2_000,
     "grpc.max_reconnect_backoff_ms": 2_000,
+    "grpc.max_receive_message_length": 64 << 20,  # one beat may bring several runs, each with thousands of inputs
 }
 
 

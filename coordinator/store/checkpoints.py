@@ -9,6 +9,8 @@ import asyncpg
 
 from coordinator.values import CheckpointView, Copy, NewCheckpoint, Part
 
+OFFERED = 100  #: checkpoints that a host is told of at once: a message has a size, a long run thousands of them
+
 _SELECT = """SELECT c.id, c.run_id, c.lease_id, c.attempt, c.step, c.metrics, c.complete, c.superseded, c.create_time,
                     r.head_id = c.id AS head,
                     (SELECT jsonb_agg(jsonb_build_object(
@@ -60,17 +62,27 @@ async def of_run(conn: asyncpg.Connection, run_id: str, *, superseded: bool) -> 
 
 
 async def of_lease(conn: asyncpg.Connection, lease_id: UUID) -> list[CheckpointView]:
-    """A lease's own checkpoints by step."""
-    rows = await conn.fetch(f"{_SELECT} WHERE c.lease_id = $1 ORDER BY c.step", lease_id)
-    return [_view(row) for row in rows]
+    """A lease's own newest checkpoints by step."""
+    rows = await conn.fetch(f"{_SELECT} WHERE c.lease_id = $1 ORDER BY c.step DESC LIMIT $2", lease_id, OFFERED)
+    return [_view(row) for row in reversed(rows)]
+
+
+_ON_THE_CURVE = "SELECT k.id FROM checkpoints k WHERE k.run_id = $1 AND k.complete AND NOT k.superseded"
+_NEWEST_FIRST = "ORDER BY k.attempt DESC, k.step DESC LIMIT $2"
+_NEWEST = f"{_ON_THE_CURVE} {_NEWEST_FIRST}"
+_BEYOND_ITS_HOST = "EXISTS (SELECT FROM checkpoint_copies y WHERE y.checkpoint_id = k.id AND y.store <> 'host')"
+_NEWEST_KEPT = f"{_ON_THE_CURVE} AND {_BEYOND_ITS_HOST} {_NEWEST_FIRST}"
 
 
 async def resumable(conn: asyncpg.Connection, run_id: str) -> list[CheckpointView]:
-    """What a new attempt may resume from, newest first: complete and on the curve (S6)."""
+    """What a new attempt may resume from, newest first: complete and on the curve (S6).
+
+    The newest there are, and the newest that have a copy beyond their host's disk, however far back those are.
+    """
     rows = await conn.fetch(
-        f"""{_SELECT} WHERE c.run_id = $1 AND c.complete AND NOT c.superseded
-            ORDER BY c.attempt DESC, c.step DESC""",
+        f"""{_SELECT} WHERE c.id IN (({_NEWEST}) UNION ({_NEWEST_KEPT})) ORDER BY c.attempt DESC, c.step DESC""",
         run_id,
+        OFFERED,
     )
     return [_view(row) for row in rows]
 

@@ -165,6 +165,26 @@ async def test_the_newest_checkpoint_is_the_latest_attempts_whatever_the_clock_s
         assert [view.step for view in await checkpoints.of_run(conn, "r", superseded=True)] == [10, 20]
 
 
+async def test_a_host_is_offered_a_bounded_number_of_checkpoints_and_those_it_can_reach(stage: Stage) -> None:
+    """S6: thousands lie on the disk of a host that died, and one far back in a store."""
+    session = await stage.hello()
+    await stage.submit()
+    held = await stage.granted(session)
+    await stage.execute(
+        f"""WITH made AS (INSERT INTO checkpoints (run_id, lease_id, attempt, step, complete)
+                          SELECT 'r', '{held.lease_id}', 1, step, true FROM generate_series(1, 1000) AS step
+                          RETURNING id, step),
+                 parts AS (INSERT INTO checkpoint_parts SELECT id, 0, 'd', 1, 1 FROM made RETURNING checkpoint_id)
+            INSERT INTO checkpoint_copies (checkpoint_id, node, store, uri)
+            SELECT id, 0, 'host', 'host://agents/a' FROM made JOIN parts ON checkpoint_id = id
+            UNION ALL SELECT id, 0, 'relay', 'relay://d' FROM made JOIN parts ON checkpoint_id = id WHERE step = 7"""
+    )
+    async with stage.db.connection() as conn:
+        offered = [view.step for view in await checkpoints.resumable(conn, "r")]
+        known = [view.step for view in await checkpoints.of_lease(conn, held.lease_id)]
+    assert offered == [*range(1000, 900, -1), 7] and known == [*range(901, 1001)]
+
+
 async def test_a_clock_set_back_keeps_no_run_and_no_host_waiting_for_it(stage: Stage) -> None:
     """F13: times that lie an hour ahead are not waited for."""
     await reaper.reap(stage.db, DEFAULT, None)

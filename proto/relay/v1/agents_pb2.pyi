@@ -410,7 +410,7 @@ class LeaseRecord(_message.Message):
 
     @_builtins.property
     def checkpoints(self) -> _containers.RepeatedCompositeFieldContainer[_runs_pb2.Checkpoint]:
-        """Checkpoints of this lease that are registered."""
+        """The newest of the checkpoints of this lease that are registered."""
 
     def __init__(
         self,
@@ -646,7 +646,9 @@ class Assignment(_message.Message):
 
     @_builtins.property
     def checkpoints(self) -> _containers.RepeatedCompositeFieldContainer[_runs_pb2.Checkpoint]:
-        """Complete, unsuperseded checkpoints, newest first, to resume from."""
+        """Complete, unsuperseded checkpoints to resume from, newest first: the newest there are, and the newest that have a
+        copy beyond their host's disk.
+        """
 
     @_builtins.property
     def slots(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
