@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _measure(name: str, quick: bool) -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what was started is ended
     print(f"{name}: {machine()}", file=sys.stderr, flush=True)
     print(importlib.import_module(f"benchmarks.{name}").measure(quick), flush=True)
     return 0

@@ -2,7 +2,8 @@
 
 (a) Wall time, as ratios of interleaved pairs with an interval: the training loop by itself (first logged step to last,
     so that start-up cannot hide it) and the whole (submit to result published; process start to exit). Both train
-    the same small model on the same rows with the same options and threads, and save once, at the end.
+    the same small model on the same rows with the same options, on half of the cores (threads that wait for each
+    other on a core that somebody else has just taken would drown everything), and save once, at the end.
 (b) CPU time of Relay's own processes while the loop runs: coordinator, its Postgres, agent, shim; read from /proc at
     the first reported step and at the last. Per step, and as a share of the step's wall time: 1 % means that Relay
     takes a hundredth of one core. The model and the pace of its logs make this worse than life: real steps are longer.
@@ -56,7 +57,7 @@ class Training:
 
 def measure(quick: bool) -> Table:
     """Ratios of wall time, CPU by process."""
-    pairs, steps = (1, 40) if quick else (10, 200)
+    pairs, steps = (2, 30) if quick else (10, 150)
     with tempfile.TemporaryDirectory(prefix="relay-bench-") as folder:
         trainings = asyncio.run(_pairs(Path(folder), pairs, steps))
     loop = interval([ours.loop / bare.loop for ours, bare in trainings])
@@ -81,7 +82,7 @@ def _cpu_rows(trainings: list[Training]) -> list[tuple[str, str]]:
 
 
 async def _pairs(folder: Path, pairs: int, steps: int) -> list[tuple[Training, Training]]:
-    threads = min(cores(), 4)
+    threads = max(1, cores() // 2)
     work = await asyncio.to_thread(
         prepare, folder / "in", "small", steps=steps, log_every=LOG_EVERY, save_every=steps, threads=threads
     )
