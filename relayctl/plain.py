@@ -6,13 +6,22 @@ without presence is always there, so that a script need not ask; one with presen
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
-from google.protobuf import duration_pb2, json_format, struct_pb2, timestamp_pb2
+from google.protobuf import (
+    any_pb2,
+    descriptor_pool,
+    duration_pb2,
+    json_format,
+    message_factory,
+    struct_pb2,
+    timestamp_pb2,
+)
 from google.protobuf.message import Message
 
 
@@ -36,6 +45,8 @@ def plain(message: Message) -> Any:
             return message.ToTimedelta().total_seconds()
         case struct_pb2.Struct():
             return _whole(json_format.MessageToDict(message))
+        case any_pb2.Any():
+            return _unpacked(message)
     return {
         field.name: _field(field, getattr(message, field.name))
         for field in message.DESCRIPTOR.fields
@@ -60,14 +71,23 @@ def _single(field: Any, value: Any) -> Any:
         return known.name.lower() if known else value
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
-    return value
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else value
+
+
+def _unpacked(packed: any_pb2.Any) -> dict[str, Any]:
+    """`@type` and the fields, as in protobuf's JSON; the bytes of a type that only a newer release knows."""
+    try:
+        known = descriptor_pool.Default().FindMessageTypeByName(packed.TypeName())
+    except KeyError:
+        return {"@type": packed.type_url, "value": base64.b64encode(packed.value).decode()}
+    return {"@type": packed.type_url, **plain(message_factory.GetMessageClass(known).FromString(packed.value))}
 
 
 def _whole(value: Any) -> Any:
-    """A Struct's doubles as whole numbers where they are."""
+    """A Struct's doubles as whole numbers where they are; its keys in order, since it has none of its own."""
     match value:
         case Mapping():
-            return {key: _whole(item) for key, item in value.items()}
+            return {key: _whole(value[key]) for key in sorted(value)}
         case list():
             return [_whole(item) for item in value]
         case float() if value.is_integer():

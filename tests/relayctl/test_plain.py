@@ -5,6 +5,7 @@ import json
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc.error_details_pb2 import ErrorInfo
 
 from relay.v1 import agents_pb2
 from relay.v1 import runs_pb2 as pb
@@ -43,3 +44,18 @@ def test_an_empty_list_is_an_envelope(output: Output, text: str) -> None:
 
 def test_lines_hold_one_value_each() -> None:
     assert listing("runs", [{"a": 1}, {"a": "ü"}], Output.JSONL) == '{"a": 1}\n{"a": "ü"}'
+
+
+def test_a_failure_keeps_its_reason_and_what_nobody_here_knows_its_bytes() -> None:
+    failed = pb.Run(name="runs/a")
+    failed.error.message = "exit code 3"
+    failed.error.details.add().Pack(ErrorInfo(reason="EXIT_CODE", domain="relay"))
+    failed.error.details.add(type_url="type.googleapis.com/relay.v9.Unknown", value=b"\xff")
+    [known, unknown] = plain(failed)["error"]["details"]
+    assert known["reason"] == "EXIT_CODE" and known["@type"].endswith("google.rpc.ErrorInfo")
+    assert unknown == {"@type": "type.googleapis.com/relay.v9.Unknown", "value": "/w=="}
+    json.loads(single(plain(failed), Output.JSON))
+
+
+def test_a_spec_reads_the_same_every_time() -> None:
+    assert list(plain(as_struct({"b": 1, "a": {"d": 1, "c": 2}}))) == ["a", "b"]
