@@ -48,7 +48,7 @@ def _train(run: RunFile, arguments: argparse.Namespace, control: Control, hosted
         _announce(contract, checking)
     processes = 1 if checking else max(contract.gpus or 0, 1)
     argv = launch.check_command() if checking else launch.command(processes, launch.threads_for(processes))
-    environ = {**os.environ, **contract.to_environ()}
+    environ = {**launch.cpu_defaults(contract.gpus), **os.environ, **contract.to_environ()}
     if contract.gpus and not hosted:  # an agent says which; with more in sight than processes the library would refuse
         environ.setdefault("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(contract.gpus))))
     outcome = launch.Ranks(control).run(argv, environ, processes, base)

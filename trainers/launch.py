@@ -36,6 +36,16 @@ def threads_for(processes: int, environ: Mapping[str, str] = os.environ) -> int:
     return int(environ.get("OMP_NUM_THREADS") or 0) or max(cores // processes, 1)
 
 
+def cpu_defaults(gpus: int | None) -> dict[str, str]:
+    """What the environment says where nobody said otherwise: on CPUs, threads that wait sleep rather than spin.
+
+    Spinning wins microseconds on an idle machine. Where other programs use the cores it takes them from the thread
+    that is waited for: beside other work, steps of SmolLM2-135M on two cores took 17 s spinning and 4.3 s sleeping
+    (medians), those of a tiny model 50 ms and 8 ms. The results are the same bits.
+    """
+    return {} if gpus else {"OMP_WAIT_POLICY": "passive"}
+
+
 class Ranks:
     """The launcher and its ranks, as one thing that can be asked to stop.
 

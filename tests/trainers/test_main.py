@@ -15,6 +15,7 @@ from trainers.control import CONTROL, PROCESSES, Control, Outcome
 
 PYTHON = [sys.executable, "-m", "trainers"]
 TIMEOUT = 120
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}  #: what a tiny model needs; more only get into each other's way
 
 
 def _file(folder: Path, run: dict[str, Any], **options: Any) -> Path:
@@ -25,7 +26,12 @@ def _file(folder: Path, run: dict[str, Any], **options: Any) -> Path:
 
 def _train(folder: Path, *arguments: str, **environ: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [*PYTHON, *arguments], cwd=folder, env=os.environ | environ, capture_output=True, text=True, timeout=TIMEOUT
+        [*PYTHON, *arguments],
+        cwd=folder,
+        env=os.environ | ONE_THREAD | environ,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
     )
 
 
@@ -49,7 +55,12 @@ def test_alone_stopped_and_started_again(run: dict[str, Any], tmp_path: Path) ->
     """
     path = _file(tmp_path, run, max_steps=4000, logging_steps=1, eval_steps=4000)
     with subprocess.Popen(
-        [*PYTHON, str(path)], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*PYTHON, str(path)],
+        cwd=tmp_path,
+        env=os.environ | ONE_THREAD,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         _wait_for(process, "step 3/")
         process.send_signal(signal.SIGTERM)
@@ -146,3 +157,9 @@ def test_the_parent_stays_light() -> None:
     code = f"import sys, trainers.__main__; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=TIMEOUT)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_threads_that_wait_sleep_on_cpus() -> None:
+    """On a shared machine spinning takes the cores from the work; on GPUs the host's threads are left alone."""
+    assert launch.cpu_defaults(0) == launch.cpu_defaults(None) == {"OMP_WAIT_POLICY": "passive"}
+    assert launch.cpu_defaults(2) == {}
