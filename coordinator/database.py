@@ -66,6 +66,8 @@ _AWAY = (
     asyncpg.TransactionRollbackError,  # deadlock, serialization
     asyncpg.ReadOnlySQLTransactionError,  # a demoted primary
     asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.ObjectNotInPrerequisiteStateError,  # it takes no connections, or is a standby
+    asyncpg.InvalidCatalogNameError,  # it is not there: a copy is about to take its place
     PoolTimeout,
 )
 

@@ -6,6 +6,7 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import asyncpg
@@ -14,7 +15,8 @@ import pytest
 from coordinator import scheduling
 from coordinator.artifacts import Artifacts
 from coordinator.commands import leases, runs, sessions
-from coordinator.database import Database, DatabaseTimeouts, connected
+from coordinator.database import Database, DatabaseAway, DatabaseTimeouts, connected
+from coordinator.postgres import Cluster
 from coordinator.services import reaper
 from coordinator.services.planner import plan_once
 from coordinator.store import checkpoints, planning
@@ -200,6 +202,29 @@ async def test_a_clock_set_back_keeps_no_run_and_no_host_waiting_for_it(stage: S
         await stage.hello(boot="boot-2")
     except IdentityInUse:
         pytest.fail("the older session does not beat any more")
+
+
+async def test_a_database_that_is_exchanged_is_away_and_then_listened_to_again(
+    postgres_server: Cluster, database_url: str
+) -> None:
+    """F9: it takes no connections, then it is gone, then it is there again. Nobody stops listening for good."""
+    name = urlsplit(database_url).path.lstrip("/")
+    operator = await asyncpg.connect(postgres_server.url("postgres"))
+    async with connected(database_url) as db, db.notifications.subscribe("relay_queue") as woken, asyncio.timeout(20):
+        await woken.wait()  # it listens
+        await operator.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        await operator.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
+        with pytest.raises(DatabaseAway):
+            await db.ping()
+        await operator.execute(f"ALTER DATABASE {name} RENAME TO {name}_old")
+        with pytest.raises(DatabaseAway):
+            await db.ping()
+        woken.clear()
+        await operator.execute(f"ALTER DATABASE {name}_old RENAME TO {name}")
+        await operator.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+        await woken.wait()
+        await db.ping()
+    await operator.close()
 
 
 async def test_a_leader_that_says_nothing_any_more_is_no_leader(database_url: str) -> None:
