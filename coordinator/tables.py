@@ -71,9 +71,6 @@ class Deployment(Base):
     system_identifier: Mapped[str | None]  #: of the Postgres cluster
     database_oid: Mapped[int | None]
     timeline: Mapped[int | None]  #: raised by a promotion
-    epoch: Mapped[int] = mapped_column(
-        server_default=text("0")
-    )  #: raised when any of the three changes; sessions of older ones are over
     reaper_tick: Mapped[datetime | None]  #: a gap in it is an outage
     lapses_after: Mapped[datetime | None]  #: outage grace: nothing lapses before this
     stop_grants_after: Mapped[datetime | None]  #: no `stop` run is granted before this (failover, restore)

@@ -48,8 +48,7 @@ def _remembered(row: asyncpg.Record) -> Identity | None:
 async def remember(conn: asyncpg.Connection, found: Identity) -> None:
     """Takes the database for this one from now on."""
     await conn.execute(
-        """UPDATE deployment SET system_identifier = $1, database_oid = $2, timeline = $3,
-                                 epoch = epoch + (system_identifier IS NOT NULL)::int""",
+        "UPDATE deployment SET system_identifier = $1, database_oid = $2, timeline = $3",
         found.system,
         found.oid,
         found.timeline,

@@ -81,7 +81,6 @@ def _deployment() -> None:
         _text("system_identifier", null=True),
         _bigint("database_oid", null=True),
         _bigint("timeline", null=True),
-        _bigint("epoch", "0"),
         _time("reaper_tick"),
         _time("lapses_after"),
         _time("stop_grants_after"),
