@@ -70,6 +70,7 @@ class Attempt:
         self._gone = asyncio.Event()
         self.sources = _sources(assignment, self._folder, self._gone, ready=shim is None)
         self._watch: Watch | None = None
+        self._publisher: Publisher | None = None
         self._stalled = ""
         self._ended = "lost"
 
@@ -107,10 +108,13 @@ class Attempt:
         self._trust = until if self._trust is None else max(self._trust, until)
         self._woken.set()
 
-    def sync(self, stored: Mapping[tuple[int, str], int]) -> None:
-        """How far the coordinator has each source (node, name), as it says when a session begins."""
+    def sync(self, record: pb.LeaseRecord) -> None:
+        """What the coordinator has of it, as it says when a session begins: what is missing is sent again."""
+        stored = {(cursor.node, cursor.source): cursor.offset for cursor in record.cursors}
         for source in self.sources.values():
             source.sync(stored.get((source.node, source.name), 0))
+        if self._publisher is not None:
+            self._publisher.sync(record.checkpoints)
 
     def held(self) -> pb.HeldLease:
         """What heartbeats say of it."""
@@ -166,7 +170,7 @@ class Attempt:
             if self._shim is None:
                 return stopped(Stop.WISHED if self._order is None else self._order.cause)
             self._means.spool.add(self.sources.values())
-            publisher = await asyncio.to_thread(
+            self._publisher = publisher = await asyncio.to_thread(
                 _publisher, self.assignment, run, self._folder, self._means, self.sources, self._journal
             )
             beside(self._obey_all())

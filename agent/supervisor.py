@@ -99,7 +99,7 @@ class Supervisor:
         self._means.spool.window.heartbeat = timing.heartbeat
         for record in welcome.leases:
             if attempt := self._attempts.get(record.lease):
-                attempt.sync({(cursor.node, cursor.source): cursor.offset for cursor in record.cursors})
+                attempt.sync(record)
 
     def wished(self, beat: Beat, standing: Standing) -> Standing:
         """What is held becomes what is wished."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +13,10 @@ from agent.folder import AttemptFolder
 from agent.progress import Progress
 from relay.runfile import RunFile
 
+log = logging.getLogger(__name__)
+
 _CGROUP_EVENTS = Path("/sys/fs/cgroup/memory.events")
 _TAIL = 64 * 1024
-
-
 UNNAMED = 2.0  #: seconds that the line naming a checkpoint may come after its folder
 
 
@@ -66,7 +67,14 @@ class Watch:
             reports, self._agent = self._agent.read() + reports, None
         self._scanner.named(report.path for report in reports if isinstance(report, Saved))
         written = sum(_size(path) for path in (self._folder.events, self._folder.stdout, self._folder.stderr))
-        return reports, self._scanner.look(final=final), written
+        return reports, self._found(final), written
+
+    def _found(self, final: bool) -> list[Saved]:
+        try:
+            return self._scanner.look(final=final)
+        except OSError as error:  # a volume that fails for a while: what was read of the events must not be lost
+            log.warning("staging=unread folder=%s reason=%r", self._folder.staging, str(error))
+            return []
 
     def _still_unnamed(self, found: list[Saved], named: set[str], now: float, final: bool) -> list[Saved]:
         """Those whose line has not come for a while: their program writes none."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +83,8 @@ class Publisher:
         self._sealed: Newest[Sealed] = Newest()
         self._registered: Newest[Registered] = Newest()
         self._newest = done  #: step of the newest checkpoint sealed
-        self._head = -1  #: step of the newest one registered
+        self._head: Sealed | None = None  #: the newest one registered
+        self._copied = -1  #: step of the newest one with a copy on its row
 
     def offer(self, saved: Saved) -> None:
         """The trainer has finished a checkpoint."""
@@ -95,6 +96,16 @@ class Publisher:
             for step in (self._seal_all, self._register_all, self._upload_all):
                 group.create_task(step())
         raise AssertionError("never reached")
+
+    def sync(self, known: Iterable[runs_pb2.Checkpoint]) -> None:
+        """What the registry has, as a new session says: a failover may have lost what it had taken (F9)."""
+        if self._head is None or self._sealed.waiting or self._sealed.working:  # a newer one is coming anyway
+            return
+        step = self._head.saved.step
+        stores = {copy.store for row in known if row.step == step for part in row.parts for copy in part.copies}
+        if "host" not in stores or (self._copied == step and self._store.scheme not in stores):
+            log.warning("lease=%s step=%d registered again", self._assignment.lease, step)
+            self._sealed.put(self._head)
 
     async def settled(self) -> None:
         """Until everything offered is as safe as it can be made: registered, and in its store."""
@@ -134,7 +145,8 @@ class Publisher:
         """Steps whose bytes on this host must stay."""
         waiting = [each.saved.step for each in (self._sealed.waiting, self._sealed.working) if each]
         uploading = [each.sealed.saved.step for each in (self._registered.waiting, self._registered.working) if each]
-        return {*waiting, *uploading, self._head, self._newest}
+        head = [self._head.saved.step] if self._head else []
+        return {*waiting, *uploading, *head, self._newest}
 
     async def _register_all(self) -> Never:
         while True:
@@ -171,7 +183,7 @@ class Publisher:
                 break
             except EventsMissing:  # a failover lost what had been acknowledged: it is sent again first
                 await self._contact.sign()
-        self._head = saved.step
+        self._head = sealed
         log.info("checkpoint=registered name=%s head=%s", answer.checkpoint.name, answer.checkpoint.head)
         return Registered(answer.checkpoint.name, sealed)
 
@@ -199,6 +211,7 @@ class Publisher:
             copy=runs_pb2.Copy(store=self._store.scheme, uri=uri),
         )
         await insist(self._contact, lambda: self._stub.AddCopy(request, metadata=self._metadata, timeout=CALL_TIMEOUT))
+        self._copied = step
         log.info("checkpoint=copied name=%s uri=%s", registered.name, uri)
 
 

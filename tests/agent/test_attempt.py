@@ -263,6 +263,25 @@ async def test_a_checkpoint_that_is_refused_costs_only_itself(
     assert lease.ended == "succeeded" and 4 in lease.copied()
 
 
+async def test_a_checkpoint_that_a_failover_lost_is_registered_again(
+    fake: FakeCoordinator, hosts: MakeHost, gate: Gate
+) -> None:
+    """F9: the welcome says what the coordinator has, of checkpoints and copies too."""
+    await hosts(fake.address).start()
+    lease = await fake.grant(stub(steps=4, save_every=2, gate=gate.path))
+    gate.let(2)
+    await fake.until(lambda: 2 in lease.copied())
+    for lost in (lease.checkpoints.clear, lambda: lease.checkpoints[2].parts[0].ClearField("copies")):
+        lost()
+        sessions, fake.answering = len(fake.hellos), False
+        await fake.until(lambda sessions=sessions: len(fake.hellos) > sessions)  # type: ignore[misc]
+        fake.answering = True
+        await fake.until(lambda: 2 in lease.copied())
+    gate.let(2)
+    await fake.until(lambda: lease.ended)
+    assert lease.ended == "succeeded" and "refused" not in lease.messages()
+
+
 async def test_a_start_that_is_refused_is_a_fault_of_this_attempt_only(fake: FakeCoordinator, hosts: MakeHost) -> None:
     await hosts(fake.address).start()
     fake.refused_calls["StartAttempt"] = InvalidRequest("the checkpoint is off the curve")
