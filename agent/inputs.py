@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from agent.stores.blobs import Blobs
 from relay.manifest import check_path, hash_file
@@ -22,7 +24,9 @@ class Cache:
     def __init__(self, folder: Path, limit: int) -> None:
         self._folder = folder
         self._limit = limit
-        self._fetching: dict[str, asyncio.Lock] = {}
+        self._fetching: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._used: Counter[str] = Counter()  #: digests that are being put somewhere now
+        self._trimming = asyncio.Lock()
 
     async def place(self, blobs: Blobs, inputs: Sequence[runs_pb2.Input], work: Path) -> None:
         """Put every input under its path in `work`.
@@ -31,10 +35,16 @@ class Cache:
         """
         for each in inputs:
             check_path(each.path)
-        for each in inputs:
-            cached = await self._fetch(blobs, each.digest)
-            await asyncio.to_thread(_copy, cached, work / each.path, each.executable)
-        await asyncio.to_thread(self._trim, {each.digest for each in inputs})
+        mine = Counter({each.digest for each in inputs})
+        self._used += mine
+        try:
+            for each in inputs:
+                cached = await self._fetch(blobs, each.digest)
+                await asyncio.to_thread(_copy, cached, work / each.path, each.executable)
+            async with self._trimming:
+                await asyncio.to_thread(self._trim, set(self._used))
+        finally:
+            self._used -= mine
 
     async def _fetch(self, blobs: Blobs, digest: str) -> Path:
         path = self._folder / digest.removeprefix("sha256:")
@@ -44,7 +54,7 @@ class Cache:
         return path
 
     def _trim(self, needed: set[str]) -> None:
-        """Newest first until the limit; what the newest run needs stays in any case."""
+        """Newest first until the limit; what a run that is being prepared needs stays in any case."""
         kept = 0
         self._folder.mkdir(parents=True, exist_ok=True)
         files = [(path, path.stat()) for path in self._folder.iterdir() if path.suffix != ".part"]
