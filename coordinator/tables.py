@@ -145,7 +145,6 @@ class Lease(Base):
     stop_reason: Mapped[str | None]  #: lifecycle.StopReason, only ever sharpened
     grant_time: Mapped[datetime] = mapped_column(server_default=_CLOCK)
     start_time: Mapped[datetime | None]  #: of StartAttempt
-    lapse_time: Mapped[datetime | None]
     end_time: Mapped[datetime | None]
     outcome: Mapped[str | None]  #: lifecycle.Outcome
     reason: Mapped[str] = mapped_column(server_default=text("''"))

@@ -114,9 +114,7 @@ async def end(
 async def change(conn: asyncpg.Connection, lease_id: UUID, state: LeaseState, stop: StopReason | None) -> list[str]:
     """Moves an unended lease between held and lapsed, and sets its stop; returns its agents."""
     await conn.execute(
-        """UPDATE leases SET state = $2, stop_reason = $3,
-                             lapse_time = CASE WHEN $2 = 'lapsed' THEN clock_timestamp() END
-           WHERE id = $1""",
+        "UPDATE leases SET state = $2, stop_reason = $3 WHERE id = $1",
         lease_id,
         state.value,
         stop.value if stop else None,

@@ -180,7 +180,6 @@ def _leases() -> None:
         _text("stop_reason", null=True),
         _time("grant_time", now=True),
         _time("start_time"),
-        _time("lapse_time"),
         _time("end_time"),
         _text("outcome", null=True),
         _text("reason", "''"),

@@ -5,7 +5,7 @@ from grpc import aio
 
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import runs_pb2
-from tests.coordinator.agent_client import FAULTED, ScriptedAgent, connected
+from tests.coordinator.agent_client import FAULTED, LEAVING, ScriptedAgent, connected
 from tests.coordinator.fleet import World, reason
 
 OTHER = "sha256:" + "1" * 64
@@ -74,6 +74,32 @@ async def test_a_resume_sets_the_head_back_and_takes_what_came_after_off_the_cur
         assert (one.kept_until_step, two.HasField("kept_until_step"), two.resumed_step) == (20, False, 20)
         assert [(s.step, s.reason) for s in two.skipped] == [(30, "w.bin is truncated")]
     assert ("started", "attempt 2 resumes at step 20; step 30 was skipped: w.bin is truncated") in await world.history()
+
+
+async def test_a_resume_from_far_back_takes_every_later_attempt_off_the_curve(world: World) -> None:
+    """S5, S6: three attempts; the third goes on from the first one's checkpoint, and the second leaves no trace."""
+    async with connected(world.replica.agents, "a") as [a]:
+        await world.submit()
+        first = (await a.take()).lease
+        await a.start(first)
+        at_ten = (await a.save(first, 10)).name
+        await a.save(first, 20)
+        await a.complete(first, **LEAVING)
+        second = await a.next_lease()
+        await a.start(second.lease, at_ten)
+        assert await refusal(a, second.lease, 9) == "REQUEST_INVALID"  # before where it resumed
+        for step in (10, 15, 25):
+            assert (await a.save(second.lease, step)).head
+        await a.complete(second.lease, **LEAVING)
+        third = await a.next_lease()
+        assert [c.step for c in third.assignment.checkpoints] == [25, 15, 10, 10]
+        await a.start(third.lease, at_ten)
+        assert await listed(world) == [(1, 10, True)]
+        kept = [(attempt.number, attempt.kept_until_step) for attempt in await world.attempts()]
+        assert kept == [(1, 10), (2, 10), (3, 0)]
+        with pytest.raises(aio.AioRpcError) as refused:
+            await a.start(second.lease, at_ten)
+        assert reason(refused.value) == "LEASE_LOST"
 
 
 async def test_beginning_anew_takes_everything_off_the_curve(world: World) -> None:
