@@ -24,7 +24,7 @@ def contract(run: RunFile, run_file: Path, root: Path, environ: Mapping[str, str
     folder = home / "attempts" / str(attempt)
     folder.mkdir(parents=True)
     resolved = folder / "run.json"
-    resolved.write_text(run.to_json())
+    resolved.write_text(_placed(run, run_file.parent).to_json())
     newest = checkpoints.newest(home / "ckpt")
     return Contract(
         run_id=name,
@@ -40,6 +40,15 @@ def contract(run: RunFile, run_file: Path, root: Path, environ: Mapping[str, str
         else min(visible_gpus(environ), run.resources.gpus_per_node),
         keep_last=run.checkpoint.keep.last,
     )
+
+
+def _placed(run: RunFile, base: Path) -> RunFile:
+    """The run with a local model's path made absolute: its result is loaded from elsewhere on this machine."""
+    name = run.model and run.model.name_or_path
+    if run.model is None or not name or not (base / Path(name).expanduser()).is_dir():
+        return run
+    path = os.path.abspath(base / Path(name).expanduser())
+    return run.model_copy(update={"model": run.model.model_copy(update={"name_or_path": path})})
 
 
 def _pins(home: Path) -> Iterator[tuple[str, str]]:

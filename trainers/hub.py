@@ -36,10 +36,11 @@ _TRANSPORT: type[BaseException] = HfHubHTTPError.__mro__[
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """Where a model's files are: a folder, or a Hub id at a commit."""
+    """Where a model's files are: a folder, or a Hub id at a commit; and its name for people who load the result."""
 
     path: str
     revision: str | None
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +60,10 @@ def model_source(model: Model, pins: Mapping[str, str]) -> ModelSource:
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ConfigError(f"model.name_or_path: {name} holds no model (there is no config.json in it)")
-        return ModelSource(str(folder.absolute()), None)
+        return ModelSource(str(folder.absolute()), None, model.known_as or name)
     if name.startswith((".", "/", "~")):
         raise ConfigError(f"model.name_or_path: there is no folder {name}")
-    return ModelSource(name, pins.get("model") or commit_of(name, model.revision, "model"))
+    return ModelSource(name, pins.get("model") or commit_of(name, model.revision, "model"), name)
 
 
 def local(source: ModelSource) -> LocalModel:

@@ -23,9 +23,9 @@ class Resumable(Trainer):
         self.save_hook()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As the library does; but an adapter names its base as others can find it, not by this host's cache."""
+        """As the library does; but an adapter names its base as others can find it, not by a folder of this host."""
         super().save_model(output_dir, _internal_call)
-        if self.is_world_process_zero() and self.base.source.revision is not None:
+        if self.is_world_process_zero():
             name_base(Path(output_dir or str(self.args.output_dir)), self.base)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
@@ -49,9 +49,9 @@ class Resumable(Trainer):
 
 
 def name_base(folder: Path, base: LocalModel) -> None:
-    """Let the adapter saved in `folder` (if it is one) refer to its base by name and commit."""
+    """Let the adapter saved in `folder` (if it is one) refer to its base by name, and commit where it has one."""
     config, card = folder / "adapter_config.json", folder / "README.md"
     if config.is_file():
-        known = {"base_model_name_or_path": base.source.path, "revision": base.source.revision}
+        known = {"base_model_name_or_path": base.source.name, "revision": base.source.revision}
         config.write_text(json.dumps(json.loads(config.read_text()) | known, indent=2, sort_keys=True))
-        card.write_text(card.read_text().replace(str(base.folder), base.source.path))
+        card.write_text(card.read_text().replace(str(base.folder), base.source.name))

@@ -234,7 +234,7 @@ def _facts(job: Job, prepared: Prepared, trainer: Resumable) -> dict[str, Any]:
     return {
         "run": job.contract.run_id,
         "method": job.run.method,
-        "model": prepared.model.path if prepared.model.revision else (job.run.model and job.run.model.name_or_path),
+        "model": prepared.model.name,
         "revision": prepared.model.revision,
         "steps": trainer.state.global_step,
         "seed": job.run.seed,

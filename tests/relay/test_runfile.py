@@ -565,7 +565,7 @@ class TestTravelling:
             "external/1/model/config.json",
         ]
         assert [source["path"] for source in spec["data"]["train"]] == ["external/0/a.jsonl", "external/0/*.jsonl"]
-        assert spec["model"]["name_or_path"] == "./external/1/model"
+        assert spec["model"] == {"name_or_path": "./external/1/model", "known_as": "../other/model"}
 
     def test_a_path_of_ones_own_called_external_is_not_overwritten(self, tmp_path: Path) -> None:
         base = tmp_path / "run"

@@ -1,6 +1,9 @@
 """What ends an attempt before it trains, said in one line; and what is pinned, logged and left behind."""
 
 import json
+import os
+import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,7 @@ import pytest
 from safetensors import safe_open
 
 from tests.trainers import attempts
+from trainers import checkpoints
 from trainers.reporting import judged_by
 
 
@@ -122,6 +126,52 @@ def test_the_result_can_be_loaded(run: dict[str, Any], tmp_path: Path) -> None:
             assert len(list(file.keys())) > 0
     facts = json.loads((full.folder / "output" / "relay.json").read_text())
     assert (facts["steps"], facts["method"]) == (1, "sft")
+
+
+def test_an_adapter_names_its_base_as_the_submitter_does(run: dict[str, Any], work: Path, tmp_path: Path) -> None:
+    """The model travelled, and the host's copy of it goes with the attempt: result and checkpoints name the folder that
+    the run file named, and loaded upon that base they say what the trained model said, bit for bit.
+    """
+    host, logits = tmp_path / "host", tmp_path / "logits.pt"
+    shutil.copytree(work / "model", host / "external" / "0" / "model")
+    model = {"name_or_path": "./external/0/model", "known_as": "../models/tiny"}
+
+    def on_the_host() -> None:
+        import torch
+
+        os.chdir(host)
+        save = checkpoints.save_result
+
+        def save_and_ask(trainer: Any, *rest: Any) -> None:
+            save(trainer, *rest)
+            torch.save(trainer.model.eval()(input_ids=torch.tensor([[5, 6, 7]])).logits, logits)
+
+        checkpoints.save_result = save_and_ask  # type: ignore[assignment]
+
+    lora = run | {"model": model, "lora": {"r": 4, "target_modules": "all-linear"}}
+    first = attempts.make(tmp_path / "first", _with(lora, max_steps=2), before=on_the_host, stop=True)
+    second = attempts.make(
+        tmp_path / "second", _with(lora, max_steps=2), before=on_the_host, resume=first.checkpoint(1)
+    )
+    assert second.code == 0, (second.folder / "stderr.log").read_text()
+    for folder in (first.checkpoint(1), second.folder / "output"):
+        config = json.loads((folder / "adapter_config.json").read_text())
+        assert (config["base_model_name_or_path"], config["revision"]) == ("../models/tiny", None)
+        assert str(tmp_path) not in (folder / "README.md").read_text()
+    assert json.loads((second.folder / "output" / "relay.json").read_text())["model"] == "../models/tiny"
+    shutil.rmtree(host)
+
+    def same_as_trained() -> int:
+        import torch
+        from peft import PeftModel
+        from transformers import AutoModelForCausalLM
+
+        warnings.resetwarnings()  # the tests make errors of them
+        base: Any = AutoModelForCausalLM.from_pretrained(work / "model")
+        loaded = PeftModel.from_pretrained(base, str(second.folder / "output")).eval()
+        return int(not torch.equal(loaded(input_ids=torch.tensor([[5, 6, 7]])).logits, torch.load(logits)))
+
+    assert attempts.forked(same_as_trained, tmp_path / "loading.log") == 0, (tmp_path / "loading.log").read_text()
 
 
 def test_a_checkpoint_holds_what_another_host_needs(run: dict[str, Any], tmp_path: Path) -> None:

@@ -51,6 +51,7 @@ class Model(Section):
 
     name_or_path: Text | None = None
     revision: Text | None = None  #: resolved to a commit at first start and pinned for all attempts
+    known_as: Text | None = None  #: what results call a local model; a submit that renames it keeps the name as written
     init_from: Text | None = None
 
     @model_validator(mode="after")

@@ -158,7 +158,11 @@ def gather(data: dict[str, Any], base: FilePath) -> tuple[dict[str, Any], list[T
         for name in look.files:
             travels[_joined(folder, name)] = look.root / name
         text = _joined(folder, look.rest)
-        _put(data, reference.path, f"./{text}" if reference.kind == "model" else text)
+        if reference.kind == "model":
+            text = f"./{text}"
+            if text != reference.text:
+                data["model"].setdefault("known_as", reference.text)
+        _put(data, reference.path, text)
     return data, [Travel(source, path) for path, source in sorted(travels.items())], mistakes
 
 
