@@ -68,6 +68,7 @@ class Attempt:
         self._ordered = asyncio.Event()
         self._hurried = asyncio.Event()
         self._gone = asyncio.Event()
+        self._reporting = asyncio.Lock()
         self.sources = _sources(assignment, self._folder, self._gone, ready=shim is None)
         self._watch: Watch | None = None
         self._publisher: Publisher | None = None
@@ -133,7 +134,8 @@ class Attempt:
             async with asyncio.TaskGroup() as group:
                 helpers: list[asyncio.Task[Never]] = [group.create_task(self._until_gone())]
                 outcome = await self._live(lambda work: helpers.append(group.create_task(work)))
-                await complete(self._means, self.assignment, self.sources.values() if self._shim else (), outcome)
+                sources = self.sources.values() if self._shim else ()
+                await complete(self._means, self.assignment, sources, outcome, self._reporting)
                 self._ended = outcome.WhichOneof("outcome") or ""
                 for task in helpers:
                     task.cancel()
@@ -159,7 +161,8 @@ class Attempt:
 
     async def _until_gone(self) -> Never:
         await self._gone.wait()
-        raise LeaseLost()
+        async with self._reporting:  # a wish without the lease may overtake the answer to the report of its end
+            raise LeaseLost()
 
     async def _live(self, beside: Callable[[Coroutine[Any, Any, Never]], None]) -> pb.CompleteLeaseRequest:
         """Every stage but the last. `beside` runs something until the lease's end."""

@@ -82,25 +82,35 @@ def _output(manifest: Manifest) -> runs_pb2.Output:
 
 
 async def complete(
-    means: Means, assignment: Assignment, sources: Iterable[Source], outcome: pb.CompleteLeaseRequest
+    means: Means,
+    assignment: Assignment,
+    sources: Iterable[Source],
+    outcome: pb.CompleteLeaseRequest,
+    reporting: asyncio.Lock,
 ) -> None:
     """Report how the lease ended, after everything its sources hold is stored. Raises LeaseLost.
 
+    `reporting` is held while an answer is awaited: it alone says then whether the lease was lost.
     An end that the coordinator refuses becomes a fault; a lease whose fault is refused too is let go, and what its
     holder lists no more the coordinator ends by itself.
     """
     try:
-        await _complete(means, assignment, sources, outcome)
+        await _complete(means, assignment, sources, outcome, reporting)
     except LeaseLost:
         raise
     except RelayError as refusal:
         log.error("lease=%s end=refused outcome=%s reason=%r", assignment.lease, outcome.WhichOneof("outcome"), refusal)
         if not outcome.HasField("faulted"):
-            await complete(means, assignment, (), faulted("END_REFUSED", f"its end was refused: {refusal}"))
+            fault = faulted("END_REFUSED", f"its end was refused: {refusal}")
+            await complete(means, assignment, (), fault, reporting)
 
 
 async def _complete(
-    means: Means, assignment: Assignment, sources: Iterable[Source], outcome: pb.CompleteLeaseRequest
+    means: Means,
+    assignment: Assignment,
+    sources: Iterable[Source],
+    outcome: pb.CompleteLeaseRequest,
+    reporting: asyncio.Lock,
 ) -> None:
     sources = list(sources)
     lengths = [await asyncio.to_thread(final_length, source.path, lines=source.lines) for source in sources]
@@ -111,10 +121,11 @@ async def _complete(
         for source, length in zip(sources, lengths, strict=True):
             await source.stored(length)
         try:
-            answer = await insist(
-                means.contact,
-                lambda: means.stub.CompleteLease(outcome, metadata=means.metadata, timeout=CALL_TIMEOUT),
-            )
+            async with reporting:
+                answer = await insist(
+                    means.contact,
+                    lambda: means.stub.CompleteLease(outcome, metadata=means.metadata, timeout=CALL_TIMEOUT),
+                )
             break
         except EventsMissing:  # a failover lost what had been acknowledged: it is sent again first
             await means.contact.sign()

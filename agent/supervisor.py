@@ -228,7 +228,7 @@ class Supervisor:
 
     async def _give_back(self, lease: str, cause: Stop) -> None:
         try:
-            await complete(self._means, Assignment(lease, pb.Assignment()), (), stopped(cause))
+            await complete(self._means, Assignment(lease, pb.Assignment()), (), stopped(cause), asyncio.Lock())
         except LeaseLost:
             log.info("lease=%s over before it began", lease)
         self._declining.discard(lease)

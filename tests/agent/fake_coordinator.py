@@ -89,6 +89,7 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
         self.refuse_hello: RelayError | None = None
         self.refused = 0
         self.answering = True  # heartbeats get beats
+        self.answers_ends_late = False  # so that the next wishes overtake the answers
         self.storing = True  # the artifact store takes uploads
         self.refused_calls: dict[str, RelayError] = {}  # what the methods of these names answer
         self._version = 0
@@ -306,6 +307,8 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
                 await fail(context, EventsMissing())
         lease.outcome = request
         await self._wish()
+        if self.answers_ends_late:
+            await self.until_beats(3)
         return pb.CompleteLeaseResponse(state=runs_pb2.Run.QUEUED)
 
     # Artifacts

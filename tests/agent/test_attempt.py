@@ -298,3 +298,16 @@ async def test_an_end_that_is_refused_lets_the_lease_go(fake: FakeCoordinator, h
     await fake.grant(stub(steps=1))
     await fake.until(lambda: fake.refused == 2 and not fake.heartbeats[-1].held)
     assert host.agent is not None and host.agent.returncode is None
+
+
+async def test_a_wish_that_overtakes_the_answer_to_an_end_takes_nothing_from_it(
+    fake: FakeCoordinator, hosts: MakeHost
+) -> None:
+    """The lease is gone from the wish as soon as its end is stored, which is not that it was lost."""
+    host = hosts(fake.address)
+    await host.start()
+    fake.answers_ends_late = True
+    lease = await fake.grant(stub(steps=1))
+    await fake.until(lambda: lease.ended == "succeeded" and not fake.heartbeats[-1].held)
+    shown = json.loads((host.attempt("r").parents[1] / "state.json").read_text())
+    assert shown["status"] == "succeeded"
