@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -162,11 +163,12 @@ class Keeper:
         return os.path.join(self._job["folder"], name)
 
     def _write(self, path: str, value: object, *, durable: bool = True) -> None:
-        """A full disk costs the file, not the answer: the shim still knows."""
+        """A full disk costs the file, and the complaint about it, but not the answer: the shim still knows."""
         try:
             write_atomically(path, value, durable=durable)
         except OSError as error:
-            print(f"shim {self.record['shim']}: {path}: {error}", file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):
+                print(f"shim {self.record['shim']}: {path}: {error}", file=sys.stderr, flush=True)
 
 
 def write_atomically(path: str, value: object, *, durable: bool) -> None:

@@ -143,6 +143,16 @@ async def test_a_trainer_runs_and_its_exit_is_kept(job: Job, runtime_dir: Path) 
     assert left_in(runtime_dir) == []
 
 
+async def test_a_full_disk_costs_the_files_and_not_the_answer(job: Job, runtime_dir: Path) -> None:
+    """F15: neither its exit nor what it has to say about that can be written."""
+    (job.folder / "exit.json").mkdir()
+    (job.folder / "shim.log").symlink_to("/dev/full")
+    shim = await Shim.start(replace(job, argv=("sh", "-c", "exit 7")), runtime_dir)
+    how = await ended(shim)
+    assert how.code == 7 and not how.lost
+    await shim.forget()
+
+
 async def test_logs_are_appended_to(job: Job, runtime_dir: Path) -> None:
     (job.folder / "stdout.log").write_text("before\n")
     shim = await Shim.start(replace(job, argv=("echo", "after")), runtime_dir)
