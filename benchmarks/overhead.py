@@ -5,8 +5,9 @@
     the same small model on the same rows with the same options, on half of the cores (threads that wait for each
     other on a core that somebody else has just taken would drown everything), and save once, at the end.
 (b) CPU time of Relay's own processes while the loop runs: coordinator, its Postgres, agent, shim; read from /proc at
-    the first reported step and at the last. Per step, and as a share of the step's wall time: 1 % means that Relay
-    takes a hundredth of one core. The model and the pace of its logs make this worse than life: real steps are longer.
+    the first reported step and at the last. Per step, and as a share of one core, which is also the share of a step's
+    wall time. It goes with the events stored per second, not with the steps: this small model logs far more often than
+    a real one. What the same processes take where nothing runs stands beside it.
 
 The idle coordinator and agent are there while the bare script runs.
 """
@@ -19,7 +20,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -33,7 +34,8 @@ from relayctl import submission
 from relayctl.client import RelayClient
 from relayctl.local import LocalCluster, local_cluster
 
-LOG_EVERY = 10
+LOG_EVERY = 10  #: steps
+IDLE = 10.0  #: seconds
 PARTS = ("coordinator", "Postgres", "agent", "shim")
 
 
@@ -46,42 +48,50 @@ class Reading:
     cpu: Mapping[str, float]
 
 
+Window = tuple[Reading, Reading]
+
+
 @dataclass(frozen=True, slots=True)
 class Training:
     """Seconds of one training, and what stood beside it."""
 
     whole: float
     loop: float
-    readings: tuple[Reading, Reading] | None = None
+    window: Window | None = None
 
 
 def measure(quick: bool) -> Table:
     """Ratios of wall time, CPU by process."""
     pairs, steps = (2, 30) if quick else (10, 150)
     with tempfile.TemporaryDirectory(prefix="relay-bench-") as folder:
-        trainings = asyncio.run(_pairs(Path(folder), pairs, steps))
+        trainings, idle = asyncio.run(_pairs(Path(folder), pairs, steps))
     loop = interval([ours.loop / bare.loop for ours, bare in trainings])
     whole = interval([ours.whole / bare.whole for ours, bare in trainings])
     step = median(bare.loop for _, bare in trainings) / (steps - LOG_EVERY) * 1000
     rows = [("wall time of the loop, Relay / bare", f"{loop}"), ("wall time of the whole, Relay / bare", f"{whole}")]
     notes = [f"The interval is a {loop.confidence:.0%} one of the median. A bare step takes {step:.1f} ms."]
+    windows = [ours.window for ours, _ in trainings if ours.window is not None]
     title = f"SFT under Relay and bare, {pairs} pairs of {steps} steps"
-    return Table(title, ("", "median [interval]"), [*rows, *_cpu_rows([ours for ours, _ in trainings])], notes)
+    return Table(title, ("", "median [interval]"), [*rows, *_cpu_rows(windows, idle)], notes)
 
 
-def _cpu_rows(trainings: list[Training]) -> list[tuple[str, str]]:
-    windows = [training.readings for training in trainings if training.readings is not None]
+def _cpu_rows(windows: Sequence[Window], idle: Window) -> list[tuple[str, str]]:
     steps = sum(last.step - first.step for first, last in windows)
-    seconds = sum(last.time - first.time for first, last in windows)
-    spent = {part: sum(last.cpu[part] - first.cpu[part] for first, last in windows) for part in PARTS}
-
-    def row(name: str, cpu: float) -> tuple[str, str]:
-        return f"CPU of {name}", f"{cpu / steps * 1000:.3f} ms a step, {cpu / seconds:.2%} of its wall time"
-
-    return [row("Relay", sum(spent.values())), *(row(f"  {part}", cpu) for part, cpu in spent.items())]
+    return [
+        _row("CPU of Relay", PARTS, windows, steps),
+        *(_row(f"  {part}", [part], windows, steps) for part in PARTS),
+        _row("CPU of Relay, no run there", PARTS, [idle]),
+    ]
 
 
-async def _pairs(folder: Path, pairs: int, steps: int) -> list[tuple[Training, Training]]:
+def _row(name: str, parts: Sequence[str], windows: Sequence[Window], steps: int = 0) -> tuple[str, str]:
+    spent = sum(last.cpu[part] - first.cpu[part] for first, last in windows for part in parts)
+    share = f"{spent / sum(last.time - first.time for first, last in windows):.2%} of one core"
+    return name, f"{spent / steps * 1000:.3f} ms a step, {share}" if steps else share
+
+
+async def _pairs(folder: Path, pairs: int, steps: int) -> tuple[list[tuple[Training, Training]], Window]:
+    """The trainings, and what stands beside no training."""
     threads = max(1, cores() // 2)
     work = await asyncio.to_thread(
         prepare, folder / "in", "small", steps=steps, log_every=LOG_EVERY, save_every=steps, threads=threads
@@ -91,11 +101,14 @@ async def _pairs(folder: Path, pairs: int, steps: int) -> list[tuple[Training, T
         RelayClient.connect(cluster.coordinator.address) as client,
     ):
         found = []
+        idle = [await asyncio.to_thread(_reading, cluster, 0)]
+        await asyncio.sleep(IDLE)
+        idle.append(await asyncio.to_thread(_reading, cluster, 0))
         for number in range(pairs):
             first = await _bare(work, folder / f"bare-{number}") if number % 2 else None
             ours = await _ours(work, cluster, client)
             found.append((ours, first or await _bare(work, folder / f"bare-{number}")))
-        return found
+        return found, (idle[0], idle[1])
 
 
 async def _bare(work: Workload, folder: Path) -> Training:
@@ -129,7 +142,7 @@ async def _ours(work: Workload, cluster: LocalCluster, client: RelayClient) -> T
     if run.state != pb.Run.SUCCEEDED:
         raise RuntimeError(f"{name} did not succeed: {run.error.message}")
     times = sorted(moment for stretch in await client.metrics(name, ["train_loss"]) for moment in stretch.times)
-    return Training(whole=ended - began, loop=times[-1] - times[0], readings=(readings[0], readings[-1]))
+    return Training(whole=ended - began, loop=times[-1] - times[0], window=(readings[0], readings[-1]))
 
 
 def _reading(cluster: LocalCluster, step: int) -> Reading:
