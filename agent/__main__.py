@@ -87,10 +87,8 @@ def take(lock: IO[str]) -> bool:
 def run(settings: Config) -> int:
     """The agent, until it is told to end; its exit code."""
     prepare_runtime_dir(settings.runtime_dir)
-    try:
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--data-dir {settings.data_dir}: {error.strerror}") from error
+    for option, folder in (("--data-dir", settings.data_dir), ("--root", settings.root)):
+        _made_writable(option, folder)
     code = 0
     with only_one(settings.lock, "--runtime-dir"), only_one(settings.data_dir / "agent.lock", "--data-dir"):
         try:
@@ -102,6 +100,16 @@ def run(settings: Config) -> int:
             log.error("agent=ended reason=%r", str(ended.exceptions[0]))
             code = 1
     return code
+
+
+def _made_writable(option: str, folder: Path) -> None:
+    """ConfigError when the folder of this option cannot be there or be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{option} {folder}: {error.strerror}; name a folder that can be made") from error
+    if not os.access(folder, os.W_OK | os.X_OK):  # nothing is tried out: a full disk is no reason not to start
+        raise ConfigError(f"{option} {folder}: it cannot be written; name another folder")
 
 
 @contextlib.contextmanager

@@ -169,12 +169,19 @@ def _read(path: Path) -> str:
 
 
 def versions_of(python: str) -> dict[str, str]:
-    """Versions of an interpreter and of the trainers' libraries in it; empty when it cannot be run."""
+    """Versions of an interpreter and of the trainers' libraries in it; empty when it takes too long to say.
+
+    ValueError when no trainer could be started with it.
+    """
     try:
         asked = subprocess.run([python, "-c", _ASK_VERSIONS, *LIBRARIES], capture_output=True, timeout=60, check=True)
-    except (OSError, subprocess.SubprocessError):
+        versions: dict[str, str] = json.loads(asked.stdout)
+    except subprocess.TimeoutExpired:
         return {}
-    versions: dict[str, str] = json.loads(asked.stdout)
+    except OSError as error:
+        raise ValueError(f"--python {python}: {error.strerror}") from error
+    except (subprocess.CalledProcessError, ValueError) as error:
+        raise ValueError(f"--python {python}: this is not a Python interpreter that works") from error
     return versions
 
 

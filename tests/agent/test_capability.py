@@ -4,6 +4,8 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
+
 from agent.capability import Meter, commit_of, cpu_limit, detect, disk_free, memory_limit, memory_used, versions_of
 
 
@@ -26,7 +28,12 @@ def test_this_host_is_described(tmp_path: Path) -> None:
 
 def test_torch_is_not_imported_to_learn_its_version() -> None:
     assert "transformers" in versions_of(sys.executable)
-    assert versions_of("/no/such/python") == {}
+
+
+@pytest.mark.parametrize("python", ["/no/such/python", "/bin/true", "/bin/false"])
+def test_an_interpreter_that_starts_no_trainer_is_refused_by_name(python: str) -> None:
+    with pytest.raises(ValueError, match=f"--python {python}: "):
+        versions_of(python)
 
 
 def test_a_cpu_quota_counts(tmp_path: Path) -> None:
