@@ -11,8 +11,11 @@ import os
 import runpy
 import sys
 
-from accelerate.commands import launch
-from accelerate.utils.launch import prepare_simple_launcher_cmd_env
+from trainers import imports
+
+with imports.uncollected():
+    from accelerate.commands import launch
+    from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 
 
 def _run_here(args: argparse.Namespace) -> None:

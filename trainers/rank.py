@@ -1,11 +1,13 @@
 """The process that trains: one for each GPU, started by `trainers.launcher`."""
 
 import ctypes
+import json
 import os
 import signal
 import sys
 from pathlib import Path
 
+from trainers import imports
 from trainers.contract import Contract
 from trainers.control import FAILED, PROCESSES, SUCCEEDED, Control, Outcome
 from trainers.events import EventLog
@@ -43,15 +45,15 @@ def main() -> int:
 
 
 def _run(contract: Contract, control: Control, events: EventLog) -> Outcome:
-    import json
-
-    from relay.runfile import parse
-    from trainers import runtime  # seconds of imports, and only here
+    with imports.uncollected():  # seconds of it, and only here
+        from relay.runfile import parse
+        from trainers import methods, runtime
 
     try:
-        job = runtime.Job(
-            parse(json.loads(contract.run_file.read_text())), contract, control, int(os.environ[PROCESSES])
-        )
+        run = parse(json.loads(contract.run_file.read_text()))
+        with imports.uncollected():
+            methods.load(run.method)
+        job = runtime.Job(run, contract, control, int(os.environ[PROCESSES]))
         if sys.argv[1:] == ["check"]:
             print(runtime.check(job))
             return Outcome(SUCCEEDED)
