@@ -3,8 +3,8 @@
 A folder holds what the library trainer saves (weights as safetensors, optimizer, scheduler, random states of every
 rank, its own state), tokenizer and chat template, and two things of ours:
 
-- `relay_state.json`: the step, the world it was trained in (processes, threads: both change the bits) and every
-  file's size;
+- `relay_state.json`: the step, what was trained (see `trainers.identity`), the world it was trained in (processes,
+  threads: both change the bits) and every file's size;
 - `rank_00000.json`, one for each rank: the logging state. The library restores weights but not the sums since the
   last log, so the first values logged after a resume would differ from those of a run that was never interrupted.
 
@@ -47,6 +47,7 @@ class Checkpoint:
     folder: Path
     step: int
     world: World
+    identity: Mapping[str, Any]
 
     @classmethod
     def open(cls, folder: Path) -> "Checkpoint":
@@ -56,7 +57,7 @@ class Checkpoint:
             if state["format"] != FORMAT:
                 raise CheckpointError(f"{folder}: format {state['format']}, this release reads {FORMAT}")
             sizes = {name: (folder / name).stat().st_size for name in state["files"]}
-            checkpoint = cls(folder, state["step"], World(**state["world"]))
+            checkpoint = cls(folder, state["step"], World(**state["world"]), state["identity"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{folder}: not a whole checkpoint ({error})") from error
         if wrong := [name for name, size in state["files"].items() if sizes[name] != size]:
@@ -122,7 +123,7 @@ def folder_name(step: int) -> str:
     return f"step_{step:08d}"
 
 
-def save(trainer: "Trainer", staging: Path, world: World) -> Path:
+def save(trainer: "Trainer", staging: Path, world: World, identity: Mapping[str, Any]) -> Path:
     """Write the trainer's whole state to `staging/step_%08d` and return that. Every rank calls it.
 
     Until the rename the folder's name begins with `.tmp-`, so whoever looks at `step_*` sees only whole checkpoints.
@@ -143,7 +144,7 @@ def save(trainer: "Trainer", staging: Path, world: World) -> Path:
     if trainer.is_world_process_zero():
         trainer.state.save_to_json(str(draft / TRAINER_STATE))
         (draft / _PICKLED).unlink(missing_ok=True)
-        _seal(draft, step, world)
+        _seal(draft, {"format": FORMAT, "step": step, "world": asdict(world), "identity": dict(identity)})
         commit(draft, final)
     return final
 
@@ -193,10 +194,9 @@ def prune(staging: Path, keep: int) -> None:
         shutil.rmtree(folder)
 
 
-def _seal(draft: Path, step: int, world: World) -> None:
+def _seal(draft: Path, facts: Mapping[str, Any]) -> None:
     files = {str(path.relative_to(draft)): path.stat().st_size for path in sorted(draft.rglob("*")) if path.is_file()}
-    state = {"format": FORMAT, "step": step, "world": asdict(world), "files": files}
-    (draft / STATE).write_text(json.dumps(state, indent=2) + "\n")
+    (draft / STATE).write_text(json.dumps({**facts, "files": files}, indent=2) + "\n")
 
 
 def _rank_file(rank: int) -> str:

@@ -15,12 +15,13 @@ from transformers import PrinterCallback, TrainingArguments
 from transformers.utils import logging
 
 from relay.runfile import Data, Every, Model, RunFile, Source, Split
-from trainers import checkpoints, data, hub, methods
+from trainers import checkpoints, data, hub, identity, methods
 from trainers.checkpoints import Checkpoint, World
 from trainers.contract import Contract
 from trainers.control import FAILED, REFUSED, STOPPED, SUCCEEDED, Control, Outcome
 from trainers.errors import ConfigError, HostError
 from trainers.events import EventLog
+from trainers.identity import Identity
 from trainers.reporting import Reporter, judged_by
 from trainers.resumable import Resumable
 from trainers.stepping import Pace, StepEnds, agreement
@@ -61,11 +62,12 @@ def train(job: Job, events: EventLog) -> Outcome:
         log = events if main else stack.enter_context(EventLog(Path("/dev/null")))
         for name, value in prepared.pins.items():
             log.pin(name, value)
-        resume, world = _resume(job, log)
+        trained = identity.of(job.run, prepared.model, prepared.train.rows)
+        resume, world = _resume(job, log, trained)
         method, model = methods.load(job.run.method), hub.local(prepared.model)
         with _blamed_on("model, lora or options"):
             trainer = method.build(job.run, prepared.args, model, prepared.train, prepared.held_out)
-        ends = _attach(job, trainer, log, world, resume)
+        ends = _attach(job, trainer, log, world, resume, trained)
         trainer.train(resume_from_checkpoint=str(resume.folder) if resume else None)
         if ends.stopped:
             return Outcome(
@@ -179,12 +181,15 @@ def _fetched(source: Source, pins: Mapping[str, str]) -> Any:
     return hub.dataset_rows(source, hub.dataset_commit(source, pins))
 
 
-def _resume(job: Job, log: EventLog) -> tuple[Checkpoint | None, World]:
-    """The checkpoint to go on from, and the world it (or a fresh start) trains in."""
+def _resume(job: Job, log: EventLog, trained: Identity) -> tuple[Checkpoint | None, World]:
+    """The checkpoint to go on from, and the world it (or a fresh start) trains in. Raises ConfigError for a checkpoint
+    of a run that trains something else.
+    """
     world = World(job.processes, torch.get_num_threads())
     if job.contract.resume_from is None:
         return None, world
     checkpoint = Checkpoint.open(job.contract.resume_from)
+    identity.require_same(checkpoint.folder, checkpoint.identity, trained)
     if checkpoint.world.processes != world.processes:
         log.message(
             "warning",
@@ -196,15 +201,19 @@ def _resume(job: Job, log: EventLog) -> tuple[Checkpoint | None, World]:
     return checkpoint, checkpoint.world
 
 
-def _attach(job: Job, trainer: Resumable, log: EventLog, world: World, resume: Checkpoint | None) -> StepEnds:
+def _attach(
+    job: Job, trainer: Resumable, log: EventLog, world: World, resume: Checkpoint | None, trained: Identity
+) -> StepEnds:
     """Give the library's trainer our reports, saves and stops."""
+    if resume is not None:
+        trainer.args.eval_on_start = False  # the run began before
     every, seconds = job.run.checkpoint.every, job.contract.checkpoint_seconds
     pace = Pace(Every(seconds=seconds) if every.steps is None and seconds else every)
     ends = StepEnds(trainer, job.control, pace, agreement(world.processes), _restore(trainer, resume))
     main = trainer.is_world_process_zero()
 
     def save() -> None:
-        folder = checkpoints.save(trainer, job.contract.staging, world)
+        folder = checkpoints.save(trainer, job.contract.staging, world, trained)
         if main:
             log.checkpoint(trainer.state.global_step, folder.name, judged_by(trainer.state.log_history))
             if job.contract.keep_last is not None:

@@ -13,7 +13,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lora": {"lora": LORA},
     "packing": {"options": {"packing": True, "max_length": 64}},
     "epochs": {"options": {"logging_strategy": "epoch", "eval_strategy": "epoch"}},
-    "accumulating": {"options": {"gradient_accumulation_steps": 3}},
+    "accumulating": {"options": {"gradient_accumulation_steps": 3, "eval_on_start": True}},
 }
 
 

@@ -210,6 +210,14 @@ def test_a_damaged_checkpoint_is_refused(run: dict[str, Any], tmp_path: Path) ->
     assert (again.code, "model.safetensors has the wrong size" in again.said.line) == (1, True)
 
 
+def test_a_checkpoint_of_other_options_is_refused(run: dict[str, Any], tmp_path: Path) -> None:
+    """The libraries would skip the wrong rows without a word."""
+    first = attempts.make(tmp_path / "first", run, stop=True)
+    other = attempts.make(tmp_path / "other", _with(run, per_device_train_batch_size=2), resume=first.checkpoint(1))
+    assert other.said is not None
+    assert (other.code, "options.per_device_train_batch_size was 4 and is 2" in other.said.line) == (78, True)
+
+
 def test_what_a_checkpoint_is_judged_by_survives_a_resume() -> None:
     history = [
         {"loss": 2.0, "grad_norm": 1.0, "step": 3},

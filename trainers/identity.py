@@ -1,0 +1,66 @@
+"""What a run trains, as a few names and values: a checkpoint is gone on from only by a run that trains the same.
+
+Resumed under another batch size, with other rows or another learning rate, the libraries train on without a word: the
+wrong rows are skipped, the old learning rate stays.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from relay.runfile import RunFile
+from trainers.data import Row
+from trainers.errors import ConfigError
+from trainers.hub import ModelSource
+
+Identity = Mapping[str, Any]
+
+#: Options that may change on the way: how far to go, what is looked at, how the machine is used.
+_FREE = re.compile(
+    r"max_steps|num_train_epochs|(log|logging|eval)_\w+|per_device_eval_batch_size|gradient_checkpointing\w*"
+    r"|dataloader_(num_workers|prefetch_factor|persistent_workers|pin_memory)|dataset_num_proc|include_\w+|ddp_\w+"
+)
+
+
+def of(run: RunFile, model: ModelSource, rows: Iterable[Row]) -> Identity:
+    """The identity of a run that trains `model` on `rows`; plain JSON values."""
+    options = {name: value for name, value in run.options.items() if not _FREE.fullmatch(name)}
+    sections = {"model_init": run.model_init, "lora": run.lora or {}, "options": options}
+    return {
+        "method": run.method,
+        "model": f"{model.path}@{model.revision}" if model.revision else Path(model.path).name,
+        "full training": run.lora is None,
+        "seed": run.seed,
+        "rows": _digest(rows),
+        **{f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()},
+    }
+
+
+def require_same(checkpoint: Path, before: Identity, now: Identity) -> None:
+    """ConfigError names what another run, or this one under other options, saved in `checkpoint`."""
+    if differences := list(_differences(before, now)):
+        raise ConfigError(
+            f"{checkpoint.name} was saved by a run that is not this one: {', '.join(differences)}; "
+            "train what has changed as a new run, under another name"
+        )
+
+
+def _differences(before: Identity, now: Identity) -> Iterator[str]:
+    for name in {**before, **now}:
+        if before.get(name) != now.get(name):
+            changed = "are others" if name == "rows" else f"was {_said(before, name)} and is {_said(now, name)}"
+            yield f"{name} {changed}"
+
+
+def _said(identity: Identity, name: str) -> str:
+    return json.dumps(identity[name]) if name in identity else "not given"
+
+
+def _digest(rows: Iterable[Row]) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row).encode())
+    return f"sha256:{digest.hexdigest()}"
