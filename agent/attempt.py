@@ -290,6 +290,7 @@ class Attempt:
             command=run.command is not None,
             stderr=await self._watch.stderr(),
             oom_kills=self._watch.oom_kills,
+            disk_full=await self._watch.disk_full(),
             stalled=self._stalled,
         )
         match judged:

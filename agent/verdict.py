@@ -1,13 +1,14 @@
 """What an attempt's end means for its run: success, a stop, or a failure with its cause. Pure.
 
 A cause is a word that programs can act on and a sentence that people can read. The word is what `ErrorInfo` carries:
-CONFIG_INVALID, CUDA_OOM, OOM_KILLED, DISK_FULL, STALLED, START_FAILED, SIGNAL, EXIT_CODE; SHIM_LOST is
-infrastructure's fault, all others are the run's own.
+CONFIG_INVALID, CUDA_OOM, OOM_KILLED, DISK_FULL, STALLED, START_FAILED, SIGNAL, EXIT_CODE; SHIM_LOST, and a start that
+failed for want of the host's means, is infrastructure's fault, all others are the run's own.
 """
 
 from __future__ import annotations
 
 import enum
+import errno
 import re
 import signal
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ CONFIG = 78  #: sysexits' EX_CONFIG: what the trainer was given is wrong, and wi
 LAST_LINES = 40  #: of stderr, kept with a failure
 LAST_BYTES = 16 * 1024
 
+_NO_PROGRAM = {errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.E2BIG}
 _TELLING = (
     (
         "CUDA_OOM",
@@ -67,35 +69,43 @@ class Success:
 
 
 def verdict(
-    ended: Exit, *, order: Order | None, command: bool, stderr: str = "", oom_kills: int = 0, stalled: str = ""
+    ended: Exit,
+    *,
+    order: Order | None,
+    command: bool,
+    stderr: str = "",
+    oom_kills: int = 0,
+    disk_full: bool = False,
+    stalled: str = "",
 ) -> Success | Stop | Cause:
     """What to report. A command that ends after it was asked to stop has stopped, whatever it exits with.
 
     A trainer of ours says which it was: 0 when it had trained to the end anyway, 143 when it stopped.
     """
+    cause = cause_of(ended, stderr, oom_kills=oom_kills, disk_full=disk_full, stalled=stalled)
     if ended.trust_lost:
         return Stop.TRUST_LOST
     if stalled or ended.lost or ended.error:
-        return cause_of(ended, stderr, oom_kills=oom_kills, stalled=stalled)
+        return cause
     asked = order is not None or ended.stop_reason is not None
     if not asked:
-        return Success() if ended.succeeded else cause_of(ended, stderr, oom_kills=oom_kills)
+        return Success() if ended.succeeded else cause
     if not command and ended.code is not None and ended.code != SAVED and ended.kill_reason is None:
-        return Success() if ended.code == 0 else cause_of(ended, stderr, oom_kills=oom_kills)
+        return Success() if ended.code == 0 else cause
     return order.cause if order is not None else Stop.LEAVING
 
 
-def cause_of(ended: Exit, stderr: str, *, oom_kills: int = 0, stalled: str = "") -> Cause:
+def cause_of(ended: Exit, stderr: str, *, oom_kills: int = 0, disk_full: bool = False, stalled: str = "") -> Cause:
     """The cause of an exit that is neither a success nor a stop that was wished.
 
     `stderr` is the end of what the trainer printed there, `oom_kills` how many processes the kernel killed for memory
-    meanwhile, `stalled` why the agent had it killed.
+    meanwhile, `disk_full` that what it had to say may have found no room, `stalled` why the agent had it killed.
     """
     lines = last_lines(stderr)
     if ended.lost:
         return Cause("SHIM_LOST", "the trainer's keeper died or the host was rebooted", infrastructure=True)
     if ended.error:
-        return Cause("START_FAILED", f"the trainer could not be started: {ended.error}", permanent=True)
+        return _not_started(ended.error)
     if stalled:
         return Cause("STALLED", stalled, last_lines=lines)
     if ended.code == CONFIG:
@@ -105,11 +115,21 @@ def cause_of(ended: Exit, stderr: str, *, oom_kills: int = 0, stalled: str = "")
     for reason, telling in _TELLING:
         if telling.search(stderr):
             return Cause(reason, _sentence(stderr, reason, telling), last_lines=lines)
+    if disk_full:
+        return Cause("DISK_FULL", "it failed on a full disk, which took its last words", last_lines=lines)
     if ended.signal == signal.SIGKILL and oom_kills:
         return Cause("OOM_KILLED", "the kernel killed it: the host is out of memory", last_lines=lines)
     if ended.signal is not None:
         return Cause("SIGNAL", f"killed by {_signal_name(ended.signal)}", last_lines=lines)
     return Cause("EXIT_CODE", f"exit code {ended.code}: {_sentence(stderr, 'it said nothing')}", last_lines=lines)
+
+
+def _not_started(error: str) -> Cause:
+    """The program is not there, or is none: that will be so again. Else the host lacks room, memory or processes."""
+    number = re.match(r"\[Errno (\d+)\]", error)
+    permanent = number is None or int(number[1]) in _NO_PROGRAM
+    text = f"the trainer could not be started: {error}"
+    return Cause("START_FAILED", text, permanent=permanent, infrastructure=not permanent)
 
 
 def last_lines(text: str) -> str:

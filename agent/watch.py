@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ log = logging.getLogger(__name__)
 
 _CGROUP_EVENTS = Path("/sys/fs/cgroup/memory.events")
 _TAIL = 64 * 1024
+_NO_ROOM = 64 * 1024  #: bytes free of a disk that is called full
 UNNAMED = 2.0  #: seconds that the line naming a checkpoint may come after its folder
 
 
@@ -88,6 +90,10 @@ class Watch:
         """The end of what the trainer printed there."""
         return await asyncio.to_thread(_tail, self._folder.stderr)
 
+    async def disk_full(self) -> bool:
+        """Whether there is no room left for its files."""
+        return await asyncio.to_thread(_is_full, self._folder.path)
+
     @property
     def oom_kills(self) -> int:
         """How many processes of this container the kernel has killed for memory since."""
@@ -108,6 +114,13 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return 0
+
+
+def _is_full(folder: Path) -> bool:
+    try:
+        return shutil.disk_usage(folder).free < _NO_ROOM
+    except OSError:
+        return False
 
 
 def _tail(path: Path) -> str:

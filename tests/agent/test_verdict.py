@@ -85,6 +85,16 @@ def test_a_kill_while_the_kernel_was_killing_for_memory_is_called_so() -> None:
     assert cause_of(Exit(lease="l", signal=9), "", oom_kills=1).reason == "OOM_KILLED"
 
 
+def test_a_failure_that_found_no_room_for_its_words_is_called_so() -> None:
+    """F15: its stderr is a file on the very disk that is full."""
+    assert cause_of(Exit(lease="l", code=1), "", disk_full=True).reason == "DISK_FULL"
+
+
+def test_a_start_that_the_host_had_no_room_for_is_not_the_runs_end() -> None:
+    start = [cause_of(Exit(lease="l", code=127, error=str(OSError(number, "x"))), "") for number in (2, 28, 11)]
+    assert [(each.permanent, each.infrastructure) for each in start] == [(True, False), (False, True), (False, True)]
+
+
 def test_the_sentence_is_the_line_that_tells() -> None:
     assert "Tried to allocate 2 GiB" in cause_of(Exit(lease="l", code=1), OOM + "later noise\n").text
     assert cause_of(Exit(lease="l", code=3), "a\nValueError: boom\n\n").text == "exit code 3: ValueError: boom"
