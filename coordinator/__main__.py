@@ -19,8 +19,11 @@ import uvloop
 
 from coordinator import config, migrate, postgres, server
 from relay import timing
+from relay.runfile import UnitError, parse_size
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__
+)
 Timing = StrEnum("Timing", sorted(timing.PROFILES))  # type: ignore[misc]  # names known to `relay.timing` only
 
 _DEFAULT_TIMING = Timing("default")
@@ -35,7 +38,9 @@ ArtifactDir = Annotated[
     Path | None,
     typer.Option(envvar="RELAY_ARTIFACT_DIR", help="Shared by replicas.", show_default="DATA_DIR/artifacts"),
 ]
-ArtifactLimit = Annotated[int, typer.Option(envvar="RELAY_ARTIFACT_LIMIT", help="Bytes, all artifacts together.")]
+ArtifactLimit = Annotated[
+    str, typer.Option(envvar="RELAY_ARTIFACT_LIMIT", help="All artifacts together, e.g. 500GiB or 2TiB.")
+]
 TimingProfile = Annotated[Timing, typer.Option("--timing", envvar="RELAY_TIMING", help="How long leases last.")]
 
 
@@ -45,7 +50,7 @@ def serve(
     database_url: DatabaseUrl = None,
     data_dir: DataDir = config.DEFAULT_DATA_DIR,
     artifact_dir: ArtifactDir = None,
-    artifact_limit: ArtifactLimit = 200 * config.GIB,
+    artifact_limit: ArtifactLimit = "200GiB",
     timing_profile: TimingProfile = _DEFAULT_TIMING,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then hand over.
@@ -58,22 +63,26 @@ def serve(
             database_url=database_url,
             data_dir=data_dir,
             artifact_dir=artifact_dir,
-            artifact_limit=artifact_limit,
+            artifact_limit=parse_size(artifact_limit),
             timing=timing.PROFILES[timing_profile],
             secret=config.read_secret(os.environ),
         )
     except config.ConfigError as error:
         raise typer.BadParameter(str(error)) from error
-    _run(_serve_until_told(settings))
+    except UnitError as error:
+        raise typer.BadParameter(f"--artifact-limit: {error}") from error
+    _run(_serve_until_told(settings), database_url)
 
 
 @app.command("migrate")
 def migrate_command(database_url: DatabaseUrl = None, data_dir: DataDir = config.DEFAULT_DATA_DIR) -> None:
     """Bring the database to this version's schema: a job to run once before a new version is rolled out."""
-    _run(_migrate(database_url, data_dir.expanduser()))
+    _run(_migrate(database_url, data_dir.expanduser()), database_url)
 
 
 async def _migrate(database_url: str | None, data_dir: Path) -> None:
+    if database_url is not None:
+        config.check_database_url(database_url)
     async with server.database_at(database_url, data_dir) as url:
         await migrate.upgrade(url)
     print("the database is at this version's schema")
@@ -105,7 +114,7 @@ def _without_password(url: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
 
 
-def _run(main: Coroutine[Any, Any, None]) -> None:
+def _run(main: Coroutine[Any, Any, None], database_url: str | None) -> None:
     """Run to the end; what a person can put right is one line, anything else a traceback."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -114,7 +123,9 @@ def _run(main: Coroutine[Any, Any, None]) -> None:
     except (config.ConfigError, migrate.SchemaError, postgres.PostgresError) as error:
         sys.exit(f"relay-coordinator: {error}")
     except (OSError, asyncpg.PostgresError) as error:
-        sys.exit(f"relay-coordinator: the database cannot be used: {error}")
+        named = f"the database {_without_password(database_url)}" if database_url else "the embedded database"
+        why = error.strerror if isinstance(error, OSError) and error.strerror and not error.filename else error
+        sys.exit(f"relay-coordinator: {named} cannot be used: {why}")
 
 
 def main() -> None:

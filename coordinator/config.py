@@ -39,6 +39,8 @@ class Config:
             raise ConfigError(
                 f"--listen {self.listen} is reachable from other machines: set {SECRET} (or {SECRET_FILE})"
             )
+        if self.database_url is not None:
+            check_database_url(self.database_url)
         if self.artifact_limit <= 0:
             raise ConfigError("--artifact-limit must be positive")
 
@@ -51,6 +53,12 @@ class Config:
     @property
     def artifacts(self) -> Path:
         return (self.artifact_dir or self.data_dir / "artifacts").expanduser()
+
+
+def check_database_url(url: str) -> None:
+    """ConfigError for what names no database. What is wrong is not repeated: it may hold a password."""
+    if not url.startswith(("postgresql://", "postgres://")):
+        raise ConfigError("--database-url (or RELAY_DATABASE_URL): give postgresql://user:password@host:port/database")
 
 
 def is_loopback(host: str) -> bool:

@@ -1,5 +1,7 @@
 """Configuration: what cannot work is said before anything is started."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,3 +34,28 @@ def test_the_secret_comes_from_the_environment_or_a_file(tmp_path: Path) -> None
     assert read_secret({"RELAY_SHARED_SECRET_FILE": str(tmp_path / "secret")}) == "from-file"
     with pytest.raises(ConfigError, match="none"):
         read_secret({"RELAY_SHARED_SECRET_FILE": str(tmp_path / "none")})
+
+
+@pytest.mark.parametrize("url", ["nonsense", "db.internal/relay", "mysql://u:hidden@db/relay", ""])
+def test_what_names_no_database_is_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(ConfigError, match="RELAY_DATABASE_URL") as refused:
+        Config(database_url=url)
+    assert "hidden" not in str(refused.value)
+
+
+def started(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "coordinator", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("command", ["serve", "migrate"])
+@pytest.mark.parametrize("url", ["nonsense", "postgresql://u:hidden@127.0.0.1:1/relay"])
+def test_a_database_that_cannot_be_used_is_told_without_a_traceback_or_the_password(command: str, url: str) -> None:
+    ended = started(command, "--database-url", url)
+    assert ended.returncode in (1, 2) and "Traceback" not in ended.stderr and "hidden" not in ended.stderr
+    assert "give postgresql://" in ended.stderr or "127.0.0.1:1/relay cannot be used: Connection" in ended.stderr
+
+
+def test_the_room_for_artifacts_carries_its_unit() -> None:
+    ended = started("serve", "--artifact-limit", "lots")
+    assert ended.returncode == 2 and "not a size" in ended.stderr
