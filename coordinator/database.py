@@ -59,6 +59,7 @@ _AWAY = (
     OSError,
     TimeoutError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # the server's goodbye was read, the end of its line not yet
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,  # shutdown, crash recovery, statement_timeout
     asyncpg.InsufficientResourcesError,  # too many connections, disk full

@@ -50,11 +50,12 @@ class ScriptedAgent:
         await self._send()
         return await self.until(lambda beat: beat.heartbeat_sequence == self._sequence)
 
-    async def answer(self) -> pb.SessionResponse:
-        """Sends a heartbeat; whatever comes first after the first beat of the session."""
-        await self.until(lambda beat: beat.heartbeat_sequence == 0)
+    async def wait(self) -> bool:
+        """Sends a heartbeat; True once the coordinator says that it cannot answer this one."""
         await self._send()
-        return await self._read()
+        while (response := await self._read()).WhichOneof("message") == "beat":
+            assert response.beat.heartbeat_sequence == 0, "it was answered"
+        return response.wait.heartbeat_sequence == self._sequence
 
     async def _send(self) -> None:
         self._sequence += 1

@@ -1,6 +1,7 @@
 """One interleaving each, on a real database and without a coordinator that acts on its own."""
 
 import asyncio
+import threading
 import uuid
 from collections.abc import Coroutine
 from dataclasses import dataclass
@@ -225,6 +226,28 @@ async def test_a_database_that_is_exchanged_is_away_and_then_listened_to_again(
         await woken.wait()
         await db.ping()
     await operator.close()
+
+
+async def test_a_goodbye_that_was_read_between_two_statements_is_a_database_that_is_away(
+    postgres_server: Cluster, db: Database
+) -> None:
+    """F7: Postgres shuts down. Its last word has been read, the end of the line not yet; asyncpg trips over that."""
+
+    async def terminate(pid: int) -> None:
+        operator = await asyncpg.connect(postgres_server.url("postgres"))
+        await operator.execute("SELECT pg_terminate_backend($1, 10000)", pid)
+        await operator.close()
+
+    with pytest.raises(DatabaseAway):
+        async with db.connection() as conn:
+            pid = await conn.fetchval("SELECT pg_backend_pid()")
+            elsewhere = threading.Thread(target=lambda: asyncio.run(terminate(pid)))
+            elsewhere.start()
+            elsewhere.join()  # our own loop reads nothing meanwhile
+            for _ in range(2):
+                await asyncio.sleep(0)
+            await conn.fetchval("SELECT 1")
+    await db.ping()
 
 
 async def test_a_leader_that_says_nothing_any_more_is_no_leader(database_url: str) -> None:

@@ -1,16 +1,18 @@
 """Lapsing by the database's clock, and the outages in which nothing lapses; failover and restore."""
 
-import asyncio
 import time
 from datetime import timedelta
+from urllib.parse import urlsplit
 
+import asyncpg
 import pytest
 from grpc import aio
 
+from coordinator.postgres import Cluster
 from coordinator.services import reaper
 from coordinator.services.reaper import Looked
 from relay.v1 import runs_pb2
-from tests.coordinator.agent_client import ScriptedAgent, connected
+from tests.coordinator.agent_client import SUCCEEDED, ScriptedAgent, connected
 from tests.coordinator.fleet import World, reason
 
 HELD, LAPSED = runs_pb2.Attempt.HELD, runs_pb2.Attempt.LAPSED
@@ -134,7 +136,27 @@ async def test_while_the_database_is_away_a_heartbeat_is_answered_with_wait(worl
     async with connected(world.replica.agents, "a") as [a]:
         async with world.db.transaction() as conn:
             await conn.execute("LOCK TABLE agents IN ACCESS EXCLUSIVE MODE")  # it answers to nobody for a while
-            waiting = asyncio.ensure_future(a.answer())
-            response = await asyncio.wait_for(waiting, 20)
-            assert response.WhichOneof("message") == "wait" and response.wait.heartbeat_sequence == 1
+            assert await a.wait()
         assert (await a.beat()).heartbeat_sequence == 2
+
+
+async def test_a_database_that_comes_back_finds_all_as_it_was(world: World, postgres_server: Cluster) -> None:
+    """F7: every connection is cut and none is taken for a while. No session ends, no attempt is lost."""
+    name = urlsplit(world.config.database_url or "").path.lstrip("/")
+    operator = await asyncpg.connect(postgres_server.url("postgres"))
+    async with connected(world.replica.agents, "a") as [a]:
+        await held(world, a)
+        await operator.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        await operator.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
+        assert await a.wait()
+        with pytest.raises(aio.AioRpcError) as away:
+            await world.run("on-a")
+        assert away.value.code().name == "UNAVAILABLE"
+        await operator.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+        assert [lease.lease for lease in (await a.beat()).leases] == list(a.held)
+        assert await state(world, "a") == HELD
+        await world.submit("next")
+        [lease] = a.held
+        await a.complete(lease, **SUCCEEDED)
+        assert (await a.next_lease()).assignment.run == "runs/next"  # the planner leads again, and is listened to
+    await operator.close()
