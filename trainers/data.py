@@ -7,6 +7,7 @@ both lists of messages) and `chat` (`{"messages": [{"role": …, "content": …}
 import glob
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,16 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "prompt_completion": ("prompt", "completion"),
     "text": ("text",),
 }
+#: How files begin that are not JSON lines but are often named in their place.
+_MAGIC: Mapping[bytes, str] = {
+    b"\x1f\x8b": "gzip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\xfd7zXZ": "xz",
+    b"PK\x03\x04": "zip",
+    b"PAR1": "parquet",
+    b"ARROW1": "arrow",
+}
+_HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +125,8 @@ class _Reader:
     def _rows(self, source: Source) -> Iterator[Row]:
         for place, row in self._raw(source):
             renamed = {self._columns.get(name, name): value for name, value in row.items()}
+            if len(renamed) < len(row):
+                raise ConfigError(f"{place}: data.columns gives two columns one name, of {', '.join(map(str, row))}")
             if not self.kind:
                 self.kind = _kind_of(renamed, self._kinds, place)
             yield _checked(renamed, self.kind, place)
@@ -130,7 +143,12 @@ class _Reader:
 
     def _files(self, path: str) -> list[Path]:
         whole = self._base / Path(path).expanduser()
-        files = [whole] if whole.is_file() else [Path(found) for found in sorted(glob.glob(str(whole), recursive=True))]
+        if whole.is_file():
+            return [whole]
+        if whole.is_dir():
+            raise ConfigError(f"{path}: is a folder; name the files in it, for instance {path}/*.jsonl")
+        found = glob.glob(str(Path(path).expanduser()), root_dir=self._base, recursive=True)
+        files = [self._base / name for name in sorted(found) if (self._base / name).is_file()]
         if not files:
             raise ConfigError(f"data: there is no file {path}")
         return files
@@ -138,22 +156,28 @@ class _Reader:
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, Row]]:
     """Line numbers (from 1) and objects of a JSON lines file; blank lines are passed over, a byte order mark too."""
-    if path.is_dir():
-        raise ConfigError(f"{path}: is a folder; name the files in it, for instance {path}/*.jsonl")
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
+            if number == 1 and (kind := _other_kind(line)):
+                raise ConfigError(f"{path}: is a {kind} file; rows are read from JSON lines, uncompressed")
             text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
             if not text.strip():
                 continue
             try:
                 row = json.loads(text.decode())
-            except UnicodeDecodeError as error:
+                if _HALF_PAIR.search(text):  # JSON can say half a character; no tokenizer can read it
+                    json.dumps(row, ensure_ascii=False).encode()
+            except UnicodeError as error:
                 raise ConfigError(f"{path}:{number}: not UTF-8 text ({error.reason})") from error
             except (json.JSONDecodeError, RecursionError) as error:
-                raise ConfigError(f"{path}:{number}: not JSON ({error})") from error
+                raise ConfigError(f"{path}:{number}: not JSON ({error}); each line is one object") from error
             if not isinstance(row, dict):
                 raise ConfigError(f'{path}:{number}: a row is an object like {{"text": "…"}}, found {_shown(row)}')
             yield number, row
+
+
+def _other_kind(start: bytes) -> str | None:
+    return next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), None)
 
 
 def _kind_of(row: Row, kinds: Sequence[str], place: str) -> str:

@@ -78,6 +78,13 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "packing_strategy": ("bfd", "bfd_split", "wrapped"),
     "truncation_mode": ("keep_start", "keep_end"),
 }
+#: The least that makes sense, which the libraries find out only when they train.
+_LEAST: Mapping[str, int] = {
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "dataloader_num_workers": 0,
+}
 _LOSSES: Mapping[str, tuple[str, ...]] = {"sft": ("nll", "dft")}
 _LORA_SET_BY_METHOD = (
     "task_type",
@@ -129,6 +136,8 @@ def _properties(
         schema = _type(hints[field.name])
         if field.name in choices:
             schema = {"enum": list(choices[field.name])}
+        if field.name in _LEAST:
+            schema["minimum"] = _LEAST[field.name]
         default = _default(field)
         if default is not dataclasses.MISSING:
             schema["default"] = default

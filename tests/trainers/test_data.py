@@ -1,5 +1,6 @@
 """Rows: recognised, checked with file and line, weighed and split by seed alone."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,35 @@ def test_bytes_that_are_not_text(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n{"text": "\xff"}\r\n')
     with pytest.raises(ConfigError, match=r"rows\.jsonl:2: not UTF-8"):
         _load({"train": "rows.jsonl"}, tmp_path)
+
+
+def test_half_a_character_is_refused_and_a_whole_one_read(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(b'{"text": "\\ud83c\\udf89"}\n{"text": "\\ud83c"}\n')
+    with pytest.raises(ConfigError, match=r"rows\.jsonl:2: not UTF-8"):
+        _load({"train": "rows.jsonl"}, tmp_path)
+
+
+def test_a_compressed_file_is_called_that(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n'))
+    with pytest.raises(ConfigError, match="is a gzip file"):
+        _load({"train": "*.gz"}, tmp_path)
+
+
+def test_two_columns_cannot_become_one(tmp_path: Path) -> None:
+    _write(tmp_path / "rows.jsonl", {"question": "a", "prompt": "b", "completion": "c"})
+    with pytest.raises(ConfigError, match=r"rows\.jsonl:1: data\.columns gives two columns one name"):
+        _load({"train": "rows.jsonl", "columns": {"question": "prompt"}}, tmp_path)
+
+
+def test_a_glob_takes_files_only_and_its_base_is_no_pattern(tmp_path: Path) -> None:
+    """`**` finds folders too, and the folder above may be called anything."""
+    base = tmp_path / "run [1]"
+    (base / "data" / "more").mkdir(parents=True)
+    _write(base / "data" / "more" / "a.jsonl", {"text": "a"})
+    train, _ = _load({"train": "data/**"}, base)
+    assert list(train.rows) == [{"text": "a"}]
+    with pytest.raises(ConfigError, match="is a folder"):
+        _load({"train": "data"}, base)
 
 
 def test_an_empty_file_and_a_missing_one(tmp_path: Path) -> None:

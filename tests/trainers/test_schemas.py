@@ -33,6 +33,7 @@ def test_every_option_is_either_the_users_or_relays() -> None:
         ({"lr_scheduler_type": "cosin"}, ["lr_scheduler_type"]),
         ({"packing_strategy": "best"}, ["packing_strategy"]),
         ({"max_steps": 1.5}, ["max_steps"]),
+        ({"per_device_train_batch_size": 0, "dataloader_num_workers": 0}, ["per_device_train_batch_size"]),
     ],
 )
 def test_values(options: dict[str, object], wrong: list[str]) -> None:
