@@ -54,4 +54,5 @@ def name_base(folder: Path, base: LocalModel) -> None:
     if config.is_file():
         known = {"base_model_name_or_path": base.source.name, "revision": base.source.revision}
         config.write_text(json.dumps(json.loads(config.read_text()) | known, indent=2, sort_keys=True))
-        card.write_text(card.read_text().replace(str(base.folder), base.source.name))
+        if card.is_file():
+            card.write_text(card.read_text().replace(str(base.folder), base.source.name))

@@ -19,6 +19,7 @@ SPEC = {
     "data": {"train": "train.jsonl"},
     "options": {"max_steps": STEPS, "logging_steps": 5, "per_device_train_batch_size": 2, "max_length": 32},
     "checkpoint": {"every": "20 steps"},
+    "env": {"OMP_NUM_THREADS": "1"},  # what a tiny model needs
     "seed": 7,
 }
 OF_TIME = ("per_second", "runtime", "gpu_", "time")
