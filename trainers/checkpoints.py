@@ -14,10 +14,13 @@ Nothing in it needs unpickling without `weights_only` (the library's `training_a
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from trainers.errors import HostError
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -26,6 +29,8 @@ FORMAT = 1
 STATE = "relay_state.json"
 TRAINER_STATE = "trainer_state.json"
 _PICKLED = "training_args.bin"
+_TORCH_WRITER = "inline_container"  #: where torch's writer of archives is, named by its errors
+_NO_SPACE = 1 << 20  #: free bytes of a disk that just refused to take more
 
 
 class CheckpointError(Exception):
@@ -128,40 +133,70 @@ def save(trainer: "Trainer", staging: Path, world: World, identity: Mapping[str,
 
     Until the rename the folder's name begins with `.tmp-`, so whoever looks at `step_*` sees only whole checkpoints.
     """
-    inner: Any = trainer
     step = int(trainer.state.global_step)
-    draft = staging / f".tmp-{folder_name(step)}"
-    if trainer.is_world_process_zero():
-        _make_empty(draft)
-    trainer.accelerator.wait_for_everyone()
+    final = staging / folder_name(step)
+    with _writing(trainer, final) as draft:
+        _write(trainer, draft)
+        trainer.accelerator.wait_for_everyone()
+        if trainer.is_world_process_zero():
+            trainer.state.save_to_json(str(draft / TRAINER_STATE))
+            (draft / _PICKLED).unlink(missing_ok=True)
+            _seal(draft, {"format": FORMAT, "step": step, "world": asdict(world), "identity": dict(identity)})
+            commit(draft, final)
+    return final
+
+
+def _write(trainer: "Trainer", draft: Path) -> None:
+    """This rank's part of the state."""
+    inner: Any = trainer
     trainer.save_model(str(draft), _internal_call=True)
     inner._save_optimizer_and_scheduler(str(draft))
     inner._save_scaler(str(draft))
     inner._save_rng_state(str(draft))
     (draft / _rank_file(trainer.args.process_index)).write_text(json.dumps(asdict(LoggingState.of(trainer))))
-    trainer.accelerator.wait_for_everyone()
-    final = staging / folder_name(step)
-    if trainer.is_world_process_zero():
-        trainer.state.save_to_json(str(draft / TRAINER_STATE))
-        (draft / _PICKLED).unlink(missing_ok=True)
-        _seal(draft, {"format": FORMAT, "step": step, "world": asdict(world), "identity": dict(identity)})
-        commit(draft, final)
-    return final
 
 
 def save_result(trainer: "Trainer", output: Path, facts: Mapping[str, Any]) -> None:
     """Write the trained model or adapter, its tokenizer and chat template, and `relay.json` (the facts). Every rank
     calls it.
     """
-    draft = output.parent / f".tmp-{output.name}"
-    if trainer.is_world_process_zero():
-        _make_empty(draft)
-    trainer.accelerator.wait_for_everyone()
-    trainer.save_model(str(draft), _internal_call=True)
-    if trainer.is_world_process_zero():
-        (draft / _PICKLED).unlink(missing_ok=True)
-        (draft / "relay.json").write_text(json.dumps(facts, indent=2) + "\n")
-        commit(draft, output)
+    with _writing(trainer, output) as draft:
+        trainer.save_model(str(draft), _internal_call=True)
+        if trainer.is_world_process_zero():
+            (draft / _PICKLED).unlink(missing_ok=True)
+            (draft / "relay.json").write_text(json.dumps(facts, indent=2) + "\n")
+            commit(draft, output)
+
+
+@contextmanager
+def _writing(trainer: "Trainer", final: Path) -> Iterator[Path]:
+    """An empty folder that all ranks write what is to become `final` into. Raises HostError for a disk that is full or
+    broken; what was written then is removed, or the next attempt would find the disk full too.
+    """
+    draft = final.parent / f".tmp-{final.name}"
+    try:
+        if trainer.is_world_process_zero():
+            _make_empty(draft)
+        trainer.accelerator.wait_for_everyone()
+        yield draft
+    except Exception as error:
+        fault = _disk_fault(error, final.parent)
+        shutil.rmtree(draft, ignore_errors=True)
+        if fault is None:
+            raise
+        raise HostError(f"{final.name} cannot be written: {fault}") from error
+
+
+def _disk_fault(error: Exception, folder: Path) -> str | None:
+    """What the disk said, in one line; None for an error that has nothing to do with it.
+
+    The libraries do not raise OSError: safetensors has an error of its own, torch one that does not say why.
+    """
+    said = str(error).partition("\n")[0]
+    if not (isinstance(error, OSError) or type(error).__name__ == "SafetensorError" or _TORCH_WRITER in said):
+        return None
+    full = "No space left" not in said and folder.is_dir() and shutil.disk_usage(folder).free < _NO_SPACE
+    return f"No space left on device ({said})" if full else said
 
 
 def commit(draft: Path, final: Path) -> None:

@@ -167,7 +167,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, Row]]:
                 row = json.loads(text.decode())
                 if _HALF_PAIR.search(text):  # JSON can say half a character; no tokenizer can read it
                     json.dumps(row, ensure_ascii=False).encode()
-            except UnicodeError as error:
+            except (UnicodeDecodeError, UnicodeEncodeError) as error:
                 raise ConfigError(f"{path}:{number}: not UTF-8 text ({error.reason})") from error
             except (json.JSONDecodeError, RecursionError) as error:
                 raise ConfigError(f"{path}:{number}: not JSON ({error}); each line is one object") from error

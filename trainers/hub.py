@@ -58,8 +58,7 @@ def model_source(model: Model, pins: Mapping[str, str]) -> ModelSource:
     name = model.name_or_path or ""
     folder = Path(name).expanduser()
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ConfigError(f"model.name_or_path: {name} holds no model (there is no config.json in it)")
+        _require_model(folder, name)
         return ModelSource(str(folder.absolute()), None, model.known_as or name)
     if name.startswith((".", "/", "~")):
         raise ConfigError(f"model.name_or_path: there is no folder {name}")
@@ -77,9 +76,16 @@ def local(source: ModelSource) -> LocalModel:
         folder = _snapshot(source, _LOADED, _OTHER_COPIES)
         if not any(folder.glob("*.safetensors")):
             folder = _snapshot(source, _OLD_WEIGHTS)
-    if not (folder / "config.json").is_file():
-        raise ConfigError(f"model.name_or_path: {source.path} holds no model (there is no config.json in it)")
+    _require_model(folder, source.path)
     return LocalModel(folder, source)
+
+
+def _require_model(folder: Path, name: str) -> None:
+    missing = [] if (folder / "config.json").is_file() else ["config.json"]
+    if not any(list(folder.glob(weights)) for weights in ("*.safetensors", "pytorch_model*.bin")):
+        missing.append("weights (*.safetensors)")
+    if missing:
+        raise ConfigError(f"model.name_or_path: {name} holds no model (there is no {' and no '.join(missing)} in it)")
 
 
 def _snapshot(source: ModelSource, wanted: tuple[str, ...], unwanted: tuple[str, ...] = ()) -> Path:

@@ -74,12 +74,13 @@ class Ranks:
     def _ended(self, code: int) -> Outcome:
         said = self._control.outcome()
         if self._killed and said is None:
-            return Outcome(STOPPED, "stopped as asked before anything new was there to save")
+            kept = "what was not saved is lost" if self._control.training() else "nothing new was there to save"
+            return Outcome(STOPPED, f"stopped as asked, at once: {kept}")
         if said is None:
             return Outcome(
                 code if code > 0 else 128 - code if code < 0 else FAILED, "the trainer ended without saying how"
             )
-        if code == 0 or said.code != 0:
+        if code == 0 or said.code != 0 or self._killed:
             return said
         return Outcome(FAILED, f"the launcher ended with {code} after the trainer was done")
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainingArguments
 from transformers.utils import logging
 
@@ -67,6 +68,7 @@ def train(job: Job, events: EventLog) -> Outcome:
         method, model = methods.load(job.run.method), hub.local(prepared.model)
         with _blamed_on("model, lora or options"):
             trainer = method.build(job.run, prepared.args, model, prepared.train, prepared.held_out)
+        _require_rows(trainer)
         ends = _attach(job, trainer, log, world, resume, trained)
         trainer.train(resume_from_checkpoint=str(resume.folder) if resume else None)
         if ends.stopped:
@@ -253,13 +255,28 @@ def _facts(job: Job, prepared: Prepared, trainer: Resumable) -> dict[str, Any]:
     }
 
 
+def _require_rows(trainer: Resumable) -> None:
+    """The library drops rows that `max_length` leaves nothing to learn of, and trips over having none."""
+    for name, rows in (("data.train", trainer.train_dataset), ("data.eval", trainer.eval_dataset)):
+        if rows is not None and not len(rows):  # type: ignore[arg-type]
+            raise ConfigError(f"{name}: no row has anything left to learn within options.max_length")
+
+
 @contextmanager
 def _blamed_on(part: str) -> Iterator[None]:
-    """The library's complaints about what it was given, as ConfigError; faults of the host pass through."""
+    """The library's complaints about what it was given, as ConfigError; as HostError what is missing or cannot be read
+    on this host.
+    """
     try:
         yield
-    except (ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
-        raise ConfigError(f"{part}: {' '.join(str(error).split())}") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(f"{part}: {_in_one_line(error)}") from error
+    except (ImportError, OSError, SafetensorError) as error:
+        raise HostError(f"{part}: {_in_one_line(error)}") from error
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _out_of_memory(said: str) -> str:

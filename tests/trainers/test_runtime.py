@@ -1,7 +1,9 @@
 """What ends an attempt before it trains, said in one line; and what is pinned, logged and left behind."""
 
+import importlib.util
 import json
 import os
+import resource
 import shutil
 import warnings
 from pathlib import Path
@@ -81,6 +83,59 @@ def test_out_of_memory_is_said_in_one_line(run: dict[str, Any], tmp_path: Path) 
     assert (attempt.code, attempt.said.line) == (1, "CUDA out of memory. Tried to allocate 2.00 GiB.")
     assert attempt.messages("error") == [attempt.said.line]
     assert "Traceback" not in (attempt.folder / "stderr.log").read_text()
+
+
+@pytest.mark.parametrize(("limit", "part"), [(100_000, "the weights"), (400_000, "the optimizer")])
+def test_a_disk_that_takes_no_more_is_said_in_one_line(
+    run: dict[str, Any], tmp_path: Path, limit: int, part: str
+) -> None:
+    """Whichever library was writing; and nothing of the save stays behind, where space is what is missing."""
+    attempt = attempts.make(
+        tmp_path / "full",
+        _with(run, max_steps=1),
+        before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert attempt.said is not None
+    assert (attempt.code, attempt.said.line.startswith("step_00000001 cannot be written: ")) == (1, True)
+    assert attempt.messages("error") == [attempt.said.line]
+    assert list((attempt.folder / "staging").iterdir()) == []
+    assert "Traceback" not in (attempt.folder / "stderr.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [(None, (78, "and no weights")), (b"torn", (1, "model, lora or options: "))],
+)
+def test_a_model_without_whole_weights(
+    run: dict[str, Any], work: Path, tmp_path: Path, weights: bytes | None, said: tuple[int, str]
+) -> None:
+    """None at all is the run's mistake; a torn file may be this host's."""
+    shutil.copytree(work / "model", tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    if weights is None:
+        (tmp_path / "model" / "config.json").unlink()
+    else:
+        (tmp_path / "model" / "model.safetensors").write_bytes(weights)
+    attempt = attempts.make(tmp_path / "run", run | {"model": {"name_or_path": str(tmp_path / "model")}})
+    assert attempt.said is not None
+    assert (attempt.code, said[1] in attempt.said.line) == (said[0], True), attempt.said
+    assert "Traceback" not in (attempt.folder / "stderr.log").read_text()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("flash_attn") is not None, reason="this host has it")
+def test_a_package_that_is_missing_here_may_be_elsewhere(run: dict[str, Any], tmp_path: Path) -> None:
+    attempt = attempts.make(tmp_path / "run", run | {"model_init": {"attn_implementation": "flash_attention_2"}})
+    assert attempt.said is not None
+    assert (attempt.code, attempt.said.line.startswith("model, lora or options: FlashAttention2")) == (1, True)
+
+
+def test_prompts_that_fill_the_length_leave_nothing_to_learn(run: dict[str, Any], tmp_path: Path) -> None:
+    attempt = attempts.make(tmp_path / "run", _with(run, max_length=4))
+    assert attempt.said is not None
+    assert (attempt.code, attempt.said.line) == (
+        78,
+        "data.train: no row has anything left to learn within options.max_length",
+    )
 
 
 @pytest.mark.parametrize("kind", ["text", "chat"])
