@@ -26,10 +26,11 @@ from agent.events.reports import Saved
 from agent.events.sources import Source
 from agent.folder import AttemptFolder
 from agent.jobs import Exit
+from agent.orders import Orders
 from agent.preparing import Fault, Means, choose_checkpoint, fetch, start
 from agent.progress import Progress
 from agent.shim.processes import boottime
-from agent.shims import Shim, ShimError, ShimSilent
+from agent.shims import Shim, ShimError
 from agent.verdict import Cause, Order, Stop, Success, verdict
 from agent.watch import Watch, scanner_of
 from agent.wire import Assignment
@@ -60,13 +61,7 @@ class Attempt:
         )
         self._journal = Journal(self._folder.agent_log)
         self._phase: pb.HeldLease.Phase.ValueType = pb.HeldLease.RUNNING if self._rejoined else pb.HeldLease.PREPARING
-        self._order: Order | None = None
-        self._obeyed: Order | None = None
-        self._trust: float | None = None
-        self._told: float | None = None
-        self._woken = asyncio.Event()
-        self._ordered = asyncio.Event()
-        self._hurried = asyncio.Event()
+        self._orders = Orders(assignment.lease)
         self._gone = asyncio.Event()
         self._reporting = asyncio.Lock()
         self.sources = _sources(assignment, self._folder, self._gone, ready=shim is None)
@@ -79,13 +74,8 @@ class Attempt:
 
     def stop(self, order: Order) -> None:
         """Save and end. Said again, it can only come sooner."""
-        sharpened = order.sharpened(self._order)
-        if sharpened != self._order:
-            log.info("lease=%s order=stop why=%r grace=%g", self.assignment.lease, order.why, order.grace)
-            self._order = sharpened
-            self._ordered.set()
-            self._woken.set()
-            self._move(pb.HeldLease.ENDING)
+        self._orders.sharpen(order)
+        self._move(pb.HeldLease.ENDING)
 
     def leave(self, budget: float) -> None:
         """Save within `budget` seconds; where the step that runs now takes longer than that, do not wait for it."""
@@ -98,7 +88,7 @@ class Attempt:
     def hurry(self) -> None:
         """Leave at once: no more saving, and no waiting for copies that are on their way."""
         self.stop(Order(Stop.LEAVING, 0.0, "told to hurry"))
-        self._hurried.set()
+        self._orders.hurried.set()
 
     def drop(self) -> None:
         """The lease is not ours any more."""
@@ -106,8 +96,7 @@ class Attempt:
 
     def trust(self, until: float) -> None:
         """The lease may be trusted until this moment of CLOCK_BOOTTIME."""
-        self._trust = until if self._trust is None else max(self._trust, until)
-        self._woken.set()
+        self._orders.extend(until)
 
     def sync(self, record: pb.LeaseRecord) -> None:
         """What the coordinator has of it, as it says when a session begins: what is missing is sent again."""
@@ -169,14 +158,14 @@ class Attempt:
         try:
             run = self._run_file()
             if self._shim is None:
-                await unless(self._ordered, self._begin(run))
+                await unless(self._orders.stopped, self._begin(run))
             if self._shim is None:
-                return stopped(Stop.WISHED if self._order is None else self._order.cause)
+                return stopped(self._orders.stop.cause if self._orders.stop else Stop.WISHED)
             self._means.spool.add(self.sources.values())
             self._publisher = publisher = await asyncio.to_thread(
                 _publisher, self.assignment, run, self._folder, self._means, self.sources, self._journal
             )
-            beside(self._obey_all())
+            beside(self._orders.pass_on(self._shim))
             beside(publisher.run())
             ended = await self._follow(run, publisher)
             return await self._judge(run, ended, publisher)
@@ -195,27 +184,19 @@ class Attempt:
         await fetch(self._means, self.assignment, self._folder)
         chosen = await choose_checkpoint(self._means, self.assignment, self._folder)
         if self.assignment.stops_on_disconnect:
-            await self._trusted()
-        trust = self._trust
-        self._shim = await start(self._means, self.assignment, run, self._folder, chosen, trust)
-        self._told = trust
-
-    async def _trusted(self) -> None:
-        """Until the lease may be trusted for a while: under `stop` nothing is started on an old promise."""
-        while self._trust is None or self._trust <= boottime():
-            self._woken.clear()
-            await self._woken.wait()
+            await self._orders.trusted()  # nothing is started on an old promise
+        self._shim = await start(self._means, self.assignment, run, self._folder, chosen, self._orders.trust)
 
     async def _follow(self, run: RunFile, publisher: Publisher) -> Exit:
         """Until the trainer and all it started are gone."""
         assert self._shim is not None
         self._watch = watch = await asyncio.to_thread(_watching, run, self._folder, rejoined=self._rejoined)
-        self._move(pb.HeldLease.ENDING if self._order else pb.HeldLease.RUNNING)
+        self._move(pb.HeldLease.ENDING if self._orders.stop else pb.HeldLease.RUNNING)
         waiting = asyncio.create_task(self._shim.wait())
         try:
             while not waiting.done():
                 await self._look(watch, publisher)
-                if self._order is None and not self._stalled:
+                if self._orders.stop is None and not self._stalled:
                     await self._look_for_stall(self._shim, watch.progress.stalled(boottime()))
                 await asyncio.wait({waiting}, timeout=LOOK)
         finally:
@@ -239,38 +220,6 @@ class Attempt:
         )
         return replace(saved, source="agent", end=end)
 
-    async def _obey_all(self) -> Never:
-        """Pass on to the shim what it has not been told, at once, whatever the disk does meanwhile (L4, F14)."""
-        assert self._shim is not None
-        while True:
-            self._woken.clear()
-            if await self._obey(self._shim):
-                await self._woken.wait()
-
-    async def _obey(self, shim: Shim) -> bool:
-        """False when the shim did not answer, and has to be told again."""
-        trust, order = self._trust, self._order
-        try:
-            if trust is not None and trust != self._told:
-                await shim.trust(trust)
-                self._told = trust
-            if order is not None and order != self._obeyed:
-                await self._command(shim, order)
-                self._obeyed = order  # a sharper one may have come meanwhile
-        except ShimSilent as error:
-            log.warning("lease=%s shim=silent reason=%r", self.assignment.lease, str(error))
-            return False
-        except ShimError as error:  # it has ended; `wait` tells how
-            log.info("lease=%s shim=untold reason=%r", self.assignment.lease, str(error))
-        return True
-
-    @staticmethod
-    async def _command(shim: Shim, order: Order) -> None:
-        if order.grace > 0:
-            await shim.stop(order.grace, order.why)
-        else:
-            await shim.kill(order.why)
-
     async def _look_for_stall(self, shim: Shim, stalled: str) -> None:
         if stalled:
             await self._journal.say("error", f"stalled: {stalled}; its state is in dump.json")
@@ -283,10 +232,10 @@ class Attempt:
         """What it comes to, once its checkpoints are safe and its result is stored."""
         assert self._watch is not None
         log.info("lease=%s trainer=ended code=%s signal=%s", self.assignment.lease, ended.code, ended.signal)
-        await unless(self._hurried, publisher.settled())
+        await unless(self._orders.hurried, publisher.settled())
         judged = verdict(
             ended,
-            order=self._order,
+            order=self._orders.stop,
             command=run.command is not None,
             stderr=await self._watch.stderr(),
             oom_kills=self._watch.oom_kills,
