@@ -4,7 +4,7 @@ the daemon           __main__, config, supervisor (the whole: services, and a ta
 the coordinator      session (the reconnecting loop), leases (what is wished and held: pure), contact (connections
                      and retried calls), wire (messages ↔ values)
 one lease's life     attempt, in stages: preparing (with inputs, launch), watch (with progress), verdict, ending
-                     (with outputs), retiring; folder is where all its bytes lie
+                     (with outputs), retiring; orders is what it is told, folder where all its bytes lie
 the trainer's keeper shims (the agent's side of `shim`), jobs (what the two tell each other), survivors
 the host             capability, vitals
 
