@@ -71,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--slots", type=int, default=1, help="runs at once on a host without GPUs (1)")
     made.add_argument("--python", default=sys.executable, help="interpreter for trainers")
     made.add_argument("--cache-limit", default="20GiB", help="of fetched input files (20GiB)")
-    made.add_argument("--leaving-budget", default="30s", help="time to save and publish in after SIGTERM (30s)")
+    made.add_argument("--leaving-budget", default="30s", help="time to save in after SIGTERM (30s)")
     made.add_argument("--disconnect-limit", default="24h", help="train on without the coordinator for at most (24h)")
     made.add_argument("--orphan-limit", default="1h", help="a trainer goes on without an agent for at most (1h)")
     return made
