@@ -291,7 +291,9 @@ def resume(context: typer.Context, run: Run, output: Formatted = Format.table) -
 def pull(
     context: typer.Context,
     run: Run,
-    folder: Annotated[Path, typer.Argument(help="Where to put it.", metavar="DIR", show_default=False)],
+    folder: Annotated[
+        Path, typer.Argument(help="Where to put it.", metavar="DIR", file_okay=False, show_default=False)
+    ],
 ) -> None:
     """Fetch a run's result, every file verified."""
 

@@ -71,7 +71,7 @@ def _result(created: pb.CreateRunResponse, output: Output) -> str:
         return single(plain(created), output)
     if created.created:
         return f"\nsubmitted {name}; watch it with: relayctl watch {name}"
-    return f"\n{name} had been submitted already and is {views.state_cell(created.run)}; nothing new was started"
+    return f"\n{name} had been submitted already and it {views.standing(created.run)}; nothing new was started"
 
 
 async def told(verb: Awaitable[pb.Run], output: Output) -> ExitCode:
@@ -82,7 +82,7 @@ async def told(verb: Awaitable[pb.Run], output: Output) -> ExitCode:
     elif output in _QUIET:
         say(single(plain(run), output))
     else:
-        say(f"{short(run.name)} is {views.state_cell(run)}")
+        say(f"{short(run.name)} {views.standing(run)}")
     return ExitCode.OK
 
 
@@ -90,7 +90,7 @@ async def pull(client: RelayClient, run: str, folder: Path, terminal: Terminal) 
     """Fetches the run's result into a folder, every file verified."""
     found = await client.run(run)
     if not found.HasField("output"):
-        raise PullFailed(f"{short(found.name)} has no output: it is {views.state_cell(found)}")
+        raise PullFailed(f"{short(found.name)} has no output: it {views.standing(found)}")
     content = await client.artifacts.contents(found.output.manifest_digest)
     with byte_bars(terminal) as bars:
         files = await client.artifacts.pull(content, folder, bars("fetching", content.size))

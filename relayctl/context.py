@@ -25,16 +25,24 @@ def context_path(environ: Mapping[str, str]) -> Path:
 
 
 def resolve(given: str | None, environ: Mapping[str, str] = os.environ) -> Context:
-    """The context in force; ValueError when the context file cannot be read."""
+    """The context in force; ValueError when the context file cannot be read or what was given is no address."""
     secret = environ.get("RELAY_SHARED_SECRET", "")
     if given:
-        return Context(given, secret, "--coordinator")
+        return Context(checked(given, "--coordinator: "), secret, "--coordinator")
     if address := environ.get("RELAY_COORDINATOR"):
-        return Context(address, secret, "RELAY_COORDINATOR")
+        return Context(checked(address, "RELAY_COORDINATOR: "), secret, "RELAY_COORDINATOR")
     path = context_path(environ)
     if not path.is_file():
         return Context(DEFAULT_COORDINATOR, secret, "the default")
     return Context(_stored(path), secret, str(path))
+
+
+def checked(address: str, origin: str = "") -> str:
+    """The address, when it is one; ValueError otherwise."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal() and int(port) < 2**16):
+        raise ValueError(f'{origin}an address reads HOST:PORT, found "{address}"')
+    return address
 
 
 def _stored(path: Path) -> str:

@@ -169,14 +169,14 @@ async def _trained(stage: Stage, cluster: LocalCluster, client: RelayClient, ste
     prepared = await submission.prepare(EXAMPLES / "sums.yaml", [*sets, "resources.prefer_hosts=[host-a]"], RUN)
     with byte_bars(stage.terminal) as bars:
         await submission.submit(client, prepared, bars)
-    screen: Screen = LiveScreen(RUN) if stage.terminal.interactive else PlainScreen()
+    screen: Screen = LiveScreen(RUN, stage.terminal.width or 80) if stage.terminal.interactive else PlainScreen()
     try:
         lost = await _watched(client, screen, cluster.hosts["host-a"], steps)
     finally:
         screen.close()
     run = await client.run(RUN)
     if run.state != pb.Run.SUCCEEDED:
-        raise DemoFailed(f"the run is {views.state_cell(run)}; logs are in {stage.folder / 'cluster'}")
+        raise DemoFailed(f"the run {views.standing(run)}; logs are in {stage.folder / 'cluster'}")
     if math.isnan(lost):
         raise DemoFailed("the run ended before host-a could be killed")
     return run, lost

@@ -71,19 +71,16 @@ _NEXT: dict[type[Exception], str] = {
 def refusal(error: Exception) -> str:
     """What was refused, and what to do about it."""
     hint = _NEXT.get(type(error))
-    return f"{error}; {hint}" if hint else str(error)
+    return f"{str(error).rstrip('.')}; {hint}" if hint else str(error)
 
 
 def configure(coordinator: str | None, use: str | None, output: Output) -> ExitCode:
     """Shows the context in force, or makes an address the default."""
     try:
         if use:
-            host, colon, port = use.rpartition(":")
-            if not (host and colon and port.isdigit()):
-                raise UsageMistake(f'an address reads HOST:PORT, found "{use}"')
-            note(f"wrote {context.write(use)}")
-        entries = context.described(_context(coordinator))
-    except UsageMistake as error:
+            note(f"wrote {context.write(context.checked(use))}")
+        entries = context.described(context.resolve(coordinator))
+    except ValueError as error:
         note(str(error))
         return ExitCode.USAGE
     if output in (Output.JSON, Output.JSONL, Output.YAML):

@@ -30,6 +30,9 @@ _OPTIONS = (
     ("grpc.enable_retries", 0),
     ("grpc.max_receive_message_length", 16 << 20),
 )
+#: What gRPC says when the connection ends under a call.
+_BROKEN = {"Internal error from Core", "Stream removed (Socket closed)", "Socket closed", "Connection reset by peer"}
+DATABASE_AWAY = "the database is out of reach"  #: what a coordinator says then
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
 
 
@@ -39,7 +42,10 @@ class Unreachable(Exception):
     def __init__(self, address: str, why: str, *, before: bool = False) -> None:
         todo = "start one with `relayctl up`, or name yours with --coordinator or RELAY_COORDINATOR"
         lost = "it answered before: perhaps it is being restarted"
-        super().__init__(f"cannot reach the coordinator at {address} ({why}); {lost if before else todo}")
+        if DATABASE_AWAY in why:
+            super().__init__(f"the coordinator at {address} answers, but its database does not; try again")
+        else:
+            super().__init__(f"cannot reach the coordinator at {address} ({why}); {lost if before else todo}")
 
 
 class CallFailed(Exception):
@@ -130,7 +136,8 @@ def _words(error: grpc.aio.AioRpcError) -> str:
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         return "no answer in time"
     details = (error.details() or error.code().name).strip()
+    if details in _BROKEN:
+        return "the connection broke"
     if error.code() is grpc.StatusCode.INTERNAL:
-        # What gRPC's own client says when the connection ends under a message that it is sending.
-        return "the connection broke" if details == "Internal error from Core" else details
-    return details.rpartition(": ")[2].strip() or details
+        return details
+    return details.rpartition(": ")[2].strip(" ]") or details

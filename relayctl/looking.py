@@ -126,6 +126,9 @@ async def why(client: RelayClient, run: str, output: Output) -> ExitCode:
     """Why a run is where it is."""
     found = await client.run(run)
     attempts = await client.attempts(run)
+    if output is Output.NAME:
+        say(short(found.name))
+        return ExitCode.OK
     if _machine(output):
         value = {key: plain(found).get(key) for key in ("name", "state", "reason", "error", "failures", "faults")}
         say(single({**value, "attempts": [plain(attempt) for attempt in attempts]}, output))
@@ -169,6 +172,8 @@ async def logs(
             show_line(line) if follow or not lines else kept.append(line)
     for line in [*kept, *reader.rest()][-lines:]:
         show_line(line)
+    if above == (0, 0) and not _machine(output):
+        note(f"{run} has printed nothing" if not (since or attempt or node) else f"{run} has printed nothing there")
     if not follow:
         return ExitCode.OK
     from relayctl.watching import exit_of
@@ -200,7 +205,8 @@ async def metrics(
     curves = views.series(await client.metrics(run, names))
     if absent := set(names) - {curve.name for curve in curves}:
         known = views.series(await client.metrics(run))
-        raise UsageMistake(f"{run} has no {', '.join(sorted(absent))}; it has {_listed(known)}")
+        wanted = ", ".join(f'"{name}"' for name in sorted(absent))
+        raise UsageMistake(f"{run} has no metric {wanted}; it has {_listed(known)}")
     if plot or png:
         chosen = plots.chosen(curves, names)
         if not chosen:

@@ -12,7 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from relay.runfile import RunFile, Split, format_duration
 from relay.v1 import fleet_pb2
 from relay.v1 import runs_pb2 as pb
-from relayctl.client import ENDED, short
+from relayctl.client import short
 from relayctl.words import ago, block, count, number, printable, size, span, table
 
 _EVENT_MARKS = {"warning": "! ", "error": "!! "}
@@ -34,7 +34,15 @@ def state_name(run: pb.Run) -> str:
 def state_cell(run: pb.Run) -> str:
     """The state with its reason in the cell."""
     name, why = state_name(run), printable(run.reason or run.error.message)
-    return f"{name}: {why}" if why not in ("", name) else name
+    if why.startswith(name):  # `cancelled by an operator` says both
+        return why
+    return f"{name}: {why}" if why else name
+
+
+def standing(run: pb.Run) -> str:
+    """The state as a sentence says it: `is queued: …`, `succeeded`, `failed: …`, `was cancelled`."""
+    verb = {pb.Run.SUCCEEDED: "", pb.Run.FAILED: "", pb.Run.CANCELLED: "was "}.get(run.state, "is ")
+    return verb + state_cell(run)
 
 
 def progress_cell(progress: pb.Progress) -> str:
@@ -141,7 +149,7 @@ def _attempt_state(attempt: pb.Attempt) -> str:
 
 def why_text(run: pb.Run, attempts: Sequence[pb.Attempt], agents: Sequence[fleet_pb2.Agent], now: datetime) -> str:
     """Why a run is where it is, at length."""
-    parts = [f"{short(run.name)} is {state_cell(run)}"]
+    parts = [f"{short(run.name)} {standing(run)}"]
     if run.failures or run.faults:
         parts.append(f"failures of its own: {run.failures}; faults of the infrastructure: {run.faults}")
     if run.HasField("eligible_time") and moment(run.eligible_time) > now:
@@ -175,7 +183,7 @@ def agents_table(
         if wide:
             cells += [_pairs(agent.labels), _pairs(agent.capability.versions)]
         name = fleet_pb2.Agent.State.Name(agent.state).lower().replace("_", " ")
-        rows.append([*cells, f"{name}: {printable(agent.reason)}" if agent.reason else name])
+        rows.append([*cells, name if agent.reason in ("", f"is {name}") else f"{name}: {printable(agent.reason)}"])
     return table([*headers, *extra, "STATE"], rows, width)
 
 
@@ -260,8 +268,8 @@ def end_line(run: pb.Run) -> str:
     if run.state == pb.Run.SUCCEEDED and run.HasField("output"):
         return f"{name} succeeded; {output_words(run.output, name)}"
     if run.state == pb.Run.FAILED:
-        return f"{name} {state_cell(run)}; more with: relayctl why {name}, relayctl logs {name}"
-    return f"{name} {state_cell(run)}" if run.state in ENDED else f"{name} is {state_cell(run)}"
+        return f"{name} {standing(run)}; more with: relayctl why {name}, relayctl logs {name}"
+    return f"{name} {standing(run)}"
 
 
 def spec_block(run: RunFile, source: str) -> list[tuple[str, str]]:
@@ -307,7 +315,8 @@ def _data_words(run: RunFile) -> str:
 
 def _resource_words(run: RunFile) -> str:
     need = run.resources
-    words = [count(need.gpus_per_node, "GPU") if need.require_cuda else "any host, its GPU if it has one"]
+    freely = "any host, a GPU of it if it has some" if need.gpus_per_node else "any host, one without GPUs first"
+    words = [count(need.gpus_per_node, "GPU") if need.require_cuda else freely]
     words += [f"≥ {need.vram_gib:g} GiB of VRAM each"] if need.vram_gib else []
     words += [f"≥ {need.ram_gib:g} GiB of RAM"] if need.ram_gib else []
     words += [f"labels {_pairs(need.labels)}"] if need.labels else []

@@ -11,8 +11,9 @@ from relayctl.client import ENDED, RelayClient, short
 from relayctl.exits import ExitCode
 from relayctl.terminal import Terminal, note, say
 from relayctl.views import end_line, event_line, metrics_cell, progress_line
-from relayctl.words import printable
+from relayctl.words import fitted, printable
 
+_WIDE = 100  #: columns of a terminal from which on the bar has room for everything
 _PLAIN_PAUSE = 15.0  #: seconds between two progress lines off a terminal
 
 _EXITS = {
@@ -55,18 +56,21 @@ class PlainScreen:
 class LiveScreen:
     """A bar that stays at the bottom, with what happens scrolling past above it."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, width: int) -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.table import Column
 
+        wide, whole = width >= _WIDE, Column(no_wrap=True)
+        self._most = 3 if wide else 1
         self._bar = Progress(
-            TextColumn("{task.fields[name]}", style="bold", markup=False),
-            BarColumn(),
-            TextColumn("{task.completed:.0f}/{task.fields[end]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[metrics]}", markup=False),
+            TextColumn("{task.fields[name]}", style="bold", markup=False, table_column=whole),
+            BarColumn(bar_width=40 if wide else 10),
+            TextColumn("{task.completed:.0f}/{task.fields[end]}", table_column=whole),
+            *([TimeElapsedColumn()] if wide else []),
+            TimeRemainingColumn(table_column=whole),
+            TextColumn("{task.fields[metrics]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
         )
-        self._task = self._bar.add_task("", total=None, name=name, end="?", metrics="")
+        self._task = self._bar.add_task("", total=None, name=fitted(name, max(width // 4, 8)), end="?", metrics="")
         self._bar.start()
 
     def event(self, event: pb.RunEvent) -> None:
@@ -79,7 +83,7 @@ class LiveScreen:
             completed=progress.step,
             total=progress.total or None,
             end=str(progress.total or "?"),
-            metrics=metrics_cell(progress.metrics, most=3),
+            metrics=metrics_cell(progress.metrics, most=self._most),
         )
 
     def close(self) -> None:
@@ -90,7 +94,7 @@ async def watch(client: RelayClient, run: str, terminal: Terminal) -> ExitCode:
     """Shows a run until it ends; the exit code says how it ended."""
     name = short((await client.run(run)).name)
     client.line.patience = 600.0  # a watcher waits out a coordinator's restart
-    screen: Screen = LiveScreen(name) if terminal.interactive else PlainScreen()
+    screen: Screen = LiveScreen(name, terminal.width or 80) if terminal.interactive else PlainScreen()
     client.line.on_trouble = lambda why: note(f"no contact ({printable(why)}); the run goes on, trying again …")
     try:
         async for update in client.watch(name):

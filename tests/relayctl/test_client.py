@@ -55,6 +55,11 @@ async def test_nobody_there_is_one_line_with_the_address_and_what_to_do() -> Non
     assert "\n" not in str(caught.value)
 
 
+def test_a_database_that_is_away_is_not_taken_for_a_coordinator_that_is() -> None:
+    said = str(Unreachable("127.0.0.1:9", "the database is out of reach; try again"))
+    assert said == "the coordinator at 127.0.0.1:9 answers, but its database does not; try again"
+
+
 async def test_a_creation_whose_answer_was_lost_is_the_same_request_again() -> None:
     """S9, F8: submissions are idempotent by request id, also when the reply to a commit was lost."""
     runs = ScriptedRuns()

@@ -132,7 +132,7 @@ def test_pausing_resuming_and_cancelling(tmp_path: Path) -> None:
     assert json.loads(relayctl("pause", "held", "-o", "json").stdout)["wanted"] == "pause"
     relayctl("resume", "held")
     assert "cancel" in relayctl("cancel", "held", "--reason", "enough").stdout
-    assert "held cancelled" in relayctl("wait", "held", code=11).stdout
+    assert "held was cancelled by an operator: enough" in relayctl("wait", "held", code=11).stdout
 
 
 def test_on_a_terminal_there_is_a_bar_and_leaving_says_that_the_run_goes_on(tmp_path: Path) -> None:
@@ -204,6 +204,7 @@ def test_the_context_says_where_it_comes_from(deployment: str, tmp_path: Path, m
     relayctl("config", "--use", "host:1")
     assert relayctl("config", "-o", "name").stdout == "host:1\n"
     relayctl("config", "--use", "nonsense", code=2)
+    assert relayctl("--coordinator", "nonsense", "runs", code=2).stderr.startswith("--coordinator: an address reads")
     (tmp_path / "relay" / "context.json").write_text("[")
     assert "is not a context" in relayctl("config", code=2).stderr
 

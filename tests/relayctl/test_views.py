@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from relay.runfile import parse
@@ -136,11 +137,13 @@ def test_agents() -> None:
             reason="disk is full",
             capability=fleet_pb2.Capability(cpus=8, memory_bytes=16 << 30, slots=1),
         ),
+        fleet_pb2.Agent(name="agents/c", state=fleet_pb2.Agent.SILENT, reason="is silent"),
     ]
     assert views.agents_table(agents, NOW).splitlines() == [
         "NAME  HARDWARE                  FREE  RUNS  SEEN     STATE",
         "a     2 x NVIDIA H100           1     sums  2 s ago  ready",
         "b     8 CPUs, 16.0 GiB, 1 slot  0     -     never    not ready: disk is full",
+        "c     0 CPUs, 0 B, 0 slots      0     -     never    silent",
     ]
 
 
@@ -150,6 +153,19 @@ def test_why_says_attempts_error_and_hosts() -> None:
     text = views.why_text(run, [attempt(1)], [], NOW)
     assert "sums is queued: retried after a failure" in text
     assert "not granted for another 30 s" in text and "  at layer 3" in text and "hosts:" in text
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        (pb.Run.QUEUED, "is queued: because"),
+        (pb.Run.SUCCEEDED, "succeeded: because"),
+        (pb.Run.FAILED, "failed: because"),
+        (pb.Run.CANCELLED, "was cancelled: because"),
+    ],
+)
+def test_a_state_in_a_sentence(state: pb.Run.State.ValueType, said: str) -> None:
+    assert views.standing(a_run(state=state, reason="because")) == said
 
 
 def stretch(metric: str, number: int, steps: list[int], *, superseded: bool = False) -> pb.ReadMetricsResponse:
