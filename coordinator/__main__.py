@@ -122,6 +122,10 @@ def _run(main: Coroutine[Any, Any, None], database_url: str | None) -> None:
         uvloop.run(main)
     except (config.ConfigError, migrate.SchemaError, postgres.PostgresError) as error:
         sys.exit(f"relay-coordinator: {error}")
+    except ExceptionGroup as several:  # what is wrong was found when the services were up already
+        if (wrong := several.subgroup(config.ConfigError)) is None:
+            raise
+        sys.exit(f"relay-coordinator: {wrong.exceptions[0]}")
     except (OSError, asyncpg.PostgresError) as error:
         named = f"the database {_without_password(database_url)}" if database_url else "the embedded database"
         why = error.strerror if isinstance(error, OSError) and error.strerror and not error.filename else error

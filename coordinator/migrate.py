@@ -55,7 +55,8 @@ async def require_head(url: str) -> None:
     finally:
         await connection.close()
     if found != head:
-        raise SchemaError(f"the database is at schema {found or 'none'}, not {head}: run `relay-coordinator migrate`")
+        state = f"is at schema {found}, not {head}" if found else "has no schema yet"
+        raise SchemaError(f"the database {state}: run `relay-coordinator migrate`")
 
 
 async def _alembic(url: str, act: Callable[[Config], None]) -> None:

@@ -183,7 +183,7 @@ def _bind(server: aio.Server, config: Config) -> str:
     try:
         port = server.add_insecure_port(config.listen)
     except RuntimeError as error:
-        raise ConfigError(f"--listen {config.listen}: cannot be bound; is another coordinator there?") from error
+        raise ConfigError(f"--listen {config.listen}: it cannot be listened on; is another program there?") from error
     host, _, _ = config.listen.rpartition(":")
     return f"{host}:{port}"
 

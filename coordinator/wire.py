@@ -59,7 +59,10 @@ def agent_name(name: str) -> str:
 def _checked_name(name: str, prefix: str) -> str:
     rest = name.removeprefix(prefix)
     if not name.startswith(prefix) or not _NAME.fullmatch(rest):
-        raise InvalidRequest(f"{name[:200]!r} is not a name like {prefix}some-name")
+        kind = prefix.rstrip("s/")
+        raise InvalidRequest(
+            f"{rest[:200]!r} names no {kind}: {prefix}NAME, of small letters, digits, '.', '_' and '-', at most 128"
+        )
     return rest
 
 

@@ -237,7 +237,8 @@ async def _tell(conn: asyncpg.Connection, writer: Writer, key: Key, parsed: line
             writer.pins[name] = value
             entries.append(("pinned", f"{name} is {value}", "info", {"name": name, "value": value}))
     if parsed.dropped:
-        text = f"{parsed.dropped} lines or values of {key[2]} were dropped: {'; '.join(parsed.named)}"
+        what = "line or value" if parsed.dropped == 1 else "lines or values"
+        text = f"{parsed.dropped} {what} of {key[2]} dropped: {'; '.join(parsed.named)}"
         details = {"source": key[2], "node": key[1], "dropped": parsed.dropped, "first": parsed.named}
         entries.append(("dropped", text, "warning", details))
     for kind, text, level, details in entries:

@@ -200,7 +200,7 @@ async def _publish(conn: asyncpg.Connection, run: runs.RunRow, report: Completio
         conn,
         run.id,
         "output",
-        f"the result is published: {output['files']} files, {output['size']} bytes",
+        f"the result is published: {output['files']} file{'' if output['files'] == 1 else 's'}, {output['size']} bytes",
         lease_id=lease.id,
         attempt=lease.attempt,
         details=output,

@@ -198,4 +198,6 @@ async def _wish(db: Database, run_id: str, event: Event, verb: str, reason: str)
 
 def _unsuitable(run_id: str, illegal: IllegalTransition, verb: str) -> RelayError:
     error = RunEnded if illegal.phase in _OVER else IllegalVerb
-    return error(f"run {run_id} is {illegal.phase}: it cannot be {verb}", state=illegal.phase.value)
+    verb_of_state = {"succeeded": "has ", "failed": "has ", "cancelled": "was "}.get(illegal.phase.value, "is ")
+    text = f"run {run_id} {verb_of_state}{illegal.phase}: it cannot be {verb}"
+    return error(text, state=illegal.phase.value)

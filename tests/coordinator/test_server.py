@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -158,3 +159,12 @@ def test_a_database_of_another_version_is_named_and_migrate_mends_it(tmp_path: P
     assert run("migrate").returncode == 0
     with _serving(tmp_path, "--database-url", empty_database_url):
         pass
+
+
+def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        command = _command("serve", "--listen", listen, "--data-dir", str(tmp_path))
+        ended = subprocess.run(command, capture_output=True, env=ENVIRONMENT, text=True, timeout=60)
+    assert ended.returncode == 1 and "Traceback" not in ended.stderr
+    assert f"--listen {listen}: it cannot be listened on" in ended.stderr.splitlines()[-1]
