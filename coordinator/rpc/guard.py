@@ -175,7 +175,19 @@ async def _write_all(behavior: Callable[..., Any], request: Any, context: Any) -
         return
     async with aclosing(responses):
         async for response in responses:
-            await context.write(response)
+            await _written(asyncio.ensure_future(context.write(response)))
+
+
+async def _written(writing: asyncio.Future[None]) -> None:
+    """A cancelled call is told why it ends only after the message that is on its way: gRPC takes one thing at a time.
+
+    A reader that takes nothing any more holds up its own end only, until the server's grace is over.
+    """
+    try:
+        await asyncio.shield(writing)
+    except asyncio.CancelledError:
+        await asyncio.wait([writing])
+        raise
 
 
 _MAKERS: dict[tuple[bool, bool], Callable[..., _Handler]] = {

@@ -1,7 +1,7 @@
 """What stands around every call: limits, the secret, and how errors leave."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +26,7 @@ class Faulty(ArtifactsServicer):
     def __init__(self) -> None:
         self.error: BaseException = LeaseLost()
         self.closed = asyncio.Event()
+        self.while_writing: Callable[[], object] = lambda: None
 
     async def StatBlobs(self, request: Any, context: Any) -> Any:
         raise self.error
@@ -35,6 +36,7 @@ class Faulty(ArtifactsServicer):
 
     async def GetBlob(self, request: Any, context: Any) -> AsyncIterator[Any]:
         try:
+            asyncio.get_running_loop().call_soon(self.while_writing)
             yield artifacts_pb2.GetBlobResponse(chunk=b"first")
             if request.offset:
                 raise self.error
@@ -129,3 +131,15 @@ async def test_the_secret_is_asked_of_everybody_but_the_health_check(coordinator
         await running.fleet.ListAgents(fleet_pb2.ListAgentsRequest(), metadata=known)
         health: Any = health_pb2_grpc.HealthStub(running.channel)  # its types are those of the blocking stub
         await health.Check(health_pb2.HealthCheckRequest())
+
+
+async def test_a_stream_that_ends_in_the_middle_of_a_message_says_why_all_the_same(
+    faulty: tuple[Faulty, Guard, ArtifactsStub],
+) -> None:
+    """F5: the message and the reason are not sent at once, which gRPC refuses; the client would hear nothing."""
+    servicer, guard, stub = faulty
+    servicer.while_writing = guard.close
+    with pytest.raises(aio.AioRpcError) as ended:
+        _ = [piece async for piece in stub.GetBlob(artifacts_pb2.GetBlobRequest(), timeout=5)]
+    assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert "shutting down" in (ended.value.details() or "")
