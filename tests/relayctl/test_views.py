@@ -168,6 +168,12 @@ def test_a_state_in_a_sentence(state: pb.Run.State.ValueType, said: str) -> None
     assert views.standing(a_run(state=state, reason="because")) == said
 
 
+def test_a_reason_that_names_the_state_is_not_said_twice() -> None:
+    stopped = a_run(state=pb.Run.CANCELLED, reason="cancelled by an operator: enough")
+    assert views.standing(stopped) == "was cancelled by an operator: enough"
+    assert views.state_cell(a_run(state=pb.Run.CANCELLED, reason="cancelled")) == "cancelled"
+
+
 def stretch(metric: str, number: int, steps: list[int], *, superseded: bool = False) -> pb.ReadMetricsResponse:
     lease, values = f"runs/s/leases/{number}", [float(step) for step in steps]
     return pb.ReadMetricsResponse(
