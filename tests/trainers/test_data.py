@@ -2,12 +2,13 @@
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from relay.runfile import Data
+from relay.runfile import Data, parse, travelling
 from trainers import data
 from trainers.errors import ConfigError
 
@@ -139,3 +140,38 @@ def test_the_split_is_disjoint_and_by_seed(tmp_path: Path) -> None:
     assert held.isdisjoint(row["text"] for row in train.rows)
     assert _load(section, tmp_path) == (train, held_out)
     assert _load(section, tmp_path, seed=2)[1] != held_out
+
+
+def test_the_host_reads_the_rows_that_the_submitter_would(tmp_path: Path) -> None:
+    """Files, globs and weights, inside the run file's folder and outside, before and after they travelled."""
+    home, host = tmp_path / "home", tmp_path / "host"
+    for name in ("home/data/b.jsonl", "home/data/deep/a.jsonl", "shared/a.jsonl", "shared/z.jsonl", "other/a.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        _write(tmp_path / name, *({"text": f"{name} {number}"} for number in range(4)))
+    run = parse(
+        {
+            "version": "relay/v1",
+            "method": "sft",
+            "model": {"name_or_path": "org/tiny"},
+            "data": {
+                "train": [
+                    {"path": "data/**/*.jsonl", "weight": 1.5},
+                    {"path": "../shared/*.jsonl", "weight": 0.5},
+                    str(tmp_path / "other" / "a.jsonl"),
+                ],
+                "eval": {"split": 0.25},
+            },
+        }
+    )
+    travel = travelling(run, home)
+    for file in travel.files:
+        (host / file.path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file.source, host / file.path)
+    there, here = parse(json.loads(travel.runfile.to_json())).data, run.data
+    assert there is not None and here is not None and there != here
+    loaded = [
+        data.load(section, seed=1, kinds=KINDS, fetch=lambda source: [], base=base)
+        for section, base in ((here, home), (there, host))
+    ]
+    assert loaded[0] == loaded[1]
+    assert len(loaded[0][0]) == 15
