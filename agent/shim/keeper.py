@@ -54,7 +54,7 @@ class Keeper:
             self._tree.start(self._job, self.record["shim"])
         except OSError as error:
             self._ended = time.time()
-            self._finish(error=str(error))
+            self._finish(error=f"{error.filename}: {error.strerror}" if error.filename else str(error))
         else:
             trainer = process(self._tree.pid)
             self.record |= {"pid": self._tree.pid, "start_time": trainer and trainer.start_time}
