@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import errno
+import os
 import re
 import signal
 from dataclasses import dataclass
@@ -20,7 +21,17 @@ CONFIG = 78  #: sysexits' EX_CONFIG: what the trainer was given is wrong, and wi
 LAST_LINES = 40  #: of stderr, kept with a failure
 LAST_BYTES = 16 * 1024
 
-_NO_PROGRAM = {errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.E2BIG}
+_NO_MEANS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EIO,
+    errno.ESTALE,
+    errno.ENOMEM,
+    errno.EAGAIN,
+    errno.EMFILE,
+    errno.ENFILE,
+)  #: what a host lacks, and another may have
 _TELLING = (
     (
         "CUDA_OOM",
@@ -125,9 +136,8 @@ def cause_of(ended: Exit, stderr: str, *, oom_kills: int = 0, disk_full: bool = 
 
 
 def _not_started(error: str) -> Cause:
-    """The program is not there, or is none: that will be so again. Else the host lacks room, memory or processes."""
-    number = re.match(r"\[Errno (\d+)\]", error)
-    permanent = number is None or int(number[1]) in _NO_PROGRAM
+    """The program is not there, or is none, and will not be the next time; unless the host lacked what it takes."""
+    permanent = not any(os.strerror(number) in error for number in _NO_MEANS)
     text = f"the trainer could not be started: {error}"
     return Cause("START_FAILED", text, permanent=permanent, infrastructure=not permanent)
 

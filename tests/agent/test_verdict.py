@@ -1,5 +1,7 @@
 """What an end means, and what a failure is called."""
 
+import errno
+import os
 from typing import Any
 
 import pytest
@@ -91,7 +93,8 @@ def test_a_failure_that_found_no_room_for_its_words_is_called_so() -> None:
 
 
 def test_a_start_that_the_host_had_no_room_for_is_not_the_runs_end() -> None:
-    start = [cause_of(Exit(lease="l", code=127, error=str(OSError(number, "x"))), "") for number in (2, 28, 11)]
+    errors = [f"/x: {os.strerror(number)}" for number in (errno.ENOENT, errno.ENOSPC, errno.EAGAIN)]
+    start = [cause_of(Exit(lease="l", code=127, error=error), "") for error in errors]
     assert [(each.permanent, each.infrastructure) for each in start] == [(True, False), (False, True), (False, True)]
 
 
