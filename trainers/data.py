@@ -138,8 +138,9 @@ class _Reader:
                 yield f"{path} row {number}", row
             return
         for file in self._files(path):
-            for number, row in read_jsonl(file):
-                yield f"{file}:{number}", row
+            name = str(file.relative_to(self._base) if file.is_relative_to(self._base) else file)
+            for number, row in read_jsonl(file, name):
+                yield f"{name}:{number}", row
 
     def _files(self, path: str) -> list[Path]:
         whole = self._base / Path(path).expanduser()
@@ -154,12 +155,15 @@ class _Reader:
         return files
 
 
-def read_jsonl(path: Path) -> Iterator[tuple[int, Row]]:
-    """Line numbers (from 1) and objects of a JSON lines file; blank lines are passed over, a byte order mark too."""
+def read_jsonl(path: Path, name: str) -> Iterator[tuple[int, Row]]:
+    """Line numbers (from 1) and objects of a JSON lines file; blank lines are passed over, a byte order mark too.
+
+    ConfigError calls it by `name`.
+    """
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if number == 1 and (kind := _other_kind(line)):
-                raise ConfigError(f"{path}: is a {kind} file; rows are read from JSON lines, uncompressed")
+                raise ConfigError(f"{name}: is a {kind} file; rows are read from JSON lines, uncompressed")
             text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
             if not text.strip():
                 continue
@@ -168,11 +172,11 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, Row]]:
                 if _HALF_PAIR.search(text):  # JSON can say half a character; no tokenizer can read it
                     json.dumps(row, ensure_ascii=False).encode()
             except (UnicodeDecodeError, UnicodeEncodeError) as error:
-                raise ConfigError(f"{path}:{number}: not UTF-8 text ({error.reason})") from error
+                raise ConfigError(f"{name}:{number}: not UTF-8 text ({error.reason})") from error
             except (json.JSONDecodeError, RecursionError) as error:
-                raise ConfigError(f"{path}:{number}: not JSON ({error}); each line is one object") from error
+                raise ConfigError(f"{name}:{number}: not JSON ({error}); each line is one object") from error
             if not isinstance(row, dict):
-                raise ConfigError(f'{path}:{number}: a row is an object like {{"text": "…"}}, found {_shown(row)}')
+                raise ConfigError(f'{name}:{number}: a row is an object like {{"text": "…"}}, found {_shown(row)}')
             yield number, row
 
 

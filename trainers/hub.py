@@ -85,7 +85,7 @@ def _require_model(folder: Path, name: str) -> None:
     if not any(list(folder.glob(weights)) for weights in ("*.safetensors", "pytorch_model*.bin")):
         missing.append("weights (*.safetensors)")
     if missing:
-        raise ConfigError(f"model.name_or_path: {name} holds no model (there is no {' and no '.join(missing)} in it)")
+        raise ConfigError(f"model.name_or_path: {name} holds no model (it lacks {' and '.join(missing)})")
 
 
 def _snapshot(source: ModelSource, wanted: tuple[str, ...], unwanted: tuple[str, ...] = ()) -> Path:

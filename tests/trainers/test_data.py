@@ -57,7 +57,7 @@ def test_kinds_are_recognised_and_other_columns_dropped(tmp_path: Path, row: dic
 )
 def test_what_is_wrong_is_said_with_file_and_line(tmp_path: Path, line: str, said: str) -> None:
     (tmp_path / "rows.jsonl").write_text("\n" + line + "\n")
-    with pytest.raises(ConfigError, match=r"rows\.jsonl:2: ") as wrong:
+    with pytest.raises(ConfigError, match=r"^rows\.jsonl:2: ") as wrong:
         _load({"train": "rows.jsonl"}, tmp_path)
     assert said in str(wrong.value)
 
