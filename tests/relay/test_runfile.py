@@ -176,6 +176,8 @@ class TestReading:
             ("run.yaml", "method: command\nmethod: sft\n", "line 2, column 1: method: given twice (first on line 1)"),
             ("run.json", '{"method": "command", "method": "sft"}', "method: given twice"),
             ("run.yaml", "a: [1\nb: 2", "line 2, column 2: not YAML: expected ',' or ']', but got ':'"),
+            ("run.yaml", "a:\n\t- b\n", "line 2, column 1: not YAML: a tab; indent with spaces"),
+            ("run.yaml", "a: [1\n", "line 2, column 1: not YAML: expected ',' or ']', but got the end of the file"),
             ("run.json", "{", "line 1, column 2: not JSON: Expecting property name enclosed in double quotes"),
             ("run.toml", "a = \nb = 1\n", "line 1, column 5: not TOML: Invalid value"),
             ("run.yaml", "", "is empty"),

@@ -116,6 +116,9 @@ def _read_yaml(text: str, name: str) -> Document:
 def _not_yaml(error: yaml.YAMLError) -> Mistake:
     place = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or "cannot be read"
+    if "'\\t'" in problem:
+        problem = "a tab; indent with spaces"
+    problem = problem.replace("'<stream end>'", "the end of the file")
     return Mistake((), f"not YAML: {problem}", mark=Mark(place.line + 1, place.column + 1) if place else None)
 
 

@@ -118,7 +118,7 @@ def _neighbour(whole: FilePath) -> str:
     if not whole.parent.is_dir():
         return f"the folder {whole.parent} does not exist"
     close = nearest(whole.name, sorted(entry.name for entry in whole.parent.iterdir()))
-    return f"did you mean {close}?" if close else f"looked in {whole.parent}"
+    return f"did you mean {close}?" if close else f"looked in {whole.parent.absolute()}"
 
 
 def _look_glob(reference: Reference, base: FilePath, text: str) -> Found | Mistake:
@@ -127,7 +127,7 @@ def _look_glob(reference: Reference, base: FilePath, text: str) -> Found | Mista
     root, rest = base / FilePath(*parts[:fixed]), str(FilePath(*parts[fixed:]))
     hits = sorted(hit for hit in glob.glob(rest, root_dir=root, recursive=True) if (root / hit).is_file())
     if not hits:
-        return Mistake(reference.path, f'no file matches "{reference.text}"', f"looked in {root}")
+        return Mistake(reference.path, f'no file matches "{reference.text}"', f"looked in {root.absolute()}")
     return Found(root, rest, tuple(hits))
 
 
