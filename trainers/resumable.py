@@ -2,13 +2,20 @@
 
 import json
 import math
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy
+import torch
 from transformers import Trainer
 
 from trainers.hub import LocalModel
+
+
+class EvaluationPutOff(Exception):
+    """A stop was asked for in the middle of an evaluation; the next attempt does it."""
 
 
 class Resumable(Trainer):
@@ -35,6 +42,18 @@ class Resumable(Trainer):
             return
         super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]
 
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """An evaluation that is put off half way leaves nothing behind: the state saved is the one before it."""
+        before = random_states() if self.control.should_evaluate else None
+        try:
+            super()._maybe_log_save_evaluate(*args, **kwargs)
+        except EvaluationPutOff:
+            assert before is not None
+            restore_random(before)
+            getattr(self, "_metrics", {}).get("eval", {}).clear()
+            self.evaluation_due = self.control.should_training_stop = True
+            self.save_hook()
+
     def evaluate_if_due(self) -> None:
         """The evaluation that a stop put off, as the library would have done it after that step."""
         if self.evaluation_due:
@@ -56,3 +75,18 @@ def name_base(folder: Path, base: LocalModel) -> None:
         config.write_text(json.dumps(json.loads(config.read_text()) | known, indent=2, sort_keys=True))
         if card.is_file():
             card.write_text(card.read_text().replace(str(base.folder), base.source.name))
+
+
+def random_states() -> tuple[Any, ...]:
+    """Of all generators that training draws from."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return random.getstate(), numpy.random.get_state(), torch.get_rng_state(), cuda
+
+
+def restore_random(states: tuple[Any, ...]) -> None:
+    """Draw again what was drawn since `random_states`."""
+    random.setstate(states[0])
+    numpy.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+    if states[3]:
+        torch.cuda.set_rng_state_all(states[3])

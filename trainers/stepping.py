@@ -9,7 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from relay.runfile import Every
 from trainers.control import Control
-from trainers.resumable import Resumable
+from trainers.resumable import EvaluationPutOff, Resumable
 
 Agree = Callable[[bool, bool], tuple[bool, bool]]  #: (stop, save) of this rank → of any rank
 
@@ -60,9 +60,9 @@ class StepEnds(TrainerCallback):
     A save due at an epoch's last step (or the run's) waits for the end of the epoch, so that what the library logs
     and evaluates there is in the checkpoint: a resumed run begins with the next epoch and would never do it.
 
-    Within an epoch an evaluation that is due where the run stops is put off: it would eat the grace, and the next
-    attempt can do it before its first step, from the same random state. (At an epoch's end it could not: by then the
-    new epoch's order has been drawn.)
+    Within an epoch an evaluation that is due where the run stops is put off, also when it has begun: it would eat the
+    grace, and the next attempt can do it before its first step, from the same random state. (At an epoch's end it could
+    not: by then the new epoch's order has been drawn.)
     """
 
     def __init__(
@@ -71,6 +71,7 @@ class StepEnds(TrainerCallback):
         self.stopped = False
         self._trainer, self._control, self._pace, self._agree, self._restore = trainer, control, pace, agree, restore
         self._waiting = False
+        self._can_put_off = False  #: the evaluation that may begin now
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._restore()
@@ -78,6 +79,7 @@ class StepEnds(TrainerCallback):
         self._control.begin_training()
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._can_put_off = False
         self._trainer.evaluate_if_due()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -90,10 +92,19 @@ class StepEnds(TrainerCallback):
             self._waiting = save or stop or last
             return
         control.should_save = save or stop
+        self._can_put_off = True
         if stop:
             self._trainer.evaluation_due, control.should_evaluate = control.should_evaluate, False
 
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self._can_put_off and self._agree(self._control.stop_asked(), False)[0]:
+            self.stopped = True
+            raise EvaluationPutOff
+
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._can_put_off = False
         if self._waiting:
             control.should_save, self._waiting = True, False
         elif self.stopped:  # in the middle of an epoch: its end has not come, so nothing is logged or evaluated for it

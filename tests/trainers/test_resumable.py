@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from tests.trainers import attempts
+from trainers.control import Control
 
 LORA = {"r": 4, "lora_dropout": 0.1, "target_modules": "all-linear"}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -55,13 +56,30 @@ def test_stopped_after_every_single_step(run: dict[str, Any], tmp_path: Path) ->
     assert curve == straight.curve
 
 
-def test_a_stop_puts_off_the_evaluation_due_at_its_step(run: dict[str, Any], tmp_path: Path) -> None:
-    """It would eat the grace. The next attempt does it before its first step: same values, same weights, with dropout
-    after it.
+def stop_while_evaluating() -> None:
+    """The stop is asked for when the first batch of an evaluation is done."""
+    from trainers.methods import sft
+
+    predict = sft.ResumableSFT.prediction_step
+
+    def predict_and_ask(*args: Any, **kwargs: Any) -> Any:
+        Control.from_environ().ask_to_stop()
+        return predict(*args, **kwargs)
+
+    sft.ResumableSFT.prediction_step = predict_and_ask  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_stop_puts_off_the_evaluation_due_at_its_step(run: dict[str, Any], tmp_path: Path, begun: bool) -> None:
+    """It would eat the grace, due or begun. The next attempt does it before its first step: same values, same weights,
+    with dropout after it.
     """
     run["options"] |= {"max_steps": 3, "eval_steps": 1, "logging_steps": 1}
     straight = attempts.make(tmp_path / "straight", run)
-    first = attempts.make(tmp_path / "first", run, stop=True)
+    if begun:
+        first = attempts.make(tmp_path / "first", run, before=stop_while_evaluating)
+    else:
+        first = attempts.make(tmp_path / "first", run, stop=True)
     assert (first.code, first.steps_saved) == (143, [1])
     assert (1, "eval_loss") in straight.curve and (1, "eval_loss") not in first.curve
     second = attempts.make(tmp_path / "second", run, resume=first.checkpoint(1))
