@@ -8,7 +8,7 @@ from pathlib import Path
 from relay.v1 import runs_pb2 as pb
 from relayctl import submission, views, watching
 from relayctl.artifacts import PullFailed
-from relayctl.client import RelayClient, short
+from relayctl.client import ENDED, RelayClient, short
 from relayctl.exits import ExitCode
 from relayctl.line import Unreachable
 from relayctl.plain import Output, plain, single
@@ -71,7 +71,8 @@ def _result(created: pb.CreateRunResponse, output: Output) -> str:
         return single(plain(created), output)
     if created.created:
         return f"\nsubmitted {name}; watch it with: relayctl watch {name}"
-    return f"\n{name} had been submitted already and it {views.standing(created.run)}; nothing new was started"
+    again = "; to run it again: --name ANOTHER" if created.run.state in ENDED else ""
+    return f"\n{name} had been submitted already and it {views.standing(created.run)}; nothing new was started{again}"
 
 
 async def told(verb: Awaitable[pb.Run], output: Output) -> ExitCode:

@@ -95,7 +95,9 @@ async def watch(client: RelayClient, run: str, terminal: Terminal) -> ExitCode:
     name = short((await client.run(run)).name)
     client.line.patience = 600.0  # a watcher waits out a coordinator's restart
     screen: Screen = LiveScreen(name, terminal.width or 80) if terminal.interactive else PlainScreen()
-    client.line.on_trouble = lambda why: note(f"no contact ({printable(why)}); the run goes on, trying again …")
+    client.line.on_trouble = lambda why: note(
+        f"no contact ({printable(why.partition(';')[0])}); the run goes on, trying again …"
+    )
     try:
         async for update in client.watch(name):
             if update.HasField("event"):

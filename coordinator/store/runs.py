@@ -110,12 +110,14 @@ async def apply(
 async def _write(
     conn: asyncpg.Connection, run: RunRow, change: Change, reason: str, error: Mapping[str, Any] | None
 ) -> None:
+    """What an operator said of a stop (`cancelled by …: enough`) outlives the bare `cancelled` of its end."""
     after = change.status
     await conn.execute(
         """UPDATE runs SET state = $2, wanted = $3, failures = $4, faults = $5, update_time = clock_timestamp(),
                   end_time = CASE WHEN $6 THEN clock_timestamp() END,
                   eligible_time = CASE WHEN $7::float8 > 0 THEN clock_timestamp() + make_interval(secs => $7) END,
-                  reason = $8, error = CASE WHEN $2 = 'succeeded' THEN NULL WHEN $9 THEN $10 ELSE error END
+                  reason = CASE WHEN starts_with(reason, $8::text || ' by ') THEN reason ELSE $8 END,
+                  error = CASE WHEN $2 = 'succeeded' THEN NULL WHEN $9 THEN $10 ELSE error END
            WHERE id = $1""",
         run.id,
         after.state.value,

@@ -88,6 +88,17 @@ async def test_cancel_reaches_the_host_at_once_and_success_still_counts(world: W
         assert await a.complete(wished.lease, **SUCCEEDED) == State.SUCCEEDED
 
 
+async def test_what_an_operator_said_of_a_stop_stays_with_the_run(world: World) -> None:
+    async with connected(world.replica.agents, "a") as [a]:
+        await world.submit()
+        wished = await a.take()
+        await world.replica.runs.CancelRun(runs_pb2.CancelRunRequest(name="runs/r", reason="enough"))
+        await a.until(lambda beat: beat.leases[0].wish == STOP)
+        assert await a.complete(wished.lease, **STOPPED) == State.CANCELLED
+        run = await world.replica.runs.GetRun(runs_pb2.GetRunRequest(name="runs/r"))
+        assert run.reason == "cancelled by an operator: enough"
+
+
 async def test_pause_sharpens_to_cancel_and_never_back(world: World) -> None:
     async with connected(world.replica.agents, "a") as [a]:
         await world.submit()

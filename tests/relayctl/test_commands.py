@@ -111,7 +111,8 @@ def test_submitting_the_same_again_starts_nothing_and_something_else_is_refused(
     file = run_file(tmp_path, "again")
     relayctl("submit", file, "-q")
     relayctl("wait", "again")
-    assert "nothing new was started" in relayctl("submit", file).stdout
+    said = relayctl("submit", file).stdout
+    assert "again had been submitted already and it succeeded; nothing new was started; to run it again: --name" in said
     refused = relayctl("submit", file, "--set", "env.STEPS=13", code=4)
     assert "again" in refused.stderr and "--name" in refused.stderr
     assert relayctl("submit", file, "--name", "again-2", "-q").stdout == "again-2\n"
@@ -132,7 +133,7 @@ def test_pausing_resuming_and_cancelling(tmp_path: Path) -> None:
     assert json.loads(relayctl("pause", "held", "-o", "json").stdout)["wanted"] == "pause"
     relayctl("resume", "held")
     assert "cancel" in relayctl("cancel", "held", "--reason", "enough").stdout
-    assert "held was cancelled" in relayctl("wait", "held", code=11).stdout
+    assert "held was cancelled by an operator: enough" in relayctl("wait", "held", code=11).stdout
 
 
 def test_on_a_terminal_there_is_a_bar_and_leaving_says_that_the_run_goes_on(tmp_path: Path) -> None:
