@@ -38,6 +38,12 @@ def _shown(kind: str, messages: Sequence[Any], output: Output, table: str) -> st
     return table
 
 
+def _say_all(text: str) -> None:
+    """A list; one of names or lines that is empty is no line at all."""
+    if text:
+        say(text)
+
+
 async def runs(
     client: RelayClient,
     terminal: Terminal,
@@ -58,10 +64,7 @@ async def runs(
         table = views.runs_table(found, now, wide=output is Output.WIDE, width=terminal.width)
         if watch and terminal.interactive:
             print("\x1b[H\x1b[2J", end="")
-        if not (text := _shown("runs", found, output, table if found else _no_runs(query))).strip():
-            text = ""
-        if text:
-            say(text)
+        _say_all(_shown("runs", found, output, table if found else _no_runs(query)))
         if not watch:
             return ExitCode.OK
         await asyncio.sleep(_REFRESH)
@@ -218,9 +221,9 @@ async def metrics(
             await asyncio.to_thread(plots.png, chosen, png, short(run))
             note(f"wrote {png}")
     elif _machine(output):
-        say(listing("metrics", [_curve(curve) for curve in curves], output))
+        _say_all(listing("metrics", [_curve(curve) for curve in curves], output))
     elif output is Output.NAME:
-        say("\n".join(curve.name for curve in curves))
+        _say_all("\n".join(curve.name for curve in curves))
     else:
         say(views.metrics_table(curves, terminal.width) if curves else f"{run} has no points yet")
     return ExitCode.OK
@@ -239,7 +242,7 @@ async def checkpoints(client: RelayClient, run: str, terminal: Terminal, output:
     """The checkpoints of a run."""
     found = await client.checkpoints(run, include_superseded=every)
     table = views.checkpoints_table(found, datetime.now(UTC), wide=output is Output.WIDE, width=terminal.width)
-    say(_shown("checkpoints", found, output, table if found else f"{run} has no checkpoints yet"))
+    _say_all(_shown("checkpoints", found, output, table if found else f"{run} has no checkpoints yet"))
     return ExitCode.OK
 
 
@@ -247,5 +250,6 @@ async def agents(client: RelayClient, terminal: Terminal, output: Output, *, lab
     """The hosts."""
     found = await client.agents(dict(_label(text) for text in labels))
     table = views.agents_table(found, datetime.now(UTC), wide=output is Output.WIDE, width=terminal.width)
-    say(_shown("agents", found, output, table if found else "no agents; start one on a host with: relay-agent"))
+    none = "no agents match" if labels else "no agents; start one on a host with: relay-agent"
+    _say_all(_shown("agents", found, output, table if found else none))
     return ExitCode.OK

@@ -8,6 +8,7 @@ import shutil
 import signal
 from pathlib import Path
 
+from relay.timing import PROFILES
 from relayctl import context
 from relayctl.exits import ExitCode
 from relayctl.local import DaemonFailed, LocalCluster, local_cluster
@@ -23,6 +24,17 @@ def up(data_dir: Path | None, listen: str, hosts: int, timing: str) -> ExitCode:
     if len(os.fsencode(folder)) > _LONGEST:
         note(f"{folder} is too long a path for Unix sockets; choose a shorter one with --data-dir")
         return ExitCode.USAGE
+    try:
+        if timing not in PROFILES:
+            raise ValueError(f'there is no timing "{timing}"; known: {", ".join(PROFILES)}')
+        context.checked(listen, "--listen: ")
+        folder.mkdir(parents=True, exist_ok=True)
+    except ValueError as mistake:
+        note(str(mistake))
+        return ExitCode.USAGE
+    except OSError as error:
+        note(f"--data-dir {folder} cannot be used: {error.strerror}; name another folder")
+        return ExitCode.ERROR
     try:
         return asyncio.run(_until_stopped(folder, listen, [f"local-{n}" for n in range(1, hosts + 1)], timing))
     except DaemonFailed as failure:

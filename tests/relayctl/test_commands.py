@@ -176,6 +176,9 @@ def test_lists_for_people_and_for_programs(tmp_path: Path) -> None:
     assert "key=value" in relayctl("runs", "-l", "kind", code=2).stderr
     assert "carries its unit" in relayctl("runs", "--since", "5", code=2).stderr
     assert relayctl("agents", "-q").stdout == "local-1\n"
+    assert relayctl("checkpoints", "listed", "-o", "jsonl").stdout.count("\n") == 2
+    assert relayctl("agents", "-l", "kind=none", "-q").stdout == ""
+    assert relayctl("agents", "-l", "kind=none").stdout == "no agents match\n"
     assert yaml.safe_load(relayctl("agents", "-o", "yaml").stdout)["agents"][0]["state"] == "ready"
 
 
@@ -215,3 +218,7 @@ def test_up_says_in_words_what_did_not_start() -> None:
         said = relayctl("up", "--data-dir", folder, "--listen", "256.0.0.1:99", code=1).stderr
     assert "coordinator ended" in said and "256.0.0.1" in said
     relayctl("up", "--data-dir", "/" + "x" * 90, code=2)
+    assert "known: default" in relayctl("up", "--timing", "fast", code=2).stderr
+    assert "HOST:PORT" in relayctl("up", "--listen", "nonsense", code=2).stderr
+    said = relayctl("up", "--data-dir", "/proc/none", code=1).stderr
+    assert said == "--data-dir /proc/none cannot be used: No such file or directory; name another folder\n"
