@@ -81,6 +81,11 @@ def demo(folder: Path) -> ExitCode:
         return ExitCode.ERROR
     stage = Stage(folder.absolute(), Terminal.current())
     try:
+        stage.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        note(f"--folder {stage.folder} cannot be used: {error.strerror}; name another folder")
+        return ExitCode.ERROR
+    try:
         return asyncio.run(_interruptible(stage))
     except (DemoFailed, DaemonFailed) as failure:
         note(str(failure))
@@ -100,7 +105,6 @@ async def _interruptible(stage: Stage) -> ExitCode:
 
 
 async def _show(stage: Stage) -> None:
-    stage.folder.mkdir(parents=True, exist_ok=True)
     if not (stage.model / "config.json").is_file():
         await stage.script(
             "preparing SmolLM2-135M-Instruct (once, about a minute)", EXAMPLES / "smollm2.py", stage.model
