@@ -49,8 +49,8 @@ def _train(run: RunFile, arguments: argparse.Namespace, control: Control, hosted
     processes = 1 if checking else max(contract.gpus or 0, 1)
     argv = launch.check_command() if checking else launch.command(processes, launch.threads_for(processes))
     environ = {**launch.cpu_defaults(contract.gpus), **os.environ, **contract.to_environ()}
-    if contract.gpus and not hosted:  # an agent says which; with more in sight than processes the library would refuse
-        environ.setdefault("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(contract.gpus))))
+    if contract.gpus is not None and not hosted:  # an agent says which
+        environ["CUDA_VISIBLE_DEVICES"] = alone.first_gpus(contract.gpus)
     outcome = launch.Ranks(control).run(argv, environ, processes, base)
     if outcome.code == 0 and not hosted and not checking:
         print(f"the result is in {contract.output}")

@@ -62,9 +62,20 @@ def _pins(home: Path) -> Iterator[tuple[str, str]]:
 
 def visible_gpus(environ: Mapping[str, str] = os.environ) -> int:
     """NVIDIA GPUs this process may use, counted without a CUDA library."""
-    if "CUDA_VISIBLE_DEVICES" in environ:
-        return len(
-            [device for device in environ["CUDA_VISIBLE_DEVICES"].split(",") if device.strip() not in ("", "-1")]
-        )
+    if (named := _named_gpus(environ)) is not None:
+        return len(named)
     folder = Path("/proc/driver/nvidia/gpus")
     return len(list(folder.iterdir())) if folder.is_dir() else 0
+
+
+def first_gpus(count: int, environ: Mapping[str, str] = os.environ) -> str:
+    """CUDA_VISIBLE_DEVICES for `count` processes: one that sees more than its own would use them all."""
+    named = _named_gpus(environ)
+    return ",".join(map(str, range(count)) if named is None else named[:count])
+
+
+def _named_gpus(environ: Mapping[str, str]) -> list[str] | None:
+    """What CUDA_VISIBLE_DEVICES says; None when it says nothing."""
+    if "CUDA_VISIBLE_DEVICES" not in environ:
+        return None
+    return [device for device in environ["CUDA_VISIBLE_DEVICES"].split(",") if device.strip() not in ("", "-1")]

@@ -112,6 +112,7 @@ class _Reader:
 
     def __init__(self, data: Data, kinds: Sequence[str], fetch: Fetch, base: Path) -> None:
         self.kind: str = "" if data.format == "auto" else data.format
+        self._shape = ""  #: what the first row's columns hold
         self._kinds, self._columns, self._fetch, self._base = kinds, data.columns, fetch, base
         if self.kind and self.kind not in kinds:
             raise ConfigError(f"data.format: {self.kind} cannot be used with this method; it takes {', '.join(kinds)}")
@@ -129,7 +130,16 @@ class _Reader:
                 raise ConfigError(f"{place}: data.columns gives two columns one name, of {', '.join(map(str, row))}")
             if not self.kind:
                 self.kind = _kind_of(renamed, self._kinds, place)
-            yield _checked(renamed, self.kind, place)
+            checked = _checked(renamed, self.kind, place)
+            self._require_alike(checked, place)
+            yield checked
+
+    def _require_alike(self, row: Row, place: str) -> None:
+        """Text and messages are told apart once for all rows, by the first."""
+        shape = "text" if all(isinstance(value, str) for value in row.values()) else "messages"
+        self._shape = self._shape or shape
+        if shape != self._shape:
+            raise ConfigError(f"{place}: {' and '.join(row)} are {shape}, in the rows before {self._shape}")
 
     def _raw(self, source: Source) -> Iterator[tuple[str, Mapping[str, Any]]]:
         path = source.path or ""
@@ -200,6 +210,8 @@ def _checked(row: Row, kind: str, place: str) -> Row:
     for column in COLUMNS[kind]:
         if column not in row:
             raise ConfigError(f"{place}: no column {column}, which every row of format {kind} has")
+    if row.get("tools"):
+        raise ConfigError(f"{place}: rows with tools are not supported yet")
     kept = {column: row[column] for column in COLUMNS[kind]}
     if kind == "chat":
         return {"messages": _messages(kept["messages"], f"{place}: messages")}
@@ -218,6 +230,8 @@ def _messages(value: Any, place: str) -> list[Row]:
         texts = [message.get(key) for key in ("role", "content")] if isinstance(message, dict) else []
         if not texts or not all(isinstance(text, str) for text in texts):
             raise ConfigError(f'{place}: message {number} is {{"role": "…", "content": "…"}}, found {_shown(message)}')
+        if message.get("tool_calls"):
+            raise ConfigError(f"{place}: message {number} has tool_calls, which are not supported yet")
     return [{"role": message["role"], "content": message["content"]} for message in value]
 
 

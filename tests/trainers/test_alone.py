@@ -27,3 +27,9 @@ def test_the_first_pin_of_a_name_holds(tmp_path: Path) -> None:
         contract = alone.contract(run, tmp_path / "sums.yaml", tmp_path, {})
         contract.events.write_text(json.dumps({"type": "pin", "name": "model", "value": commit}) + "\n{torn")
     assert alone.contract(run, tmp_path / "sums.yaml", tmp_path, {}).pins == {"model": "first"}
+
+
+def test_gpus_are_taken_from_those_in_sight() -> None:
+    named = {"CUDA_VISIBLE_DEVICES": "3,5"}
+    assert (alone.visible_gpus(named), alone.first_gpus(1, named), alone.first_gpus(0, named)) == (2, "3", "")
+    assert (alone.visible_gpus({"CUDA_VISIBLE_DEVICES": "-1"}), alone.first_gpus(2, {})) == (0, "0,1")

@@ -50,6 +50,8 @@ def test_kinds_are_recognised_and_other_columns_dropped(tmp_path: Path, row: dic
         ('{"body": "x"}', "columns are body; wanted messages or prompt+completion or text"),
         ('{"messages": []}', "a list of messages is wanted"),
         ('{"messages": [{"role": "user"}]}', "message 1 is"),
+        ('{"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}', "message 1 has tool_calls"),
+        ('{"text": "a", "tools": [{}]}', "rows with tools are not supported yet"),
         ('["text"]', "a row is an object"),
         ('{"text": ', "not JSON"),
         ('{"prompt": "a", "completion": [1]}', "a list of messages is wanted"),
@@ -65,6 +67,12 @@ def test_what_is_wrong_is_said_with_file_and_line(tmp_path: Path, line: str, sai
 def test_a_later_row_of_another_kind_is_refused(tmp_path: Path) -> None:
     _write(tmp_path / "rows.jsonl", {"text": "a"}, {"prompt": "b", "completion": "c"})
     with pytest.raises(ConfigError, match=r"rows\.jsonl:2: no column text"):
+        _load({"train": "rows.jsonl"}, tmp_path)
+
+
+def test_text_and_messages_do_not_mix(tmp_path: Path) -> None:
+    _write(tmp_path / "rows.jsonl", {"prompt": "a", "completion": "b"}, {"prompt": [TURN], "completion": [TURN]})
+    with pytest.raises(ConfigError, match=r"rows\.jsonl:2: prompt and completion are messages, in .* before text"):
         _load({"train": "rows.jsonl"}, tmp_path)
 
 
