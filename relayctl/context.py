@@ -40,7 +40,7 @@ def resolve(given: str | None, environ: Mapping[str, str] = os.environ) -> Conte
 def checked(address: str, origin: str = "") -> str:
     """The address, when it is one; ValueError otherwise."""
     host, _, port = address.rpartition(":")
-    if not (host and port.isdecimal() and int(port) < 2**16):
+    if not (host and "/" not in host and port.isdecimal() and int(port) < 2**16):
         raise ValueError(f'{origin}an address reads HOST:PORT, found "{address}"')
     return address
 

@@ -587,8 +587,9 @@ class TestTravelling:
 
     def test_what_is_not_there_is_a_mistake_with_its_line(self, tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir()
+        (tmp_path / "none.jsonl").touch()
         text = SFT_TEXT.replace("owner/model", "./nowhere").replace(
-            "train.jsonl}", "[train.json, 'x/*.jsonl', empty, owner/rows]}"
+            "train.jsonl}", "[train.json, 'x/*.jsonl', empty, owner/rows, none.jsonl]}"
         )
         assert mistakes(written(tmp_path, text + "files: [empty, nope.sh]\n")) == [
             'line 4, column 23: model.name_or_path: there is no folder "./nowhere"; looked in ' + str(tmp_path),
@@ -596,6 +597,7 @@ class TestTravelling:
             f'line 5, column 28: data.train[1]: no file matches "x/*.jsonl"; looked in {tmp_path}/x',
             'line 5, column 41: data.train[2]: "empty" is a folder; name the files in it, for instance empty/*.jsonl',
             'line 5, column 48: data.train[3]: there is no file "owner/rows"; a data set on the Hub is written hf://owner/rows',
+            'line 5, column 60: data.train[4]: "none.jsonl" is empty; each line of it is a row',
             'line 6, column 9: files[0]: the folder "empty" is empty',
             f'line 6, column 16: files[1]: there is no file "nope.sh"; looked in {tmp_path}',
         ]

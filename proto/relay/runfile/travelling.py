@@ -95,6 +95,8 @@ def _look(reference: Reference, base: FilePath) -> Found | Mistake:
     if whole.is_dir() and reference.kind != "data":
         return _look_folder(reference, whole)
     if whole.is_file() and reference.kind != "model":
+        if reference.kind == "data" and not whole.stat().st_size:
+            return Mistake(reference.path, f'"{reference.text}" is empty', "each line of it is a row")
         return Found(whole.parent, whole.name, (whole.name,))
     return Mistake(reference.path, *_absent(reference, whole))
 
