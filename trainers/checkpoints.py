@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -224,9 +224,15 @@ def newest(staging: Path) -> Checkpoint | None:
 
 
 def prune(staging: Path, keep: int) -> None:
-    """Remove all but the `keep` newest, and what an interrupted save left behind."""
-    for folder in [*sorted(staging.glob("step_*"), reverse=True)[keep:], *staging.glob(".tmp-*")]:
-        shutil.rmtree(folder)
+    """Remove all but the `keep` newest, and what an interrupted save left behind.
+
+    A host takes folders away by renaming them: what is to go is renamed first too, so each is taken whole or gone.
+    """
+    for draft in staging.glob(".tmp-*"):
+        shutil.rmtree(draft)
+    for folder in sorted(staging.glob("step_*"), reverse=True)[keep:]:
+        with suppress(FileNotFoundError):  # the host was first
+            shutil.rmtree(folder.rename(staging / f".tmp-{folder.name}"))
 
 
 def _seal(draft: Path, facts: Mapping[str, Any]) -> None:
