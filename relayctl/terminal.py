@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from relayctl.artifacts import Progress
 
 @dataclass(frozen=True, slots=True)
 class Terminal:
-    """What stdout and stderr are."""
+    """What stdout and stderr are. A terminal that can move no cursor counts as none."""
 
     interactive: bool  #: stdout is a terminal
     attended: bool  #: stderr is one, so progress may be shown there
@@ -21,8 +22,10 @@ class Terminal:
 
     @classmethod
     def current(cls) -> Terminal:
-        interactive = sys.stdout.isatty()
-        return cls(interactive, sys.stderr.isatty(), shutil.get_terminal_size().columns if interactive else None)
+        moving = os.environ.get("TERM") not in ("dumb", "unknown")
+        interactive = moving and sys.stdout.isatty()
+        width = shutil.get_terminal_size().columns if interactive else None
+        return cls(interactive, moving and sys.stderr.isatty(), width)
 
 
 def say(text: str) -> None:

@@ -140,7 +140,8 @@ def test_on_a_terminal_there_is_a_bar_and_leaving_says_that_the_run_goes_on(tmp_
     relayctl("submit", run_file(tmp_path, "shown", HOLD_AT="7", STEPS="99"), "-q")
     ours, theirs = pty.openpty()
     argv = [sys.executable, "-m", "relayctl", "watch", "shown"]
-    with subprocess.Popen(argv, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+    env = {**os.environ, "TERM": "xterm"}
+    with subprocess.Popen(argv, stdin=theirs, stdout=theirs, stderr=theirs, env=env) as process:
         os.close(theirs)
         shown = b""
         while b"7/99" not in shown:
