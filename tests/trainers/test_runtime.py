@@ -104,7 +104,7 @@ def test_a_disk_that_takes_no_more_is_said_in_one_line(
 
 @pytest.mark.parametrize(
     ("weights", "said"),
-    [(None, (78, "and no weights")), (b"torn", (1, "model, lora or options: "))],
+    [(None, (78, "lacks config.json and weights")), (b"torn", (1, "model, lora or options: "))],
 )
 def test_a_model_without_whole_weights(
     run: dict[str, Any], work: Path, tmp_path: Path, weights: bytes | None, said: tuple[int, str]
