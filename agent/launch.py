@@ -76,7 +76,8 @@ def _contract(assignment: Assignment, run: RunFile, folder: AttemptFolder, resum
         "RELAY_PINS": json.dumps(dict(assignment.message.pins), sort_keys=True),
         "RELAY_NODE_RANK": str(assignment.node),
         "RELAY_NUM_NODES": str(max(1, len(assignment.message.places))),
-        "RELAY_CKPT_KEEP_LAST_N": str(run.checkpoint.keep.last),
+        # At least two: the newest may be being hashed here when the trainer has saved the next.
+        "RELAY_CKPT_KEEP_LAST_N": str(max(run.checkpoint.keep.last, 2)),
     }
     if every is not None:
         environment["RELAY_CKPT_INTERVAL"] = f"{every:g}"
