@@ -8,6 +8,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 ARGS ?=
+# Tests wait more than they compute.
+WORKERS ?= $(shell n=$$(nproc 2> /dev/null || echo 2); echo $$((n < 4 ? 4 : n)))
 TORCH_INDEX ?=
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -28,7 +30,7 @@ demo: $(READY) ## Train a small model on two hosts, kill one in the middle, see 
 	@$(BIN)/relayctl demo $(ARGS)
 
 test: $(READY) ## Run all tests
-	@$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 check: $(READY) ## Lint and type-check everything: code, contract, generated files, deploy/
 	@$(BIN)/ruff check .
