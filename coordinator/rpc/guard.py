@@ -97,7 +97,7 @@ class Guard(aio.ServerInterceptor):
                     if handler.response_streaming:
                         return await _write_all(behavior, _checked(request), context)
                     return await behavior(_checked(request), context)
-                except BaseException as error:
+                except BaseException as error:  # cancellation too: `_leave` says what the client is told, and raises
                     await self._leave(error, context, details.method)
 
         return _replaced(_limited(handler, LARGER_BYTES.get(details.method, CONTROL_BYTES)), answer)

@@ -131,8 +131,9 @@ def test_a_stale_pid_that_belongs_to_somebody_else_now_is_no_server(tmp_path: Pa
 def test_half_an_initialised_folder_is_begun_anew(tmp_path: Path) -> None:
     (tmp_path / "data.new").mkdir()
     (tmp_path / "data.new" / "PG_VERSION").write_text("18\n")
-    with postgres.running(_cluster(tmp_path)):
-        pass
+    cluster = _cluster(tmp_path)
+    with postgres.running(cluster):
+        assert cluster.status() == "ready" and not (tmp_path / "data.new").exists()
 
 
 def test_data_of_another_version_is_said_to_be_that(tmp_path: Path) -> None:

@@ -140,6 +140,7 @@ async def test_an_ended_lease_is_let_go(fake: FakeCoordinator, lease: Lease, tmp
     fake.leases.clear()
     async with spooling(fake.address, mine):
         await mine.lost.wait()
+    assert lease.sources.get("events", b"") == b""  # and nothing of it was stored
 
 
 @pytest.mark.parametrize(("size", "expected"), [(10, 10), (STRETCH + 10, STRETCH + 11), (MAX_LINE + 10, 0)])
