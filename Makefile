@@ -14,6 +14,8 @@ TORCH_INDEX ?=
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+# Tests start hundreds of processes, which load what the first has compiled.
+unexport PYTHONDONTWRITEBYTECODE
 PACKAGES := proto/relay coordinator agent trainers relayctl
 CODE := $(wildcard $(PACKAGES) proto/generate.py migrations benchmarks examples tests)
 
@@ -30,7 +32,7 @@ demo: $(READY) ## Train a small model on two hosts, kill one in the middle, see 
 	@$(BIN)/relayctl demo $(ARGS)
 
 test: $(READY) ## Run all tests
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 check: $(READY) ## Lint and type-check everything: code, contract, generated files, deploy/
 	@$(BIN)/ruff check .

@@ -32,6 +32,9 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+#: The migration that makes these tables.
+REVISION = "0001"
+
 _CLOCK = func.clock_timestamp()
 _EMPTY = text("'{}'::jsonb")
 

@@ -120,6 +120,11 @@ class Coordinator:
     address: str = ""
     daemon: Daemon | None = None
 
+    @property
+    def alive(self) -> bool:
+        """Whether it was started and has not ended."""
+        return self.daemon is not None and self.daemon.process.returncode is None
+
     async def start(self) -> str:
         """Starts it and returns the address it listens on; the same one when it is started again."""
         argv = [sys.executable, "-m", "coordinator", "serve"]

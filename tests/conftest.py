@@ -1,7 +1,10 @@
-"""What all tests share: one real Postgres for the whole run, and a migrated database of its own for each test."""
+"""What all tests share: one real Postgres for the whole run, and a migrated database that is empty for each test."""
 
 import asyncio
+import fcntl
 import os
+import subprocess
+import sys
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -11,25 +14,70 @@ from pathlib import Path
 import asyncpg
 import pytest
 from grpc import aio
+from xdist.scheduler import LoadScopeScheduling
 
 from coordinator import migrate, postgres
 from coordinator.config import Config
 from coordinator.server import Running, serve
+from coordinator.tables import Base
 from relay.timing import TEST
 from relay.v1.agents_pb2_grpc import AgentsStub
 from relay.v1.artifacts_pb2_grpc import ArtifactsStub
 from relay.v1.fleet_pb2_grpc import FleetStub
 from relay.v1.runs_pb2_grpc import RunsStub
 
+REPOSITORY = Path(__file__).resolve().parent.parent
 TEMPLATE = "relay_template"
+#: Tests in which the training libraries are loaded into the worker itself.
+LOADING = [f"tests/trainers/test_{name}.py" for name in ("resumable", "runtime", "schemas")]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow ones first, so that no worker is left with one when the others are done."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+class Units(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships no types
+    """Hands tests to workers one by one, except those that share something dear, which one worker gets together."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        if file.startswith("tests/end_to_end/") or file == "tests/relayctl/test_commands.py":
+            return file  # a deployment
+        if file in LOADING:
+            return "the training libraries"  # loaded, for attempts to fork from
+        return nodeid
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScopeScheduling:
+    return Units(config, log)
 
 
 @pytest.fixture(scope="session")
-def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[postgres.Cluster]:
-    """The embedded server, shared by all workers of a run; it ends with the last of them."""
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of a run share."""
     base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    cluster = postgres.prepare(shared / "postgres", durable=False)
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def tiny_model(shared_folder: Path) -> Path:
+    """A tiny model, made once for all workers, in a process of its own: few of them need the training libraries."""
+    folder = shared_folder / "tiny-model"
+    with (shared_folder / "tiny-model.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            subprocess.run([sys.executable, "-m", "tests.tiny", f"{folder}.half"], check=True, cwd=REPOSITORY)
+            Path(f"{folder}.half").rename(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def postgres_server(shared_folder: Path) -> Iterator[postgres.Cluster]:
+    """The embedded server, shared by all workers of a run; it ends with the last of them."""
+    cluster = postgres.prepare(shared_folder / "postgres", durable=False)
     with postgres.running(cluster):
         asyncio.run(_make_template(cluster))
         yield cluster
@@ -67,11 +115,33 @@ async def cloned(cluster: postgres.Cluster, template: str = TEMPLATE) -> AsyncIt
             await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
+async def empty(url: str) -> None:
+    """Leaves the database as a migration makes it, and nobody in it. A tenth of what a fresh copy costs."""
+    async with _connected(url) as connection:
+        await connection.execute(
+            """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+               WHERE datname = current_database() AND pid <> pg_backend_pid()"""
+        )
+        tables = "; ".join(f"DELETE FROM {table}" for table in Base.metadata.tables)
+        await connection.execute(
+            f"SET session_replication_role = replica; {tables}; INSERT INTO deployment DEFAULT VALUES"
+        )
+
+
+@pytest.fixture(scope="session")
+def database(postgres_server: postgres.Cluster) -> Iterator[str]:
+    """The URL of this worker's database."""
+    with asyncio.Runner() as runner:
+        copy = cloned(postgres_server)
+        yield runner.run(copy.__aenter__())
+        runner.run(copy.__aexit__(None, None, None))
+
+
 @pytest.fixture
-async def database_url(postgres_server: postgres.Cluster) -> AsyncIterator[str]:
+async def database_url(database: str) -> str:
     """A migrated, empty database."""
-    async with cloned(postgres_server) as url:
-        yield url
+    await empty(database)
+    return database
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 import random
+import sys
 from pathlib import Path
 
 TEMPLATE = (
@@ -69,3 +70,7 @@ def _tokenizer():  # type: ignore[no-untyped-def]
     tokenizer.add_special_tokens({"additional_special_tokens": _SPECIAL[3:]})
     tokenizer.chat_template = TEMPLATE
     return tokenizer
+
+
+if __name__ == "__main__":
+    make_model(Path(sys.argv[1]))

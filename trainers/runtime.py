@@ -23,9 +23,10 @@ from trainers.control import FAILED, REFUSED, STOPPED, SUCCEEDED, Control, Outco
 from trainers.errors import ConfigError, HostError
 from trainers.events import EventLog
 from trainers.identity import Identity
+from trainers.pace import Pace
 from trainers.reporting import Reporter, judged_by
 from trainers.resumable import Resumable
-from trainers.stepping import Pace, StepEnds, agreement
+from trainers.stepping import StepEnds, agreement
 
 _NEEDS_ROWS = ("eval_steps", "eval_strategy", "eval_on_start")
 

@@ -1,37 +1,15 @@
 """What happens between steps: when to save, and whether somebody asked to stop. All ranks decide alike."""
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from relay.runfile import Every
 from trainers.control import Control
+from trainers.pace import Pace
 from trainers.resumable import EvaluationPutOff, Resumable
 
 Agree = Callable[[bool, bool], tuple[bool, bool]]  #: (stop, save) of this rank → of any rank
-
-
-@dataclass(slots=True)
-class Pace:
-    """`checkpoint.every` as a question that is asked after each step."""
-
-    every: Every
-    clock: Callable[[], float] = time.monotonic
-    _saved_at: float = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._saved_at = self.clock()
-
-    def due(self, step: int) -> bool:
-        if self.every.steps is not None:
-            return step % self.every.steps == 0
-        return self.clock() - self._saved_at >= (self.every.seconds or 0.0)
-
-    def saved(self) -> None:
-        self._saved_at = self.clock()
 
 
 def agreement(processes: int) -> Agree:

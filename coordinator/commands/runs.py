@@ -68,7 +68,7 @@ class Created:
 
 async def create(db: Database, blobs: Blobs, submission: Submission, ttl: float) -> Created:
     """Creates a run, once: the same request has the same answer, also when the first one's was lost (S9)."""
-    checked = _check(submission)
+    checked = await in_thread(_check, submission)
     await _check_inputs(blobs, submission.inputs)
     created = False
     run_id = checked.run_id

@@ -175,10 +175,10 @@ async def _write_all(behavior: Callable[..., Any], request: Any, context: Any) -
         return
     async with aclosing(responses):
         async for response in responses:
-            await _written(asyncio.ensure_future(context.write(response)))
+            await written(asyncio.ensure_future(context.write(response)))
 
 
-async def _written(writing: asyncio.Future[None]) -> None:
+async def written(writing: asyncio.Future[None]) -> None:
     """A cancelled call is told why it ends only after the message that is on its way: gRPC takes one thing at a time.
 
     A reader that takes nothing any more holds up its own end only, until the server's grace is over.
@@ -186,8 +186,15 @@ async def _written(writing: asyncio.Future[None]) -> None:
     try:
         await asyncio.shield(writing)
     except asyncio.CancelledError:
+        writing.add_done_callback(_let_be)
         await asyncio.wait([writing])
         raise
+
+
+def _let_be(writing: asyncio.Future[None]) -> None:
+    """That the line broke as well is no news to a call that was cancelled."""
+    if not writing.cancelled():
+        writing.exception()
 
 
 _MAKERS: dict[tuple[bool, bool], Callable[..., _Handler]] = {

@@ -90,9 +90,10 @@ async def many(work: Callable[[int], Awaitable[None]]) -> None:
 async def all_is_well(channel: aio.Channel, log: pytest.LogCaptureFixture) -> None:
     """Calls of every kind are answered, as many at once as all connections there are can serve."""
     runs = RunsStub(channel)
+    patiently: Any = {"timeout": 20, "wait_for_ready": True}  # its line may just have been cut
     await asyncio.gather(
-        *(runs.ListRuns(runs_pb2.ListRunsRequest(), timeout=20) for _ in range(16)),
-        *(runs.CreateRun(runs_pb2.CreateRunRequest(run_id=f"n{i}", spec=SPEC), timeout=20) for i in range(16)),
+        *(runs.ListRuns(runs_pb2.ListRunsRequest(), **patiently) for _ in range(16)),
+        *(runs.CreateRun(runs_pb2.CreateRunRequest(run_id=f"n{i}", spec=SPEC), **patiently) for i in range(16)),
     )
     assert [record.getMessage() for record in log.records if record.levelno >= logging.ERROR] == []
 

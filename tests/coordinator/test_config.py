@@ -1,11 +1,11 @@
 """Configuration: what cannot work is said before anything is started."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner, Result
 
+from coordinator.__main__ import app
 from coordinator.config import Config, ConfigError, is_loopback, read_secret
 
 
@@ -43,19 +43,18 @@ def test_what_names_no_database_is_refused_and_not_repeated(url: str) -> None:
     assert "hidden" not in str(refused.value)
 
 
-def started(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "coordinator", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+def started(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
 
 
 @pytest.mark.parametrize("command", ["serve", "migrate"])
 @pytest.mark.parametrize("url", ["nonsense", "postgresql://u:hidden@127.0.0.1:1/relay"])
 def test_a_database_that_cannot_be_used_is_told_without_a_traceback_or_the_password(command: str, url: str) -> None:
     ended = started(command, "--database-url", url)
-    assert ended.returncode in (1, 2) and "Traceback" not in ended.stderr and "hidden" not in ended.stderr
-    assert "give postgresql://" in ended.stderr or "127.0.0.1:1/relay cannot be used: Connection" in ended.stderr
+    assert ended.exit_code in (1, 2) and "Traceback" not in ended.output and "hidden" not in ended.output
+    assert "give postgresql://" in ended.output or "127.0.0.1:1/relay cannot be used: Connection" in ended.output
 
 
 def test_the_room_for_artifacts_carries_its_unit() -> None:
     ended = started("serve", "--artifact-limit", "lots")
-    assert ended.returncode == 2 and "not a size" in ended.stderr
+    assert ended.exit_code == 2 and "not a size" in ended.output

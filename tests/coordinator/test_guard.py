@@ -1,6 +1,7 @@
 """What stands around every call: limits, the secret, and how errors leave."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from coordinator.config import Config
 from coordinator.database import DatabaseAway
-from coordinator.rpc.guard import CONTROL_BYTES, Guard
+from coordinator.rpc.guard import CONTROL_BYTES, Guard, written
 from relay.errors import LeaseLost, RelayError, TooLarge, Unauthenticated, from_rpc
 from relay.v1 import agents_pb2, artifacts_pb2, fleet_pb2, runs_pb2
 from relay.v1.artifacts_pb2_grpc import ArtifactsServicer, ArtifactsStub, add_ArtifactsServicer_to_server
@@ -94,6 +95,21 @@ async def test_a_shutdown_ends_streams_as_unavailable(faulty: tuple[Faulty, Guar
     with pytest.raises(grpc.RpcError) as broken:
         await upload
     assert broken.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_line_that_breaks_under_a_cancelled_call_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
+    """F10: the call is over either way, and nobody is left to hear why its last message did not get through."""
+    writing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    call = asyncio.create_task(written(writing))
+    await asyncio.wait([call], timeout=0)  # it has begun
+    call.cancel()
+    await asyncio.wait([call], timeout=0)  # it waits for what is on its way
+    writing.set_exception(ConnectionError())
+    await asyncio.wait([call])
+    assert call.cancelled()
+    del writing, call
+    gc.collect()
+    assert not caplog.records
 
 
 async def test_a_client_that_goes_ends_its_generator(faulty: tuple[Faulty, Guard, ArtifactsStub]) -> None:

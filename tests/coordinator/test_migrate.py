@@ -4,8 +4,10 @@ import asyncio
 
 import asyncpg
 import pytest
+from alembic.script import ScriptDirectory
 
 from coordinator import migrate
+from coordinator.tables import REVISION
 
 
 async def _tables(url: str) -> set[str]:
@@ -23,6 +25,10 @@ async def test_up_then_no_difference_then_down(empty_database_url: str) -> None:
     assert {"runs", "leases", "cursors"} <= await _tables(empty_database_url)
     await migrate.downgrade(empty_database_url, "base")
     assert await _tables(empty_database_url) == {"alembic_version"}
+
+
+def test_a_coordinator_wants_the_newest_revision() -> None:
+    assert ScriptDirectory(str(migrate.MIGRATIONS)).get_current_head() == REVISION
 
 
 async def test_replicas_that_migrate_at_once_wait_for_each_other(empty_database_url: str) -> None:

@@ -1,21 +1,45 @@
-"""Every end-to-end test gets a deployment of its own."""
+"""Every module has a deployment, and every test its own hosts, folder, line and empty database."""
 
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
-from tests.end_to_end.fleet import Fleet, deployed
+from coordinator import postgres
+from tests.conftest import cloned
+from tests.end_to_end.fleet import Deployment, Fleet, deployed, fleet_of
 
 
-@pytest.fixture
-async def fleet(database_url: str) -> AsyncIterator[Fleet]:
-    """Two replicas behind a proxy. In a short folder: Unix socket paths hold at most 107 bytes."""
+@contextmanager
+def short_folder() -> Iterator[Path]:
+    """Unix socket paths hold at most 107 bytes."""
     folder = Path(tempfile.mkdtemp(prefix="relay-e2e-"))
-    try:
-        async with deployed(folder, database_url) as fleet:
-            yield fleet
-    finally:
-        shutil.rmtree(folder)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def deployment(postgres_server: postgres.Cluster) -> AsyncIterator[Deployment]:
+    """Two replicas; what a test kills of them, the next one starts again."""
+    with short_folder() as folder:
+        async with cloned(postgres_server) as database_url, deployed(folder, database_url) as made:
+            yield made
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def fleet(deployment: Deployment) -> AsyncIterator[Fleet]:
+    """What a test sees and breaks: it shares no folder with the replicas."""
+    with short_folder() as folder:
+        async with fleet_of(deployment, folder) as made:
+            yield made
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A module's tests share its deployment, and so its event loop."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.asyncio(loop_scope="module"), append=False)

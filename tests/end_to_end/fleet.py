@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import grpc
 import yaml
 
@@ -30,7 +31,7 @@ class Fleet:
     """What a test sees and breaks."""
 
     folder: Path
-    replicas: list[Coordinator]
+    deployment: Deployment
     proxy: Proxy
     conductor: Conductor
     hosts: dict[str, Host] = field(default_factory=dict)
@@ -159,21 +160,53 @@ class Watched:
         assert [step for step, _ in curve["learning_rate"]] == list(range(1, steps + 1))
 
 
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """Two replicas on one database and one artifact store, which serve one test after another."""
+
+    folder: Path
+    database_url: str
+    replicas: list[Coordinator]
+
+    @property
+    def artifacts(self) -> Path:
+        """Where the replicas keep blobs."""
+        return self.folder / "artifacts"
+
+    async def ready(self) -> None:
+        """As new: both replicas serve, and the database knows no run and no host. They keep nothing in memory."""
+        await asyncio.gather(*(replica.start() for replica in self.replicas if not replica.alive))
+        connection = await asyncpg.connect(self.database_url)
+        try:
+            await connection.execute(
+                """TRUNCATE runs, requests, agents, leases, places, taken_slots CASCADE;
+                   UPDATE deployment SET lapses_after = NULL, stop_grants_after = NULL"""
+            )
+        finally:
+            await connection.close()
+
+
 @asynccontextmanager
-async def deployed(folder: Path, database_url: str) -> AsyncIterator[Fleet]:
-    """Two replicas on one database and one artifact store, behind a proxy; every process is gone afterwards."""
-    replicas = [
-        Coordinator(folder / name, name, database_url, "test", arguments=("--artifact-dir", str(folder / "artifacts")))
-        for name in ("replica-1", "replica-2")
-    ]
-    fleet: Fleet | None = None
+async def deployed(folder: Path, database_url: str) -> AsyncIterator[Deployment]:
+    """A deployment in a folder of its own; its processes are gone afterwards."""
+    store = ("--artifact-dir", str(folder / "artifacts"))
+    names = ("replica-1", "replica-2")
+    replicas = [Coordinator(folder / name, name, database_url, "test", arguments=store) for name in names]
     try:
-        upstreams = await asyncio.gather(*(replica.start() for replica in replicas))
-        async with Proxy(upstreams) as proxy, conducting() as conductor:
-            fleet = Fleet(folder, replicas, proxy, conductor)
+        yield Deployment(folder, database_url, replicas)
+    finally:
+        await asyncio.gather(*(replica.stop() for replica in replicas))
+
+
+@asynccontextmanager
+async def fleet_of(deployment: Deployment, folder: Path) -> AsyncIterator[Fleet]:
+    """The deployment behind a proxy of its own, and hosts in `folder`, of which nothing is left afterwards."""
+    await deployment.ready()
+    upstreams = [replica.address for replica in deployment.replicas]
+    async with Proxy(upstreams) as proxy, conducting() as conductor:
+        fleet = Fleet(folder, deployment, proxy, conductor)
+        try:
             yield fleet
             proxy.heal()
-    finally:
-        if fleet is not None:
+        finally:
             await asyncio.gather(*(host.vanish() for host in fleet.hosts.values()))
-        await asyncio.gather(*(replica.stop() for replica in replicas))

@@ -48,7 +48,7 @@ async def test_truncated_and_flipped_checkpoints_are_passed_over(fleet: Fleet) -
         await run.checkpoint(step)
     await fleet.conductor.allow(7)
     await fleet.conductor.reached(7)
-    newest, before = weights(fleet.folder / "artifacts", 6), weights(fleet.folder / "artifacts", 4)
+    newest, before = weights(fleet.deployment.artifacts, 6), weights(fleet.deployment.artifacts, 4)
     damage(newest, newest.read_bytes()[:1000])
     flipped = bytearray(before.read_bytes())
     flipped[5000] ^= 1
@@ -66,12 +66,12 @@ async def test_truncated_and_flipped_checkpoints_are_passed_over(fleet: Fleet) -
     head = (await run.get()).head
     assert head.step == 2
 
-    assert len(set_aside(fleet.folder / "artifacts")) == 2
+    assert len(set_aside(fleet.deployment.artifacts)) == 2
     for step in (4, 6):  # the same bytes again, which the store must take this time
         await fleet.conductor.allow(step)
         await run.checkpoint(step, attempt=2)
-        assert weights(fleet.folder / "artifacts", step).parent.parent.name == "blobs"
-    assert not wrong_blobs(fleet.folder / "artifacts")
+        assert weights(fleet.deployment.artifacts, step).parent.parent.name == "blobs"
+    assert not wrong_blobs(fleet.deployment.artifacts)
     await fleet.conductor.allow(10)
     ended = await run.ended()
     assert ended.state == pb.Run.SUCCEEDED and ended.head.step == 10

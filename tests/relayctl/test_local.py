@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from relayctl.local import Daemon, Host
-from tests import tiny
 
 pytestmark = pytest.mark.slow
 
@@ -71,8 +70,10 @@ async def test_up_ends_with_the_part_that_ended(folder: Path, started: list[Daem
     assert left(folder) == []
 
 
-async def test_the_demo_stopped_in_the_middle_leaves_nothing(folder: Path, started: list[Daemon]) -> None:
-    tiny.make_model(folder / "models" / "smollm2")
+async def test_the_demo_stopped_in_the_middle_leaves_nothing(
+    folder: Path, started: list[Daemon], tiny_model: Path
+) -> None:
+    shutil.copytree(tiny_model, folder / "models" / "smollm2")
     program = await relayctl(folder, "demo", "--folder", str(folder))
     started.append(program)
     await program.seen("training begins")

@@ -5,14 +5,17 @@ import json
 import os
 import re
 import signal
+import socket
 import sys
 import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from trainers import imports
 from trainers.contract import Contract
 from trainers.control import CONTROL, PROCESSES, Control, Outcome
 
@@ -63,11 +66,16 @@ def make(
     *,
     resume: Path | None = None,
     stop: bool = False,
+    ranks: int = 1,
     before: Callable[[], object] = lambda: None,
 ) -> Attempt:
     """One attempt in `folder`, to its end; with `stop` it is asked to stop before its first step. Paths in `run` are
-    absolute. `before` is called in the fork.
+    absolute. `before` is called in each fork. Its code is the first rank's that is not 0.
     """
+    with imports.uncollected():
+        import trainers.methods.sft
+        import trainers.runtime  # noqa: F401
+
     folder.mkdir(parents=True)
     contract = Contract(
         run_id="tiny",
@@ -83,17 +91,35 @@ def make(
     control = Control(folder)
     if stop:
         control.ask_to_stop()
-    code = forked(lambda: _rank(contract, before), folder / "stderr.log")
-    lines = contract.events.read_text().splitlines() if contract.events.exists() else []
-    return Attempt(code, folder, control.outcome(), [json.loads(line) for line in lines])
+    world = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    worlds = [{**world, "RANK": str(n), "LOCAL_RANK": str(n)} for n in range(ranks)] if ranks > 1 else [{}]
+    forks = [fork(partial(_rank, contract, environ, before), folder / "stderr.log") for environ in worlds]
+    code = next((code for code in map(ended, forks) if code), 0)
+    return Attempt(code, folder, control.outcome(), events(contract.events))
 
 
-def _rank(contract: Contract, before: Callable[[], object]) -> int:
+def events(path: Path) -> list[dict[str, Any]]:
+    """What a trainer appended; nothing where it did not begin."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+        return port
+
+
+def _rank(contract: Contract, world: dict[str, str], before: Callable[[], object]) -> int:
     import torch
 
     from trainers import rank
 
-    os.environ |= contract.to_environ() | {CONTROL: str(contract.run_file.parent), PROCESSES: "1"}
+    os.environ |= contract.to_environ() | {
+        CONTROL: str(contract.run_file.parent),
+        PROCESSES: world.get("WORLD_SIZE", "1"),
+        **world,
+    }
     torch.set_num_threads(THREADS)
     warnings.resetwarnings()  # the tests make errors of them
     sys.argv = ["rank"]
@@ -101,8 +127,8 @@ def _rank(contract: Contract, before: Callable[[], object]) -> int:
     return rank.main()
 
 
-def forked(work: Callable[[], int], log: Path) -> int:
-    """The exit code of `work` done in a fork, whose output goes to `log`; 128 + number for a signal, as in a shell."""
+def fork(work: Callable[[], int], log: Path) -> int:
+    """The pid of a fork that does `work` and exits with what it returns; its output goes to `log`."""
     child = os.fork()
     if child == 0:
         code = 70
@@ -117,6 +143,11 @@ def forked(work: Callable[[], int], log: Path) -> int:
         finally:
             sys.stdout.flush()
             os._exit(code)
-    _, status = os.waitpid(child, 0)
+    return child
+
+
+def ended(pid: int) -> int:
+    """The exit code of a fork, once it has ended; 128 + number for a signal, as in a shell."""
+    _, status = os.waitpid(pid, 0)
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else 128 - code

@@ -1,4 +1,4 @@
-"""One tiny model for all tests, and the training libraries loaded once, for attempts to fork from."""
+"""One tiny model for all tests, and rows of every kind."""
 
 from pathlib import Path
 from typing import Any
@@ -6,22 +6,15 @@ from typing import Any
 import pytest
 
 from tests import tiny
-from tests.trainers import attempts
 
 
 @pytest.fixture(scope="session")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def work(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `model` and the rows `rows.jsonl`, `text.jsonl` and `chat.jsonl`. Nothing else may be written
     there.
-
-    The model is made in a fork: a process that has computed with several threads cannot be forked from safely.
     """
-    import trainers.methods.sft
-    import trainers.runtime  # noqa: F401
-
     folder = tmp_path_factory.mktemp("tiny")
-    code = attempts.forked(lambda: 0 if tiny.make_model(folder / "model") else 1, folder / "making.log")
-    assert code == 0, (folder / "making.log").read_text()
+    (folder / "model").symlink_to(tiny_model)
     tiny.make_rows(folder / "rows.jsonl")
     for kind in ("text", "chat"):
         tiny.make_rows(folder / f"{kind}.jsonl", kind=kind)

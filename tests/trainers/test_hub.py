@@ -4,6 +4,7 @@ client, over HTTP.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from tests import hub_server, tiny
-from tests.trainers.attempts import Attempt
+from tests.trainers.attempts import Attempt, events
 from trainers.contract import Contract
 
 PYTHON = [sys.executable, "-m", "trainers"]
@@ -63,13 +65,12 @@ def train(
     environment = os.environ | environ | contract.to_environ() | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([*PYTHON, str(contract.run_file)], env=environment, capture_output=True, timeout=TIMEOUT)
     (folder / "stderr.log").write_bytes(done.stderr)
-    lines = contract.events.read_text().splitlines() if contract.events.exists() else []
-    return Attempt(done.returncode, folder, None, [json.loads(line) for line in lines])
+    return Attempt(done.returncode, folder, None, events(contract.events))
 
 
 @pytest.mark.slow
 def test_a_pinned_commit_holds_when_the_branch_moves_on(
-    hub: hub_server.Hub, hub_run: dict[str, Any], tmp_path: Path
+    hub: hub_server.Hub, hub_run: dict[str, Any], tiny_model: Path, tmp_path: Path
 ) -> None:
     """The first attempt pins model and data; then both move on; an attempt on another host (no cache) with those pins
     ends in the same bits, and reads nothing that is not pinned. The adapter names its base as others can find it.
@@ -80,7 +81,7 @@ def test_a_pinned_commit_holds_when_the_branch_moves_on(
     pins = {event["name"]: event["value"] for event in first.events if event["type"] == "pin"}
     assert pins == {"model": model.names["main"], "data:org/sums": data.names["main"]}
 
-    model.commit(hub_server.files_of(tiny_of(tmp_path / "other")))
+    model.commit(hub_server.files_of(with_other_weights(tiny_model, tmp_path / "other")))
     data.commit({"train.jsonl": tiny.make_rows(tmp_path / "other.jsonl", seed=9).read_bytes()})
     hub.requests.clear()
     second = train(tmp_path / "second", hub_run, hub.environ(tmp_path / "host-b"), first.checkpoint(2), pins)
@@ -190,8 +191,9 @@ def test_a_pinned_model_in_the_cache_needs_no_hub(hub: hub_server.Hub, tmp_path:
     assert ask(environ, question) == [folder]
 
 
-def tiny_of(folder: Path) -> Path:
-    """The tiny model with other weights, made in a process of its own."""
-    code = f"from pathlib import Path; from tests import tiny; tiny.make_model(Path({str(folder)!r}), seed=1)"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=TIMEOUT, capture_output=True)
+def with_other_weights(model: Path, folder: Path) -> Path:
+    """A copy of the model whose weights are others."""
+    shutil.copytree(model, folder)
+    weights = folder / "model.safetensors"
+    save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights, metadata={"format": "pt"})
     return folder

@@ -1,4 +1,4 @@
-"""`python -m trainers` as a real process: alone, under the contract, with signals, with two ranks."""
+"""`python -m trainers` as a real process: alone, under the contract, with signals."""
 
 import json
 import os
@@ -75,39 +75,6 @@ def test_alone_stopped_and_started_again(run: dict[str, Any], tmp_path: Path) ->
     steps = [event["step"] for event in _events(tmp_path, 2) if event["type"] == "metric"]
     assert min(steps) == stopped_at + 1
     assert (tmp_path / "runs" / "tiny" / "output" / "model.safetensors").is_file()
-
-
-@pytest.mark.slow
-def test_two_ranks_train_one_model_and_resume_it(run: dict[str, Any], tmp_path: Path) -> None:
-    """Gloo DDP on a CPU host: one run and not two, and bit-exact across a cut."""
-    path = _file(tmp_path, run | {"checkpoint": {"every": "5 steps", "keep": {"last": 9}}}, max_steps=8)
-    first = _train(tmp_path, str(path), RELAY_GPUS="2")
-    assert first.returncode == 0, first.stderr
-    home = tmp_path / "runs" / "tiny"
-    straight = (home / "output" / "model.safetensors").read_bytes()
-    assert {path.name for path in (home / "ckpt" / "step_00000005").glob("rank_*")} == {
-        "rank_00000.json",
-        "rank_00001.json",
-    }
-    last = home / "ckpt" / "step_00000008"
-    last.rename(tmp_path / "aside")
-    second = _train(tmp_path, str(path), RELAY_GPUS="2")
-    assert second.returncode == 0, second.stderr
-    assert (home / "output" / "model.safetensors").read_bytes() == straight
-    after = {
-        (event["step"], name): value
-        for event in _events(tmp_path, 2)
-        if event["type"] == "metric"
-        for name, value in event["values"].items()
-    }
-    before = {
-        (event["step"], name): value
-        for event in _events(tmp_path, 1)
-        if event["type"] == "metric"
-        for name, value in event["values"].items()
-    }
-    for name in ("train_loss", "num_tokens", "grad_norm"):
-        assert after[6, name] == before[6, name]
 
 
 @pytest.mark.slow

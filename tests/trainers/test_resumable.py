@@ -1,5 +1,9 @@
 """A run cut into attempts is the same run: weights by SHA-256, and every logged value except times and speeds."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +59,26 @@ def test_stopped_after_every_single_step(run: dict[str, Any], tmp_path: Path) ->
         curve |= part.curve
     assert part.weights() == straight.weights()
     assert curve == straight.curve
+
+
+@pytest.mark.slow
+def test_two_ranks_train_one_model_and_resume_it(run: dict[str, Any], tmp_path: Path) -> None:
+    """Gloo DDP on a CPU host, launched as users do: one run and not two, and bit-exact across a cut."""
+    run = run | {"name": "tiny", "checkpoint": {"every": "5 steps"}, "options": run["options"] | {"max_steps": 8}}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    argv = [sys.executable, "-m", "trainers", "run.json"]
+    environ = os.environ | {"RELAY_GPUS": "2", "OMP_NUM_THREADS": str(attempts.THREADS)}
+    subprocess.run(argv, cwd=tmp_path, env=environ, check=True, timeout=120)
+    home = tmp_path / "runs" / "tiny"
+    cut = home / "ckpt" / "step_00000005"
+    assert {path.name for path in cut.glob("rank_*")} == {"rank_00000.json", "rank_00001.json"}
+
+    resumed = attempts.make(tmp_path / "resumed", run, resume=cut, ranks=2)
+    assert resumed.code == 0, (resumed.folder / "stderr.log").read_text()
+    straight = attempts.Attempt(0, home, None, attempts.events(home / "attempts" / "1" / "events.jsonl"))
+    assert resumed.weights() == straight.weights()
+    for name in ("train_loss", "num_tokens", "grad_norm"):
+        assert resumed.curve[6, name] == straight.curve[6, name]
 
 
 def stop_while_evaluating() -> None:

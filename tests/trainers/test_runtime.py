@@ -14,7 +14,6 @@ from safetensors import safe_open
 
 from tests.trainers import attempts
 from trainers import checkpoints
-from trainers.reporting import judged_by
 
 
 def _with(run: dict[str, Any], **options: Any) -> dict[str, Any]:
@@ -226,7 +225,8 @@ def test_an_adapter_names_its_base_as_the_submitter_does(run: dict[str, Any], wo
         loaded = PeftModel.from_pretrained(base, str(second.folder / "output")).eval()
         return int(not torch.equal(loaded(input_ids=torch.tensor([[5, 6, 7]])).logits, torch.load(logits)))
 
-    assert attempts.forked(same_as_trained, tmp_path / "loading.log") == 0, (tmp_path / "loading.log").read_text()
+    loading = attempts.fork(same_as_trained, tmp_path / "loading.log")
+    assert attempts.ended(loading) == 0, (tmp_path / "loading.log").read_text()
 
 
 def test_a_checkpoint_holds_what_another_host_needs(run: dict[str, Any], tmp_path: Path) -> None:
@@ -274,6 +274,8 @@ def test_a_checkpoint_of_other_options_is_refused(run: dict[str, Any], tmp_path:
 
 
 def test_what_a_checkpoint_is_judged_by_survives_a_resume() -> None:
+    from trainers.reporting import judged_by
+
     history = [
         {"loss": 2.0, "grad_norm": 1.0, "step": 3},
         {"eval_loss": 1.5, "eval_runtime": 2.0, "eval_samples_per_second": 9.0, "step": 3},

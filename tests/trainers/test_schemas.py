@@ -5,7 +5,6 @@ import json
 
 import jsonschema
 import pytest
-from trl import SFTConfig
 
 from trainers import methods, schemas
 
@@ -16,6 +15,8 @@ def test_fresh(method: str) -> None:
 
 
 def test_every_option_is_either_the_users_or_relays() -> None:
+    from trl import SFTConfig
+
     schema = schemas.method_schema("sft")
     names = {field.name for field in dataclasses.fields(SFTConfig) if field.init}
     assert set(schema["properties"]) | set(schema["x-relay-owned"]) == names

@@ -3,7 +3,7 @@
 import pytest
 
 from relay.runfile import Every
-from trainers.stepping import Pace
+from trainers.pace import Pace
 
 
 class Clock:
