@@ -1,6 +1,6 @@
 # Everything runs in .venv, which `make` fills by itself and leaves alone while pyproject.toml and constraints.txt stay.
 #   PYTHON=python3.12 make test        another interpreter (3.11 or newer)
-#   make test ARGS='-k fencing -x'     further arguments for pytest
+#   make test ARGS='-k fencing -x'     what to run, in pytest's words
 #   TORCH_INDEX=https://download.pytorch.org/whl/cpu make test     take torch from there (a CPU build is far smaller)
 
 PYTHON ?= python3
@@ -31,8 +31,8 @@ setup: $(READY) ## Create or update .venv (every other target does it when neede
 demo: $(READY) ## Train a small model on two hosts, kill one in the middle, see the other finish
 	@$(BIN)/relayctl demo $(ARGS)
 
-test: $(READY) ## Run all tests
-	@$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+test: $(READY) ## Run the tests whose inputs have changed since they passed here (ALL=1: all tests)
+	@$(BIN)/python -m tests.incremental $(if $(ALL),--all) -n $(WORKERS) $(ARGS)
 
 check: $(READY) ## Lint and type-check everything: code, contract, generated files, deploy/
 	@$(BIN)/ruff check .

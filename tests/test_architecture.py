@@ -9,6 +9,8 @@ from sysconfig import get_path
 
 import pytest
 
+from tests import incremental
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("relay", "coordinator", "agent", "trainers", "relayctl")
 SOURCES = [ROOT / "proto" / "relay", *(ROOT / name for name in PACKAGES[1:])]
@@ -84,6 +86,15 @@ def test_no_other_distribution_ships_our_package_names() -> None:
         if (folder / name).exists() or (folder / f"{name}.py").exists()
     }
     assert not shadows
+
+
+@pytest.mark.parametrize("group", incremental.INPUTS)
+def test_a_group_of_tests_reaches_no_further_than_its_inputs(group: str) -> None:
+    """Otherwise `make test` would pass over tests of what has changed."""
+    reached = {top(name) for path in modules(ROOT / "tests" / group) for name in imported(path)}
+    allowed = {"relay" if folder == "proto" else folder for folder in incremental.INPUTS[group]}
+    assert reached & {*PACKAGES, "benchmarks", "examples"} <= allowed
+    assert set(incremental.groups()) >= set(incremental.INPUTS)
 
 
 def test_no_module_is_a_drawer_for_odds_and_ends() -> None:

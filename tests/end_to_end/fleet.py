@@ -15,10 +15,12 @@ import asyncpg
 import grpc
 import yaml
 
+from coordinator.tables import Base
 from relay import errors
 from relay.v1 import runs_pb2 as pb
 from relay.v1 import runs_pb2_grpc
 from relayctl.local import Coordinator, Host
+from tests.conftest import delete
 from tests.end_to_end.conductor import Conductor, conducting, true_loss
 from tests.proxy import Proxy
 
@@ -178,10 +180,8 @@ class Deployment:
         await asyncio.gather(*(replica.start() for replica in self.replicas if not replica.alive))
         connection = await asyncpg.connect(self.database_url)
         try:
-            await connection.execute(
-                """TRUNCATE runs, requests, agents, leases, places, taken_slots CASCADE;
-                   UPDATE deployment SET lapses_after = NULL, stop_grants_after = NULL"""
-            )
+            await delete(connection, [table for table in Base.metadata.tables if table != "deployment"])
+            await connection.execute("UPDATE deployment SET lapses_after = NULL, stop_grants_after = NULL")
         finally:
             await connection.close()
 
