@@ -14,6 +14,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 from grpc import aio
+from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
 from coordinator import migrate, postgres
@@ -30,6 +31,11 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 TEMPLATE = "relay_template"
 #: Tests in which the training libraries are loaded into the worker itself.
 LOADING = [f"tests/trainers/test_{name}.py" for name in ("resumable", "runtime", "schemas")]
+
+
+# How long an example takes says how busy the machine is, not whether the code is right.
+settings.register_profile("relay", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("relay")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -57,6 +57,7 @@ class Ranks:
         self._control = control
         self._launcher: subprocess.Popen[bytes] | None = None
         self._killed = False
+        self._over = False
 
     def run(self, argv: Sequence[str], environ: Mapping[str, str], processes: int, cwd: str | None = None) -> Outcome:
         """Start, wait, and say how it ended."""
@@ -68,6 +69,9 @@ class Ranks:
         )
         if self._control.stop_asked() and not self._control.training():
             self._kill()
+        # A signal may come at any moment. Until its number is given back, no other process can have it.
+        os.waitid(os.P_PID, self._launcher.pid, os.WEXITED | os.WNOWAIT)
+        self._over = True
         code = self._launcher.wait()
         return self._ended(code)
 
@@ -92,8 +96,8 @@ class Ranks:
 
     def _kill(self) -> None:
         """The launcher leads its own session; its ranks die with it by the kernel's hand."""
-        self._killed = True
-        if self._launcher is not None and self._launcher.returncode is None:
+        if self._launcher is not None and not self._over:
+            self._killed = True
             os.killpg(self._launcher.pid, signal.SIGKILL)
 
 

@@ -186,7 +186,7 @@ async def test_logs_are_cut_anywhere(db: Database) -> None:
     assert [tuple(row) for row in rows] == [(0, b"hel"), (3, b"lo w"), (7, b"orld")]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.integers(0, 2**32), st.lists(st.tuples(st.integers(0, 29), st.integers(1, 30)), max_size=25))
 def _check_cuts(runner: asyncio.Runner, db: Database, seed: int, pieces: list[tuple[int, int]]) -> None:
     run = f"r{seed}-{uuid.uuid4().hex}"

@@ -61,6 +61,27 @@ def test_asked_twice_it_kills_and_says_what_became_of_the_run(tmp_path: Path, do
     assert Control(tmp_path).stop_asked()
 
 
+#: A signal at the worst moment: the launcher has just been buried, and its number may be anybody's.
+LATE_SIGNAL = """
+import os, signal
+bury = os.waitpid
+
+def waitpid(pid, options):
+    buried = bury(pid, options)
+    os.kill(os.getpid(), signal.SIGINT)
+    return buried
+
+os.waitpid = waitpid
+"""
+
+
+def test_a_stop_that_comes_when_all_has_ended_kills_nobody(tmp_path: Path) -> None:
+    ends = "control.ask_to_stop(); control.begin_training(); control.conclude(Outcome(0)); raise SystemExit"
+    argv = [sys.executable, "-c", LATE_SIGNAL + PARENT, str(tmp_path), RANK.format(ends)]
+    said = subprocess.run(argv, capture_output=True, text=True, timeout=TIMEOUT, check=True).stdout
+    assert Outcome(**json.loads(said)) == Outcome(0)
+
+
 def test_a_killed_parent_takes_its_ranks_along(tmp_path: Path) -> None:
     with started(tmp_path, "control.begin_training()") as parent:
         parent.kill()
