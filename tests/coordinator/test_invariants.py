@@ -73,10 +73,11 @@ class Chaos:
         if held and self.dice.random() < 0.1:
             held.pop(self.dice.choice(list(held)))
         pulse = Pulse(agent=agent, session_id=session, held=tuple(held.values()), readiness=Readiness())
+        known = self.versions.get(agent, 0)
         wish = (await sessions.beat(self.db, [pulse], 30.0))[agent]
-        if wish.session_id != session:
+        assert wish.version >= known  # it was read after the beat began
+        if wish.session_id != session or wish.version < self.versions.get(agent, 0):  # another beat has overtaken it
             return
-        assert wish.version >= self.versions.get(agent, 0)
         self.versions[agent] = wish.version
         self.held[agent] = {w.lease_id: Held(w.lease_id, w.node, "running", w.slots) for w in wish.leases}
         self.leases += [w.lease_id for w in wish.leases if w.lease_id not in self.leases]
