@@ -11,6 +11,7 @@ ARGS ?=
 # Tests wait more than they compute.
 WORKERS ?= $(shell n=$$(nproc 2> /dev/null || echo 2); echo $$((n < 4 ? 4 : n)))
 TORCH_INDEX ?=
+MINUTES ?= 30
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
@@ -21,7 +22,7 @@ CODE := $(wildcard $(PACKAGES) proto/generate.py migrations benchmarks examples 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check format proto schemas baseline bench clean
+.PHONY: help setup demo test soak check format proto schemas baseline bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +34,10 @@ demo: $(READY) ## Train a small model on two hosts, kill one in the middle, see 
 
 test: $(READY) ## Run the tests whose inputs have changed since they passed here (ALL=1: all tests)
 	@$(BIN)/python -m tests.incremental $(if $(ALL),--all) -n $(WORKERS) $(ARGS)
+
+soak: $(READY) ## Break deployments again and again, for MINUTES (30), until one breaks a promise
+	@end=$$(($$(date +%s) + 60 * $(MINUTES))); while [ $$(date +%s) -lt $$end ]; do \
+		$(BIN)/python -m pytest -q -x -n $(WORKERS) tests/end_to_end tests/coordinator/test_invariants.py || exit 1; done
 
 check: $(READY) ## Lint and type-check everything: code, contract, generated files, deploy/
 	@$(BIN)/ruff check .
