@@ -54,12 +54,12 @@ async def require_head(url: str) -> None:
 
 
 async def _revision(url: str) -> str | None:
+    """What the database is at; None when it has no schema."""
     connection = await asyncpg.connect(url)
     try:
+        if await connection.fetchval("SELECT to_regclass('alembic_version')") is None:
+            return None
         found: str | None = await connection.fetchval("SELECT version_num FROM alembic_version")
-    except asyncpg.UndefinedTableError:
-        return None
-    else:
         return found
     finally:
         await connection.close()

@@ -1,9 +1,9 @@
 """`make test`: runs the tests whose inputs have changed since they last passed here, and says which have not.
 
 A group is a folder of tests (and the modules beside them). Its inputs are its own files, the folders below, what is
-installed, and how tests are run. Only a group that passed whole is remembered, in `.build/`, so a fresh checkout runs
-everything; so does `make test ALL=1`. With arguments of pytest's own (`ARGS='-k fencing'`) it runs what they say, and
-remembers nothing.
+installed, and how tests are run. Groups are remembered, in `.build/`, when all that was run has passed, so a fresh
+checkout runs everything; so does `make test ALL=1`. With arguments of pytest's own (`ARGS='-k fencing'`) it runs what
+they say, and remembers nothing.
 
 That a narrow group reaches nothing beyond its inputs follows from the import contracts in `pyproject.toml`, and
 `test_architecture.py` holds the groups to it.
@@ -11,11 +11,12 @@ That a narrow group reaches nothing beyond its inputs follows from the import co
 
 import hashlib
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PASSED = ROOT / ".build" / "tests-passed.json"  #: digest of its inputs by group
@@ -32,7 +33,7 @@ INPUTS = {
     "relay": ("docs", "examples", "proto"),
     "trainers": ("examples", "proto", "trainers"),
 }
-_FOR_ALL = ("pyproject.toml", "constraints.txt", "Makefile")
+_FOR_ALL = (".dockerignore", "Makefile", "buf.yaml", "constraints.txt", "pyproject.toml")
 
 
 def groups() -> list[str]:
@@ -60,7 +61,7 @@ def digest(group: str) -> str:
 
 
 def _files(group: str) -> Iterator[Path]:
-    yield from (ROOT / name for name in _FOR_ALL)
+    yield from (path for name in _FOR_ALL if (path := ROOT / name).exists())
     yield from sorted((ROOT / "tests").glob("*.py"))
     folders = [ROOT / name for name in INPUTS.get(group, EVERYTHING)]
     folders += [ROOT / "tests"] if group == BESIDE else [ROOT / "tests" / group]
@@ -73,21 +74,19 @@ def main(arguments: list[str]) -> int:
     everything = "--all" in arguments
     arguments = [argument for argument in arguments if argument != "--all"]
     if len(arguments) > 2:
-        return _pytest(arguments)
+        return int(pytest.main(arguments))
     passed = json.loads(PASSED.read_text()) if PASSED.exists() else {}
     digests = {group: digest(group) for group in groups()}
     stale = [group for group in digests if everything or passed.get(group) != digests[group]]
-    code = _pytest([*arguments, *(path for group in stale for path in paths(group))]) if stale else 0
+    code = int(pytest.main([*arguments, *(path for group in stale for path in paths(group))])) if stale else 0
     if code == 0:
         PASSED.parent.mkdir(exist_ok=True)
-        PASSED.write_text(json.dumps(digests, indent=1))
+        half = PASSED.with_suffix(".half")
+        half.write_text(json.dumps(digests, indent=1))
+        half.replace(PASSED)
     if left_out := [group if group != BESIDE else "test_*.py" for group in digests if group not in stale]:
         print(f"unchanged since they passed here: {', '.join(left_out)} (`make test ALL=1` runs them too)")
     return code
-
-
-def _pytest(arguments: list[str]) -> int:
-    return subprocess.run([sys.executable, "-m", "pytest", *arguments], cwd=ROOT).returncode
 
 
 if __name__ == "__main__":

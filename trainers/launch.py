@@ -69,9 +69,10 @@ class Ranks:
         )
         if self._control.stop_asked() and not self._control.training():
             self._kill()
-        # A signal may come at any moment. Until its number is given back, no other process can have it.
-        os.waitid(os.P_PID, self._launcher.pid, os.WEXITED | os.WNOWAIT)
-        self._over = True
+        if hasattr(os, "waitid"):  # macOS has it from Python 3.13 on
+            # A signal may come at any moment. Until its number is given back, no other process can have it.
+            os.waitid(os.P_PID, self._launcher.pid, os.WEXITED | os.WNOWAIT)
+            self._over = True
         code = self._launcher.wait()
         return self._ended(code)
 
@@ -96,7 +97,7 @@ class Ranks:
 
     def _kill(self) -> None:
         """The launcher leads its own session; its ranks die with it by the kernel's hand."""
-        if self._launcher is not None and not self._over:
+        if self._launcher is not None and self._launcher.returncode is None and not self._over:
             self._killed = True
             os.killpg(self._launcher.pid, signal.SIGKILL)
 

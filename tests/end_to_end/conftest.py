@@ -1,9 +1,7 @@
 """Every module has a deployment, and every test its own hosts, folder, line and empty database."""
 
-import shutil
 import tempfile
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -14,19 +12,16 @@ from tests.conftest import cloned
 from tests.end_to_end.fleet import Deployment, Fleet, deployed, fleet_of
 
 
-@contextmanager
-def short_folder() -> Iterator[Path]:
+def short_folder() -> tempfile.TemporaryDirectory[str]:
     """Unix socket paths hold at most 107 bytes."""
-    folder = Path(tempfile.mkdtemp(prefix="relay-e2e-"))
-    yield folder
-    shutil.rmtree(folder)
+    return tempfile.TemporaryDirectory(prefix="relay-e2e-")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def deployment(postgres_server: postgres.Cluster) -> AsyncIterator[Deployment]:
     """Two replicas; what a test kills of them, the next one starts again."""
     with short_folder() as folder:
-        async with cloned(postgres_server) as database_url, deployed(folder, database_url) as made:
+        async with cloned(postgres_server) as database_url, deployed(Path(folder), database_url) as made:
             yield made
 
 
@@ -34,7 +29,7 @@ async def deployment(postgres_server: postgres.Cluster) -> AsyncIterator[Deploym
 async def fleet(deployment: Deployment) -> AsyncIterator[Fleet]:
     """What a test sees and breaks: it shares no folder with the replicas."""
     with short_folder() as folder:
-        async with fleet_of(deployment, folder) as made:
+        async with fleet_of(deployment, Path(folder)) as made:
             yield made
 
 

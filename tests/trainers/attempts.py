@@ -94,8 +94,8 @@ def make(
     world = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     worlds = [{**world, "RANK": str(n), "LOCAL_RANK": str(n)} for n in range(ranks)] if ranks > 1 else [{}]
     forks = [fork(partial(_rank, contract, environ, before), folder / "stderr.log") for environ in worlds]
-    code = next((code for code in map(ended, forks) if code), 0)
-    return Attempt(code, folder, control.outcome(), events(contract.events))
+    codes = [ended(each) for each in forks]
+    return Attempt(next(filter(None, codes), 0), folder, control.outcome(), events(contract.events))
 
 
 def events(path: Path) -> list[dict[str, Any]]:

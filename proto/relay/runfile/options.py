@@ -109,8 +109,6 @@ def _check_section(
 
 
 def _errors(rules: Mapping[str, Any], options: Mapping[str, Any]) -> Iterator[Any]:
-    if not options and not rules.get("required"):
-        return iter(())
     import jsonschema  # a quarter of what this package takes to import; most processes check no options
 
     return jsonschema.Draft202012Validator(rules).iter_errors(options)
