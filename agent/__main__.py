@@ -15,6 +15,7 @@ import os
 import secrets
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +26,7 @@ from agent import wire
 from agent.capability import detect
 from agent.config import Config, ConfigError, config
 from agent.contact import Contact, Coordinator
+from agent.events.notice import Notice
 from agent.events.spool import Spool
 from agent.inputs import Cache
 from agent.preparing import Means
@@ -165,12 +167,14 @@ async def means_of(settings: Config, coordinator: Coordinator, contact: Contact,
             stub=agents_pb2_grpc.AgentsStub(calls),
             metadata=coordinator.metadata,
             contact=contact,
-            spool=Spool(coordinator, contact, heartbeat=HEARTBEAT),
+            spool=Spool(coordinator, contact, heartbeat=HEARTBEAT, notice=Notice()),
             blobs=blobs,
             stores={"relay": RelayStore(blobs)},
             cache=Cache(settings.data_dir / "cache", settings.cache_limit),
             begun=Begun(settings.data_dir / "attempts"),
             shims=shims,
+            now=boottime,
+            wall=time.time,
         )
 
 

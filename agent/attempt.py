@@ -29,7 +29,6 @@ from agent.jobs import Exit
 from agent.orders import Orders
 from agent.preparing import Fault, Means, choose_checkpoint, fetch, start
 from agent.progress import Progress
-from agent.shim.processes import boottime
 from agent.shims import Shim, ShimError
 from agent.verdict import Cause, Order, Stop, Success, verdict
 from agent.watch import Watch, scanner_of
@@ -59,9 +58,9 @@ class Attempt:
             if shim is not None
             else means.attempt_folder(assignment.lease, assignment.attempt)
         )
-        self._journal = Journal(self._folder.agent_log)
+        self._journal = Journal(self._folder.agent_log, means.wall)
         self._phase: pb.HeldLease.Phase.ValueType = pb.HeldLease.RUNNING if self._rejoined else pb.HeldLease.PREPARING
-        self._orders = Orders(assignment.lease)
+        self._orders = Orders(assignment.lease, means.now)
         self._gone = asyncio.Event()
         self._reporting = asyncio.Lock()
         self.sources = _sources(assignment, self._folder, self._gone, ready=shim is None)
@@ -79,7 +78,7 @@ class Attempt:
 
     def leave(self, budget: float) -> None:
         """Save within `budget` seconds; where the step that runs now takes longer than that, do not wait for it."""
-        until = self._watch.progress.until_step(boottime()) if self._watch else None
+        until = self._watch.progress.until_step(self._means.now()) if self._watch else None
         if until is not None and until > budget:
             self.stop(Order(Stop.LEAVING, 0.0, f"leaving, and this step ends in {until:.0f} s only"))
         else:
@@ -190,14 +189,16 @@ class Attempt:
     async def _follow(self, run: RunFile, publisher: Publisher) -> Exit:
         """Until the trainer and all it started are gone."""
         assert self._shim is not None
-        self._watch = watch = await asyncio.to_thread(_watching, run, self._folder, rejoined=self._rejoined)
+        self._watch = watch = await asyncio.to_thread(
+            _watching, run, self._folder, self._means.now, rejoined=self._rejoined
+        )
         self._move(pb.HeldLease.ENDING if self._orders.stop else pb.HeldLease.RUNNING)
         waiting = asyncio.create_task(self._shim.wait())
         try:
             while not waiting.done():
                 await self._look(watch, publisher)
                 if self._orders.stop is None and not self._stalled:
-                    await self._look_for_stall(self._shim, watch.progress.stalled(boottime()))
+                    await self._look_for_stall(self._shim, watch.progress.stalled(self._means.now()))
                 await asyncio.wait({waiting}, timeout=LOOK)
         finally:
             waiting.cancel()
@@ -277,9 +278,9 @@ async def unless(event: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
         await asyncio.gather(working, waiting, return_exceptions=True)
 
 
-def _watching(run: RunFile, folder: AttemptFolder, *, rejoined: bool) -> Watch:
-    progress = Progress(run.lifecycle.stall_after, boottime(), contract=run.command is None)
-    return Watch(folder, progress, scanner_of(run, folder, boottime), boottime, rejoined=rejoined)
+def _watching(run: RunFile, folder: AttemptFolder, now: Callable[[], float], *, rejoined: bool) -> Watch:
+    progress = Progress(run.lifecycle.stall_after, now(), contract=run.command is None)
+    return Watch(folder, progress, scanner_of(run, folder, now), now, rejoined=rejoined)
 
 
 def _publisher(

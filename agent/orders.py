@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Never
 
-from agent.shim.processes import boottime
 from agent.shims import Shim, ShimError, ShimSilent
 from agent.verdict import Order
 
@@ -16,8 +16,10 @@ log = logging.getLogger(__name__)
 class Orders:
     """A stop, which only sharpens, and trust, which only grows. Passed on at once, whatever else is slow (L4, F14)."""
 
-    def __init__(self, lease: str) -> None:
+    def __init__(self, lease: str, now: Callable[[], float]) -> None:
+        """`now` is CLOCK_BOOTTIME, which the shim's deadlines are on."""
         self._lease = lease
+        self._now = now
         self.stop: Order | None = None
         self.stopped = asyncio.Event()  #: there is a stop
         self.hurried = asyncio.Event()  #: nothing is to be waited for any more
@@ -42,7 +44,7 @@ class Orders:
 
     async def trusted(self) -> None:
         """Until the lease may be trusted for a while."""
-        while self.trust is None or self.trust <= boottime():
+        while self.trust is None or self.trust <= self._now():
             self._news.clear()
             await self._news.wait()
 

@@ -9,7 +9,7 @@ import asyncio
 import errno
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from agent.inputs import Cache
 from agent.jobs import Job
 from agent.launch import Launch, launch
 from agent.retiring import Begun
-from agent.shims import Shim, ShimError, SpareShim
+from agent.shims import Shim, ShimError, Shims
 from agent.stores.base import Damaged, Store
 from agent.stores.blobs import Blobs
 from agent.wire import Assignment
@@ -61,7 +61,9 @@ class Means:
     stores: Mapping[str, Store]
     cache: Cache
     begun: Begun
-    shims: SpareShim
+    shims: Shims
+    now: Callable[[], float]  #: CLOCK_BOOTTIME: also counts while the host sleeps
+    wall: Callable[[], float]  #: seconds since the epoch, for people
 
     def run_folder(self, run_id: str) -> RunFolder:
         return RunFolder(self.root, run_id)

@@ -22,7 +22,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from agent.jobs import Exit, Job, Record, ShimError, ShimGone, ShimRefused, ShimSilent, Status, value_of
 from agent.survivors import end_survivors, signal_shim
@@ -36,6 +36,7 @@ __all__ = [
     "ShimGone",
     "ShimRefused",
     "ShimSilent",
+    "Shims",
     "SpareShim",
     "Status",
     "discover",
@@ -176,6 +177,16 @@ class Shim:
             await _wait_for_child(child)
 
 
+class Shims(Protocol):
+    """Where a host's shims come from."""
+
+    async def start(self, job: Job) -> Shim:
+        """Like `Shim.start`."""
+
+    async def discover(self) -> list[Shim]:
+        """Those that an earlier agent left, the dead ones included: their `wait` buries them and tells."""
+
+
 class SpareShim:
     """One shim, started ahead and waiting, so that a start costs a fork and not an interpreter.
 
@@ -209,6 +220,10 @@ class SpareShim:
             return await Shim.start(job, self._runtime_dir, python=self._python)
         finally:
             self._background.create_task(self._replace())
+
+    async def discover(self) -> list[Shim]:
+        """Those that an earlier agent left in the runtime folder."""
+        return await discover(self._runtime_dir)
 
     async def ready(self) -> None:
         """Until there is a spare and it answers: a start after this costs no interpreter's start."""

@@ -22,7 +22,7 @@ from agent.ending import complete, stopped
 from agent.folder import AttemptFolder
 from agent.leases import Beat, Standing, Term, plan
 from agent.preparing import Means
-from agent.shims import Shim, ShimError, ShimGone, discover
+from agent.shims import Shim, ShimError, ShimGone
 from agent.verdict import Order, Stop
 from agent.wire import Assignment
 from relay.errors import LeaseLost
@@ -247,7 +247,7 @@ class Supervisor:
         nobody else is granted it before, and then ends with what its trainer had written.
         """
         found, others = [], []
-        for shim in await discover(self._means.runtime_dir):
+        for shim in await self._means.shims.discover():
             try:
                 if shim.record.rebooted:  # or cloned: the lease may be held, and its trainer alive, on another host
                     raise ShimGone("the host has booted since")

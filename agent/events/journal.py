@@ -6,6 +6,7 @@ import asyncio
 import errno
 import logging
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,8 +18,10 @@ log = logging.getLogger(__name__)
 class Journal:
     """One attempt's `agent.jsonl`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, wall: Callable[[], float]) -> None:
+        """`wall` tells the seconds since the epoch."""
         self._path = path
+        self._wall = wall
         self._turn = asyncio.Lock()
 
     async def say(self, level: str, text: str) -> None:
@@ -31,7 +34,8 @@ class Journal:
 
     async def write(self, kind: str, **values: object) -> int:
         """Append an event line; the offset after it. Raises OSError when it is not there whole."""
-        line = line_of(kind, time=datetime.now(UTC).isoformat(timespec="milliseconds"), **values)
+        time = datetime.fromtimestamp(self._wall(), UTC).isoformat(timespec="milliseconds")
+        line = line_of(kind, time=time, **values)
         async with self._turn:
             return await asyncio.to_thread(_append, self._path, line)
 

@@ -59,12 +59,12 @@ class Window:
 class Spool:
     """The sources that are streamed now."""
 
-    def __init__(self, coordinator: Coordinator, contact: Contact, *, heartbeat: float) -> None:
+    def __init__(self, coordinator: Coordinator, contact: Contact, *, heartbeat: float, notice: Notice) -> None:
         self._coordinator = coordinator
         self._contact = contact
         self.window = Window(heartbeat)
         self._sources: dict[tuple[str, int, str], Source] = {}
-        self._notice = Notice()
+        self._notice = notice
         self._wanted = asyncio.Event()  # there is a source to look at
         self._landed = asyncio.Event()  # something was answered
         self._alive = False  # this stream was answered

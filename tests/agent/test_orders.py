@@ -49,7 +49,7 @@ async def passing(orders: Orders, shim: Recorder) -> AsyncIterator[None]:
 
 
 async def test_an_order_made_sharper_on_its_way_is_passed_on_again() -> None:
-    orders, shim = Orders("l"), Recorder()
+    orders, shim = Orders("l", boottime), Recorder()
     shim.slow.clear()
     async with passing(orders, shim):
         orders.sharpen(GENTLE)
@@ -62,7 +62,7 @@ async def test_an_order_made_sharper_on_its_way_is_passed_on_again() -> None:
 
 
 async def test_a_silent_shim_is_told_again_trust_first() -> None:
-    orders, shim = Orders("l"), Recorder(ShimSilent(), ShimSilent())
+    orders, shim = Orders("l", boottime), Recorder(ShimSilent(), ShimSilent())
     orders.extend(7.0)
     orders.extend(5.0)
     orders.sharpen(GENTLE)
@@ -71,7 +71,7 @@ async def test_a_silent_shim_is_told_again_trust_first() -> None:
 
 
 async def test_what_a_shim_that_has_ended_is_told_ends_nothing() -> None:
-    orders, shim = Orders("l"), Recorder(ShimGone())
+    orders, shim = Orders("l", boottime), Recorder(ShimGone())
     async with passing(orders, shim):
         orders.sharpen(GENTLE)
         await shim.heard.get()
@@ -81,7 +81,7 @@ async def test_what_a_shim_that_has_ended_is_told_ends_nothing() -> None:
 
 async def test_an_old_promise_is_no_trust() -> None:
     """S3."""
-    orders = Orders("l")
+    orders = Orders("l", boottime)
     waiting = asyncio.create_task(orders.trusted())
     orders.extend(boottime() - 1.0)
     done, _ = await asyncio.wait({waiting}, timeout=0.05)

@@ -1,6 +1,7 @@
 """The agent's own lines."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from agent.events.journal import Journal
 async def test_lines_are_whole_even_after_a_torn_one(tmp_path: Path) -> None:
     path = tmp_path / "agent.jsonl"
     path.write_bytes(b'{"type": "mess')
-    end = await Journal(path).write("message", level="info", text="hello")
+    end = await Journal(path, time.time).write("message", level="info", text="hello")
     torn, line, rest = path.read_bytes().split(b"\n")
     assert torn == b'{"type": "mess' and json.loads(line)["text"] == "hello" and rest == b""
     assert end == path.stat().st_size
@@ -20,7 +21,7 @@ async def test_lines_are_whole_even_after_a_torn_one(tmp_path: Path) -> None:
 async def test_a_full_disk_costs_a_message_and_never_the_agent(tmp_path: Path) -> None:
     """F15."""
     (tmp_path / "agent.jsonl").symlink_to("/dev/full")
-    journal = Journal(tmp_path / "agent.jsonl")
+    journal = Journal(tmp_path / "agent.jsonl", time.time)
     await journal.say("error", "no room")
     with pytest.raises(OSError, match="No space left"):
         await journal.write("checkpoint", step=1)

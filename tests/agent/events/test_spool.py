@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from agent.contact import Contact, Coordinator
+from agent.events.notice import Notice
 from agent.events.sources import MAX_LINE, STRETCH, Source, final_length, read_stretch
 from agent.events.spool import LARGEST, SMALLEST, Spool, Window
 from relay.v1 import agents_pb2 as pb
@@ -21,7 +22,7 @@ from tests.proxy import Proxy, Way
 async def spooling(address: str, *sources: Source) -> AsyncIterator[Contact]:
     """A spool at work, with a session's signs of life that the test gives."""
     contact = Contact(asyncio.get_running_loop().time)
-    spool = Spool(Coordinator(address, keepalive=0.5), contact, heartbeat=0.5)
+    spool = Spool(Coordinator(address, keepalive=0.5), contact, heartbeat=0.5, notice=Notice())
     spool.add(sources)
     running = asyncio.create_task(spool.run())
     try:
