@@ -1,0 +1,221 @@
+"""Shims without processes of their own: the real rules of when to ask and when to kill, over a simulated trainer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any, Protocol
+
+from agent.jobs import Exit, Job, Record, ShimGone, ShimSilent
+from agent.shim.sentence import Sentence
+from agent.shims import ANSWER, PULSE, Shim
+from relay.timing import LeaseTiming
+from tests.simulation.loop import Process, VirtualLoop
+from tests.simulation.trainer import Trainer
+from tests.simulation.truth import Truth
+
+
+class Machine(Protocol):
+    """What a keeper lives on."""
+
+    name: str
+    boot: str
+    loop: VirtualLoop
+    random: Random
+    truth: Truth
+    timing: LeaseTiming
+
+    def now(self) -> float:
+        """CLOCK_BOOTTIME."""
+
+    def until(self, moment: float) -> float:
+        """Seconds of the loop until a moment of that clock."""
+
+    def wrote(self, folder: Path) -> None:
+        """Somebody wrote there."""
+
+
+class _KeptRecord(Record):
+    """The host's boot id is a simulated one."""
+
+    machine: Machine
+
+    @property
+    def rebooted(self) -> bool:
+        return self.boot_id != self.machine.boot
+
+
+class Keeper:
+    """One shim and its trainer, each a process."""
+
+    def __init__(self, machine: Machine, job: Job, number: int) -> None:
+        self._machine = machine
+        self.job = job
+        self.boot = machine.boot
+        self.process = Process(machine.loop, f"{machine.name}/shim-{number}")
+        self.trainer_process = Process(machine.loop, f"{machine.name}/trainer-{number}")
+        self.exit: Exit | None = None
+        self.forgotten = False
+        self.changed = asyncio.Event()  #: its exit is there, or it is dead
+        self._sentence = Sentence(job.to_json(), machine.now())
+        self._inbox: list[tuple[str, dict[str, Any], asyncio.Future[Any]]] = []
+        self._woken = asyncio.Event()
+        self._code: int | None = None
+        self._killing = False
+        self.trainer = Trainer(job, machine.name, machine.truth, machine.random, machine.wrote)
+        self.trainer_process.spawn(self._train())
+        self.process.spawn(self._keep())
+        self.record = _KeptRecord(
+            shim=f"{machine.name}-{number}",
+            lease=job.lease,
+            folder=str(job.folder),
+            policy=job.policy,
+            boot_id=machine.boot,
+            started=0.0,
+            pid=number,
+            start_time=number,
+        )
+        object.__setattr__(self.record, "machine", machine)
+
+    async def _train(self) -> None:
+        self._code = await self.trainer.run()
+        self._end_trainer()
+        self._woken.set()
+
+    def _end_trainer(self) -> None:
+        """Nothing of it runs any more."""
+        if self.trainer.execution.ended is None:
+            self.trainer.execution.ended = self._machine.loop.time()
+        self.trainer_process.kill()
+
+    def kill_trainer(self) -> None:
+        """SIGKILL from wherever."""
+        self._end_trainer()
+        self._woken.set()
+
+    def kill(self) -> None:
+        """SIGKILL to the shim; its trainer lives on."""
+        self.process.kill()
+        self.changed.set()
+
+    def power_off(self) -> None:
+        """Everything is gone at once."""
+        self.kill()
+        self._end_trainer()
+
+    async def ask(self, operation: str, arguments: dict[str, Any]) -> Any:
+        """A request of the agent's; ShimGone, or ShimSilent when it does not answer in time."""
+        if not self.process.alive or self.forgotten:
+            raise ShimGone(f"{self.record.shim} is gone")
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._inbox.append((operation, arguments, answer))
+        self._woken.set()
+        try:
+            async with asyncio.timeout(ANSWER):
+                return await answer
+        except TimeoutError:
+            if not self.process.alive:
+                raise ShimGone(f"{self.record.shim} is gone") from None
+            raise ShimSilent(f"{self.record.shim} does not answer") from None
+
+    async def _keep(self) -> None:
+        while not self.forgotten:
+            self._woken.clear()
+            self._answer_all()
+            await self._do_what_is_due()
+            await self._rest()
+
+    def _answer_all(self) -> None:
+        inbox, self._inbox = self._inbox, []
+        for operation, arguments, answer in inbox:
+            self._sentence.contact(self._machine.now())
+            if not answer.done():
+                answer.set_result(self._answer(operation, arguments))
+
+    def _answer(self, operation: str, arguments: dict[str, Any]) -> Any:
+        now = self._machine.now()
+        match operation:
+            case "stop" if self.exit is None and self._sentence.stop(now, arguments["grace"], arguments["reason"]):
+                self._ask_trainer()
+            case "kill" if self.exit is None:
+                self._sentence.kill(now, arguments["reason"])
+            case "trust":
+                return {"trusted": self._sentence.renew(arguments["deadline"]) and self.exit is None}
+            case "forget":
+                self.forgotten = True
+        return {}
+
+    def _ask_trainer(self) -> None:
+        if self.trainer_process.alive:
+            self.trainer.ask()
+
+    async def _do_what_is_due(self) -> None:
+        if self.exit is not None:
+            return
+        if not self.trainer_process.alive:
+            self._finish()
+        elif self._sentence.pass_time(self._machine.now()):
+            self._ask_trainer()
+        elif self._sentence.kill_reason is not None:
+            await asyncio.sleep(self._machine.random.uniform(0.0, 0.9 * self._machine.timing.kill))
+            self._end_trainer()
+            self._finish()
+
+    async def _rest(self) -> None:
+        """Until woken, or something is due; then the scheduler takes its time."""
+        moment = float("inf") if self.exit is not None else self._sentence.next_moment
+        if not self._woken.is_set() and self._sentence.kill_reason is not None and self.exit is None:
+            return
+        wait = self._machine.until(moment)
+        try:
+            async with asyncio.timeout(wait if wait < 1e8 else None):
+                await self._woken.wait()
+        except TimeoutError:
+            await asyncio.sleep(self._machine.random.uniform(0.0, 0.9 * self._machine.timing.margin))
+
+    def _finish(self) -> None:
+        sentence = self._sentence
+        self.exit = Exit(
+            lease=self.job.lease,
+            code=self._code,
+            signal=None if self._code is not None else 9,
+            stop_reason=sentence.stop_reason,
+            kill_reason=sentence.kill_reason,
+            kill_began=sentence.kill_began,
+            trust=sentence.trust,
+            trust_lost=sentence.trust_lost,
+        )
+        self.changed.set()
+
+
+class SimulatedShim(Shim):
+    """The agent's handle on a keeper."""
+
+    def __init__(self, keeper: Keeper, gone: Callable[[Keeper], None]) -> None:
+        super().__init__(Path("/simulated") / keeper.record.shim, keeper.record)
+        self._keeper = keeper
+        self._gone = gone
+
+    async def _ask(self, operation: str, **arguments: object) -> Any:
+        return await self._keeper.ask(operation, arguments)
+
+    async def wait(self) -> Exit:
+        """Buries it when it is dead: what it left is killed first."""
+        keeper = self._keeper
+        while keeper.exit is None:
+            if not keeper.process.alive:
+                keeper.kill_trainer()
+                return Exit(lease=keeper.job.lease, lost=True)
+            try:
+                async with asyncio.timeout(PULSE):
+                    await keeper.changed.wait()
+            except TimeoutError:
+                continue
+        return keeper.exit
+
+    async def forget(self) -> None:
+        if self._keeper.process.alive and not self._keeper.forgotten:
+            await self._keeper.ask("forget", {})
+        self._gone(self._keeper)

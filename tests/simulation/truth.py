@@ -1,0 +1,77 @@
+"""What was truly done, as the trainers and shims themselves know it: what the coordinator's record is held against."""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from dataclasses import dataclass, field
+from pathlib import Path
+
+BEGIN = hashlib.sha256(b"begin").hexdigest()
+
+
+def advanced(chain: str, step: int, lease: str) -> str:
+    """The state after one more step. It tells who made every step before it, so a foreign one cannot pass."""
+    return hashlib.sha256(f"{chain} {step} {lease}".encode()).hexdigest()
+
+
+def loss(chain: str) -> float:
+    """What a step in this state reports."""
+    return int(chain[:8], 16) / 2**32
+
+
+@dataclass(slots=True)
+class Execution:
+    """One trainer's life. `paused` are stretches in which it was frozen with all of its host."""
+
+    run: str
+    lease: str
+    host: str
+    policy: str
+    began: float
+    resumed_step: int
+    parent: tuple[str, int] | None  #: (lease, step) of the state it began with
+    ended: float | None = None
+    finished: bool = False  #: it made its last step
+    asked: int = 0  #: SIGTERMs
+    excused: bool = False  #: its shim could not run when it should have killed
+
+
+@dataclass(slots=True)
+class Written:
+    """An attempt's events file, and where in it which line ends."""
+
+    path: Path
+    points: list[tuple[int, float]] = field(default_factory=list)  #: (step, loss) of each metric line
+    point_ends: list[int] = field(default_factory=list)
+    checkpoints: dict[int, int] = field(default_factory=dict)  #: end of the checkpoint line by step
+    size: int = 0
+
+    def up_to(self, offset: int) -> list[tuple[int, float]]:
+        """The points of the lines that end at or before an offset."""
+        return self.points[: bisect_right(self.point_ends, offset)]
+
+
+@dataclass(slots=True)
+class Truth:
+    """By lease, whose ids are as in names of leases: plain uuids."""
+
+    executions: list[Execution] = field(default_factory=list)
+    written: dict[str, Written] = field(default_factory=dict)
+    states: dict[tuple[str, int], str] = field(default_factory=dict)  #: chain of each saved state
+    wrong: list[str] = field(default_factory=list)  #: what trainers and shims saw that may not be
+
+    def execution(self, lease: str) -> Execution | None:
+        """The newest of a lease."""
+        return next((each for each in reversed(self.executions) if each.lease == lease), None)
+
+    def lineage(self, lease: str) -> list[tuple[int, float]]:
+        """The one true curve that ends with a lease: each attempt's steps up to where the next resumed."""
+        curve: list[tuple[int, float]] = []
+        upto: int | None = None
+        at: str | None = lease
+        while at is not None and (made := self.execution(at)) is not None:
+            points = [each for each in self.written[at].points if upto is None or each[0] <= upto]
+            curve = points + curve
+            at, upto = made.parent if made.parent is not None else (None, None)
+        return curve
