@@ -32,6 +32,7 @@ from coordinator.rpc.guard import LARGEST_BYTES, Guard, Secret
 from coordinator.rpc.runs import RunsService
 from coordinator.services import planner, reaper
 from coordinator.sessions import Heartbeats, Sessions
+from coordinator.store import deployment
 from relay.v1 import (
     agents_pb2,
     agents_pb2_grpc,
@@ -123,7 +124,7 @@ async def database_at(named: str | None, data_dir: Path) -> AsyncIterator[str]:
 
 async def _deployment_id(database: Database) -> str:
     async with database.connection() as connection:
-        return str(await connection.fetchval("SELECT deployment_id FROM deployment"))
+        return str(await deployment.deployment_id(connection))
 
 
 @asynccontextmanager

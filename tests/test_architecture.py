@@ -72,6 +72,14 @@ def test_migrations_do_not_import_the_coordinator() -> None:
         assert not {"coordinator", "relay"} & {top(module) for module in imported(path)}, path
 
 
+def test_commands_and_services_run_no_sql_of_their_own() -> None:
+    """What they ask of the database is statements of the store, which another kind of connection can carry out."""
+    runs_sql = {"execute", "executemany", "fetch", "fetchrow", "fetchval", "copy_records_to_table"}
+    for path in modules(ROOT / "coordinator" / "commands", ROOT / "coordinator" / "services"):
+        called = {node.attr for node in ast.walk(tree(path)) if isinstance(node, ast.Attribute)}
+        assert not called & runs_sql, path
+
+
 def test_proto_is_a_source_root_and_no_package() -> None:
     """`import proto` is proto-plus's; a package of ours would shadow it wherever the repository comes first."""
     assert not (ROOT / "proto" / "__init__.py").exists()

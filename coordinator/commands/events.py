@@ -13,7 +13,7 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Never
 from uuid import UUID
@@ -62,8 +62,9 @@ _Waiting = tuple[Stretch, "asyncio.Future[Answer]"]
 class Appender:
     """Combines the stretches of all streams of a process. `run` is a service."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, wall: Callable[[], float] = time.time) -> None:
         self._database = database
+        self._wall = wall
         self._waiting: asyncio.Queue[_Waiting] = asyncio.Queue()
         self._aside: dict[UUID, list[_Waiting]] = {}  #: by lease, while its run is locked by somebody else
 
@@ -119,7 +120,7 @@ class Appender:
 
     async def _answers(self, stretches: Sequence[Stretch], *, wait: bool) -> Sequence[Answer | None]:
         try:
-            return await append(self._database, stretches, wait=wait)
+            return await append(self._database, stretches, wait=wait, wall=self._wall)
         except DatabaseAway as away:
             return [away] * len(stretches)
         except (asyncpg.PostgresError, ValueError, TypeError) as error:
@@ -130,17 +131,20 @@ class Appender:
             return [answer for each in stretches for answer in await self._answers([each], wait=True)]
 
 
-async def append(database: Database, stretches: Sequence[Stretch], *, wait: bool = True) -> list[Answer | None]:
+async def append(
+    database: Database, stretches: Sequence[Stretch], *, wait: bool = True, wall: Callable[[], float] = time.time
+) -> list[Answer | None]:
     """Store stretches in one transaction; an answer for each.
 
-    Without `wait` there is none, and nothing is stored, for those whose run somebody else has locked.
+    Without `wait` there is none, and nothing is stored, for those whose run somebody else has locked. `wall` (epoch
+    seconds) dates what has no time of its own.
     """
     async with database.transaction() as conn:
         lease_ids = {stretch.lease_id for stretch in stretches}
         writers = await events.writers(conn, lease_ids, wait=wait)
         absent = lease_ids - writers.keys()
         locked = await events.unended(conn, absent) if absent and not wait else set()
-        batch = _Batch(writers, await events.cursors(conn, lease_ids), time.time())
+        batch = _Batch(writers, await events.cursors(conn, lease_ids), wall())
         answers = [None if stretch.lease_id in locked else batch.take(stretch) for stretch in stretches]
         await _write(conn, batch)
     return answers

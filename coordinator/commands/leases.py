@@ -57,7 +57,7 @@ async def _grant(conn: asyncpg.Connection, planned: scheduling.Grant, ttl: float
     await runs.apply(conn, run, Granted())
     attempt = run.attempts + 1
     lease_id = await leases.begin(conn, run.id, attempt, policy, seats, ttl)
-    await conn.execute("UPDATE runs SET attempts = $2 WHERE id = $1", run.id, attempt)
+    await runs.count_attempt(conn, run.id, attempt)
     await agents.raise_wishes(conn, [seat.agent for seat in seats])
     await history.record(
         conn,
@@ -114,14 +114,7 @@ async def _start(
     checkpoint = await _resumable(conn, run.id, checkpoint_id)
     superseded = await checkpoints.resume_at(conn, run.id, lease.id, checkpoint)
     passed = [{"checkpoint": str(s.checkpoint_id), "step": s.step, "reason": s.reason} for s in skipped]
-    await conn.execute(
-        """UPDATE leases SET start_time = clock_timestamp(), resumed_from = $2, resumed_step = $3, skipped = $4
-           WHERE id = $1""",
-        lease.id,
-        checkpoint_id,
-        checkpoint.step if checkpoint else 0,
-        passed,
-    )
+    await leases.start(conn, lease.id, checkpoint_id, checkpoint.step if checkpoint else 0, passed)
     await runs.apply(conn, run, Started())
     text = f"attempt {lease.attempt} resumes at step {checkpoint.step}" if checkpoint else "training begins"
     text += "".join(f"; step {s.step} was skipped: {s.reason}" for s in skipped)
@@ -179,23 +172,19 @@ async def complete(db: Database, lease_id: UUID, report: Completion) -> RunState
 
 async def _reported(conn: asyncpg.Connection, lease_id: UUID, report: Completion) -> RunState | None:
     """The run's state when this very report ended the lease; LeaseLost when something else did."""
-    row = await conn.fetchrow(
-        """SELECT l.end_time, l.completion, r.state FROM runs r JOIN leases l ON l.run_id = r.id WHERE l.id = $1
-           FOR NO KEY UPDATE OF r, l""",
-        lease_id,
-    )
-    if row is None:
+    end = await leases.end_of(conn, lease_id)
+    if end is None:
         raise LeaseLost
-    if row["end_time"] is None:
+    if not end.ended:
         return None
-    if (row["completion"] or {}).get("digest") != report.digest:
+    if end.digest != report.digest:
         raise LeaseLost
-    return RunState(row["state"])
+    return end.run_state
 
 
 async def _publish(conn: asyncpg.Connection, run: runs.RunRow, report: Completion) -> None:
     lease, output = run.held, dict(report.output or {})
-    await conn.execute("UPDATE runs SET output = $2 WHERE id = $1", run.id, output)
+    await runs.publish(conn, run.id, output)
     await history.record(
         conn,
         run.id,

@@ -15,6 +15,7 @@ from coordinator import scheduling
 from coordinator.database import Database
 from coordinator.lifecycle import Cancel, Event, IllegalTransition, Pause, Phase, Requeue, Resume
 from coordinator.store import history, planning, requests, runs
+from coordinator.store.runs import Order
 from coordinator.threads import in_thread
 from coordinator.values import Submission
 from relay import runfile
@@ -127,21 +128,11 @@ async def _carry_out(conn: asyncpg.Connection, submission: Submission, checked: 
 
 async def _insert(conn: asyncpg.Connection, submission: Submission, checked: Checked) -> bool:
     """False when there is a run of the name."""
-    run_id: str | None = await conn.fetchval(
-        """INSERT INTO runs (id, state, wanted, spec, inputs, labels, priority, request_digest, provenance)
-           VALUES ($1, 'queued', 'run', $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING RETURNING id""",
-        checked.run_id,
-        checked.spec,
-        list(submission.inputs),
-        checked.spec.get("labels", {}),
-        checked.spec.get("priority", 0),
-        checked.digest,
-        submission.provenance,
-    )
-    if run_id is None:
+    run_id, order = checked.run_id, Order(checked.spec, submission.inputs, checked.digest)
+    if not await runs.add(conn, run_id, order, submission.provenance):
         return False
     await history.record(conn, run_id, "created", "submitted", details=dict(submission.provenance), state="queued")
-    await conn.execute("SELECT pg_notify('relay_queue', '')")
+    await planning.wake(conn)
     return True
 
 
@@ -151,15 +142,7 @@ async def _requeue(conn: asyncpg.Connection, submission: Submission, checked: Ch
     if run.request_digest != checked.digest:
         if run.status.phase not in (*_OVER, Phase.PAUSED):
             raise RunExists(f"run {run.id} is {run.status.phase}, with another spec", run=run.id)
-        await conn.execute(
-            "UPDATE runs SET spec = $2, inputs = $3, labels = $4, priority = $5, request_digest = $6 WHERE id = $1",
-            run.id,
-            checked.spec,
-            list(submission.inputs),
-            checked.spec.get("labels", {}),
-            checked.spec.get("priority", 0),
-            checked.digest,
-        )
+        await runs.reorder(conn, run.id, Order(checked.spec, submission.inputs, checked.digest))
     try:
         change = await runs.apply(conn, run, Requeue())
     except IllegalTransition as illegal:

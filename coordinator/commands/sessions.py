@@ -16,7 +16,7 @@ import asyncpg
 
 from coordinator.commands import leases as lease_commands
 from coordinator.database import Database
-from coordinator.store import agents, leases, wishes
+from coordinator.store import agents, deployment, leases, planning, wishes
 from coordinator.values import Hello, LeaseRecord, Pulse, Wish
 from relay.errors import DeploymentForeign, IdentityInUse, SessionReplaced
 from relay.timing import LeaseTiming
@@ -35,14 +35,14 @@ class Opened:
 async def open_session(db: Database, hello: Hello, timing: LeaseTiming) -> Opened:
     """Gives the agent a new session; from then on the one it had renews nothing. What it holds comes with `beat`."""
     async with db.transaction() as conn:
-        deployment_id: UUID = await conn.fetchval("SELECT deployment_id FROM deployment")
+        deployment_id = await deployment.deployment_id(conn)
         if hello.deployment_id not in ("", str(deployment_id)):
             raise DeploymentForeign(f"this is deployment {deployment_id}", deployment=str(deployment_id))
         row = await agents.ensure(conn, hello)
         retired = admit(row, hello, BEATS_WITHIN * timing.heartbeat)
         session_id = await agents.begin_session(conn, hello, retired)
         await agents.announce(conn, [hello.agent])
-        await conn.execute("SELECT pg_notify('relay_queue', '')")
+        await planning.wake(conn)
         return Opened(session_id, deployment_id)
 
 
@@ -74,7 +74,7 @@ async def beat(db: Database, pulses: Sequence[Pulse], ttl: float) -> dict[str, W
         held = [(pulse.agent, pulse.session_id, item) for pulse in pulses for item in pulse.held]
         lapsed = await leases.renew(conn, held, ttl) if held else []
         if await agents.beat(conn, pulses):
-            await conn.execute("SELECT pg_notify('relay_queue', '')")
+            await planning.wake(conn)
         missing = await leases.missing(conn, [pulse.agent for pulse in pulses])
         if not lapsed and not missing:
             return await wishes.read(conn, [pulse.agent for pulse in pulses])
@@ -99,8 +99,4 @@ async def records(db: Database, hello: Hello) -> list[LeaseRecord]:
 
 async def end_all(conn: asyncpg.Connection) -> None:
     """Ends every session: their streams close, and agents say hello again."""
-    rows = await conn.fetch(
-        """WITH locked AS (SELECT name FROM agents ORDER BY name FOR NO KEY UPDATE)
-           UPDATE agents a SET session_id = NULL FROM locked WHERE a.name = locked.name RETURNING a.name"""
-    )
-    await agents.announce(conn, [row["name"] for row in rows])
+    await agents.announce(conn, await agents.end_sessions(conn))

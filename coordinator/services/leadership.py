@@ -13,6 +13,7 @@ from typing import Never
 import asyncpg
 
 from coordinator.database import Database, DatabaseAway
+from coordinator.store import leadership
 
 PLANNER, REAPER = 0x52454C41, 0x52454C42
 _AGAIN = 1.0  #: seconds before another try
@@ -26,17 +27,12 @@ async def lead(db: Database, key: int, work: Callable[[asyncpg.Connection], Awai
             async with db.dedicated() as conn:
                 # Tried now and then: a statement that waits for days would keep Postgres from clearing away old rows.
                 while True:
-                    if await conn.fetchval("SELECT pg_try_advisory_lock($1)", key):
+                    if await leadership.try_lead(conn, key):
                         await work(conn)
                     await asyncio.sleep(_AGAIN)
         except DatabaseAway as away:
             _log.warning("leadership=%x lost: %s", key, away)
         await asyncio.sleep(_AGAIN)
-
-
-async def still_leads(conn: asyncpg.Connection) -> None:
-    """Returns while the connection that has the lock lives."""
-    await conn.execute("SELECT 1")
 
 
 async def set_within(event: asyncio.Event, seconds: float) -> None:

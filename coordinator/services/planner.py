@@ -11,8 +11,9 @@ import asyncpg
 from coordinator import scheduling
 from coordinator.commands import leases
 from coordinator.database import Database
-from coordinator.services.leadership import PLANNER, lead, set_within, still_leads
+from coordinator.services.leadership import PLANNER, lead, set_within
 from coordinator.store import planning
+from coordinator.store.leadership import still_leads
 from coordinator.threads import in_thread
 from relay.timing import LeaseTiming
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -16,8 +17,9 @@ from coordinator import outage
 from coordinator.commands import deployment as deployment_commands
 from coordinator.commands import leases as lease_commands
 from coordinator.database import Database
-from coordinator.services.leadership import REAPER, lead, still_leads
+from coordinator.services.leadership import REAPER, lead
 from coordinator.store import deployment, leases
+from coordinator.store.leadership import still_leads
 from relay.timing import LeaseTiming
 
 _log = logging.getLogger(__name__)
@@ -31,25 +33,29 @@ class Looked:
     monotonic: float
 
 
-async def run(db: Database, timing: LeaseTiming) -> Never:
+async def run(db: Database, timing: LeaseTiming, *, monotonic: Callable[[], float] = time.monotonic) -> Never:
     """Reaps for ever, while leader."""
-    await lead(db, REAPER, partial(_reap_for_ever, db, timing))
+    await lead(db, REAPER, partial(_reap_for_ever, db, timing, monotonic))
 
 
-async def _reap_for_ever(db: Database, timing: LeaseTiming, conn: asyncpg.Connection) -> Never:
+async def _reap_for_ever(
+    db: Database, timing: LeaseTiming, monotonic: Callable[[], float], conn: asyncpg.Connection
+) -> Never:
     looked: Looked | None = None
     while True:
         await still_leads(conn)
-        looked = await reap(db, timing, looked)
+        looked = await reap(db, timing, looked, monotonic=monotonic)
         await asyncio.sleep(min(1.0, timing.heartbeat / 2))
 
 
-async def reap(db: Database, timing: LeaseTiming, last: Looked | None) -> Looked:
+async def reap(
+    db: Database, timing: LeaseTiming, last: Looked | None, *, monotonic: Callable[[], float] = time.monotonic
+) -> Looked:
     """One tick: recognises the database, judges the silence, and lets lapse what has run out."""
     await deployment_commands.recognise(db, timing.ttl)
     async with db.transaction() as conn:
         clock = await deployment.clock(conn)
-        looked = Looked(clock.now, time.monotonic())
+        looked = Looked(clock.now, monotonic())
         seen = await _tick(conn, timing, clock, looked, last)
         if why := outage.cause(seen, heartbeat=timing.heartbeat):
             await deployment.forget_the_future(conn, timing.ttl)

@@ -3,60 +3,81 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 from uuid import UUID
 
 import asyncpg
 
+from coordinator.store.statement import statement
 from coordinator.values import Hello, Pulse
 from relay.errors import AgentUnknown
 
 RETIRED = 100  #: instances that are remembered as replaced, per agent
 
 
-async def lock(conn: asyncpg.Connection, names: Iterable[str]) -> dict[str, asyncpg.Record]:
-    """The rows of agents by name, locked in the order of their names; AgentUnknown."""
+async def lock(conn: asyncpg.Connection, names: Iterable[str]) -> dict[str, Mapping[str, Any]]:
+    """The rows of agents by name, locked in the order of their names, with `silence`; AgentUnknown."""
     wanted = sorted(set(names))
-    rows = await conn.fetch(
-        """SELECT *, clock_timestamp() - GREATEST(heartbeat_time, connect_time) AS silence
-           FROM agents WHERE name = ANY($1) ORDER BY name FOR NO KEY UPDATE""",
-        wanted,
-    )
-    found = {row["name"]: row for row in rows}
+    found = {row["name"]: row for row in await rows(conn, wanted)}
     for name in wanted:
         if name not in found:
             raise AgentUnknown(f"there is no agent {name}", agent=name)
     return found
 
 
+@statement
+async def rows(conn: asyncpg.Connection, names: Sequence[str]) -> Sequence[Mapping[str, Any]]:
+    """Those of the agents that there are, locked in the order of their names; `silence` is since they were heard."""
+    found: Sequence[Mapping[str, Any]] = await conn.fetch(
+        """SELECT *, clock_timestamp() - GREATEST(heartbeat_time, connect_time) AS silence
+           FROM agents WHERE name = ANY($1) ORDER BY name FOR NO KEY UPDATE""",
+        list(names),
+    )
+    return found
+
+
 async def raise_wishes(conn: asyncpg.Connection, names: Sequence[str]) -> None:
     """Raises the wish version of agents, whose sessions push a beat once the transaction commits."""
-    if not names:
-        return
+    if names:
+        await raise_versions(conn, names)
+        await announce(conn, names)
+
+
+@statement
+async def raise_versions(conn: asyncpg.Connection, names: Sequence[str]) -> None:
+    """Raises the wish version of agents."""
     await conn.execute(
         """WITH locked AS (SELECT name FROM agents WHERE name = ANY($1) ORDER BY name FOR NO KEY UPDATE)
            UPDATE agents SET wish_version = wish_version + 1 FROM locked WHERE agents.name = locked.name""",
         list(names),
     )
-    await announce(conn, names)
 
 
+@statement
 async def announce(conn: asyncpg.Connection, names: Iterable[str]) -> None:
     """Wakes the live sessions of agents, on every replica, once the transaction commits."""
     await conn.execute("SELECT pg_notify('relay_wishes', name) FROM unnest($1::text[]) AS name", list(set(names)))
 
 
-async def ensure(conn: asyncpg.Connection, hello: Hello) -> asyncpg.Record:
+async def ensure(conn: asyncpg.Connection, hello: Hello) -> Mapping[str, Any]:
     """The agent's row, locked; made when the agent is new."""
+    await add(conn, hello)
+    return (await lock(conn, [hello.agent]))[hello.agent]
+
+
+@statement
+async def add(conn: asyncpg.Connection, hello: Hello) -> None:
+    """Makes the agent's row, unless there is one."""
     await conn.execute(
         "INSERT INTO agents (name, instance_id, boot_id) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
         hello.agent,
         hello.instance_id,
         hello.boot_id,
     )
-    return (await lock(conn, [hello.agent]))[hello.agent]
 
 
+@statement
 async def begin_session(conn: asyncpg.Connection, hello: Hello, retired: Sequence[str]) -> UUID:
     """Gives the agent a new session, whose older one can renew nothing from then on.
 
@@ -82,6 +103,7 @@ async def begin_session(conn: asyncpg.Connection, hello: Hello, retired: Sequenc
     return session_id
 
 
+@statement
 async def end_session(conn: asyncpg.Connection, agent: str, session_id: UUID) -> None:
     """Notes that the session's stream ended, unless a newer one has begun."""
     await conn.execute(
@@ -89,9 +111,20 @@ async def end_session(conn: asyncpg.Connection, agent: str, session_id: UUID) ->
     )
 
 
+@statement
+async def end_sessions(conn: asyncpg.Connection) -> list[str]:
+    """Leaves no agent a session; returns all agents."""
+    ended = await conn.fetch(
+        """WITH locked AS (SELECT name FROM agents ORDER BY name FOR NO KEY UPDATE)
+           UPDATE agents a SET session_id = NULL FROM locked WHERE a.name = locked.name RETURNING a.name"""
+    )
+    return [row["name"] for row in ended]
+
+
+@statement
 async def beat(conn: asyncpg.Connection, pulses: Sequence[Pulse]) -> bool:
     """Stores what agents said, of those whose session is still theirs; True when there may be new room for work."""
-    rows = await conn.fetch(
+    changes = await conn.fetch(
         """WITH pulse AS (
              SELECT name, session_id, held::jsonb, readings::jsonb, ready, reason, leaving
              FROM unnest($1::text[], $2::uuid[], $3::text[], $4::text[], $5::bool[], $6::text[], $7::bool[])
@@ -115,4 +148,4 @@ async def beat(conn: asyncpg.Connection, pulses: Sequence[Pulse]) -> bool:
         [pulse.readiness.reason for pulse in pulses],
         [pulse.readiness.leaving for pulse in pulses],
     )
-    return any(row["changed"] for row in rows)
+    return any(row["changed"] for row in changes)

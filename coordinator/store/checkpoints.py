@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from uuid import UUID
 
 import asyncpg
 
+from coordinator.store.statement import statement
 from coordinator.values import CheckpointView, Copy, NewCheckpoint, Part
 
 OFFERED = 100  #: checkpoints that a host is told of at once: a message has a size, a long run thousands of them
@@ -41,6 +42,7 @@ def _view(row: asyncpg.Record) -> CheckpointView:
     )
 
 
+@statement
 async def get(conn: asyncpg.Connection, checkpoint_id: UUID) -> CheckpointView | None:
     """One checkpoint."""
     row = await conn.fetchrow(f"{_SELECT} WHERE c.id = $1", checkpoint_id)
@@ -61,6 +63,7 @@ async def of_run(conn: asyncpg.Connection, run_id: str, *, superseded: bool) -> 
     return [_view(row) for row in rows]
 
 
+@statement
 async def of_lease(conn: asyncpg.Connection, lease_id: UUID) -> list[CheckpointView]:
     """A lease's own newest checkpoints by step."""
     rows = await conn.fetch(f"{_SELECT} WHERE c.lease_id = $1 ORDER BY c.step DESC LIMIT $2", lease_id, OFFERED)
@@ -74,6 +77,7 @@ _BEYOND_ITS_HOST = "EXISTS (SELECT FROM checkpoint_copies y WHERE y.checkpoint_i
 _NEWEST_KEPT = f"{_ON_THE_CURVE} AND {_BEYOND_ITS_HOST} {_NEWEST_FIRST}"
 
 
+@statement
 async def resumable(conn: asyncpg.Connection, run_id: str) -> list[CheckpointView]:
     """What a new attempt may resume from, newest first: complete and on the curve (S6).
 
@@ -87,12 +91,14 @@ async def resumable(conn: asyncpg.Connection, run_id: str) -> list[CheckpointVie
     return [_view(row) for row in rows]
 
 
+@statement
 async def last_step(conn: asyncpg.Connection, lease_id: UUID) -> int | None:
     """The greatest step that the lease has registered."""
     step: int | None = await conn.fetchval("SELECT max(step) FROM checkpoints WHERE lease_id = $1", lease_id)
     return step
 
 
+@statement
 async def find(conn: asyncpg.Connection, lease_id: UUID, step: int) -> UUID | None:
     """The lease's checkpoint of a step."""
     found: UUID | None = await conn.fetchval(
@@ -101,6 +107,7 @@ async def find(conn: asyncpg.Connection, lease_id: UUID, step: int) -> UUID | No
     return found
 
 
+@statement
 async def add(conn: asyncpg.Connection, run_id: str, lease_id: UUID, attempt: int, new: NewCheckpoint) -> UUID:
     """A checkpoint without parts yet."""
     checkpoint_id: UUID = await conn.fetchval(
@@ -115,6 +122,14 @@ async def add(conn: asyncpg.Connection, run_id: str, lease_id: UUID, attempt: in
 
 async def add_part(conn: asyncpg.Connection, checkpoint_id: UUID, new: NewCheckpoint) -> str:
     """Registers one node's part, unless it is there; returns the digest that is registered."""
+    await insert_part(conn, checkpoint_id, new)
+    await merge_metrics(conn, checkpoint_id, new.metrics)
+    return await digest_of(conn, checkpoint_id, new.node)
+
+
+@statement
+async def insert_part(conn: asyncpg.Connection, checkpoint_id: UUID, new: NewCheckpoint) -> None:
+    """One node's part, unless it is there."""
     await conn.execute(
         """INSERT INTO checkpoint_parts (checkpoint_id, node, manifest_digest, size, files)
            VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING""",
@@ -124,33 +139,45 @@ async def add_part(conn: asyncpg.Connection, checkpoint_id: UUID, new: NewCheckp
         new.size,
         new.files,
     )
+
+
+@statement
+async def merge_metrics(conn: asyncpg.Connection, checkpoint_id: UUID, metrics: Mapping[str, float]) -> None:
+    """Adds what a node says of a checkpoint that is not complete."""
     await conn.execute(
-        "UPDATE checkpoints SET metrics = metrics || $2 WHERE id = $1 AND NOT complete",
-        checkpoint_id,
-        dict(new.metrics),
+        "UPDATE checkpoints SET metrics = metrics || $2 WHERE id = $1 AND NOT complete", checkpoint_id, dict(metrics)
     )
+
+
+@statement
+async def digest_of(conn: asyncpg.Connection, checkpoint_id: UUID, node: int) -> str:
+    """The digest that is registered for a node's part."""
     digest: str = await conn.fetchval(
-        "SELECT manifest_digest FROM checkpoint_parts WHERE checkpoint_id = $1 AND node = $2", checkpoint_id, new.node
+        "SELECT manifest_digest FROM checkpoint_parts WHERE checkpoint_id = $1 AND node = $2", checkpoint_id, node
     )
     return digest
 
 
 async def add_copies(conn: asyncpg.Connection, checkpoint_id: UUID, node: int, copies: Iterable[Copy]) -> list[Copy]:
     """Adds copies of a part; returns those that were new."""
-    added = []
-    for copy in copies:
-        row = await conn.fetchrow(
-            """INSERT INTO checkpoint_copies (checkpoint_id, node, uri, store) VALUES ($1, $2, $3, $4)
-               ON CONFLICT DO NOTHING RETURNING uri""",
-            checkpoint_id,
-            node,
-            copy.uri,
-            copy.store,
-        )
-        added += [copy] if row else []
-    return added
+    return [copy for copy in copies if await add_copy(conn, checkpoint_id, node, copy)]
 
 
+@statement
+async def add_copy(conn: asyncpg.Connection, checkpoint_id: UUID, node: int, copy: Copy) -> bool:
+    """Adds a copy of a part; True when it was new."""
+    row = await conn.fetchrow(
+        """INSERT INTO checkpoint_copies (checkpoint_id, node, uri, store) VALUES ($1, $2, $3, $4)
+           ON CONFLICT DO NOTHING RETURNING uri""",
+        checkpoint_id,
+        node,
+        copy.uri,
+        copy.store,
+    )
+    return row is not None
+
+
+@statement
 async def complete(conn: asyncpg.Connection, checkpoint_id: UUID) -> bool:
     """Marks a checkpoint complete once every place of its lease has registered its part; True if it just became so."""
     row = await conn.fetchrow(
@@ -164,6 +191,7 @@ async def complete(conn: asyncpg.Connection, checkpoint_id: UUID) -> bool:
     return row is not None
 
 
+@statement
 async def move_head(conn: asyncpg.Connection, run_id: str, checkpoint_id: UUID) -> bool:
     """Makes a complete checkpoint head, unless its own lease already has a later one there; True when it moved (S5)."""
     row = await conn.fetchrow(
@@ -184,12 +212,25 @@ async def resume_at(conn: asyncpg.Connection, run_id: str, lease_id: UUID, check
     checkpoints were superseded. Without a checkpoint nothing before counts, the points of step 0 included.
     """
     step = checkpoint.step if checkpoint else -1
+    await set_head(conn, run_id, checkpoint.id if checkpoint else None, max(step, 0))
+    await cut_curves(conn, run_id, lease_id, step)
+    return await supersede(conn, run_id, lease_id, step, checkpoint.attempt if checkpoint else 0)
+
+
+@statement
+async def set_head(conn: asyncpg.Connection, run_id: str, checkpoint_id: UUID | None, step: int) -> None:
+    """Sets the head, whatever it was, and how far the run is with it."""
     await conn.execute(
         "UPDATE runs SET head_id = $2, step = $3, update_time = clock_timestamp() WHERE id = $1",
         run_id,
-        checkpoint.id if checkpoint else None,
-        max(step, 0),
+        checkpoint_id,
+        step,
     )
+
+
+@statement
+async def cut_curves(conn: asyncpg.Connection, run_id: str, lease_id: UUID, step: int) -> None:
+    """Takes the points of other leases after a step off the curve."""
     await conn.execute(
         """UPDATE leases SET kept_until_step = LEAST(COALESCE(kept_until_step, $3), $3)
            WHERE run_id = $1 AND id <> $2""",
@@ -197,12 +238,17 @@ async def resume_at(conn: asyncpg.Connection, run_id: str, lease_id: UUID, check
         lease_id,
         step,
     )
+
+
+@statement
+async def supersede(conn: asyncpg.Connection, run_id: str, lease_id: UUID, step: int, attempt: int) -> int:
+    """Takes the checkpoints of other leases after (step, attempt) off the curve; returns how many."""
     status: str = await conn.execute(
         """UPDATE checkpoints SET superseded = true
            WHERE run_id = $1 AND lease_id <> $2 AND NOT superseded AND (step > $3 OR (step = $3 AND attempt > $4))""",
         run_id,
         lease_id,
         step,
-        checkpoint.attempt if checkpoint else 0,
+        attempt,
     )
     return int(status.rsplit(" ", 1)[-1])

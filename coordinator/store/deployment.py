@@ -6,11 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 
 from coordinator.database import DatabaseAway
 from coordinator.lifecycle import MAX_BACKOFF
+from coordinator.store.statement import statement
+
+
+@statement
+async def deployment_id(conn: asyncpg.Connection) -> UUID:
+    """Which deployment the database is of, however often it was moved."""
+    found: UUID = await conn.fetchval("SELECT deployment_id FROM deployment")
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +31,7 @@ class Identity:
     timeline: int
 
 
+@statement
 async def identity(conn: asyncpg.Connection) -> Identity:
     """Of the database that answers; DatabaseAway when that is a standby, which can do nothing for us."""
     if await conn.fetchval("SELECT pg_is_in_recovery()"):
@@ -34,6 +44,7 @@ async def identity(conn: asyncpg.Connection) -> Identity:
     return Identity(row["system"], row["oid"], row["timeline"])
 
 
+@statement
 async def remembered(conn: asyncpg.Connection) -> Identity | None:
     """Of the database that this one was, the row locked; None before anybody looked."""
     return _remembered(await conn.fetchrow("SELECT * FROM deployment FOR NO KEY UPDATE"))
@@ -45,6 +56,7 @@ def _remembered(row: asyncpg.Record) -> Identity | None:
     return Identity(row["system_identifier"], row["database_oid"], row["timeline"])
 
 
+@statement
 async def remember(conn: asyncpg.Connection, found: Identity) -> None:
     """Takes the database for this one from now on."""
     await conn.execute(
@@ -55,6 +67,7 @@ async def remember(conn: asyncpg.Connection, found: Identity) -> None:
     )
 
 
+@statement
 async def withhold_stop_runs(conn: asyncpg.Connection, ttl: float) -> None:
     """No `stop` run is granted for so long: its older holder, unknown to this database, may still train."""
     await conn.execute("UPDATE deployment SET stop_grants_after = clock_timestamp() + make_interval(secs => $1)", ttl)
@@ -62,10 +75,18 @@ async def withhold_stop_runs(conn: asyncpg.Connection, ttl: float) -> None:
 
 async def withholds_stop_runs(conn: asyncpg.Connection) -> bool:
     """Whether no `stop` run is granted now, also because the database is another that nobody has recognised yet."""
+    withheld, known = await withholding(conn)
+    return withheld or known not in (None, await identity(conn))
+
+
+@statement
+async def withholding(conn: asyncpg.Connection) -> tuple[bool, Identity | None]:
+    """Whether `stop` runs are withheld now, and the database that this one was; nothing locked."""
     row = await conn.fetchrow("SELECT *, stop_grants_after > clock_timestamp() AS withheld FROM deployment")
-    return bool(row["withheld"]) or _remembered(row) not in (None, await identity(conn))
+    return bool(row["withheld"]), _remembered(row)
 
 
+@statement
 async def extend_places(conn: asyncpg.Connection, ttl: float) -> None:
     """Every place expires a full TTL from now."""
     await conn.execute(
@@ -91,6 +112,7 @@ class Clock:
         return cls(row["now"], row["reaper_tick"], row["lapses_after"])
 
 
+@statement
 async def clock(conn: asyncpg.Connection) -> Clock:
     """The reaper's times, the row locked."""
     return Clock.of(
@@ -100,6 +122,7 @@ async def clock(conn: asyncpg.Connection) -> Clock:
     )
 
 
+@statement
 async def ticked(conn: asyncpg.Connection, now: datetime, grace: float | None) -> None:
     """Notes the tick, and lets nothing lapse for `grace` seconds when it is not None."""
     await conn.execute(
@@ -111,6 +134,7 @@ async def ticked(conn: asyncpg.Connection, now: datetime, grace: float | None) -
     )
 
 
+@statement
 async def silences(conn: asyncpg.Connection, now: datetime, recent: float) -> list[float]:
     """Seconds since each agent that counts was heard: it holds something, or was heard within `recent`."""
     rows = await conn.fetch(
@@ -130,14 +154,28 @@ async def forget_the_future(conn: asyncpg.Connection, ttl: float) -> None:
 
     Locks runs, then places, then agents, as everybody does.
     """
+    await shorten_backoffs(conn, MAX_BACKOFF)
+    await shorten_places(conn, ttl)
+    await forget_future_words(conn)
+    await shorten_withholding(conn, ttl)
+
+
+@statement
+async def shorten_backoffs(conn: asyncpg.Connection, seconds: float) -> None:
+    """No queued run waits longer than so."""
     await conn.execute(
         """WITH locked AS (SELECT id FROM runs
                            WHERE state = 'queued' AND eligible_time > clock_timestamp() + make_interval(secs => $1)
                            ORDER BY id FOR NO KEY UPDATE)
            UPDATE runs r SET eligible_time = clock_timestamp() + make_interval(secs => $1)
            FROM locked k WHERE r.id = k.id""",
-        MAX_BACKOFF,
+        seconds,
     )
+
+
+@statement
+async def shorten_places(conn: asyncpg.Connection, ttl: float) -> None:
+    """No place lasts longer than a TTL."""
     await conn.execute(
         """WITH locked AS (SELECT lease_id, node FROM places
                            WHERE end_time IS NULL AND expire_time > clock_timestamp() + make_interval(secs => $1)
@@ -146,12 +184,22 @@ async def forget_the_future(conn: asyncpg.Connection, ttl: float) -> None:
            FROM locked k WHERE p.lease_id = k.lease_id AND p.node = k.node""",
         ttl,
     )
+
+
+@statement
+async def forget_future_words(conn: asyncpg.Connection) -> None:
+    """Agents that were heard later than now were heard now."""
     await conn.execute(
         """WITH locked AS (SELECT name FROM agents WHERE GREATEST(heartbeat_time, connect_time) > clock_timestamp()
                            ORDER BY name FOR NO KEY UPDATE)
            UPDATE agents a SET heartbeat_time = clock_timestamp(), connect_time = clock_timestamp()
            FROM locked k WHERE a.name = k.name"""
     )
+
+
+@statement
+async def shorten_withholding(conn: asyncpg.Connection, ttl: float) -> None:
+    """`stop` runs are withheld for a TTL at most."""
     await conn.execute(
         """UPDATE deployment SET stop_grants_after = LEAST(stop_grants_after,
                                                            clock_timestamp() + make_interval(secs => $1))""",
@@ -159,6 +207,7 @@ async def forget_the_future(conn: asyncpg.Connection, ttl: float) -> None:
     )
 
 
-async def unended_leases(conn: asyncpg.Connection) -> list[Any]:
+@statement
+async def unended_leases(conn: asyncpg.Connection) -> list[UUID]:
     """The ids of all leases that have not ended."""
     return [row["id"] for row in await conn.fetch("SELECT id FROM leases WHERE end_time IS NULL")]

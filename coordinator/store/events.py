@@ -10,6 +10,7 @@ from uuid import UUID
 import asyncpg
 
 from coordinator.lines import Series
+from coordinator.store.statement import statement
 
 Key = tuple[UUID, int, str]  #: lease, node, source
 
@@ -38,6 +39,7 @@ class Progress:
     pins: dict[str, str] = field(default_factory=dict)
 
 
+@statement
 async def writers(conn: asyncpg.Connection, lease_ids: Iterable[UUID], *, wait: bool) -> dict[UUID, Writer]:
     """Those of the leases that have not ended; their runs' rows and their own are locked, runs in order of id (S2).
 
@@ -59,12 +61,14 @@ def _writer(row: Mapping[str, Any]) -> Writer:
     return Writer(row["id"], row["run_id"], row["attempt"], row["state"], nodes, row["pins"], metrics)
 
 
+@statement
 async def unended(conn: asyncpg.Connection, lease_ids: Iterable[UUID]) -> set[UUID]:
     """Those of the leases that have not ended, nothing locked."""
     rows = await conn.fetch("SELECT id FROM leases WHERE id = ANY($1) AND end_time IS NULL", list(lease_ids))
     return {row["id"] for row in rows}
 
 
+@statement
 async def cursors(conn: asyncpg.Connection, lease_ids: Iterable[UUID]) -> dict[Key, int]:
     """How far each source of these leases is stored. Whoever moves one has its run's row locked."""
     rows = await conn.fetch(
@@ -73,6 +77,7 @@ async def cursors(conn: asyncpg.Connection, lease_ids: Iterable[UUID]) -> dict[K
     return {(row["lease_id"], row["node"], row["source"]): row["offset_bytes"] for row in rows}
 
 
+@statement
 async def move_cursors(conn: asyncpg.Connection, moved: Mapping[Key, tuple[int, int]]) -> None:
     """To new offsets; the second number is how many more lines were dropped."""
     await conn.execute(
@@ -84,6 +89,7 @@ async def move_cursors(conn: asyncpg.Connection, moved: Mapping[Key, tuple[int, 
     )
 
 
+@statement
 async def add_points(conn: asyncpg.Connection, points: Sequence[tuple[Writer, Mapping[str, Series]]]) -> None:
     """A chunk for each metric."""
     records = [
@@ -95,6 +101,7 @@ async def add_points(conn: asyncpg.Connection, points: Sequence[tuple[Writer, Ma
     await conn.copy_records_to_table("metric_chunks", records=records, columns=columns)
 
 
+@statement
 async def add_logs(conn: asyncpg.Connection, stretches: Sequence[tuple[Key, int, bytes]]) -> None:
     """Stretches of logs, each with its offset."""
     columns = ["lease_id", "node", "source", "offset_bytes", "data"]
@@ -103,6 +110,7 @@ async def add_logs(conn: asyncpg.Connection, stretches: Sequence[tuple[Key, int,
     )
 
 
+@statement
 async def progress(conn: asyncpg.Connection, learned: Mapping[str, Progress]) -> None:
     """What the rows of runs learn. The first value of a pin stays."""
     rows: list[tuple[Any, ...]] = [

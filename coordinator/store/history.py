@@ -11,6 +11,7 @@ from uuid import UUID
 import asyncpg
 
 from coordinator.database import storable_text
+from coordinator.store.statement import statement
 
 CHANNEL = "relay_runs"
 
@@ -30,6 +31,7 @@ class Entry:
     state: str = ""
 
 
+@statement
 async def record(
     conn: asyncpg.Connection,
     run_id: str,
@@ -69,6 +71,7 @@ async def record(
     return sequence
 
 
+@statement
 async def announce(conn: asyncpg.Connection, run_ids: Sequence[str]) -> None:
     """Tell the watchers of these runs, at the commit, that progress or logs moved."""
     await conn.execute("SELECT pg_notify($1, run_id) FROM unnest($2::text[]) AS run_id", CHANNEL, list(run_ids))

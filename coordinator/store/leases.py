@@ -9,7 +9,8 @@ from uuid import UUID
 
 import asyncpg
 
-from coordinator.lifecycle import Closing, LeaseState, Policy, StopReason
+from coordinator.lifecycle import Closing, LeaseState, Policy, RunState, StopReason
+from coordinator.store.statement import statement
 from coordinator.values import CursorAt, Held, Seated
 from relay.errors import EventsMissing
 
@@ -44,6 +45,7 @@ class LeaseRow:
         )
 
 
+@statement
 async def unended(conn: asyncpg.Connection, run_id: str) -> LeaseRow | None:
     """The unended lease of a run whose row the caller has locked, locked too."""
     row = await conn.fetchrow("SELECT * FROM leases WHERE run_id = $1 AND end_time IS NULL FOR NO KEY UPDATE", run_id)
@@ -54,31 +56,50 @@ async def begin(
     conn: asyncpg.Connection, run_id: str, attempt: int, policy: Policy, seats: Iterable[Seated], ttl: float
 ) -> UUID:
     """A new lease with its places and slots. A slot or a run that is taken is a UniqueViolationError (S9)."""
+    lease_id = await add(conn, run_id, attempt, policy)
+    for seat in seats:
+        await add_place(conn, lease_id, seat, ttl)
+        await take_slots(conn, lease_id, seat)
+    return lease_id
+
+
+@statement
+async def add(conn: asyncpg.Connection, run_id: str, attempt: int, policy: Policy) -> UUID:
+    """A new lease without places. A run that has an unended one is a UniqueViolationError."""
     lease_id: UUID = await conn.fetchval(
         "INSERT INTO leases (run_id, attempt, state, policy) VALUES ($1, $2, 'held', $3) RETURNING id",
         run_id,
         attempt,
         policy.value,
     )
-    for seat in seats:
-        await conn.execute(
-            """INSERT INTO places (lease_id, node, agent, session_id, boot_id, slots, expire_time)
-               SELECT $1, $2, name, session_id, boot_id, $4, clock_timestamp() + make_interval(secs => $5)
-               FROM agents WHERE name = $3""",
-            lease_id,
-            seat.node,
-            seat.agent,
-            list(seat.slots),
-            ttl,
-        )
-        await conn.execute(
-            "INSERT INTO taken_slots (agent, slot, lease_id, node) SELECT $1, unnest($2::int[]), $3, $4",
-            seat.agent,
-            list(seat.slots),
-            lease_id,
-            seat.node,
-        )
     return lease_id
+
+
+@statement
+async def add_place(conn: asyncpg.Connection, lease_id: UUID, seat: Seated, ttl: float) -> None:
+    """A place on an agent, of the session that it has."""
+    await conn.execute(
+        """INSERT INTO places (lease_id, node, agent, session_id, boot_id, slots, expire_time)
+           SELECT $1, $2, name, session_id, boot_id, $4, clock_timestamp() + make_interval(secs => $5)
+           FROM agents WHERE name = $3""",
+        lease_id,
+        seat.node,
+        seat.agent,
+        list(seat.slots),
+        ttl,
+    )
+
+
+@statement
+async def take_slots(conn: asyncpg.Connection, lease_id: UUID, seat: Seated) -> None:
+    """Takes a place's slots. One that is taken is a UniqueViolationError."""
+    await conn.execute(
+        "INSERT INTO taken_slots (agent, slot, lease_id, node) SELECT $1, unnest($2::int[]), $3, $4",
+        seat.agent,
+        list(seat.slots),
+        lease_id,
+        seat.node,
+    )
 
 
 async def end(
@@ -90,6 +111,20 @@ async def end(
     completion: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """Ends a lease, its places and their slots; returns the agents whose wish that changes."""
+    await close(conn, lease_id, closing, error, completion)
+    await free_slots(conn, lease_id)
+    return await end_places(conn, lease_id)
+
+
+@statement
+async def close(
+    conn: asyncpg.Connection,
+    lease_id: UUID,
+    closing: Closing,
+    error: Mapping[str, Any] | None,
+    completion: Mapping[str, Any] | None,
+) -> None:
+    """Ends a lease's own row."""
     await conn.execute(
         """UPDATE leases SET state = 'ended', end_time = clock_timestamp(), outcome = $2, reason = $3, error = $4,
                              completion = $5
@@ -100,7 +135,17 @@ async def end(
         error,
         completion,
     )
+
+
+@statement
+async def free_slots(conn: asyncpg.Connection, lease_id: UUID) -> None:
+    """Gives back a lease's slots."""
     await conn.execute("DELETE FROM taken_slots WHERE lease_id = $1", lease_id)
+
+
+@statement
+async def end_places(conn: asyncpg.Connection, lease_id: UUID) -> list[str]:
+    """Ends a lease's places; returns their agents."""
     rows = await conn.fetch(
         """WITH locked AS (SELECT node FROM places WHERE lease_id = $1 AND end_time IS NULL
                            ORDER BY node FOR NO KEY UPDATE)
@@ -113,15 +158,70 @@ async def end(
 
 async def change(conn: asyncpg.Connection, lease_id: UUID, state: LeaseState, stop: StopReason | None) -> list[str]:
     """Moves an unended lease between held and lapsed, and sets its stop; returns its agents."""
+    await move(conn, lease_id, state, stop)
+    return [seat.agent for seat in await seats(conn, lease_id)]
+
+
+@statement
+async def start(
+    conn: asyncpg.Connection,
+    lease_id: UUID,
+    checkpoint_id: UUID | None,
+    step: int,
+    skipped: Sequence[Mapping[str, Any]],
+) -> None:
+    """Notes that the lease's attempt has started, and from what."""
+    await conn.execute(
+        """UPDATE leases SET start_time = clock_timestamp(), resumed_from = $2, resumed_step = $3, skipped = $4
+           WHERE id = $1""",
+        lease_id,
+        checkpoint_id,
+        step,
+        list(skipped),
+    )
+
+
+@statement
+async def move(conn: asyncpg.Connection, lease_id: UUID, state: LeaseState, stop: StopReason | None) -> None:
+    """Moves an unended lease between held and lapsed, and sets its stop."""
     await conn.execute(
         "UPDATE leases SET state = $2, stop_reason = $3 WHERE id = $1",
         lease_id,
         state.value,
         stop.value if stop else None,
     )
-    return [row["agent"] for row in await conn.fetch("SELECT agent FROM places WHERE lease_id = $1", lease_id)]
 
 
+@statement
+async def run_of(conn: asyncpg.Connection, lease_id: UUID) -> str | None:
+    """The run of a lease, nothing locked; None when there is no such lease."""
+    run_id: str | None = await conn.fetchval("SELECT run_id FROM leases WHERE id = $1", lease_id)
+    return run_id
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a lease stands with its end: whether it has one, what completed it, and its run's state."""
+
+    ended: bool
+    digest: str | None  #: of the report that completed it
+    run_state: RunState
+
+
+@statement
+async def end_of(conn: asyncpg.Connection, lease_id: UUID) -> End | None:
+    """How a lease stands with its end, its run's row and its own locked; None when there is no such lease."""
+    row = await conn.fetchrow(
+        """SELECT l.end_time, l.completion, r.state FROM runs r JOIN leases l ON l.run_id = r.id WHERE l.id = $1
+           FOR NO KEY UPDATE OF r, l""",
+        lease_id,
+    )
+    if row is None:
+        return None
+    return End(row["end_time"] is not None, (row["completion"] or {}).get("digest"), RunState(row["state"]))
+
+
+@statement
 async def seats(conn: asyncpg.Connection, lease_id: UUID) -> list[Seated]:
     """The places of a lease by node."""
     rows = await conn.fetch("SELECT node, agent, slots FROM places WHERE lease_id = $1 ORDER BY node", lease_id)
@@ -130,8 +230,7 @@ async def seats(conn: asyncpg.Connection, lease_id: UUID) -> list[Seated]:
 
 async def check_passed(conn: asyncpg.Connection, lease_id: UUID, needed: Sequence[CursorAt]) -> None:
     """EventsMissing unless every source is stored at least as far as said."""
-    rows = await conn.fetch("SELECT node, source, offset_bytes FROM cursors WHERE lease_id = $1", lease_id)
-    stored = {(row["node"], row["source"]): row["offset_bytes"] for row in rows}
+    stored = {(cursor.node, cursor.source): cursor.offset for cursor in await cursors(conn, lease_id)}
     for cursor in needed:
         have = stored.get((cursor.node, cursor.source), 0)
         if have < cursor.offset:
@@ -143,6 +242,7 @@ async def check_passed(conn: asyncpg.Connection, lease_id: UUID, needed: Sequenc
             )
 
 
+@statement
 async def cursors(conn: asyncpg.Connection, lease_id: UUID) -> list[CursorAt]:
     """How far each source of a lease is stored."""
     rows = await conn.fetch(
@@ -151,6 +251,7 @@ async def cursors(conn: asyncpg.Connection, lease_id: UUID) -> list[CursorAt]:
     return [CursorAt(row["node"], row["source"], row["offset_bytes"]) for row in rows]
 
 
+@statement
 async def renew(conn: asyncpg.Connection, held: Sequence[tuple[str, UUID, Held]], ttl: float) -> list[UUID]:
     """Renews what agents list, by (agent, session, place); returns the renewed leases that had lapsed.
 
@@ -191,18 +292,21 @@ _MISSING = f"""FROM places p JOIN agents a ON a.name = p.agent JOIN leases l ON 
                  AND NOT (l.policy = 'stop' AND p.boot_id <> a.boot_id)"""
 
 
+@statement
 async def missing(conn: asyncpg.Connection, agents: Sequence[str]) -> list[UUID]:
     """Leases of which a place is missing from the last heartbeat of its agent."""
     rows = await conn.fetch(f"SELECT DISTINCT p.lease_id {_MISSING} AND p.agent = ANY($1)", list(agents))
     return [row["lease_id"] for row in rows]
 
 
+@statement
 async def is_missing(conn: asyncpg.Connection, lease_id: UUID) -> str | None:
     """The agent that should hold a place of the lease and does not; None when all is well."""
     agent: str | None = await conn.fetchval(f"SELECT p.agent {_MISSING} AND p.lease_id = $1 LIMIT 1", lease_id)
     return agent
 
 
+@statement
 async def expired(conn: asyncpg.Connection) -> list[UUID]:
     """Held leases of which a place has run out."""
     rows = await conn.fetch(
@@ -212,6 +316,7 @@ async def expired(conn: asyncpg.Connection) -> list[UUID]:
     return [row["id"] for row in rows]
 
 
+@statement
 async def expired_place(conn: asyncpg.Connection, lease_id: UUID) -> str | None:
     """The agent whose place of the lease has run out by the database's clock; None when all are good.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -11,6 +11,7 @@ import asyncpg
 
 from coordinator.lifecycle import Policy
 from coordinator.scheduling import GIB, Claimable, Host, Need
+from coordinator.store.statement import statement
 
 AVOID_WITHIN = "10 minutes"  #: how long another host is preferred after a fault
 
@@ -27,18 +28,31 @@ class Snapshot:
 
 async def snapshot(conn: asyncpg.Connection, ttl: float) -> Snapshot:
     """All that the plan depends on."""
-    row = await conn.fetchrow("SELECT clock_timestamp() AS now, stop_grants_after FROM deployment")
-    now: datetime = row["now"]
-    queue = await _queue(conn)
-    after: datetime | None = row["stop_grants_after"]
+    now, after = await moment(conn)
+    queue = [(_claimable(row), policy(row["spec"])) for row in await claimable(conn)]
     withheld = {
         claim.run: after for claim, policy in queue if after is not None and after > now and policy is Policy.STOP
     }
     return Snapshot([claim for claim, _ in queue if claim.run not in withheld], await fleet(conn, ttl), now, withheld)
 
 
-async def _queue(conn: asyncpg.Connection) -> list[tuple[Claimable, Policy]]:
-    rows = await conn.fetch(
+@statement
+async def wake(conn: asyncpg.Connection) -> None:
+    """Wakes the planner, once the transaction commits."""
+    await conn.execute("SELECT pg_notify('relay_queue', '')")
+
+
+@statement
+async def moment(conn: asyncpg.Connection) -> tuple[datetime, datetime | None]:
+    """The database's time, and until when no `stop` run is granted."""
+    row = await conn.fetchrow("SELECT clock_timestamp() AS now, stop_grants_after FROM deployment")
+    return row["now"], row["stop_grants_after"]
+
+
+@statement
+async def claimable(conn: asyncpg.Connection) -> Sequence[Mapping[str, Any]]:
+    """Runs that wait for a host, or whose holder is silent: what they ask for, and the hosts to prefer and to avoid."""
+    rows: Sequence[Mapping[str, Any]] = await conn.fetch(
         f"""SELECT r.id, r.priority, r.create_time, r.eligible_time, jsonb_strip_nulls(jsonb_build_object(
                      'resources', r.spec -> 'resources', 'lifecycle', r.spec -> 'lifecycle')) AS spec,
                    ARRAY(SELECT DISTINCT substr(y.uri, length('host://agents/') + 1) FROM checkpoint_copies y
@@ -52,7 +66,7 @@ async def _queue(conn: asyncpg.Connection) -> list[tuple[Claimable, Policy]]:
                 WHERE l.run_id = r.id AND l.end_time IS NULL AND l.state = 'lapsed'
                   AND p.expire_time < clock_timestamp())))"""
     )
-    return [(_claimable(row), policy(row["spec"])) for row in rows]
+    return rows
 
 
 def policy(spec: Mapping[str, Any]) -> Policy:
@@ -60,7 +74,7 @@ def policy(spec: Mapping[str, Any]) -> Policy:
     return Policy(spec.get("lifecycle", {}).get("on_disconnect", "continue"))
 
 
-def _claimable(row: asyncpg.Record) -> Claimable:
+def _claimable(row: Mapping[str, Any]) -> Claimable:
     return Claimable(
         run=row["id"],
         need=need(row["spec"]),
@@ -96,13 +110,19 @@ def _bytes(gib: float | None) -> int:
 
 async def fleet(conn: asyncpg.Connection, ttl: float) -> list[Host]:
     """Every agent, to be planned with. A slot is free when no unended lease has it and no heartbeat lists it."""
-    rows = await conn.fetch(
+    return [host(row) for row in await hosts(conn, ttl)]
+
+
+@statement
+async def hosts(conn: asyncpg.Connection, ttl: float) -> Sequence[Mapping[str, Any]]:
+    """Every agent's row by name, with whether it is `quiet` and the slots that are `taken` of it."""
+    rows: Sequence[Mapping[str, Any]] = await conn.fetch(
         """SELECT a.*, COALESCE(a.heartbeat_time < clock_timestamp() - make_interval(secs => $1), true) AS quiet,
                   ARRAY(SELECT slot FROM taken_slots t WHERE t.agent = a.name) AS taken
            FROM agents a ORDER BY a.name""",
         ttl,
     )
-    return [host(row) for row in rows]
+    return rows
 
 
 def host(row: Mapping[str, Any]) -> Host:
@@ -135,6 +155,7 @@ def trouble(row: Mapping[str, Any]) -> str:
     return ""
 
 
+@statement
 async def explain(conn: asyncpg.Connection, explanations: Mapping[str, str]) -> None:
     """Writes beside each waiting run why it waits; runs that somebody works on just now are left for the next time."""
     await conn.execute(

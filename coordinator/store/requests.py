@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncpg
 
+from coordinator.store.statement import statement
 from relay.errors import RequestIdReused
 
 
@@ -13,16 +14,28 @@ async def claim(conn: asyncpg.Connection, request_id: str, run_id: str, digest: 
     Waits for a transaction that carries it out just now. `digest` is of all that was asked for; the same id with
     another is RequestIdReused.
     """
+    if await add(conn, request_id, run_id, digest):
+        return None
+    known, asked = await find(conn, request_id)
+    if asked != digest:
+        raise RequestIdReused(f"this request id was used for run {known}, with another spec", run=known)
+    return known
+
+
+@statement
+async def add(conn: asyncpg.Connection, request_id: str, run_id: str, digest: str) -> bool:
+    """Notes a request; False when it has been noted, also by a transaction that this one then waited for."""
     inserted = await conn.fetchval(
         "INSERT INTO requests (id, run_id, digest) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING RETURNING id",
         request_id,
         run_id,
         digest,
     )
-    if inserted is not None:
-        return None
+    return inserted is not None
+
+
+@statement
+async def find(conn: asyncpg.Connection, request_id: str) -> tuple[str, str]:
+    """The run and the digest of a request that has been noted."""
     row = await conn.fetchrow("SELECT run_id, digest FROM requests WHERE id = $1", request_id)
-    known: str = row["run_id"]
-    if row["digest"] != digest:
-        raise RequestIdReused(f"this request id was used for run {known}, with another spec", run=known)
-    return known
+    return row["run_id"], row["digest"]

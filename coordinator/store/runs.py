@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
@@ -10,8 +10,9 @@ from uuid import UUID
 import asyncpg
 
 from coordinator.lifecycle import Change, Event, LeaseState, RunState, Status, Wanted, step
-from coordinator.store import agents, history, leases
+from coordinator.store import agents, history, leases, planning
 from coordinator.store.leases import LeaseRow
+from coordinator.store.statement import statement
 from relay.errors import LeaseLost, RunUnknown
 
 OVER = (RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED)
@@ -42,14 +43,61 @@ class RunRow:
         return self.lease
 
 
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a run is to do, as it was asked for. `digest` is of all of it."""
+
+    spec: Mapping[str, Any]
+    inputs: Sequence[Mapping[str, Any]]
+    digest: str
+
+
+@statement
+async def add(conn: asyncpg.Connection, run_id: str, order: Order, provenance: Mapping[str, str]) -> bool:
+    """A new run, queued; False when there is one of the name."""
+    added = await conn.fetchval(
+        """INSERT INTO runs (id, state, wanted, spec, inputs, labels, priority, request_digest, provenance)
+           VALUES ($1, 'queued', 'run', $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING RETURNING id""",
+        run_id,
+        order.spec,
+        list(order.inputs),
+        order.spec.get("labels", {}),
+        order.spec.get("priority", 0),
+        order.digest,
+        provenance,
+    )
+    return added is not None
+
+
+@statement
+async def reorder(conn: asyncpg.Connection, run_id: str, order: Order) -> None:
+    """Changes what a run is to do."""
+    await conn.execute(
+        "UPDATE runs SET spec = $2, inputs = $3, labels = $4, priority = $5, request_digest = $6 WHERE id = $1",
+        run_id,
+        order.spec,
+        list(order.inputs),
+        order.spec.get("labels", {}),
+        order.spec.get("priority", 0),
+        order.digest,
+    )
+
+
+@statement
+async def count_attempt(conn: asyncpg.Connection, run_id: str, attempt: int) -> None:
+    """Notes the number of the newest attempt."""
+    await conn.execute("UPDATE runs SET attempts = $2 WHERE id = $1", run_id, attempt)
+
+
+@statement
+async def publish(conn: asyncpg.Connection, run_id: str, output: Mapping[str, Any]) -> None:
+    """Notes where the run's result is."""
+    await conn.execute("UPDATE runs SET output = $2 WHERE id = $1", run_id, output)
+
+
 async def lock(conn: asyncpg.Connection, run_id: str) -> RunRow:
     """The run, its row and then its unended lease's locked until the transaction ends; RunUnknown."""
-    row = await conn.fetchrow(
-        """SELECT id, state, wanted, failures, faults, attempts, spec, request_digest,
-                  COALESCE(eligible_time <= clock_timestamp(), true) AS eligible
-           FROM runs WHERE id = $1 FOR NO KEY UPDATE""",
-        run_id,
-    )
+    row = await locked(conn, run_id)
     if row is None:
         raise RunUnknown(f"there is no run {run_id}", run=run_id)
     lease = await leases.unended(conn, run_id)
@@ -66,9 +114,21 @@ async def lock(conn: asyncpg.Connection, run_id: str) -> RunRow:
     return RunRow(row["id"], status, row["attempts"], row["spec"], row["request_digest"], row["eligible"], lease)
 
 
+@statement
+async def locked(conn: asyncpg.Connection, run_id: str) -> Mapping[str, Any] | None:
+    """The run's row, locked, and whether it is `eligible`; None when there is no such run."""
+    row: Mapping[str, Any] | None = await conn.fetchrow(
+        """SELECT id, state, wanted, failures, faults, attempts, spec, request_digest,
+                  COALESCE(eligible_time <= clock_timestamp(), true) AS eligible
+           FROM runs WHERE id = $1 FOR NO KEY UPDATE""",
+        run_id,
+    )
+    return row
+
+
 async def lock_of(conn: asyncpg.Connection, lease_id: UUID) -> RunRow:
     """The run of a lease, locked as by `lock`; LeaseLost unless the lease is its unended one (S2)."""
-    run_id = await conn.fetchval("SELECT run_id FROM leases WHERE id = $1", lease_id)
+    run_id = await leases.run_of(conn, lease_id)
     if run_id is None:
         raise LeaseLost
     run = await lock(conn, run_id)
@@ -93,7 +153,8 @@ async def apply(
     change = step(run.status, event)
     if change.status == run.status and change.closing is None:
         return change
-    await _write(conn, run, change, reason, error)
+    said = reason or (change.closing.reason if change.closing else "")
+    await write(conn, run.id, change, said, error)
     touched: list[str] = []
     if change.closing and run.lease:
         touched = await leases.end(conn, run.lease.id, change.closing, error=error, completion=completion)
@@ -103,14 +164,18 @@ async def apply(
         touched = placed if change.status.stop is not run.status.stop else []
     await agents.raise_wishes(conn, touched)
     if change.closing or change.status.state is RunState.QUEUED or change.status.lease is LeaseState.LAPSED:
-        await conn.execute("SELECT pg_notify('relay_queue', '')")
+        await planning.wake(conn)
     return change
 
 
-async def _write(
-    conn: asyncpg.Connection, run: RunRow, change: Change, reason: str, error: Mapping[str, Any] | None
+@statement
+async def write(
+    conn: asyncpg.Connection, run_id: str, change: Change, reason: str, error: Mapping[str, Any] | None
 ) -> None:
-    """What an operator said of a stop (`cancelled by …: enough`) outlives the bare `cancelled` of its end."""
+    """What a transition makes of a run's row.
+
+    What an operator said of a stop (`cancelled by …: enough`) outlives the bare `cancelled` of its end.
+    """
     after = change.status
     await conn.execute(
         """UPDATE runs SET state = $2, wanted = $3, failures = $4, faults = $5, update_time = clock_timestamp(),
@@ -119,14 +184,14 @@ async def _write(
                   reason = CASE WHEN starts_with(reason, $8::text || ' by ') THEN reason ELSE $8 END,
                   error = CASE WHEN $2 = 'succeeded' THEN NULL WHEN $9 THEN $10 ELSE error END
            WHERE id = $1""",
-        run.id,
+        run_id,
         after.state.value,
         after.wanted.value,
         after.failures,
         after.faults,
         after.state in OVER,
         change.backoff,
-        reason or (change.closing.reason if change.closing else ""),
+        reason,
         error is not None,
         error,
     )

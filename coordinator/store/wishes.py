@@ -3,23 +3,39 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 from uuid import UUID
 
 import asyncpg
 
 from coordinator.lifecycle import Policy, StopReason
 from coordinator.store import checkpoints, leases
+from coordinator.store.statement import statement
 from coordinator.values import Assignment, LeaseRecord, Wish, WishedLease
 
 
 async def read(conn: asyncpg.Connection, agents: Sequence[str]) -> dict[str, Wish]:
-    """The whole wish of each agent, as one snapshot; of an agent that this database does not know, no session.
+    """The whole wish of each agent, as one snapshot; of an agent that this database does not know, no session."""
+    rows = await wished(conn, agents)
+    wished_of: defaultdict[str, list[WishedLease]] = defaultdict(list)
+    heads: dict[str, tuple[UUID | None, int]] = dict.fromkeys(agents, (None, 0))
+    heads |= {row["name"]: (row["session_id"], row["wish_version"]) for row in rows}
+    for row in rows:
+        if row["lease_id"] is not None:
+            assignment = None if row["listed"] else await _assignment(conn, row["run_id"], row["lease_id"])
+            wished_of[row["name"]].append(_wished(row, assignment))
+    return {name: Wish(name, session, version, tuple(wished_of[name])) for name, (session, version) in heads.items()}
+
+
+@statement
+async def wished(conn: asyncpg.Connection, agents: Sequence[str]) -> Sequence[Mapping[str, Any]]:
+    """Each agent with each place that is wished of it, and whether the agent has `listed` it.
 
     What an agent should hold and does not is over there, and never begun again: under `stop` another boot of its name
     may be a clone, while the trainer of the first still runs (S3).
     """
-    rows = await conn.fetch(
+    rows: Sequence[Mapping[str, Any]] = await conn.fetch(
         f"""SELECT a.name, a.session_id, a.wish_version, p.lease_id, p.node, p.slots, l.run_id, l.attempt, l.policy,
                   l.stop_reason, {leases.LISTED} AS listed
            FROM agents a
@@ -28,17 +44,10 @@ async def read(conn: asyncpg.Connection, agents: Sequence[str]) -> dict[str, Wis
            WHERE a.name = ANY($1) ORDER BY a.name, l.grant_time, p.node""",
         list(agents),
     )
-    wished: defaultdict[str, list[WishedLease]] = defaultdict(list)
-    heads: dict[str, tuple[UUID | None, int]] = dict.fromkeys(agents, (None, 0))
-    heads |= {row["name"]: (row["session_id"], row["wish_version"]) for row in rows}
-    for row in rows:
-        if row["lease_id"] is not None:
-            assignment = None if row["listed"] else await _assignment(conn, row["run_id"], row["lease_id"])
-            wished[row["name"]].append(_wished(row, assignment))
-    return {name: Wish(name, session, version, tuple(wished[name])) for name, (session, version) in heads.items()}
+    return rows
 
 
-def _wished(row: asyncpg.Record, assignment: Assignment | None) -> WishedLease:
+def _wished(row: Mapping[str, Any], assignment: Assignment | None) -> WishedLease:
     return WishedLease(
         lease_id=row["lease_id"],
         run_id=row["run_id"],
@@ -52,7 +61,7 @@ def _wished(row: asyncpg.Record, assignment: Assignment | None) -> WishedLease:
 
 
 async def _assignment(conn: asyncpg.Connection, run_id: str, lease_id: UUID) -> Assignment:
-    row = await conn.fetchrow("SELECT spec, inputs, pins FROM runs WHERE id = $1", run_id)
+    row = await order(conn, run_id)
     return Assignment(
         spec=row["spec"],
         inputs=tuple(row["inputs"]),
@@ -62,14 +71,15 @@ async def _assignment(conn: asyncpg.Connection, run_id: str, lease_id: UUID) -> 
     )
 
 
+@statement
+async def order(conn: asyncpg.Connection, run_id: str) -> Mapping[str, Any]:
+    """What a run is to do, and with what it has pinned."""
+    row: Mapping[str, Any] = await conn.fetchrow("SELECT spec, inputs, pins FROM runs WHERE id = $1", run_id)
+    return row
+
+
 async def records(conn: asyncpg.Connection, agent: str, held: Sequence[UUID]) -> list[LeaseRecord]:
     """What is stored of those leases that have not ended and have a place on the agent."""
-    rows = await conn.fetch(
-        """SELECT DISTINCT l.id, l.run_id, l.start_time FROM leases l JOIN places p ON p.lease_id = l.id
-           WHERE l.id = ANY($1) AND l.end_time IS NULL AND p.agent = $2""",
-        list(held),
-        agent,
-    )
     return [
         LeaseRecord(
             row["id"],
@@ -78,5 +88,17 @@ async def records(conn: asyncpg.Connection, agent: str, held: Sequence[UUID]) ->
             tuple(await leases.cursors(conn, row["id"])),
             tuple(await checkpoints.of_lease(conn, row["id"])),
         )
-        for row in rows
+        for row in await placed(conn, agent, held)
     ]
+
+
+@statement
+async def placed(conn: asyncpg.Connection, agent: str, held: Sequence[UUID]) -> Sequence[Mapping[str, Any]]:
+    """Those of the leases that have not ended and have a place on the agent."""
+    rows: Sequence[Mapping[str, Any]] = await conn.fetch(
+        """SELECT DISTINCT l.id, l.run_id, l.start_time FROM leases l JOIN places p ON p.lease_id = l.id
+           WHERE l.id = ANY($1) AND l.end_time IS NULL AND p.agent = $2""",
+        list(held),
+        agent,
+    )
+    return rows
