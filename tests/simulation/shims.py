@@ -37,8 +37,8 @@ class Machine(Protocol):
         """Somebody wrote there."""
 
 
-class _KeptRecord(Record):
-    """The host's boot id is a simulated one."""
+class _Recorded(Record):
+    """On a machine whose boot id is a simulated one."""
 
     machine: Machine
 
@@ -47,13 +47,29 @@ class _KeptRecord(Record):
         return self.boot_id != self.machine.boot
 
 
+def recorded(machine: Machine, job: Job, folder: Path, number: int) -> Record:
+    """What lies on a machine's disk of a shim that runs there now."""
+    record = _Recorded(
+        shim=f"{machine.name}-{number}",
+        lease=job.lease,
+        folder=str(folder),
+        policy=job.policy,
+        boot_id=machine.boot,
+        started=0.0,
+        pid=number,
+        start_time=number,
+    )
+    object.__setattr__(record, "machine", machine)
+    return record
+
+
 class Keeper:
     """One shim and its trainer, each a process."""
 
     def __init__(self, machine: Machine, job: Job, number: int) -> None:
         self._machine = machine
         self.job = job
-        self.boot = machine.boot
+        self.number = number
         self.process = Process(machine.loop, f"{machine.name}/shim-{number}")
         self.trainer_process = Process(machine.loop, f"{machine.name}/trainer-{number}")
         self.exit: Exit | None = None
@@ -64,20 +80,10 @@ class Keeper:
         self._woken = asyncio.Event()
         self._code: int | None = None
         self._killing = False
-        self.trainer = Trainer(job, machine.name, machine.truth, machine.random, machine.wrote)
+        self.trainer = Trainer(job, machine.name, self.trainer_process, machine.truth, machine.random, machine.wrote)
         self.trainer_process.spawn(self._train())
         self.process.spawn(self._keep())
-        self.record = _KeptRecord(
-            shim=f"{machine.name}-{number}",
-            lease=job.lease,
-            folder=str(job.folder),
-            policy=job.policy,
-            boot_id=machine.boot,
-            started=0.0,
-            pid=number,
-            start_time=number,
-        )
-        object.__setattr__(self.record, "machine", machine)
+        self.record = recorded(machine, job, job.folder, number)
 
     async def _train(self) -> None:
         self._code = await self.trainer.run()
@@ -96,14 +102,10 @@ class Keeper:
         self._woken.set()
 
     def kill(self) -> None:
-        """SIGKILL to the shim; its trainer lives on."""
+        """SIGKILL to the shim; its trainer dies with it (PR_SET_PDEATHSIG)."""
         self.process.kill()
-        self.changed.set()
-
-    def power_off(self) -> None:
-        """Everything is gone at once."""
-        self.kill()
         self._end_trainer()
+        self.changed.set()
 
     async def ask(self, operation: str, arguments: dict[str, Any]) -> Any:
         """A request of the agent's; ShimGone, or ShimSilent when it does not answer in time."""
@@ -219,3 +221,20 @@ class SimulatedShim(Shim):
         if self._keeper.process.alive and not self._keeper.forgotten:
             await self._keeper.ask("forget", {})
         self._gone(self._keeper)
+
+
+class LostShim(Shim):
+    """What a disk knows of a shim that ended with an earlier boot, or runs on the machine this one is a clone of."""
+
+    def __init__(self, record: Record, gone: Callable[[LostShim], None]) -> None:
+        super().__init__(Path("/simulated") / record.shim, record)
+        self._gone = gone
+
+    async def _ask(self, operation: str, **arguments: object) -> Any:
+        raise ShimGone(f"{self.record.shim} is gone")
+
+    async def wait(self) -> Exit:
+        return Exit(lease=self.record.lease, lost=True)
+
+    async def forget(self) -> None:
+        self._gone(self)

@@ -9,6 +9,7 @@ from pathlib import Path
 from random import Random
 
 from agent.jobs import Job
+from tests.simulation.loop import Process
 from tests.simulation.truth import BEGIN, Execution, Truth, Written, advanced, loss
 
 STOPPED = 143
@@ -17,8 +18,9 @@ STOPPED = 143
 class Trainer:
     """One attempt's. `wrote` is called with the folder in which something was written."""
 
-    def __init__(self, job: Job, host: str, truth: Truth, random: Random, wrote: Callable[[Path], None]) -> None:
-        self._job = job
+    def __init__(
+        self, job: Job, host: str, process: Process, truth: Truth, random: Random, wrote: Callable[[Path], None]
+    ) -> None:
         self._truth = truth
         self._random = random
         self._wrote = wrote
@@ -37,11 +39,13 @@ class Trainer:
             lease=self.lease,
             host=host,
             policy=job.policy,
+            process=process,
             began=asyncio.get_running_loop().time(),
             resumed_step=self.step,
             parent=parent,
         )
         truth.executions.append(self.execution)
+        truth.check_alone(self.execution, self.execution.began)
 
     def _resumed(self, folder: str | None) -> tuple[int, str, tuple[str, int] | None]:
         if folder is None:
@@ -83,6 +87,7 @@ class Trainer:
             return False
 
     async def _make_step(self) -> None:
+        self._truth.check_alone(self.execution, asyncio.get_running_loop().time())
         self.step += 1
         self._chain = advanced(self._chain, self.step, self.lease)
         await self._report({"type": "metric", "step": self.step, "values": {"train_loss": loss(self._chain)}})

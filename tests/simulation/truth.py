@@ -7,6 +7,8 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.simulation.loop import Process
+
 BEGIN = hashlib.sha256(b"begin").hexdigest()
 
 
@@ -22,19 +24,23 @@ def loss(chain: str) -> float:
 
 @dataclass(slots=True)
 class Execution:
-    """One trainer's life. `paused` are stretches in which it was frozen with all of its host."""
+    """One trainer's life."""
 
     run: str
     lease: str
     host: str
     policy: str
+    process: Process
     began: float
     resumed_step: int
     parent: tuple[str, int] | None  #: (lease, step) of the state it began with
     ended: float | None = None
     finished: bool = False  #: it made its last step
     asked: int = 0  #: SIGTERMs
-    excused: bool = False  #: its shim could not run when it should have killed
+
+    def executes(self, now: float, margin: float) -> bool:
+        """Whether it runs now, and has for so long that its shim, which froze and thawed with it, had time to kill."""
+        return self.ended is None and self.process.running and now - self.process.thawed_at > margin
 
 
 @dataclass(slots=True)
@@ -46,6 +52,11 @@ class Written:
     point_ends: list[int] = field(default_factory=list)
     checkpoints: dict[int, int] = field(default_factory=dict)  #: end of the checkpoint line by step
     size: int = 0
+
+    @property
+    def whole(self) -> int:
+        """Bytes up to the end of the last whole line that matters here."""
+        return max([*self.point_ends[-1:], *self.checkpoints.values()], default=0)
 
     def up_to(self, offset: int) -> list[tuple[int, float]]:
         """The points of the lines that end at or before an offset."""
@@ -59,11 +70,22 @@ class Truth:
     executions: list[Execution] = field(default_factory=list)
     written: dict[str, Written] = field(default_factory=dict)
     states: dict[tuple[str, int], str] = field(default_factory=dict)  #: chain of each saved state
+    margin: float = 1.0  #: seconds that a shim may need to kill once it runs
     wrong: list[str] = field(default_factory=list)  #: what trainers and shims saw that may not be
 
     def execution(self, lease: str) -> Execution | None:
         """The newest of a lease."""
         return next((each for each in reversed(self.executions) if each.lease == lease), None)
+
+    def check_alone(self, mine: Execution, now: float) -> None:
+        """S3: under `stop` nobody else executes as holder while this one does."""
+        if mine.policy != "stop" or not mine.executes(now, self.margin):
+            return
+        for other in self.executions:
+            if other.run == mine.run and other is not mine and other.executes(now, self.margin):
+                self.wrong.append(
+                    f"S3: {mine.lease} on {mine.host} and {other.lease} on {other.host} both train {mine.run}"
+                )
 
     def lineage(self, lease: str) -> list[tuple[int, float]]:
         """The one true curve that ends with a lease: each attempt's steps up to where the next resumed."""

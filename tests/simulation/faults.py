@@ -1,0 +1,107 @@
+"""What goes wrong, and when: a pure function of the seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from tests.simulation.network import Way, Weather
+
+WEATHERS = (
+    Weather(latency=0.3),
+    Weather(latency=0.02, doubled=0.3),
+    Weather(latency=0.02, lost=0.3, overtaken=0.2),
+    Weather(latency=0.05, replies_lost=0.4),
+    Weather(latency=0.1, lost=0.1, doubled=0.2, overtaken=0.1, replies_lost=0.2),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something that happens at `at` and, where it is a state, is over `lasts` seconds later."""
+
+    kind: str
+    at: float
+    lasts: float = 0.0
+    target: int = 0  #: a host, a replica or a run
+    both: bool = False  #: all hosts, or all replicas
+    ways: tuple[Way, ...] = ()
+    weather: Weather | None = None
+    amount: float = 0.0  #: seconds of a clock's step, or that a failover loses
+
+    def __str__(self) -> str:
+        more = [f"target={self.target}", *(["all"] if self.both else []), *(way.value for way in self.ways)]
+        more += [f"{self.amount:+.1f}"] if self.amount else []
+        return f"{self.at:6.2f} {self.kind} for {self.lasts:.2f} ({' '.join(more)})"
+
+
+Maker = Callable[[Random, float, float], Fault]
+
+
+def _lasting(kind: str, *lengths: float, both: float = 0.0) -> Maker:
+    """Of about these lengths, in times-to-live; with a probability for all at once."""
+    return lambda random, at, ttl: Fault(
+        kind,
+        at,
+        random.choice(lengths) * ttl * random.uniform(0.5, 1.5),
+        random.randrange(6),
+        random.random() < both,
+    )
+
+
+def _partition(random: Random, at: float, ttl: float) -> Fault:
+    ways = random.choice([(Way.UP, Way.DOWN), (Way.UP, Way.DOWN), (Way.UP,), (Way.DOWN,)])
+    lasts = random.choice([0.3, 1.5, 3.0]) * ttl
+    return Fault("partition", at, lasts, random.randrange(6), random.random() < 0.3, ways)
+
+
+def _weather(random: Random, at: float, ttl: float) -> Fault:
+    return Fault("weather", at, random.uniform(1, 4) * ttl, weather=random.choice(WEATHERS))
+
+
+def _clock(random: Random, at: float, _: float) -> Fault:
+    return Fault("database_clock", at, amount=random.choice([3600.0, -3600.0, 5.0, -5.0]))
+
+
+def _swapped(kind: str, *losses: float) -> Maker:
+    return lambda random, at, ttl: Fault(kind, at, random.uniform(0, 1), amount=random.choice(losses) * ttl)
+
+
+#: With how many lots each kind is drawn.
+KINDS: Sequence[tuple[int, Maker]] = (
+    (4, _lasting("agent_killed", 0.2, 1.0, 2.0)),
+    (3, _lasting("agent_frozen", 0.5, 1.5, 3.0)),
+    (3, _lasting("host_frozen", 0.5, 1.5, 3.0)),
+    (3, _lasting("power_cut", 0.3, 2.0)),
+    (2, _lasting("trainer_killed", 0.0)),
+    (2, _lasting("shim_killed", 0.0)),
+    (2, _lasting("leave", 0.5, 2.0)),
+    (1, _lasting("detach", 0.2, 0.5)),
+    (2, _lasting("cloned", 1.0, 3.0)),
+    (3, _lasting("replica_killed", 0.3, 2.0, both=0.3)),
+    (2, _lasting("replica_frozen", 0.5, 2.0, both=0.2)),
+    (4, _partition),
+    (5, _weather),
+    (2, _lasting("database_away", 0.3, 1.5, 3.0)),
+    (2, _lasting("commits_unknown", 1.0, 3.0)),
+    (1, _lasting("deaf", 1.0, 3.0, both=0.5)),
+    (1, _clock),
+    (2, _swapped("failover", 0.1, 0.5, 2.0)),
+    (1, _swapped("restored", 0.5, 2.0)),
+    (1, _lasting("store_away", 0.5, 2.0)),
+    (1, _lasting("pause", 0.0, 0.5, 1.0)),
+    (1, _lasting("cancel", 0.0)),
+    (1, _lasting("requeue", 0.5)),
+)
+
+
+def schedule(random: Random, ttl: float, until: float) -> list[Fault]:
+    """Three to nine faults before `until`, often close together: it is their coincidence that breaks things."""
+    makers = [maker for lots, maker in KINDS for _ in range(lots)]
+    centres = [random.uniform(0.5, until) for _ in range(random.randint(1, 3))]
+    faults = []
+    for _ in range(random.randint(3, 9)):
+        at = random.choice(centres) + random.gauss(0, ttl / 2)
+        faults.append(random.choice(makers)(random, min(max(0.1, at), until), ttl))
+    return sorted(faults, key=lambda fault: fault.at)

@@ -1,0 +1,62 @@
+"""A store of checkpoints in memory, with the face that agents know."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+from agent.stores.base import Damaged
+from relay.manifest import NAME, Manifest, ManifestFile
+
+
+@dataclass(slots=True)
+class FolderStore:
+    """Folders by the digest of their manifest. While `away` is set nobody gets in or out."""
+
+    random: Random
+    folders: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    back: asyncio.Event = field(default_factory=asyncio.Event)
+    scheme: str = "relay"
+
+    def __post_init__(self) -> None:
+        self.back.set()
+
+    def uri(self, manifest_digest: str) -> str:
+        return f"relay://{manifest_digest}"
+
+    async def _transfer(self) -> None:
+        await self.back.wait()
+        await asyncio.sleep(self.random.uniform(0.0, 0.3))
+        await self.back.wait()
+
+    async def has(self, manifest_digest: str) -> bool:
+        await self._transfer()
+        return manifest_digest in self.folders
+
+    async def put_folder(self, folder: Path, manifest: Manifest) -> str:
+        return await self.put_files(manifest, lambda file: folder / file.path, folder / NAME)
+
+    async def put_files(self, manifest: Manifest, where: Callable[[ManifestFile], Path], written: Path) -> str:
+        files = {file.path: where(file) for file in manifest.files} | {NAME: written}
+        await self._transfer()
+        self.folders[manifest.digest] = {path: place.read_bytes() for path, place in files.items()}
+        return self.uri(manifest.digest)
+
+    async def fetch(self, manifest_digest: str, folder: Path) -> Manifest:
+        await self._transfer()
+        files = self.folders.get(manifest_digest)
+        if files is None:
+            raise Damaged("it is not in the store")
+        _write(folder, files)
+        return Manifest.from_bytes(files[NAME])
+
+
+def _write(folder: Path, files: dict[str, bytes]) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for path, data in files.items():
+        (folder / path).write_bytes(data)

@@ -1,0 +1,245 @@
+"""A host: its disk, its clock, the shims that live on it, and one agent process after another, each the real one."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import cast
+
+from agent.contact import Contact
+from agent.events.notice import Notice
+from agent.events.spool import Spool
+from agent.inputs import Cache
+from agent.jobs import Job
+from agent.preparing import Means
+from agent.retiring import Begun
+from agent.session import Identity, Session, grpc_dial
+from agent.shims import Shim
+from agent.stores.blobs import Blobs
+from agent.supervisor import Supervisor, WayOut
+from relay.errors import RelayError
+from relay.timing import LeaseTiming
+from relay.v1 import agents_pb2 as pb
+from relay.v1 import agents_pb2_grpc, fleet_pb2
+from tests.simulation.folder_store import FolderStore
+from tests.simulation.loop import Process, VirtualLoop
+from tests.simulation.network import Network
+from tests.simulation.shims import Keeper, LostShim, SimulatedShim, recorded
+from tests.simulation.truth import Truth
+
+SLOTS = 2
+LEAVING = 2.0  #: seconds that leaving may take
+
+
+class _Written(Notice):
+    """Told by whoever writes, instead of by the kernel."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    def watch(self, folder: Path) -> bool:
+        return True
+
+    def unwatch(self, folder: Path) -> None:
+        """Nothing was watched."""
+
+    def wrote(self) -> None:
+        """Somebody wrote somewhere."""
+        self._event.set()
+
+    async def written(self) -> None:
+        await self._event.wait()
+        self._event.clear()
+
+
+@dataclass(slots=True)
+class Place:
+    """What all hosts of a simulation share."""
+
+    loop: VirtualLoop
+    random: Random
+    network: Network
+    truth: Truth
+    store: FolderStore
+    timing: LeaseTiming
+    folder: Path
+    numbers: itertools.count[int] = field(default_factory=itertools.count)
+
+
+class Host:
+    """One host. What it is called, and what lies on its disk, a clone of it has too."""
+
+    def __init__(self, place: Place, name: str, folder: Path, *, rate: float) -> None:
+        self._place = place
+        self.loop, self.random, self.truth, self.timing = place.loop, place.random, place.truth, place.timing
+        self.name = name
+        self.folder = folder
+        self.boots = 0
+        self.boot = f"{name}-boot-0"
+        self.keepers: list[Keeper] = []
+        self.agent: Process | None = None
+        self.ended: str | None = None  #: why its last agent ended by itself
+        self._orders: asyncio.Queue[WayOut] = asyncio.Queue()
+        self._notice: _Written | None = None
+        self._contact: Contact | None = None
+        self._rate = rate
+        self._lost: list[LostShim] = []  #: of which only records lie here
+
+    # Its clock
+
+    def now(self) -> float:
+        """CLOCK_BOOTTIME, a little fast or slow."""
+        return 1000.0 + self.loop.time() * self._rate
+
+    def until(self, moment: float) -> float:
+        return (moment - self.now()) / self._rate
+
+    def wrote(self, folder: Path) -> None:
+        if self._notice is not None:
+            self._notice.wrote()
+
+    # Its agent
+
+    @property
+    def runs_agent(self) -> bool:
+        """Whether one is there, frozen or not."""
+        return self.agent is not None and self.agent.alive
+
+    @property
+    def silence(self) -> float:
+        """Seconds since its agent heard of the coordinator."""
+        return self._contact.silence if self._contact is not None else float("inf")
+
+    def start_agent(self) -> None:
+        """A new process; nothing happens while one is there."""
+        if not self.runs_agent:
+            self.agent = Process(self.loop, f"{self.folder.name}/agent-{next(self._place.numbers)}")
+            self._orders = asyncio.Queue()
+            self.ended = None
+            self.agent.spawn(self._run(self.agent, self._orders))
+
+    async def _run(self, process: Process, orders: asyncio.Queue[WayOut]) -> None:
+        reason = "ended"
+        try:
+            await self._serve(process, orders)
+        except* RelayError as group:
+            reason = str(group.exceptions[0])
+        self.ended = reason
+        process.kill()
+
+    async def _serve(self, process: Process, orders: asyncio.Queue[WayOut]) -> None:
+        """As agent/__main__.py puts it together."""
+        place = self._place
+        coordinator = place.network.coordinator(self.folder.name, process)
+        self._contact = contact = Contact(self.now)
+        self._notice = notice = _Written()
+        capability = fleet_pb2.Capability(hostname=self.name, cpus=8, memory_bytes=1 << 34, slots=SLOTS)
+        hello = pb.Hello(agent=f"agents/{self.name}", capability=capability)
+        async with coordinator.dial() as calls:
+            means = Means(
+                agent=f"agents/{self.name}",
+                root=self.folder / "root",
+                runtime_dir=self.folder / "sock",
+                python="python",
+                gpus=False,
+                orphan_limit=3600.0,
+                environment={},
+                stub=agents_pb2_grpc.AgentsStub(calls),
+                metadata=(),
+                contact=contact,
+                spool=Spool(coordinator, contact, heartbeat=self.timing.heartbeat, notice=notice),
+                blobs=cast(Blobs, None),  # runs here bring no inputs
+                stores={"relay": place.store},
+                cache=Cache(self.folder / "data" / "cache", 1 << 30),
+                begun=Begun(self.folder / "data" / "attempts"),
+                shims=self,
+                now=self.now,
+                wall=self.loop.time,
+            )
+            supervisor = Supervisor(means, hello, fleet_pb2.Readings, disconnect_limit=24 * 3600.0)
+            instance = f"{self.random.getrandbits(128):032x}"
+            identity = Identity(instance, self.boot, self.folder / "data" / "deployment")
+            random = Random(self.random.getrandbits(32))
+            dial = grpc_dial(coordinator)
+            session = Session(supervisor, identity, contact, dial=dial, now=self.now, random=random)
+            await supervisor.run((session.run, means.spool.run), orders, LEAVING)
+
+    def leave(self) -> None:
+        """SIGTERM to the agent."""
+        self._orders.put_nowait(WayOut.LEAVE)
+
+    def detach(self) -> None:
+        """SIGUSR2 to the agent."""
+        self._orders.put_nowait(WayOut.DETACH)
+
+    def kill_agent(self) -> None:
+        """SIGKILL."""
+        if self.agent is not None:
+            self.agent.kill()
+
+    # Its shims, as the agent has them
+
+    async def start(self, job: Job) -> Shim:
+        await asyncio.sleep(self.random.uniform(0.0, 0.02))
+        keeper = Keeper(self, job, next(self._place.numbers))
+        self.keepers.append(keeper)
+        return SimulatedShim(keeper, self._forget)
+
+    async def discover(self) -> list[Shim]:
+        return [*(SimulatedShim(keeper, self._forget) for keeper in self.keepers), *self._lost]
+
+    def _forget(self, keeper: Keeper) -> None:
+        self.keepers = [each for each in self.keepers if each is not keeper]
+
+    def _lose(self, job: Job, folder: Path, number: int) -> None:
+        """Only the record is here."""
+        self._lost.append(LostShim(recorded(self, job, folder, number), self._lost.remove))
+
+    # What happens to all of it
+
+    def processes(self) -> list[Process]:
+        """The agent, the shims, the trainers."""
+        kept = [process for keeper in self.keepers for process in (keeper.process, keeper.trainer_process)]
+        return [*([self.agent] if self.agent else []), *kept]
+
+    def freeze(self) -> None:
+        """The host is suspended."""
+        for process in self.processes():
+            process.freeze()
+
+    def thaw(self) -> None:
+        """It goes on."""
+        for process in self.processes():
+            process.thaw()
+
+    def power_off(self) -> None:
+        """All processes are gone; the disk stays."""
+        self.kill_agent()
+        for keeper in self.keepers:
+            keeper.kill()
+            self._lose(keeper.job, keeper.job.folder, keeper.number)
+        self.keepers = []
+
+    def power_on(self) -> None:
+        """Another boot, on the same disk."""
+        self.boots += 1
+        self.boot = f"{self.folder.name}-boot-{self.boots}"
+        self.start_agent()
+
+    def clone(self, number: int) -> Host:
+        """A machine made of a copy of this one's disk: the same name, another boot, none of its processes."""
+        folder = self._place.folder / f"{self.name}-clone-{number}"
+        shutil.copytree(self.folder, folder, symlinks=True)
+        for link in (folder / "data" / "attempts").glob("*"):
+            target = folder / link.readlink().relative_to(self.folder)
+            link.unlink()
+            link.symlink_to(target)
+        made = Host(self._place, self.name, folder, rate=self._rate)
+        for keeper in self.keepers:
+            made._lose(keeper.job, folder / keeper.job.folder.relative_to(self.folder), keeper.number)
+        made.boot = f"{folder.name}-boot-0"
+        return made

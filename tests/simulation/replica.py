@@ -1,0 +1,71 @@
+"""A coordinator process: the real services and the real Agents service, over a simulated database."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import grpc
+
+from coordinator.artifacts import Artifacts
+from coordinator.commands.events import Appender
+from coordinator.database import Database
+from coordinator.rpc.agents import AgentsService
+from coordinator.rpc.guard import Guard
+from coordinator.services import planner, reaper
+from coordinator.sessions import Heartbeats, Sessions
+from relay.timing import LeaseTiming
+from relay.v1 import agents_pb2_grpc
+from tests.simulation.loop import Process, VirtualLoop
+from tests.simulation.store.database import SimulatedDatabase
+
+
+class Replica:
+    """One process; it cannot be started again, another takes its place."""
+
+    def __init__(self, loop: VirtualLoop, name: str, database: SimulatedDatabase, timing: LeaseTiming) -> None:
+        self.process = Process(loop, name)
+        self._database = database
+        self.db = db = cast(Database, database)  #: as commands take it
+        self._guard = Guard()
+        self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        heartbeats, appender = Heartbeats(db, timing), Appender(db, loop.time)
+        sessions = Sessions(db, timing, heartbeats)
+        # Blobs are asked for only where a run has a result of its own, which here none has.
+        service = AgentsService(db, cast(Artifacts, None), sessions, appender, timing)
+        agents_pb2_grpc.add_AgentsServicer_to_server(service, cast(grpc.aio.Server, self))
+        for work in (
+            heartbeats.run(),
+            appender.run(),
+            planner.run(db, timing),
+            reaper.run(db, timing, monotonic=loop.time),
+        ):
+            self.process.spawn(work)
+
+    def add_generic_rpc_handlers(self, handlers: tuple[Any, ...]) -> None:
+        """As generated code registers a service; the next one says the same in a simpler way."""
+
+    def add_registered_method_handlers(
+        self, service: str, handlers: dict[str, grpc.RpcMethodHandler[Any, Any]]
+    ) -> None:
+        self._handlers |= {f"/{service}/{method}": handler for method, handler in handlers.items()}
+
+    async def handler(self, path: str) -> grpc.RpcMethodHandler[Any, Any]:
+        """The method behind the guard."""
+
+        async def plain(_: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any]:
+            return self._handlers[path]
+
+        details = cast("grpc.HandlerCallDetails", SimpleNamespace(method=path, invocation_metadata=()))
+        found = await self._guard.intercept_service(plain, details)
+        assert found is not None
+        return found
+
+    def deafen(self, deaf: bool) -> None:
+        """Whether it hears what transactions announce."""
+        self._database.notifications.deaf = deaf
+
+    def kill(self) -> None:
+        """SIGKILL: its connections to the database end with it."""
+        self.process.kill()
+        self._database.kill()

@@ -1,0 +1,201 @@
+"""The safety properties, looked at after every commit and held against what was truly done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from coordinator.lifecycle import TABLE, Phase
+from tests.simulation.store.storage import Changed, Storage
+from tests.simulation.store.tables import Row
+from tests.simulation.truth import Truth
+
+_STATES = {
+    phase: "running" if phase in (Phase.RUNNING, Phase.PAUSING, Phase.CANCELLING, Phase.LAPSED) else phase.value
+    for phase in Phase
+}
+LEGAL = {(_STATES[phase], _STATES[target]) for (phase, _), (_, targets) in TABLE.items() for target in targets}
+_WRITTEN_BY_HOLDERS = ("cursors", "metric_chunks", "log_chunks", "checkpoints")
+
+
+@dataclass(slots=True)
+class Rules:
+    """`say` takes a property's name and what breaks it."""
+
+    storage: Storage
+    truth: Truth
+    say: Callable[[str, str], None]
+    _known: dict[UUID, str] = field(default_factory=dict)  #: every lease there ever was, also if a failover forgot it
+    _stored: dict[UUID, list[tuple[int, float]]] = field(default_factory=dict)  #: points by lease
+    _just_superseded: list[Row] = field(default_factory=list)
+
+    def committed(self, changes: Sequence[Changed]) -> None:
+        """One transaction's changes, all of them visible by now."""
+        self._just_superseded = [each.after for each in changes if each.after and _superseded(each)]
+        ended = {each.key for each in changes if each.table == "leases" and _ends(each.before, each.after)}
+        for each in changes:
+            if each.after is None:
+                continue
+            if each.table in _WRITTEN_BY_HOLDERS:
+                self._fenced(each.table, each.before, each.after, ended)
+            match each.table:
+                case "leases":
+                    self._lease(each.before, each.after)
+                case "places" if each.before is None:
+                    self._place(each.after)
+                case "runs" if each.before is not None:
+                    self._run(each.before, each.after)
+                case "metric_chunks" if each.before is None:
+                    self._take(each.after)
+        self._points_match(
+            {each.after["lease_id"] for each in changes if each.after and each.table in ("cursors", "metric_chunks")}
+        )
+        for run in dict.fromkeys(_runs_of(changes)):
+            self._runs_while_leased(run)
+
+    def swapped(self) -> None:
+        """The database is another one now: what is stored is counted anew."""
+        self._stored = {}
+        for chunk in self.storage.rows("metric_chunks"):
+            self._take(chunk)
+
+    # leases
+
+    def _lease(self, before: Row | None, after: Row) -> None:
+        if before is None:
+            if after["id"] in self._known:
+                self.say("S1", f"lease {after['id']} of {after['run_id']} was of {self._known[after['id']]} before")
+            self._known[after["id"]] = after["run_id"]
+        elif before["end_time"] is not None and before["end_time"] != after["end_time"]:
+            self.say("S2", f"lease {after['id']} had ended, and ended again")
+        if after["start_time"] is not None and (before is None or before["start_time"] is None):
+            self._starts(after)
+
+    def _fenced(self, table: str, before: Row | None, after: Row, ended: set[UUID]) -> None:
+        """S2: nothing is written under a lease that had ended before."""
+        if table == "checkpoints" and before is not None and before["complete"] == after["complete"]:
+            return  # somebody else takes it off the curve
+        lease = self.storage.tables["leases"].get(after["lease_id"])
+        if lease is None:
+            self.say("S2", f"{table} of a lease that there is not")
+        elif lease["end_time"] is not None and lease["id"] not in ended:
+            self.say("S2", f"{table} written under lease {lease['id']} of {lease['run_id']}, which had ended")
+        elif table == "checkpoints" and lease["start_time"] is None:
+            self.say("S6", f"{lease['id']} registered a checkpoint before it said what it resumes from")
+
+    def _place(self, mine: Row) -> None:
+        """S9: no slot is granted twice."""
+        others = [each for each in self.storage.rows("places") if each["lease_id"] != mine["lease_id"]]
+        held = [each for each in others if each["end_time"] is None and each["agent"] == mine["agent"]]
+        if shared := sorted(set(mine["slots"]) & {slot for each in held for slot in each["slots"]}):
+            self.say("S9", f"slots {shared} of {mine['agent']} are granted twice")
+
+    # checkpoints
+
+    def _starts(self, lease: Row) -> None:
+        """S6: from the newest on the curve but for those it skipped; nothing later of others stays on it."""
+        skipped = {each["checkpoint"] for each in lease["skipped"]}
+        step = lease["resumed_step"] if lease["resumed_from"] is not None else -1
+        for other in self._checkpoints(lease["run_id"]):
+            if other["lease_id"] != lease["id"] and not other["superseded"] and other["step"] > step:
+                self.say("S6", f"{lease['id']} resumed at step {step}, and step {other['step']} stays on the curve")
+        run = self.storage.tables["runs"][lease["run_id"]]
+        if run["head_id"] != lease["resumed_from"]:
+            self.say("S6", f"{lease['id']} resumed at step {step}, and the head is another")
+        newer = [each for each in self._just_superseded if str(each["id"]) not in skipped]
+        if newer:
+            self.say("S6", f"{lease['id']} resumed at step {step} and had not tried {[each['step'] for each in newer]}")
+
+    def _checkpoints(self, run: str) -> list[Row]:
+        return [row for row in self.storage.rows("checkpoints") if row["run_id"] == run]
+
+    def _head_moves(self, run: Row, old: UUID | None) -> None:
+        lease = self._unended(run["id"])
+        checkpoints = self.storage.tables["checkpoints"]
+        head, before = checkpoints.get(run["head_id"]), checkpoints.get(old)
+        if lease is None:
+            self.say("S5", f"the head of {run['id']} moved without a lease")
+        elif head is None or head["lease_id"] != lease["id"]:
+            if run["head_id"] != lease["resumed_from"]:
+                self.say("S5", f"the head of {run['id']} is nothing that its holder made or resumed from")
+        elif not head["complete"] or head["superseded"]:
+            self.say("S5", f"the head of {run['id']} is not complete, or off the curve")
+        elif before is not None and before["lease_id"] == head["lease_id"] and before["step"] >= head["step"]:
+            self.say("S5", f"the head of {run['id']} went from step {before['step']} to {head['step']}")
+        else:
+            self._events_came_first(head)
+
+    def _events_came_first(self, head: Row) -> None:
+        written = self.truth.written.get(str(head["lease_id"]))
+        cursor = self.storage.tables["cursors"].get((head["lease_id"], 0, "events"))
+        line = written.checkpoints.get(head["step"], 0) if written else 0
+        if (cursor["offset_bytes"] if cursor else 0) < line:
+            self.say("S5", f"step {head['step']} of {head['run_id']} is head, and the events up to it are not stored")
+
+    # events
+
+    def _take(self, chunk: Row) -> None:
+        points = zip(chunk["steps"], chunk["points"], strict=True)
+        self._stored.setdefault(chunk["lease_id"], []).extend(points)
+
+    def _points_match(self, leases: Iterable[UUID]) -> None:
+        """S7: every line up to the cursor is stored once, and nothing else is."""
+        for lease in sorted(leases):
+            cursor = self.storage.tables["cursors"].get((lease, 0, "events"))
+            written = self.truth.written.get(str(lease))
+            true = written.up_to(cursor["offset_bytes"]) if written and cursor else []
+            stored = self._stored.get(lease, [])
+            if stored != true:
+                have, want = [step for step, _ in stored], [step for step, _ in true]
+                self.say("S7", f"{lease}: the points of steps {have} are stored, the cursor has passed {want}")
+
+    # runs
+
+    def _run(self, before: Row, after: Row) -> None:
+        if after["head_id"] != before["head_id"]:
+            self._head_moves(after, before["head_id"])
+        if before["state"] != after["state"]:
+            if (before["state"], after["state"]) not in LEGAL:
+                self.say("S8", f"{after['id']} went from {before['state']} to {after['state']}")
+            if after["state"] == "succeeded":
+                self._succeeds(after["id"])
+
+    def _unended(self, run: str) -> Row | None:
+        found = [row for row in self.storage.rows("leases") if row["run_id"] == run and row["end_time"] is None]
+        if len(found) > 1:
+            self.say("S1", f"{run} has {len(found)} unended leases")
+        return found[0] if found else None
+
+    def _runs_while_leased(self, run_id: str) -> None:
+        run = self.storage.tables["runs"].get(run_id)
+        if run is not None and (run["state"] == "running") != (self._unended(run_id) is not None):
+            self.say("S8", f"{run_id} is {run['state']}, and its leases say otherwise")
+
+    def _succeeds(self, run: str) -> None:
+        succeeded = [r["id"] for r in self.storage.rows("leases") if r["run_id"] == run and r["outcome"] == "succeeded"]
+        finished = {each.lease for each in self.truth.executions if each.finished}
+        if not any(str(lease) in finished for lease in succeeded):
+            self.say("S8", f"{run} succeeded, and no trainer of it had finished")
+
+
+def _ends(before: Row | None, after: Row | None) -> bool:
+    return after is not None and after["end_time"] is not None and (before is None or before["end_time"] is None)
+
+
+def _superseded(change: Changed) -> bool:
+    """Whether a whole checkpoint leaves the curve."""
+    before, after = change.before, change.after
+    if change.table != "checkpoints" or before is None or after is None:
+        return False
+    return bool(after["superseded"] and not before["superseded"] and after["complete"])
+
+
+def _runs_of(changes: Iterable[Changed]) -> Iterable[str]:
+    for each in changes:
+        row: Mapping[str, Any] = each.after or each.before or {}
+        if each.table == "leases":
+            yield row["run_id"]
+        elif each.table == "runs":
+            yield row["id"]

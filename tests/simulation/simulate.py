@@ -1,0 +1,86 @@
+"""From a seed to a verdict: faults, then calm, then the books are closed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from contextvars import Context
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+from relay.timing import TEST
+from tests.simulation.chaos import Chaos
+from tests.simulation.closing import close_the_books, settled
+from tests.simulation.faults import Fault, schedule
+from tests.simulation.loop import Stalled
+from tests.simulation.world import World
+
+FAULTS_UNTIL = 6 * TEST.ttl  #: seconds; then everything is mended
+RECONNECTED = 15.0  #: seconds later every agent is connected again, what it was just trying included
+PATIENCE = 600.0  #: seconds after that within which every run has ended
+MEMORY = Path("/dev/shm")
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What came of a seed."""
+
+    seed: int
+    faults: list[Fault] = field(default_factory=list)
+    violations: list[str] = field(default_factory=list)
+    trace: str = ""
+    seconds: float = 0.0  #: of virtual time
+    commits: int = 0
+    attempts: int = 0
+
+    @property
+    def properties(self) -> list[str]:
+        """Names of what was violated."""
+        return sorted({text.partition(":")[0] for text in self.violations})
+
+
+def simulate(seed: int, faults: Callable[[int], list[Fault]] | None = None) -> Verdict:
+    """Runs one seed to its end. Disks are folders in memory where there is such a place."""
+    place = MEMORY if os.access(MEMORY, os.W_OK) else None
+    folder = Path(tempfile.mkdtemp(prefix="relay-simulation-", dir=place))
+    try:
+        return _simulate(seed, (faults or drawn)(seed), folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def drawn(seed: int) -> list[Fault]:
+    """The faults of a seed."""
+    return schedule(Random(f"faults {seed}"), TEST.ttl, FAULTS_UNTIL)
+
+
+def _simulate(seed: int, faults: list[Fault], folder: Path) -> Verdict:
+    world = World(seed, folder)
+    asyncio.set_event_loop(world.loop)
+    verdict = Verdict(seed, faults)
+    try:
+        world.loop.run_until_complete(world.loop.create_task(_live(world, faults), context=Context()))
+    except Stalled:
+        world.say("L3", "nothing happens any more")
+    finally:
+        verdict.violations = [*world.violations, *world.truth.wrong, *world.loop.failures]
+        verdict.trace, verdict.seconds, verdict.commits = world.trace, world.loop.time(), world.commits
+        verdict.attempts = len(world.storage.rows("leases"))
+        world.close()
+        asyncio.set_event_loop(None)
+    return verdict
+
+
+async def _live(world: World, faults: list[Fault]) -> None:
+    chaos = Chaos(world)
+    for fault in faults:
+        chaos.plan(fault)
+    world.start()
+    await asyncio.sleep(FAULTS_UNTIL + 1)
+    chaos.mend()
+    await settled(world, RECONNECTED, PATIENCE)
+    close_the_books(world)

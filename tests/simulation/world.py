@@ -1,0 +1,216 @@
+"""One simulated deployment: two replicas, a few hosts, an operator with some runs, and what the seed does to them."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from contextvars import Context
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from coordinator.commands import runs
+from coordinator.database import Database, DatabaseAway
+from coordinator.values import Submission
+from relay.errors import RelayError
+from relay.timing import TEST, LeaseTiming
+from tests.simulation.folder_store import FolderStore
+from tests.simulation.host import Host, Place
+from tests.simulation.loop import VirtualLoop
+from tests.simulation.network import Network
+from tests.simulation.replica import Replica
+from tests.simulation.rules import Rules
+from tests.simulation.store.database import Moment, SimulatedDatabase
+from tests.simulation.store.storage import Changed, Storage
+from tests.simulation.truth import Truth
+
+log = logging.getLogger(__name__)
+EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A run as its submitter wants it."""
+
+    name: str
+    policy: str
+    steps: int
+    every: int
+    pace: float
+    fails: float
+
+    def submission(self) -> Submission:
+        """The same request, however often it is sent."""
+        env = {"SIM_STEPS": self.steps, "SIM_SAVE_EVERY": self.every, "SIM_PACE": self.pace, "SIM_FAILS": self.fails}
+        spec = {
+            "version": "relay/v1",
+            "method": "command",
+            "command": ["train"],
+            "name": self.name,
+            "env": {name: str(value) for name, value in env.items()},
+            "lifecycle": {"on_disconnect": self.policy, "max_attempts": 1000},
+        }
+        return Submission(run_id=self.name, request_id=f"submit-{self.name}", spec=spec, inputs=(), provenance={})
+
+
+class _NoBlobs:
+    """Runs here bring no inputs."""
+
+    def stat(self, digest: str, /) -> Any:
+        raise AssertionError(digest)
+
+
+class World:
+    """Everything there is. What it does to its parts are plain methods, for the faults of a seed to call."""
+
+    def __init__(self, seed: int, folder: Path, timing: LeaseTiming = TEST) -> None:
+        dice = Random(seed)
+        self.random = Random(dice.getrandbits(64))
+        self.timing = timing
+        self.loop = VirtualLoop(Random(dice.getrandbits(64)), self._blocking)
+        self.truth = Truth(margin=timing.kill + timing.margin + 0.1)
+        self.violations: list[str] = []
+        self.network = Network(self.loop, Random(dice.getrandbits(64)))
+        self.store = FolderStore(Random(dice.getrandbits(64)))
+        self.answers_lost = 0.0  #: probability, of commits whose answer gets lost
+        self.clock_steps = 0.0  #: seconds by which the database's clock was set
+        self.storage = Storage(now=self.database_time, random=Random(dice.getrandbits(64)))
+        self.rules = Rules(self.storage, self.truth, self.say)
+        self.commits = 0
+        self._trace = hashlib.sha256()
+        self.storage.observers.append(self._committed)
+        self._names = itertools.count()
+        self.replicas = [self._replica() for _ in range(2)]
+        place = Place(self.loop, Random(dice.getrandbits(64)), self.network, self.truth, self.store, timing, folder)
+        rho = timing.rho * 0.9
+        self.hosts = [
+            Host(place, name, folder / name, rate=1 + self.random.uniform(-rho, rho))
+            for name in ("a", "b", "c")[: self.random.choice([2, 2, 3])]
+        ]
+        self.clones: list[Host] = []
+        self.orders = [self._order(name) for name in ("r0", "r1", "r2")[: self.random.choice([1, 2, 2, 3])]]
+        self.doing: list[asyncio.Task[None]] = []
+
+    def _order(self, name: str) -> Order:
+        steps = self.random.randint(4, 20)
+        policy = self.random.choice(["continue", "stop"])
+        pace = self.random.choice([0.3, 0.7])
+        return Order(name, policy, steps, self.random.randint(2, 5), pace, self.random.choice([0.0, 0.0, 0.02]))
+
+    def _blocking(self) -> float:
+        return self.random.uniform(0.0, 0.01)
+
+    def say(self, name: str, text: str) -> None:
+        """A property does not hold."""
+        self.violations.append(f"{name}: {text} (at {self.loop.time():.2f})")
+
+    def note(self, text: str) -> None:
+        """Something happened."""
+        self._trace.update(f"{self.loop.time():.6f} {text}\n".encode())
+        log.debug("%.3f %s", self.loop.time(), text)
+
+    @property
+    def trace(self) -> str:
+        """Digest of all that was noted."""
+        return self._trace.hexdigest()
+
+    def _committed(self, changes: Sequence[Changed]) -> None:
+        self.commits += 1
+        self.note(", ".join(f"{change.table} {change.key}" for change in changes))
+        self.rules.committed(changes)
+
+    # The control plane
+
+    def database_time(self) -> datetime:
+        """The database's clock."""
+        return EPOCH + timedelta(seconds=self.loop.time() + self.clock_steps)
+
+    async def _reach(self, moment: Moment) -> None:
+        """What a statement or a commit takes; now and then nobody learns what became of a commit (F8)."""
+        if self.loop.over:
+            raise DatabaseAway("over")
+        await asyncio.sleep(self.random.expovariate(1000.0))
+        if moment is Moment.COMMITTED and self.answers_lost and self.random.random() < self.answers_lost:
+            raise DatabaseAway("the connection broke after the commit")
+
+    def _replica(self) -> Replica:
+        database = SimulatedDatabase(self.storage, pause=self._reach)
+        replica = Replica(self.loop, f"replica-{next(self._names)}", database, self.timing)
+        self.network.servers.append(replica)
+        return replica
+
+    def kill_replica(self, index: int) -> None:
+        """SIGKILL."""
+        replica = self.replicas[index]
+        replica.kill()
+        self.network.servers = [server for server in self.network.servers if server is not replica]
+
+    def start_replica(self, index: int) -> None:
+        """Another process in its place."""
+        if not self.replicas[index].process.alive:
+            self.replicas[index] = self._replica()
+
+    # The operator
+
+    def do(self, work: Coroutine[Any, Any, None]) -> None:
+        """Something of the operator's."""
+        self.doing.append(self.loop.create_task(work, context=Context()))
+
+    async def insist(self, call: Callable[[Database], Coroutine[Any, Any, object]]) -> None:
+        """As a client does: tried again, on any replica, until there is an answer."""
+        while True:
+            serving = [replica for replica in self.replicas if replica.process.running]
+            try:
+                if serving:
+                    await call(self.random.choice(serving).db)
+                    return
+            except DatabaseAway:
+                pass
+            except RelayError:
+                return
+            await asyncio.sleep(0.5)
+
+    async def submit(self, order: Order) -> None:
+        """Creates the run, once."""
+        await self.insist(lambda db: runs.create(db, _NoBlobs(), order.submission(), self.timing.ttl))
+
+    async def submit_again(self, order: Order) -> None:
+        """The same request: it may have been lost with a database, or paused."""
+        await self.submit(order)
+        await self.steer(runs.resume, order.name)
+
+    async def resubmit(self, order: Order, number: int) -> None:
+        """Another request for the same run, as one-shot clients make."""
+        again = replace(order.submission(), request_id=f"again-{number}-{order.name}", resume=True)
+        await self.insist(lambda db: runs.create(db, _NoBlobs(), again, self.timing.ttl))
+
+    async def steer(self, verb: Callable[..., Coroutine[Any, Any, object]], name: str, *words: str) -> None:
+        """Pause, resume or cancel."""
+        await self.insist(lambda db: verb(db, name, *words))
+
+    # All of it
+
+    def machines(self) -> list[Host]:
+        """Clones too."""
+        return [*self.hosts, *self.clones]
+
+    def start(self) -> None:
+        """Hosts come up, and the operator submits runs."""
+        self.loop.call_soon(self.network.watch, context=Context())
+        for host in self.hosts:
+            host.start_agent()
+        for order in self.orders:
+            self.do(self._submit_later(order))
+
+    async def _submit_later(self, order: Order) -> None:
+        await asyncio.sleep(self.random.uniform(0.0, 3.0))
+        await self.submit(order)
+
+    def close(self) -> None:
+        """Nothing of it goes on."""
+        self.loop.wind_up()
