@@ -161,7 +161,7 @@ async def forget_the_future(conn: asyncpg.Connection, ttl: float) -> None:
 
 
 @statement
-async def shorten_backoffs(conn: asyncpg.Connection, seconds: float) -> None:
+async def shorten_backoffs(conn: asyncpg.Connection, longest: float) -> None:
     """No queued run waits longer than so."""
     await conn.execute(
         """WITH locked AS (SELECT id FROM runs
@@ -169,7 +169,7 @@ async def shorten_backoffs(conn: asyncpg.Connection, seconds: float) -> None:
                            ORDER BY id FOR NO KEY UPDATE)
            UPDATE runs r SET eligible_time = clock_timestamp() + make_interval(secs => $1)
            FROM locked k WHERE r.id = k.id""",
-        seconds,
+        longest,
     )
 
 
@@ -201,8 +201,8 @@ async def forget_future_words(conn: asyncpg.Connection) -> None:
 async def shorten_withholding(conn: asyncpg.Connection, ttl: float) -> None:
     """`stop` runs are withheld for a TTL at most."""
     await conn.execute(
-        """UPDATE deployment SET stop_grants_after = LEAST(stop_grants_after,
-                                                           clock_timestamp() + make_interval(secs => $1))""",
+        """UPDATE deployment SET stop_grants_after = clock_timestamp() + make_interval(secs => $1)
+           WHERE stop_grants_after > clock_timestamp() + make_interval(secs => $1)""",
         ttl,
     )
 
