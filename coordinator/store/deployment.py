@@ -201,8 +201,8 @@ async def forget_future_words(conn: asyncpg.Connection) -> None:
 async def shorten_withholding(conn: asyncpg.Connection, ttl: float) -> None:
     """`stop` runs are withheld for a TTL at most."""
     await conn.execute(
-        """UPDATE deployment SET stop_grants_after = LEAST(stop_grants_after,
-                                                           clock_timestamp() + make_interval(secs => $1))""",
+        """UPDATE deployment SET stop_grants_after = clock_timestamp() + make_interval(secs => $1)
+           WHERE stop_grants_after > clock_timestamp() + make_interval(secs => $1)""",
         ttl,
     )
 

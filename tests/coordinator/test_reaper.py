@@ -56,6 +56,17 @@ async def test_a_gap_in_the_reapers_own_tick_lets_nothing_lapse_for_a_ttl(world:
         assert (await state(world, "a"), await state(world, "b")) == (HELD, LAPSED)
 
 
+async def test_an_outage_that_is_no_failover_withholds_no_stop_runs(world: World) -> None:
+    """F6, F7: the database is the one it was, so no holder is unknown to it."""
+    await reaper.reap(world.db, world.config.timing, None)
+    async with world.db.transaction() as conn:
+        await conn.execute("UPDATE deployment SET reaper_tick = reaper_tick - interval '1 hour'")
+    await reaper.reap(world.db, world.config.timing, None)
+    async with world.db.connection() as conn:
+        row = await conn.fetchrow("SELECT * FROM deployment")
+    assert row["lapses_after"] is not None and row["stop_grants_after"] is None
+
+
 async def test_when_all_agents_are_silent_the_line_is_to_blame(world: World) -> None:
     async with connected(world.replica.agents, "a", "b") as [a, b]:
         await held(world, a, b)
