@@ -1,0 +1,127 @@
+"""What is asked of agents' rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from coordinator.store import agents
+from coordinator.values import Hello, Pulse
+from tests.simulation.store.execution import Execution
+from tests.simulation.store.interpreter import Repertoire
+from tests.simulation.store.moments import latest
+from tests.simulation.store.tables import Row, jsonb
+
+repertoire = Repertoire()
+
+
+@repertoire.carries_out(agents.rows)
+async def rows(ex: Execution, names: Sequence[str]) -> Sequence[Row]:
+    found = []
+    began = ex.now
+    for row in _named(ex, names):
+        if (locked := await ex.lock("agents", row)) is not None:
+            now = began if locked is row else ex.now  # a row that was only waited for is not looked at again
+            found.append({**locked, "silence": _silence(locked, now)})
+    return found
+
+
+def _named(ex: Execution, names: Iterable[str]) -> list[Row]:
+    """In the order of their names."""
+    return [row for name in sorted(set(names)) if (row := ex.get("agents", name)) is not None]
+
+
+def _silence(row: Row, now: datetime) -> timedelta | None:
+    heard = latest(row["heartbeat_time"], row["connect_time"])
+    return None if heard is None else now - heard
+
+
+@repertoire.carries_out(agents.raise_versions)
+async def raise_versions(ex: Execution, names: Sequence[str]) -> None:
+    for row in await ex.lock_all("agents", _named(ex, names)):
+        ex.write("agents", row, wish_version=row["wish_version"] + 1)
+
+
+@repertoire.carries_out(agents.announce)
+async def announce(ex: Execution, names: Iterable[str]) -> None:
+    for name in sorted(set(names)):
+        ex.notify("relay_wishes", name)
+
+
+@repertoire.carries_out(agents.add)
+async def add(ex: Execution, hello: Hello) -> None:
+    await ex.insert_new("agents", name=hello.agent, instance_id=hello.instance_id, boot_id=hello.boot_id)
+
+
+@repertoire.carries_out(agents.begin_session)
+async def begin_session(ex: Execution, hello: Hello, retired: Sequence[str]) -> UUID:
+    session_id = ex.new_id()
+    await ex.update(
+        "agents",
+        _named(ex, [hello.agent]),
+        session_id=session_id,
+        instance_id=hello.instance_id,
+        boot_id=hello.boot_id,
+        retired_instances=list(retired)[-agents.RETIRED :],
+        capability=jsonb(hello.capability),
+        labels=jsonb(hello.labels),
+        slots=list(hello.slots),
+        connect_time=ex.now,
+        disconnect_time=None,
+        heartbeat_time=ex.now,
+        held=jsonb([held.stored() for held in hello.held]),
+        ready=hello.readiness.ready,
+        readiness_reason=hello.readiness.reason,
+        leaving=hello.readiness.leaving,
+    )
+    return session_id
+
+
+@repertoire.carries_out(agents.end_session)
+async def end_session(ex: Execution, agent: str, session_id: UUID) -> None:
+    def is_its(row: Row) -> bool:
+        return bool(row["session_id"] == session_id)
+
+    its = [row for row in _named(ex, [agent]) if is_its(row)]
+    for row in await ex.lock_all("agents", its, is_its):
+        ex.write("agents", row, disconnect_time=ex.now)
+
+
+@repertoire.carries_out(agents.end_sessions)
+async def end_sessions(ex: Execution) -> list[str]:
+    ended = sorted(ex.rows("agents"), key=lambda row: str(row["name"]))
+    return [row["name"] for row in await ex.update("agents", ended, session_id=None)]
+
+
+@repertoire.carries_out(agents.beat)
+async def beat(ex: Execution, pulses: Sequence[Pulse]) -> bool:
+    changed = False
+    heard: dict[str, Pulse] = {}
+    for pulse in pulses:
+        row = ex.get("agents", pulse.agent)
+        if row is not None and row["session_id"] == pulse.session_id:
+            heard.setdefault(pulse.agent, pulse)
+    for name in sorted(heard):
+        changed = await _hear(ex, heard[name]) or changed
+    return changed
+
+
+async def _hear(ex: Execution, pulse: Pulse) -> bool:
+    row = ex.get("agents", pulse.agent)
+    assert row is not None
+    row = await ex.lock("agents", row, lambda row: bool(row["session_id"] == pulse.session_id))
+    if row is None:
+        return False
+    said, held = pulse.readiness, jsonb([held.stored() for held in pulse.held])
+    ex.write(
+        "agents",
+        row,
+        heartbeat_time=ex.now,
+        held=held,
+        ready=said.ready,
+        readings=row["readings"] if pulse.readings is None else jsonb(pulse.readings),
+        readiness_reason=said.reason,
+        leaving=said.leaving,
+    )
+    return bool(row["held"] != held or row["ready"] != said.ready or row["leaving"] != said.leaving)

@@ -1,0 +1,196 @@
+"""The simulated database as one process sees it, where `coordinator.database.Database` is expected."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from enum import Enum
+from typing import ParamSpec, TypeVar
+
+import asyncpg
+
+from coordinator.database import CHANNELS, DatabaseAway
+from coordinator.store.statement import Interpreter, Statement
+from tests.simulation.store.execution import Execution
+from tests.simulation.store.repertoire import REPERTOIRE
+from tests.simulation.store.storage import Storage, Transaction
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Moment(Enum):
+    """When something can happen on the way between a process and the database."""
+
+    STATEMENT = "before a statement"
+    COMMIT = "before a commit"
+    COMMITTED = "after a commit, before its answer: when the answer is lost, its outcome is not known"
+
+
+#: Awaited at each moment; it may take its time, and raise DatabaseAway.
+Pause = Callable[[Moment], Awaitable[None]]
+
+
+async def no_pause(_: Moment) -> None:
+    """Everything is near."""
+
+
+class SimulatedNotifications:
+    """What other transactions announce, told to whoever waits for it in this process."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[tuple[str, str | None], dict[asyncio.Event, None]] = {}
+        self._deaf = False
+
+    @asynccontextmanager
+    async def subscribe(self, channel: str, key: str | None = None) -> AsyncIterator[asyncio.Event]:
+        """As `coordinator.database.Notifications` has it."""
+        if channel not in CHANNELS:
+            raise ValueError(f"nobody listens on {channel}")
+        event = asyncio.Event()
+        listeners = self._waiting.setdefault((channel, key), {})
+        listeners[event] = None
+        try:
+            yield event
+        finally:
+            listeners.pop(event, None)
+            if not listeners and self._waiting.get((channel, key)) is listeners:
+                del self._waiting[channel, key]
+
+    @property
+    def deaf(self) -> bool:
+        """While its line is cut nothing is heard. Afterwards everybody is woken: something may have been missed."""
+        return self._deaf
+
+    @deaf.setter
+    def deaf(self, deaf: bool) -> None:
+        self._deaf = deaf
+        if not deaf:
+            self.missed()
+
+    def told(self, channel: str, payload: str) -> None:
+        """A commit announces something."""
+        if not self._deaf:
+            for key in (payload, None):
+                for event in self._waiting.get((channel, key), ()):
+                    event.set()
+
+    def missed(self) -> None:
+        """Wakes everybody."""
+        if not self._deaf:
+            for events in self._waiting.values():
+                for event in events:
+                    event.set()
+
+
+class SimulatedConnection(Interpreter):
+    """Carries out statements in a transaction, or each in one of its own."""
+
+    def __init__(self, database: SimulatedDatabase) -> None:
+        self.database = database
+        self.transaction: Transaction | None = None
+        self._line = database.line
+
+    async def carry_out(self, statement: Statement[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """After the way there."""
+        await self.database.reach(Moment.STATEMENT)
+        if self.database.line != self._line:
+            raise DatabaseAway("the connection was closed")
+        if self.transaction is not None:
+            return await self._execute(self.transaction, statement, *args, **kwargs)
+        transaction = self.database.storage.begin(self)
+        try:
+            result = await self._execute(transaction, statement, *args, **kwargs)
+            self.database.storage.commit(transaction)
+        except BaseException:
+            self.database.storage.rollback(transaction)
+            raise
+        if transaction.writes:
+            await self.database.reach(Moment.COMMITTED)
+        return result
+
+    async def _execute(
+        self, transaction: Transaction, statement: Statement[P, R], *args: P.args, **kwargs: P.kwargs
+    ) -> R:
+        transaction.check()
+        if transaction.failed:
+            raise asyncpg.InFailedSQLTransactionError("the transaction has failed before")
+        try:
+            result: R = await REPERTOIRE[statement](Execution(transaction), *args, **kwargs)
+        except BaseException:
+            transaction.failed = True
+            raise
+        return result
+
+
+class SimulatedDatabase:
+    """One per process. `pause` is the way to the database."""
+
+    def __init__(self, storage: Storage, pause: Pause = no_pause) -> None:
+        self.storage = storage
+        self.notifications = SimulatedNotifications()
+        self.line = 0  #: counts how often its connections were lost
+        self._pause = pause
+        self._killed = False
+        storage.databases[self] = None
+
+    def kill(self) -> None:
+        """The process died: what it had open and locked is let go at once, and it does nothing any more."""
+        self._killed = True
+        self.storage.databases.pop(self, None)
+        self.sever()
+
+    def sever(self) -> None:
+        """Its connections are lost, as by a timeout of the server's: open transactions roll back, locks are let go."""
+        self.line += 1
+        self.storage.let_go(self)
+
+    async def reach(self, moment: Moment) -> None:
+        """Go there, or back; DatabaseAway when that is not possible."""
+        self._check()
+        await self._pause(moment)
+        self._check()
+
+    def _check(self) -> None:
+        if self._killed:
+            raise DatabaseAway("this process is dead")
+        if self.storage.away:
+            raise DatabaseAway("the database is away")
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[SimulatedConnection]:
+        """A connection for single statements, each a transaction of its own."""
+        self._check()
+        yield SimulatedConnection(self)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[SimulatedConnection]:
+        """One transaction: committed when the block ends, rolled back when it raises."""
+        self._check()
+        connection = SimulatedConnection(self)
+        transaction = connection.transaction = self.storage.begin(connection)
+        try:
+            yield connection
+            await self.reach(Moment.COMMIT)
+            if not transaction.failed:  # otherwise Postgres rolls it back, and says nothing
+                self.storage.commit(transaction)
+        except BaseException:
+            self.storage.rollback(transaction)
+            raise
+        self.storage.rollback(transaction)
+        await self.reach(Moment.COMMITTED)
+
+    @asynccontextmanager
+    async def dedicated(self) -> AsyncIterator[SimulatedConnection]:
+        """A connection for what lasts as long as its connection (an advisory lock)."""
+        self._check()
+        connection = SimulatedConnection(self)
+        try:
+            yield connection
+        finally:
+            self.storage.unlock_advisory(connection)
+
+    async def ping(self) -> None:
+        """Return when the database answers; DatabaseAway when it does not."""
+        await self.reach(Moment.STATEMENT)

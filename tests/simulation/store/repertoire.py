@@ -1,0 +1,28 @@
+"""All statements that the simulated database can carry out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from coordinator.store.statement import Statement
+from tests.simulation.store import (
+    agents,
+    checkpoints,
+    deployment,
+    events,
+    history,
+    leadership,
+    leases,
+    planning,
+    requests,
+    runs,
+    wishes,
+)
+from tests.simulation.store.interpreter import Function
+
+_NOUNS = (agents, checkpoints, deployment, events, history, leadership, leases, planning, requests, runs, wishes)
+
+REPERTOIRE: Mapping[Statement[..., Any], Function[..., Any]] = {
+    statement: function for noun in _NOUNS for statement, function in noun.repertoire.items()
+}
