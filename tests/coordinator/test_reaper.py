@@ -58,6 +58,7 @@ async def test_a_gap_in_the_reapers_own_tick_lets_nothing_lapse_for_a_ttl(world:
 
 async def test_an_outage_that_is_no_failover_withholds_no_stop_runs(world: World) -> None:
     """F6, F7: the database is the one it was, so no holder is unknown to it."""
+    await reaper.reap(world.db, world.config.timing, None)
     async with world.db.transaction() as conn:
         await conn.execute("UPDATE deployment SET reaper_tick = reaper_tick - interval '1 hour'")
     await reaper.reap(world.db, world.config.timing, None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from coordinator.store import agents
@@ -22,9 +22,7 @@ async def rows(ex: Execution, names: Sequence[str]) -> Sequence[Row]:
     began = ex.now
     for row in _named(ex, names):
         if (locked := await ex.lock("agents", row)) is not None:
-            now = (
-                began if locked is row else ex.now
-            )  # what was not changed while it was waited for is not looked at again
+            now = began if locked is row else ex.now  # a row that was only waited for is not looked at again
             found.append({**locked, "silence": _silence(locked, now)})
     return found
 
@@ -34,9 +32,9 @@ def _named(ex: Execution, names: Iterable[str]) -> list[Row]:
     return [row for name in sorted(set(names)) if (row := ex.get("agents", name)) is not None]
 
 
-def _silence(row: Row, now: object) -> timedelta | None:
+def _silence(row: Row, now: datetime) -> timedelta | None:
     heard = latest(row["heartbeat_time"], row["connect_time"])
-    return None if heard is None else now - heard  # type: ignore[operator]
+    return None if heard is None else now - heard
 
 
 @repertoire.carries_out(agents.raise_versions)

@@ -60,7 +60,7 @@ class SimulatedNotifications:
 
     @property
     def deaf(self) -> bool:
-        """While its line is cut: nothing is heard; afterwards everybody is woken, since something may have been missed."""
+        """While its line is cut nothing is heard. Afterwards everybody is woken: something may have been missed."""
         return self._deaf
 
     @deaf.setter

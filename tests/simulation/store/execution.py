@@ -15,6 +15,7 @@ from uuid import UUID
 import asyncpg
 
 from coordinator.database import DatabaseAway
+from coordinator.store.deployment import Identity
 from tests.simulation.store.storage import LOCK_TIMEOUT, Changed, Lock, Slot, Transaction
 from tests.simulation.store.tables import TABLES, Key, Row
 
@@ -35,9 +36,14 @@ class Execution:
         return self._storage.now()
 
     @property
-    def transaction(self) -> Transaction:
-        """The one that it is part of."""
-        return self._transaction
+    def identity(self) -> Identity:
+        """Which database this is."""
+        return self._storage.identity
+
+    def lock_advisory(self, key: int) -> bool:
+        """Takes an advisory lock for the connection, unless another has it."""
+        connection = self._transaction.connection
+        return self._storage.advisory.setdefault(key, connection) is connection
 
     def new_id(self) -> UUID:
         """A random id."""

@@ -1,0 +1,241 @@
+"""What is asked of leases, places and slots."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+from coordinator.lifecycle import Closing, LeaseState, Policy, RunState, StopReason
+from coordinator.store import leases
+from coordinator.store.leases import End, LeaseRow
+from coordinator.values import CursorAt, Held, Seated
+from tests.simulation.store.execution import Execution
+from tests.simulation.store.interpreter import Repertoire
+from tests.simulation.store.moments import seconds
+from tests.simulation.store.tables import Row, jsonb
+
+repertoire = Repertoire()
+
+
+def _has_not_ended(row: Row) -> bool:
+    return row["end_time"] is None
+
+
+def places_of(ex: Execution, lease_id: UUID) -> list[Row]:
+    """By node."""
+    return sorted(ex.where("places", "lease_id", lease_id), key=lambda row: int(row["node"]))
+
+
+async def _lease(ex: Execution, lease_id: UUID) -> Row | None:
+    """Locked."""
+    row = ex.get("leases", lease_id)
+    return await ex.lock("leases", row) if row else None
+
+
+@repertoire.carries_out(leases.unended)
+async def unended(ex: Execution, run_id: str) -> LeaseRow | None:
+    for row in ex.where("leases", "run_id", run_id):
+        if _has_not_ended(row) and (locked := await ex.lock("leases", row, _has_not_ended)):
+            return LeaseRow.of(locked)
+    return None
+
+
+@repertoire.carries_out(leases.add)
+async def add(ex: Execution, run_id: str, attempt: int, policy: Policy) -> UUID:
+    row = await ex.insert("leases", run_id=run_id, attempt=attempt, state="held", policy=policy.value)
+    lease_id: UUID = row["id"]
+    return lease_id
+
+
+@repertoire.carries_out(leases.add_place)
+async def add_place(ex: Execution, lease_id: UUID, seat: Seated, ttl: float) -> None:
+    if agent := ex.get("agents", seat.agent):
+        await ex.insert(
+            "places",
+            lease_id=lease_id,
+            node=seat.node,
+            agent=seat.agent,
+            session_id=agent["session_id"],
+            boot_id=agent["boot_id"],
+            slots=list(seat.slots),
+            expire_time=ex.now + seconds(ttl),
+        )
+
+
+@repertoire.carries_out(leases.take_slots)
+async def take_slots(ex: Execution, lease_id: UUID, seat: Seated) -> None:
+    for slot in seat.slots:
+        await ex.insert("taken_slots", agent=seat.agent, slot=slot, lease_id=lease_id, node=seat.node)
+
+
+@repertoire.carries_out(leases.close)
+async def close(
+    ex: Execution,
+    lease_id: UUID,
+    closing: Closing,
+    error: Mapping[str, Any] | None,
+    completion: Mapping[str, Any] | None,
+) -> None:
+    if row := await _lease(ex, lease_id):
+        ex.write(
+            "leases",
+            row,
+            state="ended",
+            end_time=ex.now,
+            outcome=closing.outcome.value,
+            reason=closing.reason,
+            error=jsonb(error),
+            completion=jsonb(completion),
+        )
+
+
+@repertoire.carries_out(leases.free_slots)
+async def free_slots(ex: Execution, lease_id: UUID) -> None:
+    for row in ex.where("taken_slots", "lease_id", lease_id):
+        await ex.delete("taken_slots", row)
+
+
+@repertoire.carries_out(leases.end_places)
+async def end_places(ex: Execution, lease_id: UUID) -> list[str]:
+    places = [row for row in places_of(ex, lease_id) if _has_not_ended(row)]
+    locked = await ex.lock_all("places", places, _has_not_ended)
+    return [ex.write("places", row, end_time=ex.now)["agent"] for row in locked]
+
+
+@repertoire.carries_out(leases.start)
+async def start(
+    ex: Execution,
+    lease_id: UUID,
+    checkpoint_id: UUID | None,
+    step: int,
+    skipped: Sequence[Mapping[str, Any]],
+) -> None:
+    if row := await _lease(ex, lease_id):
+        ex.write(
+            "leases",
+            row,
+            start_time=ex.now,
+            resumed_from=checkpoint_id,
+            resumed_step=step,
+            skipped=jsonb(list(skipped)),
+        )
+
+
+@repertoire.carries_out(leases.move)
+async def move(ex: Execution, lease_id: UUID, state: LeaseState, stop: StopReason | None) -> None:
+    if row := await _lease(ex, lease_id):
+        ex.write("leases", row, state=state.value, stop_reason=stop.value if stop else None)
+
+
+@repertoire.carries_out(leases.run_of)
+async def run_of(ex: Execution, lease_id: UUID) -> str | None:
+    row = ex.get("leases", lease_id)
+    return row["run_id"] if row else None
+
+
+@repertoire.carries_out(leases.end_of)
+async def end_of(ex: Execution, lease_id: UUID) -> End | None:
+    row = ex.get("leases", lease_id)
+    run = ex.get("runs", row["run_id"]) if row else None
+    run = await ex.lock("runs", run) if run else None
+    row = await ex.lock("leases", row) if row and run else None
+    if row is None or run is None:
+        return None
+    return End(row["end_time"] is not None, (row["completion"] or {}).get("digest"), RunState(run["state"]))
+
+
+@repertoire.carries_out(leases.seats)
+async def seats(ex: Execution, lease_id: UUID) -> list[Seated]:
+    return [Seated(row["node"], row["agent"], tuple(row["slots"])) for row in places_of(ex, lease_id)]
+
+
+@repertoire.carries_out(leases.cursors)
+async def cursors(ex: Execution, lease_id: UUID) -> list[CursorAt]:
+    rows = sorted(ex.where("cursors", "lease_id", lease_id), key=lambda row: (row["node"], row["source"]))
+    return [CursorAt(row["node"], row["source"], row["offset_bytes"]) for row in rows]
+
+
+@repertoire.carries_out(leases.renew)
+async def renew(ex: Execution, held: Sequence[tuple[str, UUID, Held]], ttl: float) -> list[UUID]:
+    listed: dict[tuple[UUID, int], UUID] = {}
+    for agent, session_id, item in held:
+        row = ex.get("places", (item.lease_id, item.node))
+        if row is not None and row["agent"] == agent and _has_not_ended(row):
+            listed.setdefault((item.lease_id, item.node), session_id)
+    renewed: dict[UUID, None] = {}
+    for place, session_id in sorted(listed.items()):
+        if await _renew(ex, place, session_id, ttl):
+            renewed[place[0]] = None
+    return [lease_id for lease_id in renewed if _has_lapsed(ex, lease_id)]
+
+
+async def _renew(ex: Execution, place: tuple[UUID, int], session_id: UUID, ttl: float) -> bool:
+    """The place is locked, whosever it is by then; the agent's session is the one that the statement saw."""
+    row = ex.get("places", place)
+    assert row is not None
+    locked = await ex.lock("places", row, _has_not_ended)
+    agent = ex.get("agents", row["agent"])
+    if locked is None or agent is None or agent["session_id"] != session_id:
+        return False
+    ex.write("places", locked, expire_time=ex.now + seconds(ttl), reported=True, session_id=session_id)
+    return True
+
+
+def _has_lapsed(ex: Execution, lease_id: UUID) -> bool:
+    lease = ex.get("leases", lease_id)
+    return lease is not None and lease["state"] == "lapsed"
+
+
+def is_listed(place: Row, agent: Row) -> bool:
+    """Whether the agent lists the place."""
+    lease_id = str(place["lease_id"])
+    return any(held["lease"] == lease_id and held["node"] == place["node"] for held in agent["held"])
+
+
+def is_lost(place: Row, agent: Row) -> bool | None:
+    """Whether it should and does not; None, as in SQL, where it has no session to be compared with."""
+    if is_listed(place, agent):
+        return False
+    if place["reported"]:
+        return True
+    return None if agent["session_id"] is None else bool(place["session_id"] != agent["session_id"])
+
+
+def _missing(ex: Execution, places: Sequence[Row]) -> Iterator[Row]:
+    for place in places:
+        agent, lease = ex.get("agents", place["agent"]), ex.get("leases", place["lease_id"])
+        if agent is None or lease is None or agent["session_id"] is None:
+            continue
+        may_be_a_clone = lease["policy"] == "stop" and place["boot_id"] != agent["boot_id"]
+        unended = _has_not_ended(place) and _has_not_ended(lease)
+        if unended and is_lost(place, agent) and not may_be_a_clone:
+            yield place
+
+
+@repertoire.carries_out(leases.missing)
+async def missing(ex: Execution, agents: Sequence[str]) -> list[UUID]:
+    places = [row for agent in sorted(set(agents)) for row in ex.where("places", "agent", agent)]
+    return list(dict.fromkeys(row["lease_id"] for row in _missing(ex, places)))
+
+
+@repertoire.carries_out(leases.is_missing)
+async def is_missing(ex: Execution, lease_id: UUID) -> str | None:
+    return next((row["agent"] for row in _missing(ex, places_of(ex, lease_id))), None)
+
+
+@repertoire.carries_out(leases.expired)
+async def expired(ex: Execution) -> list[UUID]:
+    now = ex.now
+    held = [row["id"] for row in ex.rows("leases") if _has_not_ended(row) and row["state"] == "held"]
+    return [lease for lease in held if any(row["expire_time"] < now for row in ex.where("places", "lease_id", lease))]
+
+
+@repertoire.carries_out(leases.expired_place)
+async def expired_place(ex: Execution, lease_id: UUID) -> str | None:
+    over, began = [], ex.now
+    for row in places_of(ex, lease_id):
+        if _has_not_ended(row) and (locked := await ex.lock("places", row, _has_not_ended)):
+            now = began if locked is row else ex.now  # a row that was only waited for is not looked at again
+            over += [locked["agent"]] if locked["expire_time"] < now else []
+    return over[0] if over else None
