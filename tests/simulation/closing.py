@@ -28,10 +28,8 @@ async def settled(world: World, reconnected: float, patience: float) -> None:
 
 
 def _is_connected(world: World, host: Host) -> None:
-    """L2. One that ended by itself is started again by whoever keeps it, and then has had no time yet."""
-    if host.ended is not None:
-        world.say("L2", f"the agent of {host.name} ended: {host.ended}")
-    elif host.silence > 2 * world.timing.heartbeat:
+    """L2."""
+    if host.silence > 2 * world.timing.heartbeat:
         world.say("L2", f"{host.name} is not connected")
 
 

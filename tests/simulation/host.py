@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import shutil
+from contextvars import Context
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -33,6 +34,7 @@ from tests.simulation.truth import Truth
 
 SLOTS = 2
 LEAVING = 2.0  #: seconds that leaving may take
+AGAIN = 1.0  #: seconds until an agent that ended by itself is started again
 
 
 class _Written(Notice):
@@ -123,13 +125,17 @@ class Host:
             self.agent.spawn(self._run(self.agent, self._orders))
 
     async def _run(self, process: Process, orders: asyncio.Queue[WayOut]) -> None:
-        reason = "ended"
         try:
             await self._serve(process, orders)
         except* RelayError as group:
-            reason = str(group.exceptions[0])
-        self.ended = reason
+            self.ended = str(group.exceptions[0])
+            self.loop.call_later(AGAIN, self._start_again, process, context=Context())
         process.kill()
+
+    def _start_again(self, ended: Process) -> None:
+        """As whoever supervises it does, unless the machine was switched off meanwhile."""
+        if self.agent is ended:
+            self.start_agent()
 
     async def _serve(self, process: Process, orders: asyncio.Queue[WayOut]) -> None:
         """As agent/__main__.py puts it together."""
@@ -180,6 +186,7 @@ class Host:
         """SIGKILL."""
         if self.agent is not None:
             self.agent.kill()
+            self.agent = None
 
     # Its shims, as the agent has them
 

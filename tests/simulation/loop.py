@@ -121,12 +121,18 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self.processes: list[Process] = []
         self.over = False  #: the simulation has ended: what still runs only winds up
         _Task._numbers = itertools.count()
-        self.set_task_factory(lambda loop, coro, **more: _Task(coro, loop=loop, **more))
+        self._tasks: list[_Task] = []  #: killed processes' tasks must not be collected, or their `finally` would run
+        self.set_task_factory(self._make_task)
         self.set_exception_handler(self._failed)
         self.failures: list[str] = []
 
     def time(self) -> float:
         return self._now
+
+    def _make_task(self, _: asyncio.AbstractEventLoop, work: Any, **more: Any) -> asyncio.Task[Any]:
+        task = _Task(work, loop=self, **more)
+        self._tasks.append(task)
+        return task
 
     def _run_once(self) -> None:
         if not self._ready:

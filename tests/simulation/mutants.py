@@ -1,0 +1,523 @@
+"""The rules of the protocol, each removed: a simulator that does not catch what follows proves nothing.
+
+A mutant replaces a function of the agent, the coordinator, or the simulated database where the rule is a condition in
+SQL. `python -m tests.simulation mutants` hunts each until a seed shows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Any, cast
+from unittest.mock import patch
+from uuid import UUID
+
+from agent import supervisor as supervising
+from agent.checkpoints import resume
+from agent.leases import Beat, Plan, Standing, Wish, plan
+from agent.session import Session
+from agent.shim.sentence import Sentence
+from agent.supervisor import Supervisor
+from coordinator import lifecycle, outage
+from coordinator import sessions as live_sessions
+from coordinator.commands import checkpoints as checkpoint_commands
+from coordinator.commands import deployment as deployment_commands
+from coordinator.commands import events as event_commands
+from coordinator.commands import leases as lease_commands
+from coordinator.commands import sessions as session_commands
+from coordinator.lifecycle import Change, Lapsed, LeaseState, Phase, Status
+from coordinator.store import agents, checkpoints, deployment, events, leases, runs, wishes
+from coordinator.store.leases import LeaseRow
+from coordinator.store.statement import Statement
+from relay.errors import LeaseLost
+from tests.simulation.store import events as simulated_events
+from tests.simulation.store import leases as simulated_leases
+from tests.simulation.store.execution import Execution
+from tests.simulation.store.repertoire import REPERTOIRE
+from tests.simulation.store.storage import Snapshot, Storage
+from tests.simulation.store.tables import Row
+
+Patch = AbstractContextManager[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """A rule, and what is done to the code so that it does not hold."""
+
+    name: str
+    rule: str  #: in words, with its place in the design
+    patches: Callable[[], Sequence[Patch]]
+
+    @contextmanager
+    def alive(self) -> Iterator[None]:
+        """For as long as the block lasts the rule is gone."""
+        with ExitStack() as stack:
+            for each in self.patches():
+                stack.enter_context(each)
+            yield
+
+
+MUTANTS: list[Mutant] = []
+
+
+def mutant(rule: str) -> Callable[[Callable[[], Sequence[Patch]]], Callable[[], Sequence[Patch]]]:
+    """The decorated function says what is replaced."""
+
+    def add(patches: Callable[[], Sequence[Patch]]) -> Callable[[], Sequence[Patch]]:
+        MUTANTS.append(Mutant(patches.__name__, rule, patches))
+        return patches
+
+    return add
+
+
+def carried_out(statement: Statement[..., Any], function: Callable[..., Any]) -> Patch:
+    """The simulated database does something else for a statement."""
+    return patch.dict(cast("dict[Any, Any]", REPERTOIRE), {statement: function})
+
+
+def nothing(result: Any = None) -> Callable[..., Any]:
+    """Does nothing, and says this."""
+
+    async def do_nothing(*_: Any, **__: Any) -> Any:
+        return result
+
+    return do_nothing
+
+
+class Instead:
+    """A module, but for some of its functions."""
+
+    def __init__(self, module: ModuleType, **functions: Any) -> None:
+        self._module = module
+        self.__dict__ |= functions
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+# Trust and time
+
+
+@mutant("trust counts from the moment the answered heartbeat was sent (§2 Time)")
+def trust_from_receipt() -> Sequence[Patch]:
+    hear = Session._hear
+
+    def mutated(self: Session, beat: Beat) -> bool:
+        if beat.answers in self._standing.sent:
+            _, listed = self._standing.sent[beat.answers]
+            self._standing = self._standing.sending(beat.answers, self._now(), listed)
+        return hear(self, beat)
+
+    return [patch.object(Session, "_hear", mutated)]
+
+
+@mutant("under `stop` the shim kills when the trust is over, whoever is gone (§2 Lapse, §5)")
+def no_deadline() -> Sequence[Patch]:
+    pass_time = Sentence.pass_time
+
+    def mutated(self: Sentence, now: float) -> bool:
+        self.trust = None
+        return pass_time(self, now)
+
+    return [patch.object(Sentence, "pass_time", mutated)]
+
+
+@mutant("a lapse is judged again under lock: a renewal that was being written counts (§2 Lapse)")
+def lapse_unchecked() -> Sequence[Patch]:
+    async def mutated(ex: Execution, lease_id: UUID) -> str | None:
+        return next((row["agent"] for row in simulated_leases.places_of(ex, lease_id)), None)
+
+    return [carried_out(leases.expired_place, mutated)]
+
+
+@mutant("under `stop` the lapse ends the lease (§2 Lapse)")
+def stop_lapse_stays() -> Sequence[Patch]:
+    def mutated(status: Status, _: Lapsed) -> Change:
+        return Change(replace(status, lease=LeaseState.LAPSED))
+
+    entry = (mutated, lifecycle.TABLE[Phase.RUNNING, Lapsed][1])
+    return [patch.dict(cast("dict[Any, Any]", lifecycle.TABLE), {(Phase.RUNNING, Lapsed): entry})]
+
+
+@mutant("after an outage nothing lapses for a full TTL (§2 Outage grace)")
+def no_outage_grace() -> Sequence[Patch]:
+    return [patch.object(outage, "cause", lambda *_, **__: "")]
+
+
+# Beats
+
+
+@mutant("a beat of a lower wish version is ignored (§2 Beats)")
+def no_wish_version() -> Sequence[Patch]:
+    return [patch.object(Standing, "accepts", lambda self, beat: beat.session_id == self.session_id)]
+
+
+@mutant("a beat is built from a read begun after the message it answers (§2 Beats)")
+def stale_read() -> Sequence[Patch]:
+    beat = session_commands.beat
+
+    async def mutated(db: Any, pulses: Sequence[Any], ttl: float) -> Any:
+        before = await session_commands.wished(db, [pulse.agent for pulse in pulses])
+        await beat(db, pulses, ttl)
+        return before
+
+    return [patch.object(session_commands, "beat", mutated)]
+
+
+@mutant("a beat's version and its leases are of one moment (§2 Beats)")
+def mixed_beat() -> Sequence[Patch]:
+    read = wishes.read
+
+    async def mutated(conn: Any, names: Sequence[str]) -> Any:
+        older, newer = await read(conn, names), await read(conn, names)
+        return {name: replace(older[name], version=newer[name].version) for name in older}
+
+    return [patch.object(wishes, "read", mutated)]
+
+
+@mutant("the wish version is raised in the transaction that changes the wish (§2 Beats)")
+def version_not_raised() -> Sequence[Patch]:
+    return [carried_out(agents.raise_versions, nothing())]
+
+
+@mutant("a lease is begun at most once in a host's life (§2 Beats)")
+def begun_again() -> Sequence[Patch]:
+    def mutated(held: Any, wished: Mapping[str, Wish], begun: Any = frozenset()) -> Plan:
+        return plan(held, wished)
+
+    return [patch.object(supervising, "plan", mutated)]
+
+
+@mutant("a stop is idempotent per lease (§2 Verbs, S10)")
+def stop_applied_twice() -> Sequence[Patch]:
+    stop = Sentence.stop
+
+    def mutated(self: Sentence, now: float, grace: float, reason: str) -> bool:
+        stop(self, now, grace, reason)
+        return True
+
+    return [patch.object(Sentence, "stop", mutated)]
+
+
+@mutant("nothing is begun on slots that something here still has (§2 Grants, S9)")
+def busy_slots_ignored() -> Sequence[Patch]:
+    return [patch.object(Supervisor, "_busy", lambda self, slots: False)]
+
+
+# Sessions
+
+
+@mutant("a renewal compares the session id (§2 Sessions)")
+def renewal_without_session() -> Sequence[Patch]:
+    async def mutated(ex: Execution, place: tuple[UUID, int], session_id: UUID, ttl: float) -> bool:
+        row = ex.get("places", place)
+        agent = ex.get("agents", row["agent"]) if row else None
+        return await renew_place(ex, place, agent["session_id"] if agent else session_id, ttl)
+
+    renew_place = simulated_leases._renew
+    return [patch.object(simulated_leases, "_renew", mutated)]
+
+
+@mutant("only leases in `held` are renewed (§2 Sessions)")
+def renewal_by_name() -> Sequence[Patch]:
+    async def mutated(ex: Execution, held: Sequence[tuple[str, UUID, Any]], ttl: float) -> list[UUID]:
+        for name, session_id in dict.fromkeys((name, session_id) for name, session_id, _ in held):
+            for place in ex.where("places", "agent", name):
+                await simulated_leases._renew(ex, (place["lease_id"], place["node"]), session_id, ttl)
+        return []
+
+    return [carried_out(leases.renew, mutated)]
+
+
+@mutant("a heartbeat of an older session changes nothing (§2 Sessions)")
+def beats_of_older_sessions() -> Sequence[Patch]:
+    heartbeat = REPERTOIRE[agents.beat]
+
+    async def mutated(ex: Execution, pulses: Sequence[Any]) -> Any:
+        rows = [ex.get("agents", pulse.agent) for pulse in pulses]
+        taken = [replace(pulse, session_id=row["session_id"]) for pulse, row in zip(pulses, rows, strict=True) if row]
+        return await heartbeat(ex, taken)
+
+    return [carried_out(agents.beat, mutated)]
+
+
+@mutant("a grant that its agent has not reported yet is not missing (§2 Sessions)")
+def missing_too_soon() -> Sequence[Patch]:
+    def mutated(place: Row, agent: Row) -> bool:
+        return not simulated_leases.is_listed(place, agent)
+
+    return [patch.object(simulated_leases, "is_lost", mutated)]
+
+
+@mutant("under `stop` another boot proves nothing: a clone looks like a reboot (§2 Sessions)")
+def clone_taken_for_reboot() -> Sequence[Patch]:
+    def mutated(ex: Execution, places: Sequence[Row]) -> Iterator[Row]:
+        for place in places:
+            agent, lease = ex.get("agents", place["agent"]), ex.get("leases", place["lease_id"])
+            unended = place["end_time"] is None and lease is not None and lease["end_time"] is None
+            if agent and agent["session_id"] and unended and simulated_leases.is_lost(place, agent):
+                yield place
+
+    return [patch.object(simulated_leases, "_missing", mutated)]
+
+
+@mutant("while the older session beats another boot of its name is refused (§2 Sessions, F21)")
+def clones_admitted() -> Sequence[Patch]:
+    admit = session_commands.admit
+
+    def mutated(row: Any, hello: Any, _: float) -> list[str]:
+        return admit(row, hello, 0.0)
+
+    return [patch.object(session_commands, "admit", mutated)]
+
+
+@mutant("a replaced instance is refused from then on (§2 Sessions, F21)")
+def replaced_come_back() -> Sequence[Patch]:
+    admit = session_commands.admit
+
+    def mutated(row: Any, hello: Any, within: float) -> list[str]:
+        return admit({**row, "retired_instances": []}, hello, within)
+
+    return [patch.object(session_commands, "admit", mutated)]
+
+
+# Fences
+
+
+async def _any_lease(conn: Any, lease_id: UUID) -> runs.RunRow:
+    """Like runs.lock_of, for leases that are over too."""
+    run_id = await leases.run_of(conn, lease_id)
+    if run_id is None:
+        raise LeaseLost
+    run = await runs.lock(conn, run_id)
+    if run.lease is not None and run.lease.id == lease_id:
+        return run
+    return replace(run, lease=LeaseRow.of(conn.database.storage.tables["leases"][lease_id]))
+
+
+@mutant("the registry accepts only the current lease (§2 Fencing, S2)")
+def unfenced_publish() -> Sequence[Patch]:
+    return [patch.object(checkpoint_commands, "runs", Instead(runs, lock_of=_any_lease))]
+
+
+@mutant("a completion is the current lease's (§2 The lease, S2)")
+def unfenced_completion() -> Sequence[Patch]:
+    return [
+        patch.object(lease_commands, "runs", Instead(runs, lock_of=_any_lease)),
+        patch.object(lease_commands, "_reported", nothing()),
+    ]
+
+
+@mutant("events of a lease that has ended are refused (§3, S2)")
+def unfenced_events() -> Sequence[Patch]:
+    def all_of(ex: Execution, lease_ids: Any) -> list[Row]:
+        found = (ex.get("leases", lease_id) for lease_id in sorted(set(lease_ids)))
+        return [row for row in found if row is not None]
+
+    return [
+        patch.object(simulated_events, "_leases", all_of),
+        patch.object(simulated_events, "_has_not_ended", lambda _: True),
+    ]
+
+
+@mutant("StartAttempt is fenced (§3, S2)")
+def unfenced_start() -> Sequence[Patch]:
+    async def mutated(db: Any, lease_id: UUID, node: int, checkpoint_id: UUID | None, skipped: Any) -> None:
+        async with db.transaction() as conn:
+            run = await _any_lease(conn, lease_id)
+            if not run.held.started:
+                await lease_commands._start(conn, run, checkpoint_id, skipped)
+
+    return [patch.object(lease_commands, "start", mutated)]
+
+
+# Events and checkpoints
+
+
+@mutant("the head moves only once the events before it are stored (§3, S5)")
+def head_before_events() -> Sequence[Patch]:
+    return [patch.object(leases, "check_passed", nothing())]
+
+
+@mutant("after a fallback a step counts that is greater than its own lease's last (§4, S5)")
+def head_behind_a_fallback() -> Sequence[Patch]:
+    move = REPERTOIRE[checkpoints.move_head]
+
+    async def mutated(ex: Execution, run_id: str, checkpoint_id: UUID) -> bool:
+        new = ex.get("checkpoints", checkpoint_id)
+        others = [row for row in ex.where("checkpoints", "run_id", run_id) if row["complete"] and row != new]
+        if new is None or any(row["step"] >= new["step"] for row in others):
+            return False
+        return bool(await move(ex, run_id, checkpoint_id))
+
+    return [carried_out(checkpoints.move_head, mutated)]
+
+
+@mutant("the cursor moves in the transaction that stores the bytes (§3, S7)")
+def cursor_outside() -> Sequence[Patch]:
+    append, move = event_commands.append, events.move_cursors
+    moves: list[Any] = []
+
+    async def collect(conn: Any, moved: Any) -> None:
+        moves.append(moved)
+
+    async def mutated(database: Any, stretches: Any, **more: Any) -> Any:
+        answers = await append(database, stretches, **more)
+        while moves:
+            async with database.transaction() as conn:
+                await move(conn, moves.pop(0))
+        return answers
+
+    return [patch.object(event_commands, "append", mutated), patch.object(events, "move_cursors", collect)]
+
+
+@mutant("acked means stored: the answer comes after the commit (§3, S7)")
+def acked_before_commit() -> Sequence[Patch]:
+    store = event_commands.Appender._store
+
+    async def mutated(self: Any, batch: Any, *, wait: bool) -> Any:
+        for stretch, future in batch:
+            if not future.done():
+                future.set_result(stretch.end)
+        return await store(self, batch, wait=wait)
+
+    return [patch.object(event_commands.Appender, "_store", mutated)]
+
+
+@mutant("a stretch beyond the cursor is a gap (§3, S7)")
+def gaps_taken() -> Sequence[Patch]:
+    take = event_commands._Batch.take
+
+    def mutated(self: Any, stretch: Any) -> Any:
+        self.cursors[stretch.key] = max(self.cursors.get(stretch.key, 0), stretch.offset)
+        return take(self, stretch)
+
+    return [patch.object(event_commands._Batch, "take", mutated)]
+
+
+@mutant("what overlaps the cursor is taken once (§3, S7)")
+def overlaps_taken() -> Sequence[Patch]:
+    take = event_commands._Batch.take
+
+    def mutated(self: Any, stretch: Any) -> Any:
+        stored = self.cursors.get(stretch.key, 0)
+        if stretch.offset < stored:
+            self.cursors[stretch.key] = stretch.offset
+        return take(self, stretch)
+
+    return [patch.object(event_commands._Batch, "take", mutated)]
+
+
+@mutant("a start takes later points and checkpoints of earlier attempts off the curve (§3, S6)")
+def nothing_superseded() -> Sequence[Patch]:
+    return [carried_out(checkpoints.supersede, nothing(0)), carried_out(checkpoints.cut_curves, nothing())]
+
+
+@mutant("a resume takes the newest that is sound (§4, S6)")
+def resume_from_the_oldest() -> Sequence[Patch]:
+    choose = resume.choose
+
+    async def mutated(offered: Sequence[Any], *args: Any, **more: Any) -> Any:
+        return await choose(list(reversed(offered)), *args, **more)
+
+    from agent import preparing
+
+    return [patch.object(preparing, "choose", mutated)]
+
+
+@mutant("a checkpoint is registered only by an attempt that said what it resumes from (§3, S6)")
+def register_before_start() -> Sequence[Patch]:
+    lock_of = runs.lock_of
+
+    async def mutated(conn: Any, lease_id: UUID) -> runs.RunRow:
+        run = await lock_of(conn, lease_id)
+        return replace(run, lease=replace(run.held, started=True))
+
+    return [patch.object(checkpoint_commands, "runs", Instead(runs, lock_of=mutated))]
+
+
+# Grants
+
+
+@mutant("one unended lease per slot: grants are guarded writes (§2 Grants, S9)")
+def slots_not_taken() -> Sequence[Patch]:
+    return [carried_out(leases.take_slots, nothing())]
+
+
+@mutant("a grant checks that the agent's session and its readiness are as planned (§2 Grants)")
+def grants_unchecked() -> Sequence[Patch]:
+    return [patch.object(lease_commands, "_check_agents", nothing())]
+
+
+# Failover and restore
+
+
+class _Reusing:
+    """A failover that forgets which ids were drawn."""
+
+    def __init__(self) -> None:
+        self.states: dict[int, Any] = {}
+        self.snapshot, self.restore = Storage.snapshot, Storage.restore
+
+    def take(self, storage: Storage) -> Snapshot:
+        taken = self.snapshot(storage)
+        self.states[id(taken.tables)] = storage._random.getstate()
+        return taken
+
+    def put_back(self, storage: Storage, taken: Snapshot) -> None:
+        self.restore(storage, taken)
+        storage._random.setstate(self.states[id(taken.tables)])
+
+
+@mutant("a lease id is random and never reused, after a failover neither (§2 The lease, S1)")
+def ids_reused() -> Sequence[Patch]:
+    reusing = _Reusing()
+    return [
+        patch.object(Storage, "snapshot", lambda self: reusing.take(self)),
+        patch.object(Storage, "restore", lambda self, taken: reusing.put_back(self, taken)),
+    ]
+
+
+@mutant("after a failover no `stop` run is granted for one TTL (§2 Failover, S3)")
+def stop_granted_after_failover() -> Sequence[Patch]:
+    return [
+        carried_out(deployment.withhold_stop_runs, nothing()),
+        carried_out(deployment.withholding, nothing((False, None))),
+    ]
+
+
+@mutant("after a failover places last a full TTL (§2 Failover)")
+def places_not_extended() -> Sequence[Patch]:
+    return [carried_out(deployment.extend_places, nothing())]
+
+
+@mutant("after a failover every session ends (§2 Failover)")
+def sessions_outlive_failover() -> Sequence[Patch]:
+    return [patch.object(deployment_commands, "end_all", nothing())]
+
+
+@mutant("in a restored copy all leases end (§2 Failover)")
+def leases_outlive_restore() -> Sequence[Patch]:
+    return [patch.object(deployment_commands, "_end", nothing())]
+
+
+@mutant("what a failover lost is sent again: the welcome says what the coordinator has (§2 Failover)")
+def welcome_unheard() -> Sequence[Patch]:
+    from agent.attempt import Attempt
+
+    def mutated(self: Any, record: Any) -> None:
+        for source in self.sources.values():
+            source.sync(source.acked)
+
+    return [patch.object(Attempt, "sync", mutated)]
+
+
+@mutant("a session that is not the agent's own is told so (§2 Sessions)")
+def foreign_wishes_obeyed() -> Sequence[Patch]:
+    def tell(self: Any, wish: Any, sequence: int) -> Any:
+        self._told = wish.version
+        return live_sessions.Told(replace(wish, session_id=self.welcome.session_id), sequence)
+
+    return [patch.object(live_sessions.LiveSession, "_tell", tell)]
