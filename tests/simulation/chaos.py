@@ -187,6 +187,11 @@ class Chaos:
         self._world.store.back.clear()
         self._later(fault.lasts, self._world.store.back.set)
 
+    def _damaged(self, _: Fault) -> None:
+        """F16: the newest checkpoint in the store is gone, and bytes of the newest on one host are wrong."""
+        self._world.store.lose_newest()
+        self._world.hosts[0].damage_newest()
+
     def _pause(self, fault: Fault) -> None:
         name = self._run(fault)
         self._world.do(self._world.steer(runs.pause, name, "enough"))
@@ -252,6 +257,7 @@ _KINDS: Mapping[str, Callable[[Chaos, Fault], None]] = {
     "failover": Chaos._failover,
     "restored": Chaos._restored,
     "store_away": Chaos._store_away,
+    "damaged": Chaos._damaged,
     "pause": Chaos._pause,
     "cancel": Chaos._cancel,
     "requeue": Chaos._requeue,

@@ -15,9 +15,11 @@ OVER = ("succeeded", "failed", "cancelled")
 async def settled(world: World, reconnected: float, patience: float) -> None:
     """Until every run has ended; L2 on the way, and L3 when one has not in time."""
     began = world.loop.time()
-    await asyncio.sleep(reconnected)
-    for host in world.hosts:
-        _is_connected(world, host)
+    while not all(_is_connected(world, host) for host in world.hosts):
+        if world.loop.time() - began > reconnected:
+            world.say("L2", f"not connected: {[host.name for host in world.hosts if not _is_connected(world, host)]}")
+            break
+        await asyncio.sleep(0.5)
     while not all(_is_over(world, order) for order in world.orders) or any(host.keepers for host in world.hosts):
         if world.loop.time() - began > patience:
             for order in world.orders:
@@ -27,10 +29,8 @@ async def settled(world: World, reconnected: float, patience: float) -> None:
     await asyncio.sleep(2 * world.timing.heartbeat)
 
 
-def _is_connected(world: World, host: Host) -> None:
-    """L2."""
-    if host.silence > 2 * world.timing.heartbeat:
-        world.say("L2", f"{host.name} is not connected")
+def _is_connected(world: World, host: Host) -> bool:
+    return host.runs_agent and host.silence < 2 * world.timing.heartbeat
 
 
 def _is_over(world: World, order: Order) -> bool:

@@ -90,6 +90,7 @@ KINDS: Sequence[tuple[int, Maker]] = (
     (2, _swapped("failover", 0.1, 0.5, 2.0)),
     (1, _swapped("restored", 0.5, 2.0)),
     (1, _lasting("store_away", 0.5, 2.0)),
+    (2, _lasting("damaged", 0.0)),
     (1, _lasting("pause", 0.0, 0.5, 1.0)),
     (1, _lasting("cancel", 0.0)),
     (1, _lasting("requeue", 0.5)),

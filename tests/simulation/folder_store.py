@@ -33,6 +33,11 @@ class FolderStore:
         await asyncio.sleep(self.random.uniform(0.0, 0.3))
         await self.back.wait()
 
+    def lose_newest(self) -> None:
+        """Somebody deletes what was put there last."""
+        if self.folders:
+            self.folders.popitem()
+
     async def has(self, manifest_digest: str) -> bool:
         await self._transfer()
         return manifest_digest in self.folders

@@ -34,7 +34,7 @@ from tests.simulation.truth import Truth
 
 SLOTS = 2
 LEAVING = 2.0  #: seconds that leaving may take
-AGAIN = 1.0  #: seconds until an agent that ended by itself is started again
+AGAIN = 4.0  #: seconds until an agent that ended is started again
 
 
 class _Written(Notice):
@@ -80,11 +80,12 @@ class Host:
         self.loop, self.random, self.truth, self.timing = place.loop, place.random, place.truth, place.timing
         self.name = name
         self.folder = folder
+        self.label = folder.name
+        folder.mkdir(exist_ok=True)
         self.boots = 0
         self.boot = f"{name}-boot-0"
         self.keepers: list[Keeper] = []
         self.agent: Process | None = None
-        self.ended: str | None = None  #: why its last agent ended by itself
         self._orders: asyncio.Queue[WayOut] = asyncio.Queue()
         self._notice: _Written | None = None
         self._contact: Contact | None = None
@@ -119,18 +120,17 @@ class Host:
     def start_agent(self) -> None:
         """A new process; nothing happens while one is there."""
         if not self.runs_agent:
-            self.agent = Process(self.loop, f"{self.folder.name}/agent-{next(self._place.numbers)}")
+            self.agent = Process(self.loop, f"{self.label}/agent-{next(self._place.numbers)}")
             self._orders = asyncio.Queue()
-            self.ended = None
             self.agent.spawn(self._run(self.agent, self._orders))
 
     async def _run(self, process: Process, orders: asyncio.Queue[WayOut]) -> None:
         try:
             await self._serve(process, orders)
-        except* RelayError as group:
-            self.ended = str(group.exceptions[0])
-            self.loop.call_later(AGAIN, self._start_again, process, context=Context())
+        except* RelayError:  # replaced by another, or refused
+            pass
         process.kill()
+        self.loop.call_later(AGAIN, self._start_again, process, context=Context())
 
     def _start_again(self, ended: Process) -> None:
         """As whoever supervises it does, unless the machine was switched off meanwhile."""
@@ -140,7 +140,7 @@ class Host:
     async def _serve(self, process: Process, orders: asyncio.Queue[WayOut]) -> None:
         """As agent/__main__.py puts it together."""
         place = self._place
-        coordinator = place.network.coordinator(self.folder.name, process)
+        coordinator = place.network.coordinator(self.label, process)
         self._contact = contact = Contact(self.now)
         self._notice = notice = _Written()
         capability = fleet_pb2.Capability(hostname=self.name, cpus=8, memory_bytes=1 << 34, slots=SLOTS)
@@ -234,8 +234,14 @@ class Host:
     def power_on(self) -> None:
         """Another boot, on the same disk."""
         self.boots += 1
-        self.boot = f"{self.folder.name}-boot-{self.boots}"
+        self.boot = f"{self.label}-boot-{self.boots}"
         self.start_agent()
+
+    def damage_newest(self) -> None:
+        """Bytes of the newest sealed checkpoint on its disk turn."""
+        sealed = sorted(self.folder.glob("root/runs/*/attempts/*/ckpt/step_*/state.json"))
+        if sealed:
+            sealed[-1].write_bytes(b"turned")
 
     def clone(self, number: int) -> Host:
         """A machine made of a copy of this one's disk: the same name, another boot, none of its processes."""

@@ -71,6 +71,7 @@ class Network:
     weather: Weather = field(default_factory=Weather)
     blocked: list[tuple[str, Way]] = field(default_factory=list)  #: hosts that are cut off, and which way
     connections: list[Connection] = field(default_factory=list)
+    answered: Callable[[Any], None] = lambda _: None  #: told of every message that a server writes
     context: Context = field(default_factory=Context)  #: nobody's: what is under way arrives whoever is frozen
 
     def watch(self) -> None:
@@ -190,7 +191,7 @@ class _Call:
     """One call, seen from both ends."""
 
     def __init__(self, network: Network, connection: Connection, path: str) -> None:
-        self._network = network
+        self.network = network
         self.connection = connection
         self.path = path
         self.answers: asyncio.Queue[bytes | aio.AioRpcError | None] = asyncio.Queue()  #: None: it ended well
@@ -211,15 +212,15 @@ class _Call:
     def request(self, data: bytes, *, first: bool = False) -> None:
         """A message of the client's."""
         self._post(Way.UP, lambda: self.requests.put_nowait(data), tossed=self.path == SESSION and not first)
-        if self.path == APPEND and self._network.chance(self._network.weather.doubled):
-            replay(self._network, self.path, [data])
+        if self.path == APPEND and self.network.chance(self.network.weather.doubled):
+            replay(self.network, self.path, [data])
 
     def answer(self, data: bytes) -> None:
         """A message of the server's."""
         self._post(Way.DOWN, lambda: self.answers.put_nowait(data), tossed=self.path == SESSION)
 
     def _post(self, way: Way, deliver: Callable[[], None], *, tossed: bool) -> None:
-        weather, chance = self._network.weather, self._network.chance
+        weather, chance = self.network.weather, self.network.chance
         if tossed and chance(weather.lost):
             return
         self.connection.post(way, deliver, out_of_order=tossed and chance(weather.overtaken))
@@ -228,7 +229,7 @@ class _Call:
 
     def finish(self, outcome: aio.AioRpcError | None) -> None:
         """The server has ended the call; its client may never hear of it."""
-        if self.path != SESSION and self.path != APPEND and self._network.chance(self._network.weather.replies_lost):
+        if self.path != SESSION and self.path != APPEND and self.network.chance(self.network.weather.replies_lost):
             self.connection.break_()
             return
         self.connection.post(Way.DOWN, lambda: self._ended(outcome))
@@ -401,12 +402,14 @@ def failure(code: grpc.StatusCode, details: str, trailing: Sequence[tuple[str, A
 class _Context:
     """A call as its handler sees it."""
 
-    def __init__(self, call: _Call | None, serialize: Callable[[Any], bytes]) -> None:
+    def __init__(self, network: Network, call: _Call | None, serialize: Callable[[Any], bytes]) -> None:
+        self._network = network
         self._call = call
         self._serialize = serialize
         self.outcome: aio.AioRpcError | None = None
 
     async def write(self, message: Any) -> None:
+        self._network.answered(message)
         if self._call is not None:
             self._call.answer(self._serialize(message))
         await asyncio.sleep(0)
@@ -438,16 +441,16 @@ class _Requests:
 
 async def _served(server: Server, call: _Call) -> None:
     """The server's side of a call."""
-    call.finish(await _handle(server, call.path, call.requests, call))
+    call.finish(await _handle(call.network, server, call.path, call.requests, call))
 
 
 async def _handle(
-    server: Server, path: str, requests: asyncio.Queue[bytes | None], call: _Call | None
+    network: Network, server: Server, path: str, requests: asyncio.Queue[bytes | None], call: _Call | None
 ) -> aio.AioRpcError | None:
     """Carries a call out; without `call` nobody hears the answers."""
     handler = await server.handler(path)
     assert handler.request_deserializer is not None and handler.response_serializer is not None
-    context = _Context(call, handler.response_serializer)
+    context = _Context(network, call, handler.response_serializer)
     try:
         if handler.stream_stream is not None:
             stream: Any = handler.stream_stream
@@ -470,10 +473,10 @@ def replay(network: Network, path: str, messages: Sequence[bytes]) -> None:
             server, requests = network.random.choice(servers), asyncio.Queue[bytes | None]()
             for message in (*messages, None):
                 requests.put_nowait(message)
-            server.process.spawn(_replayed(server, path, requests))
+            server.process.spawn(_replayed(network, server, path, requests))
 
     network.loop.call_later(network.random.uniform(0.0, network.weather.late), again, context=network.context)
 
 
-async def _replayed(server: Server, path: str, requests: asyncio.Queue[bytes | None]) -> None:
-    await _handle(server, path, requests, None)
+async def _replayed(network: Network, server: Server, path: str, requests: asyncio.Queue[bytes | None]) -> None:
+    await _handle(network, server, path, requests, None)

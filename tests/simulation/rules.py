@@ -27,6 +27,9 @@ class Rules:
     storage: Storage
     truth: Truth
     say: Callable[[str, str], None]
+    heartbeat: float
+    graced: Callable[[], bool]  #: whether the control plane was away less than a TTL ago
+    ended: set[UUID] = field(default_factory=set)  #: every lease that ever ended, also if a failover forgot it
     _known: dict[UUID, str] = field(default_factory=dict)  #: every lease there ever was, also if a failover forgot it
     _stored: dict[UUID, list[tuple[int, float]]] = field(default_factory=dict)  #: points by lease
     _just_superseded: list[Row] = field(default_factory=list)
@@ -35,6 +38,7 @@ class Rules:
         """One transaction's changes, all of them visible by now."""
         self._just_superseded = [each.after for each in changes if each.after and _superseded(each)]
         ended = {each.key for each in changes if each.table == "leases" and _ends(each.before, each.after)}
+        self.ended |= ended
         for each in changes:
             if each.after is None:
                 continue
@@ -45,6 +49,12 @@ class Rules:
                     self._lease(each.before, each.after)
                 case "places" if each.before is None:
                     self._place(each.after)
+                case "places" if each.before and each.before["end_time"] is not None:
+                    self.say("S2", f"a place of {each.after['lease_id']}, which had ended, was written")
+                case "agents" if each.before is not None:
+                    self._session(each.before, each.after)
+                case "checkpoints" if each.after["complete"] and not (each.before and each.before["complete"]):
+                    self._completed(each.after)
                 case "runs" if each.before is not None:
                     self._run(each.before, each.after)
                 case "metric_chunks" if each.before is None:
@@ -70,8 +80,46 @@ class Rules:
             self._known[after["id"]] = after["run_id"]
         elif before["end_time"] is not None and before["end_time"] != after["end_time"]:
             self.say("S2", f"lease {after['id']} had ended, and ended again")
+        elif _falls_silent(before, after):
+            self._silence(after)
         if after["start_time"] is not None and (before is None or before["start_time"] is None):
             self._starts(after)
+
+    def _silence(self, lease: Row) -> None:
+        """Only who has been silent for a whole lease is taken for silent; and nobody, when it was us."""
+        places = [row for row in self.storage.rows("places") if row["lease_id"] == lease["id"]]
+        if not any(row["expire_time"] < self.storage.now() for row in places):
+            self.say("S1", f"{lease['id']} was taken for silent, and its places had not run out")
+        if self.graced():
+            self.say("F6", f"{lease['id']} was taken for silent, less than a TTL after an outage of our own")
+
+    def _session(self, before: Row, after: Row) -> None:
+        """F21."""
+        if before["session_id"] == after["session_id"] or after["session_id"] is None:
+            return
+        silence = (self.storage.now() - before["heartbeat_time"]).total_seconds() if before["heartbeat_time"] else 1e9
+        beats = before["session_id"] is not None and silence < 2 * self.heartbeat
+        if beats and before["boot_id"] != after["boot_id"]:
+            self.say("F21", f"another machine was let in as {after['name']}, and the first one beats")
+        if after["instance_id"] in before["retired_instances"]:
+            self.say("F21", f"an instance of {after['name']} that was replaced is back")
+
+    def dropped(self, lease: str) -> None:
+        """An agent lets go of a lease: somebody has said that it is over."""
+        row = self.storage.tables["leases"].get(UUID(lease))
+        if row is not None and row["end_time"] is None and row["id"] not in self.ended:
+            self.say("S8", f"{lease} was dropped by its agent, and is wanted")
+
+    def acked(self, lease: str, node: int, source: str, offset: int) -> None:
+        """S7: what is acknowledged is stored."""
+        cursor = self.storage.tables["cursors"].get((UUID(lease), node, source))
+        if UUID(lease) in self.storage.tables["leases"] and offset > (cursor["offset_bytes"] if cursor else 0):
+            self.say("S7", f"{source} of {lease} is acknowledged up to {offset}, and not stored")
+
+    def slots_of(self, lease: str) -> set[int]:
+        """As they were granted."""
+        place = self.storage.tables["places"].get((UUID(lease), 0))
+        return set(place["slots"]) if place else set()
 
     def _fenced(self, table: str, before: Row | None, after: Row, ended: set[UUID]) -> None:
         """S2: nothing is written under a lease that had ended before."""
@@ -126,6 +174,14 @@ class Rules:
             self.say("S5", f"the head of {run['id']} went from step {before['step']} to {head['step']}")
         else:
             self._events_came_first(head)
+
+    def _completed(self, new: Row) -> None:
+        """S5: the newest whole checkpoint of the run's holder is head."""
+        lease, run = self._unended(new["run_id"]), self.storage.tables["runs"][new["run_id"]]
+        head = self.storage.tables["checkpoints"].get(run["head_id"])
+        current = lease is not None and lease["id"] == new["lease_id"]
+        if current and (head is None or head["lease_id"] != new["lease_id"] or head["step"] < new["step"]):
+            self.say("S5", f"step {new['step']} of {new['run_id']} is whole, and not head")
 
     def _events_came_first(self, head: Row) -> None:
         written = self.truth.written.get(str(head["lease_id"]))
@@ -182,6 +238,14 @@ class Rules:
 
 def _ends(before: Row | None, after: Row | None) -> bool:
     return after is not None and after["end_time"] is not None and (before is None or before["end_time"] is None)
+
+
+def _falls_silent(before: Row, after: Row) -> bool:
+    """Whether it lapses, or ends because its holder is silent."""
+    lapses = before["state"] == "held" and after["state"] == "lapsed"
+    return lapses or (
+        _ends(before, after) and after["reason"] in ("its holder fell silent", "silent; granted elsewhere")
+    )
 
 
 def _superseded(change: Changed) -> bool:

@@ -21,6 +21,7 @@ class Machine(Protocol):
     """What a keeper lives on."""
 
     name: str
+    label: str  #: unlike its name, no clone's
     boot: str
     loop: VirtualLoop
     random: Random
@@ -143,6 +144,8 @@ class Keeper:
                 self._ask_trainer()
             case "kill" if self.exit is None:
                 self._sentence.kill(now, arguments["reason"])
+                if arguments["reason"] == "lease lost":
+                    self._machine.truth.dropped(self.trainer.lease)
             case "trust":
                 return {"trusted": self._sentence.renew(arguments["deadline"]) and self.exit is None}
             case "forget":

@@ -44,8 +44,7 @@ class Trainer:
             resumed_step=self.step,
             parent=parent,
         )
-        truth.executions.append(self.execution)
-        truth.check_alone(self.execution, self.execution.began)
+        truth.begin(self.execution, self.execution.began)
 
     def _resumed(self, folder: str | None) -> tuple[int, str, tuple[str, int] | None]:
         if folder is None:

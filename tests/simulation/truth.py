@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -71,11 +72,24 @@ class Truth:
     written: dict[str, Written] = field(default_factory=dict)
     states: dict[tuple[str, int], str] = field(default_factory=dict)  #: chain of each saved state
     margin: float = 1.0  #: seconds that a shim may need to kill once it runs
+    dropped: Callable[[str], None] = lambda _: None  #: told of a lease that its agent lets go
+    slots_of: Callable[[str], set[int]] = lambda _: set()  #: of a lease
     wrong: list[str] = field(default_factory=list)  #: what trainers and shims saw that may not be
 
     def execution(self, lease: str) -> Execution | None:
         """The newest of a lease."""
         return next((each for each in reversed(self.executions) if each.lease == lease), None)
+
+    def begin(self, mine: Execution, now: float) -> None:
+        """A trainer starts: of a lease that was never begun, on slots that nobody on its machine has."""
+        if self.execution(mine.lease) is not None:
+            self.wrong.append(f"S10: {mine.lease} was begun twice")
+        for other in self.executions:
+            alive = other.ended is None and other.host == mine.host and other.lease != mine.lease
+            if alive and self.slots_of(other.lease) & self.slots_of(mine.lease):
+                self.wrong.append(f"S9: {other.lease} still runs on {mine.host}, on slots where {mine.lease} begins")
+        self.executions.append(mine)
+        self.check_alone(mine, now)
 
     def check_alone(self, mine: Execution, now: float) -> None:
         """S3: under `stop` nobody else executes as holder while this one does."""

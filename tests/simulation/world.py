@@ -19,6 +19,7 @@ from coordinator.database import Database, DatabaseAway
 from coordinator.values import Submission
 from relay.errors import RelayError
 from relay.timing import TEST, LeaseTiming
+from relay.v1 import agents_pb2 as pb
 from tests.simulation.folder_store import FolderStore
 from tests.simulation.host import Host, Place
 from tests.simulation.loop import VirtualLoop
@@ -30,6 +31,7 @@ from tests.simulation.store.storage import Changed, Storage
 from tests.simulation.truth import Truth
 
 log = logging.getLogger(__name__)
+WATCH = 0.2  #: seconds between two looks at the control plane
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -80,7 +82,11 @@ class World:
         self.answers_lost = 0.0  #: probability, of commits whose answer gets lost
         self.clock_steps = 0.0  #: seconds by which the database's clock was set
         self.storage = Storage(now=self.database_time, random=Random(dice.getrandbits(64)))
-        self.rules = Rules(self.storage, self.truth, self.say)
+        self.outage_ended = -1e9  #: when the control plane was last back
+        self._away_since: float | None = None
+        self.rules = Rules(self.storage, self.truth, self.say, timing.heartbeat, self._graced)
+        self.truth.dropped, self.truth.slots_of = self.rules.dropped, self.rules.slots_of
+        self.network.answered = self._answered
         self.commits = 0
         self._trace = hashlib.sha256()
         self.storage.observers.append(self._committed)
@@ -123,6 +129,27 @@ class World:
         self.commits += 1
         self.note(", ".join(f"{change.table} {change.key}" for change in changes))
         self.rules.committed(changes)
+
+    def _answered(self, message: Any) -> None:
+        if isinstance(message, pb.AppendEventsResponse) and message.HasField("acked_offset"):
+            lease = message.lease.rpartition("/")[2]
+            self.rules.acked(lease, message.node, message.source, message.acked_offset)
+
+    def _graced(self) -> bool:
+        """Whether the control plane is back for less than a TTL."""
+        return self.loop.time() - self.outage_ended < self.timing.ttl
+
+    def _watch_control_plane(self) -> None:
+        """An outage is one when it is longer than what a missed tick or two may be."""
+        now = self.loop.time()
+        there = not self.storage.away and any(replica.process.running for replica in self.replicas)
+        if there:
+            if self._away_since is not None and now - self._away_since > 3 * self.timing.heartbeat:
+                self.outage_ended = now - WATCH
+            self._away_since = None
+        elif self._away_since is None:
+            self._away_since = now
+        self.loop.call_later(WATCH, self._watch_control_plane, context=Context())
 
     # The control plane
 
@@ -203,6 +230,7 @@ class World:
     def start(self) -> None:
         """Hosts come up, and the operator submits runs."""
         self.loop.call_soon(self.network.watch, context=Context())
+        self.loop.call_soon(self._watch_control_plane, context=Context())
         for host in self.hosts:
             host.start_agent()
         for order in self.orders:
