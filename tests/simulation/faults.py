@@ -52,7 +52,7 @@ def _lasting(kind: str, *lengths: float, both: float = 0.0) -> Maker:
 
 def _partition(random: Random, at: float, ttl: float) -> Fault:
     ways = random.choice([(Way.UP, Way.DOWN), (Way.UP, Way.DOWN), (Way.UP,), (Way.DOWN,)])
-    lasts = random.choice([0.3, 1.5, 3.0]) * ttl
+    lasts = random.choice([0.3, 1.5, 2.5, 3.5]) * ttl
     return Fault("partition", at, lasts, random.randrange(6), random.random() < 0.3, ways)
 
 
@@ -98,11 +98,16 @@ KINDS: Sequence[tuple[int, Maker]] = (
 
 
 def schedule(random: Random, ttl: float, until: float) -> list[Fault]:
-    """Three to nine faults before `until`, often close together: it is their coincidence that breaks things."""
-    makers = [maker for lots, maker in KINDS for _ in range(lots)]
-    centres = [random.uniform(0.5, until) for _ in range(random.randint(1, 3))]
+    """A few faults before `until`, of a few kinds: a seed that knows all kinds goes deep into none of them.
+
+    They come close together, for it is their coincidence that breaks things.
+    """
+    lots = [lots for lots, _ in KINDS]
+    kinds = random.choices(KINDS, lots, k=random.choice([1, 2, 2, 3, 3, 4, 6]))
+    centres = [random.uniform(2.0, until) for _ in range(random.randint(1, 3))]
     faults = []
-    for _ in range(random.randint(3, 9)):
+    for _ in range(random.randint(2, 7)):
         at = random.choice(centres) + random.gauss(0, ttl / 2)
-        faults.append(random.choice(makers)(random, min(max(0.1, at), until), ttl))
+        _, maker = random.choice(kinds)
+        faults.append(maker(random, min(max(0.1, at), until), ttl))
     return sorted(faults, key=lambda fault: fault.at)

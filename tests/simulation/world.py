@@ -96,17 +96,17 @@ class World:
         rho = timing.rho * 0.9
         self.hosts = [
             Host(place, name, folder / name, rate=1 + self.random.uniform(-rho, rho))
-            for name in ("a", "b", "c")[: self.random.choice([2, 2, 3])]
+            for name in ("a", "b", "c")[: self.random.choice([2, 3, 3])]
         ]
         self.clones: list[Host] = []
         self.orders = [self._order(name) for name in ("r0", "r1", "r2")[: self.random.choice([1, 2, 2, 3])]]
         self.doing: list[asyncio.Task[None]] = []
 
     def _order(self, name: str) -> Order:
-        steps = self.random.randint(4, 20)
+        steps, every = self.random.randint(8, 32), self.random.randint(2, 6)
         policy = self.random.choice(["continue", "stop"])
-        pace = self.random.choice([0.3, 0.7])
-        return Order(name, policy, steps, self.random.randint(2, 5), pace, self.random.choice([0.0, 0.0, 0.02]))
+        pace = self.random.choice([0.3, 0.6])
+        return Order(name, policy, steps, every, pace, self.random.choice([0.0, 0.0, 0.0, 0.02]))
 
     def _blocking(self) -> float:
         return self.random.uniform(0.0, 0.01)
@@ -237,7 +237,7 @@ class World:
             self.do(self._submit_later(order))
 
     async def _submit_later(self, order: Order) -> None:
-        await asyncio.sleep(self.random.uniform(0.0, 3.0))
+        await asyncio.sleep(self.random.uniform(0.0, 2.0))
         await self.submit(order)
 
     def close(self) -> None:
