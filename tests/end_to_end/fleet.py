@@ -44,6 +44,7 @@ class Fleet:
     proxy: Proxy
     conductor: Conductor
     hosts: dict[str, Host] = field(default_factory=dict)  #: by folder
+    submitted: dict[str, str] = field(default_factory=dict)  #: run by request id, where a test has chosen the latter
 
     async def host(self, name: str, *arguments: str, via: str = "") -> Host:
         """A new host, welcomed; `via` is the address of a line of its own."""
@@ -73,17 +74,17 @@ class Fleet:
         out, err = await process.communicate()
         return process.returncode or 0, out.decode(), err.decode()
 
-    async def submit(self, spec: Mapping[str, Any], name: str = "r", *, via: str = "") -> Watched:
-        """Submits a run file as a user does; `via` is the address of a line of its own."""
+    async def submit(self, spec: Mapping[str, Any], name: str = "r") -> Watched:
+        """Submits a run file as a user does."""
         folder = self.folder / "submitter"
         folder.mkdir(exist_ok=True)
         path = folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump({"version": "relay/v1", "name": name, **spec}))
-        await self.relayctl("--coordinator", via or self.proxy.address, "submit", str(path))
+        await self.relayctl("submit", str(path))
         return Watched(name, self.proxy.address)
 
     async def submit_gated(
-        self, steps: int, save_every: int, name: str = "r", *, padding: int = 0, via: str = "", **more: Any
+        self, steps: int, save_every: int, name: str = "r", *, padding: int = 0, **more: Any
     ) -> Watched:
         """Submits a run of the gated trainer; each step's line has `padding` more bytes."""
         folder = self.folder / "submitter"
@@ -99,7 +100,7 @@ class Fleet:
             "outputs": [],
             "lifecycle": {"max_attempts": 3},
         }
-        return await self.submit({**{k: v for k, v in spec.items() if v != []}, **more}, name, via=via)
+        return await self.submit({**{k: v for k, v in spec.items() if v != []}, **more}, name)
 
     @contextlib.contextmanager
     def frozen(self, host: Host) -> Iterator[None]:
@@ -139,6 +140,7 @@ class Fleet:
             executions=[self._execution(trainer, lease) for trainer, lease in called],
             signals=[Signal(str(lease["id"]), "SIGTERM") for trainer, lease in called for _ in range(trainer.terms)],
             files=dict(self._files(found, leases)),
+            submitted=self.submitted,
         )
 
     def _execution(self, trainer: Trainer, lease: Row) -> Execution:
