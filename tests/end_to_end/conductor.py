@@ -5,30 +5,42 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, slots=True)
 class Trainer:
-    """One trainer that has called."""
+    """One trainer that has called. Times are the event loop's."""
 
     run: str
+    lease: str  #: the beginning of its id
     attempt: int
     resumed_from: int
     pid: int
+    began: float
+    ended: float = math.inf  #: its end of the line is closed, which the kernel does when it is dead
+    frozen: bool = False  #: a test has stopped it for a while
+    terms: int = 0  #: how often it was told to stop, as it says at its end
 
 
 @dataclass(slots=True)
 class Conductor:
-    """Trainers may do steps up to `limit`; what they did is in `done`, in order."""
+    """Trainers may do steps up to `limit`; what they did is in `steps`, in order."""
 
     address: str = ""
     limit: int = 0
+    failing: set[int] = field(default_factory=set)  #: attempts that fail at their next step
     trainers: list[Trainer] = field(default_factory=list)
-    done: list[tuple[int, int]] = field(default_factory=list)  #: (attempt, step)
+    steps: list[tuple[Trainer, int]] = field(default_factory=list)
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    @property
+    def done(self) -> list[tuple[int, int]]:
+        """(attempt, step), in order."""
+        return [(trainer.attempt, step) for trainer, step in self.steps]
 
     async def allow(self, step: int) -> None:
         """Lets every trainer do steps up to this one."""
@@ -40,6 +52,12 @@ class Conductor:
         """Lets no trainer begin a step after this one any more."""
         async with self.changed:
             self.limit = min(self.limit, step)
+
+    async def fail(self, attempt: int) -> None:
+        """Lets the trainer of an attempt fail where it stands."""
+        async with self.changed:
+            self.failing.add(attempt)
+            self.changed.notify_all()
 
     async def until(self, fact: Callable[[Conductor], object]) -> None:
         """Waits for a fact about the record."""
@@ -55,34 +73,50 @@ class Conductor:
         await self.until(lambda me: any(trainer.attempt == attempt for trainer in me.trainers))
         return next(trainer for trainer in self.trainers if trainer.attempt == attempt)
 
+    async def ended(self, trainer: Trainer) -> None:
+        """Waits until a trainer is gone."""
+        await self.until(lambda _: trainer.ended < math.inf)
+
     def twice(self) -> list[int]:
         """Steps that were done more than once."""
         steps = [step for _, step in self.done]
         return sorted({step for step in steps if steps.count(step) > 1})
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One trainer, until it is gone."""
         hello = json.loads(await reader.readline())
-        trainer = Trainer(hello["run"], hello["attempt"], hello["from"], hello["pid"])
+        trainer = Trainer(hello["run"], hello["lease"], hello["attempt"], hello["from"], hello["pid"], now())
         async with self.changed:
             self.trainers.append(trainer)
             self.changed.notify_all()
+        answering: asyncio.Task[None] | None = None
         try:
-            while line := await reader.readline():
-                await self._answer(trainer, json.loads(line), writer)
+            while line := await reader.readline():  # also while it waits for leave: its death is noticed at once
+                said = json.loads(line)
+                trainer.terms = said.get("terms", 0)
+                if step := said.get("done"):
+                    await self._note(trainer, step)
+                if step := said.get("ask"):
+                    answering = asyncio.create_task(self._answer(trainer, step, writer))
         except ConnectionError:
             return  # it was killed
         finally:
+            if answering is not None:
+                answering.cancel()
             writer.close()
-
-    async def _answer(self, trainer: Trainer, said: dict[str, int], writer: asyncio.StreamWriter) -> None:
-        async with self.changed:
-            if step := said.get("done"):
-                self.done.append((trainer.attempt, step))
+            async with self.changed:
+                trainer.ended = now()
                 self.changed.notify_all()
-                return
-            await self.changed.wait_for(lambda: self.limit >= said["ask"])
-        writer.write(b"+")
-        await writer.drain()
+
+    async def _note(self, trainer: Trainer, step: int) -> None:
+        async with self.changed:
+            self.steps.append((trainer, step))
+            self.changed.notify_all()
+
+    async def _answer(self, trainer: Trainer, step: int, writer: asyncio.StreamWriter) -> None:
+        async with self.changed:
+            await self.changed.wait_for(lambda: self.limit >= step or trainer.attempt in self.failing)
+        writer.write(b"!" if trainer.attempt in self.failing else b"+")
 
 
 @asynccontextmanager
@@ -93,7 +127,7 @@ async def conducting() -> AsyncIterator[Conductor]:
     async with asyncio.TaskGroup() as group:
 
         def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            calls.add(group.create_task(conductor._serve(reader, writer)))
+            calls.add(group.create_task(conductor.serve(reader, writer)))
 
         server = await asyncio.start_server(accept, "127.0.0.1", 0)
         host, port = server.sockets[0].getsockname()
@@ -104,6 +138,11 @@ async def conducting() -> AsyncIterator[Conductor]:
             server.close()
             for task in calls:
                 task.cancel()
+
+
+def now() -> float:
+    """Seconds on the event loop's clock."""
+    return asyncio.get_running_loop().time()
 
 
 def true_loss(step: int) -> float:
