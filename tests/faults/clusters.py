@@ -8,10 +8,11 @@ acknowledged. Its standbys are asynchronous, unless a test says otherwise.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import shutil
 import signal
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,7 +47,6 @@ class Server:
     """One server, whatever becomes of it."""
 
     cluster: postgres.Cluster
-    settings: Mapping[str, str] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
     daemon: Daemon | None = None
 
@@ -62,9 +62,8 @@ class Server:
     async def start(self) -> None:
         """Returns when it takes connections; what a dead one left is recovered first."""
         await asyncio.to_thread(self.cluster.clear_stale)
-        where = {"unix_socket_directories": str(self.cluster.socket_folder)}
-        settings = [f"--{name}={value}" for name, value in {**_SETTINGS, **where, **self.settings}.items()]
-        program = [str(self.cluster.binaries / "postgres"), "-D", str(self.cluster.data), *settings]
+        where = f"--unix_socket_directories={self.cluster.socket_folder}"
+        program = [str(self.cluster.binaries / "postgres"), "-D", str(self.cluster.data), where]
         self.daemon = await Daemon.start(
             self.cluster.folder.name, [*_as(self.cluster.identity), *program], env=self.env, log=self.cluster.log
         )
@@ -125,6 +124,12 @@ def _prepared(folder: Path) -> postgres.Cluster:
     return cluster
 
 
+def _initialise(cluster: postgres.Cluster) -> None:
+    cluster.initialise()
+    with (cluster.data / "postgresql.conf").open("a") as settings:
+        settings.writelines(f"{name} = '{value}'\n" for name, value in _SETTINGS.items())
+
+
 @asynccontextmanager
 async def connected(url: str) -> AsyncIterator[asyncpg.Connection]:
     """A connection for as long as the block lasts."""
@@ -143,6 +148,7 @@ class Site:
     line: Proxy  #: from the replicas to the server
     servers: list[Server] = field(default_factory=list)
     primary: Server = field(init=False)
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     @property
     def url(self) -> str:
@@ -151,8 +157,8 @@ class Site:
 
     async def server(self, **more: Any) -> Server:
         """A server of a new cluster with nothing in it, running."""
-        cluster = _prepared(self.folder / f"pg-{len(self.servers) + 1}")
-        await asyncio.to_thread(cluster.initialise)
+        cluster = _prepared(self.folder / f"pg-{next(self._numbers)}")
+        await asyncio.to_thread(_initialise, cluster)
         server = Server(cluster, **more)
         self.servers.append(server)
         await server.start()
@@ -162,7 +168,7 @@ class Site:
     async def standby(self, replication: Proxy) -> Server:
         """A standby of the primary, which it follows through `replication`, caught up."""
         replication.upstreams[:] = [self.primary.socket]
-        cluster = _prepared(self.folder / f"pg-{len(self.servers) + 1}")
+        cluster = _prepared(self.folder / f"pg-{next(self._numbers)}")
         host, port = replication.address.split(":")
         source = f"host={host} port={port} user={postgres.USER} application_name=standby"
         copy = [str(cluster.binaries / "pg_basebackup"), "-d", source, "-D", str(cluster.data)]
