@@ -33,6 +33,8 @@ INPUTS = {
     "relay": ("docs", "examples", "proto"),
     "trainers": ("examples", "proto", "trainers"),
 }
+#: Folders of other tests that the tests of a group stand on.
+STANDS_ON = {"coordinator": ("history",), "end_to_end": ("history",)}
 _FOR_ALL = (".dockerignore", "Makefile", "buf.yaml", "constraints.txt", "pyproject.toml")
 
 
@@ -64,7 +66,7 @@ def _files(group: str) -> Iterator[Path]:
     yield from (path for name in _FOR_ALL if (path := ROOT / name).exists())
     yield from sorted((ROOT / "tests").glob("*.py"))
     folders = [ROOT / name for name in INPUTS.get(group, EVERYTHING)]
-    folders += [ROOT / "tests"] if group == BESIDE else [ROOT / "tests" / group]
+    folders += [ROOT / "tests" / name for name in ("" if group == BESIDE else group, *STANDS_ON.get(group, ()))]
     for folder in folders:
         yield from sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
 

@@ -97,6 +97,15 @@ def test_a_group_of_tests_reaches_no_further_than_its_inputs(group: str) -> None
     assert set(incremental.groups()) >= set(incremental.INPUTS)
 
 
+@pytest.mark.parametrize("group", incremental.groups())
+def test_a_group_of_tests_reaches_no_other_than_it_stands_on(group: str) -> None:
+    """Otherwise `make test` would pass over tests of what has changed beside them."""
+    inside = [] if group == incremental.BESIDE else modules(ROOT / "tests" / group)
+    reached = {name.split(".")[1] for path in inside for name in imported(path) if name.startswith("tests.")}
+    folders = {name for name in reached if (ROOT / "tests" / name).is_dir()}
+    assert folders <= {group, *incremental.STANDS_ON.get(group, ())}
+
+
 def test_no_module_is_a_drawer_for_odds_and_ends() -> None:
     banned = {"utils", "util", "common", "helpers", "misc"}
     assert not [path for path in modules(*SOURCES, ROOT / "tests") if path.stem in banned or path.parent.name in banned]

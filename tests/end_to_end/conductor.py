@@ -5,30 +5,41 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, slots=True)
 class Trainer:
-    """One trainer that has called."""
+    """One trainer that has called. Times are the event loop's."""
 
     run: str
+    lease: str  #: the beginning of its id
     attempt: int
     resumed_from: int
     pid: int
+    began: float
+    ended: float = math.inf  #: its end of the line is closed, which the kernel does when it is dead
+    frozen: bool = False  #: a test has stopped it for a while
+    terms: int = 0  #: how often it was told to stop, as it says at its end
 
 
 @dataclass(slots=True)
 class Conductor:
-    """Trainers may do steps up to `limit`; what they did is in `done`, in order."""
+    """Trainers may do steps up to `limit`; what they did is in `steps`, in order."""
 
     address: str = ""
     limit: int = 0
     trainers: list[Trainer] = field(default_factory=list)
-    done: list[tuple[int, int]] = field(default_factory=list)  #: (attempt, step)
+    steps: list[tuple[Trainer, int]] = field(default_factory=list)
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    @property
+    def done(self) -> list[tuple[int, int]]:
+        """(attempt, step), in order."""
+        return [(trainer.attempt, step) for trainer, step in self.steps]
 
     async def allow(self, step: int) -> None:
         """Lets every trainer do steps up to this one."""
@@ -62,7 +73,7 @@ class Conductor:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         hello = json.loads(await reader.readline())
-        trainer = Trainer(hello["run"], hello["attempt"], hello["from"], hello["pid"])
+        trainer = Trainer(hello["run"], hello["lease"], hello["attempt"], hello["from"], hello["pid"], now())
         async with self.changed:
             self.trainers.append(trainer)
             self.changed.notify_all()
@@ -72,13 +83,16 @@ class Conductor:
         except ConnectionError:
             return  # it was killed
         finally:
+            trainer.ended = now()
             writer.close()
 
     async def _answer(self, trainer: Trainer, said: dict[str, int], writer: asyncio.StreamWriter) -> None:
+        trainer.terms = said.get("terms", 0)
         async with self.changed:
             if step := said.get("done"):
-                self.done.append((trainer.attempt, step))
+                self.steps.append((trainer, step))
                 self.changed.notify_all()
+            if "ask" not in said:
                 return
             await self.changed.wait_for(lambda: self.limit >= said["ask"])
         writer.write(b"+")
@@ -104,6 +118,11 @@ async def conducting() -> AsyncIterator[Conductor]:
             server.close()
             for task in calls:
                 task.cancel()
+
+
+def now() -> float:
+    """Seconds on the event loop's clock."""
+    return asyncio.get_running_loop().time()
 
 
 def true_loss(step: int) -> float:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import signal
 import sys
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,10 +24,14 @@ from relay.v1 import runs_pb2 as pb
 from relay.v1 import runs_pb2_grpc
 from relayctl.local import Coordinator, Host
 from tests.conftest import delete
-from tests.end_to_end.conductor import Conductor, conducting, true_loss
+from tests.end_to_end.conductor import Conductor, Trainer, conducting, true_loss
+from tests.history.checker import violations
+from tests.history.index import Violation
+from tests.history.record import Execution, Recorded, Row, Signal, Source, Step, Witness, recorded
 from tests.proxy import Proxy
 
 HERE = Path(__file__).parent
+FILES = {"events": "events.jsonl", "agent": "agent.jsonl", "stdout": "stdout.log", "stderr": "stderr.log"}
 Kind = pb.RunEvent.Kind
 
 
@@ -84,6 +91,65 @@ class Fleet:
             "lifecycle": {"max_attempts": 3},
         }
         return await self.submit({**{k: v for k, v in spec.items() if v != []}, **more}, name)
+
+    @contextlib.contextmanager
+    def frozen(self, host: Host) -> Iterator[None]:
+        """The whole host stands still: agent, shims and trainers."""
+        pids = list(host.processes())
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        for trainer in self.conductor.trainers:
+            trainer.frozen = trainer.frozen or trainer.pid in pids
+        try:
+            yield
+        finally:
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):  # one that had just been about to end
+                    os.kill(pid, signal.SIGCONT)
+
+    async def is_sound(self) -> None:
+        """Asserts that S1 to S10 have held so far."""
+        broken = await self.broken()
+        assert not broken, "\n".join(map(str, broken))
+
+    async def broken(self) -> list[Violation]:
+        """Promises not kept, by what was recorded and what was truly done."""
+        found = await recorded(self.deployment.database_url)
+        return violations(found, await asyncio.to_thread(self._witness, found))
+
+    def _witness(self, found: Recorded) -> Witness:
+        """From the conductor and the hosts' disks. Blocking."""
+        leases = {str(row["id"])[:8]: row for row in found["leases"]}
+        called = [(trainer, leases[trainer.lease]) for trainer in self.conductor.trainers if trainer.lease in leases]
+        return Witness(
+            steps=[
+                Step(trainer.run, str(leases[trainer.lease]["id"]), step, true_loss(step))
+                for trainer, step in self.conductor.steps
+                if trainer.lease in leases
+            ],
+            executions=[self._execution(trainer, lease) for trainer, lease in called],
+            signals=[Signal(str(lease["id"]), "SIGTERM") for trainer, lease in called for _ in range(trainer.terms)],
+            files=dict(self._files(found, leases)),
+        )
+
+    def _execution(self, trainer: Trainer, lease: Row) -> Execution:
+        host = next((name for name, host in self.hosts.items() if _attempts(host, trainer.run, trainer.lease)), "")
+        stay = (host, trainer.began, trainer.ended)
+        return Execution(trainer.run, str(lease["id"]), lease["policy"], *stay, excused=trainer.frozen)
+
+    def _files(self, found: Recorded, leases: Mapping[str, Row]) -> Iterator[tuple[Source, bytes]]:
+        """Read after the snapshot: they only grow. A host that left an attempt alone may have no file of it."""
+        for place in found["places"]:
+            host, lease = self.hosts[place["agent"]], leases[str(place["lease_id"])[:8]]
+            for folder in _attempts(host, lease["run_id"], str(lease["id"])):
+                for source, name in FILES.items():
+                    if (folder / name).exists():
+                        yield (str(lease["id"]), place["node"], source), (folder / name).read_bytes()
+
+
+def _attempts(host: Host, run: str, lease: str) -> list[Path]:
+    """The attempt's folder on this host, where it has one."""
+    return list((host.root / "runs" / run / "attempts").glob(f"*-{lease[:8]}"))
 
 
 @dataclass(slots=True)
@@ -208,5 +274,6 @@ async def fleet_of(deployment: Deployment, folder: Path) -> AsyncIterator[Fleet]
         try:
             yield fleet
             proxy.heal()
+            await fleet.is_sound()
         finally:
             await asyncio.gather(*(host.vanish() for host in fleet.hosts.values()))

@@ -54,13 +54,16 @@ def may_go_on(gate: socket.socket, wake: int, step: int) -> bool:
 
 def main() -> int:
     wake, poke = os.pipe()
+    os.set_blocking(wake, False)
     os.set_blocking(poke, False)
     signal.set_wakeup_fd(poke)
     signal.signal(signal.SIGTERM, lambda *_: None)
     step, state = resumed()
     host, port = os.environ["GATE"].split(":")
     with socket.create_connection((host, int(port))) as gate:
-        hello = {"run": os.environ["RELAY_RUN_ID"], "attempt": int(os.environ["RELAY_ATTEMPT"]), "from": step}
+        lease = Path(os.environ["RELAY_EVENTS"]).parent.name.partition("-")[2]
+        hello = {"run": os.environ["RELAY_RUN_ID"], "lease": lease, "from": step}
+        hello["attempt"] = int(os.environ["RELAY_ATTEMPT"])
         gate.sendall(json.dumps({**hello, "pid": os.getpid()}).encode() + b"\n")
         print(f"attempt {hello['attempt']} goes on from step {step}", flush=True)
         saved = step
@@ -68,6 +71,7 @@ def main() -> int:
             if not may_go_on(gate, wake, step + 1):
                 if step > saved:
                     save(step, state)
+                gate.sendall(json.dumps({"terms": len(os.read(wake, 100))}).encode() + b"\n")
                 return 0
             step, state = step + 1, hashlib.sha256(bytes.fromhex(state) + b"step").hexdigest()
             emit(type="metric", step=step, values={"train_loss": loss(state), "learning_rate": 1e-3})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 
@@ -66,14 +65,9 @@ async def test_a_frozen_host_counts_no_more(fleet: Fleet, policy: str) -> None:
     await fleet.conductor.reached(3)
     await run.checkpoint(2)
     await fleet.host("b")
-    pids = list(frozen.processes())
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    await run.until(lambda event: event.kind == Kind.STARTED and event.attempt == 2)
-    await fleet.conductor.called(2)
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):  # one that had just been about to end
-            os.kill(pid, signal.SIGCONT)
+    with fleet.frozen(frozen):
+        await run.until(lambda event: event.kind == Kind.STARTED and event.attempt == 2)
+        await fleet.conductor.called(2)
     await fleet.conductor.allow(8)
     ended = await run.ended()
     assert ended.state == pb.Run.SUCCEEDED and ended.attempts == 2
