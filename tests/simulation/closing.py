@@ -5,28 +5,63 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 
+from coordinator.commands import runs
 from tests.simulation.host import Host
 from tests.simulation.store.tables import Row
 from tests.simulation.world import Order, World
 
 OVER = ("succeeded", "failed", "cancelled")
+GRANTED = 6.0  #: seconds that a run may wait for a host that has room: a slow tick of the planner, and some
+HEARD = 1.0  #: seconds until a stop is with the trainer (L4)
 
 
 async def settled(world: World, reconnected: float, patience: float) -> None:
-    """Until every run has ended; L2 on the way, and L3 when one has not in time."""
+    """Until every run has ended: L2 and L4 on the way there, L1 and L3 where one does not get on."""
     began = world.loop.time()
     while not all(_is_connected(world, host) for host in world.hosts):
         if world.loop.time() - began > reconnected:
             world.say("L2", f"not connected: {[host.name for host in world.hosts if not _is_connected(world, host)]}")
             break
         await asyncio.sleep(0.5)
+    await _stop_is_heard(world)
+    waiting: dict[str, float] = {}
     while not all(_is_over(world, order) for order in world.orders) or any(host.keepers for host in world.hosts):
         if world.loop.time() - began > patience:
             for order in world.orders:
                 _say_where(world, order)
             return
-        await asyncio.sleep(1.0)
+        _no_run_waits_for_nothing(world, waiting)
+        await asyncio.sleep(0.5)
     await asyncio.sleep(2 * world.timing.heartbeat)
+
+
+async def _stop_is_heard(world: World) -> None:
+    """L4: a pause of a run that trains on a live session."""
+    live = [each for each in world.truth.executions if each.ended is None and each.asked == 0 and each.process.running]
+    if not live or world.random.random() < 0.5:
+        return
+    execution, said = live[0], world.loop.time()
+    await world.steer(runs.pause, execution.run, "enough")
+    while execution.asked == 0 and execution.ended is None:
+        if world.loop.time() - said > HEARD:
+            world.say("L4", f"the trainer of {execution.lease} has not heard of a pause for {HEARD} s")
+            break
+        await asyncio.sleep(0.05)
+    await world.steer(runs.resume, execution.run)
+
+
+def _no_run_waits_for_nothing(world: World, waiting: dict[str, float]) -> None:
+    """L1: a run that may be granted is, where a host has room."""
+    tables, now = world.storage.tables, world.storage.now()
+    after = tables["deployment"][True]["stop_grants_after"]
+    taken = len(world.storage.rows("taken_slots")) + sum(len(host.keepers) for host in world.hosts)
+    for name, run in tables["runs"].items():
+        withheld = run["spec"]["lifecycle"]["on_disconnect"] == "stop" and after is not None and after > now
+        backs_off = run["eligible_time"] is not None and run["eligible_time"] > now
+        ready = run["state"] == "queued" and not backs_off and not withheld and taken < len(world.hosts)
+        since = waiting.setdefault(name, world.loop.time()) if ready else waiting.pop(name, None)
+        if ready and since is not None and world.loop.time() - since > GRANTED:
+            world.say("L1", f"{name} waits, and there is room: {run['reason']}")
 
 
 def _is_connected(world: World, host: Host) -> bool:

@@ -111,13 +111,14 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     """Runs as fast as it can. `blocking` gives the seconds that work in a thread takes."""
 
     _ready: Any
-    _scheduled: list[asyncio.TimerHandle]
 
     def __init__(self, random: Random, blocking: Callable[[], float]) -> None:
         super().__init__(_Nothing())
         self._random = random
         self._blocking = blocking
         self._now = 0.0
+        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._numbers = itertools.count()
         self.processes: list[Process] = []
         self.over = False  #: the simulation has ended: what still runs only winds up
         _Task._numbers = itertools.count()
@@ -134,16 +135,23 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._tasks.append(task)
         return task
 
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        heapq.heappush(self._timers, (when, next(self._numbers), timer))
+        return timer
+
     def _run_once(self) -> None:
-        if not self._ready:
+        ready, timers = self._ready, self._timers
+        if not ready:
             self._jump()
-        while self._scheduled and self._scheduled[0]._when <= self._now:  # type: ignore[attr-defined]
-            timer = heapq.heappop(self._scheduled)
-            timer._scheduled = False  # type: ignore[attr-defined]
+        while timers and timers[0][0] <= self._now:
+            timer = heapq.heappop(timers)[2]
             if not timer.cancelled():
-                self._ready.append(timer)
-        batch = list(self._ready)
-        self._ready.clear()
+                ready.append(timer)
+        batch = list(ready)
+        ready.clear()
         if len(batch) > 1:
             self._random.shuffle(batch)
         for handle in batch:
@@ -151,10 +159,11 @@ class VirtualLoop(asyncio.SelectorEventLoop):
                 handle._run()
 
     def _jump(self) -> None:
-        while self._scheduled and self._scheduled[0].cancelled():
-            heapq.heappop(self._scheduled)._scheduled = False  # type: ignore[attr-defined]
-        if self._scheduled:
-            self._now = max(self._now, self._scheduled[0].when())
+        timers = self._timers
+        while timers and timers[0][2].cancelled():
+            heapq.heappop(timers)
+        if timers:
+            self._now = max(self._now, timers[0][0])
         elif not self._stopping:  # type: ignore[attr-defined]
             raise Stalled
 

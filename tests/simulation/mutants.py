@@ -16,6 +16,7 @@ from uuid import UUID
 
 from agent import supervisor as supervising
 from agent.checkpoints import resume
+from agent.first_write import FirstWrite
 from agent.leases import Beat, Plan, Standing, Wish, plan
 from agent.session import Session
 from agent.shim.sentence import Sentence
@@ -512,6 +513,11 @@ def welcome_unheard() -> Sequence[Patch]:
             source.sync(source.acked)
 
     return [patch.object(Attempt, "sync", mutated)]
+
+
+@mutant("an attempt's first write is said again when a failover lost it (§2 Failover, S6)")
+def first_write_not_repeated() -> Sequence[Patch]:
+    return [patch.object(FirstWrite, "sync", lambda self, started: None)]
 
 
 @mutant("a session that is not the agent's own is told so (§2 Sessions)")

@@ -232,8 +232,14 @@ class Rules:
     def _succeeds(self, run: str) -> None:
         succeeded = [r["id"] for r in self.storage.rows("leases") if r["run_id"] == run and r["outcome"] == "succeeded"]
         finished = {each.lease for each in self.truth.executions if each.finished}
-        if not any(str(lease) in finished for lease in succeeded):
+        last = [lease for lease in succeeded if str(lease) in finished]
+        if not last:
             self.say("S8", f"{run} succeeded, and no trainer of it had finished")
+            return
+        saved = max(step for lease, step in self.truth.states if lease == str(last[-1]))
+        head = self.storage.tables["checkpoints"].get(self.storage.tables["runs"][run]["head_id"])
+        if head is None or head["lease_id"] != last[-1] or head["step"] != saved:
+            self.say("S5", f"{run} succeeded, and its last state, of step {saved}, is not its head")
 
 
 def _ends(before: Row | None, after: Row | None) -> bool:

@@ -161,7 +161,7 @@ class World:
         """What a statement or a commit takes; now and then nobody learns what became of a commit (F8)."""
         if self.loop.over:
             raise DatabaseAway("over")
-        if self.random.random() < 0.4:  # the rest is so near that nothing comes between
+        if self.random.random() < 0.15:  # the rest is so near that nothing comes between
             await asyncio.sleep(self.random.expovariate(500.0))
         if moment is Moment.COMMITTED and self.answers_lost and self.random.random() < self.answers_lost:
             raise DatabaseAway("the connection broke after the commit")
