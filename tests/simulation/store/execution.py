@@ -16,7 +16,7 @@ import asyncpg
 
 from coordinator.database import DatabaseAway
 from coordinator.store.deployment import Identity
-from tests.simulation.store.storage import LOCK_TIMEOUT, Changed, Lock, Slot, Transaction
+from tests.simulation.store.storage import Changed, Lock, Slot, Transaction
 from tests.simulation.store.tables import TABLES, Key, Row
 
 
@@ -127,7 +127,7 @@ class Execution:
         transaction, storage = self._transaction, self._storage
         transaction.waits_for, transaction.waits_by = blockers, future
         storage.waiting[self] = None
-        timer = asyncio.get_running_loop().call_later(LOCK_TIMEOUT, _give_up, future)
+        timer = asyncio.get_running_loop().call_later(storage.lock_timeout, _give_up, future)
         try:
             if _waits_for_itself(transaction):
                 storage.deadlocks += 1
