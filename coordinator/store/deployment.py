@@ -210,4 +210,4 @@ async def shorten_withholding(conn: asyncpg.Connection, ttl: float) -> None:
 @statement
 async def unended_leases(conn: asyncpg.Connection) -> list[UUID]:
     """The ids of all leases that have not ended."""
-    return [row["id"] for row in await conn.fetch("SELECT id FROM leases WHERE end_time IS NULL")]
+    return [row["id"] for row in await conn.fetch("SELECT id FROM leases WHERE end_time IS NULL ORDER BY id")]

@@ -271,7 +271,8 @@ async def renew(conn: asyncpg.Connection, held: Sequence[tuple[str, UUID, Held]]
                AND a.name = p.agent AND a.session_id = k.session_id
              RETURNING p.lease_id
            )
-           SELECT DISTINCT l.id FROM renewed JOIN leases l ON l.id = renewed.lease_id WHERE l.state = 'lapsed'""",
+           SELECT DISTINCT l.id FROM renewed JOIN leases l ON l.id = renewed.lease_id
+           WHERE l.state = 'lapsed' ORDER BY l.id""",
         [agent for agent, _, _ in held],
         [session for _, session, _ in held],
         [item.lease_id for _, _, item in held],
@@ -295,14 +296,18 @@ _MISSING = f"""FROM places p JOIN agents a ON a.name = p.agent JOIN leases l ON 
 @statement
 async def missing(conn: asyncpg.Connection, agents: Sequence[str]) -> list[UUID]:
     """Leases of which a place is missing from the last heartbeat of its agent."""
-    rows = await conn.fetch(f"SELECT DISTINCT p.lease_id {_MISSING} AND p.agent = ANY($1)", list(agents))
+    rows = await conn.fetch(
+        f"SELECT DISTINCT p.lease_id {_MISSING} AND p.agent = ANY($1) ORDER BY p.lease_id", list(agents)
+    )
     return [row["lease_id"] for row in rows]
 
 
 @statement
 async def is_missing(conn: asyncpg.Connection, lease_id: UUID) -> str | None:
     """The agent that should hold a place of the lease and does not; None when all is well."""
-    agent: str | None = await conn.fetchval(f"SELECT p.agent {_MISSING} AND p.lease_id = $1 LIMIT 1", lease_id)
+    agent: str | None = await conn.fetchval(
+        f"SELECT p.agent {_MISSING} AND p.lease_id = $1 ORDER BY p.node LIMIT 1", lease_id
+    )
     return agent
 
 
@@ -311,7 +316,7 @@ async def expired(conn: asyncpg.Connection) -> list[UUID]:
     """Held leases of which a place has run out."""
     rows = await conn.fetch(
         """SELECT DISTINCT l.id FROM leases l JOIN places p ON p.lease_id = l.id
-           WHERE l.end_time IS NULL AND l.state = 'held' AND p.expire_time < clock_timestamp()"""
+           WHERE l.end_time IS NULL AND l.state = 'held' AND p.expire_time < clock_timestamp() ORDER BY l.id"""
     )
     return [row["id"] for row in rows]
 

@@ -96,23 +96,20 @@ async def end_sessions(ex: Execution) -> list[str]:
 
 @repertoire.carries_out(agents.beat)
 async def beat(ex: Execution, pulses: Sequence[Pulse]) -> bool:
-    changed = False
     heard: dict[str, Pulse] = {}
     for pulse in pulses:
         row = ex.get("agents", pulse.agent)
         if row is not None and row["session_id"] == pulse.session_id:
             heard.setdefault(pulse.agent, pulse)
-    for name in sorted(heard):
-        changed = await _hear(ex, heard[name]) or changed
-    return changed
+
+    def is_its(row: Row) -> bool:
+        return bool(row["session_id"] == heard[row["name"]].session_id)
+
+    locked = await ex.lock_all("agents", _named(ex, heard), is_its)
+    return any([_hear(ex, row, heard[row["name"]]) for row in locked])
 
 
-async def _hear(ex: Execution, pulse: Pulse) -> bool:
-    row = ex.get("agents", pulse.agent)
-    assert row is not None
-    row = await ex.lock("agents", row, lambda row: bool(row["session_id"] == pulse.session_id))
-    if row is None:
-        return False
+def _hear(ex: Execution, row: Row, pulse: Pulse) -> bool:
     said, held = pulse.readiness, jsonb([held.stored() for held in pulse.held])
     ex.write(
         "agents",

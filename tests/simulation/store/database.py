@@ -94,9 +94,7 @@ class SimulatedConnection(Interpreter):
 
     async def carry_out(self, statement: Statement[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """After the way there."""
-        await self.database.reach(Moment.STATEMENT)
-        if self.database.line != self._line:
-            raise DatabaseAway("the connection was closed")
+        await self.reach(Moment.STATEMENT)
         if self.transaction is not None:
             return await self._execute(self.transaction, statement, *args, **kwargs)
         transaction = self.database.storage.begin(self)
@@ -107,8 +105,14 @@ class SimulatedConnection(Interpreter):
             self.database.storage.rollback(transaction)
             raise
         if transaction.writes:
-            await self.database.reach(Moment.COMMITTED)
+            await self.reach(Moment.COMMITTED)
         return result
+
+    async def reach(self, moment: Moment) -> None:
+        """Go to the database, or back; DatabaseAway when that is not possible, or no longer over this connection."""
+        await self.database.reach(moment)
+        if self.database.line != self._line:
+            raise DatabaseAway("the connection was closed")
 
     async def _execute(
         self, transaction: Transaction, statement: Statement[P, R], *args: P.args, **kwargs: P.kwargs
@@ -172,14 +176,14 @@ class SimulatedDatabase:
         transaction = connection.transaction = self.storage.begin(connection)
         try:
             yield connection
-            await self.reach(Moment.COMMIT)
+            await connection.reach(Moment.COMMIT)
             if not transaction.failed:  # otherwise Postgres rolls it back, and says nothing
                 self.storage.commit(transaction)
         except BaseException:
             self.storage.rollback(transaction)
             raise
         self.storage.rollback(transaction)
-        await self.reach(Moment.COMMITTED)
+        await connection.reach(Moment.COMMITTED)
 
     @asynccontextmanager
     async def dedicated(self) -> AsyncIterator[SimulatedConnection]:

@@ -153,4 +153,4 @@ async def shorten_withholding(ex: Execution, ttl: float) -> None:
 
 @repertoire.carries_out(deployment.unended_leases)
 async def unended_leases(ex: Execution) -> list[UUID]:
-    return [row["id"] for row in ex.rows("leases") if row["end_time"] is None]
+    return sorted(row["id"] for row in ex.rows("leases") if row["end_time"] is None)

@@ -16,7 +16,7 @@ import asyncpg
 
 from coordinator.database import DatabaseAway
 from coordinator.store.deployment import Identity
-from tests.simulation.store.storage import LOCK_TIMEOUT, Changed, Lock, Slot, Transaction
+from tests.simulation.store.storage import Changed, Lock, Slot, Transaction
 from tests.simulation.store.tables import TABLES, Key, Row
 
 
@@ -127,7 +127,7 @@ class Execution:
         transaction, storage = self._transaction, self._storage
         transaction.waits_for, transaction.waits_by = blockers, future
         storage.waiting[self] = None
-        timer = asyncio.get_running_loop().call_later(LOCK_TIMEOUT, _give_up, future)
+        timer = asyncio.get_running_loop().call_later(storage.lock_timeout, _give_up, future)
         try:
             if _waits_for_itself(transaction):
                 storage.deadlocks += 1
@@ -174,7 +174,7 @@ class Execution:
         return row
 
     async def insert_new(self, table: str, **values: Any) -> Row | None:
-        """A new row; None when there is one like it. Waits for those who insert, or take away, one like it just now."""
+        """A new row; None when there is one like it. Waits for those who write one like it just now."""
         known = TABLES[table]
         if known.numbered:
             values["id"] = self._storage.next_number(table)
@@ -183,7 +183,7 @@ class Execution:
         slots: list[Slot] = [(table, key)]
         slots += [(unique.name, value) for unique in known.uniques if (value := unique.value(row)) is not None]
         for slot in slots:
-            if await self._is_taken(slot):
+            if await self._is_taken(table, slot):
                 return None
         for slot in slots:
             self._touch(slot, put=True)
@@ -191,17 +191,32 @@ class Execution:
         self._storage.note(table, key, row)
         return row
 
-    async def _is_taken(self, slot: Slot) -> bool:
+    async def _is_taken(self, table: str, slot: Slot) -> bool:
         """By a committed row, or one of the transaction's own; whatever others are doing there is waited for."""
         transaction, storage = self._transaction, self._storage
-        while others := [other for other in storage.touched.get(slot, ()) if other is not transaction]:
-            future = asyncio.get_running_loop().create_future()
-            others[0].followers.append(future)
-            await self._wait(future, lambda: others[:1])
+        while (rival := self._rival(table, slot)) is not None:
+            await self._follow(rival)
         if slot in transaction.taken:
             return transaction.taken[slot]
         name, value = slot
         return value in storage.tables[name] if name in TABLES else slot in storage.unique
+
+    async def _follow(self, rival: Transaction) -> None:
+        """Until it has ended."""
+        future = asyncio.get_running_loop().create_future()
+        rival.followers.append(future)
+        await self._wait(future, lambda: [rival])
+
+    def _rival(self, table: str, slot: Slot) -> Transaction | None:
+        """Another transaction that puts something there, or takes it away, or writes what is there, whatever it is."""
+        for other in self._storage.touched.get(slot, ()):
+            if other is not self._transaction:
+                return other
+        key = slot[1] if slot[0] == table else self._storage.unique.get(slot)
+        lock = self._storage.locks.get((table, key))
+        if lock is None or lock.owner is self._transaction or key not in lock.owner.writes.get(table, ()):
+            return None
+        return lock.owner
 
     def _touch(self, slot: Slot, *, put: bool) -> None:
         self._transaction.taken[slot] = put

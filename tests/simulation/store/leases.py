@@ -163,23 +163,20 @@ async def renew(ex: Execution, held: Sequence[tuple[str, UUID, Held]], ttl: floa
         row = ex.get("places", (item.lease_id, item.node))
         if row is not None and row["agent"] == agent and _has_not_ended(row):
             listed.setdefault((item.lease_id, item.node), session_id)
-    renewed: dict[UUID, None] = {}
-    for place, session_id in sorted(listed.items()):
-        if await _renew(ex, place, session_id, ttl):
-            renewed[place[0]] = None
-    return [lease_id for lease_id in renewed if _has_lapsed(ex, lease_id)]
+    places = [row for place in sorted(listed) if (row := ex.get("places", place)) is not None]
+    renewed: set[UUID] = set()
+    for row in await ex.lock_all("places", places, _has_not_ended):
+        session_id = listed[row["lease_id"], row["node"]]
+        if _has_session(ex, row["agent"], session_id):
+            ex.write("places", row, expire_time=ex.now + seconds(ttl), reported=True, session_id=session_id)
+            renewed.add(row["lease_id"])
+    return [lease_id for lease_id in sorted(renewed) if _has_lapsed(ex, lease_id)]
 
 
-async def _renew(ex: Execution, place: tuple[UUID, int], session_id: UUID, ttl: float) -> bool:
-    """The place is locked, whosever it is by then; the agent's session is the one that the statement saw."""
-    row = ex.get("places", place)
-    assert row is not None
-    locked = await ex.lock("places", row, _has_not_ended)
-    agent = ex.get("agents", row["agent"])
-    if locked is None or agent is None or agent["session_id"] != session_id:
-        return False
-    ex.write("places", locked, expire_time=ex.now + seconds(ttl), reported=True, session_id=session_id)
-    return True
+def _has_session(ex: Execution, name: str, session_id: UUID) -> bool:
+    """As the statement saw the agent when it began, also where it has waited since for a place."""
+    agent = ex.get("agents", name)
+    return agent is not None and agent["session_id"] == session_id
 
 
 def _has_lapsed(ex: Execution, lease_id: UUID) -> bool:
@@ -216,7 +213,7 @@ def _missing(ex: Execution, places: Sequence[Row]) -> Iterator[Row]:
 @repertoire.carries_out(leases.missing)
 async def missing(ex: Execution, agents: Sequence[str]) -> list[UUID]:
     places = [row for agent in sorted(set(agents)) for row in ex.where("places", "agent", agent)]
-    return list(dict.fromkeys(row["lease_id"] for row in _missing(ex, places)))
+    return sorted({row["lease_id"] for row in _missing(ex, places)})
 
 
 @repertoire.carries_out(leases.is_missing)
@@ -227,7 +224,7 @@ async def is_missing(ex: Execution, lease_id: UUID) -> str | None:
 @repertoire.carries_out(leases.expired)
 async def expired(ex: Execution) -> list[UUID]:
     now = ex.now
-    held = [row["id"] for row in ex.rows("leases") if _has_not_ended(row) and row["state"] == "held"]
+    held = sorted(row["id"] for row in ex.rows("leases") if _has_not_ended(row) and row["state"] == "held")
     return [lease for lease in held if any(row["expire_time"] < now for row in ex.where("places", "lease_id", lease))]
 
 

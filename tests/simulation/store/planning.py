@@ -64,7 +64,7 @@ def _claim(ex: Execution, run: Row) -> Row:
 def _without_nulls(value: Any) -> Any:
     """jsonb_strip_nulls: of objects, also those in lists."""
     match value:
-        case Mapping():
+        case dict():
             return {key: _without_nulls(item) for key, item in value.items() if item is not None}
         case list():
             return [_without_nulls(item) for item in value]

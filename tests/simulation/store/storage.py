@@ -17,7 +17,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from coordinator.database import DatabaseAway
+from coordinator.database import DatabaseAway, DatabaseTimeouts
 from coordinator.store.deployment import Identity
 from tests.simulation.store.tables import LOOKED_UP, TABLES, Key, Row, Sources
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from tests.simulation.store.database import SimulatedConnection, SimulatedDatabase
     from tests.simulation.store.execution import Execution
 
-LOCK_TIMEOUT = 3.0  #: seconds of the loop's time
 Slot = tuple[str, Any]  #: a unique index and a value in it
 
 
@@ -93,10 +92,19 @@ class Storage:
     """One database, which several processes share by a `SimulatedDatabase` each.
 
     `now` is the database's clock; ids are drawn from `random`. `identity` may be set to another: a failover, or a copy.
+    `lock_timeout` is in seconds of the loop's time.
     """
 
-    def __init__(self, *, now: Callable[[], datetime], random: Random, identity: Identity | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        now: Callable[[], datetime],
+        random: Random,
+        identity: Identity | None = None,
+        lock_timeout: float = DatabaseTimeouts().lock,
+    ) -> None:
         self.now = now
+        self.lock_timeout = lock_timeout
         self.identity = identity or Identity("1", 1, 1)
         self.observers: list[Observer] = []
         self.databases: dict[SimulatedDatabase, None] = {}

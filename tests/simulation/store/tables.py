@@ -131,7 +131,7 @@ def jsonb(value: Any) -> Any:
             return storable_text(value)
         case float() if not math.isfinite(value):
             return {math.inf: "Infinity", -math.inf: "-Infinity"}.get(value, "NaN")
-        case Mapping():
+        case dict():
             return {storable_text(str(key)): jsonb(item) for key, item in value.items()}
         case list() | tuple():
             return [jsonb(item) for item in value]
