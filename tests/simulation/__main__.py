@@ -66,31 +66,28 @@ def run_seeds(first: int, last: int) -> int:
 
 def mutated(name: str, seed: int) -> Verdict:
     """One seed with a rule removed."""
-    with next(each for each in MUTANTS if each.name == name).alive():
-        return simulate(seed)
+    found = next(each for each in MUTANTS if each.name == name)
+    with found.alive():
+        return simulate(seed, found.kinds)
 
 
 def hunt(mutants: Sequence[Mutant], seeds: int) -> int:
     """A line for each: the first seed that shows it, and the properties that break."""
     survivors = 0
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        for mutant, verdict in zip(
-            mutants, pool.map(partial(first_caught, seeds=seeds), [m.name for m in mutants]), strict=True
-        ):
+        caught = pool.map(partial(first_caught, seeds=seeds), [each.name for each in mutants])
+        for each, verdict in zip(mutants, caught, strict=True):
             survivors += verdict is None
             found = f"seed {verdict.seed:<4} {', '.join(verdict.properties)}" if verdict else "SURVIVED"
-            print(f"{mutant.name:<30} {found:<28} {mutant.rule}", flush=True)
+            print(f"{each.name:<28} {found:<26} {each.rule}", flush=True)
     print(f"{len(mutants) - survivors} of {len(mutants)} caught")
     return survivors > 0
 
 
 def first_caught(name: str, seeds: int) -> Verdict | None:
     """The first seed in which something is wrong without the rule."""
-    for seed in range(seeds):
-        verdict = mutated(name, seed)
-        if verdict.violations:
-            return verdict
-    return None
+    verdicts = (mutated(name, seed) for seed in range(seeds))
+    return next((verdict for verdict in verdicts if verdict.violations), None)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -68,46 +68,46 @@ def _swapped(kind: str, *losses: float) -> Maker:
     return lambda random, at, ttl: Fault(kind, at, random.uniform(0, 1), amount=random.choice(losses) * ttl)
 
 
-#: With how many lots each kind is drawn.
-KINDS: Sequence[tuple[int, Maker]] = (
-    (4, _lasting("agent_killed", 0.2, 1.0, 2.0)),
-    (3, _lasting("agent_frozen", 0.5, 1.5, 3.0)),
-    (3, _lasting("host_frozen", 0.5, 1.5, 3.0)),
-    (3, _lasting("power_cut", 0.3, 2.0)),
-    (2, _lasting("trainer_killed", 0.0)),
-    (2, _lasting("shim_killed", 0.0)),
-    (2, _lasting("leave", 0.5, 2.0)),
-    (1, _lasting("detach", 0.2, 0.5)),
-    (2, _lasting("cloned", 1.0, 3.0)),
-    (3, _lasting("replica_killed", 0.3, 2.0, both=0.3)),
-    (2, _lasting("replica_frozen", 0.5, 2.0, both=0.2)),
-    (4, _partition),
-    (5, _weather),
-    (2, _lasting("database_away", 0.3, 1.5, 3.0)),
-    (2, _lasting("commits_unknown", 1.0, 3.0)),
-    (1, _lasting("deaf", 1.0, 3.0, both=0.5)),
-    (1, _clock),
-    (2, _swapped("failover", 0.1, 0.5, 2.0)),
-    (1, _swapped("restored", 0.5, 2.0)),
-    (1, _lasting("store_away", 0.5, 2.0)),
-    (2, _lasting("damaged", 0.0)),
-    (1, _lasting("pause", 0.0, 0.5, 1.0)),
-    (1, _lasting("cancel", 0.0)),
-    (1, _lasting("requeue", 0.5)),
-)
+#: How each kind is made, and with how many lots it is drawn.
+KINDS: Mapping[str, tuple[int, Maker]] = {
+    "agent_killed": (4, _lasting("agent_killed", 0.2, 1.0, 2.0)),
+    "agent_frozen": (3, _lasting("agent_frozen", 0.5, 1.5, 3.0)),
+    "host_frozen": (3, _lasting("host_frozen", 0.5, 1.5, 3.0)),
+    "power_cut": (3, _lasting("power_cut", 0.3, 2.0)),
+    "trainer_killed": (2, _lasting("trainer_killed", 0.0)),
+    "shim_killed": (2, _lasting("shim_killed", 0.0)),
+    "leave": (2, _lasting("leave", 0.5, 2.0)),
+    "detach": (1, _lasting("detach", 0.2, 0.5)),
+    "cloned": (2, _lasting("cloned", 1.0, 3.0)),
+    "replica_killed": (3, _lasting("replica_killed", 0.3, 2.0, both=0.3)),
+    "replica_frozen": (2, _lasting("replica_frozen", 0.5, 2.0, both=0.2)),
+    "partition": (4, _partition),
+    "weather": (5, _weather),
+    "database_away": (2, _lasting("database_away", 0.3, 1.5, 3.0)),
+    "commits_unknown": (2, _lasting("commits_unknown", 1.0, 3.0)),
+    "deaf": (1, _lasting("deaf", 1.0, 3.0, both=0.5)),
+    "database_clock": (1, _clock),
+    "failover": (2, _swapped("failover", 0.1, 0.5, 2.0)),
+    "restored": (1, _swapped("restored", 0.5, 2.0)),
+    "store_away": (1, _lasting("store_away", 0.5, 2.0)),
+    "damaged": (2, _lasting("damaged", 0.0)),
+    "pause": (1, _lasting("pause", 0.0, 0.5, 1.0)),
+    "cancel": (1, _lasting("cancel", 0.0)),
+    "requeue": (1, _lasting("requeue", 0.5)),
+}
 
 
-def schedule(random: Random, ttl: float, until: float) -> list[Fault]:
+def schedule(random: Random, ttl: float, until: float, kinds: Sequence[str] = ()) -> list[Fault]:
     """A few faults before `until`, of a few kinds: a seed that knows all kinds goes deep into none of them.
 
-    They come close together, for it is their coincidence that breaks things.
+    They come close together, for it is their coincidence that breaks things. With `kinds` they are of these.
     """
-    lots = [lots for lots, _ in KINDS]
-    kinds = random.choices(KINDS, lots, k=random.choice([1, 2, 2, 3, 3, 4, 6]))
+    names = list(kinds) or list(KINDS)
+    lots = [KINDS[name][0] for name in names]
+    chosen = random.choices(names, lots, k=random.choice([1, 2, 2, 3, 3, 4, 6]))
     centres = [random.uniform(2.0, until) for _ in range(random.randint(1, 3))]
     faults = []
     for _ in range(random.randint(2, 7)):
         at = random.choice(centres) + random.gauss(0, ttl / 2)
-        _, maker = random.choice(kinds)
-        faults.append(maker(random, min(max(0.1, at), until), ttl))
+        faults.append(KINDS[random.choice(chosen)][1](random, min(max(0.1, at), until), ttl))
     return sorted(faults, key=lambda fault: fault.at)

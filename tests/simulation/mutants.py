@@ -32,6 +32,7 @@ from coordinator.lifecycle import Change, Lapsed, LeaseState, Phase, Status
 from coordinator.store import agents, checkpoints, deployment, events, leases, runs, wishes
 from coordinator.store.leases import LeaseRow
 from coordinator.store.statement import Statement
+from coordinator.values import Held
 from relay.errors import LeaseLost
 from tests.simulation.store import events as simulated_events
 from tests.simulation.store import leases as simulated_leases
@@ -49,6 +50,7 @@ class Mutant:
 
     name: str
     rule: str  #: in words, with its place in the design
+    kinds: tuple[str, ...]  #: of the faults that the rule is for
     patches: Callable[[], Sequence[Patch]]
 
     @contextmanager
@@ -63,11 +65,11 @@ class Mutant:
 MUTANTS: list[Mutant] = []
 
 
-def mutant(rule: str) -> Callable[[Callable[[], Sequence[Patch]]], Callable[[], Sequence[Patch]]]:
-    """The decorated function says what is replaced."""
+def mutant(rule: str, kinds: str) -> Callable[[Callable[[], Sequence[Patch]]], Callable[[], Sequence[Patch]]]:
+    """The decorated function says what is replaced; `kinds` are the faults that show it soonest."""
 
     def add(patches: Callable[[], Sequence[Patch]]) -> Callable[[], Sequence[Patch]]:
-        MUTANTS.append(Mutant(patches.__name__, rule, patches))
+        MUTANTS.append(Mutant(patches.__name__, rule, tuple(kinds.split()), patches))
         return patches
 
     return add
@@ -101,7 +103,7 @@ class Instead:
 # Trust and time
 
 
-@mutant("trust counts from the moment the answered heartbeat was sent (§2 Time)")
+@mutant("trust counts from the moment the answered heartbeat was sent (§2 Time)", "agent_frozen weather")
 def trust_from_receipt() -> Sequence[Patch]:
     hear = Session._hear
 
@@ -114,7 +116,7 @@ def trust_from_receipt() -> Sequence[Patch]:
     return [patch.object(Session, "_hear", mutated)]
 
 
-@mutant("under `stop` the shim kills when the trust is over, whoever is gone (§2 Lapse, §5)")
+@mutant("under `stop` the shim kills when the trust is over, whoever is gone (§2 Lapse, §5)", "partition")
 def no_deadline() -> Sequence[Patch]:
     pass_time = Sentence.pass_time
 
@@ -125,7 +127,7 @@ def no_deadline() -> Sequence[Patch]:
     return [patch.object(Sentence, "pass_time", mutated)]
 
 
-@mutant("a lapse is judged again under lock: a renewal that was being written counts (§2 Lapse)")
+@mutant("a lapse is judged again under lock: a renewal that was being written counts (§2 Lapse)", "weather partition")
 def lapse_unchecked() -> Sequence[Patch]:
     async def mutated(ex: Execution, lease_id: UUID) -> str | None:
         return next((row["agent"] for row in simulated_leases.places_of(ex, lease_id)), None)
@@ -133,7 +135,7 @@ def lapse_unchecked() -> Sequence[Patch]:
     return [carried_out(leases.expired_place, mutated)]
 
 
-@mutant("under `stop` the lapse ends the lease (§2 Lapse)")
+@mutant("under `stop` the lapse ends the lease (§2 Lapse)", "partition host_frozen")
 def stop_lapse_stays() -> Sequence[Patch]:
     def mutated(status: Status, _: Lapsed) -> Change:
         return Change(replace(status, lease=LeaseState.LAPSED))
@@ -142,7 +144,7 @@ def stop_lapse_stays() -> Sequence[Patch]:
     return [patch.dict(cast("dict[Any, Any]", lifecycle.TABLE), {(Phase.RUNNING, Lapsed): entry})]
 
 
-@mutant("after an outage nothing lapses for a full TTL (§2 Outage grace)")
+@mutant("after an outage nothing lapses for a full TTL (§2 Outage grace)", "replica_killed database_away")
 def no_outage_grace() -> Sequence[Patch]:
     return [patch.object(outage, "cause", lambda *_, **__: "")]
 
@@ -150,12 +152,12 @@ def no_outage_grace() -> Sequence[Patch]:
 # Beats
 
 
-@mutant("a beat of a lower wish version is ignored (§2 Beats)")
+@mutant("a beat of a lower wish version is ignored (§2 Beats)", "weather pause")
 def no_wish_version() -> Sequence[Patch]:
     return [patch.object(Standing, "accepts", lambda self, beat: beat.session_id == self.session_id)]
 
 
-@mutant("a beat is built from a read begun after the message it answers (§2 Beats)")
+@mutant("a beat is built from a read begun after the message it answers (§2 Beats)", "partition weather")
 def stale_read() -> Sequence[Patch]:
     beat = session_commands.beat
 
@@ -167,7 +169,7 @@ def stale_read() -> Sequence[Patch]:
     return [patch.object(session_commands, "beat", mutated)]
 
 
-@mutant("a beat's version and its leases are of one moment (§2 Beats)")
+@mutant("a beat's version and its leases are of one moment (§2 Beats)", "pause weather cancel")
 def mixed_beat() -> Sequence[Patch]:
     read = wishes.read
 
@@ -178,12 +180,12 @@ def mixed_beat() -> Sequence[Patch]:
     return [patch.object(wishes, "read", mutated)]
 
 
-@mutant("the wish version is raised in the transaction that changes the wish (§2 Beats)")
+@mutant("the wish version is raised in the transaction that changes the wish (§2 Beats)", "weather pause")
 def version_not_raised() -> Sequence[Patch]:
     return [carried_out(agents.raise_versions, nothing())]
 
 
-@mutant("a lease is begun at most once in a host's life (§2 Beats)")
+@mutant("a lease is begun at most once in a host's life (§2 Beats)", "weather")
 def begun_again() -> Sequence[Patch]:
     def mutated(held: Any, wished: Mapping[str, Wish], begun: Any = frozenset()) -> Plan:
         return plan(held, wished)
@@ -191,7 +193,7 @@ def begun_again() -> Sequence[Patch]:
     return [patch.object(supervising, "plan", mutated)]
 
 
-@mutant("a stop is idempotent per lease (§2 Verbs, S10)")
+@mutant("a stop is idempotent per lease (§2 Verbs, S10)", "pause leave")
 def stop_applied_twice() -> Sequence[Patch]:
     stop = Sentence.stop
 
@@ -202,7 +204,7 @@ def stop_applied_twice() -> Sequence[Patch]:
     return [patch.object(Sentence, "stop", mutated)]
 
 
-@mutant("nothing is begun on slots that something here still has (§2 Grants, S9)")
+@mutant("nothing is begun on slots that something here still has (§2 Grants, S9)", "partition agent_frozen")
 def busy_slots_ignored() -> Sequence[Patch]:
     return [patch.object(Supervisor, "_busy", lambda self, slots: False)]
 
@@ -210,29 +212,27 @@ def busy_slots_ignored() -> Sequence[Patch]:
 # Sessions
 
 
-@mutant("a renewal compares the session id (§2 Sessions)")
+@mutant("a renewal compares the session id (§2 Sessions)", "cloned agent_frozen partition")
 def renewal_without_session() -> Sequence[Patch]:
-    async def mutated(ex: Execution, place: tuple[UUID, int], session_id: UUID, ttl: float) -> bool:
-        row = ex.get("places", place)
-        agent = ex.get("agents", row["agent"]) if row else None
-        return await renew_place(ex, place, agent["session_id"] if agent else session_id, ttl)
-
-    renew_place = simulated_leases._renew
-    return [patch.object(simulated_leases, "_renew", mutated)]
+    return [patch.object(simulated_leases, "_has_session", lambda *_: True)]
 
 
-@mutant("only leases in `held` are renewed (§2 Sessions)")
+@mutant("only leases in `held` are renewed (§2 Sessions)", "power_cut")
 def renewal_by_name() -> Sequence[Patch]:
-    async def mutated(ex: Execution, held: Sequence[tuple[str, UUID, Any]], ttl: float) -> list[UUID]:
-        for name, session_id in dict.fromkeys((name, session_id) for name, session_id, _ in held):
-            for place in ex.where("places", "agent", name):
-                await simulated_leases._renew(ex, (place["lease_id"], place["node"]), session_id, ttl)
-        return []
+    renew = REPERTOIRE[leases.renew]
+
+    async def mutated(ex: Execution, held: Sequence[tuple[str, UUID, Held]], ttl: float) -> Any:
+        all_of_them = [
+            (name, session_id, Held(place["lease_id"], place["node"], "running", tuple(place["slots"])))
+            for name, session_id in dict.fromkeys((name, session_id) for name, session_id, _ in held)
+            for place in ex.where("places", "agent", name)
+        ]
+        return await renew(ex, all_of_them, ttl)
 
     return [carried_out(leases.renew, mutated)]
 
 
-@mutant("a heartbeat of an older session changes nothing (§2 Sessions)")
+@mutant("a heartbeat of an older session changes nothing (§2 Sessions)", "weather partition detach")
 def beats_of_older_sessions() -> Sequence[Patch]:
     heartbeat = REPERTOIRE[agents.beat]
 
@@ -244,7 +244,7 @@ def beats_of_older_sessions() -> Sequence[Patch]:
     return [carried_out(agents.beat, mutated)]
 
 
-@mutant("a grant that its agent has not reported yet is not missing (§2 Sessions)")
+@mutant("a grant that its agent has not reported yet is not missing (§2 Sessions)", "detach")
 def missing_too_soon() -> Sequence[Patch]:
     def mutated(place: Row, agent: Row) -> bool:
         return not simulated_leases.is_listed(place, agent)
@@ -252,7 +252,7 @@ def missing_too_soon() -> Sequence[Patch]:
     return [patch.object(simulated_leases, "is_lost", mutated)]
 
 
-@mutant("under `stop` another boot proves nothing: a clone looks like a reboot (§2 Sessions)")
+@mutant("under `stop` another boot proves nothing: a clone looks like a reboot (§2 Sessions)", "cloned partition")
 def clone_taken_for_reboot() -> Sequence[Patch]:
     def mutated(ex: Execution, places: Sequence[Row]) -> Iterator[Row]:
         for place in places:
@@ -264,7 +264,7 @@ def clone_taken_for_reboot() -> Sequence[Patch]:
     return [patch.object(simulated_leases, "_missing", mutated)]
 
 
-@mutant("while the older session beats another boot of its name is refused (§2 Sessions, F21)")
+@mutant("while the older session beats another boot of its name is refused (§2 Sessions, F21)", "cloned")
 def clones_admitted() -> Sequence[Patch]:
     admit = session_commands.admit
 
@@ -274,7 +274,7 @@ def clones_admitted() -> Sequence[Patch]:
     return [patch.object(session_commands, "admit", mutated)]
 
 
-@mutant("a replaced instance is refused from then on (§2 Sessions, F21)")
+@mutant("a replaced instance is refused from then on (§2 Sessions, F21)", "cloned agent_frozen host_frozen")
 def replaced_come_back() -> Sequence[Patch]:
     admit = session_commands.admit
 
@@ -298,12 +298,12 @@ async def _any_lease(conn: Any, lease_id: UUID) -> runs.RunRow:
     return replace(run, lease=LeaseRow.of(conn.database.storage.tables["leases"][lease_id]))
 
 
-@mutant("the registry accepts only the current lease (§2 Fencing, S2)")
+@mutant("the registry accepts only the current lease (§2 Fencing, S2)", "partition host_frozen")
 def unfenced_publish() -> Sequence[Patch]:
     return [patch.object(checkpoint_commands, "runs", Instead(runs, lock_of=_any_lease))]
 
 
-@mutant("a completion is the current lease's (§2 The lease, S2)")
+@mutant("a completion is the current lease's (§2 The lease, S2)", "partition host_frozen")
 def unfenced_completion() -> Sequence[Patch]:
     return [
         patch.object(lease_commands, "runs", Instead(runs, lock_of=_any_lease)),
@@ -311,7 +311,7 @@ def unfenced_completion() -> Sequence[Patch]:
     ]
 
 
-@mutant("events of a lease that has ended are refused (§3, S2)")
+@mutant("events of a lease that has ended are refused (§3, S2)", "partition host_frozen")
 def unfenced_events() -> Sequence[Patch]:
     def all_of(ex: Execution, lease_ids: Any) -> list[Row]:
         found = (ex.get("leases", lease_id) for lease_id in sorted(set(lease_ids)))
@@ -323,7 +323,7 @@ def unfenced_events() -> Sequence[Patch]:
     ]
 
 
-@mutant("StartAttempt is fenced (§3, S2)")
+@mutant("StartAttempt is fenced (§3, S2)", "weather host_frozen")
 def unfenced_start() -> Sequence[Patch]:
     async def mutated(db: Any, lease_id: UUID, node: int, checkpoint_id: UUID | None, skipped: Any) -> None:
         async with db.transaction() as conn:
@@ -337,12 +337,12 @@ def unfenced_start() -> Sequence[Patch]:
 # Events and checkpoints
 
 
-@mutant("the head moves only once the events before it are stored (§3, S5)")
+@mutant("the head moves only once the events before it are stored (§3, S5)", "weather replica_killed")
 def head_before_events() -> Sequence[Patch]:
     return [patch.object(leases, "check_passed", nothing())]
 
 
-@mutant("after a fallback a step counts that is greater than its own lease's last (§4, S5)")
+@mutant("after a fallback a step counts that is greater than its own lease's last (§4, S5)", "damaged power_cut")
 def head_behind_a_fallback() -> Sequence[Patch]:
     move = REPERTOIRE[checkpoints.move_head]
 
@@ -356,7 +356,7 @@ def head_behind_a_fallback() -> Sequence[Patch]:
     return [carried_out(checkpoints.move_head, mutated)]
 
 
-@mutant("the cursor moves in the transaction that stores the bytes (§3, S7)")
+@mutant("the cursor moves in the transaction that stores the bytes (§3, S7)", "replica_killed commits_unknown")
 def cursor_outside() -> Sequence[Patch]:
     append, move = event_commands.append, events.move_cursors
     moves: list[Any] = []
@@ -374,7 +374,7 @@ def cursor_outside() -> Sequence[Patch]:
     return [patch.object(event_commands, "append", mutated), patch.object(events, "move_cursors", collect)]
 
 
-@mutant("acked means stored: the answer comes after the commit (§3, S7)")
+@mutant("acked means stored: the answer comes after the commit (§3, S7)", "commits_unknown replica_killed")
 def acked_before_commit() -> Sequence[Patch]:
     store = event_commands.Appender._store
 
@@ -387,7 +387,7 @@ def acked_before_commit() -> Sequence[Patch]:
     return [patch.object(event_commands.Appender, "_store", mutated)]
 
 
-@mutant("a stretch beyond the cursor is a gap (§3, S7)")
+@mutant("a stretch beyond the cursor is a gap (§3, S7)", "failover replica_killed")
 def gaps_taken() -> Sequence[Patch]:
     take = event_commands._Batch.take
 
@@ -398,7 +398,7 @@ def gaps_taken() -> Sequence[Patch]:
     return [patch.object(event_commands._Batch, "take", mutated)]
 
 
-@mutant("what overlaps the cursor is taken once (§3, S7)")
+@mutant("what overlaps the cursor is taken once (§3, S7)", "weather replica_killed")
 def overlaps_taken() -> Sequence[Patch]:
     take = event_commands._Batch.take
 
@@ -411,12 +411,12 @@ def overlaps_taken() -> Sequence[Patch]:
     return [patch.object(event_commands._Batch, "take", mutated)]
 
 
-@mutant("a start takes later points and checkpoints of earlier attempts off the curve (§3, S6)")
+@mutant("a start takes later points and checkpoints of earlier attempts off the curve (§3, S6)", "power_cut")
 def nothing_superseded() -> Sequence[Patch]:
     return [carried_out(checkpoints.supersede, nothing(0)), carried_out(checkpoints.cut_curves, nothing())]
 
 
-@mutant("a resume takes the newest that is sound (§4, S6)")
+@mutant("a resume takes the newest that is sound (§4, S6)", "power_cut")
 def resume_from_the_oldest() -> Sequence[Patch]:
     choose = resume.choose
 
@@ -428,7 +428,7 @@ def resume_from_the_oldest() -> Sequence[Patch]:
     return [patch.object(preparing, "choose", mutated)]
 
 
-@mutant("a checkpoint is registered only by an attempt that said what it resumes from (§3, S6)")
+@mutant("a checkpoint is registered only by an attempt that said what it resumes from (§3, S6)", "failover")
 def register_before_start() -> Sequence[Patch]:
     lock_of = runs.lock_of
 
@@ -442,12 +442,14 @@ def register_before_start() -> Sequence[Patch]:
 # Grants
 
 
-@mutant("one unended lease per slot: grants are guarded writes (§2 Grants, S9)")
+@mutant("one unended lease per slot: grants are guarded writes (§2 Grants, S9)", "detach")
 def slots_not_taken() -> Sequence[Patch]:
     return [carried_out(leases.take_slots, nothing())]
 
 
-@mutant("a grant checks that the agent's session and its readiness are as planned (§2 Grants)")
+@mutant(
+    "a grant checks that the agent's session and its readiness are as planned (§2 Grants)", "agent_frozen power_cut"
+)
 def grants_unchecked() -> Sequence[Patch]:
     return [patch.object(lease_commands, "_check_agents", nothing())]
 
@@ -472,7 +474,7 @@ class _Reusing:
         storage._random.setstate(self.states[id(taken.tables)])
 
 
-@mutant("a lease id is random and never reused, after a failover neither (§2 The lease, S1)")
+@mutant("a lease id is random and never reused, after a failover neither (§2 The lease, S1)", "failover")
 def ids_reused() -> Sequence[Patch]:
     reusing = _Reusing()
     return [
@@ -481,7 +483,7 @@ def ids_reused() -> Sequence[Patch]:
     ]
 
 
-@mutant("after a failover no `stop` run is granted for one TTL (§2 Failover, S3)")
+@mutant("after a failover no `stop` run is granted for one TTL (§2 Failover, S3)", "failover")
 def stop_granted_after_failover() -> Sequence[Patch]:
     return [
         carried_out(deployment.withhold_stop_runs, nothing()),
@@ -489,22 +491,22 @@ def stop_granted_after_failover() -> Sequence[Patch]:
     ]
 
 
-@mutant("after a failover places last a full TTL (§2 Failover)")
+@mutant("after a failover places last a full TTL (§2 Failover)", "failover")
 def places_not_extended() -> Sequence[Patch]:
     return [carried_out(deployment.extend_places, nothing())]
 
 
-@mutant("after a failover every session ends (§2 Failover)")
+@mutant("after a failover every session ends (§2 Failover)", "failover")
 def sessions_outlive_failover() -> Sequence[Patch]:
     return [patch.object(deployment_commands, "end_all", nothing())]
 
 
-@mutant("in a restored copy all leases end (§2 Failover)")
+@mutant("in a restored copy all leases end (§2 Failover)", "restored")
 def leases_outlive_restore() -> Sequence[Patch]:
     return [patch.object(deployment_commands, "_end", nothing())]
 
 
-@mutant("what a failover lost is sent again: the welcome says what the coordinator has (§2 Failover)")
+@mutant("what a failover lost is sent again: the welcome says what the coordinator has (§2 Failover)", "failover")
 def welcome_unheard() -> Sequence[Patch]:
     from agent.attempt import Attempt
 
@@ -515,12 +517,12 @@ def welcome_unheard() -> Sequence[Patch]:
     return [patch.object(Attempt, "sync", mutated)]
 
 
-@mutant("an attempt's first write is said again when a failover lost it (§2 Failover, S6)")
+@mutant("an attempt's first write is said again when a failover lost it (§2 Failover, S6)", "failover")
 def first_write_not_repeated() -> Sequence[Patch]:
     return [patch.object(FirstWrite, "sync", lambda self, started: None)]
 
 
-@mutant("a session that is not the agent's own is told so (§2 Sessions)")
+@mutant("a session that is not the agent's own is told so (§2 Sessions)", "cloned agent_frozen host_frozen")
 def foreign_wishes_obeyed() -> Sequence[Patch]:
     def tell(self: Any, wish: Any, sequence: int) -> Any:
         self._told = wish.version

@@ -6,7 +6,7 @@ import asyncio
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextvars import Context
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,24 +43,19 @@ class Verdict:
         return sorted({text.partition(":")[0] for text in self.violations})
 
 
-def simulate(seed: int, faults: Callable[[int], list[Fault]] | None = None) -> Verdict:
-    """Runs one seed to its end. Disks are folders in memory where there is such a place."""
+def simulate(seed: int, kinds: Sequence[str] = ()) -> Verdict:
+    """Runs one seed to its end, with faults of all kinds or of these. Disks are folders in memory where that can be."""
     place = MEMORY if os.access(MEMORY, os.W_OK) else None
     folder = Path(tempfile.mkdtemp(prefix="relay-simulation-", dir=place))
     try:
-        return _simulate(seed, (faults or drawn)(seed), folder)
+        faults = schedule(Random(f"faults {seed}"), TEST.ttl, FAULTS_UNTIL, kinds)
+        return _simulate(seed, faults, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def drawn(seed: int) -> list[Fault]:
-    """The faults of a seed."""
-    return schedule(Random(f"faults {seed}"), TEST.ttl, FAULTS_UNTIL)
-
-
 def _simulate(seed: int, faults: list[Fault], folder: Path) -> Verdict:
     world = World(seed, folder)
-    asyncio.set_event_loop(world.loop)
     verdict = Verdict(seed, faults)
     try:
         world.loop.run_until_complete(world.loop.create_task(_live(world, faults), context=Context()))
@@ -71,7 +66,6 @@ def _simulate(seed: int, faults: list[Fault], folder: Path) -> Verdict:
         verdict.trace, verdict.seconds, verdict.commits = world.trace, world.loop.time(), world.commits
         verdict.attempts = len(world.storage.rows("leases"))
         world.close()
-        asyncio.set_event_loop(None)
     return verdict
 
 
