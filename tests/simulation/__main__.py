@@ -1,4 +1,4 @@
-"""`python -m tests.simulation seeds FIRST LAST` or `… mutants [NAME …]`."""
+"""`python -m tests.simulation seeds FIRST LAST`, `… one SEED`, `… mutants [NAME …]` or `… diagrams`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
+from tests.simulation.diagrams import PAGE, page
 from tests.simulation.mutants import MUTANTS, Mutant
 from tests.simulation.simulate import Verdict, simulate
 
@@ -30,10 +31,14 @@ def main(arguments: Sequence[str]) -> int:
     hunted = commands.add_parser("mutants", help="hunt mutants")
     hunted.add_argument("names", nargs="*")
     hunted.add_argument("--seeds", type=int, default=400, help="the most seeds that each is hunted with")
+    commands.add_parser("diagrams", help=f"draw the diagrams of docs/{PAGE.name}")
     chosen = parser.parse_args(arguments)
     if chosen.command == "one":
         return tell(chosen.seed, chosen.mutant)
     logging.disable(logging.CRITICAL)
+    if chosen.command == "diagrams":
+        PAGE.write_text(page())
+        return 0
     if chosen.command == "seeds":
         return run_seeds(chosen.first, chosen.last)
     return hunt([each for each in MUTANTS if not chosen.names or each.name in chosen.names], chosen.seeds)

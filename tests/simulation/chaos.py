@@ -230,6 +230,8 @@ class Chaos:
             world.start_replica(index)
         for host in world.hosts:
             host.thaw()
+            if host.off:
+                host.power_on()
             host.start_agent()
         for order in world.orders:
             world.do(world.submit_again(order))

@@ -83,6 +83,7 @@ class Host:
         self.label = folder.name
         folder.mkdir(exist_ok=True)
         self.boots = 0
+        self.off = False
         self.boot = f"{name}-boot-0"
         self.keepers: list[Keeper] = []
         self.agent: Process | None = None
@@ -225,6 +226,7 @@ class Host:
 
     def power_off(self) -> None:
         """All processes are gone; the disk stays."""
+        self.off = True
         self.kill_agent()
         for keeper in self.keepers:
             keeper.kill()
@@ -232,9 +234,11 @@ class Host:
         self.keepers = []
 
     def power_on(self) -> None:
-        """Another boot, on the same disk."""
-        self.boots += 1
-        self.boot = f"{self.label}-boot-{self.boots}"
+        """On the same disk: another boot, or only another container."""
+        self.off = False
+        if self.random.random() < 0.7:
+            self.boots += 1
+            self.boot = f"{self.label}-boot-{self.boots}"
         self.start_agent()
 
     def damage_newest(self) -> None:

@@ -72,6 +72,9 @@ class Network:
     blocked: list[tuple[str, Way]] = field(default_factory=list)  #: hosts that are cut off, and which way
     connections: list[Connection] = field(default_factory=list)
     answered: Callable[[Any], None] = lambda _: None  #: told of every message that a server writes
+    spoken: Callable[[str, Way, str, bytes], None] = lambda *_: (
+        None
+    )  #: told of every message that leaves: host, way, method
     context: Context = field(default_factory=Context)  #: nobody's: what is under way arrives whoever is frozen
 
     def watch(self) -> None:
@@ -118,7 +121,7 @@ class Connection:
 
     def __init__(self, network: Network, host: str, client: Process, server: Server) -> None:
         self._network = network
-        self._host = host
+        self.host = host
         self.client = client
         self.server = server
         self.broken = False
@@ -145,13 +148,13 @@ class Connection:
         if out_of_order:
             at += self._network.random.uniform(0.0, 2.0)
         else:
-            self._last[way] = at = max(self._last[way], at)
+            self._last[way] = at = max(self._last[way] + 1e-6, at)  # what happens at one moment has no order
         loop.call_at(at, self._arrive, way, deliver, context=self._network.context)
 
     def _arrive(self, way: Way, deliver: Callable[[], None]) -> None:
         if self.broken:
             return
-        if self._network.swallows(self._host, way) or any(held is way for held, _ in self._held):
+        if self._network.swallows(self.host, way) or any(held is way for held, _ in self._held):
             self._held.append((way, deliver))
         else:
             deliver()
@@ -165,7 +168,7 @@ class Connection:
     def look(self) -> None:
         """Breaks when one side is dead, or has had no answer for too long."""
         now = self._network.loop.time()
-        cut = any(self._network.swallows(self._host, way) for way in Way)
+        cut = any(self._network.swallows(self.host, way) for way in Way)
         if not cut and not (self.client.alive and self.server.process.alive):
             self.break_()
         elif not cut and self.client.running and self.server.process.running:
@@ -211,12 +214,14 @@ class _Call:
 
     def request(self, data: bytes, *, first: bool = False) -> None:
         """A message of the client's."""
+        self.network.spoken(self.connection.host, Way.UP, self.path, data)
         self._post(Way.UP, lambda: self.requests.put_nowait(data), tossed=self.path == SESSION and not first)
         if self.path == APPEND and self.network.chance(self.network.weather.doubled):
             replay(self.network, self.path, [data])
 
     def answer(self, data: bytes) -> None:
         """A message of the server's."""
+        self.network.spoken(self.connection.host, Way.DOWN, self.path, data)
         self._post(Way.DOWN, lambda: self.answers.put_nowait(data), tossed=self.path == SESSION)
 
     def _post(self, way: Way, deliver: Callable[[], None], *, tossed: bool) -> None:

@@ -58,7 +58,7 @@ def _simulate(seed: int, faults: list[Fault], folder: Path) -> Verdict:
     world = World(seed, folder)
     verdict = Verdict(seed, faults)
     try:
-        world.loop.run_until_complete(world.loop.create_task(_live(world, faults), context=Context()))
+        world.loop.run_until_complete(world.loop.create_task(live(world, Chaos(world), faults), context=Context()))
     except Stalled:
         world.say("L3", "nothing happens any more")
     finally:
@@ -69,8 +69,8 @@ def _simulate(seed: int, faults: list[Fault], folder: Path) -> Verdict:
     return verdict
 
 
-async def _live(world: World, faults: list[Fault]) -> None:
-    chaos = Chaos(world)
+async def live(world: World, chaos: Chaos, faults: Sequence[Fault]) -> None:
+    """A world's whole life."""
     for fault in faults:
         chaos.plan(fault)
     world.start()

@@ -70,7 +70,10 @@ class _NoBlobs:
 class World:
     """Everything there is. What it does to its parts are plain methods, for the faults of a seed to call."""
 
-    def __init__(self, seed: int, folder: Path, timing: LeaseTiming = TEST) -> None:
+    def __init__(
+        self, seed: int, folder: Path, timing: LeaseTiming = TEST, *, hosts: int = 0, orders: Sequence[Order] = ()
+    ) -> None:
+        """What is not said the seed says."""
         dice = Random(seed)
         self.random = Random(dice.getrandbits(64))
         self.timing = timing
@@ -96,10 +99,11 @@ class World:
         rho = timing.rho * 0.9
         self.hosts = [
             Host(place, name, folder / name, rate=1 + self.random.uniform(-rho, rho))
-            for name in ("a", "b", "c")[: self.random.choice([2, 3, 3])]
+            for name in ("a", "b", "c")[: hosts or self.random.choice([2, 3, 3])]
         ]
         self.clones: list[Host] = []
-        self.orders = [self._order(name) for name in ("r0", "r1", "r2")[: self.random.choice([1, 2, 2, 3])]]
+        names = ("r0", "r1", "r2")[: self.random.choice([1, 2, 2, 3])]
+        self.orders = list(orders) or [self._order(name) for name in names]
         self.doing: list[asyncio.Task[None]] = []
 
     def _order(self, name: str) -> Order:
