@@ -12,6 +12,7 @@ ARGS ?=
 WORKERS ?= $(shell n=$$(nproc 2> /dev/null || echo 2); echo $$((n < 4 ? 4 : n)))
 TORCH_INDEX ?=
 MINUTES ?= 30
+SEEDS ?= 20000
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
@@ -22,7 +23,7 @@ CODE := $(wildcard $(PACKAGES) proto/generate.py migrations benchmarks examples 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test soak check format proto schemas baseline bench clean
+.PHONY: help setup demo test simulate mutants soak check format proto schemas baseline bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +35,12 @@ demo: $(READY) ## Train a small model on two hosts, kill one in the middle, see 
 
 test: $(READY) ## Run the tests whose inputs have changed since they passed here (ALL=1: all tests)
 	@$(BIN)/python -m tests.incremental $(if $(ALL),--all) -n $(WORKERS) $(ARGS)
+
+simulate: $(READY) ## Run the lease protocol's simulator on SEEDS (20000) seeds
+	@$(BIN)/python -m tests.simulation seeds 0 $$(($(SEEDS) - 1))
+
+mutants: $(READY) ## Remove each rule of the lease protocol, and show the seed that notices
+	@$(BIN)/python -m tests.simulation mutants
 
 soak: $(READY) ## Break deployments again and again, for MINUTES (30), until one breaks a promise
 	@end=$$(($$(date +%s) + 60 * $(MINUTES))); while [ $$(date +%s) -lt $$end ]; do \

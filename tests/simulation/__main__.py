@@ -82,10 +82,11 @@ def hunt(mutants: Sequence[Mutant], seeds: int) -> int:
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         caught = pool.map(partial(first_caught, seeds=seeds), [each.name for each in mutants])
         for each, verdict in zip(mutants, caught, strict=True):
-            survivors += verdict is None
-            found = f"seed {verdict.seed:<4} {', '.join(verdict.properties)}" if verdict else "SURVIVED"
-            print(f"{each.name:<28} {found:<26} {each.rule}", flush=True)
-    print(f"{len(mutants) - survivors} of {len(mutants)} caught")
+            survivors += verdict is None and not each.spare
+            found = f"seed {verdict.seed:<4} {', '.join(verdict.properties)}" if verdict else "survives"
+            why = f" ({each.spare})" if verdict is None and each.spare else ""
+            print(f"{each.name:<28} {found:<26} {each.rule}{why}", flush=True)
+    print(f"{survivors} of {len(mutants)} survive without a reason")
     return survivors > 0
 
 

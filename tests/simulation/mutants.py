@@ -52,6 +52,7 @@ class Mutant:
     rule: str  #: in words, with its place in the design
     kinds: tuple[str, ...]  #: of the faults that the rule is for
     patches: Callable[[], Sequence[Patch]]
+    spare: str = ""  #: why nothing breaks without it: other rules keep what it is for
 
     @contextmanager
     def alive(self) -> Iterator[None]:
@@ -65,11 +66,13 @@ class Mutant:
 MUTANTS: list[Mutant] = []
 
 
-def mutant(rule: str, kinds: str) -> Callable[[Callable[[], Sequence[Patch]]], Callable[[], Sequence[Patch]]]:
+def mutant(
+    rule: str, kinds: str, *, spare: str = ""
+) -> Callable[[Callable[[], Sequence[Patch]]], Callable[[], Sequence[Patch]]]:
     """The decorated function says what is replaced; `kinds` are the faults that show it soonest."""
 
     def add(patches: Callable[[], Sequence[Patch]]) -> Callable[[], Sequence[Patch]]:
-        MUTANTS.append(Mutant(patches.__name__, rule, tuple(kinds.split()), patches))
+        MUTANTS.append(Mutant(patches.__name__, rule, tuple(kinds.split()), patches, spare))
         return patches
 
     return add

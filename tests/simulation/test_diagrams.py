@@ -1,0 +1,7 @@
+"""The diagrams of docs/protocol.md are what is said today."""
+
+from tests.simulation.diagrams import PAGE, page
+
+
+def test_the_diagrams_are_fresh() -> None:
+    assert PAGE.read_text() == page(), "python -m tests.simulation diagrams"
