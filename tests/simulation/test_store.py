@@ -5,21 +5,28 @@ import hashlib
 import os
 import subprocess
 import sys
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, aclosing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
+from uuid import UUID
 
 import asyncpg
 import pytest
 
+from coordinator.commands import runs as commands
 from coordinator.database import DatabaseAway
 from coordinator.lifecycle import Policy
+from coordinator.services import planner, reaper
+from coordinator.sessions import Heartbeat, Heartbeats, Sessions, Told
 from coordinator.store import history, leadership, leases, planning, runs
 from coordinator.store.runs import Order
+from coordinator.values import Hello, Pulse, Readiness, Submission
+from relay.timing import DEFAULT
 from tests.simulation.store.database import Moment, SimulatedDatabase
 from tests.simulation.store.storage import Changed, Storage
-from tests.simulation.traces import Trace
+from tests.simulation.traces import Artifacts, Trace
 from tests.simulation.twins import outcome
 
 ROOT = Path(__file__).parents[2]
@@ -224,6 +231,36 @@ async def test_who_is_deaf_hears_afterwards_that_something_was_missed(db: Simula
         assert not woken.is_set()
         db.notifications.deaf = False
         assert woken.is_set()
+
+
+async def test_the_coordinators_services_run_on_it(db: SimulatedDatabase) -> None:
+    """L4: a run that is submitted is pushed to its agent, by way of the planner."""
+    heartbeats = Heartbeats(db, DEFAULT)
+    sessions = Sessions(db, DEFAULT, heartbeats)
+    hello = Hello(
+        agent="a", instance_id="1", boot_id="boot", deployment_id="", capability={}, labels={}, slots=(0,), held=(),
+        readiness=Readiness(),
+    )  # fmt: skip
+    submission = Submission(
+        run_id="r", request_id="", spec={"version": "relay/v1", "method": "command", "command": ["true"]}, inputs=(),
+        provenance={},
+    )  # fmt: skip
+    async with asyncio.TaskGroup() as group, asyncio.timeout(60):
+        services = heartbeats.run(), planner.run(db, DEFAULT), reaper.run(db, DEFAULT, monotonic=lambda: 0.0)
+        tasks = [group.create_task(service) for service in services]
+        async with sessions.open(hello) as session, aclosing(session.messages(silence())) as messages:
+            assert isinstance(first := await anext(messages), Told) and not first.wish.leases
+            await commands.create(db, Artifacts(), submission, DEFAULT.ttl)
+            assert isinstance(told := await anext(messages), Told)
+            assert [lease.run_id for lease in told.wish.leases] == ["r"]
+        for task in tasks:
+            task.cancel()
+
+
+async def silence() -> AsyncIterator[Heartbeat]:
+    """No heartbeat ever comes."""
+    await asyncio.Event().wait()
+    yield Heartbeat(0, Pulse(agent="a", session_id=UUID(int=0), held=(), readiness=Readiness()))
 
 
 async def trace_digest(seed: int) -> str:

@@ -1,4 +1,8 @@
-"""The simulated database as one process sees it, where `coordinator.database.Database` is expected."""
+"""The simulated database as one process sees it, in place of `coordinator.database.Database`.
+
+There is no pool that could be empty, no statement is too slow, and nobody is sent away for idling (but see `sever`).
+What goes through SQLAlchemy, operators' lists, is not there.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from typing import ParamSpec, TypeVar
 
 import asyncpg
 
-from coordinator.database import CHANNELS, DatabaseAway
+from coordinator.database import CHANNELS, Database, DatabaseAway, Notifications
 from coordinator.store.statement import Interpreter, Statement
 from tests.simulation.store.execution import Execution
 from tests.simulation.store.repertoire import REPERTOIRE
@@ -36,27 +40,27 @@ async def no_pause(_: Moment) -> None:
     """Everything is near."""
 
 
-class SimulatedNotifications:
+class SimulatedNotifications(Notifications):
     """What other transactions announce, told to whoever waits for it in this process."""
 
-    def __init__(self) -> None:
-        self._waiting: dict[tuple[str, str | None], dict[asyncio.Event, None]] = {}
+    def __init__(self) -> None:  # without a connection of its own: the storage tells it
+        self._listeners: dict[tuple[str, str | None], dict[asyncio.Event, None]] = {}
         self._deaf = False
 
     @asynccontextmanager
     async def subscribe(self, channel: str, key: str | None = None) -> AsyncIterator[asyncio.Event]:
-        """As `coordinator.database.Notifications` has it."""
+        """An event that is set whenever `key` (None: anything) is announced; in the order of subscription."""
         if channel not in CHANNELS:
             raise ValueError(f"nobody listens on {channel}")
         event = asyncio.Event()
-        listeners = self._waiting.setdefault((channel, key), {})
+        listeners = self._listeners.setdefault((channel, key), {})
         listeners[event] = None
         try:
             yield event
         finally:
             listeners.pop(event, None)
-            if not listeners and self._waiting.get((channel, key)) is listeners:
-                del self._waiting[channel, key]
+            if not listeners and self._listeners.get((channel, key)) is listeners:
+                del self._listeners[channel, key]
 
     @property
     def deaf(self) -> bool:
@@ -73,13 +77,13 @@ class SimulatedNotifications:
         """A commit announces something."""
         if not self._deaf:
             for key in (payload, None):
-                for event in self._waiting.get((channel, key), ()):
+                for event in self._listeners.get((channel, key), ()):
                     event.set()
 
     def missed(self) -> None:
         """Wakes everybody."""
         if not self._deaf:
-            for events in self._waiting.values():
+            for events in self._listeners.values():
                 for event in events:
                     event.set()
 
@@ -128,12 +132,13 @@ class SimulatedConnection(Interpreter):
         return result
 
 
-class SimulatedDatabase:
+class SimulatedDatabase(Database):
     """One per process. `pause` is the way to the database."""
 
     def __init__(self, storage: Storage, pause: Pause = no_pause) -> None:
+        self.url = "simulated"
         self.storage = storage
-        self.notifications = SimulatedNotifications()
+        self.notifications: SimulatedNotifications = SimulatedNotifications()
         self.line = 0  #: counts how often its connections were lost
         self._pause = pause
         self._killed = False
