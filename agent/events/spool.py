@@ -125,8 +125,10 @@ class Spool:
                     await self._send_one(call, source, stretch)
                 if sum(len(stretch.data) for _, stretch in found) >= room:  # there may be more than had room
                     await self._room()
-                elif not any(len(stretch.data) > STRETCH // 2 for _, stretch in found):  # no backlog: gather
+                elif not found:
                     await self._pause()
+                elif not any(len(stretch.data) > STRETCH // 2 for _, stretch in found):  # no backlog: gather
+                    await asyncio.sleep(GATHER)
 
     async def _room(self) -> None:
         """In a window that is full, until an answer makes room."""

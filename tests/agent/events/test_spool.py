@@ -180,7 +180,7 @@ async def test_a_backlog_goes_out_without_waiting_for_something_new(
     """L6: when the line gets better, also of a program that writes nothing more."""
     monkeypatch.setattr("agent.events.spool.UNTOLD", 1000.0)
     events = tmp_path / "events.jsonl"
-    events.write_bytes(lines(40, size=100_000))  # each fills the window by itself
+    events.write_bytes((lines(1) + lines(1, size=100_000)) * 40)  # stretches that are small, and fill the window
     backlog = source(lease, events)
     async with Proxy([fake.address]) as proxy:
         proxy.bandwidth(256_000)
