@@ -281,7 +281,7 @@ async def fleet_of(deployment: Deployment, folder: Path) -> AsyncIterator[Fleet]
     """The deployment behind a proxy of its own, and hosts in `folder`, of which nothing is left afterwards."""
     await deployment.ready()
     upstreams = [replica.address for replica in deployment.replicas]
-    async with Proxy(upstreams) as proxy, conducting() as conductor:
+    async with Proxy(upstreams) as proxy, conducting(folder / "gate") as conductor:
         fleet = Fleet(folder, deployment, proxy, conductor)
         try:
             yield fleet
