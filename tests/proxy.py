@@ -106,8 +106,10 @@ class Stream:
 class Proxy:
     """`async with Proxy(["127.0.0.1:7070"]) as proxy:` listens on `proxy.address`."""
 
-    def __init__(self, upstreams: Sequence[str]) -> None:
+    def __init__(self, upstreams: Sequence[str], listener: socket.socket | None = None) -> None:
+        """`listener` is a bound socket in the place of one on loopback."""
         self.upstreams = list(upstreams)
+        self._listener = listener
         self.address = ""
         self.accepted = 0  # connections so far
         self._lanes = {Way.UP: Lane(), Way.DOWN: Lane()}
@@ -117,7 +119,10 @@ class Proxy:
         self._arrival = asyncio.Condition()
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        if self._listener is None:
+            self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        else:
+            self._server = await asyncio.start_server(self._accept, sock=self._listener)
         host, port = self._server.sockets[0].getsockname()
         self.address = f"{host}:{port}"
         return self

@@ -9,6 +9,7 @@ import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass(eq=False, slots=True)
@@ -30,8 +31,9 @@ class Trainer:
 class Conductor:
     """Trainers may do steps up to `limit`; what they did is in `steps`, in order."""
 
-    address: str = ""
+    address: str
     limit: int = 0
+    failing: set[int] = field(default_factory=set)  #: attempts that fail at their next step
     trainers: list[Trainer] = field(default_factory=list)
     steps: list[tuple[Trainer, int]] = field(default_factory=list)
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
@@ -52,6 +54,12 @@ class Conductor:
         async with self.changed:
             self.limit = min(self.limit, step)
 
+    async def fail(self, attempt: int) -> None:
+        """Lets the trainer of an attempt fail where it stands."""
+        async with self.changed:
+            self.failing.add(attempt)
+            self.changed.notify_all()
+
     async def until(self, fact: Callable[[Conductor], object]) -> None:
         """Waits for a fact about the record."""
         async with self.changed:
@@ -66,52 +74,63 @@ class Conductor:
         await self.until(lambda me: any(trainer.attempt == attempt for trainer in me.trainers))
         return next(trainer for trainer in self.trainers if trainer.attempt == attempt)
 
+    async def ended(self, trainer: Trainer) -> None:
+        """Waits until a trainer is gone."""
+        await self.until(lambda _: trainer.ended < math.inf)
+
     def twice(self) -> list[int]:
         """Steps that were done more than once."""
         steps = [step for _, step in self.done]
         return sorted({step for step in steps if steps.count(step) > 1})
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One trainer, until it is gone."""
         hello = json.loads(await reader.readline())
         trainer = Trainer(hello["run"], hello["lease"], hello["attempt"], hello["from"], hello["pid"], now())
         async with self.changed:
             self.trainers.append(trainer)
             self.changed.notify_all()
+        answering: asyncio.Task[None] | None = None
         try:
-            while line := await reader.readline():
-                await self._answer(trainer, json.loads(line), writer)
+            while line := await reader.readline():  # also while it waits for leave: its death is noticed at once
+                said = json.loads(line)
+                trainer.terms = said.get("terms", 0)
+                if step := said.get("done"):
+                    await self._note(trainer, step)
+                if step := said.get("ask"):
+                    answering = asyncio.create_task(self._answer(trainer, step, writer))
         except ConnectionError:
             return  # it was killed
         finally:
-            trainer.ended = now()
+            if answering is not None:
+                answering.cancel()
             writer.close()
-
-    async def _answer(self, trainer: Trainer, said: dict[str, int], writer: asyncio.StreamWriter) -> None:
-        trainer.terms = said.get("terms", 0)
-        async with self.changed:
-            if step := said.get("done"):
-                self.steps.append((trainer, step))
+            async with self.changed:
+                trainer.ended = now()
                 self.changed.notify_all()
-            if "ask" not in said:
-                return
-            await self.changed.wait_for(lambda: self.limit >= said["ask"])
-        writer.write(b"+")
-        await writer.drain()
+
+    async def _note(self, trainer: Trainer, step: int) -> None:
+        async with self.changed:
+            self.steps.append((trainer, step))
+            self.changed.notify_all()
+
+    async def _answer(self, trainer: Trainer, step: int, writer: asyncio.StreamWriter) -> None:
+        async with self.changed:
+            await self.changed.wait_for(lambda: self.limit >= step or trainer.attempt in self.failing)
+        writer.write(b"!" if trainer.attempt in self.failing else b"+")
 
 
 @asynccontextmanager
-async def conducting() -> AsyncIterator[Conductor]:
-    """A conductor listening on loopback."""
-    conductor = Conductor()
+async def conducting(path: Path) -> AsyncIterator[Conductor]:
+    """A conductor at a Unix socket, which no fault of the network touches."""
+    conductor = Conductor(str(path))
     calls: set[asyncio.Task[None]] = set()
     async with asyncio.TaskGroup() as group:
 
         def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            calls.add(group.create_task(conductor._serve(reader, writer)))
+            calls.add(group.create_task(conductor.serve(reader, writer)))
 
-        server = await asyncio.start_server(accept, "127.0.0.1", 0)
-        host, port = server.sockets[0].getsockname()
-        conductor.address = f"{host}:{port}"
+        server = await asyncio.start_unix_server(accept, path)
         try:
             yield conductor
         finally:
