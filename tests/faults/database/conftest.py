@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.end_to_end.conftest import short_folder
+from tests.end_to_end.fixtures import share_the_loop, short_folder
 from tests.end_to_end.fleet import Deployment, Fleet, deployed, fleet_of
 from tests.faults.database.clusters import Site, site_in
 
@@ -37,7 +37,4 @@ async def fleet(deployment: Deployment) -> AsyncIterator[Fleet]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A module's tests share its deployment, and so its event loop."""
-    for item in items:
-        if item.path.parent == Path(__file__).parent:
-            item.add_marker(pytest.mark.asyncio(loop_scope="module"), append=False)
+    share_the_loop(items, Path(__file__).parent)

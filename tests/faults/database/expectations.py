@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import grpc
 import pytest
 
@@ -11,9 +13,9 @@ from relay.v1 import runs_pb2 as pb
 from tests.end_to_end.fleet import Fleet, Kind, Watched
 
 
-async def trains(fleet: Fleet, to: int) -> Watched:
+async def trains(fleet: Fleet, to: int, **more: Any) -> Watched:
     """A run on a host that is there, which does its first steps and saves each second one."""
-    run = await fleet.submit_gated(steps=8, save_every=2)
+    run = await fleet.submit_gated(steps=8, save_every=2, **more)
     await fleet.conductor.allow(to)
     await fleet.conductor.reached(to)
     await run.checkpoint(to - to % 2)
@@ -36,7 +38,9 @@ async def undisturbed(fleet: Fleet, run: Watched, steps: int) -> None:
     """It trains to its end by the one attempt, whose lease never lapsed, with one curve and no step done twice."""
     await fleet.conductor.allow(steps)
     ended = await run.ended()
-    assert (ended.state, ended.attempts, ended.faults, ended.failures) == (pb.Run.SUCCEEDED, 1, 0, 0)
-    assert Kind.LAPSED not in {event.kind async for event in run.history()}
+    events = [event async for event in run.history()]
+    seen = "\n".join(f"{event.time.ToJsonString()} {event.attempt} {event.text}" for event in events)
+    assert (ended.state, ended.attempts, ended.faults, ended.failures) == (pb.Run.SUCCEEDED, 1, 0, 0), seen
+    assert Kind.LAPSED not in {event.kind for event in events}, seen
     assert len(fleet.conductor.trainers) == 1 and fleet.conductor.twice() == []
     await run.has_one_curve(steps)
