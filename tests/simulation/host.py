@@ -156,7 +156,7 @@ class Host:
                 orphan_limit=3600.0,
                 environment={},
                 stub=agents_pb2_grpc.AgentsStub(calls),
-                metadata=(),
+                coordinator=coordinator,
                 contact=contact,
                 spool=Spool(coordinator, contact, heartbeat=self.timing.heartbeat, notice=notice),
                 blobs=cast(Blobs, None),  # runs here bring no inputs

@@ -287,6 +287,16 @@ def replaced_come_back() -> Sequence[Patch]:
     return [patch.object(session_commands, "admit", mutated)]
 
 
+@mutant("a hello that a later one of its instance has overtaken is refused (§2 Sessions, F17)", "weather")
+def late_hellos_taken() -> Sequence[Patch]:
+    admit = session_commands.admit
+
+    def mutated(row: Any, hello: Any, within: float) -> list[str]:
+        return admit(row, replace(hello, dial=0), within)
+
+    return [patch.object(session_commands, "admit", mutated)]
+
+
 # Fences
 
 

@@ -216,7 +216,8 @@ class _Call:
         """A message of the client's."""
         self.network.spoken(self.connection.host, Way.UP, self.path, data)
         self._post(Way.UP, lambda: self.requests.put_nowait(data), tossed=self.path == SESSION and not first)
-        if self.path == APPEND and self.network.chance(self.network.weather.doubled):
+        again = self.path == APPEND or (self.path == SESSION and first)
+        if again and self.network.chance(self.network.weather.doubled):
             replay(self.network, self.path, [data])
 
     def answer(self, data: bytes) -> None:

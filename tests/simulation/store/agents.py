@@ -62,6 +62,7 @@ async def begin_session(ex: Execution, hello: Hello, retired: Sequence[str]) -> 
         _named(ex, [hello.agent]),
         session_id=session_id,
         instance_id=hello.instance_id,
+        dial=hello.dial,
         boot_id=hello.boot_id,
         retired_instances=list(retired)[-agents.RETIRED :],
         capability=jsonb(hello.capability),
