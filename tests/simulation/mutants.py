@@ -138,7 +138,11 @@ def lapse_unchecked() -> Sequence[Patch]:
     return [carried_out(leases.expired_place, mutated)]
 
 
-@mutant("under `stop` the lapse ends the lease (§2 Lapse)", "partition host_frozen")
+@mutant(
+    "under `stop` the lapse ends the lease (§2 Lapse)",
+    "partition host_frozen",
+    spare="a regrant ends it too, and the shim has killed by then; ending it at once only shows the truth sooner",
+)
 def stop_lapse_stays() -> Sequence[Patch]:
     def mutated(status: Status, _: Lapsed) -> Change:
         return Change(replace(status, lease=LeaseState.LAPSED))
@@ -207,7 +211,7 @@ def stop_applied_twice() -> Sequence[Patch]:
     return [patch.object(Sentence, "stop", mutated)]
 
 
-@mutant("nothing is begun on slots that something here still has (§2 Grants, S9)", "partition agent_frozen")
+@mutant("nothing is begun on slots that something here still has (§2 Grants, S9)", "weather pause cancel requeue")
 def busy_slots_ignored() -> Sequence[Patch]:
     return [patch.object(Supervisor, "_busy", lambda self, slots: False)]
 
@@ -220,7 +224,7 @@ def renewal_without_session() -> Sequence[Patch]:
     return [patch.object(simulated_leases, "_has_session", lambda *_: True)]
 
 
-@mutant("only leases in `held` are renewed (§2 Sessions)", "power_cut")
+@mutant("only leases in `held` are renewed (§2 Sessions)", "power_cut cloned")
 def renewal_by_name() -> Sequence[Patch]:
     renew = REPERTOIRE[leases.renew]
 

@@ -66,6 +66,7 @@ class Trainer:
         """To its end; the exit code."""
         while self.step < self._steps:
             if await self._pausing(self._random.uniform(0.5, 1.5) * self._pace):
+                await asyncio.sleep(self._random.choice([0.0, 0.0, 2.0]) * self._random.random())  # a step to its end
                 await self._save()
                 return STOPPED
             if self._random.random() < self._fails:
