@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import defaultdict
 
 from coordinator.commands import runs
+from tests.history.checker import violations
+from tests.history.record import Execution, Step, Witness
 from tests.simulation.host import Host
 from tests.simulation.store.tables import Row
 from tests.simulation.world import Order, World
@@ -94,6 +97,46 @@ def close_the_books(world: World) -> None:
     for execution in world.truth.executions:
         if execution.ended is None and execution.process.alive:
             world.say("L5", f"the trainer of {execution.lease} on {execution.host} lives on")
+    _by_the_checker(world)
+
+
+def witness(world: World) -> Witness:
+    """What trainers and disks know, as the history checker takes it."""
+    truth = world.truth
+    executions = [
+        Execution(
+            run=each.run,
+            lease=each.lease,
+            policy=each.policy,
+            host=each.host,
+            began=each.began,
+            ended=each.ended if each.ended is not None else math.inf,
+            excused=each.process.thawed_at > 0,
+        )
+        for each in truth.executions
+    ]
+    return Witness(
+        steps=[
+            Step(each.run, each.lease, step, value)
+            for each in truth.executions
+            for step, value in truth.written[each.lease].points
+        ],
+        executions=executions,
+        files={
+            (lease, 0, "events"): written.path.read_bytes()
+            for lease, written in truth.written.items()
+            if written.path.exists()
+        },
+        steady=world.clock_steps == 0.0,
+    )
+
+
+def _by_the_checker(world: World) -> None:
+    """What decides about real deployments decides about this one too. A swapped database is not a history."""
+    if not world.rules.was_swapped:
+        recorded = {table: list(rows.values()) for table, rows in world.storage.tables.items()}
+        for found in violations(recorded, witness(world)):
+            world.say(found.property, f"{found.run}: {found.text}")
 
 
 def _one_curve(world: World, run: Row) -> None:

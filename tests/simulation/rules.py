@@ -30,6 +30,7 @@ class Rules:
     heartbeat: float
     graced: Callable[[], bool]  #: whether the control plane was away less than a TTL ago
     ended: set[UUID] = field(default_factory=set)  #: every lease that ever ended, also if a failover forgot it
+    was_swapped: bool = False
     _known: dict[UUID, str] = field(default_factory=dict)  #: every lease there ever was, also if a failover forgot it
     _stored: dict[UUID, list[tuple[int, float]]] = field(default_factory=dict)  #: points by lease
     _just_superseded: list[Row] = field(default_factory=list)
@@ -67,6 +68,7 @@ class Rules:
 
     def swapped(self) -> None:
         """The database is another one now: what is stored is counted anew."""
+        self.was_swapped = True
         self._stored = {}
         for chunk in self.storage.rows("metric_chunks"):
             self._take(chunk)
