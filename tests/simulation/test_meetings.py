@@ -2,13 +2,14 @@
 
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID
 
 import pytest
 
 from coordinator import scheduling
-from coordinator.commands import checkpoints, events, leases, runs, sessions
+from coordinator.commands import checkpoints, deployment, events, leases, runs, sessions
 from coordinator.commands.events import Stretch
 from coordinator.lifecycle import Cause, Outcome, RunState
 from coordinator.postgres import Cluster
@@ -221,3 +222,31 @@ async def test_two_reapers_tick_one_after_the_other(both: Twins) -> None:
     tick: Act = lambda db: reap(db, DEFAULT, None, monotonic=lambda: 0.0)  # noqa: E731
     met = await both.overlap(tick, tick, which=1)
     assert met.waited and met.first == met.second
+
+
+async def test_what_a_clone_does_not_list_is_neither_missed_nor_begun_again_under_stop(both: Twins) -> None:
+    """S3, F21: the trainer of the first may still run."""
+    await both.agree(submit("s", policy="stop"))
+    await both.agree(grant(both, "s", "a"))
+    await both.agree(grant(both, "r", "a", slot=1))
+    await both.pass_time(2 * DEFAULT.heartbeat + 1)
+    await both.agree(hello("a", boot="clone"))
+    for lease in both.storage.rows("leases"):
+        await both.agree(partial(leases.miss, lease_id=lease["id"]))
+    await both.agree(beat(both, "a"))
+    assert [lease["end_time"] is None for lease in both.storage.rows("leases")] == [True, False]
+
+
+async def test_after_a_failover_nothing_is_wished_of_an_agent_until_it_says_hello(both: Twins) -> None:
+    """F9: neither what it had listed nor what it had not heard of yet."""
+    listed = await granted(both)
+    await both.agree(submit("s"))
+    await both.agree(grant(both, "s", "a", slot=1))
+    await both.agree(lambda db: deployment.recognise(db, TTL))
+    await both.set("deployment", True, timeline=both.storage.rows("deployment")[0]["timeline"] + 1)
+    await both.agree(lambda db: deployment.recognise(db, TTL))
+    assert session(both, "a") is None
+    await both.agree(lambda db: sessions.wished(db, ["a", "b"]))
+    await both.agree(hello("a", listed))
+    await both.agree(beat(both, "a", listed))
+    assert [lease["end_time"] is None for lease in both.storage.rows("leases")] == [True, False]
