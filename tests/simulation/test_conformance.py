@@ -83,7 +83,7 @@ async def run(both: Twins, dice: Random, steps: int, *, alone: float) -> None:
 
 async def meddle(both: Twins, dice: Random) -> None:
     """What no command does: a failover, a restored copy, and time that flies for one row."""
-    if dice.random() < 0.01:
+    if dice.random() < 0.02:
         (row,) = both.storage.rows("deployment")
         if row["timeline"] is not None:
             changed: dict[str, Any] = dice.choice([{"timeline": row["timeline"] + 1}, {"database_oid": 17}])

@@ -2,18 +2,21 @@
 
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID
 
 import pytest
 
 from coordinator import scheduling
-from coordinator.commands import checkpoints, events, leases, runs, sessions
+from coordinator.commands import checkpoints, deployment, events, leases, runs, sessions
 from coordinator.commands.events import Stretch
 from coordinator.lifecycle import Cause, Outcome, RunState
 from coordinator.postgres import Cluster
+from coordinator.services.planner import plan_once
 from coordinator.services.reaper import reap
-from coordinator.values import Completion, CursorAt, Held, Hello, NewCheckpoint, Pulse, Readiness, Submission
+from coordinator.values import Completion, Copy, CursorAt, Held, Hello, NewCheckpoint, Pulse, Readiness, Submission
+from relay.errors import LeaseLost
 from relay.timing import DEFAULT
 from tests.simulation.traces import Artifacts
 from tests.simulation.twins import Act, Twins, twins
@@ -161,6 +164,13 @@ async def test_events_of_a_run_that_is_locked_are_set_aside_or_wait(both: Twins)
     assert (waited.waited, waited.second) == (True, [3])
 
 
+async def test_events_wait_for_a_completion_and_are_refused(both: Twins) -> None:
+    """S2, S7: the lease had not ended when they came."""
+    held = await granted(both)
+    met = await both.overlap(complete(held), append(held, 0, b"abc", wait=True))
+    assert met.waited and met.second == [("LeaseLost", str(LeaseLost()))]
+
+
 async def test_one_stretch_from_two_streams_at_once_is_stored_once(both: Twins) -> None:
     """S7, F17."""
     held = await granted(both)
@@ -189,6 +199,30 @@ async def test_a_head_moves_once_when_two_nodes_register_at_once(both: Twins) ->
     met = await both.overlap(register, register)
     assert met.waited and met.first == met.second
     assert len([entry for entry in both.storage.rows("run_events") if entry["kind"] == "checkpoint"]) == 1
+
+
+async def test_the_next_host_is_offered_the_newest_and_those_that_it_can_reach(
+    both: Twins, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S6."""
+    monkeypatch.setattr("coordinator.store.checkpoints.OFFERED", 2)
+    held = await granted(both)
+    await both.agree(lambda db: leases.start(db, held.lease_id, 0, None, ()))
+    for step, store in ((1, "relay"), (2, "host"), (3, "host"), (4, "host")):
+        new = NewCheckpoint(
+            node=0, step=step, manifest_digest="d", size=1, files=1, after=(CursorAt(0, "events", 0),),
+            copies=(Copy(store=store, uri=f"{store}://agents/a"),),
+        )  # fmt: skip
+        await both.agree(partial(checkpoints.register, lease_id=held.lease_id, new=new))
+    await both.agree(lambda db: sessions.wished(db, ["a"]))
+    await both.agree(complete(held, Outcome.FAULTED))
+    await both.agree(lambda db: plan_once(db, DEFAULT))
+    await both.agree(grant(both, "r", "b"))
+    await both.agree(lambda db: sessions.wished(db, ["a", "b"]))
+    wish = (await sessions.wished(both.simulated, ["b"]))["b"]  # type: ignore[arg-type]
+    assert wish.leases[0].assignment is not None
+    assert [view.step for view in wish.leases[0].assignment.checkpoints] == [4, 3, 1]
+    both.simulated.said.clear()
 
 
 async def test_a_newer_session_wins_over_a_heartbeat_that_is_under_way(both: Twins) -> None:
@@ -221,3 +255,47 @@ async def test_two_reapers_tick_one_after_the_other(both: Twins) -> None:
     tick: Act = lambda db: reap(db, DEFAULT, None, monotonic=lambda: 0.0)  # noqa: E731
     met = await both.overlap(tick, tick, which=1)
     assert met.waited and met.first == met.second
+
+
+async def test_what_a_clone_does_not_list_is_neither_missed_nor_begun_again_under_stop(both: Twins) -> None:
+    """S3, F21: the trainer of the first may still run."""
+    await both.agree(submit("s", policy="stop"))
+    await both.agree(grant(both, "s", "a"))
+    await both.agree(grant(both, "r", "a", slot=1))
+    await both.pass_time(2 * DEFAULT.heartbeat + 1)
+    await both.agree(hello("a", boot="clone"))
+    for lease in both.storage.rows("leases"):
+        await both.agree(partial(leases.miss, lease_id=lease["id"]))
+    await both.agree(beat(both, "a"))
+    assert [lease["end_time"] is None for lease in both.storage.rows("leases")] == [True, False]
+
+
+async def test_after_a_failover_nothing_is_wished_of_an_agent_until_it_says_hello(both: Twins) -> None:
+    """F9: neither what it had listed nor what it had not heard of yet."""
+    listed = await granted(both)
+    await both.agree(submit("s"))
+    await both.agree(grant(both, "s", "a", slot=1))
+    await both.agree(lambda db: deployment.recognise(db, TTL))
+    await both.set("deployment", True, timeline=both.storage.rows("deployment")[0]["timeline"] + 1)
+    await both.agree(lambda db: deployment.recognise(db, TTL))
+    assert session(both, "a") is None
+    await both.agree(lambda db: sessions.wished(db, ["a", "b"]))
+    await both.agree(hello("a", listed))
+    await both.agree(beat(both, "a", listed))
+    assert [lease["end_time"] is None for lease in both.storage.rows("leases")] == [True, False]
+
+
+async def test_a_checkpoint_of_two_nodes_is_head_with_its_second_part(both: Twins) -> None:
+    """S5."""
+    seats = tuple(scheduling.Seat(agent, (0,), session(both, agent)) for agent in ("a", "b"))
+    await both.agree(lambda db: leases.grant(db, scheduling.Grant("r", seats), TTL))
+    lease_id = both.storage.rows("leases")[0]["id"]
+    await both.agree(lambda db: leases.start(db, lease_id, 0, None, ()))
+    heads = []
+    for node in (0, 1):
+        new = NewCheckpoint(
+            node=node, step=5, manifest_digest="d", size=1, files=1, after=(CursorAt(0, "events", 0),)
+        )  # fmt: skip
+        await both.agree(partial(checkpoints.register, lease_id=lease_id, new=new))
+        heads.append(row(both, "runs", "r")["head_id"])
+    assert heads == [None, both.storage.rows("checkpoints")[0]["id"]]

@@ -143,7 +143,7 @@ class Trace:
         hello = Hello(
             agent=agent,
             instance_id=f"instance-{len(self.rows('leases')) // 4 - self.dice.randrange(2)}",
-            boot_id="boot-2" if self.chance(0.1) else "boot-1",
+            boot_id="boot-2" if self.chance(0.2) else "boot-1",
             deployment_id="elsewhere" if self.chance(0.03) else "",
             capability={"memory_bytes": "1", "gpus": [], "ratio": float("nan")},
             labels={"zone": "x"},

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import zip_longest
 from random import Random
 from typing import Any, ParamSpec, TypeVar
 
@@ -55,43 +56,53 @@ class Counting(Random):
 
 
 class Recorded(Interpreter):
-    """A real connection that notes which statements came by."""
+    """A connection that notes what statements came by, and what came of them."""
 
-    def __init__(self, connection: asyncpg.Connection, reached: set[Statement[..., Any]]) -> None:
+    def __init__(self, connection: Any, record: Callable[[Statement[..., Any], object], None]) -> None:
         self._connection = connection
-        self._reached = reached
+        self._record = record
 
     async def carry_out(self, statement: Statement[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """By its SQL."""
-        self._reached.add(statement)
-        return await statement(self._connection, *args, **kwargs)
+        """As the connection does it."""
+        try:
+            result = await statement(self._connection, *args, **kwargs)
+        except asyncpg.PostgresError as error:
+            self._record(statement, plain(error))
+            raise
+        self._record(statement, plain(result))
+        return result
 
 
 class RecordedDatabase:
-    """A real database, as commands see it."""
+    """A database as commands see it. `said` is what statements answered since it was compared last."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self.notifications = database.notifications
         self.reached: set[Statement[..., Any]] = set()
+        self.said: list[tuple[str, object]] = []
+
+    def _record(self, statement: Statement[..., Any], result: object) -> None:
+        self.reached.add(statement)
+        self.said.append((statement.name, result))
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Recorded]:
-        """As the real one has it."""
+        """As the database has it."""
         async with self._database.connection() as connection:
-            yield Recorded(connection, self.reached)
+            yield Recorded(connection, self._record)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Recorded]:
-        """As the real one has it."""
+        """As the database has it."""
         async with self._database.transaction() as connection:
-            yield Recorded(connection, self.reached)
+            yield Recorded(connection, self._record)
 
     @asynccontextmanager
     async def dedicated(self) -> AsyncIterator[Recorded]:
-        """As the real one has it."""
+        """As the database has it."""
         async with self._database.dedicated() as connection:
-            yield Recorded(connection, self.reached)
+            yield Recorded(connection, self._record)
 
 
 class Abandoned(Exception):
@@ -158,16 +169,12 @@ class Twins:
     """Both databases, with what both are compared by."""
 
     real: RecordedDatabase
-    simulated: SimulatedDatabase
+    simulated: RecordedDatabase
+    storage: Storage  #: of the simulated one
     operator: asyncpg.Connection  #: of the real one, and listening
     heard: Heard
     now: datetime = BEGINNING
     told: list[tuple[str, str]] = field(default_factory=list)
-
-    @property
-    def storage(self) -> Storage:
-        """The simulated rows."""
-        return self.simulated.storage
 
     async def pass_time(self, seconds: float) -> None:
         """On both clocks; also back."""
@@ -213,7 +220,11 @@ class Twins:
         return bool(self.storage.waiting)
 
     async def compare(self) -> None:
-        """Every row of every table, and all that was announced."""
+        """What every statement answered, every row of every table, and all that was announced."""
+        for real, simulated in zip_longest(self.real.said, self.simulated.said):
+            assert simulated == real, f"\n{simulated}\n{real}"
+        self.real.said.clear()
+        self.simulated.said.clear()
         for name, table in TABLES.items():
             found = {table.key(row): numbers(row) for row in await self.operator.fetch(f"SELECT * FROM {name}")}
             simulated = {key: numbers(row) for key, row in self.storage.tables[name].items()}
@@ -266,9 +277,9 @@ def plain(value: Any) -> object:
             return type(value).__name__, str(value)
         case _ if is_dataclass(value):
             return type(value).__name__, [plain(getattr(value, each.name)) for each in fields(value)]
-        case Mapping():
+        case Mapping() | asyncpg.Record():
             return {key: plain(item) for key, item in value.items()}
-        case list() | tuple():
+        case list() | tuple() | set():
             return sorted((plain(item) for item in value), key=repr)
     return value
 
@@ -303,7 +314,8 @@ async def _twins(operator: asyncpg.Connection, database: Database) -> Twins:
     identity = await deployment.identity(operator)
     clock: list[Twins] = []
     storage = Storage(now=lambda: clock[0].now if clock else BEGINNING, random=Counting(), identity=identity)
-    made = Twins(RecordedDatabase(database), SimulatedDatabase(storage), operator, Heard())
+    simulated = RecordedDatabase(SimulatedDatabase(storage))
+    made = Twins(RecordedDatabase(database), simulated, storage, operator, Heard())
     clock.append(made)
     listening = SimulatedDatabase(storage)
     listening.notifications = made.heard

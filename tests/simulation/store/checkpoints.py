@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from uuid import UUID
 
 from coordinator.store import checkpoints
-from coordinator.store.checkpoints import OFFERED
 from coordinator.values import CheckpointView, Copy, NewCheckpoint, Part
 from tests.simulation.store.execution import Execution
 from tests.simulation.store.interpreter import Repertoire
@@ -60,15 +59,15 @@ def _by_step(row: Row) -> int:
 @repertoire.carries_out(checkpoints.of_lease)
 async def of_lease(ex: Execution, lease_id: UUID) -> list[CheckpointView]:
     rows = sorted(ex.where("checkpoints", "lease_id", lease_id), key=_by_step)
-    return [_view(ex, row) for row in rows[-OFFERED:]]
+    return [_view(ex, row) for row in rows[-checkpoints.OFFERED :]]
 
 
 @repertoire.carries_out(checkpoints.resumable)
 async def resumable(ex: Execution, run_id: str) -> list[CheckpointView]:
     fit = [row for row in ex.where("checkpoints", "run_id", run_id) if row["complete"] and not row["superseded"]]
     fit.sort(key=lambda row: (row["attempt"], row["step"]), reverse=True)
-    kept = [row["id"] for row in fit if _is_beyond_its_host(ex, row)][:OFFERED]
-    return [_view(ex, row) for place, row in enumerate(fit) if place < OFFERED or row["id"] in kept]
+    kept = [row["id"] for row in fit if _is_beyond_its_host(ex, row)][: checkpoints.OFFERED]
+    return [_view(ex, row) for place, row in enumerate(fit) if place < checkpoints.OFFERED or row["id"] in kept]
 
 
 def _is_beyond_its_host(ex: Execution, row: Row) -> bool:

@@ -58,7 +58,12 @@ def _claim(ex: Execution, run: Row) -> Row:
     ]
     asked = {name: run["spec"].get(name) for name in ("resources", "lifecycle")}
     named = {name: run[name] for name in ("id", "priority", "create_time", "eligible_time")}
-    return {**named, "spec": _without_nulls(asked), "near": near, "avoid": avoid}
+    return {
+        **named,
+        "spec": _without_nulls(asked),
+        "near": list(dict.fromkeys(near)),
+        "avoid": list(dict.fromkeys(avoid)),
+    }
 
 
 def _without_nulls(value: Any) -> Any:

@@ -61,7 +61,10 @@ async def locked(ex: Execution, run_id: str) -> Row | None:
     if before is None or (row := await ex.lock("runs", before)) is None:
         return None
     now = began if row is before else ex.now  # a row that was only waited for is not looked at again
-    return {**row, "eligible": not later(row["eligible_time"], now)}
+    return {**{name: row[name] for name in _READ}, "eligible": not later(row["eligible_time"], now)}
+
+
+_READ = ("id", "state", "wanted", "failures", "faults", "attempts", "spec", "request_digest")
 
 
 @repertoire.carries_out(runs.write)

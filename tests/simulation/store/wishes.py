@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from uuid import UUID
 
 from coordinator.store import wishes
@@ -24,20 +24,24 @@ def _of_agent(ex: Execution, name: str) -> Sequence[Row]:
     if agent is None:
         return []
     head = {"name": name, "session_id": agent["session_id"], "wish_version": agent["wish_version"]}
-    rows = [{**head, **row} for row in _places(ex, agent)]
-    rows.sort(key=lambda row: (row["grant_time"], row["node"]))
-    return rows or [{**head, "lease_id": None}]
+    found = sorted(_places(ex, agent), key=lambda each: (each[1]["grant_time"], each[0]["node"]))
+    rows = [{**head, **_columns(place, lease), "listed": is_listed(place, agent)} for place, lease in found]
+    return rows or [{**head, **dict.fromkeys((*_OF_PLACE, *_OF_LEASE)), "listed": False}]
 
 
-def _places(ex: Execution, agent: Row) -> Sequence[Row]:
-    found = []
+_OF_PLACE, _OF_LEASE = ("lease_id", "node", "slots"), ("run_id", "attempt", "policy", "stop_reason")
+
+
+def _columns(place: Row, lease: Row) -> Row:
+    return {**{name: place[name] for name in _OF_PLACE}, **{name: lease[name] for name in _OF_LEASE}}
+
+
+def _places(ex: Execution, agent: Row) -> Iterator[tuple[Row, Row]]:
+    """Each with its lease."""
     for place in ex.where("places", "agent", agent["name"]):
         lease = ex.get("leases", place["lease_id"])
         if place["end_time"] is None and lease and lease["end_time"] is None and is_lost(place, agent) is False:
-            of_place = {name: place[name] for name in ("lease_id", "node", "slots")}
-            of_lease = {name: lease[name] for name in ("run_id", "attempt", "policy", "stop_reason", "grant_time")}
-            found.append({**of_place, **of_lease, "listed": is_listed(place, agent)})
-    return found
+            yield place, lease
 
 
 @repertoire.carries_out(wishes.order)
