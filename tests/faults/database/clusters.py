@@ -69,6 +69,11 @@ class Server:
         )
         await self.daemon.seen("ready to accept")
 
+    async def said(self, words: str) -> None:
+        """Until its log has them."""
+        assert self.daemon is not None
+        await self.daemon.seen(words)
+
     async def stop(self, how: signal.Signals = signal.SIGINT) -> None:
         """Ends it: SIGTERM is a smart shutdown, SIGINT a fast one, SIGQUIT an immediate one."""
         if self.daemon is not None:
