@@ -6,9 +6,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+import grpc
 import pytest
 import pytest_asyncio
 
+from relay.v1 import runs_pb2 as pb
+from relay.v1 import runs_pb2_grpc
 from tests.end_to_end.fleet import Fleet, Kind
 from tests.faults.database.clusters import Server, Site, connected
 from tests.faults.database.expectations import refused, succeeded, trains, undisturbed
@@ -160,3 +163,47 @@ async def test_a_submission_that_was_lost(fleet: Fleet, pair: Pair) -> None:
     assert new.name != old.name and await refused(fleet, old.name)
     assert len(fleet.conductor.trainers) == 2
     await again.has_one_curve(8)
+
+
+async def synchronous(pair: Pair) -> None:
+    """As docs/operations.md has it."""
+    primary = pair.site.primary
+    for setting in ("synchronous_standby_names = 'FIRST 1 (standby)'", "synchronous_commit = 'on'"):
+        await primary.ask(f"ALTER SYSTEM SET {setting}")
+    await primary.ask("SELECT pg_reload_conf()")
+    await primary.said('parameter "synchronous_commit" changed to "on"')
+    pair.site.line.cut()  # whoever is connected now may not have heard of it
+
+
+KNOWN = """SELECT max(step) FROM checkpoints c JOIN checkpoint_copies y ON y.checkpoint_id = c.id
+           WHERE y.store = 'relay' AND c.complete"""
+
+
+async def test_a_synchronous_standby_lacks_nothing(fleet: Fleet, pair: Pair) -> None:
+    """What was acknowledged is there the moment it takes over (S7)."""
+    await synchronous(pair)
+    await fleet.host("a")
+    run = await trains(fleet, 4)
+    await pair.fail_over()
+    assert await pair.standby.ask(KNOWN) == 4
+    await undisturbed(fleet, run, 8)
+
+
+async def test_a_synchronous_standby_that_is_silent_holds_up_acknowledgements(fleet: Fleet, pair: Pair) -> None:
+    """Trainers go on; nothing is told to anybody that it does not have (S7)."""
+    await fleet.host("a")
+    run = await trains(fleet, 4)
+    await synchronous(pair)
+    await pair.cut()
+    await fleet.conductor.allow(7)
+    await fleet.conductor.reached(7)
+    async with grpc.aio.insecure_channel(fleet.proxy.address) as channel:
+        request = pb.CreateRunRequest(run_id="other", spec=(await run.get()).spec)
+        with pytest.raises(grpc.aio.AioRpcError) as unanswered:
+            await runs_pb2_grpc.RunsStub(channel).CreateRun(request, timeout=3)
+    assert unanswered.value.code() in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE)
+    assert await pair.site.primary.ask(KNOWN) == 4
+    await pair.fail_over()
+    assert await pair.standby.ask(KNOWN) == 4
+    assert await pair.standby.ask("SELECT array_agg(id) FROM runs") == ["r"]
+    await undisturbed(fleet, run, 8)
