@@ -12,8 +12,9 @@ import pytest_asyncio
 
 from relay.v1 import runs_pb2 as pb
 from relay.v1 import runs_pb2_grpc
-from tests.end_to_end.fleet import Fleet, Kind
-from tests.faults.database.clusters import Server, Site, connected
+from relayctl.local import Coordinator
+from tests.end_to_end.fleet import Fleet, Kind, Watched
+from tests.faults.database.clusters import DATABASE, USER, Server, Site, connected
 from tests.faults.database.expectations import refused, succeeded, trains, undisturbed
 from tests.proxy import Proxy
 
@@ -207,3 +208,19 @@ async def test_a_synchronous_standby_that_is_silent_holds_up_acknowledgements(fl
     assert await pair.standby.ask(KNOWN) == 4
     assert await pair.standby.ask("SELECT array_agg(id) FROM runs") == ["r"]
     await undisturbed(fleet, run, 8)
+
+
+async def test_replicas_that_know_both_servers_find_the_primary(fleet: Fleet, pair: Pair) -> None:
+    """By a URL with both addresses, as docs/operations.md has it: nothing is switched, and none is started again."""
+    await fleet.submit_gated(steps=1, save_every=1)
+    async with Proxy([pair.standby.socket]) as one, Proxy([pair.site.primary.socket]) as two:
+        both = f"postgresql://{USER}@{one.address},{two.address}/{DATABASE}?target_session_attrs=primary"
+        replica = Coordinator(fleet.folder / "replica-3", "replica-3", both, "test")
+        try:
+            run = Watched("r", await replica.start())
+            await run.until(lambda event: event.kind == Kind.CREATED)
+            await pair.site.primary.caught_up()
+            await pair.fail_over()
+            await run.until(lambda event: event.kind == Kind.CREATED)
+        finally:
+            await replica.stop()
