@@ -62,6 +62,7 @@ async def test_a_dump_takes_its_place(fleet: Fleet, site: Site, restore: Restore
     await restore(site, dump)
     await fleet.conductor.until(lambda me: len(me.trainers) == 2)
     assert await refused(fleet, old.name)
+    assert await site.primary.ask("SELECT stop_grants_after FROM deployment")
     await fleet.conductor.allow(8)
     await succeeded(run)
     assert [each.resumed_from for each in fleet.conductor.trainers] == [0, 2]
