@@ -81,9 +81,11 @@ class Stream:
         self._flight: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(IN_FLIGHT)
 
     async def read(self) -> None:
-        while data := await self.source.read(self.lane.chunk()):
-            await self.lane.transmit(len(data))
-            await self._flight.put((now() + self.lane.delay, data))
+        while data := await self.source.read(CHUNK):
+            while data:  # in chunks of what the line is now, not of what it was when it was asked to read
+                chunk, data = data[: self.lane.chunk()], data[self.lane.chunk() :]
+                await self.lane.transmit(len(chunk))
+                await self._flight.put((now() + self.lane.delay, chunk))
         await self._flight.put((now() + self.lane.delay, b""))
 
     async def write(self) -> None:

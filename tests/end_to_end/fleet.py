@@ -138,16 +138,17 @@ class Fleet:
                 for trainer, step in self.conductor.steps
                 if trainer.lease in leases
             ],
-            executions=[self._execution(trainer, lease) for trainer, lease in called],
+            executions=[self._execution(trainer, lease, found["places"]) for trainer, lease in called],
             signals=[Signal(str(lease["id"]), "SIGTERM") for trainer, lease in called for _ in range(trainer.terms)],
             files=dict(self._files(found, leases)),
             submitted=self.submitted,
             steady=self.steady,
         )
 
-    def _execution(self, trainer: Trainer, lease: Row) -> Execution:
+    def _execution(self, trainer: Trainer, lease: Row, places: Sequence[Row]) -> Execution:
         host = next((name for name, host in self.hosts.items() if _attempts(host, trainer.run, trainer.lease)), "")
-        stay = (host, trainer.began, trainer.ended)
+        (place,) = (place for place in places if place["lease_id"] == lease["id"])
+        stay = (host, trainer.began, trainer.ended, place["node"], tuple(place["slots"]))
         return Execution(trainer.run, str(lease["id"]), lease["policy"], *stay, excused=trainer.frozen)
 
     def _files(self, found: Recorded, leases: Mapping[str, Row]) -> Iterator[tuple[Source, bytes]]:

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from random import Random
 from typing import Any
 
 import grpc
@@ -40,6 +41,8 @@ class Gateway(grpc.GenericRpcHandler):
     channel: aio.Channel
     address: str = ""
     doubling: bool = False  #: every request that is not of a stream is sent twice at once
+    chance: float = 0.0  #: of each reply to be lost
+    dice: Random = field(default_factory=lambda: Random(8))
     passed: list[Call] = field(default_factory=list)
     lost: Counter[str] = field(default_factory=Counter)  #: replies lost so far, by method
     _losing: Counter[str] = field(default_factory=Counter)
@@ -69,7 +72,7 @@ class Gateway(grpc.GenericRpcHandler):
         call = self._call(path, metadata, sent)
         try:
             async for reply in call:
-                if self._losing[method]:
+                if self._losing[method] or self.dice.random() < self.chance:
                     await self._lose(method)
                     await context.abort(grpc.StatusCode.UNAVAILABLE, "the line broke")
                 yield reply
@@ -97,7 +100,7 @@ class Gateway(grpc.GenericRpcHandler):
 
     async def _lose(self, method: str) -> None:
         async with self._changed:
-            self._losing[method] -= 1
+            self._losing[method] -= bool(self._losing[method])
             self.lost[method] += 1
             self._changed.notify_all()
 

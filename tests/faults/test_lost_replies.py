@@ -33,6 +33,21 @@ async def test_every_reply_to_an_agent_may_be_lost(fleet: Fleet) -> None:
         await fleet.is_sound()
 
 
+async def test_one_reply_in_ten_is_lost(fleet: Fleet) -> None:
+    """F8, F10: a lost grant may cost an attempt, which then never began; a step is done once all the same."""
+    async with gateway(fleet.proxy.address) as line:
+        line.chance, line.doubling = 0.1, True
+        await fleet.host("a", via=line.address)
+        run = await fleet.submit_gated(steps=12, save_every=3)
+        for step in (3, 6, 9, 12):
+            await fleet.conductor.allow(step)
+            await run.checkpoint(step, copied=False)
+        ended = await run.ended()
+        assert ended.state == pb.Run.SUCCEEDED and ended.failures == 0
+        assert len(fleet.conductor.trainers) == 1 and fleet.conductor.twice() == []
+        await run.has_one_curve(12)
+
+
 async def test_a_submission_whose_reply_is_lost_makes_one_run(fleet: Fleet) -> None:
     """F8: asked again with its own id it is answered alike, later too; another request for the name makes none."""
     spec = {"version": "relay/v1", "name": "r", "method": "command", "command": ["true"]}

@@ -31,7 +31,7 @@ async def test_a_cut_line_loses_nothing(fleet: Fleet) -> None:
     await run.has_one_curve(12)
 
 
-@pytest.mark.parametrize(("way", "policy"), [(Way.BOTH, "continue"), (Way.UP, "stop"), (Way.DOWN, "continue")])
+@pytest.mark.parametrize(("way", "policy"), [(Way.UP, "stop"), (Way.DOWN, "continue")])
 async def test_a_host_cut_off_for_longer_than_its_lease(fleet: Fleet, way: Way, policy: str) -> None:
     """F10, F3: both ways or one, the host notices, another goes on from the head, and what comes late counts not."""
     async with Proxy([replica.address for replica in fleet.deployment.replicas]) as line:

@@ -110,3 +110,27 @@ async def test_every_request_twice_at_once_is_as_once(fleet: Fleet) -> None:
         assert ended.state == pb.Run.SUCCEEDED and (ended.attempts, ended.failures, ended.faults) == (1, 0, 0)
         assert len(fleet.conductor.trainers) == 1 and fleet.conductor.twice() == []
         await run.has_one_curve(6)
+
+
+async def test_a_hello_that_arrives_late_takes_nothing_away(fleet: Fleet) -> None:
+    """F17: its agent had given up on it, and has had another session since."""
+    async with gateway(fleet.proxy.address) as line:
+        line.lose("Session")  # the first welcome, so there are two hellos
+        host = await fleet.host("a", via=line.address)
+        run = await fleet.submit_gated(steps=6, save_every=2)
+        await fleet.conductor.allow(2)
+        await run.checkpoint(2)
+        hellos = [call for call in line.passed if is_hello(call)]
+        assert len(hellos) == 2
+        async with aio.insecure_channel(fleet.deployment.replicas[0].address) as channel:
+            assert [await send(channel, hello) for hello in hellos] == ["SESSION_REPLACED"] * 2
+        await fleet.conductor.allow(6)
+        ended = await run.ended()
+        assert ended.state == pb.Run.SUCCEEDED and (ended.attempts, ended.failures, ended.faults) == (1, 0, 0)
+        assert len(fleet.conductor.trainers) == 1 and fleet.conductor.twice() == []
+        assert host.daemon is not None and host.daemon.process.returncode is None
+        await run.has_one_curve(6)
+
+
+def is_hello(call: Call) -> bool:
+    return call.method == "Session" and agents.SessionRequest.FromString(call.request).WhichOneof("message") == "hello"
