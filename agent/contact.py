@@ -19,7 +19,15 @@ from typing import TypeVar
 
 import grpc
 
-from relay.errors import DEPLOYMENT, DeploymentForeign, RelayError, Unauthenticated, from_rpc, is_transient
+from relay.errors import (
+    DEPLOYMENT,
+    DeploymentForeign,
+    RelayError,
+    StartMissing,
+    Unauthenticated,
+    from_rpc,
+    is_transient,
+)
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -86,12 +94,13 @@ class Contact:
 
 
 def refusal_in(error: grpc.aio.AioRpcError) -> RelayError | None:
-    """What the coordinator itself refused; None when the line failed, or a proxy or a wrong secret stood in the way.
+    """What the coordinator itself refused; None when the line failed, or something passing stood in the way.
 
-    A wrong secret or database is the session's to report: whatever else waits until it is right again.
+    That is a proxy; or what the session has to set right, for which all else waits: a wrong secret, a wrong database,
+    an attempt's first write that a failover lost.
     """
     refusal = from_rpc(error)
-    if refusal is not None and not isinstance(refusal, Unauthenticated | DeploymentForeign):
+    if refusal is not None and not isinstance(refusal, Unauthenticated | DeploymentForeign | StartMissing):
         return refusal
     if not is_transient(error):
         log.warning("call=refused code=%s reason=%r", error.code().name, error.details())

@@ -272,6 +272,8 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
             answer = pb.AppendEventsResponse(lease=request.lease, node=request.node, source=request.source)
             try:
                 answer.acked_offset = self._append(request)
+            except StartMissing as missing:
+                await fail(context, missing)
             except RelayError as error:
                 answer.refused.CopyFrom(error.status())
             await self._happened()
@@ -281,6 +283,8 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
         lease = self.leases.get(request.lease)
         if lease is None or lease.ended:
             raise LeaseLost()
+        if not lease.starts:
+            raise StartMissing()
         stored = lease.sources.setdefault(request.source, bytearray())
         if request.offset > len(stored):
             raise OffsetGap(expected=str(len(stored)))

@@ -29,7 +29,7 @@ class AgentsStub:
     """
     AppendEvents: _aio.StreamStreamMultiCallable[_agents_pb2.AppendEventsRequest, _agents_pb2.AppendEventsResponse]
     """Streams stretches of append-only files; each is stored once and acknowledged when durable. Use a connection of its
-    own, so that a backlog cannot delay heartbeats.
+    own, so that a backlog cannot delay heartbeats. Ends with START_MISSING before StartAttempt.
     """
     RegisterCheckpoint: _aio.UnaryUnaryMultiCallable[_agents_pb2.RegisterCheckpointRequest, _agents_pb2.RegisterCheckpointResponse]
     """Registers one node's part of a checkpoint. The last part makes it complete and head. EVENTS_MISSING when an event
@@ -71,7 +71,7 @@ class AgentsServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_abc.AsyncIterator[_agents_pb2.AppendEventsRequest], _abc.AsyncIterator[_agents_pb2.AppendEventsResponse]],
     ) -> _abc.AsyncIterator[_agents_pb2.AppendEventsResponse]:
         """Streams stretches of append-only files; each is stored once and acknowledged when durable. Use a connection of its
-        own, so that a backlog cannot delay heartbeats.
+        own, so that a backlog cannot delay heartbeats. Ends with START_MISSING before StartAttempt.
         """
 
     @_abc_1.abstractmethod

@@ -26,7 +26,7 @@ from relayctl.local import Daemon
 from tests.agent.hosts import gone, kill
 from tests.proxy import Proxy
 
-DATABASE = postgres.USER
+DATABASE = USER = postgres.USER
 #: A standby confirms only what a session asks it to (`Server.caught_up`): nothing else waits for it.
 _SETTINGS = {
     "listen_addresses": "",
@@ -69,6 +69,11 @@ class Server:
         )
         await self.daemon.seen("ready to accept")
 
+    async def said(self, words: str) -> None:
+        """Until its log has them."""
+        assert self.daemon is not None
+        await self.daemon.seen(words)
+
     async def stop(self, how: signal.Signals = signal.SIGINT) -> None:
         """Ends it: SIGTERM is a smart shutdown, SIGINT a fast one, SIGQUIT an immediate one."""
         if self.daemon is not None:
@@ -92,7 +97,7 @@ class Server:
 
     async def run(self, program: str, *arguments: str) -> None:
         """One of Postgres's client programs, on this server."""
-        argv = [str(self.cluster.binaries / program), "-h", str(self.cluster.socket_folder), "-U", DATABASE]
+        argv = [str(self.cluster.binaries / program), "-h", str(self.cluster.socket_folder), "-U", USER]
         await asyncio.to_thread(self.cluster.identity.run, [*argv, *arguments])
 
     async def caught_up(self) -> None:
@@ -153,7 +158,7 @@ class Site:
     @property
     def url(self) -> str:
         """What replicas are told."""
-        return f"postgresql://{postgres.USER}@{self.line.address}/{DATABASE}"
+        return f"postgresql://{USER}@{self.line.address}/{DATABASE}"
 
     async def server(self, **more: Any) -> Server:
         """A server of a new cluster with nothing in it, running."""
@@ -170,7 +175,7 @@ class Site:
         replication.upstreams[:] = [self.primary.socket]
         cluster = _prepared(self.folder / f"pg-{next(self._numbers)}")
         host, port = replication.address.split(":")
-        source = f"host={host} port={port} user={postgres.USER} application_name=standby"
+        source = f"host={host} port={port} user={USER} application_name=standby"
         copy = [str(cluster.binaries / "pg_basebackup"), "-d", source, "-D", str(cluster.data)]
         await asyncio.to_thread(
             cluster.identity.run, [*copy, "--checkpoint=fast", "--write-recovery-conf", "--no-sync"]

@@ -34,13 +34,24 @@ async def refused(fleet: Fleet, lease: str) -> bool:
     return True
 
 
+async def succeeded(run: Watched) -> pb.Run:
+    """The run, once it has been trained to its end."""
+    ended = await run.ended()
+    assert ended.state == pb.Run.SUCCEEDED, await story(run)
+    return ended
+
+
+async def story(run: Watched) -> str:
+    """What happened to it, for people."""
+    return "\n".join([f"{event.time.ToJsonString()} {event.attempt} {event.text}" async for event in run.history()])
+
+
 async def undisturbed(fleet: Fleet, run: Watched, steps: int) -> None:
     """It trains to its end by the one attempt, whose lease never lapsed, with one curve and no step done twice."""
     await fleet.conductor.allow(steps)
-    ended = await run.ended()
-    events = [event async for event in run.history()]
-    seen = "\n".join(f"{event.time.ToJsonString()} {event.attempt} {event.text}" for event in events)
-    assert (ended.state, ended.attempts, ended.faults, ended.failures) == (pb.Run.SUCCEEDED, 1, 0, 0), seen
-    assert Kind.LAPSED not in {event.kind for event in events}, seen
-    assert len(fleet.conductor.trainers) == 1 and fleet.conductor.twice() == []
+    await succeeded(run)
+    (trainer,) = fleet.conductor.trainers
+    kinds = [event.kind async for event in run.history() if event.attempt == trainer.attempt]
+    assert kinds.count(Kind.STARTED) == kinds.count(Kind.ENDED) == 1 and Kind.LAPSED not in kinds, await story(run)
+    assert fleet.conductor.twice() == []
     await run.has_one_curve(steps)

@@ -6,13 +6,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+import grpc
 import pytest
 import pytest_asyncio
 
 from relay.v1 import runs_pb2 as pb
-from tests.end_to_end.fleet import Fleet, Kind
-from tests.faults.database.clusters import Server, Site, connected
-from tests.faults.database.expectations import refused, trains, undisturbed
+from relay.v1 import runs_pb2_grpc
+from relayctl.local import Coordinator
+from tests.end_to_end.fleet import Fleet, Kind, Watched
+from tests.faults.database.clusters import DATABASE, USER, Server, Site, connected
+from tests.faults.database.expectations import refused, succeeded, trains, undisturbed
 from tests.proxy import Proxy
 
 pytestmark = pytest.mark.slow
@@ -71,7 +74,7 @@ async def held_back(server: Server) -> AsyncIterator[None]:
     async with connected(server.url()) as connection:
         await connection.execute(
             """CREATE OR REPLACE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS
-               'BEGIN PERFORM pg_advisory_xact_lock(9); RETURN NEW; END';
+               'BEGIN RAISE LOG ''a start waits''; PERFORM pg_advisory_xact_lock(9); RETURN NEW; END';
                CREATE TRIGGER wait BEFORE UPDATE OF start_time ON leases FOR EACH ROW EXECUTE FUNCTION wait();
                SELECT pg_advisory_lock(9)"""
         )
@@ -86,24 +89,25 @@ async def test_a_start_that_was_lost_is_said_again(fleet: Fleet, pair: Pair, age
     async with held_back(pair.site.primary):
         await host.vanish()
         await host.start()
-        await run.until(lambda event: event.kind == Kind.GRANTED and event.attempt == 2)
+        await pair.site.primary.said("a start waits")
         await pair.cut()
     await fleet.conductor.allow(7)
-    await fleet.conductor.reached(7, attempt=2)
-    await run.checkpoint(6, attempt=2)
+    await fleet.conductor.until(lambda me: len(me.trainers) == 2)
+    attempt = fleet.conductor.trainers[-1].attempt
+    await fleet.conductor.reached(7, attempt=attempt)
+    await run.checkpoint(6, attempt=attempt)
     if agent == "restarts":
         await host.kill_agent()
     await pair.fail_over()
     await pair.standby.ask("DROP TRIGGER wait ON leases")
-    assert not await pair.standby.ask("SELECT start_time FROM leases WHERE attempt = 2")
+    assert await pair.standby.ask("SELECT start_time IS NULL FROM leases WHERE attempt = $1", attempt)
     if agent == "restarts":
         await host.start()
-    await run.checkpoint(6, attempt=2)
+    await run.checkpoint(6, attempt=attempt)
     await fleet.conductor.allow(8)
-    ended = await run.ended()
-    assert (ended.state, ended.attempts) == (pb.Run.SUCCEEDED, 2)
-    assert [(each.attempt, each.resumed_from) for each in fleet.conductor.trainers] == [(1, 0), (2, 4)]
-    assert [event.attempt async for event in run.history() if event.kind == Kind.STARTED] == [1, 2]
+    await succeeded(run)
+    assert [each.resumed_from for each in fleet.conductor.trainers] == [0, 4]
+    assert len([event async for event in run.history() if event.kind == Kind.STARTED]) == 2
     await run.has_one_curve(8)
 
 
@@ -116,7 +120,7 @@ async def test_a_grant_that_was_lost(fleet: Fleet, pair: Pair, policy: str) -> N
     await fleet.conductor.allow(3)
     await fleet.conductor.reached(3)
     await run.checkpoint(2)
-    [old] = await run.attempts()
+    old = (await run.attempts())[-1]
     await pair.fail_over()
     assert await pair.standby.ask("SELECT count(*) FROM leases") == 0
     granted = await run.until(lambda event: event.kind == Kind.GRANTED)
@@ -124,11 +128,11 @@ async def test_a_grant_that_was_lost(fleet: Fleet, pair: Pair, policy: str) -> N
     if policy == "stop":
         assert granted.time.ToDatetime(withheld.tzinfo) >= withheld
     await fleet.conductor.allow(8)
-    ended = await run.ended()
-    assert (ended.state, ended.attempts) == (pb.Run.SUCCEEDED, 1)
-    [new] = await run.attempts()
+    await succeeded(run)
+    new = (await run.attempts())[-1]
     assert new.name != old.name and await refused(fleet, old.name)
-    assert [(each.attempt, each.resumed_from) for each in fleet.conductor.trainers] == [(1, 0), (1, 0)]
+    first, second = fleet.conductor.trainers
+    assert first.resumed_from == second.resumed_from == 0 and first.ended < second.began
     await run.has_one_curve(8)
 
 
@@ -140,8 +144,7 @@ async def test_a_completion_that_was_lost(fleet: Fleet, pair: Pair) -> None:
     await fleet.conductor.allow(8)
     before = await run.ended()
     await pair.fail_over()
-    ended = await run.ended()
-    assert (ended.state, ended.attempts) == (pb.Run.SUCCEEDED, 2)
+    ended = await succeeded(run)
     assert ended.output.manifest_digest == before.output.manifest_digest
     assert [each.resumed_from for each in fleet.conductor.trainers] == [0, 2]
     await run.has_one_curve(8)
@@ -152,13 +155,73 @@ async def test_a_submission_that_was_lost(fleet: Fleet, pair: Pair) -> None:
     await fleet.host("a")
     await pair.cut()
     run = await trains(fleet, 3)
-    [old] = await run.attempts()
+    old = (await run.attempts())[-1]
     await pair.fail_over()
     assert await pair.standby.ask("SELECT count(*) FROM runs") == 0
     again = await fleet.submit_gated(steps=8, save_every=2)
     await fleet.conductor.allow(8)
-    assert (await again.ended()).state == pb.Run.SUCCEEDED
-    [new] = await again.attempts()
+    await succeeded(again)
+    new = (await again.attempts())[-1]
     assert new.name != old.name and await refused(fleet, old.name)
     assert len(fleet.conductor.trainers) == 2
     await again.has_one_curve(8)
+
+
+async def synchronous(pair: Pair) -> None:
+    """As docs/operations.md has it."""
+    primary = pair.site.primary
+    for setting in ("synchronous_standby_names = 'FIRST 1 (standby)'", "synchronous_commit = 'on'"):
+        await primary.ask(f"ALTER SYSTEM SET {setting}")
+    await primary.ask("SELECT pg_reload_conf()")
+    await primary.said('parameter "synchronous_commit" changed to "on"')
+    pair.site.line.cut()  # whoever is connected now may not have heard of it
+
+
+KNOWN = """SELECT max(step) FROM checkpoints c JOIN checkpoint_copies y ON y.checkpoint_id = c.id
+           WHERE y.store = 'relay' AND c.complete"""
+
+
+async def test_a_synchronous_standby_lacks_nothing(fleet: Fleet, pair: Pair) -> None:
+    """What was acknowledged is there the moment it takes over (S7)."""
+    await synchronous(pair)
+    await fleet.host("a")
+    run = await trains(fleet, 4)
+    await pair.fail_over()
+    assert await pair.standby.ask(KNOWN) == 4
+    await undisturbed(fleet, run, 8)
+
+
+async def test_a_synchronous_standby_that_is_silent_holds_up_acknowledgements(fleet: Fleet, pair: Pair) -> None:
+    """Trainers go on; nothing is told to anybody that it does not have (S7)."""
+    await fleet.host("a")
+    run = await trains(fleet, 4)
+    await synchronous(pair)
+    await pair.cut()
+    await fleet.conductor.allow(7)
+    await fleet.conductor.reached(7)
+    async with grpc.aio.insecure_channel(fleet.proxy.address) as channel:
+        request = pb.CreateRunRequest(run_id="other", spec=(await run.get()).spec)
+        with pytest.raises(grpc.aio.AioRpcError) as unanswered:
+            await runs_pb2_grpc.RunsStub(channel).CreateRun(request, timeout=3)
+    assert unanswered.value.code() in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE)
+    assert await pair.site.primary.ask(KNOWN) == 4
+    await pair.fail_over()
+    assert await pair.standby.ask(KNOWN) == 4
+    assert await pair.standby.ask("SELECT array_agg(id) FROM runs") == ["r"]
+    await undisturbed(fleet, run, 8)
+
+
+async def test_replicas_that_know_both_servers_find_the_primary(fleet: Fleet, pair: Pair) -> None:
+    """By a URL with both addresses, as docs/operations.md has it: nothing is switched, and none is started again."""
+    await fleet.submit_gated(steps=1, save_every=1)
+    async with Proxy([pair.standby.socket]) as one, Proxy([pair.site.primary.socket]) as two:
+        both = f"postgresql://{USER}@{one.address},{two.address}/{DATABASE}?target_session_attrs=primary"
+        replica = Coordinator(fleet.folder / "replica-3", "replica-3", both, "test")
+        try:
+            run = Watched("r", await replica.start())
+            await run.until(lambda event: event.kind == Kind.CREATED)
+            await pair.site.primary.caught_up()
+            await pair.fail_over()
+            await run.until(lambda event: event.kind == Kind.CREATED)
+        finally:
+            await replica.stop()
