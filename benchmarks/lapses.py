@@ -20,10 +20,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 import asyncpg
 
+from agent.shims import Exit, Shim
 from relay.v1 import runs_pb2 as pb
 from relayctl.client import RelayClient, short
 from relayctl.local import Host
@@ -169,17 +169,17 @@ class Scene:
 
     async def _lapse(self, run: str, tree: Tree) -> Lapse:
         lost, regained = await self.client.attempts(run)
-        told = _exit(self.victim, run, lost)
-        rows = await _moments(self.database_url, lost, regained)
-        return Lapse(told["trust"], told["kill_began"], tree.dead.result(), *rows)
+        told = await _exit(self.victim, run, lost)
+        assert told.trust is not None and told.kill_began is not None, told
+        moments = await _moments(self.database_url, lost, regained)
+        return Lapse(told.trust, told.kill_began, tree.dead.result(), *moments)
 
 
-def _exit(host: Host, run: str, attempt: pb.Attempt) -> dict[str, Any]:
-    """What the shim wrote of the end."""
+async def _exit(host: Host, run: str, attempt: pb.Attempt) -> Exit:
+    """How the trainer ended, as its shim tells."""
     folder = host.root / "runs" / run / "attempts" / f"{attempt.number}-{short(attempt.name)[:8]}"
-    told: dict[str, Any] = json.loads((folder / "exit.json").read_text())
-    assert told["trust_lost"], told
-    return told
+    shim = await Shim.attach(Path(json.loads((folder / "shim.json").read_text())["socket"]))
+    return await shim.wait()
 
 
 async def _moments(url: str, lost: pb.Attempt, regained: pb.Attempt) -> tuple[float, float]:

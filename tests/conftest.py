@@ -49,7 +49,7 @@ class Units(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships no types
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        if file.startswith("tests/end_to_end/") or file == "tests/relayctl/test_commands.py":
+        if file.startswith(("tests/end_to_end/", "tests/faults/")) or file == "tests/relayctl/test_commands.py":
             return file  # a deployment
         if file in LOADING:
             return "the training libraries"  # loaded, for attempts to fork from

@@ -77,26 +77,33 @@ class Conductor:
         async with self.changed:
             self.trainers.append(trainer)
             self.changed.notify_all()
+        leave = asyncio.create_task(asyncio.sleep(0))
         try:
             while line := await reader.readline():
-                await self._answer(trainer, json.loads(line), writer)
+                said = json.loads(line)
+                await self._note(trainer, said)
+                if "ask" in said:  # answered beside reading: its end is noticed at once, whatever it waits for
+                    leave = asyncio.create_task(self._give_leave(said["ask"], writer))
         except ConnectionError:
             return  # it was killed
         finally:
             trainer.ended = now()
+            leave.cancel()
             writer.close()
+            async with self.changed:
+                self.changed.notify_all()
 
-    async def _answer(self, trainer: Trainer, said: dict[str, int], writer: asyncio.StreamWriter) -> None:
+    async def _note(self, trainer: Trainer, said: dict[str, int]) -> None:
         trainer.terms = said.get("terms", 0)
-        async with self.changed:
-            if step := said.get("done"):
+        if step := said.get("done"):
+            async with self.changed:
                 self.steps.append((trainer, step))
                 self.changed.notify_all()
-            if "ask" not in said:
-                return
-            await self.changed.wait_for(lambda: self.limit >= said["ask"])
+
+    async def _give_leave(self, step: int, writer: asyncio.StreamWriter) -> None:
+        async with self.changed:
+            await self.changed.wait_for(lambda: self.limit >= step)
         writer.write(b"+")
-        await writer.drain()
 
 
 @asynccontextmanager
