@@ -37,7 +37,8 @@ class Situation(StrEnum):
 
     FROZEN = "agent frozen"  #: SIGSTOP
     GONE = "agent gone"  #: SIGKILL
-    STARVED = "agent frozen, shim starved"  #: busy processes in the shim's session, and it has the lowest priority
+    STARVED = "frozen, shim starved"  #: busy processes in the shim's session, and it has the lowest nice value
+    ORDINARY = "frozen, shim ordinary"  #: busy processes in its session, and no real-time priority to be had
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +119,14 @@ class Scene:
 
     async def lapses(self, situation: Situation, count: int, *, after: float = 0.0) -> list[Lapse]:
         """`count` runs on the victim lapse together, `after` seconds from when their trees stand."""
-        busy = BUSY if situation is Situation.STARVED else 0
+        busy = BUSY if situation in (Situation.STARVED, Situation.ORDINARY) else 0
         runs = [await self._submit(busy) for _ in range(count)]
         trees = [await self.witness.stands(run) for run in runs]
-        if situation is Situation.STARVED:
-            for tree in trees:
+        for tree in trees:
+            if situation is Situation.STARVED:
                 os.setpriority(os.PRIO_PROCESS, tree.shim, 19)
+            elif situation is Situation.ORDINARY:
+                os.sched_setscheduler(tree.shim, os.SCHED_OTHER, os.sched_param(0))
         await moment(after)
         await self._silence(situation)
         for run, tree in zip(runs, trees, strict=True):

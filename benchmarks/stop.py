@@ -1,9 +1,9 @@
 """Policy `stop` to the letter: how long before its lease is over a silent host's trainer is dead (S3).
 
-A hundred lapses, a third each with the agent frozen, with it gone, and with it frozen while the shim competes for its
-two cores' worth of time with busy processes of its own session, at the lowest priority. Leases of three seconds, in
-which the shim begins to kill 0.86 s before the end; the trainer is deaf to SIGTERM and has grandchildren in sessions
-of their own. The margin runs from the moment when the kernel says that the last of them is dead to the moment when
+A hundred lapses, a quarter each with the agent frozen, with it gone, and with it frozen while sixteen busy processes
+compete with the shims in their own sessions; once at the lowest nice value, and once as where a shim may not have the
+real-time priority that it takes for its deadline. Leases of three seconds, in which the shim begins to kill 0.86 s
+before the end; the trainer is deaf to SIGTERM and has grandchildren in sessions of their own. The margin runs from the moment when the kernel says that the last of them is dead to the moment when
 the place runs out by the database's clock; only after it can the run be granted to the other host. A negative one
 would be a trainer at work beside its successor's lease.
 """
@@ -36,7 +36,7 @@ FIGURES: Mapping[str, Callable[[Lapse], float]] = {
 def measure(quick: bool) -> Table:
     """Seconds, by situation."""
     with tempfile.TemporaryDirectory(prefix="relay-bench-") as folder:
-        found = asyncio.run(_lapses(Path(folder), 1 if quick else 17))
+        found = asyncio.run(_lapses(Path(folder), 1 if quick else 13))
     count = sum(map(len, found.values()))
     rows = [
         (situation.value if number == 0 else "", name, *_figures([figure(lapse) for lapse in lapses]))
