@@ -156,6 +156,7 @@ class Host:
     coordinator: str  #: address
     arguments: Sequence[str] = ()
     env: Mapping[str, str] = field(default_factory=dict)
+    within: Sequence[str] = ()  #: what its agent is run by, such as a command that enters a namespace
     daemon: Daemon | None = None
 
     @property
@@ -165,12 +166,17 @@ class Host:
 
     async def start(self) -> None:
         """Starts its agent, and returns when the coordinator has welcomed it."""
-        argv = [sys.executable, "-m", "agent", "run", "--coordinator", self.coordinator, "--name", self.name]
+        await (await self.launch()).seen(r"\bwelcome\b")
+
+    async def launch(self) -> Daemon:
+        """Starts its agent, whatever the coordinator says to it."""
+        argv = [*self.within, sys.executable, "-m", "agent", "run"]
+        argv += ["--coordinator", self.coordinator, "--name", self.name]
         argv += ["--root", str(self.root), "--data-dir", str(self.folder / "data")]
         argv += ["--runtime-dir", str(self.folder / "sock"), *self.arguments]
         log = self.folder / "agent.log"
         self.daemon = await Daemon.start(self.name, argv, env=self.env, log=log)
-        await self.daemon.seen(r"\bwelcome\b")
+        return self.daemon
 
     async def leave(self) -> int:
         """SIGTERM: its runs are saved and released."""

@@ -32,6 +32,7 @@ class Conductor:
 
     address: str = ""
     limit: int = 0
+    failing: set[int] = field(default_factory=set)  #: attempts that fail at their next step
     trainers: list[Trainer] = field(default_factory=list)
     steps: list[tuple[Trainer, int]] = field(default_factory=list)
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
@@ -52,6 +53,12 @@ class Conductor:
         async with self.changed:
             self.limit = min(self.limit, step)
 
+    async def fail(self, attempt: int) -> None:
+        """Lets the trainer of an attempt fail where it stands."""
+        async with self.changed:
+            self.failing.add(attempt)
+            self.changed.notify_all()
+
     async def until(self, fact: Callable[[Conductor], object]) -> None:
         """Waits for a fact about the record."""
         async with self.changed:
@@ -66,44 +73,50 @@ class Conductor:
         await self.until(lambda me: any(trainer.attempt == attempt for trainer in me.trainers))
         return next(trainer for trainer in self.trainers if trainer.attempt == attempt)
 
+    async def ended(self, trainer: Trainer) -> None:
+        """Waits until a trainer is gone."""
+        await self.until(lambda _: trainer.ended < math.inf)
+
     def twice(self) -> list[int]:
         """Steps that were done more than once."""
         steps = [step for _, step in self.done]
         return sorted({step for step in steps if steps.count(step) > 1})
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One trainer, until it is gone."""
         hello = json.loads(await reader.readline())
         trainer = Trainer(hello["run"], hello["lease"], hello["attempt"], hello["from"], hello["pid"], now())
         async with self.changed:
             self.trainers.append(trainer)
             self.changed.notify_all()
-        leave = asyncio.create_task(asyncio.sleep(0))
+        answering: asyncio.Task[None] | None = None
         try:
-            while line := await reader.readline():
+            while line := await reader.readline():  # also while it waits for leave: its death is noticed at once
                 said = json.loads(line)
-                await self._note(trainer, said)
-                if "ask" in said:  # answered beside reading: its end is noticed at once, whatever it waits for
-                    leave = asyncio.create_task(self._give_leave(said["ask"], writer))
+                trainer.terms = said.get("terms", 0)
+                if step := said.get("done"):
+                    await self._note(trainer, step)
+                if step := said.get("ask"):
+                    answering = asyncio.create_task(self._answer(trainer, step, writer))
         except ConnectionError:
             return  # it was killed
         finally:
-            trainer.ended = now()
-            leave.cancel()
+            if answering is not None:
+                answering.cancel()
             writer.close()
             async with self.changed:
+                trainer.ended = now()
                 self.changed.notify_all()
 
-    async def _note(self, trainer: Trainer, said: dict[str, int]) -> None:
-        trainer.terms = said.get("terms", 0)
-        if step := said.get("done"):
-            async with self.changed:
-                self.steps.append((trainer, step))
-                self.changed.notify_all()
-
-    async def _give_leave(self, step: int, writer: asyncio.StreamWriter) -> None:
+    async def _note(self, trainer: Trainer, step: int) -> None:
         async with self.changed:
-            await self.changed.wait_for(lambda: self.limit >= step)
-        writer.write(b"+")
+            self.steps.append((trainer, step))
+            self.changed.notify_all()
+
+    async def _answer(self, trainer: Trainer, step: int, writer: asyncio.StreamWriter) -> None:
+        async with self.changed:
+            await self.changed.wait_for(lambda: self.limit >= step or trainer.attempt in self.failing)
+        writer.write(b"!" if trainer.attempt in self.failing else b"+")
 
 
 @asynccontextmanager
@@ -114,7 +127,7 @@ async def conducting() -> AsyncIterator[Conductor]:
     async with asyncio.TaskGroup() as group:
 
         def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            calls.add(group.create_task(conductor._serve(reader, writer)))
+            calls.add(group.create_task(conductor.serve(reader, writer)))
 
         server = await asyncio.start_server(accept, "127.0.0.1", 0)
         host, port = server.sockets[0].getsockname()

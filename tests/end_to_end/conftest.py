@@ -1,40 +1,13 @@
-"""Every module has a deployment, and every test its own hosts, folder, line and empty database."""
+"""Deployments of real processes."""
 
-import tempfile
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
-from coordinator import postgres
-from tests.conftest import cloned
-from tests.end_to_end.fleet import Deployment, Fleet, deployed, fleet_of
+from tests.end_to_end.fixtures import deployment, fleet, share_the_loop
 
-
-def short_folder() -> tempfile.TemporaryDirectory[str]:
-    """Unix socket paths hold at most 107 bytes."""
-    return tempfile.TemporaryDirectory(prefix="relay-e2e-")
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def deployment(postgres_server: postgres.Cluster) -> AsyncIterator[Deployment]:
-    """Two replicas; what a test kills of them, the next one starts again."""
-    with short_folder() as folder:
-        async with cloned(postgres_server) as database_url, deployed(Path(folder), database_url) as made:
-            yield made
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def fleet(deployment: Deployment) -> AsyncIterator[Fleet]:
-    """What a test sees and breaks: it shares no folder with the replicas."""
-    with short_folder() as folder:
-        async with fleet_of(deployment, Path(folder)) as made:
-            yield made
+__all__ = ["deployment", "fleet"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A module's tests share its deployment, and so its event loop."""
-    for item in items:
-        if item.path.parent == Path(__file__).parent:
-            item.add_marker(pytest.mark.asyncio(loop_scope="module"), append=False)
+    share_the_loop(items, Path(__file__).parent)

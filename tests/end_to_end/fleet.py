@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,13 +43,19 @@ class Fleet:
     deployment: Deployment
     proxy: Proxy
     conductor: Conductor
-    hosts: dict[str, Host] = field(default_factory=dict)
+    hosts: dict[str, Host] = field(default_factory=dict)  #: by folder
 
-    async def host(self, name: str, *arguments: str) -> Host:
-        """A new host, welcomed."""
-        host = Host(name, self.folder / name, self.proxy.address, arguments)
-        self.hosts[name] = host
+    async def host(self, name: str, *arguments: str, via: str = "") -> Host:
+        """A new host, welcomed; `via` is the address of a line of its own."""
+        host = self.new_host(name, *arguments, via=via)
         await host.start()
+        return host
+
+    def new_host(self, name: str, *arguments: str, via: str = "", within: Sequence[str] = (), folder: str = "") -> Host:
+        """One that is not started yet. A clone of another has its name, and a folder of its own."""
+        place = folder or name
+        host = Host(name, self.folder / place, via or self.proxy.address, arguments, within=within)
+        self.hosts[place] = host
         return host
 
     async def relayctl(self, *arguments: str, expect: int = 0) -> str:
@@ -67,21 +73,24 @@ class Fleet:
         out, err = await process.communicate()
         return process.returncode or 0, out.decode(), err.decode()
 
-    async def submit(self, spec: Mapping[str, Any], name: str = "r") -> Watched:
-        """Submits a run file as a user does."""
+    async def submit(self, spec: Mapping[str, Any], name: str = "r", *, via: str = "") -> Watched:
+        """Submits a run file as a user does; `via` is the address of a line of its own."""
         folder = self.folder / "submitter"
         folder.mkdir(exist_ok=True)
         path = folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump({"version": "relay/v1", "name": name, **spec}))
-        await self.relayctl("submit", str(path))
+        await self.relayctl("--coordinator", via or self.proxy.address, "submit", str(path))
         return Watched(name, self.proxy.address)
 
-    async def submit_gated(self, steps: int, save_every: int, name: str = "r", **more: Any) -> Watched:
-        """Submits a run of the gated trainer."""
+    async def submit_gated(
+        self, steps: int, save_every: int, name: str = "r", *, padding: int = 0, via: str = "", **more: Any
+    ) -> Watched:
+        """Submits a run of the gated trainer; each step's line has `padding` more bytes."""
         folder = self.folder / "submitter"
         folder.mkdir(exist_ok=True)
         (folder / "gated_trainer.py").write_bytes((HERE / "gated_trainer.py").read_bytes())
         env = {"GATE": self.conductor.address, "STEPS": str(steps), "SAVE_EVERY": str(save_every)}
+        env["PADDING"] = str(padding)
         spec = {
             "method": "command",
             "command": [sys.executable, "gated_trainer.py"],
@@ -90,7 +99,7 @@ class Fleet:
             "outputs": [],
             "lifecycle": {"max_attempts": 3},
         }
-        return await self.submit({**{k: v for k, v in spec.items() if v != []}, **more}, name)
+        return await self.submit({**{k: v for k, v in spec.items() if v != []}, **more}, name, via=via)
 
     @contextlib.contextmanager
     def frozen(self, host: Host) -> Iterator[None]:
@@ -140,8 +149,9 @@ class Fleet:
     def _files(self, found: Recorded, leases: Mapping[str, Row]) -> Iterator[tuple[Source, bytes]]:
         """Read after the snapshot: they only grow. A host that left an attempt alone may have no file of it."""
         for place in found["places"]:
-            host, lease = self.hosts[place["agent"]], leases[str(place["lease_id"])[:8]]
-            for folder in _attempts(host, lease["run_id"], str(lease["id"])):
+            lease = leases[str(place["lease_id"])[:8]]
+            hosts = [host for host in self.hosts.values() if host.name == place["agent"]]
+            for folder in (each for host in hosts for each in _attempts(host, lease["run_id"], str(lease["id"]))):
                 for source, name in FILES.items():
                     if (folder / name).exists():
                         yield (str(lease["id"]), place["node"], source), (folder / name).read_bytes()
@@ -253,11 +263,11 @@ class Deployment:
 
 
 @asynccontextmanager
-async def deployed(folder: Path, database_url: str) -> AsyncIterator[Deployment]:
+async def deployed(folder: Path, database_url: str, timing: str = "test") -> AsyncIterator[Deployment]:
     """A deployment in a folder of its own; its processes are gone afterwards."""
     store = ("--artifact-dir", str(folder / "artifacts"))
     names = ("replica-1", "replica-2")
-    replicas = [Coordinator(folder / name, name, database_url, "test", arguments=store) for name in names]
+    replicas = [Coordinator(folder / name, name, database_url, timing, arguments=store) for name in names]
     try:
         yield Deployment(folder, database_url, replicas)
     finally:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 STAGING = Path(os.environ["RELAY_CKPT_STAGING_ROOT"])
 TOTAL, SAVE_EVERY = int(os.environ["STEPS"]), int(os.environ["SAVE_EVERY"])
+PADDING = "x" * int(os.environ["PADDING"])
 
 
 def emit(**line: object) -> None:
@@ -46,10 +47,13 @@ def resumed() -> tuple[int, str]:
 
 
 def may_go_on(gate: socket.socket, wake: int, step: int) -> bool:
-    """Asks for leave to do a step; False when a stop came first."""
+    """Asks for leave to do a step; False when a stop came first, RuntimeError when it is to fail."""
     gate.sendall(json.dumps({"ask": step}).encode() + b"\n")
     ready, _, _ = select.select([gate.fileno(), wake], [], [])
-    return wake not in ready and gate.recv(1) == b"+"
+    answer = b"" if wake in ready else gate.recv(1)
+    if answer == b"!":
+        raise RuntimeError(f"step {step} went wrong")
+    return answer == b"+"
 
 
 def main() -> int:
@@ -74,7 +78,7 @@ def main() -> int:
                 gate.sendall(json.dumps({"terms": len(os.read(wake, 100))}).encode() + b"\n")
                 return 0
             step, state = step + 1, hashlib.sha256(bytes.fromhex(state) + b"step").hexdigest()
-            emit(type="metric", step=step, values={"train_loss": loss(state), "learning_rate": 1e-3})
+            emit(type="metric", step=step, values={"train_loss": loss(state), "learning_rate": 1e-3}, padding=PADDING)
             emit(type="progress", step=step, total=TOTAL)
             if step % SAVE_EVERY == 0 or step == TOTAL:
                 save(step, state)

@@ -1,14 +1,11 @@
-"""Stops: cancel, pause, and a trainer that dies (S10, F1, L4)."""
+"""Stops: cancel and pause (S10, L4)."""
 
 from __future__ import annotations
-
-import os
-import signal
 
 import pytest
 
 from relay.v1 import runs_pb2 as pb
-from tests.end_to_end.fleet import Fleet, Kind
+from tests.end_to_end.fleet import Fleet
 
 pytestmark = pytest.mark.slow
 
@@ -36,21 +33,4 @@ async def test_pause_and_resume_repeat_nothing(fleet: Fleet) -> None:
     ended = await run.ended()
     assert ended.state == pb.Run.SUCCEEDED and ended.failures == 0
     assert fleet.conductor.twice() == []
-    await run.has_one_curve(6)
-
-
-async def test_a_trainer_that_dies_is_retried_from_the_head(fleet: Fleet) -> None:
-    """F1: the cause is reported at once; the run goes on from its head."""
-    await fleet.host("a")
-    run = await fleet.submit_gated(steps=6, save_every=2)
-    await fleet.conductor.allow(3)
-    await fleet.conductor.reached(3)
-    await run.checkpoint(2)
-    os.kill((await fleet.conductor.called(1)).pid, signal.SIGKILL)
-    ended_event = await run.until(lambda event: event.kind == Kind.ENDED)
-    assert "SIGKILL" in ended_event.text
-    assert (await fleet.conductor.called(2)).resumed_from == 2
-    await fleet.conductor.allow(6)
-    ended = await run.ended()
-    assert ended.state == pb.Run.SUCCEEDED and (ended.attempts, ended.failures) == (2, 1)
     await run.has_one_curve(6)

@@ -1,5 +1,13 @@
-"""The deployments of the end-to-end tests, to be broken."""
+"""Deployments of real processes, to be broken."""
 
-from tests.end_to_end.conftest import deployment, fleet
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.fixtures import deployment, fleet, share_the_loop
 
 __all__ = ["deployment", "fleet"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    share_the_loop(items, Path(__file__).parent)

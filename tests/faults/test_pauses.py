@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import signal
 from collections.abc import Iterator
 
@@ -15,7 +14,7 @@ from tests.end_to_end.conductor import Trainer
 from tests.end_to_end.fleet import Fleet, Kind, Watched
 from tests.faults.zombie import refused_everywhere
 
-pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = pytest.mark.slow
 STEPS = 8
 
 
@@ -53,7 +52,7 @@ async def taken_over(fleet: Fleet, run: Watched) -> Trainer:
 
 async def told_to_stop(fleet: Fleet, first: Trainer, *, saved: int) -> None:
     """The woken holder's trainer is ended. It had saved something that nobody may resume from."""
-    await fleet.conductor.until(lambda _: math.isfinite(first.ended))
+    await fleet.conductor.ended(first)
     left = fleet.hosts["a"].root.rglob(f"step_{saved:08d}")
     assert saved == 0 or list(left)
 

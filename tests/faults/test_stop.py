@@ -12,7 +12,7 @@ from relay.timing import TEST
 from relayctl.client import RelayClient
 from tests.end_to_end.fleet import Fleet
 
-pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = pytest.mark.slow
 
 
 def keeps_its_promise(lapse: Lapse) -> bool:
