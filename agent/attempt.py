@@ -24,6 +24,7 @@ from agent.ending import complete, failed, faulted, publish_result, stopped
 from agent.events.journal import Journal
 from agent.events.reports import Saved
 from agent.events.sources import Source
+from agent.first_write import FirstWrite
 from agent.folder import AttemptFolder
 from agent.jobs import Exit
 from agent.orders import Orders
@@ -65,6 +66,9 @@ class Attempt:
         self._gone = asyncio.Event()
         self._reporting = asyncio.Lock()
         self.sources = _sources(assignment, self._folder, self._gone, ready=shim is None)
+        self._first_write = FirstWrite(self._folder.first_write, means.stub, means.metadata, means.contact)
+        if self._rejoined:
+            self._first_write.rejoin()
         self._watch: Watch | None = None
         self._publisher: Publisher | None = None
         self._stalled = ""
@@ -103,6 +107,7 @@ class Attempt:
         stored = {(cursor.node, cursor.source): cursor.offset for cursor in record.cursors}
         for source in self.sources.values():
             source.sync(stored.get((source.node, source.name), 0))
+        self._first_write.sync(record.started)
         if self._publisher is not None:
             self._publisher.sync(record.checkpoints)
 
@@ -123,8 +128,8 @@ class Attempt:
             async with asyncio.TaskGroup() as group:
                 helpers: list[asyncio.Task[Never]] = [group.create_task(self._until_gone())]
                 outcome = await self._live(lambda work: helpers.append(group.create_task(work)))
-                sources = self.sources.values() if self._shim else ()
-                await complete(self._means, self.assignment, sources, outcome, self._reporting)
+                sources, first = (self.sources.values(), self._first_write) if self._shim else ((), None)
+                await complete(self._means, self.assignment, sources, outcome, self._reporting, first)
                 self._ended = outcome.WhichOneof("outcome") or ""
                 for task in helpers:
                     task.cancel()
@@ -166,6 +171,7 @@ class Attempt:
                 _publisher, self.assignment, run, self._folder, self._means, self.sources, self._journal
             )
             beside(self._orders.pass_on(self._shim))
+            beside(self._first_write.keep())
             beside(publisher.run())
             ended = await self._follow(run, publisher)
             return await self._judge(run, ended, publisher)
@@ -182,7 +188,7 @@ class Attempt:
 
     async def _begin(self, run: RunFile) -> None:
         await fetch(self._means, self.assignment, self._folder)
-        chosen = await choose_checkpoint(self._means, self.assignment, self._folder)
+        chosen = await choose_checkpoint(self._means, self.assignment, self._folder, self._first_write)
         if self.assignment.stops_on_disconnect:
             await self._orders.trusted()  # nothing is started on an old promise
         self._shim = await start(self._means, self.assignment, run, self._folder, chosen, self._orders.trust)

@@ -10,6 +10,7 @@ from pathlib import Path
 from agent.contact import CALL_TIMEOUT, insist
 from agent.events.journal import Journal
 from agent.events.sources import Source, final_length
+from agent.first_write import FirstWrite
 from agent.folder import AttemptFolder
 from agent.outputs import manifest_of, matching, whole_folder
 from agent.preparing import Fault, Means
@@ -87,15 +88,16 @@ async def complete(
     sources: Iterable[Source],
     outcome: pb.CompleteLeaseRequest,
     reporting: asyncio.Lock,
+    first_write: FirstWrite | None = None,
 ) -> None:
-    """Report how the lease ended, after everything its sources hold is stored. Raises LeaseLost.
+    """Report how the lease ended, after its first write and everything its sources hold are stored. Raises LeaseLost.
 
     `reporting` is held while an answer is awaited: it alone says then whether the lease was lost.
     An end that the coordinator refuses becomes a fault; a lease whose fault is refused too is let go, and what its
     holder lists no more the coordinator ends by itself.
     """
     try:
-        await _complete(means, assignment, sources, outcome, reporting)
+        await _complete(means, assignment, sources, outcome, reporting, first_write)
     except LeaseLost:
         raise
     except RelayError as refusal:
@@ -111,6 +113,7 @@ async def _complete(
     sources: Iterable[Source],
     outcome: pb.CompleteLeaseRequest,
     reporting: asyncio.Lock,
+    first_write: FirstWrite | None,
 ) -> None:
     sources = list(sources)
     lengths = [await asyncio.to_thread(final_length, source.path, lines=source.lines) for source in sources]
@@ -120,6 +123,8 @@ async def _complete(
     while True:
         for source, length in zip(sources, lengths, strict=True):
             await source.stored(length)
+        if first_write is not None:
+            await first_write.stored()
         try:
             async with reporting:
                 answer = await insist(

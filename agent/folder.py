@@ -96,6 +96,11 @@ class AttemptFolder:
         """What the agent was told of this lease, so that a restarted one knows."""
         return self.path / "assignment.bin"
 
+    @property
+    def first_write(self) -> Path:
+        """What the coordinator was told that it resumes from, for the same agent."""
+        return self.path / "start.bin"
+
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / step_name(step)
 

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.checkpoints.resume import Resume, choose
-from agent.contact import CALL_TIMEOUT, Contact, insist
+from agent.contact import Contact
 from agent.events.spool import Spool
+from agent.first_write import FirstWrite
 from agent.folder import AttemptFolder, RunFolder
 from agent.inputs import Cache
 from agent.jobs import Job
@@ -90,7 +91,9 @@ def _create(begun: Begun, assignment: Assignment, folder: AttemptFolder) -> None
     folder.run_file.write_text(assignment.message.spec_json)
 
 
-async def choose_checkpoint(means: Means, assignment: Assignment, folder: AttemptFolder) -> Resume:
+async def choose_checkpoint(
+    means: Means, assignment: Assignment, folder: AttemptFolder, first_write: FirstWrite
+) -> Resume:
     """The checkpoint to go on from, and the attempt's first write: that this is so. Raises LeaseLost."""
 
     def here(checkpoint: runs_pb2.Checkpoint) -> Path:
@@ -108,11 +111,11 @@ async def choose_checkpoint(means: Means, assignment: Assignment, folder: Attemp
         lease=assignment.lease, node=assignment.node, checkpoint=chosen.checkpoint, skipped=chosen.skipped
     )
     try:
-        await insist(
-            means.contact, lambda: means.stub.StartAttempt(request, metadata=means.metadata, timeout=CALL_TIMEOUT)
-        )
+        await first_write.say(request)
     except LeaseLost:
         raise
+    except OSError as error:
+        raise _disk(error) from error
     except RelayError as refusal:  # what it was to resume from is no longer on the curve: the next grant knows
         raise Fault("START_REFUSED", str(refusal)) from refusal
     for skipped in chosen.skipped:

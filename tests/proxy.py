@@ -1,8 +1,8 @@
 """A TCP proxy that does to connections what networks do: cut them, swallow, delay or throttle what they carry.
 
-It stands in front of one or more upstreams, taken in turn; one that refuses is passed over for the next. What is
-done to it holds for the connections there are and those to come, until `heal()`. All methods are immediate and belong
-to the event loop the proxy was started on.
+It stands in front of one or more upstreams, taken in turn; one that refuses is passed over for the next. An upstream
+is `host:port`, or the path of a Unix socket. What is done to it holds for the connections there are and those to come,
+until `heal()`. All methods are immediate and belong to the event loop the proxy was started on.
 
 Bytes that a black hole holds back are delivered when it heals, as TCP would by retransmission. The kernel still
 accepts connections meanwhile; they reach no upstream before the hole closes.
@@ -216,10 +216,16 @@ class Proxy:
     async def _dial(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         start = next(self._turn)
         for offset in range(len(self.upstreams)):
-            host, port = self.upstreams[(start + offset) % len(self.upstreams)].rsplit(":", 1)
             with contextlib.suppress(OSError):
-                return await asyncio.open_connection(host, int(port))
+                return await _connect(self.upstreams[(start + offset) % len(self.upstreams)])
         raise ConnectionRefusedError(f"none of {self.upstreams} answers")
+
+
+async def _connect(upstream: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    if upstream.startswith("/"):
+        return await asyncio.open_unix_connection(upstream)
+    host, port = upstream.rsplit(":", 1)
+    return await asyncio.open_connection(host, int(port))
 
 
 @contextlib.asynccontextmanager

@@ -10,7 +10,7 @@ from coordinator.database import Database
 from coordinator.lifecycle import HeadMoved
 from coordinator.store import checkpoints, history, leases, runs
 from coordinator.values import CheckpointView, Copy, NewCheckpoint
-from relay.errors import CheckpointUnknown, InvalidRequest
+from relay.errors import CheckpointUnknown, InvalidRequest, StartMissing
 
 
 async def register(db: Database, lease_id: UUID, new: NewCheckpoint) -> CheckpointView:
@@ -19,7 +19,7 @@ async def register(db: Database, lease_id: UUID, new: NewCheckpoint) -> Checkpoi
         run = await runs.lock_of(conn, lease_id)
         lease = run.held
         if not lease.started:
-            raise InvalidRequest("an attempt's first write says what it resumes from (StartAttempt)")
+            raise StartMissing
         if not new.after:
             raise InvalidRequest("`after` must say where the checkpoint's event line ends")
         if new.node not in {seat.node for seat in await leases.seats(conn, lease_id)}:

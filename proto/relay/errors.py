@@ -6,7 +6,7 @@ metadata that a program can act on. One interceptor of the coordinator renders t
     RelayError
     ├── the lease or session is gone: stop that work      LeaseLost · SessionReplaced · IdentityInUse
     │                                                     DeploymentForeign
-    ├── fix the order, then try again                     EventsMissing · OffsetGap
+    ├── fix the order, then try again                     StartMissing · EventsMissing · OffsetGap
     ├── the request is wrong: never try it again          SpecInvalid · InvalidRequest · RequestIdReused · RunExists
     │                                                     InputMissing · DigestMismatch · BlobTooLarge
     ├── there is no such thing                            RunUnknown · AgentUnknown · CheckpointUnknown · BlobUnknown
@@ -67,6 +67,12 @@ class DeploymentForeign(RelayError):
     """This agent has worked for another deployment than this one."""
 
     code, reason = grpc.StatusCode.FAILED_PRECONDITION, "DEPLOYMENT_FOREIGN"
+
+
+class StartMissing(RelayError):
+    """The attempt's first write, which says what it resumes from (StartAttempt), has not arrived yet."""
+
+    code, reason = grpc.StatusCode.FAILED_PRECONDITION, "START_MISSING"
 
 
 class EventsMissing(RelayError):

@@ -17,7 +17,16 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from relay.errors import BlobUnknown, DeploymentForeign, DigestMismatch, EventsMissing, LeaseLost, OffsetGap, RelayError
+from relay.errors import (
+    BlobUnknown,
+    DeploymentForeign,
+    DigestMismatch,
+    EventsMissing,
+    LeaseLost,
+    OffsetGap,
+    RelayError,
+    StartMissing,
+)
 from relay.manifest import Manifest, digest_of
 from relay.timing import TEST, LeaseTiming
 from relay.v1 import agents_pb2 as pb
@@ -281,6 +290,8 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
         self, request: pb.RegisterCheckpointRequest, context: Context
     ) -> pb.RegisterCheckpointResponse:
         lease = await self._current(request.lease, context, "RegisterCheckpoint")
+        if not lease.starts:
+            await fail(context, StartMissing())
         for cursor in request.after:
             if len(lease.sources.get(cursor.source, b"")) < cursor.offset:
                 await fail(context, EventsMissing())

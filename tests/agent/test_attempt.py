@@ -5,6 +5,8 @@ import shutil
 import signal
 import sys
 
+import pytest
+
 from relay.errors import CheckpointUnknown, InvalidRequest
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import runs_pb2
@@ -273,13 +275,55 @@ async def test_a_checkpoint_that_a_failover_lost_is_registered_again(
     await fake.until(lambda: 2 in lease.copied())
     for lost in (lease.checkpoints.clear, lambda: lease.checkpoints[2].parts[0].ClearField("copies")):
         lost()
-        sessions, fake.answering = len(fake.hellos), False
-        await fake.until(lambda sessions=sessions: len(fake.hellos) > sessions)  # type: ignore[misc]
-        fake.answering = True
+        await renewed(fake)
         await fake.until(lambda: 2 in lease.copied())
     gate.let(2)
     await fake.until(lambda: lease.ended)
     assert lease.ended == "succeeded" and "refused" not in lease.messages()
+
+
+async def renewed(fake: FakeCoordinator) -> None:
+    """The agent has a new session."""
+    sessions, fake.answering = len(fake.hellos), False
+    await fake.until(lambda: len(fake.hellos) > sessions)
+    fake.answering = True
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_a_start_that_a_failover_lost_is_said_again(
+    fake: FakeCoordinator, hosts: MakeHost, gate: Gate, restarted: bool
+) -> None:
+    """F9: with all that came after it, which waits for it; by an agent that was started since, too."""
+    host = hosts(fake.address)
+    await host.start()
+    lease = await fake.grant(stub(steps=4, save_every=2, gate=gate.path))
+    gate.let(2)
+    await fake.until(lambda: 2 in lease.copied())
+    if restarted:
+        await host.end(signal.SIGKILL)
+    lease.starts, lease.started = 0, pb.StartAttemptRequest()
+    for lost in (lease.checkpoints, lease.sources):
+        lost.clear()
+    await (host.start() if restarted else renewed(fake))
+    await fake.until(lambda: 2 in lease.copied() and lease.steps() == [1, 2])
+    assert lease.starts == 1 and lease.started.lease == lease.name
+    gate.let(2)
+    await fake.until(lambda: lease.ended)
+    assert lease.ended == "succeeded" and lease.starts == 1 and "refused" not in lease.messages()
+
+
+async def test_a_start_that_is_refused_when_said_again_lets_the_lease_go(
+    fake: FakeCoordinator, hosts: MakeHost, gate: Gate
+) -> None:
+    """Nothing of the attempt could count any more; the coordinator ends what its holder no longer lists."""
+    await hosts(fake.address).start()
+    lease = await fake.grant(stub(steps=4, save_every=2, gate=gate.path))
+    gate.let(1)
+    await fake.until(lambda: lease.steps() == [1])
+    lease.starts = 0
+    fake.refused_calls["StartAttempt"] = InvalidRequest("the checkpoint is off the curve")
+    await renewed(fake)
+    await fake.until(lambda: not fake.heartbeats[-1].held)
 
 
 async def test_a_start_that_is_refused_is_a_fault_of_this_attempt_only(fake: FakeCoordinator, hosts: MakeHost) -> None:

@@ -30,7 +30,7 @@ async def test_the_head_moves_with_each_greater_step_once_its_events_are_stored(
     async with connected(world.replica.agents, "a") as [a]:
         await world.submit()
         lease = (await a.take()).lease
-        assert await refusal(a, lease, 10) == "REQUEST_INVALID"  # StartAttempt comes first (S6)
+        assert await refusal(a, lease, 10) == "START_MISSING"  # StartAttempt comes first (S6)
         await a.start(lease)
         assert await refusal(a, lease, 10, after=50) == "EVENTS_MISSING"
         await world.store(lease, 50)

@@ -97,7 +97,8 @@ class AgentsServicer:
 
     def RegisterCheckpoint(self, request, context):
         """Registers one node's part of a checkpoint. The last part makes it complete and head. EVENTS_MISSING when an event
-        cursor has not passed its `checkpoint` line yet. Idempotent for the same step and digest.
+        cursor has not passed its `checkpoint` line yet, START_MISSING before StartAttempt. Idempotent for the same step
+        and digest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

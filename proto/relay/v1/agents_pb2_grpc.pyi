@@ -32,7 +32,8 @@ class AgentsStub:
     """
     RegisterCheckpoint: _aio.UnaryUnaryMultiCallable[_agents_pb2.RegisterCheckpointRequest, _agents_pb2.RegisterCheckpointResponse]
     """Registers one node's part of a checkpoint. The last part makes it complete and head. EVENTS_MISSING when an event
-    cursor has not passed its `checkpoint` line yet. Idempotent for the same step and digest.
+    cursor has not passed its `checkpoint` line yet, START_MISSING before StartAttempt. Idempotent for the same step
+    and digest.
     """
     AddCopy: _aio.UnaryUnaryMultiCallable[_agents_pb2.AddCopyRequest, _agents_pb2.AddCopyResponse]
     """Adds a verified copy to a checkpoint of the current lease."""
@@ -79,7 +80,8 @@ class AgentsServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_agents_pb2.RegisterCheckpointRequest, _abc.Awaitable[_agents_pb2.RegisterCheckpointResponse]],
     ) -> _abc.Awaitable[_agents_pb2.RegisterCheckpointResponse]:
         """Registers one node's part of a checkpoint. The last part makes it complete and head. EVENTS_MISSING when an event
-        cursor has not passed its `checkpoint` line yet. Idempotent for the same step and digest.
+        cursor has not passed its `checkpoint` line yet, START_MISSING before StartAttempt. Idempotent for the same step
+        and digest.
         """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,137 @@
+"""Postgres is killed, restarted, and away for a while, under two replicas and a host that trains (F7).
+
+Whatever is done to it, what was acknowledged is there afterwards, no attempt changes, and no replica is restarted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import pytest_asyncio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from relay.v1 import agents_pb2, agents_pb2_grpc, runs_pb2, runs_pb2_grpc
+from tests.coordinator.agent_client import ScriptedAgent
+from tests.end_to_end.conftest import short_folder
+from tests.end_to_end.fleet import Deployment, Fleet, Watched, deployed, fleet_of
+from tests.faults.clusters import Site, site_in
+from tests.faults.expectations import undisturbed
+
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
+TTL = 3.0  # of the test profile
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def site() -> AsyncIterator[Site]:
+    """A Postgres of our own."""
+    with short_folder() as folder:
+        async with site_in(Path(folder)) as made:
+            yield made
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def deployment(site: Site) -> AsyncIterator[Deployment]:
+    """Two replicas, which nobody restarts here."""
+    with short_folder() as folder:
+        async with deployed(Path(folder), site.url) as made:
+            yield made
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def fleet(deployment: Deployment) -> AsyncIterator[Fleet]:
+    """What a test sees and breaks; the replicas live through all of it."""
+    with short_folder() as folder:
+        async with fleet_of(deployment, Path(folder)) as made:
+            serving = [replica.daemon for replica in deployment.replicas]
+            yield made
+            assert [replica.daemon for replica in deployment.replicas if replica.alive] == serving
+
+
+async def trains(fleet: Fleet) -> Watched:
+    """A run on a host, at step 3, its checkpoint of step 2 safe."""
+    await fleet.host("a")
+    run = await fleet.submit_gated(steps=8, save_every=2)
+    await fleet.conductor.allow(3)
+    await fleet.conductor.reached(3)
+    await run.checkpoint(2)
+    return run
+
+
+async def test_a_crash_loses_nothing(fleet: Fleet, site: Site) -> None:
+    """SIGKILL at any moment of a busy time (S7)."""
+    run = await trains(fleet)
+    for step in range(4, 8):
+        await fleet.conductor.allow(step)
+        await site.primary.crash()
+        await fleet.conductor.reached(step)
+        await site.primary.start()
+    await run.checkpoint(6)
+    await undisturbed(fleet, run, 8)
+
+
+async def test_a_smart_shutdown_that_has_to_be_fast(fleet: Fleet, site: Site) -> None:
+    """A smart one takes no new connection and waits for those there are, which pools never end: they still serve."""
+    run = await trains(fleet)
+    daemon = site.primary.daemon
+    assert daemon is not None
+    daemon.process.send_signal(signal.SIGTERM)
+    await daemon.seen("received smart shutdown request")
+    await fleet.conductor.allow(5)
+    await fleet.conductor.reached(5)
+    await site.primary.stop(signal.SIGINT)
+    await site.primary.start()
+    await undisturbed(fleet, run, 8)
+
+
+async def test_away_for_longer_than_two_leases(fleet: Fleet, site: Site) -> None:
+    """Clients hear UNAVAILABLE and balancers NOT_SERVING, agents are told to wait, and nothing lapses afterwards."""
+    run = await trains(fleet)
+    async with contextlib.AsyncExitStack() as stack:
+        channels = [
+            await stack.enter_async_context(grpc.aio.insecure_channel(replica.address))
+            for replica in fleet.deployment.replicas
+        ]
+        probes = [await probe(channel, f"probe-{number}") for number, channel in enumerate(channels)]
+        await asyncio.gather(*(told(channel, SERVING) for channel in channels))
+        await site.primary.stop(signal.SIGINT)
+        asyncio.get_running_loop().call_later(2.2 * TTL, asyncio.create_task, site.primary.start())
+        for channel, agent in zip(channels, probes, strict=True):
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await runs_pb2_grpc.RunsStub(channel).GetRun(runs_pb2.GetRunRequest(name="runs/r"), timeout=20)
+            assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
+            assert await agent.wait()
+            await told(channel, NOT_SERVING)
+        await fleet.conductor.allow(7)
+        await fleet.conductor.reached(7)
+        await asyncio.gather(*(told(channel, SERVING) for channel in channels))
+        for agent in probes:
+            await agent.beat()  # the very session goes on
+            agent.vanish()
+    await undisturbed(fleet, run, 8)
+
+
+async def probe(channel: grpc.aio.Channel, name: str) -> ScriptedAgent:
+    """An agent with a session on this very replica that takes no work."""
+    agent = ScriptedAgent(agents_pb2_grpc.AgentsStub(channel), name)
+    agent.readiness = agents_pb2.Readiness(ready=False)
+    await agent.hello()
+    await agent.beat()
+    return agent
+
+
+async def told(channel: grpc.aio.Channel, wanted: int) -> None:
+    """Until this replica says so of its health."""
+    stub: Any = health_pb2_grpc.HealthStub(channel)  # its types leave out Watch
+    call = stub.Watch(health_pb2.HealthCheckRequest())
+    async for answer in call:
+        if answer.status == wanted:
+            call.cancel()
+            return
