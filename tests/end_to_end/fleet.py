@@ -86,20 +86,22 @@ class Fleet:
         self, steps: int, save_every: int, name: str = "r", *, padding: int = 0, via: str = "", **more: Any
     ) -> Watched:
         """Submits a run of the gated trainer; each step's line has `padding` more bytes."""
+        spec = self.gated(steps, save_every, padding=padding)
+        return await self.submit({**spec, **more}, name, via=via)
+
+    def gated(self, steps: int, save_every: int, *, padding: int = 0) -> dict[str, Any]:
+        """The run file of a gated trainer, which lies beside it."""
         folder = self.folder / "submitter"
         folder.mkdir(exist_ok=True)
         (folder / "gated_trainer.py").write_bytes((HERE / "gated_trainer.py").read_bytes())
         env = {"GATE": self.conductor.address, "STEPS": str(steps), "SAVE_EVERY": str(save_every)}
-        env["PADDING"] = str(padding)
-        spec = {
+        return {
             "method": "command",
             "command": [sys.executable, "gated_trainer.py"],
             "files": ["gated_trainer.py"],
-            "env": env,
-            "outputs": [],
+            "env": {**env, "PADDING": str(padding)},
             "lifecycle": {"max_attempts": 3},
         }
-        return await self.submit({**{k: v for k, v in spec.items() if v != []}, **more}, name, via=via)
 
     @contextlib.contextmanager
     def frozen(self, host: Host) -> Iterator[None]:

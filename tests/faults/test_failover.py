@@ -14,7 +14,7 @@ import pytest_asyncio
 from relay.errors import LeaseLost, from_rpc
 from relay.v1 import agents_pb2, agents_pb2_grpc
 from relay.v1 import runs_pb2 as pb
-from tests.end_to_end.conftest import short_folder
+from tests.end_to_end.fixtures import short_folder
 from tests.end_to_end.fleet import Deployment, Fleet, Kind, Watched, deployed, fleet_of
 from tests.faults.clusters import Server, Site, connected, site_in
 from tests.faults.expectations import undisturbed

@@ -19,7 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from relay.v1 import agents_pb2, agents_pb2_grpc, runs_pb2, runs_pb2_grpc
 from tests.coordinator.agent_client import ScriptedAgent
-from tests.end_to_end.conftest import short_folder
+from tests.end_to_end.fixtures import short_folder
 from tests.end_to_end.fleet import Deployment, Fleet, Watched, deployed, fleet_of
 from tests.faults.clusters import Site, site_in
 from tests.faults.expectations import undisturbed

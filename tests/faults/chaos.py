@@ -1,0 +1,374 @@
+"""Carries out a plan of faults on a deployment of real processes, heals it, and asks what became of its promises.
+
+A fault is a block that breaks something and mends it at its end. Each waits for the thing it breaks to be whole, so
+two of them never mend each other; apart from that they overlap as they like.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+
+import yaml
+from google.protobuf import json_format
+
+from agent.shim.processes import process
+from relay.errors import RelayError
+from relay.v1 import runs_pb2 as pb
+from relayctl import submission
+from relayctl.client import ENDED, RelayClient
+from relayctl.local import Coordinator, DaemonFailed, Host
+from tests.end_to_end.conductor import Trainer
+from tests.end_to_end.fleet import Fleet, Watched
+from tests.faults.clusters import Site
+from tests.faults.schedule import STEPS, Fault, Plan, Strike
+from tests.proxy import Proxy, Way
+
+log = logging.getLogger(__name__)
+
+HEALED_WITHIN = 240.0  #: seconds for every run to end once all is mended: retries back off for up to a minute
+HOST = ("--slots", "6", "--leaving-budget", "5s")
+
+
+@dataclass(slots=True)
+class World:
+    """What there is to break, and which of it is broken now."""
+
+    fleet: Fleet
+    site: Site
+    client: RelayClient
+    lines: list[Proxy]  #: one for each host
+    runs: dict[str, int] = field(default_factory=dict)  #: steps by name
+    struck: Counter[Fault] = field(default_factory=Counter)
+    whole: dict[object, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
+
+    @property
+    def hosts(self) -> list[Host]:
+        return list(self.fleet.hosts.values())
+
+    @property
+    def replicas(self) -> list[Coordinator]:
+        return self.fleet.deployment.replicas
+
+    @property
+    def trainers(self) -> list[Trainer]:
+        """Those that live."""
+        return [trainer for trainer in self.fleet.conductor.trainers if trainer.ended > now()]
+
+    def alone(self, thing: str) -> asyncio.Lock:
+        """Held by who breaks it, until it is mended."""
+        return self.whole[thing]
+
+    async def start_replica(self, replica: Coordinator) -> None:
+        """On a port of its own each time; again when its database was away just then, as a supervisor would."""
+        while True:
+            replica.address = ""
+            async with self.alone("postgres"):
+                with contextlib.suppress(DaemonFailed):
+                    await replica.start()
+                    return self.route()
+
+    def route(self) -> None:
+        """Lines lead to the replicas there are."""
+        for line in (self.fleet.proxy, *self.lines):
+            line.upstreams[:] = [replica.address for replica in self.replicas if replica.alive]
+
+
+Break = Callable[[World, Strike], AbstractAsyncContextManager[None]]
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+async def moment(at: float) -> None:
+    """Until the loop's clock says so, by a timer of the loop."""
+    loop = asyncio.get_running_loop()
+    rung = loop.create_future()
+    timer = loop.call_at(at, rung.set_result, None)
+    try:
+        await rung
+    finally:
+        timer.cancel()
+
+
+# --- processes that die ----------------------------------------------------------------------
+
+
+def ending(how: Callable[[Host], object], *, starts: bool = True) -> Break:
+    """A host's agent, or all of it, ends in some way, and is started again."""
+
+    @asynccontextmanager
+    async def broken(world: World, strike: Strike) -> AsyncIterator[None]:
+        host = strike.of(world.hosts)
+        async with world.alone(host.name):
+            await how(host)  # type: ignore[misc]
+            yield
+            await host.start()
+
+    return broken
+
+
+@asynccontextmanager
+async def shim_killed(world: World, strike: Strike) -> AsyncIterator[None]:
+    """Whose trainer dies with it."""
+    if world.trainers:
+        trainer = process(strike.of(world.trainers).pid)
+        if trainer is not None and trainer.parent > 1:
+            send(trainer.parent, signal.SIGKILL)
+    yield
+
+
+@asynccontextmanager
+async def trainer_killed(world: World, strike: Strike) -> AsyncIterator[None]:
+    if world.trainers:
+        send(strike.of(world.trainers).pid, signal.SIGKILL)
+    yield
+
+
+def replica_ended(how: signal.Signals) -> Break:
+    @asynccontextmanager
+    async def broken(world: World, strike: Strike) -> AsyncIterator[None]:
+        replica = strike.of(world.replicas)
+        async with world.alone(replica.name):
+            assert replica.daemon is not None
+            await replica.daemon.end(how)
+            world.route()
+            yield
+            await world.start_replica(replica)
+
+    return broken
+
+
+def postgres_ended(how: Callable[[Site], object]) -> Break:
+    @asynccontextmanager
+    async def broken(world: World, strike: Strike) -> AsyncIterator[None]:
+        async with world.alone("postgres"):
+            await how(world.site)  # type: ignore[misc]
+            yield
+            await world.site.primary.start()
+
+    return broken
+
+
+# --- processes that stand still --------------------------------------------------------------
+
+
+@asynccontextmanager
+async def agent_frozen(world: World, strike: Strike) -> AsyncIterator[None]:
+    host = strike.of(world.hosts)
+    async with world.alone(host.name):
+        assert host.daemon is not None
+        async with standing_still(host.daemon.process.pid):
+            yield
+
+
+@asynccontextmanager
+async def shim_frozen(world: World, strike: Strike) -> AsyncIterator[None]:
+    """It keeps no deadline meanwhile, which S3 does not ask of it."""
+    if not world.trainers:
+        yield
+        return
+    trainer = strike.of(world.trainers)
+    found = process(trainer.pid)
+    trainer.frozen = True
+    async with standing_still(found.parent if found is not None and found.parent > 1 else 0):
+        yield
+
+
+@asynccontextmanager
+async def host_frozen(world: World, strike: Strike) -> AsyncIterator[None]:
+    host = strike.of(world.hosts)
+    async with world.alone(host.name):
+        with world.fleet.frozen(host):
+            yield
+
+
+@asynccontextmanager
+async def replica_frozen(world: World, strike: Strike) -> AsyncIterator[None]:
+    replica = strike.of(world.replicas)
+    async with world.alone(replica.name):
+        assert replica.daemon is not None
+        async with standing_still(replica.daemon.process.pid):
+            yield
+
+
+@asynccontextmanager
+async def standing_still(pid: int) -> AsyncIterator[None]:
+    if pid:
+        send(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        if pid:
+            send(pid, signal.SIGCONT)
+
+
+def send(pid: int, signum: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signum)
+
+
+# --- lines -----------------------------------------------------------------------------------
+
+
+def line(disturb: Callable[[Proxy], None]) -> Break:
+    """A host's line to the coordinators, until it heals."""
+
+    @asynccontextmanager
+    async def broken(world: World, strike: Strike) -> AsyncIterator[None]:
+        found = strike.of(world.lines)
+        async with world.alone(found.address):
+            disturb(found)
+            try:
+                yield
+            finally:
+                found.heal()
+
+    return broken
+
+
+@asynccontextmanager
+async def database_cut(world: World, strike: Strike) -> AsyncIterator[None]:
+    world.site.line.cut()
+    yield
+
+
+# --- operators -------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def run_paused(world: World, strike: Strike) -> AsyncIterator[None]:
+    run = strike.of(sorted(world.runs))
+    with contextlib.suppress(RelayError):  # it has ended
+        await world.client.pause(run)
+    yield
+    with contextlib.suppress(RelayError):
+        await world.client.resume(run)
+
+
+@asynccontextmanager
+async def run_cancelled(world: World, strike: Strike) -> AsyncIterator[None]:
+    """And submitted again under its name, which goes on from its head."""
+    run = strike.of(sorted(world.runs))
+    async with world.alone(run):
+        with contextlib.suppress(RelayError):
+            await world.client.cancel(run)
+        yield
+        await requeued(world, run)
+
+
+async def requeued(world: World, run: str) -> None:
+    """Runs again if it was cancelled in the end."""
+    async for _ in world.client.watch(run):
+        pass
+    found = await world.client.run(run)
+    if found.state == pb.Run.CANCELLED:
+        spec = json_format.MessageToDict(found.spec)
+        await world.client.create_run(spec, inputs=found.inputs, run_id=run, resume=True)
+
+
+BREAKS: dict[Fault, Break] = {
+    Fault.AGENT_KILLED: ending(Host.kill_agent),
+    Fault.SHIM_KILLED: shim_killed,
+    Fault.TRAINER_KILLED: trainer_killed,
+    Fault.REPLICA_KILLED: replica_ended(signal.SIGKILL),
+    Fault.POSTGRES_KILLED: postgres_ended(lambda site: site.primary.crash()),
+    Fault.HOST_VANISHED: ending(Host.vanish),
+    Fault.HOST_LEFT: ending(Host.leave),
+    Fault.AGENT_DETACHED: ending(Host.detach),
+    Fault.REPLICA_ROLLED: replica_ended(signal.SIGTERM),
+    Fault.POSTGRES_RESTARTED: postgres_ended(lambda site: site.primary.stop()),
+    Fault.AGENT_FROZEN: agent_frozen,
+    Fault.SHIM_FROZEN: shim_frozen,
+    Fault.HOST_FROZEN: host_frozen,
+    Fault.REPLICA_FROZEN: replica_frozen,
+    Fault.LINE_CUT: line(Proxy.cut),
+    Fault.LINE_SWALLOWS: line(Proxy.blackhole),
+    Fault.LINE_SWALLOWS_ANSWERS: line(lambda proxy: proxy.blackhole(Way.DOWN)),
+    Fault.LINE_DELAYS: line(lambda proxy: proxy.delay(0.4)),
+    Fault.LINE_NARROW: line(lambda proxy: proxy.bandwidth(64_000)),
+    Fault.LINE_HALF_CLOSED: line(Proxy.half_close),
+    Fault.DATABASE_CUT: database_cut,
+    Fault.RUN_PAUSED: run_paused,
+    Fault.RUN_CANCELLED: run_cancelled,
+}
+
+
+# --- a round ---------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def world_of(fleet: Fleet, site: Site, hosts: int) -> AsyncIterator[World]:
+    """Hosts with a line each, and an operator with another."""
+    upstreams = [replica.address for replica in fleet.deployment.replicas]
+    async with AsyncExitStack() as stack:
+        lines = [await stack.enter_async_context(Proxy(upstreams)) for _ in range(hosts)]
+        for number, way in enumerate(lines):
+            await fleet.host(f"h{number}", *HOST, via=way.address)
+        client = await stack.enter_async_context(RelayClient.connect(fleet.proxy.address, patience=HEALED_WITHIN))
+        yield World(fleet, site, client, lines)
+
+
+async def submit(world: World, runs: Sequence[tuple[int, str]]) -> None:
+    """Runs with digests for losses, so that a step lost, doubled or done from elsewhere shows."""
+    for number, (steps, policy) in enumerate(runs):
+        name = f"r{number:02d}"
+        spec = world.fleet.gated(steps, save_every=3) | {"lifecycle": {"on_disconnect": policy, "max_attempts": 1000}}
+        path = world.fleet.folder / "submitter" / f"{name}.yaml"
+        path.write_text(yaml.safe_dump({"version": "relay/v1", "name": name, **spec}))
+        await submission.submit(world.client, await submission.prepare(path))
+        world.runs[name] = steps
+
+
+async def carry_out(world: World, plan: Plan) -> None:
+    """All of it, and then everything is whole again."""
+    began = now()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(pace(world, began, plan.seconds))
+        for strike in plan.strikes:
+            group.create_task(carry_out_one(world, strike, began))
+    log.info("healed")
+
+
+async def carry_out_one(world: World, strike: Strike, began: float) -> None:
+    await moment(began + strike.at)
+    async with BREAKS[strike.fault](world, strike):
+        log.info("%s", strike)
+        world.struck[strike.fault] += 1
+        await moment(now() + strike.lasts)
+
+
+async def pace(world: World, began: float, seconds: float) -> None:
+    """Lets the trainers do step after step, so that the longest run takes this long."""
+    for step in range(1, STEPS + 1):
+        await moment(began + seconds * step / STEPS)
+        await world.fleet.conductor.allow(step)
+
+
+async def promises_kept(world: World) -> None:
+    """Every run ends as it should, each with one curve; nothing is left of it on any host (S1 to S10, L3, L6)."""
+    try:
+        async with asyncio.timeout(HEALED_WITHIN):
+            await asyncio.gather(*(succeeded(world, run) for run in world.runs))
+    except TimeoutError:
+        states = {run.name: pb.Run.State.Name(run.state) for run in await world.client.runs() if run.state not in ENDED}
+        raise AssertionError(f"not ended {HEALED_WITHIN:g} s after all was mended: {states}") from None
+    await world.fleet.is_sound()
+    for host in world.hosts:
+        assert await host.leave() == 0, host.name
+        assert not list(host.processes()), host.name
+
+
+async def succeeded(world: World, name: str) -> None:
+    run = Watched(name, world.fleet.proxy.address)
+    ended = await run.ended()
+    assert ended.state == pb.Run.SUCCEEDED, (name, ended)
+    await run.has_one_curve(world.runs[name])
