@@ -12,6 +12,7 @@ ARGS ?=
 WORKERS ?= $(shell n=$$(nproc 2> /dev/null || echo 2); echo $$((n < 4 ? 4 : n)))
 TORCH_INDEX ?=
 MINUTES ?= 30
+SEED ?=
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
@@ -22,7 +23,7 @@ CODE := $(wildcard $(PACKAGES) proto/generate.py migrations benchmarks examples 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test soak check format proto schemas baseline bench clean
+.PHONY: help setup demo test soak kills check format proto schemas baseline bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,9 +36,11 @@ demo: $(READY) ## Train a small model on two hosts, kill one in the middle, see 
 test: $(READY) ## Run the tests whose inputs have changed since they passed here (ALL=1: all tests)
 	@$(BIN)/python -m tests.incremental $(if $(ALL),--all) -n $(WORKERS) $(ARGS)
 
-soak: $(READY) ## Break deployments again and again, for MINUTES (30), until one breaks a promise
-	@end=$$(($$(date +%s) + 60 * $(MINUTES))); while [ $$(date +%s) -lt $$end ]; do \
-		$(BIN)/python -m pytest -q -x -n $(WORKERS) tests/end_to_end tests/coordinator/test_invariants.py || exit 1; done
+soak: $(READY) ## Break deployments in every way, for MINUTES (30), until one breaks a promise (SEED=7: as before)
+	@$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+kills: $(READY) ## Kill agents, shims, trainers, replicas and Postgres a hundred times over twenty runs (SEED=7)
+	@$(BIN)/python -m tests.faults.soak --kills 100 --runs 20 $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 check: $(READY) ## Lint and type-check everything: code, contract, generated files, deploy/
 	@$(BIN)/ruff check .

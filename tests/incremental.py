@@ -34,7 +34,11 @@ INPUTS = {
     "trainers": ("examples", "proto", "trainers"),
 }
 #: Folders of other tests that the tests of a group stand on.
-STANDS_ON = {"coordinator": ("history",), "end_to_end": ("history",), "faults": ("end_to_end", "history")}
+STANDS_ON = {
+    "coordinator": ("history",),
+    "end_to_end": ("history",),
+    "faults": ("agent", "coordinator", "end_to_end", "history"),
+}
 _FOR_ALL = (".dockerignore", "Makefile", "buf.yaml", "constraints.txt", "pyproject.toml")
 
 

@@ -341,7 +341,7 @@ async def carry_out(world: World, plan: Plan) -> None:
 async def carry_out_one(world: World, strike: Strike, began: float) -> None:
     await moment(began + strike.at)
     async with BREAKS[strike.fault](world, strike):
-        log.info("%s", strike)
+        log.info("%s, for %.1f s (at %.1f)", strike.fault, strike.lasts, strike.at)
         world.struck[strike.fault] += 1
         await moment(now() + strike.lasts)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import logging
 import shutil
@@ -32,15 +33,19 @@ HOSTS = 4
 
 
 def plans(arguments: argparse.Namespace) -> Iterator[Plan]:
-    """Rounds without end; of kills one."""
+    """Rounds without end; of kills one, and of a seed that names its round that one."""
     seed = str(arguments.seed)
     if arguments.kills:
         yield plan(seed, KILLS, strikes=arguments.kills, runs=arguments.runs, seconds=0.8 * arguments.kills)
-        return
-    number = 0
-    while True:
-        number += 1
-        yield plan(f"{seed}/{number}", FAULTS, strikes=2 * len(FAULTS), runs=arguments.runs, seconds=40.0)
+    elif "/" in seed:
+        yield mixed(seed, arguments.runs)
+    else:
+        yield from (mixed(f"{seed}/{number}", arguments.runs) for number in itertools.count(1))
+
+
+def mixed(seed: str, runs: int) -> Plan:
+    """A round of all faults."""
+    return plan(seed, FAULTS, strikes=2 * len(FAULTS), runs=runs, seconds=40.0)
 
 
 async def one_round(deployment: Deployment, site: Site, folder: Path, chosen: Plan, hosts: int = HOSTS) -> str:

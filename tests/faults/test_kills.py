@@ -1,0 +1,53 @@
+"""Agents, shims, trainers, replicas and Postgres are killed at random moments (F1, F2, F5, F7, S1 to S10).
+
+A dozen of the hundred that `make kills` does: nothing is lost, nothing doubled, every run ends with one curve, and no
+process is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from tests.end_to_end.fixtures import short_folder
+from tests.end_to_end.fleet import Deployment, deployed
+from tests.faults import schedule
+from tests.faults.chaos import BREAKS
+from tests.faults.clusters import Site, site_in
+from tests.faults.soak import one_round
+
+pytestmark = pytest.mark.slow
+SEED = "a dozen"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def site() -> AsyncIterator[Site]:
+    """A Postgres to be killed."""
+    with short_folder() as folder:
+        async with site_in(Path(folder)) as made:
+            yield made
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def deployment(site: Site) -> AsyncIterator[Deployment]:
+    """Two replicas on it."""
+    with short_folder() as folder:
+        async with deployed(Path(folder), site.url) as made:
+            yield made
+
+
+async def test_a_dozen_kills_over_four_runs(deployment: Deployment, site: Site) -> None:
+    plan = schedule.plan(SEED, schedule.KILLS, strikes=12, runs=4, seconds=12.0)
+    with short_folder() as folder:
+        await one_round(deployment, site, Path(folder) / "1", plan, hosts=2)
+
+
+async def test_the_seed_decides() -> None:
+    """So that what went wrong once can be tried again."""
+    again = schedule.plan(SEED, schedule.FAULTS, strikes=50, runs=4, seconds=10.0)
+    assert again == schedule.plan(SEED, schedule.FAULTS, strikes=50, runs=4, seconds=10.0)
+    assert again != schedule.plan("another", schedule.FAULTS, strikes=50, runs=4, seconds=10.0)
+    assert {strike.fault for strike in again.strikes} == set(schedule.Fault) == set(BREAKS)
