@@ -12,14 +12,16 @@ import logging
 import os
 import signal
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import yaml
 from google.protobuf import json_format
 
-from agent.shim.processes import process
+from agent.shim.processes import Process, process
 from relay.errors import RelayError
 from relay.v1 import runs_pb2 as pb
 from relayctl import submission
@@ -81,7 +83,8 @@ class World:
             line.upstreams[:] = [replica.address for replica in self.replicas if replica.alive]
 
 
-Break = Callable[[World, Strike], AbstractAsyncContextManager[None]]
+#: Yields, once it is broken, whether there was anything to break.
+Break = Callable[[World, Strike], AbstractAsyncContextManager[bool]]
 
 
 def now() -> float:
@@ -102,57 +105,73 @@ async def moment(at: float) -> None:
 # --- processes that die ----------------------------------------------------------------------
 
 
-def ending(how: Callable[[Host], object], *, starts: bool = True) -> Break:
+def ending(how: Callable[[Host], Awaitable[object]]) -> Break:
     """A host's agent, or all of it, ends in some way, and is started again."""
 
     @asynccontextmanager
-    async def broken(world: World, strike: Strike) -> AsyncIterator[None]:
+    async def broken(world: World, strike: Strike) -> AsyncIterator[bool]:
         host = strike.of(world.hosts)
         async with world.alone(host.name):
-            await how(host)  # type: ignore[misc]
-            yield
+            await how(host)
+            yield True
             await host.start()
 
     return broken
 
 
 @asynccontextmanager
-async def shim_killed(world: World, strike: Strike) -> AsyncIterator[None]:
+async def shim_killed(world: World, strike: Strike) -> AsyncIterator[bool]:
     """Whose trainer dies with it."""
-    if world.trainers:
-        trainer = process(strike.of(world.trainers).pid)
-        if trainer is not None and trainer.parent > 1:
-            send(trainer.parent, signal.SIGKILL)
-    yield
+    _, trainer = await living(world, strike)
+    send(trainer.parent, signal.SIGKILL)
+    yield True
 
 
 @asynccontextmanager
-async def trainer_killed(world: World, strike: Strike) -> AsyncIterator[None]:
-    if world.trainers:
-        send(strike.of(world.trainers).pid, signal.SIGKILL)
-    yield
+async def trainer_killed(world: World, strike: Strike) -> AsyncIterator[bool]:
+    _, trainer = await living(world, strike)
+    send(trainer.pid, signal.SIGKILL)
+    yield True
+
+
+async def living(world: World, strike: Strike) -> tuple[Trainer, Process]:
+    """A trainer under its shim, waited for: the last step of the longest run is not allowed before all is mended."""
+    while True:
+        await world.fleet.conductor.until(lambda _: world.trainers)
+        trainer = strike.of(world.trainers)
+        found = process(trainer.pid)
+        if found is not None and not found.dead and is_shim(found.parent):
+            return trainer, found
+        await world.fleet.conductor.ended(trainer)
+
+
+def is_shim(pid: int) -> bool:
+    try:
+        return b"agent.shim.server" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # gone
+        return False
 
 
 def replica_ended(how: signal.Signals) -> Break:
     @asynccontextmanager
-    async def broken(world: World, strike: Strike) -> AsyncIterator[None]:
+    async def broken(world: World, strike: Strike) -> AsyncIterator[bool]:
         replica = strike.of(world.replicas)
         async with world.alone(replica.name):
             assert replica.daemon is not None
             await replica.daemon.end(how)
             world.route()
-            yield
+            yield True
             await world.start_replica(replica)
 
     return broken
 
 
-def postgres_ended(how: Callable[[Site], object]) -> Break:
+def postgres_ended(how: Callable[[Site], Awaitable[None]]) -> Break:
     @asynccontextmanager
-    async def broken(world: World, strike: Strike) -> AsyncIterator[None]:
+    async def broken(world: World, strike: Strike) -> AsyncIterator[bool]:
         async with world.alone("postgres"):
-            await how(world.site)  # type: ignore[misc]
-            yield
+            await how(world.site)
+            yield True
             await world.site.primary.start()
 
     return broken
@@ -162,53 +181,47 @@ def postgres_ended(how: Callable[[Site], object]) -> Break:
 
 
 @asynccontextmanager
-async def agent_frozen(world: World, strike: Strike) -> AsyncIterator[None]:
+async def agent_frozen(world: World, strike: Strike) -> AsyncIterator[bool]:
     host = strike.of(world.hosts)
     async with world.alone(host.name):
         assert host.daemon is not None
         async with standing_still(host.daemon.process.pid):
-            yield
+            yield True
 
 
 @asynccontextmanager
-async def shim_frozen(world: World, strike: Strike) -> AsyncIterator[None]:
+async def shim_frozen(world: World, strike: Strike) -> AsyncIterator[bool]:
     """It keeps no deadline meanwhile, which S3 does not ask of it."""
-    if not world.trainers:
-        yield
-        return
-    trainer = strike.of(world.trainers)
-    found = process(trainer.pid)
+    trainer, found = await living(world, strike)
     trainer.frozen = True
-    async with standing_still(found.parent if found is not None and found.parent > 1 else 0):
-        yield
+    async with standing_still(found.parent):
+        yield True
 
 
 @asynccontextmanager
-async def host_frozen(world: World, strike: Strike) -> AsyncIterator[None]:
+async def host_frozen(world: World, strike: Strike) -> AsyncIterator[bool]:
     host = strike.of(world.hosts)
     async with world.alone(host.name):
         with world.fleet.frozen(host):
-            yield
+            yield True
 
 
 @asynccontextmanager
-async def replica_frozen(world: World, strike: Strike) -> AsyncIterator[None]:
+async def replica_frozen(world: World, strike: Strike) -> AsyncIterator[bool]:
     replica = strike.of(world.replicas)
     async with world.alone(replica.name):
         assert replica.daemon is not None
         async with standing_still(replica.daemon.process.pid):
-            yield
+            yield True
 
 
 @asynccontextmanager
 async def standing_still(pid: int) -> AsyncIterator[None]:
-    if pid:
-        send(pid, signal.SIGSTOP)
+    send(pid, signal.SIGSTOP)
     try:
         yield
     finally:
-        if pid:
-            send(pid, signal.SIGCONT)
+        send(pid, signal.SIGCONT)
 
 
 def send(pid: int, signum: signal.Signals) -> None:
@@ -223,12 +236,12 @@ def line(disturb: Callable[[Proxy], None]) -> Break:
     """A host's line to the coordinators, until it heals."""
 
     @asynccontextmanager
-    async def broken(world: World, strike: Strike) -> AsyncIterator[None]:
+    async def broken(world: World, strike: Strike) -> AsyncIterator[bool]:
         found = strike.of(world.lines)
         async with world.alone(found.address):
             disturb(found)
             try:
-                yield
+                yield True
             finally:
                 found.heal()
 
@@ -236,33 +249,40 @@ def line(disturb: Callable[[Proxy], None]) -> Break:
 
 
 @asynccontextmanager
-async def database_cut(world: World, strike: Strike) -> AsyncIterator[None]:
+async def database_cut(world: World, strike: Strike) -> AsyncIterator[bool]:
     world.site.line.cut()
-    yield
+    yield True
 
 
 # --- operators -------------------------------------------------------------------------------
 
 
 @asynccontextmanager
-async def run_paused(world: World, strike: Strike) -> AsyncIterator[None]:
+async def run_paused(world: World, strike: Strike) -> AsyncIterator[bool]:
     run = strike.of(sorted(world.runs))
-    with contextlib.suppress(RelayError):  # it has ended
-        await world.client.pause(run)
-    yield
-    with contextlib.suppress(RelayError):
-        await world.client.resume(run)
+    async with world.alone(run):
+        yield await taken(world.client.pause(run))
+        await taken(world.client.resume(run))
 
 
 @asynccontextmanager
-async def run_cancelled(world: World, strike: Strike) -> AsyncIterator[None]:
+async def run_cancelled(world: World, strike: Strike) -> AsyncIterator[bool]:
     """And submitted again under its name, which goes on from its head."""
     run = strike.of(sorted(world.runs))
     async with world.alone(run):
-        with contextlib.suppress(RelayError):
-            await world.client.cancel(run)
-        yield
-        await requeued(world, run)
+        cancelled = await taken(world.client.cancel(run))
+        yield cancelled
+        if cancelled:
+            await requeued(world, run)
+
+
+async def taken(verb: Coroutine[Any, Any, pb.Run]) -> bool:
+    """False when it was refused, as it is when the run has ended."""
+    try:
+        await verb
+    except RelayError:
+        return False
+    return True
 
 
 async def requeued(world: World, run: str) -> None:
@@ -336,19 +356,20 @@ async def carry_out(world: World, plan: Plan) -> None:
         for strike in plan.strikes:
             group.create_task(carry_out_one(world, strike, began))
     log.info("healed")
+    await world.fleet.conductor.allow(STEPS)
 
 
 async def carry_out_one(world: World, strike: Strike, began: float) -> None:
     await moment(began + strike.at)
-    async with BREAKS[strike.fault](world, strike):
-        log.info("%s, for %.1f s (at %.1f)", strike.fault, strike.lasts, strike.at)
-        world.struck[strike.fault] += 1
+    async with BREAKS[strike.fault](world, strike) as hit:
+        log.info("%s %s, for %.1f s (at %.1f)", strike.fault, hit, strike.lasts, strike.at)
+        world.struck[strike.fault] += hit
         await moment(now() + strike.lasts)
 
 
 async def pace(world: World, began: float, seconds: float) -> None:
-    """Lets the trainers do step after step, so that the longest run takes this long."""
-    for step in range(1, STEPS + 1):
+    """Lets the trainers do step after step but the last one, so that the longest run takes this long."""
+    for step in range(1, STEPS):
         await moment(began + seconds * step / STEPS)
         await world.fleet.conductor.allow(step)
 

@@ -49,7 +49,8 @@ KILLS = (
     *(Fault.REPLICA_KILLED, Fault.POSTGRES_KILLED),
 )
 FAULTS = tuple(Fault)
-LASTS = (0.2, 5.0)  #: seconds until a fault is mended: about two leases of the test profile at most
+STEPS = 40  #: of the longest run
+POLICIES = ("continue", "continue", "stop")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +77,24 @@ class Plan:
     seconds: float  #: that the longest run takes at the pace of the round
 
 
-def plan(seed: str, faults: Sequence[Fault], *, strikes: int, runs: int, seconds: float) -> Plan:
-    """All kinds of faults as often as each other, spread over the time; a third of the runs under `stop`."""
+def plan(
+    seed: str,
+    faults: Sequence[Fault],
+    *,
+    strikes: int,
+    runs: int,
+    seconds: float,
+    lasts: tuple[float, float] = (0.2, 5.0),
+) -> Plan:
+    """All kinds of faults as often as each other, spread over the time; a third of the runs under `stop`.
+
+    `lasts` is how long it takes until a fault is mended; by default up to almost two leases of the test profile.
+    """
     random = Random(seed)
     kinds = random.sample(faults, len(faults))
     chosen = itertools.islice(itertools.cycle(kinds), strikes)
-    struck = [Strike(random.uniform(0, seconds), fault, random.uniform(*LASTS), random.random()) for fault in chosen]
-    lengths = [(random.randint(STEPS // 4, STEPS), random.choice(POLICIES)) for _ in range(runs)]
+    struck = [Strike(random.uniform(0, seconds), fault, random.uniform(*lasts), random.random()) for fault in chosen]
+    lengths = [
+        (random.randint(STEPS // 4, STEPS) if number else STEPS, random.choice(POLICIES)) for number in range(runs)
+    ]
     return Plan(seed, lengths, sorted(struck, key=lambda strike: strike.at), seconds)
-
-
-STEPS = 40  #: of the longest run
-POLICIES = ("continue", "continue", "stop")
