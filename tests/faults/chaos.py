@@ -22,6 +22,7 @@ import yaml
 from google.protobuf import json_format
 
 from agent.shim.processes import Process, process
+from benchmarks.lapses import moment
 from relay.errors import RelayError
 from relay.v1 import runs_pb2 as pb
 from relayctl import submission
@@ -89,17 +90,6 @@ Break = Callable[[World, Strike], AbstractAsyncContextManager[bool]]
 
 def now() -> float:
     return asyncio.get_running_loop().time()
-
-
-async def moment(at: float) -> None:
-    """Until the loop's clock says so, by a timer of the loop."""
-    loop = asyncio.get_running_loop()
-    rung = loop.create_future()
-    timer = loop.call_at(at, rung.set_result, None)
-    try:
-        await rung
-    finally:
-        timer.cancel()
 
 
 # --- processes that die ----------------------------------------------------------------------
@@ -360,17 +350,17 @@ async def carry_out(world: World, plan: Plan) -> None:
 
 
 async def carry_out_one(world: World, strike: Strike, began: float) -> None:
-    await moment(began + strike.at)
+    await moment(began + strike.at - now())
     async with BREAKS[strike.fault](world, strike) as hit:
         log.info("%s %s, for %.1f s (at %.1f)", strike.fault, hit, strike.lasts, strike.at)
         world.struck[strike.fault] += hit
-        await moment(now() + strike.lasts)
+        await moment(strike.lasts)
 
 
 async def pace(world: World, began: float, seconds: float) -> None:
     """Lets the trainers do step after step but the last one, so that the longest run takes this long."""
     for step in range(1, STEPS):
-        await moment(began + seconds * step / STEPS)
+        await moment(began + seconds * step / STEPS - now())
         await world.fleet.conductor.allow(step)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import itertools
 import json
 import logging
@@ -22,6 +23,8 @@ import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import SystemRandom
+
+import asyncpg
 
 from tests.end_to_end.fleet import Deployment, deployed, fleet_of
 from tests.faults.chaos import carry_out, now, promises_kept, submit, world_of
@@ -71,7 +74,7 @@ async def soak(arguments: argparse.Namespace, folder: Path) -> int:
         for number, chosen in enumerate(plans(arguments), 1):
             try:
                 print(await one_round(deployment, site, folder / f"{number}", chosen), flush=True)
-            except BaseException:
+            except Exception:
                 await keep(folder / f"{number}", chosen, site)
                 raise
             shutil.rmtree(folder / f"{number}")
@@ -84,8 +87,9 @@ async def keep(folder: Path, chosen: Plan, site: Site) -> None:
     """What is needed to see what went wrong, beside the logs."""
     print(f"seed {chosen.seed}: BROKEN; its plan, hosts and rows are kept in {folder}", flush=True)
     (folder / "plan.txt").write_text("\n".join(map(str, [chosen.runs, *chosen.strikes])))
-    rows = await recorded(site.primary.url())
-    (folder / "rows.json").write_text(json.dumps(rows, default=str, indent=1))
+    with contextlib.suppress(OSError, asyncpg.PostgresError):  # it may be what is broken just now
+        rows = await recorded(site.primary.url())
+        (folder / "rows.json").write_text(json.dumps(rows, default=str, indent=1))
 
 
 def main(words: Sequence[str]) -> int:
@@ -96,10 +100,12 @@ def main(words: Sequence[str]) -> int:
     print(f"seed {arguments.seed}, in {folder}", flush=True)
     try:
         code = asyncio.run(soak(arguments, folder))
+    except KeyboardInterrupt:
+        code = 130
     except Exception:
         traceback.print_exc()
         return 1
-    shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)
     return code
 
 
