@@ -50,6 +50,7 @@ KILLS = (
 )
 FAULTS = tuple(Fault)
 STEPS = 40  #: of the longest run
+SHORT, LONG = (0.2, 2.0), (3.5, 7.0)  #: seconds: within a lease of the test profile, and beyond it
 POLICIES = ("continue", "continue", "stop")
 
 
@@ -84,16 +85,19 @@ def plan(
     strikes: int,
     runs: int,
     seconds: float,
-    lasts: tuple[float, float] = (0.2, 5.0),
+    lasts: Sequence[tuple[float, float]] = (SHORT, LONG),
 ) -> Plan:
     """All kinds of faults as often as each other, spread over the time; a third of the runs under `stop`.
 
-    `lasts` is how long it takes until a fault is mended; by default up to almost two leases of the test profile.
+    `lasts` are the ranges of seconds after which a fault is mended, each as likely as the others.
     """
     random = Random(seed)
     kinds = random.sample(faults, len(faults))
     chosen = itertools.islice(itertools.cycle(kinds), strikes)
-    struck = [Strike(random.uniform(0, seconds), fault, random.uniform(*lasts), random.random()) for fault in chosen]
+    struck = [
+        Strike(random.uniform(0, seconds), fault, random.uniform(*random.choice(lasts)), random.random())
+        for fault in chosen
+    ]
     lengths = [
         (random.randint(STEPS // 4, STEPS) if number else STEPS, random.choice(POLICIES)) for number in range(runs)
     ]

@@ -20,6 +20,7 @@ import shutil
 import sys
 import tempfile
 import traceback
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import SystemRandom
@@ -59,11 +60,14 @@ async def one_round(deployment: Deployment, site: Site, folder: Path, chosen: Pl
         await submit(world, chosen.runs)
         await carry_out(world, chosen)
         await promises_kept(world)
-        attempts = len(fleet.conductor.trainers)
+        found = await recorded(deployment.database_url)
+        lapsed = sum(event["kind"] == "lapsed" for event in found["run_events"])
+        outcomes = Counter(lease["outcome"] for lease in found["leases"])
+        leases = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common())
         struck = ", ".join(f"{count} {fault}" for fault, count in sorted(world.struck.items()))
         return (
-            f"seed {chosen.seed}: sound. {len(world.runs)} runs, {attempts} trainers, "
-            f"{world.struck.total()} faults in {now() - began:.0f} s ({struck})"
+            f"seed {chosen.seed}: sound. {world.struck.total()} faults in {now() - began:.0f} s. "
+            f"{len(world.runs)} runs; leases: {leases}; {lapsed} lapses.\n    {struck}"
         )
 
 

@@ -40,7 +40,7 @@ async def deployment(site: Site) -> AsyncIterator[Deployment]:
 
 
 async def test_a_dozen_kills_over_four_runs(deployment: Deployment, site: Site) -> None:
-    plan = schedule.plan(SEED, schedule.KILLS, strikes=12, runs=4, seconds=8.0, lasts=(0.2, 2.0))
+    plan = schedule.plan(SEED, schedule.KILLS, strikes=12, runs=4, seconds=8.0, lasts=(schedule.SHORT,))
     with short_folder() as folder:
         await one_round(deployment, site, Path(folder) / "1", plan, hosts=2)
 
