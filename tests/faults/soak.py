@@ -31,7 +31,7 @@ from tests.end_to_end.fleet import Deployment, deployed, fleet_of
 from tests.faults.chaos import carry_out, now, promises_kept, submit, world_of
 from tests.faults.clusters import Site, site_in
 from tests.faults.schedule import FAULTS, KILLS, Plan, plan
-from tests.history.record import recorded
+from tests.history.record import Recorded, recorded
 
 HOSTS = 4
 
@@ -59,16 +59,22 @@ async def one_round(deployment: Deployment, site: Site, folder: Path, chosen: Pl
     async with fleet_of(deployment, folder) as fleet, world_of(fleet, site, hosts) as world:
         await submit(world, chosen.runs)
         await carry_out(world, chosen)
+        mended = now()
         await promises_kept(world)
-        found = await recorded(deployment.database_url)
-        lapsed = sum(event["kind"] == "lapsed" for event in found["run_events"])
-        outcomes = Counter(lease["outcome"] for lease in found["leases"])
-        leases = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common())
-        struck = ", ".join(f"{count} {fault}" for fault, count in sorted(world.struck.items()))
-        return (
-            f"seed {chosen.seed}: sound. {world.struck.total()} faults in {now() - began:.0f} s. "
-            f"{len(world.runs)} runs; leases: {leases}; {lapsed} lapses.\n    {struck}"
-        )
+        over, found = now(), await recorded(deployment.database_url)
+    struck = ", ".join(f"{count} {fault}" for fault, count in sorted(world.struck.items()))
+    return (
+        f"seed {chosen.seed}: sound. {world.struck.total()} faults in {mended - began:.0f} s, all over "
+        f"{over - mended:.0f} s later; {len(world.runs)} runs, {in_words(found)}\n    {struck}"
+    )
+
+
+def in_words(found: Recorded) -> str:
+    """What became of the leases."""
+    outcomes = Counter(lease["outcome"] for lease in found["leases"])
+    lapses = sum(event["kind"] == "lapsed" for event in found["run_events"])
+    lapses += sum(lease["reason"] == "its holder fell silent" for lease in found["leases"])
+    return f"{lapses} lapses, leases " + ", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common())
 
 
 async def soak(arguments: argparse.Namespace, folder: Path) -> int:
