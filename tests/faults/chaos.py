@@ -249,7 +249,7 @@ async def database_cut(world: World, strike: Strike) -> AsyncIterator[bool]:
 
 @asynccontextmanager
 async def run_paused(world: World, strike: Strike) -> AsyncIterator[bool]:
-    run = strike.of(sorted(world.runs))
+    run = (await living(world, strike))[0].run
     async with world.alone(run):
         yield await taken(world.client.pause(run))
         await taken(world.client.resume(run))
@@ -258,7 +258,7 @@ async def run_paused(world: World, strike: Strike) -> AsyncIterator[bool]:
 @asynccontextmanager
 async def run_cancelled(world: World, strike: Strike) -> AsyncIterator[bool]:
     """And submitted again under its name, which goes on from its head."""
-    run = strike.of(sorted(world.runs))
+    run = (await living(world, strike))[0].run
     async with world.alone(run):
         cancelled = await taken(world.client.cancel(run))
         yield cancelled
