@@ -1,12 +1,12 @@
-"""Agents, shims, trainers, replicas and Postgres are killed at random moments (F1, F2, F5, F7, S1 to S10).
+"""Agents, shims, trainers, replicas and Postgres are killed at random moments, and other things happen (S1 to S10).
 
-A dozen of the hundred that `make kills` does: nothing is lost, nothing doubled, every run ends with one curve, and no
-process is left.
+A dozen of the hundred that `make kills` does, and of what `make soak` does for hours: nothing is lost, nothing doubled,
+every run ends with one curve, and no process is left.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -39,8 +39,12 @@ async def deployment(site: Site) -> AsyncIterator[Deployment]:
             yield made
 
 
-async def test_a_dozen_kills_over_four_runs(deployment: Deployment, site: Site) -> None:
-    plan = schedule.plan(SEED, schedule.KILLS, strikes=12, runs=4, seconds=8.0, lasts=(schedule.SHORT,))
+@pytest.mark.parametrize("faults", [schedule.KILLS, schedule.FAULTS], ids=["kills", "all"])
+async def test_a_dozen_faults_over_four_runs(
+    deployment: Deployment, site: Site, faults: Sequence[schedule.Fault]
+) -> None:
+    """F1, F2, F5, F7; and F3, F4, F10, F12."""
+    plan = schedule.plan(SEED, faults, strikes=12, runs=4, seconds=8.0, lasts=(schedule.SHORT,))
     with short_folder() as folder:
         await one_round(deployment, site, Path(folder) / "1", plan, hosts=2)
 
