@@ -115,6 +115,7 @@ class Session:
         self._standing = Standing("", 0.0)
         self._cap = BACKOFF_CAP
         self._failures = 0
+        self._dials = 0  # numbered hellos: the network may bring one after a later one
         self._said = ""  # the last reason a line broke; a thousand redials are one line in the log
 
     async def run(self) -> Never:
@@ -155,6 +156,8 @@ class Session:
         hello = self._host.hello()
         hello.instance_id, hello.boot_id = self._identity.instance, self._identity.boot
         hello.deployment_id = self._identity.deployment()
+        self._dials += 1
+        hello.dial = self._dials
         sent = self._now()
         async with alive(WELCOME) as renew:
             await line.send(pb.SessionRequest(hello=hello))

@@ -33,7 +33,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 #: The migration that makes these tables.
-REVISION = "0001"
+REVISION = "0002"
 
 _CLOCK = func.clock_timestamp()
 _EMPTY = text("'{}'::jsonb")
@@ -199,6 +199,7 @@ class Agent(Base):
     name: Mapped[str] = mapped_column(primary_key=True)
     session_id: Mapped[UUID | None]  #: every renewal compares it; null: no session
     instance_id: Mapped[str]
+    dial: Mapped[int] = mapped_column(server_default=text("0"))  #: of the instance's newest hello
     boot_id: Mapped[str]
     retired_instances: Mapped[list[str]] = mapped_column(
         server_default=text("'{}'")

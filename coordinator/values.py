@@ -46,6 +46,7 @@ class Hello:
     slots: tuple[int, ...]
     held: tuple[Held, ...]
     readiness: Readiness
+    dial: int = 0  #: numbers the hellos of an instance, from 1; 0 when it does not count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

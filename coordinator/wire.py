@@ -138,6 +138,7 @@ def hello(message: agents_pb2.Hello) -> Hello:
         slots=tuple(gpus) or tuple(range(max(1, message.capability.slots))),
         held=held(message.held),
         readiness=readiness(message.readiness),
+        dial=message.dial,
     )
 
 

@@ -81,9 +81,11 @@ class Stream:
         self._flight: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(IN_FLIGHT)
 
     async def read(self) -> None:
-        while data := await self.source.read(self.lane.chunk()):
-            await self.lane.transmit(len(data))
-            await self._flight.put((now() + self.lane.delay, data))
+        while data := await self.source.read(CHUNK):
+            while data:  # in chunks of what the line is now, not of what it was when it was asked to read
+                chunk, data = data[: self.lane.chunk()], data[self.lane.chunk() :]
+                await self.lane.transmit(len(chunk))
+                await self._flight.put((now() + self.lane.delay, chunk))
         await self._flight.put((now() + self.lane.delay, b""))
 
     async def write(self) -> None:
@@ -106,8 +108,10 @@ class Stream:
 class Proxy:
     """`async with Proxy(["127.0.0.1:7070"]) as proxy:` listens on `proxy.address`."""
 
-    def __init__(self, upstreams: Sequence[str]) -> None:
+    def __init__(self, upstreams: Sequence[str], listener: socket.socket | None = None) -> None:
+        """`listener` is a bound socket in the place of one on loopback."""
         self.upstreams = list(upstreams)
+        self._listener = listener
         self.address = ""
         self.accepted = 0  # connections so far
         self._lanes = {Way.UP: Lane(), Way.DOWN: Lane()}
@@ -117,7 +121,10 @@ class Proxy:
         self._arrival = asyncio.Condition()
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        if self._listener is None:
+            self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        else:
+            self._server = await asyncio.start_server(self._accept, sock=self._listener)
         host, port = self._server.sockets[0].getsockname()
         self.address = f"{host}:{port}"
         return self

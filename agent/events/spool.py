@@ -123,19 +123,25 @@ class Spool:
                 found = await asyncio.to_thread(self._collect, list(self._sources.values()), room)
                 for source, stretch in found:
                     await self._send_one(call, source, stretch)
-                if not any(len(stretch.data) > STRETCH // 2 for _, stretch in found):  # no backlog: gather
+                if sum(len(stretch.data) for _, stretch in found) >= room:  # there may be more than had room
+                    await self._room()
+                elif not found:
                     await self._pause()
+                elif not any(len(stretch.data) > STRETCH // 2 for _, stretch in found):  # no backlog: gather
+                    await asyncio.sleep(GATHER)
 
-    async def _pause(self) -> None:
-        """Until something was written; or, in a window that is full, until an answer makes room."""
-        if self.window.room(self._outstanding()):
-            await asyncio.sleep(GATHER)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(UNTOLD):
-                    await self._notice.written()
-        else:
+    async def _room(self) -> None:
+        """In a window that is full, until an answer makes room."""
+        if not self.window.room(self._outstanding()):
             self._landed.clear()
             await self._landed.wait()
+
+    async def _pause(self) -> None:
+        """Until something was written."""
+        await asyncio.sleep(GATHER)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(UNTOLD):
+                await self._notice.written()
 
     def _outstanding(self) -> int:
         return sum(flight.size for source in self._sources.values() for flight in source.flights)

@@ -1,7 +1,8 @@
 """Who may speak for an agent, and what it says: hello, and heartbeats by the batch.
 
 A newcomer of a name wins over the session there is, and the instance it replaces is refused from then on; except that,
-while the older session beats, another boot under its name is a clone and is refused itself. What an agent lists in
+while the older session beats, another boot under its name is a clone and is refused itself. A hello that was under way
+for so long that its instance has said a later one takes nothing from that. What an agent lists in
 `held` is renewed; what it should list and does not has ended there, and ends here (`leases.miss`).
 """
 
@@ -54,6 +55,8 @@ def admit(row: Mapping[str, Any], hello: Hello, beats_within: float) -> list[str
     retired: list[str] = list(row["retired_instances"])
     if hello.instance_id in retired:
         raise SessionReplaced(f"another process has taken over as {hello.agent}")
+    if row["instance_id"] == hello.instance_id and 0 < hello.dial <= row["dial"]:
+        raise SessionReplaced(f"a later hello of {hello.agent} has overtaken this one")
     beats = row["silence"] is not None and row["silence"].total_seconds() < beats_within
     if row["boot_id"] != hello.boot_id and row["session_id"] is not None and beats:
         raise IdentityInUse(f"another host beats as {hello.agent}; give this one a name of its own")

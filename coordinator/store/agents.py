@@ -65,7 +65,8 @@ async def begin_session(conn: asyncpg.Connection, hello: Hello, retired: Sequenc
     session_id: UUID = await conn.fetchval(
         """UPDATE agents SET session_id = gen_random_uuid(), instance_id = $2, boot_id = $3, retired_instances = $4,
                   capability = $5, labels = $6, slots = $7, connect_time = clock_timestamp(), disconnect_time = NULL,
-                  heartbeat_time = clock_timestamp(), held = $8, ready = $9, readiness_reason = $10, leaving = $11
+                  heartbeat_time = clock_timestamp(), held = $8, ready = $9, readiness_reason = $10, leaving = $11,
+                  dial = $12
            WHERE name = $1 RETURNING session_id""",
         hello.agent,
         hello.instance_id,
@@ -78,6 +79,7 @@ async def begin_session(conn: asyncpg.Connection, hello: Hello, retired: Sequenc
         hello.readiness.ready,
         hello.readiness.reason,
         hello.readiness.leaving,
+        hello.dial,
     )
     return session_id
 

@@ -37,15 +37,16 @@ async def test_replicas_that_migrate_at_once_wait_for_each_other(empty_database_
 
 
 async def test_a_table_in_use_fails_the_migration_instead_of_holding_up_everybody(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
+    empty_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    await migrate.upgrade(empty_database_url)
     monkeypatch.setattr(migrate, "_LOCK_TIMEOUT", "50ms")
-    connection = await asyncpg.connect(database_url)
+    connection = await asyncpg.connect(empty_database_url)
     try:
         async with connection.transaction():
             await connection.execute("LOCK TABLE runs IN ACCESS SHARE MODE")
             with pytest.raises(Exception, match="lock timeout"):
-                await migrate.downgrade(database_url, "base")
+                await migrate.downgrade(empty_database_url, "base")
     finally:
         await connection.close()
-    assert "runs" in await _tables(database_url)
+    assert "runs" in await _tables(empty_database_url)

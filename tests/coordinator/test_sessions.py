@@ -13,6 +13,7 @@ from coordinator import wire
 from coordinator.commands import sessions
 from coordinator.services.planner import plan_once
 from coordinator.values import Hello, Pulse, Readiness
+from relay.errors import SessionReplaced
 from relay.timing import DEFAULT
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import fleet_pb2, runs_pb2
@@ -163,6 +164,23 @@ async def test_a_heartbeat_of_the_replaced_session_does_not_judge_what_the_new_o
         a.hold(wished)
         await sessions.open_session(world.db, hello_of(a), DEFAULT)
         await sessions.beat(world.db, [late], 30.0)
+    [attempt] = await world.attempts()
+    assert attempt.state == runs_pb2.Attempt.HELD
+
+
+async def test_a_hello_that_a_later_one_has_overtaken_takes_nothing_away(world: World) -> None:
+    """F17, S3: it was on its way for so long that its agent had given up on it, and holds a lease by now."""
+    async with connected(world.replica.agents, "a") as [a]:
+        await a.beat()
+        await world.submit()
+        wished = await a.assigned()
+        await sessions.open_session(world.db, hello_of(a, dial=2, held=()), DEFAULT)
+        a.hold(wished)
+        await sessions.open_session(world.db, hello_of(a, dial=3), DEFAULT)
+        for stale in (2, 3):
+            with pytest.raises(SessionReplaced):
+                await sessions.open_session(world.db, hello_of(a, dial=stale, held=()), DEFAULT)
+        await sessions.open_session(world.db, hello_of(a, instance_id="next", dial=1), DEFAULT)
     [attempt] = await world.attempts()
     assert attempt.state == runs_pb2.Attempt.HELD
 

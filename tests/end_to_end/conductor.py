@@ -10,6 +10,7 @@ import math
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 
@@ -32,7 +33,7 @@ class Trainer:
 class Conductor:
     """Trainers may do steps up to `limit`; what they did is in `steps`, in order."""
 
-    address: str = ""
+    address: str
     limit: int = 0
     failing: set[int] = field(default_factory=set)  #: attempts that fail at their next step
     trainers: list[Trainer] = field(default_factory=list)
@@ -125,18 +126,16 @@ class Conductor:
 
 
 @asynccontextmanager
-async def conducting() -> AsyncIterator[Conductor]:
-    """A conductor listening on loopback."""
-    conductor = Conductor()
+async def conducting(path: Path) -> AsyncIterator[Conductor]:
+    """A conductor at a Unix socket, which no fault of the network touches."""
+    conductor = Conductor(str(path))
     calls: set[asyncio.Task[None]] = set()
     async with asyncio.TaskGroup() as group:
 
         def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             calls.add(group.create_task(conductor.serve(reader, writer)))
 
-        server = await asyncio.start_server(accept, "127.0.0.1", 0)
-        host, port = server.sockets[0].getsockname()
-        conductor.address = f"{host}:{port}"
+        server = await asyncio.start_unix_server(accept, path)
         try:
             yield conductor
         finally:

@@ -44,6 +44,7 @@ class Fleet:
     proxy: Proxy
     conductor: Conductor
     hosts: dict[str, Host] = field(default_factory=dict)  #: by folder
+    submitted: dict[str, str] = field(default_factory=dict)  #: run by request id, where a test has chosen the latter
 
     async def host(self, name: str, *arguments: str, via: str = "") -> Host:
         """A new host, welcomed; `via` is the address of a line of its own."""
@@ -73,21 +74,21 @@ class Fleet:
         out, err = await process.communicate()
         return process.returncode or 0, out.decode(), err.decode()
 
-    async def submit(self, spec: Mapping[str, Any], name: str = "r", *, via: str = "") -> Watched:
-        """Submits a run file as a user does; `via` is the address of a line of its own."""
+    async def submit(self, spec: Mapping[str, Any], name: str = "r") -> Watched:
+        """Submits a run file as a user does."""
         folder = self.folder / "submitter"
         folder.mkdir(exist_ok=True)
         path = folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump({"version": "relay/v1", "name": name, **spec}))
-        await self.relayctl("--coordinator", via or self.proxy.address, "submit", str(path))
+        await self.relayctl("submit", str(path))
         return Watched(name, self.proxy.address)
 
     async def submit_gated(
-        self, steps: int, save_every: int, name: str = "r", *, padding: int = 0, via: str = "", **more: Any
+        self, steps: int, save_every: int, name: str = "r", *, padding: int = 0, **more: Any
     ) -> Watched:
         """Submits a run of the gated trainer; each step's line has `padding` more bytes."""
         spec = self.gated(steps, save_every, padding=padding)
-        return await self.submit({**spec, **more}, name, via=via)
+        return await self.submit({**spec, **more}, name)
 
     def gated(self, steps: int, save_every: int, *, padding: int = 0) -> dict[str, Any]:
         """The run file of a gated trainer, which lies beside it."""
@@ -138,14 +139,16 @@ class Fleet:
                 for trainer, step in self.conductor.steps
                 if trainer.lease in leases
             ],
-            executions=[self._execution(trainer, lease) for trainer, lease in called],
+            executions=[self._execution(trainer, lease, found["places"]) for trainer, lease in called],
             signals=[Signal(str(lease["id"]), "SIGTERM") for trainer, lease in called for _ in range(trainer.terms)],
             files=dict(self._files(found, leases)),
+            submitted=self.submitted,
         )
 
-    def _execution(self, trainer: Trainer, lease: Row) -> Execution:
+    def _execution(self, trainer: Trainer, lease: Row, places: Sequence[Row]) -> Execution:
         host = next((name for name, host in self.hosts.items() if _attempts(host, trainer.run, trainer.lease)), "")
-        stay = (host, trainer.began, trainer.ended)
+        (place,) = (place for place in places if place["lease_id"] == lease["id"])
+        stay = (host, trainer.began, trainer.ended, place["node"], tuple(place["slots"]))
         return Execution(trainer.run, str(lease["id"]), lease["policy"], *stay, excused=trainer.frozen)
 
     def _files(self, found: Recorded, leases: Mapping[str, Row]) -> Iterator[tuple[Source, bytes]]:
@@ -281,7 +284,7 @@ async def fleet_of(deployment: Deployment, folder: Path) -> AsyncIterator[Fleet]
     """The deployment behind a proxy of its own, and hosts in `folder`, of which nothing is left afterwards."""
     await deployment.ready()
     upstreams = [replica.address for replica in deployment.replicas]
-    async with Proxy(upstreams) as proxy, conducting() as conductor:
+    async with Proxy(upstreams) as proxy, conducting(folder / "gate") as conductor:
         fleet = Fleet(folder, deployment, proxy, conductor)
         try:
             yield fleet

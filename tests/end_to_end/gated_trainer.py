@@ -63,8 +63,8 @@ def main() -> int:
     signal.set_wakeup_fd(poke)
     signal.signal(signal.SIGTERM, lambda *_: None)
     step, state = resumed()
-    host, port = os.environ["GATE"].split(":")
-    with socket.create_connection((host, int(port))) as gate:
+    with socket.socket(socket.AF_UNIX) as gate:
+        gate.connect(os.environ["GATE"])
         lease = Path(os.environ["RELAY_EVENTS"]).parent.name.partition("-")[2]
         hello = {"run": os.environ["RELAY_RUN_ID"], "lease": lease, "from": step}
         hello["attempt"] = int(os.environ["RELAY_ATTEMPT"])

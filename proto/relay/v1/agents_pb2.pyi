@@ -153,6 +153,7 @@ class Hello(_message.Message):
     HELD_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     READINESS_FIELD_NUMBER: _builtins.int
+    DIAL_FIELD_NUMBER: _builtins.int
     agent: _builtins.str
     """`agents/{agent}`."""
     instance_id: _builtins.str
@@ -161,6 +162,8 @@ class Hello(_message.Message):
     """The kernel's boot id: tells a restarted agent from a rebooted host from a clone."""
     deployment_id: _builtins.str
     """The deployment this agent has worked for; empty the first time. A foreign deployment is DEPLOYMENT_FOREIGN."""
+    dial: _builtins.int
+    """1, 2, … of this instance: a hello that arrives after a later one is refused. 0 from agents that do not count."""
     @_builtins.property
     def capability(self) -> _fleet_pb2.Capability:
         """What the host has."""
@@ -188,10 +191,11 @@ class Hello(_message.Message):
         held: _abc.Iterable[Global___HeldLease] | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         readiness: Global___Readiness | None = ...,
+        dial: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capability", b"capability", "readiness", b"readiness"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "boot_id", b"boot_id", "capability", b"capability", "deployment_id", b"deployment_id", "held", b"held", "instance_id", b"instance_id", "labels", b"labels", "readiness", b"readiness"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "boot_id", b"boot_id", "capability", b"capability", "deployment_id", b"deployment_id", "dial", b"dial", "held", b"held", "instance_id", b"instance_id", "labels", b"labels", "readiness", b"readiness"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -18,10 +18,10 @@ from tests.proxy import Proxy, Way
 
 
 @asynccontextmanager
-async def spooling(address: str, *sources: Source) -> AsyncIterator[Contact]:
+async def spooling(address: str, *sources: Source, keepalive: float = 0.5) -> AsyncIterator[Contact]:
     """A spool at work, with a session's signs of life that the test gives."""
     contact = Contact(asyncio.get_running_loop().time)
-    spool = Spool(Coordinator(address, keepalive=0.5), contact, heartbeat=0.5)
+    spool = Spool(Coordinator(address, keepalive=keepalive), contact, heartbeat=0.5)
     spool.add(sources)
     running = asyncio.create_task(spool.run())
     try:
@@ -172,3 +172,21 @@ def test_the_window_follows_what_the_line_carries() -> None:
     window.room(0)
     window.answered(0.01)  # it was not full: nothing is learnt
     assert window.size == SMALLEST
+
+
+async def test_a_backlog_goes_out_without_waiting_for_something_new(
+    fake: FakeCoordinator, lease: Lease, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L6: when the line gets better, also of a program that writes nothing more."""
+    monkeypatch.setattr("agent.events.spool.UNTOLD", 1000.0)
+    events = tmp_path / "events.jsonl"
+    events.write_bytes((lines(1) + lines(1, size=100_000)) * 40)  # stretches that are small, and fill the window
+    backlog = source(lease, events)
+    async with Proxy([fake.address]) as proxy:
+        proxy.bandwidth(256_000)
+        async with spooling(proxy.address, backlog, keepalive=10.0):
+            await fake.until(lambda: stored(lease) > 300_000)
+            proxy.heal()
+            async with asyncio.timeout(60):
+                await backlog.stored(events.stat().st_size)
+    assert lease.sources["events"] == events.read_bytes()
