@@ -128,7 +128,8 @@ async def serve(settings: Config) -> None:
     """Build everything, and run it until told to end."""
     orders = ways_out()
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS))
-    coordinator = Coordinator(settings.coordinator, settings.secret)
+    identity = Identity(secrets.token_hex(16), boot_id(), settings.data_dir / "deployment")
+    coordinator = Coordinator(settings.coordinator, settings.secret, deployment=identity.deployment)
     contact = Contact(boottime)
     found = await asyncio.to_thread(detect, settings.root, settings.python)
     capability = wire.capability(found, settings.slots)
@@ -136,7 +137,6 @@ async def serve(settings: Config) -> None:
     vitals = Vitals(settings.root)
     async with means_of(settings, coordinator, contact, gpus=bool(found.gpus)) as means:
         supervisor = Supervisor(means, hello, lambda: vitals.latest, disconnect_limit=settings.disconnect_limit)
-        identity = Identity(secrets.token_hex(16), boot_id(), settings.data_dir / "deployment")
         session = Session(supervisor, identity, contact, dial=grpc_dial(coordinator), now=boottime, random=Random())
         log.info(
             "agent=%s pid=%d coordinator=%s root=%s", settings.name, os.getpid(), settings.coordinator, settings.root
@@ -163,7 +163,7 @@ async def means_of(settings: Config, coordinator: Coordinator, contact: Contact,
             orphan_limit=settings.orphan_limit,
             environment=dict(os.environ),
             stub=agents_pb2_grpc.AgentsStub(calls),
-            metadata=coordinator.metadata,
+            coordinator=coordinator,
             contact=contact,
             spool=Spool(coordinator, contact, heartbeat=HEARTBEAT),
             blobs=blobs,

@@ -19,7 +19,15 @@ from typing import TypeVar
 
 import grpc
 
-from relay.errors import RelayError, Unauthenticated, from_rpc, is_transient
+from relay.errors import (
+    DEPLOYMENT,
+    DeploymentForeign,
+    RelayError,
+    StartMissing,
+    Unauthenticated,
+    from_rpc,
+    is_transient,
+)
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -43,11 +51,13 @@ class Coordinator:
     address: str  #: host:port
     secret: str | None = field(default=None, repr=False)
     keepalive: float = 10.0  #: seconds between transport pings; a dead line is noticed within twice that
+    deployment: Callable[[], str] = str  #: the id of the one that is meant; empty before the first welcome
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """To be given with every call."""
-        return (("authorization", f"Bearer {self.secret}"),) if self.secret else ()
+        """To be given with every call. Another deployment's coordinator takes none: it knows nothing of our leases."""
+        pairs = {"authorization": f"Bearer {self.secret}" if self.secret else "", DEPLOYMENT: self.deployment()}
+        return tuple((key, value) for key, value in pairs.items() if value)
 
     def dial(self) -> grpc.aio.Channel:
         """A connection of its own; made when it is first used."""
@@ -84,12 +94,13 @@ class Contact:
 
 
 def refusal_in(error: grpc.aio.AioRpcError) -> RelayError | None:
-    """What the coordinator itself refused; None when the line failed, or a proxy or a wrong secret stood in the way.
+    """What the coordinator itself refused; None when the line failed, or something passing stood in the way.
 
-    A wrong secret is the session's to report: whatever else waits until it is right again.
+    That is a proxy; or what the session has to set right, for which all else waits: a wrong secret, a wrong database,
+    an attempt's first write that a failover lost.
     """
     refusal = from_rpc(error)
-    if refusal is not None and not isinstance(refusal, Unauthenticated):
+    if refusal is not None and not isinstance(refusal, Unauthenticated | DeploymentForeign | StartMissing):
         return refusal
     if not is_transient(error):
         log.warning("call=refused code=%s reason=%r", error.code().name, error.details())

@@ -1,4 +1,7 @@
-"""An attempt's first write: what it resumes from (S6). Kept beside the attempt, and said again when it was lost."""
+"""An attempt's first write: what it resumes from (S6). Kept beside the attempt, and said again when it was lost.
+
+The coordinator takes events and checkpoints only after it, so a failover that lost it holds those up, no more.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class FirstWrite:
-    """A failover may lose it and keep the grant: then checkpoints, and the end, wait for it (F9)."""
+    """A failover may lose it and keep the grant: then the welcome says so, and the attempt's end waits for it (F9)."""
 
     def __init__(
         self, path: Path, stub: agents_pb2_grpc.AgentsStub, metadata: tuple[tuple[str, str], ...], contact: Contact

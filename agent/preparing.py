@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.checkpoints.resume import Resume, choose
-from agent.contact import Contact
+from agent.contact import Contact, Coordinator
 from agent.events.spool import Spool
 from agent.first_write import FirstWrite
 from agent.folder import AttemptFolder, RunFolder
@@ -55,7 +55,7 @@ class Means:
     orphan_limit: float
     environment: Mapping[str, str]
     stub: agents_pb2_grpc.AgentsStub
-    metadata: tuple[tuple[str, str], ...]
+    coordinator: Coordinator
     contact: Contact
     spool: Spool
     blobs: Blobs
@@ -63,6 +63,11 @@ class Means:
     cache: Cache
     begun: Begun
     shims: SpareShim
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """To be given with every call."""
+        return self.coordinator.metadata
 
     def run_folder(self, run_id: str) -> RunFolder:
         return RunFolder(self.root, run_id)

@@ -100,7 +100,8 @@ async def _lease(url: str, run: str) -> uuid.UUID:
         await connection.execute(
             "INSERT INTO runs (id, state, wanted, spec, request_digest) VALUES ($1, 'running', 'run', '{}', '')", run
         )
-        query = "INSERT INTO leases (run_id, attempt, state, policy) VALUES ($1, 1, 'held', 'continue') RETURNING id"
+        query = """INSERT INTO leases (run_id, attempt, state, policy, start_time)
+                   VALUES ($1, 1, 'held', 'continue', clock_timestamp()) RETURNING id"""
         lease: uuid.UUID = await connection.fetchval(query, run)
         host = "INSERT INTO agents (name, instance_id, boot_id) VALUES ('nobody', '', '') ON CONFLICT DO NOTHING"
         await connection.execute(host)

@@ -18,6 +18,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 from sqlalchemy.exc import DBAPIError
@@ -159,11 +160,39 @@ async def _set_within(event: asyncio.Event, seconds: float) -> bool:
         return False
 
 
+class Recognition:
+    """Lets in connections to one deployment's database: the one that the first of them led to.
+
+    Another one, or an empty one, in its place knows nothing of any lease. What it says would end them all.
+    """
+
+    def __init__(self) -> None:
+        self._known: UUID | None = None
+
+    async def check(self, connection: asyncpg.Connection) -> None:
+        """DatabaseAway when this connection leads somewhere else."""
+        try:
+            found = await connection.fetchval("SELECT deployment_id FROM deployment")
+        except asyncpg.UndefinedTableError:
+            found = None
+        if self._known not in (None, found):
+            raise DatabaseAway(f"the database of deployment {found} answers, not that of {self._known}")
+        self._known = found
+
+
 class Database:
     """One per process. Made by `connected`."""
 
-    def __init__(self, url: str, pool: asyncpg.Pool, engine: AsyncEngine, timeouts: DatabaseTimeouts) -> None:
+    def __init__(
+        self,
+        url: str,
+        pool: asyncpg.Pool,
+        engine: AsyncEngine,
+        timeouts: DatabaseTimeouts,
+        recognition: Recognition,
+    ) -> None:
         self.url = url
+        self._recognition = recognition
         self.notifications = Notifications(url, timeouts)
         self._pool = pool
         self._engine = engine
@@ -201,7 +230,7 @@ class Database:
         It must be used now and then. A host that lost its power says no goodbye, and Postgres would wait for hours.
         """
         with _translated():
-            connection = await _open(self.url, self._timeouts)
+            connection = await _open(self.url, self._timeouts, self._recognition)
             try:
                 await connection.execute(f"SET idle_session_timeout = {self._timeouts.idle * 1000:.0f}")
                 yield connection
@@ -247,14 +276,20 @@ def storable_text(text: str) -> str:
     return text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
 
 
-async def _open(url: str, timeouts: DatabaseTimeouts, **options: Any) -> asyncpg.Connection:
-    return await asyncpg.connect(
+async def _open(url: str, timeouts: DatabaseTimeouts, recognition: Recognition, **options: Any) -> asyncpg.Connection:
+    connection = await asyncpg.connect(
         url,
         timeout=timeouts.connect,
         command_timeout=timeouts.command,
         server_settings=timeouts.settings(),
         **options,
     )
+    try:
+        await recognition.check(connection)
+    except BaseException:
+        connection.terminate()
+        raise
+    return connection
 
 
 @asynccontextmanager
@@ -266,31 +301,37 @@ async def connected(
     `connections` is the most that each of the pool and the engine opens: few and busy beat many. The pool opens them
     when needed, so a coordinator starts, and says that its database is away, also while it is.
     """
-    timeouts = timeouts or DatabaseTimeouts()
+    timeouts, recognition = timeouts or DatabaseTimeouts(), Recognition()
     async with AsyncExitStack() as stack:
-        pool = await stack.enter_async_context(_pool(url, timeouts, connections))
+        pool = await stack.enter_async_context(_pool(url, timeouts, recognition, connections))
         engine = create_async_engine(
             "postgresql+asyncpg://",
-            async_creator=partial(_open, url, timeouts),
+            async_creator=partial(_open, url, timeouts, recognition),
             pool_size=connections,
             max_overflow=0,
             pool_timeout=timeouts.acquire,
             pool_pre_ping=True,
         )
         stack.push_async_callback(engine.dispose)
-        database = Database(url, pool, engine, timeouts)
+        database = Database(url, pool, engine, timeouts, recognition)
         listening = asyncio.create_task(database.notifications.run(), name="notifications")
         stack.push_async_callback(_cancelled, listening)
         yield database
 
 
 @asynccontextmanager
-async def _pool(url: str, timeouts: DatabaseTimeouts, connections: int) -> AsyncIterator[asyncpg.Pool]:
+async def _pool(
+    url: str, timeouts: DatabaseTimeouts, recognition: Recognition, connections: int
+) -> AsyncIterator[asyncpg.Pool]:
+    async def begin(connection: asyncpg.Connection) -> None:
+        await recognition.check(connection)
+        await _teach_json(connection)
+
     pool = asyncpg.create_pool(
         url,
         min_size=0,
         max_size=connections,
-        init=_teach_json,
+        init=begin,
         timeout=timeouts.connect,
         command_timeout=timeouts.command,
         server_settings=timeouts.settings(),

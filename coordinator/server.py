@@ -28,7 +28,7 @@ from coordinator.database import Database, DatabaseAway, connected
 from coordinator.rpc.agents import AgentsService
 from coordinator.rpc.artifacts import ArtifactsService
 from coordinator.rpc.fleet import FleetService
-from coordinator.rpc.guard import LARGEST_BYTES, Guard, Secret
+from coordinator.rpc.guard import LARGEST_BYTES, Deployment, Guard, Secret
 from coordinator.rpc.runs import RunsService
 from coordinator.services import planner, reaper
 from coordinator.sessions import Heartbeats, Sessions
@@ -100,9 +100,9 @@ async def serve(config: Config, stop: asyncio.Event, announce: Callable[[Running
             lambda: reaper.run(database, config.timing),
         )
         await stack.enter_async_context(_background(*services))
-        parts = _Parts(database, artifacts, heartbeats, appender)
+        parts = _Parts(database, artifacts, heartbeats, appender, await _deployment_id(database))
         address = await stack.enter_async_context(_taking_calls(config, healthy, parts))
-        running = Running(address, await _deployment_id(database), url, config.artifacts)
+        running = Running(address, parts.deployment_id, url, config.artifacts)
         write_atomically(data_dir / "address", f"{address}\n")
         announce(running)
         await stop.wait()
@@ -149,13 +149,14 @@ class _Parts:
     artifacts: Artifacts
     heartbeats: Heartbeats
     appender: Appender
+    deployment_id: str
 
 
 @asynccontextmanager
 async def _taking_calls(config: Config, healthy: health.aio.HealthServicer, parts: _Parts) -> AsyncIterator[str]:
     """The address calls are taken at. At the end streams are handed over and short calls finish."""
     guard, secret = Guard(), [Secret(config.secret)] if config.secret else []
-    server = aio.server(interceptors=[guard, *secret], options=OPTIONS)
+    server = aio.server(interceptors=[guard, *secret, Deployment(parts.deployment_id)], options=OPTIONS)
     _add_servicers(server, config, parts)
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], server)

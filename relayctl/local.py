@@ -117,6 +117,7 @@ class Coordinator:
     timing: str = "default"
     listen: str = "127.0.0.1:0"
     arguments: Sequence[str] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
     address: str = ""
     daemon: Daemon | None = None
 
@@ -132,7 +133,7 @@ class Coordinator:
         if self.database_url:
             argv += ["--database-url", self.database_url]
         log = self.folder / f"{self.name}.log"
-        self.daemon = await Daemon.start(self.name, [*argv, *self.arguments], env={}, log=log)
+        self.daemon = await Daemon.start(self.name, [*argv, *self.arguments], env=self.env, log=log)
         self.address = (await self.daemon.seen(r"listening on (\S+)")).group(1)
         return self.address
 

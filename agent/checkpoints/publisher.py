@@ -25,7 +25,7 @@ from agent.events.sources import Source
 from agent.folder import AttemptFolder
 from agent.stores.base import Store
 from agent.wire import Assignment
-from relay.errors import EventsMissing, LeaseLost, RelayError, StartMissing
+from relay.errors import EventsMissing, LeaseLost, RelayError
 from relay.manifest import Manifest, ManifestError
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import agents_pb2_grpc, runs_pb2
@@ -181,7 +181,7 @@ class Publisher:
                     lambda: self._stub.RegisterCheckpoint(request, metadata=self._metadata, timeout=CALL_TIMEOUT),
                 )
                 break
-            except (EventsMissing, StartMissing):  # a failover lost what had been acknowledged: it is sent again first
+            except EventsMissing:  # a failover lost what had been acknowledged: it is sent again first
                 await self._contact.sign()
         self._head = sealed
         log.info("checkpoint=registered name=%s head=%s", answer.checkpoint.name, answer.checkpoint.head)

@@ -30,7 +30,7 @@ class Blobs:
     """The artifact store, over one connection of its own."""
 
     def __init__(self, coordinator: Coordinator, channel: grpc.aio.Channel, contact: Contact) -> None:
-        self._metadata = coordinator.metadata
+        self._coordinator = coordinator
         self._stub = artifacts_pb2_grpc.ArtifactsStub(channel)
         self._contact = contact
 
@@ -47,7 +47,8 @@ class Blobs:
     async def _stat(self, digests: Sequence[str]) -> Sequence[pb.BlobStat]:
         request = pb.StatBlobsRequest(digests=digests)
         answer = await insist(
-            self._contact, lambda: self._stub.StatBlobs(request, metadata=self._metadata, timeout=CALL_TIMEOUT)
+            self._contact,
+            lambda: self._stub.StatBlobs(request, metadata=self._coordinator.metadata, timeout=CALL_TIMEOUT),
         )
         return answer.blobs
 
@@ -64,7 +65,7 @@ class Blobs:
             return
         with await asyncio.to_thread(path.open, "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            call = self._stub.PutBlob(metadata=self._metadata)
+            call = self._stub.PutBlob(metadata=self._coordinator.metadata)
             try:
                 await call.write(pb.PutBlobRequest(header=pb.PutBlobHeader(digest=digest, size=size, offset=offset)))
                 async for chunk in chunks(file, offset):
@@ -110,7 +111,7 @@ class Blobs:
     async def _get(self, digest: str, part: Path, *, verify: bool = False) -> None:
         with await asyncio.to_thread(part.open, "ab") as file:
             request = pb.GetBlobRequest(digest=digest, offset=file.tell(), verify=verify)
-            call = self._stub.GetBlob(request, metadata=self._metadata)
+            call = self._stub.GetBlob(request, metadata=self._coordinator.metadata)
             try:
                 while isinstance(answer := await _in_time(call), pb.GetBlobResponse):
                     await asyncio.to_thread(file.write, answer.chunk)

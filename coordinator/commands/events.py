@@ -24,7 +24,7 @@ from coordinator import lines
 from coordinator.database import Database, DatabaseAway
 from coordinator.store import events, history
 from coordinator.store.events import Key, Progress, Writer
-from relay.errors import InvalidRequest, LeaseLost, OffsetGap
+from relay.errors import InvalidRequest, LeaseLost, OffsetGap, StartMissing
 
 JSON_SOURCES = ("events", "agent")
 _BATCH_BYTES = 4 * 1024 * 1024
@@ -161,6 +161,8 @@ class _Batch:
         writer = self.writers.get(stretch.lease_id)
         if writer is None or writer.run_id != stretch.run_id:
             return LeaseLost()
+        if not writer.started:
+            return StartMissing()
         if stretch.node not in writer.nodes:
             return InvalidRequest(f"this lease has no node {stretch.node}")
         stored = self.cursors.get(stretch.key, 0)

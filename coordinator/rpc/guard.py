@@ -1,4 +1,4 @@
-"""What stands around every call: the shared secret, the limits on a message's size, and how errors leave.
+"""What stands around every call: the shared secret, the deployment that is meant, limits, and how errors leave.
 
 A domain error leaves as its own status. A database that is away is UNAVAILABLE, which clients try again. Anything else
 is a mistake of ours: INTERNAL with a number, under which the log has the traceback; nothing of it is told. INTERNAL
@@ -22,7 +22,7 @@ from grpc import aio
 from grpc_status import rpc_status
 
 from coordinator.database import DatabaseAway
-from relay.errors import RelayError, TooLarge, Unauthenticated
+from relay.errors import DEPLOYMENT, DeploymentForeign, RelayError, TooLarge, Unauthenticated
 
 KIB = 1024
 CONTROL_BYTES = 256 * KIB  # 4 MiB of empty submessages become half a GB of Python objects
@@ -60,6 +60,22 @@ class Secret(aio.ServerInterceptor):
 
 async def _refuse(_request: object, context: aio.ServicerContext[Any, Any]) -> NoReturn:
     await context.abort_with_status(rpc_status.to_status(Unauthenticated().status()))
+
+
+class Deployment(aio.ServerInterceptor):
+    """Turns away agents that work for another deployment: what this one says of their leases would be wrong."""
+
+    def __init__(self, deployment_id: str) -> None:
+        self._id = deployment_id
+
+    async def intercept_service(self, continuation: _Continue, details: grpc.HandlerCallDetails) -> _Handler | None:
+        handler = await continuation(details)
+        meant = dict(details.invocation_metadata or ()).get(DEPLOYMENT, self._id)
+        return handler if handler is None or meant == self._id else _replaced(handler, self._turn_away)
+
+    async def _turn_away(self, _request: object, context: aio.ServicerContext[Any, Any]) -> NoReturn:
+        foreign = DeploymentForeign(f"this is deployment {self._id}", deployment=self._id)
+        await context.abort_with_status(rpc_status.to_status(foreign.status()))
 
 
 class _Oversized:

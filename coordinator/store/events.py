@@ -25,6 +25,7 @@ class Writer:
     nodes: set[int]  #: that it has places for
     pins: dict[str, str]
     metrics: set[str]
+    started: bool  #: its first write is there
 
 
 @dataclass(slots=True)
@@ -44,8 +45,9 @@ async def writers(conn: asyncpg.Connection, lease_ids: Iterable[UUID], *, wait: 
     Without `wait` those whose rows somebody else has locked are left out.
     """
     rows = await conn.fetch(
-        f"""SELECT l.id, l.run_id, l.attempt, r.state, ARRAY(SELECT node FROM places WHERE lease_id = l.id) AS nodes,
-                   r.pins, ARRAY(SELECT jsonb_object_keys(r.metrics)) AS metrics
+        f"""SELECT l.id, l.run_id, l.attempt, l.start_time IS NOT NULL AS started, r.state,
+                   ARRAY(SELECT node FROM places WHERE lease_id = l.id) AS nodes, r.pins,
+                   ARRAY(SELECT jsonb_object_keys(r.metrics)) AS metrics
             FROM runs r JOIN leases l ON l.run_id = r.id
             WHERE l.id = ANY($1) AND l.end_time IS NULL
             ORDER BY r.id FOR NO KEY UPDATE OF r, l {"" if wait else "SKIP LOCKED"}""",
@@ -56,7 +58,7 @@ async def writers(conn: asyncpg.Connection, lease_ids: Iterable[UUID], *, wait: 
 
 def _writer(row: Mapping[str, Any]) -> Writer:
     nodes, metrics = set(row["nodes"]), set(row["metrics"])
-    return Writer(row["id"], row["run_id"], row["attempt"], row["state"], nodes, row["pins"], metrics)
+    return Writer(row["id"], row["run_id"], row["attempt"], row["state"], nodes, row["pins"], metrics, row["started"])
 
 
 async def unended(conn: asyncpg.Connection, lease_ids: Iterable[UUID]) -> set[UUID]:

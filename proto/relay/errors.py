@@ -25,6 +25,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 DOMAIN = "relay"
+DEPLOYMENT = "relay-deployment"  #: metadata of an agent's calls: the id of the deployment it works for
 
 
 class RelayError(Exception):

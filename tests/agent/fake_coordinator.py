@@ -18,6 +18,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from relay.errors import (
+    DEPLOYMENT,
     BlobUnknown,
     DeploymentForeign,
     DigestMismatch,
@@ -101,6 +102,7 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
         self.answers_ends_late = False  # so that the next wishes overtake the answers
         self.storing = True  # the artifact store takes uploads
         self.refused_calls: dict[str, RelayError] = {}  # what the methods of these names answer
+        self.meant: set[object] = set()  # deployments that calls under a lease were meant for
         self._version = 0
         self._changed = asyncio.Condition()
 
@@ -246,6 +248,7 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
         )
 
     async def _current(self, name: str, context: Context, call: str) -> Lease:
+        self.meant.add(dict(context.invocation_metadata() or ()).get(DEPLOYMENT))
         if call in self.refused_calls:
             self.refused += 1
             await self._happened()
@@ -269,6 +272,8 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
             answer = pb.AppendEventsResponse(lease=request.lease, node=request.node, source=request.source)
             try:
                 answer.acked_offset = self._append(request)
+            except StartMissing as missing:
+                await fail(context, missing)
             except RelayError as error:
                 answer.refused.CopyFrom(error.status())
             await self._happened()
@@ -278,6 +283,8 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
         lease = self.leases.get(request.lease)
         if lease is None or lease.ended:
             raise LeaseLost()
+        if not lease.starts:
+            raise StartMissing()
         stored = lease.sources.setdefault(request.source, bytearray())
         if request.offset > len(stored):
             raise OffsetGap(expected=str(len(stored)))

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from relay.errors import CheckpointUnknown, InvalidRequest
+from relay.errors import CheckpointUnknown, DeploymentForeign, InvalidRequest
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import runs_pb2
 from tests.agent.fake_coordinator import FakeCoordinator, Lease
@@ -263,6 +263,23 @@ async def test_a_checkpoint_that_is_refused_costs_only_itself(
     gate.let(1)
     await fake.until(lambda: lease.ended)
     assert lease.ended == "succeeded" and 4 in lease.copied()
+
+
+async def test_what_a_foreign_coordinator_refuses_waits_for_the_right_one(
+    fake: FakeCoordinator, hosts: MakeHost, gate: Gate
+) -> None:
+    """F9: behind a wrong database nobody knows our leases; the id of the right deployment goes with each call."""
+    await hosts(fake.address).start()
+    fake.refused_calls["RegisterCheckpoint"] = DeploymentForeign()
+    lease = await fake.grant(stub(steps=4, save_every=2, gate=gate.path))
+    gate.let(2)
+    await fake.until(lambda: fake.refused > 1 and lease.steps() == [1, 2])
+    assert fake.meant == {fake.deployment}
+    fake.refused_calls.clear()
+    await fake.until(lambda: 2 in lease.copied())
+    gate.let(2)
+    await fake.until(lambda: lease.ended)
+    assert lease.ended == "succeeded" and "refused" not in lease.messages()
 
 
 async def test_a_checkpoint_that_a_failover_lost_is_registered_again(

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from coordinator import database, postgres
 from coordinator.commands.events import Answer, Appender, Stretch, append
 from coordinator.database import Database
-from relay.errors import InvalidRequest, LeaseLost, OffsetGap, from_status
+from relay.errors import InvalidRequest, LeaseLost, OffsetGap, StartMissing, from_status
 from relay.v1 import agents_pb2, runs_pb2
 from tests.conftest import RunningCoordinator, cloned, serving
 
@@ -38,7 +38,8 @@ async def _lease(db: Database, run: str = "r", attempt: int = 1) -> uuid.UUID:
                ON CONFLICT DO NOTHING""",
             run,
         )
-        query = "INSERT INTO leases (run_id, attempt, state, policy) VALUES ($1, $2, 'held', 'continue') RETURNING id"
+        query = """INSERT INTO leases (run_id, attempt, state, policy, start_time)
+                   VALUES ($1, $2, 'held', 'continue', clock_timestamp()) RETURNING id"""
         lease: uuid.UUID = await conn.fetchval(query, run, attempt)
         await conn.execute(
             "INSERT INTO agents (name, instance_id, boot_id) VALUES ('a', '', '') ON CONFLICT DO NOTHING"
@@ -137,6 +138,16 @@ async def test_an_ended_lease_is_refused_and_the_others_in_the_batch_are_not(db:
     lost, stored, other = await append(db, [_stretch(ended, data), _stretch(current, data), foreign])
     assert isinstance(lost, LeaseLost) and isinstance(other, LeaseLost) and stored == len(data)
     assert await _points(db) == [(1, 0.5)]
+
+
+async def test_nothing_comes_before_the_first_write(db: Database) -> None:
+    """S6, F9: events of an attempt whose start a failover lost wait until it is said again."""
+    lease, data = await _lease(db), _metrics([1])
+    async with db.connection() as conn:
+        await conn.execute("UPDATE leases SET start_time = NULL")
+    (refused,) = await append(db, [_stretch(lease, data)])
+    assert isinstance(refused, StartMissing)
+    assert await _points(db) == []
 
 
 async def test_half_a_line_waits_for_its_end(db: Database) -> None:

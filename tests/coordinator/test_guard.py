@@ -2,10 +2,12 @@
 
 import asyncio
 import gc
+import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
 
+import asyncpg
 import grpc
 import pytest
 from grpc import aio
@@ -14,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from coordinator.config import Config
 from coordinator.database import DatabaseAway
 from coordinator.rpc.guard import CONTROL_BYTES, Guard, written
-from relay.errors import LeaseLost, RelayError, TooLarge, Unauthenticated, from_rpc
+from relay.errors import DEPLOYMENT, DeploymentForeign, LeaseLost, RelayError, TooLarge, Unauthenticated, from_rpc
 from relay.v1 import agents_pb2, artifacts_pb2, fleet_pb2, runs_pb2
 from relay.v1.artifacts_pb2_grpc import ArtifactsServicer, ArtifactsStub, add_ArtifactsServicer_to_server
 from relay.v1.fleet_pb2_grpc import FleetStub
@@ -147,6 +149,21 @@ async def test_the_secret_is_asked_of_everybody_but_the_health_check(coordinator
         await running.fleet.ListAgents(fleet_pb2.ListAgentsRequest(), metadata=known)
         health: Any = health_pb2_grpc.HealthStub(running.channel)  # its types are those of the blocking stub
         await health.Check(health_pb2.HealthCheckRequest())
+
+
+async def test_calls_that_are_meant_for_another_deployment_are_turned_away(coordinator: RunningCoordinator) -> None:
+    """F9: this one knows nothing of their leases, and LEASE_LOST would end the trainers."""
+    async with asyncpg.create_pool(coordinator.database_url, min_size=1) as pool:
+        ours = str(await pool.fetchval("SELECT deployment_id FROM deployment"))
+    request = agents_pb2.StartAttemptRequest(lease=f"runs/r/leases/{uuid.uuid4()}")
+    for meant, expected in ((str(uuid.uuid4()), DeploymentForeign), (ours, LeaseLost)):
+        with pytest.raises(grpc.RpcError) as refused:
+            await coordinator.agents.StartAttempt(request, metadata=((DEPLOYMENT, meant),))
+        assert isinstance(from_rpc(refused.value), expected)
+    with pytest.raises(grpc.RpcError) as stream:
+        events = coordinator.agents.AppendEvents(metadata=((DEPLOYMENT, str(uuid.uuid4())),))
+        _ = [response async for response in events]
+    assert isinstance(from_rpc(stream.value), DeploymentForeign)
 
 
 async def test_a_stream_that_ends_in_the_middle_of_a_message_says_why_all_the_same(

@@ -45,6 +45,7 @@ class Fleet:
     conductor: Conductor
     hosts: dict[str, Host] = field(default_factory=dict)  #: by folder
     submitted: dict[str, str] = field(default_factory=dict)  #: run by request id, where a test has chosen the latter
+    steady: bool = True  #: no test has set the database's clock
 
     async def host(self, name: str, *arguments: str, via: str = "") -> Host:
         """A new host, welcomed; `via` is the address of a line of its own."""
@@ -143,6 +144,7 @@ class Fleet:
             signals=[Signal(str(lease["id"]), "SIGTERM") for trainer, lease in called for _ in range(trainer.terms)],
             files=dict(self._files(found, leases)),
             submitted=self.submitted,
+            steady=self.steady,
         )
 
     def _execution(self, trainer: Trainer, lease: Row, places: Sequence[Row]) -> Execution:

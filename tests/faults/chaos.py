@@ -30,7 +30,7 @@ from relayctl.client import ENDED, RelayClient
 from relayctl.local import Coordinator, DaemonFailed, Host
 from tests.end_to_end.conductor import Trainer
 from tests.end_to_end.fleet import Fleet, Watched
-from tests.faults.clusters import Site
+from tests.faults.database.clusters import Site
 from tests.faults.schedule import STEPS, Fault, Plan, Strike
 from tests.proxy import Proxy, Way
 

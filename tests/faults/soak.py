@@ -29,7 +29,7 @@ import asyncpg
 
 from tests.end_to_end.fleet import Deployment, deployed, fleet_of
 from tests.faults.chaos import carry_out, now, promises_kept, submit, world_of
-from tests.faults.clusters import Site, site_in
+from tests.faults.database.clusters import Site, site_in
 from tests.faults.schedule import FAULTS, KILLS, Plan, plan
 from tests.history.record import Recorded, recorded
 

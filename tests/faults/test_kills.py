@@ -16,7 +16,7 @@ from tests.end_to_end.fixtures import short_folder
 from tests.end_to_end.fleet import Deployment, deployed
 from tests.faults import schedule
 from tests.faults.chaos import BREAKS
-from tests.faults.clusters import Site, site_in
+from tests.faults.database.clusters import Site, site_in
 from tests.faults.soak import one_round
 
 pytestmark = pytest.mark.slow

@@ -89,7 +89,7 @@ class AgentsServicer:
 
     def AppendEvents(self, request_iterator, context):
         """Streams stretches of append-only files; each is stored once and acknowledged when durable. Use a connection of its
-        own, so that a backlog cannot delay heartbeats.
+        own, so that a backlog cannot delay heartbeats. Ends with START_MISSING before StartAttempt.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

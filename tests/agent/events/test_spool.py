@@ -41,7 +41,7 @@ def lines(count: int, size: int = 200) -> bytes:
 
 @pytest.fixture
 def lease(fake: FakeCoordinator) -> Lease:
-    made = Lease("runs/r/leases/l", pb.Assignment(run="runs/r"))
+    made = Lease("runs/r/leases/l", pb.Assignment(run="runs/r"), starts=1)
     fake.leases[made.name] = made
     return made
 

@@ -8,66 +8,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-import pytest_asyncio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from relay.v1 import agents_pb2, agents_pb2_grpc, runs_pb2, runs_pb2_grpc
 from tests.coordinator.agent_client import ScriptedAgent
-from tests.end_to_end.fixtures import short_folder
-from tests.end_to_end.fleet import Deployment, Fleet, Watched, deployed, fleet_of
-from tests.faults.clusters import Site, site_in
-from tests.faults.expectations import undisturbed
+from tests.end_to_end.fleet import Fleet
+from tests.faults.database.clusters import Site
+from tests.faults.database.expectations import trains, undisturbed
 
-pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = pytest.mark.slow
 TTL = 3.0  # of the test profile
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def site() -> AsyncIterator[Site]:
-    """A Postgres of our own."""
-    with short_folder() as folder:
-        async with site_in(Path(folder)) as made:
-            yield made
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def deployment(site: Site) -> AsyncIterator[Deployment]:
-    """Two replicas, which nobody restarts here."""
-    with short_folder() as folder:
-        async with deployed(Path(folder), site.url) as made:
-            yield made
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def fleet(deployment: Deployment) -> AsyncIterator[Fleet]:
-    """What a test sees and breaks; the replicas live through all of it."""
-    with short_folder() as folder:
-        async with fleet_of(deployment, Path(folder)) as made:
-            serving = [replica.daemon for replica in deployment.replicas]
-            yield made
-            assert [replica.daemon for replica in deployment.replicas if replica.alive] == serving
-
-
-async def trains(fleet: Fleet) -> Watched:
-    """A run on a host, at step 3, its checkpoint of step 2 safe."""
-    await fleet.host("a")
-    run = await fleet.submit_gated(steps=8, save_every=2)
-    await fleet.conductor.allow(3)
-    await fleet.conductor.reached(3)
-    await run.checkpoint(2)
-    return run
-
-
 async def test_a_crash_loses_nothing(fleet: Fleet, site: Site) -> None:
     """SIGKILL at any moment of a busy time (S7)."""
-    run = await trains(fleet)
+    await fleet.host("a")
+    run = await trains(fleet, 3)
     for step in range(4, 8):
         await fleet.conductor.allow(step)
         await site.primary.crash()
@@ -79,7 +40,8 @@ async def test_a_crash_loses_nothing(fleet: Fleet, site: Site) -> None:
 
 async def test_a_smart_shutdown_that_has_to_be_fast(fleet: Fleet, site: Site) -> None:
     """A smart one takes no new connection and waits for those there are, which pools never end: they still serve."""
-    run = await trains(fleet)
+    await fleet.host("a")
+    run = await trains(fleet, 3)
     daemon = site.primary.daemon
     assert daemon is not None
     daemon.process.send_signal(signal.SIGTERM)
@@ -93,7 +55,8 @@ async def test_a_smart_shutdown_that_has_to_be_fast(fleet: Fleet, site: Site) ->
 
 async def test_away_for_longer_than_two_leases(fleet: Fleet, site: Site) -> None:
     """Clients hear UNAVAILABLE and balancers NOT_SERVING, agents are told to wait, and nothing lapses afterwards."""
-    run = await trains(fleet)
+    await fleet.host("a")
+    run = await trains(fleet, 3)
     async with contextlib.AsyncExitStack() as stack:
         channels = [
             await stack.enter_async_context(grpc.aio.insecure_channel(replica.address))

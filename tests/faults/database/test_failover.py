@@ -5,47 +5,18 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
-import grpc
 import pytest
 import pytest_asyncio
 
-from relay.errors import LeaseLost, from_rpc
-from relay.v1 import agents_pb2, agents_pb2_grpc
 from relay.v1 import runs_pb2 as pb
-from tests.end_to_end.fixtures import short_folder
-from tests.end_to_end.fleet import Deployment, Fleet, Kind, Watched, deployed, fleet_of
-from tests.faults.clusters import Server, Site, connected, site_in
-from tests.faults.expectations import undisturbed
+from tests.end_to_end.fleet import Fleet, Kind
+from tests.faults.database.clusters import Server, Site, connected
+from tests.faults.database.expectations import refused, trains, undisturbed
 from tests.proxy import Proxy
 
-pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = pytest.mark.slow
 TTL = 3.0  # of the test profile
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def site() -> AsyncIterator[Site]:
-    """A Postgres of our own, behind one address."""
-    with short_folder() as folder:
-        async with site_in(Path(folder)) as made:
-            yield made
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def deployment(site: Site) -> AsyncIterator[Deployment]:
-    """Two replicas, which see one database after another."""
-    with short_folder() as folder:
-        async with deployed(Path(folder), site.url) as made:
-            yield made
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def fleet(deployment: Deployment) -> AsyncIterator[Fleet]:
-    """What a test sees and breaks."""
-    with short_folder() as folder:
-        async with fleet_of(deployment, Path(folder)) as made:
-            yield made
 
 
 @dataclass(slots=True)
@@ -76,27 +47,6 @@ async def pair(site: Site, fleet: Fleet) -> AsyncIterator[Pair]:
         yield Pair(site, await site.standby(replication), replication)
         replication.heal()
     await site.tidy()
-
-
-async def trains(fleet: Fleet, to: int) -> Watched:
-    """A run on a host that is there, which does its first steps and saves each second one."""
-    run = await fleet.submit_gated(steps=8, save_every=2)
-    await fleet.conductor.allow(to)
-    await fleet.conductor.reached(to)
-    await run.checkpoint(to - to % 2)
-    return run
-
-
-async def refused(fleet: Fleet, lease: str) -> bool:
-    """Whether a write under this lease is told that the lease is lost, by every replica (S2)."""
-    for replica in fleet.deployment.replicas:
-        async with grpc.aio.insecure_channel(replica.address) as channel:
-            with pytest.raises(grpc.aio.AioRpcError) as raised:
-                request = agents_pb2.CompleteLeaseRequest(lease=lease, succeeded=agents_pb2.Succeeded())
-                await agents_pb2_grpc.AgentsStub(channel).CompleteLease(request, timeout=20)
-        if not isinstance(from_rpc(raised.value), LeaseLost):
-            return False
-    return True
 
 
 async def test_what_an_attempt_said_is_said_again(fleet: Fleet, pair: Pair) -> None:

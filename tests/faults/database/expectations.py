@@ -1,0 +1,46 @@
+"""What tests begin with and what they expect of a run, whatever was done to what it runs on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+import pytest
+
+from relay.errors import LeaseLost, from_rpc
+from relay.v1 import agents_pb2, agents_pb2_grpc
+from relay.v1 import runs_pb2 as pb
+from tests.end_to_end.fleet import Fleet, Kind, Watched
+
+
+async def trains(fleet: Fleet, to: int, **more: Any) -> Watched:
+    """A run on a host that is there, which does its first steps and saves each second one."""
+    run = await fleet.submit_gated(steps=8, save_every=2, **more)
+    await fleet.conductor.allow(to)
+    await fleet.conductor.reached(to)
+    await run.checkpoint(to - to % 2)
+    return run
+
+
+async def refused(fleet: Fleet, lease: str) -> bool:
+    """Whether a write under this lease is told that the lease is lost, by every replica (S2)."""
+    for replica in fleet.deployment.replicas:
+        async with grpc.aio.insecure_channel(replica.address) as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                request = agents_pb2.CompleteLeaseRequest(lease=lease, succeeded=agents_pb2.Succeeded())
+                await agents_pb2_grpc.AgentsStub(channel).CompleteLease(request, timeout=20)
+        if not isinstance(from_rpc(raised.value), LeaseLost):
+            return False
+    return True
+
+
+async def undisturbed(fleet: Fleet, run: Watched, steps: int) -> None:
+    """It trains to its end by the one attempt, whose lease never lapsed, with one curve and no step done twice."""
+    await fleet.conductor.allow(steps)
+    ended = await run.ended()
+    events = [event async for event in run.history()]
+    seen = "\n".join(f"{event.time.ToJsonString()} {event.attempt} {event.text}" for event in events)
+    assert (ended.state, ended.attempts, ended.faults, ended.failures) == (pb.Run.SUCCEEDED, 1, 0, 0), seen
+    assert Kind.LAPSED not in {event.kind for event in events}, seen
+    assert len(fleet.conductor.trainers) == 1 and fleet.conductor.twice() == []
+    await run.has_one_curve(steps)

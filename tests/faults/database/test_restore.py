@@ -1,0 +1,119 @@
+"""Another database takes the place of the one there was: restored from a dump, foreign, or empty (F9)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+import pytest_asyncio
+
+from coordinator import migrate
+from relay.v1 import runs_pb2 as pb
+from tests.end_to_end.fleet import Fleet
+from tests.faults.database.clusters import DATABASE, Server, Site
+from tests.faults.database.expectations import refused, trains, undisturbed
+
+pytestmark = pytest.mark.slow
+Restore = Callable[[Site, str], Awaitable[None]]
+Other = Callable[[Site], Awaitable[Server]]
+
+
+@pytest_asyncio.fixture(autouse=True, loop_scope="module")
+async def tidy(site: Site) -> AsyncIterator[None]:
+    """One server is left for the next test."""
+    yield
+    await site.tidy()
+
+
+async def in_a_new_database(site: Site, dump: str) -> None:
+    """Restored beside it, and renamed while nobody is connected."""
+    server = site.primary
+    await server.run("createdb", "restored")
+    await server.run("pg_restore", "--dbname=restored", dump)
+    site.turn_away()
+    await server.ask(
+        "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity WHERE datname = $1",
+        DATABASE,
+        database="postgres",
+    )
+    await server.ask(f"DROP DATABASE {DATABASE}", database="postgres")
+    await server.ask(f"ALTER DATABASE restored RENAME TO {DATABASE}", database="postgres")
+    site.turn_to(server)
+
+
+async def in_a_new_cluster(site: Site, dump: str) -> None:
+    """As after the loss of a machine."""
+    server = await site.server()
+    await server.run("pg_restore", f"--dbname={DATABASE}", dump)
+    site.turn_to(server)
+
+
+@pytest.mark.parametrize("restore", [in_a_new_database, in_a_new_cluster])
+async def test_a_dump_takes_its_place(fleet: Fleet, site: Site, restore: Restore) -> None:
+    """All leases end, agents drop what they hold, the run goes on from the head that the dump knows (S1, S2, S6)."""
+    await fleet.host("a")
+    run = await trains(fleet, 3)
+    dump = str(site.primary.cluster.folder / "dump")
+    await site.primary.run("pg_dump", "--format=custom", f"--file={dump}", DATABASE)
+    await fleet.conductor.allow(5)
+    await fleet.conductor.reached(5)
+    await run.checkpoint(4)
+    [old] = await run.attempts()
+    await restore(site, dump)
+    await fleet.conductor.until(lambda me: len(me.trainers) == 2)
+    assert await refused(fleet, old.name)
+    await fleet.conductor.allow(8)
+    ended = await run.ended()
+    assert (ended.state, ended.attempts, ended.failures) == (pb.Run.SUCCEEDED, 2, 0)
+    assert [each.resumed_from for each in fleet.conductor.trainers] == [0, 2]
+    assert (await run.attempts())[0].reason == "the database was restored from a copy"
+    await run.has_one_curve(8)
+
+
+async def foreign(site: Site) -> Server:
+    """Another deployment's database."""
+    server = await site.server()
+    await migrate.upgrade(server.url())
+    return server
+
+
+async def empty(site: Site) -> Server:
+    """A database that nobody has migrated."""
+    return await site.server()
+
+
+@pytest.mark.parametrize("other", [foreign, empty])
+async def test_replicas_know_their_database(fleet: Fleet, site: Site, other: Other) -> None:
+    """Another one in its place is none: agents wait, trainers go on, and when it is back nothing has changed."""
+    await fleet.host("a")
+    run = await trains(fleet, 3)
+    right, wrong = site.primary, await other(site)
+    site.turn_to(wrong)
+    await fleet.conductor.allow(7)
+    await fleet.conductor.reached(7)
+    for replica in fleet.deployment.replicas:
+        assert replica.daemon is not None
+        await replica.daemon.seen("not that of")
+    site.turn_to(right)
+    await undisturbed(fleet, run, 8)
+
+
+async def test_agents_know_their_deployment(fleet: Fleet, site: Site) -> None:
+    """Replicas are started with a wrong database: they get nothing from agents with trainers, which go on."""
+    host = await fleet.host("a")
+    run = await trains(fleet, 3)
+    replicas = fleet.deployment.replicas
+    right = site.primary
+    await asyncio.gather(*(replica.stop() for replica in replicas))
+    site.turn_to(await foreign(site))
+    await asyncio.gather(*(replica.start() for replica in replicas))
+    await fleet.conductor.allow(7)
+    await fleet.conductor.reached(7)
+    assert host.daemon is not None
+    await host.daemon.seen("this is deployment")
+    assert await site.primary.ask("SELECT count(*) FROM agents") == 0
+    await asyncio.gather(*(replica.stop() for replica in replicas))
+    site.turn_to(right)
+    await asyncio.gather(*(replica.start() for replica in replicas))
+    await undisturbed(fleet, run, 8)
