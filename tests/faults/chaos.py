@@ -81,7 +81,7 @@ class World:
     def route(self) -> None:
         """Lines lead to the replicas there are."""
         for line in (self.fleet.proxy, *self.lines):
-            line.upstreams[:] = [replica.address for replica in self.replicas if replica.alive]
+            line.upstreams[:] = [each.address for each in self.replicas if each.alive and each.address]
 
 
 #: Yields, once it is broken, whether there was anything to break.
