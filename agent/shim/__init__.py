@@ -16,6 +16,9 @@ What is promised
 What is not promised
   * A process in uninterruptible sleep dies when the kernel lets it. Until then the shim keeps sweeping and `wait` is
     not answered.
+  * A deadline is kept if the shim runs within the timing's margin. Under `stop` it takes real-time priority for that,
+    which needs CAP_SYS_NICE (root has it); without, a trainer that keeps every core busy while the shim has a low
+    priority can delay it for seconds.
   * A shim that is itself frozen (SIGSTOP, a frozen control group) enforces nothing until it thaws. Its agent
     notices, tells it to go on, and where that does not help kills it, and so the trainer (`Shim.wait`); while it is
     alive its lease stays held, since nobody else may have the run while a trainer nobody minds is training.

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 
-from agent.shim.processes import boot_id, boottime, catches, process, send_signal
+from agent.shim.processes import boot_id, boottime, catches, outrank, process, send_signal
 from agent.shim.sentence import Sentence
 from agent.shim.tree import Tree
 
@@ -50,6 +50,8 @@ class Keeper:
 
     def start(self) -> None:
         """Start the trainer. One that cannot be started has ended with code 127 and an error."""
+        if self._job["policy"] == "stop":
+            outrank()  # its deadline comes in a busy trainer's time as well
         try:
             self._tree.start(self._job, self.record["shim"])
         except OSError as error:

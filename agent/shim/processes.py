@@ -39,6 +39,13 @@ def become_subreaper() -> None:
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
+def outrank() -> None:
+    """Be scheduled before whatever else wants to run, where that is allowed; what is forked from here is not."""
+    first = os.sched_param(os.sched_get_priority_min(os.SCHED_FIFO))
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, first)
+
+
 def die_with_parent() -> None:
     """SIGKILL for this process when its parent's thread ends; its own children are not told."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -31,6 +31,7 @@ from agent.survivors import find_survivors, gone
 
 PATH = os.environ["PATH"]
 WITHIN = 10.0  #: seconds, for every fact awaited
+CAP_SYS_NICE = 23
 ROOT = str(Path(__file__).resolve().parents[2])
 
 
@@ -341,6 +342,27 @@ async def test_s3_the_shim_kills_by_the_deadline_on_its_own(job: Job, told: Told
     assert how.trust == deadline and how.kill_began is not None and deadline <= how.kill_began < deadline + WITHIN
     assert not await shim.trust(boottime() + 3600)
     await shim.forget()
+
+
+def may_outrank() -> bool:
+    """Whether this user may take real-time priority."""
+    with open("/proc/self/status") as file:
+        (capabilities,) = (int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
+    return bool(capabilities >> CAP_SYS_NICE & 1)
+
+
+@pytest.mark.skipif(not may_outrank(), reason="needs CAP_SYS_NICE")
+async def test_s3_a_shim_with_a_deadline_outranks_its_busy_trainer(job: Job, told: Told, runtime_dir: Path) -> None:
+    """And that trainer does not outrank the rest of the host."""
+    trusted = replace(job, policy="stop", trust=boottime() + WITHIN)
+    for each, policy in ((job, os.SCHED_OTHER), (trusted, os.SCHED_FIFO)):
+        shim = await Shim.start(each, runtime_dir)
+        trainer = int((await told.line()).split()[1])
+        assert os.sched_getscheduler(shim_pid(shim)) & ~os.SCHED_RESET_ON_FORK == policy
+        assert os.sched_getscheduler(trainer) == os.SCHED_OTHER
+        await shim.kill()
+        await ended(shim)
+        await shim.forget()
 
 
 async def test_renewed_trust_holds_and_is_never_shortened(job: Job, told: Told, runtime_dir: Path) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(eq=False, slots=True)
@@ -84,8 +86,14 @@ class Conductor:
         return sorted({step for step in steps if steps.count(step) > 1})
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One trainer, until it is gone."""
-        hello = json.loads(await reader.readline())
+        """One trainer, until it is gone, which may be before its first word."""
+        with contextlib.closing(writer), contextlib.suppress(ConnectionError):
+            if hello := await reader.readline():
+                await self._follow(json.loads(hello), reader, writer)
+
+    async def _follow(
+        self, hello: Mapping[str, Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         trainer = Trainer(hello["run"], hello["lease"], hello["attempt"], hello["from"], hello["pid"], now())
         async with self.changed:
             self.trainers.append(trainer)
@@ -99,12 +107,9 @@ class Conductor:
                     await self._note(trainer, step)
                 if step := said.get("ask"):
                     answering = asyncio.create_task(self._answer(trainer, step, writer))
-        except ConnectionError:
-            return  # it was killed
         finally:
             if answering is not None:
                 answering.cancel()
-            writer.close()
             async with self.changed:
                 trainer.ended = now()
                 self.changed.notify_all()

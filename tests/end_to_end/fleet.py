@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -88,20 +89,22 @@ class Fleet:
         self, steps: int, save_every: int, name: str = "r", *, padding: int = 0, **more: Any
     ) -> Watched:
         """Submits a run of the gated trainer; each step's line has `padding` more bytes."""
+        spec = self.gated(steps, save_every, padding=padding)
+        return await self.submit({**spec, **more}, name)
+
+    def gated(self, steps: int, save_every: int, *, padding: int = 0) -> dict[str, Any]:
+        """The run file of a gated trainer, which lies beside it."""
         folder = self.folder / "submitter"
         folder.mkdir(exist_ok=True)
         (folder / "gated_trainer.py").write_bytes((HERE / "gated_trainer.py").read_bytes())
         env = {"GATE": self.conductor.address, "STEPS": str(steps), "SAVE_EVERY": str(save_every)}
-        env["PADDING"] = str(padding)
-        spec = {
+        return {
             "method": "command",
             "command": [sys.executable, "gated_trainer.py"],
             "files": ["gated_trainer.py"],
-            "env": env,
-            "outputs": [],
+            "env": {**env, "PADDING": str(padding)},
             "lifecycle": {"max_attempts": 3},
         }
-        return await self.submit({**{k: v for k, v in spec.items() if v != []}, **more}, name)
 
     @contextlib.contextmanager
     def frozen(self, host: Host) -> Iterator[None]:
@@ -132,15 +135,19 @@ class Fleet:
         """From the conductor and the hosts' disks. Blocking."""
         leases = {str(row["id"])[:8]: row for row in found["leases"]}
         called = [(trainer, leases[trainer.lease]) for trainer in self.conductor.trainers if trainer.lease in leases]
+        files = dict(self._files(found, leases))
+        ids = {short: str(row["id"]) for short, row in leases.items()}
+        done = {
+            (trainer.run, ids[trainer.lease], step) for trainer, step in self.conductor.steps if trainer.lease in ids
+        }
+        for trainer, _ in called:  # one that is killed between its line and its word to the conductor did the step
+            lease_id = ids[trainer.lease]
+            done |= {(trainer.run, lease_id, step) for step in _steps_in(files, lease_id)}
         return Witness(
-            steps=[
-                Step(trainer.run, str(leases[trainer.lease]["id"]), step, true_loss(step))
-                for trainer, step in self.conductor.steps
-                if trainer.lease in leases
-            ],
+            steps=[Step(run, lease, step, true_loss(step)) for run, lease, step in sorted(done)],
             executions=[self._execution(trainer, lease, found["places"]) for trainer, lease in called],
             signals=[Signal(str(lease["id"]), "SIGTERM") for trainer, lease in called for _ in range(trainer.terms)],
-            files=dict(self._files(found, leases)),
+            files=files,
             submitted=self.submitted,
             steady=self.steady,
         )
@@ -160,6 +167,13 @@ class Fleet:
                 for source, name in FILES.items():
                     if (folder / name).exists():
                         yield (str(lease["id"]), place["node"], source), (folder / name).read_bytes()
+
+
+def _steps_in(files: Mapping[Source, bytes], lease: str) -> set[int]:
+    """Steps that a gated trainer has written down as done; the last line may be half."""
+    whole = [data[: data.rfind(b"\n") + 1] for (of, _, name), data in files.items() if (of, name) == (lease, "events")]
+    lines = (json.loads(line) for data in whole for line in data.splitlines())
+    return {line["step"] for line in lines if "train_loss" in line.get("values", ())}
 
 
 def _attempts(host: Host, run: str, lease: str) -> list[Path]:

@@ -80,6 +80,7 @@ def main() -> int:
             step, state = step + 1, hashlib.sha256(bytes.fromhex(state) + b"step").hexdigest()
             emit(type="metric", step=step, values={"train_loss": loss(state), "learning_rate": 1e-3}, padding=PADDING)
             emit(type="progress", step=step, total=TOTAL)
+            print(f"step {step}", flush=True)
             if step % SAVE_EVERY == 0 or step == TOTAL:
                 save(step, state)
                 saved = step
