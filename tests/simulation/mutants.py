@@ -456,6 +456,16 @@ def register_before_start() -> Sequence[Patch]:
     return [patch.object(checkpoint_commands, "runs", Instead(runs, lock_of=mutated))]
 
 
+@mutant("events are taken only of an attempt that said what it resumes from (§3, S6)", "failover")
+def events_before_start() -> Sequence[Patch]:
+    writer = simulated_events._writer
+
+    def mutated(*args: Any) -> Any:
+        return replace(writer(*args), started=True)
+
+    return [patch.object(simulated_events, "_writer", mutated)]
+
+
 # Grants
 
 

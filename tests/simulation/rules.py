@@ -132,8 +132,8 @@ class Rules:
             self.say("S2", f"{table} of a lease that there is not")
         elif lease["end_time"] is not None and lease["id"] not in ended:
             self.say("S2", f"{table} written under lease {lease['id']} of {lease['run_id']}, which had ended")
-        elif table == "checkpoints" and lease["start_time"] is None:
-            self.say("S6", f"{lease['id']} registered a checkpoint before it said what it resumes from")
+        elif lease["start_time"] is None:
+            self.say("S6", f"{table} written under {lease['id']}, which has not said what it resumes from")
 
     def _place(self, mine: Row) -> None:
         """S9: no slot is granted twice."""

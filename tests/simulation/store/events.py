@@ -40,7 +40,8 @@ def _has_not_ended(row: Row) -> bool:
 def _writer(ex: Execution, run: Row, lease: Row) -> Writer:
     nodes = {row["node"] for row in ex.where("places", "lease_id", lease["id"])}
     pins, metrics = dict(run["pins"]), set(run["metrics"])
-    return Writer(lease["id"], run["id"], lease["attempt"], run["state"], nodes, pins, metrics)
+    started = lease["start_time"] is not None
+    return Writer(lease["id"], run["id"], lease["attempt"], run["state"], nodes, pins, metrics, started)
 
 
 @repertoire.carries_out(events.unended)
