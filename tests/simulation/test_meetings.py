@@ -67,6 +67,13 @@ async def granted(both: Twins, run: str = "r", agent: str = "a") -> Held:
     return held
 
 
+async def begun(both: Twins, run: str = "r", agent: str = "a") -> Held:
+    """One whose attempt has said what it resumes from."""
+    held = await granted(both, run, agent)
+    await both.agree(lambda db: leases.start(db, held.lease_id, 0, None, ()))
+    return held
+
+
 def beat(both: Twins, agent: str, *held: Held) -> Act:
     pulse = Pulse(agent=agent, session_id=session(both, agent), held=held, readiness=Readiness())
     return lambda db: sessions.beat(db, [pulse], TTL)
@@ -155,7 +162,7 @@ async def test_the_same_report_twice_at_once_has_one_answer(both: Twins) -> None
 
 async def test_events_of_a_run_that_is_locked_are_set_aside_or_wait(both: Twins) -> None:
     """S7."""
-    held = await granted(both)
+    held = await begun(both)
     pause: Act = lambda db: runs.pause(db, "r", "")  # noqa: E731
     aside = await both.overlap(pause, append(held, 0, b"abc", wait=False))
     assert (aside.waited, aside.second) == (False, [None])
@@ -166,14 +173,14 @@ async def test_events_of_a_run_that_is_locked_are_set_aside_or_wait(both: Twins)
 
 async def test_events_wait_for_a_completion_and_are_refused(both: Twins) -> None:
     """S2, S7: the lease had not ended when they came."""
-    held = await granted(both)
+    held = await begun(both)
     met = await both.overlap(complete(held), append(held, 0, b"abc", wait=True))
     assert met.waited and met.second == [("LeaseLost", str(LeaseLost()))]
 
 
 async def test_one_stretch_from_two_streams_at_once_is_stored_once(both: Twins) -> None:
     """S7, F17."""
-    held = await granted(both)
+    held = await begun(both)
     met = await both.overlap(append(held, 0, b"abc", wait=True), append(held, 0, b"abcde", wait=True))
     assert met.waited and (met.first, met.second) == ([3], [5])
     assert [chunk["data"] for chunk in both.storage.rows("log_chunks")] == [b"abc", b"de"]
