@@ -28,7 +28,7 @@ async def settled(world: World, reconnected: float, patience: float) -> None:
         await asyncio.sleep(0.5)
     await _stop_is_heard(world)
     waiting: dict[str, float] = {}
-    while not all(_is_over(world, order) for order in world.orders) or any(host.keepers for host in world.hosts):
+    while not all_over(world) or any(host.keepers for host in world.hosts):
         if world.loop.time() - began > patience:
             for order in world.orders:
                 _say_where(world, order)
@@ -69,6 +69,11 @@ def _no_run_waits_for_nothing(world: World, waiting: dict[str, float]) -> None:
 
 def _is_connected(world: World, host: Host) -> bool:
     return host.runs_agent and host.silence < 2 * world.timing.heartbeat
+
+
+def all_over(world: World) -> bool:
+    """Whether every run has ended."""
+    return all(_is_over(world, order) for order in world.orders)
 
 
 def _is_over(world: World, order: Order) -> bool:

@@ -14,7 +14,7 @@ from random import Random
 
 from relay.timing import TEST
 from tests.simulation.chaos import Chaos
-from tests.simulation.closing import close_the_books, settled
+from tests.simulation.closing import all_over, close_the_books, settled
 from tests.simulation.faults import Fault, schedule
 from tests.simulation.loop import Stalled
 from tests.simulation.world import World
@@ -69,12 +69,20 @@ def _simulate(seed: int, faults: list[Fault], folder: Path) -> Verdict:
     return verdict
 
 
+def last(faults: Sequence[Fault]) -> float:
+    """When the last fault comes that something is left for, once every run is over."""
+    return max(
+        (fault.at + fault.lasts for fault in faults if fault.kind in ("requeue", "restored", "failover")), default=0.0
+    )
+
+
 async def live(world: World, chaos: Chaos, faults: Sequence[Fault]) -> None:
     """A world's whole life."""
     for fault in faults:
         chaos.plan(fault)
     world.start()
-    await asyncio.sleep(FAULTS_UNTIL + 1)
+    while world.loop.time() < FAULTS_UNTIL + 1 and not (all_over(world) and world.loop.time() > last(faults)):
+        await asyncio.sleep(0.5)
     chaos.mend()
     await settled(world, RECONNECTED, PATIENCE)
     close_the_books(world)
