@@ -324,3 +324,26 @@ async def test_a_planner_explains_nothing_to_a_run_that_somebody_works_on(both: 
     assert not met.waited and row(both, "runs", "s")["reason"] == ""
     await both.agree(lambda db: plan_once(db, DEFAULT))
     assert row(both, "runs", "s")["reason"]
+
+
+async def test_a_name_that_is_written_keeps_a_submission_waiting(both: Twins) -> None:
+    met = await both.overlap(lambda db: runs.pause(db, "r", ""), submit("r"))
+    assert met.waited and isinstance(met.second, tuple) and met.second[0] == "RunExists"
+
+
+async def test_what_the_older_session_says_last_is_not_heard(both: Twins) -> None:
+    """S9: the agent's row says what the newer one said."""
+    held = await granted(both)
+    before = beat(both, "a")
+    met = await both.overlap(hello("a", held), before)
+    assert met.waited and [each["lease"] for each in row(both, "agents", "a")["held"]] == [str(held.lease_id)]
+
+
+async def test_a_lapsed_run_whose_holder_is_back_is_not_planned(both: Twins) -> None:
+    """Its place is renewed, its lapse not yet taken back."""
+    held = await granted(both)
+    await run_out(both, held)
+    await both.agree(lambda db: leases.lapse(db, held.lease_id))
+    await both.set("places", (held.lease_id, 0), expire_time=both.now + timedelta(seconds=1))
+    await both.agree(lambda db: plan_once(db, DEFAULT))
+    assert len(both.storage.rows("leases")) == 1
