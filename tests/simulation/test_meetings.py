@@ -1,6 +1,6 @@
 """Commands that meet in the middle, on a simulated and a real database alike: who waits, who wins, what is left."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -43,8 +43,9 @@ def hello(agent: str, *held: Held, boot: str = "boot") -> Act:
     return lambda db: sessions.open_session(db, said, DEFAULT)
 
 
-def submit(name: str, *, request: str = "", policy: str = "continue") -> Act:
-    spec = {**SPEC, "name": name, "lifecycle": {"on_disconnect": policy}}
+def submit(name: str, *, request: str = "", policy: str = "continue", hosts: Sequence[str] = ()) -> Act:
+    resources = {"allowed_hosts": list(hosts)} if hosts else {}
+    spec = {**SPEC, "name": name, "lifecycle": {"on_disconnect": policy}, "resources": resources}
     submission = Submission(run_id=name, request_id=request, spec=spec, inputs=(), provenance={})
     return lambda db: runs.create(db, Artifacts(), submission, TTL)
 
@@ -306,3 +307,50 @@ async def test_a_checkpoint_of_two_nodes_is_head_with_its_second_part(both: Twin
         await both.agree(partial(checkpoints.register, lease_id=lease_id, new=new))
         heads.append(row(both, "runs", "r")["head_id"])
     assert heads == [None, both.storage.rows("checkpoints")[0]["id"]]
+
+
+async def test_what_has_lapsed_is_not_found_expired_again(both: Twins) -> None:
+    """Nor is it while the silent host is one of several that are heard."""
+    tick: Act = lambda db: reap(db, DEFAULT, None, monotonic=lambda: 0.0)  # noqa: E731
+    held = await granted(both)
+    await both.agree(tick)
+    await run_out(both, held)
+    await both.agree(tick)
+    assert row(both, "leases", held.lease_id)["state"] == "lapsed"
+    await both.agree(tick)
+
+
+async def test_a_name_that_is_only_locked_keeps_no_submission_waiting(both: Twins) -> None:
+    met = await both.overlap(lambda db: runs.resume(db, "r"), submit("r"))
+    assert not met.waited and isinstance(met.second, tuple) and met.second[0] == "RunExists"
+
+
+async def test_a_planner_explains_nothing_to_a_run_that_somebody_works_on(both: Twins) -> None:
+    await both.agree(submit("s", hosts=["nowhere"]))
+    met = await both.overlap(lambda db: runs.resume(db, "s"), lambda db: plan_once(db, DEFAULT))
+    assert not met.waited and row(both, "runs", "s")["reason"] == ""
+    await both.agree(lambda db: plan_once(db, DEFAULT))
+    assert row(both, "runs", "s")["reason"]
+
+
+async def test_a_name_that_is_written_keeps_a_submission_waiting(both: Twins) -> None:
+    met = await both.overlap(lambda db: runs.pause(db, "r", ""), submit("r"))
+    assert met.waited and isinstance(met.second, tuple) and met.second[0] == "RunExists"
+
+
+async def test_what_the_older_session_says_last_is_not_heard(both: Twins) -> None:
+    """S9: the agent's row says what the newer one said."""
+    held = await granted(both)
+    before = beat(both, "a")
+    met = await both.overlap(hello("a", held), before)
+    assert met.waited and [each["lease"] for each in row(both, "agents", "a")["held"]] == [str(held.lease_id)]
+
+
+async def test_a_lapsed_run_whose_holder_is_back_is_not_planned(both: Twins) -> None:
+    """Its place is renewed, its lapse not yet taken back."""
+    held = await granted(both)
+    await run_out(both, held)
+    await both.agree(lambda db: leases.lapse(db, held.lease_id))
+    await both.set("places", (held.lease_id, 0), expire_time=both.now + timedelta(seconds=1))
+    await both.agree(lambda db: plan_once(db, DEFAULT))
+    assert len(both.storage.rows("leases")) == 1
