@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import select
 import shutil
 import signal
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -23,7 +24,6 @@ import asyncpg
 from coordinator import migrate, postgres
 from coordinator.postgres_programs import Identity
 from relayctl.local import Daemon
-from tests.agent.hosts import gone, kill
 from tests.proxy import Proxy
 
 DATABASE = USER = postgres.USER
@@ -84,10 +84,12 @@ class Server:
         assert self.daemon is not None
         server = self.daemon.process.pid
         os.kill(server, signal.SIGSTOP)  # it makes no new ones while we count
-        processes = [server, *_children(server)]
-        for pid in processes:
-            kill(pid)
-        await asyncio.gather(*(asyncio.to_thread(gone, pid) for pid in processes))
+        processes = [os.pidfd_open(pid) for pid in (server, *_children(server))]
+        for process in processes:
+            signal.pidfd_send_signal(process, signal.SIGKILL)
+        for process in processes:
+            await asyncio.to_thread(select.select, [process], [], [])  # it reads ready once the process has ended
+            os.close(process)
         await self.daemon.finished()
 
     async def ask(self, query: str, *arguments: object, database: str = DATABASE) -> Any:

@@ -15,7 +15,6 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from relay.v1 import agents_pb2, agents_pb2_grpc, runs_pb2, runs_pb2_grpc
-from tests.coordinator.agent_client import ScriptedAgent
 from tests.end_to_end.fleet import Fleet
 from tests.faults.database.clusters import Site
 from tests.faults.database.expectations import trains, undisturbed
@@ -62,32 +61,47 @@ async def test_away_for_longer_than_two_leases(fleet: Fleet, site: Site) -> None
             await stack.enter_async_context(grpc.aio.insecure_channel(replica.address))
             for replica in fleet.deployment.replicas
         ]
-        probes = [await probe(channel, f"probe-{number}") for number, channel in enumerate(channels)]
+        probes = [Probe(channel, f"probe-{number}") for number, channel in enumerate(channels)]
+        assert [await probe.hears() for probe in probes] == ["welcome", "welcome"]
         await asyncio.gather(*(told(channel, SERVING) for channel in channels))
+        back = asyncio.get_running_loop().time() + 2.2 * TTL
         await site.primary.stop(signal.SIGINT)
-        asyncio.get_running_loop().call_later(2.2 * TTL, asyncio.create_task, site.primary.start())
-        for channel, agent in zip(channels, probes, strict=True):
+        for channel, probe in zip(channels, probes, strict=True):
             with pytest.raises(grpc.aio.AioRpcError) as raised:
                 await runs_pb2_grpc.RunsStub(channel).GetRun(runs_pb2.GetRunRequest(name="runs/r"), timeout=20)
             assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
-            assert await agent.wait()
+            assert await probe.hears() == "wait"
             await told(channel, NOT_SERVING)
         await fleet.conductor.allow(7)
         await fleet.conductor.reached(7)
+        asyncio.get_running_loop().call_at(back, asyncio.create_task, site.primary.start())
         await asyncio.gather(*(told(channel, SERVING) for channel in channels))
-        for agent in probes:
-            await agent.beat()  # the very session goes on
-            agent.vanish()
+        assert [await probe.hears() for probe in probes] == ["beat", "beat"]  # the very sessions go on
     await undisturbed(fleet, run, 8)
 
 
-async def probe(channel: grpc.aio.Channel, name: str) -> ScriptedAgent:
-    """An agent with a session on this very replica that takes no work."""
-    agent = ScriptedAgent(agents_pb2_grpc.AgentsStub(channel), name)
-    agent.readiness = agents_pb2.Readiness(ready=False)
-    await agent.hello()
-    await agent.beat()
-    return agent
+class Probe:
+    """A session with one replica, of a host that takes no work."""
+
+    def __init__(self, channel: grpc.aio.Channel, name: str) -> None:
+        readiness = agents_pb2.Readiness(ready=False)
+        hello = agents_pb2.Hello(agent=f"agents/{name}", instance_id=name, boot_id=name, readiness=readiness)
+        self._call: Any = agents_pb2_grpc.AgentsStub(channel).Session()
+        self._next = agents_pb2.SessionRequest(hello=hello)
+        self._sent = 0
+
+    async def hears(self) -> str:
+        """What the next thing it says is answered with."""
+        await self._call.write(self._next)
+        while True:
+            answer = await self._call.read()
+            kind: str = answer.WhichOneof("message")
+            if kind == "welcome" or getattr(answer, kind).heartbeat_sequence == self._sent > 0:
+                break
+        self._sent += 1
+        heartbeat = agents_pb2.Heartbeat(sequence=self._sent, readiness=agents_pb2.Readiness(ready=False))
+        self._next = agents_pb2.SessionRequest(heartbeat=heartbeat)
+        return kind
 
 
 async def told(channel: grpc.aio.Channel, wanted: int) -> None:
