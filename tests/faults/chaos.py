@@ -36,6 +36,7 @@ from tests.proxy import Proxy, Way
 
 log = logging.getLogger(__name__)
 
+MENDED_WITHIN = 900.0  #: seconds for all of a plan: many faults wait for others to be mended
 HEALED_WITHIN = 240.0  #: seconds for every run to end once all is mended: retries back off for up to a minute
 HOST = ("--slots", "6", "--leaving-budget", "5s")
 
@@ -339,9 +340,9 @@ async def submit(world: World, runs: Sequence[tuple[int, str]]) -> None:
 
 
 async def carry_out(world: World, plan: Plan) -> None:
-    """All of it, and then everything is whole again."""
+    """All of it, and then everything is whole again; TimeoutError when something cannot be mended."""
     began = now()
-    async with asyncio.TaskGroup() as group:
+    async with asyncio.timeout(MENDED_WITHIN), asyncio.TaskGroup() as group:
         group.create_task(pace(world, began, plan.seconds))
         for strike in plan.strikes:
             group.create_task(carry_out_one(world, strike, began))
