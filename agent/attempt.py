@@ -127,7 +127,7 @@ class Attempt:
             async with asyncio.TaskGroup() as group:
                 helpers: list[asyncio.Task[Never]] = [group.create_task(self._until_gone())]
                 outcome = await self._live(lambda work: helpers.append(group.create_task(work)))
-                sources, first = (self.sources.values(), self._first_write) if self._shim else ((), None)
+                sources, first = (self.sources.values(), self._stored) if self._shim else ((), None)
                 await complete(self._means, self.assignment, sources, outcome, self._reporting, first)
                 self._ended = outcome.WhichOneof("outcome") or ""
                 for task in helpers:
@@ -256,6 +256,14 @@ class Attempt:
                 return stopped(judged)
             case Cause():
                 return failed(judged)
+
+    async def _stored(self) -> int | None:
+        """Until its first write and its checkpoints are with the coordinator, again if a failover lost them."""
+        await self._first_write.stored()
+        if self._publisher is None:
+            return None
+        await unless(self._orders.hurried, self._publisher.settled())
+        return self._publisher.registered_step
 
     async def _kill(self, why: str) -> None:
         """End the trainer, keep its bytes."""

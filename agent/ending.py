@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
 from agent.contact import CALL_TIMEOUT, insist
 from agent.events.journal import Journal
 from agent.events.sources import Source, final_length
-from agent.first_write import FirstWrite
 from agent.folder import AttemptFolder
 from agent.outputs import manifest_of, matching, whole_folder
 from agent.preparing import Fault, Means
 from agent.verdict import Cause, Stop
 from agent.wire import Assignment, failure
-from relay.errors import BlobTooLarge, EventsMissing, LeaseLost, RelayError
+from relay.errors import BlobTooLarge, CheckpointMissing, EventsMissing, LeaseLost, RelayError
 from relay.manifest import Manifest, ManifestError
 from relay.runfile import RunFile
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import runs_pb2
 
 log = logging.getLogger(__name__)
+
+#: Waits for what the coordinator must have before the end; the newest step that is registered then.
+First = Callable[[], Awaitable[int | None]]
 
 _CAUSES = {Stop.WISHED: pb.Stopped.WISHED, Stop.LEAVING: pb.Stopped.LEAVING, Stop.TRUST_LOST: pb.Stopped.TRUST_LOST}
 
@@ -88,16 +90,16 @@ async def complete(
     sources: Iterable[Source],
     outcome: pb.CompleteLeaseRequest,
     reporting: asyncio.Lock,
-    first_write: FirstWrite | None = None,
+    first: First | None = None,
 ) -> None:
-    """Report how the lease ended, after its first write and everything its sources hold are stored. Raises LeaseLost.
+    """Report how the lease ended, after everything its sources hold is stored, and what is to come `first`.
 
-    `reporting` is held while an answer is awaited: it alone says then whether the lease was lost.
+    Raises LeaseLost. `reporting` is held while an answer is awaited: it alone says then whether the lease was lost.
     An end that the coordinator refuses becomes a fault; a lease whose fault is refused too is let go, and what its
     holder lists no more the coordinator ends by itself.
     """
     try:
-        await _complete(means, assignment, sources, outcome, reporting, first_write)
+        await _complete(means, assignment, sources, outcome, reporting, first)
     except LeaseLost:
         raise
     except RelayError as refusal:
@@ -113,7 +115,7 @@ async def _complete(
     sources: Iterable[Source],
     outcome: pb.CompleteLeaseRequest,
     reporting: asyncio.Lock,
-    first_write: FirstWrite | None,
+    first: First | None,
 ) -> None:
     sources = list(sources)
     lengths = [await asyncio.to_thread(final_length, source.path, lines=source.lines) for source in sources]
@@ -123,8 +125,9 @@ async def _complete(
     while True:
         for source, length in zip(sources, lengths, strict=True):
             await source.stored(length)
-        if first_write is not None:
-            await first_write.stored()
+        outcome.ClearField("registered_step")
+        if first is not None and (step := await first()) is not None:
+            outcome.registered_step = step
         try:
             async with reporting:
                 answer = await insist(
@@ -132,7 +135,7 @@ async def _complete(
                     lambda: means.stub.CompleteLease(outcome, metadata=means.metadata, timeout=CALL_TIMEOUT),
                 )
             break
-        except EventsMissing:  # a failover lost what had been acknowledged: it is sent again first
+        except (EventsMissing, CheckpointMissing):  # a failover lost what had been acknowledged: it is sent again first
             await means.contact.sign()
     state = runs_pb2.Run.State.Name(answer.state)
     log.info("lease=%s completed=%s run=%s", assignment.lease, outcome.WhichOneof("outcome"), state)

@@ -196,6 +196,7 @@ class Completion:
     error: Mapping[str, Any] | None = None
     output: Mapping[str, Any] | None = None
     final: tuple[CursorAt, ...] = ()
+    registered_step: int | None = None  #: the newest that must be in the registry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

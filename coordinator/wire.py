@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence, Sized
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -220,6 +221,11 @@ def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
 
 def completion(request: agents_pb2.CompleteLeaseRequest) -> Completion:
     """How an attempt ended."""
+    step = request.registered_step if request.HasField("registered_step") else None
+    return replace(_outcome(request), registered_step=step)
+
+
+def _outcome(request: agents_pb2.CompleteLeaseRequest) -> Completion:
     digest = hashlib.sha256(request.SerializeToString(deterministic=True)).hexdigest()
     final = cursors(request.final)
     match request.WhichOneof("outcome"):

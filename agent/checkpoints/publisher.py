@@ -107,6 +107,11 @@ class Publisher:
             log.warning("lease=%s step=%d registered again", self._assignment.lease, step)
             self._sealed.put(self._head)
 
+    @property
+    def registered_step(self) -> int | None:
+        """The newest that the registry has taken, or had."""
+        return self._head.saved.step if self._head is not None else None
+
     async def settled(self) -> None:
         """Until everything offered is as safe as it can be made: registered, and in its store."""
         await self._offered.join()
@@ -158,6 +163,7 @@ class Publisher:
                     raise
                 except RelayError as refusal:  # its program's doing, e.g. a step before the one it resumed from
                     step = sealed.saved.step
+                    self._head = None if self._head is sealed else self._head
                     await self._journal.say("error", f"the checkpoint of step {step} was refused: {refusal}")
 
     async def _register(self, sealed: Sealed) -> Registered:

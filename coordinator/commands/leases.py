@@ -152,7 +152,8 @@ def _unfit(checkpoint: CheckpointView) -> str:
 
 
 async def complete(db: Database, lease_id: UUID, report: Completion) -> RunState:
-    """How an attempt ended. The same report again has the same answer; EVENTS_MISSING while a source is short."""
+    """How an attempt ended. The same report again has the same answer; EVENTS_MISSING while a source is short,
+    CHECKPOINT_MISSING while its newest checkpoint is not there."""
     async with db.transaction() as conn:
         if (state := await _reported(conn, lease_id, report)) is not None:
             return state
@@ -162,6 +163,7 @@ async def complete(db: Database, lease_id: UUID, report: Completion) -> RunState
             return run.state  # node 0 speaks for a gang; others are heard when something went wrong
         if report.outcome is not Outcome.FAULTED:
             await leases.check_passed(conn, lease_id, report.final)
+            await checkpoints.check_registered(conn, lease_id, report.registered_step)
         if report.output is not None:
             await _publish(conn, run, report)
         event = Ended(report.outcome, report.cause, report.permanent, _said(report, run.status.stop))

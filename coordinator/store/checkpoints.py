@@ -9,6 +9,7 @@ import asyncpg
 
 from coordinator.store.statement import statement
 from coordinator.values import CheckpointView, Copy, NewCheckpoint, Part
+from relay.errors import CheckpointMissing
 
 OFFERED = 100  #: checkpoints that a host is told of at once: a message has a size, a long run thousands of them
 
@@ -89,6 +90,12 @@ async def resumable(conn: asyncpg.Connection, run_id: str) -> list[CheckpointVie
         OFFERED,
     )
     return [_view(row) for row in rows]
+
+
+async def check_registered(conn: asyncpg.Connection, lease_id: UUID, step: int | None) -> None:
+    """CheckpointMissing unless the lease has registered this step, or a later one."""
+    if step is not None and ((last := await last_step(conn, lease_id)) is None or last < step):
+        raise CheckpointMissing(f"the checkpoint of step {step} is not registered")
 
 
 @statement

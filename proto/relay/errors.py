@@ -7,6 +7,7 @@ metadata that a program can act on. One interceptor of the coordinator renders t
     ├── the lease or session is gone: stop that work      LeaseLost · SessionReplaced · IdentityInUse
     │                                                     DeploymentForeign
     ├── fix the order, then try again                     StartMissing · EventsMissing · OffsetGap
+    │                                                     CheckpointMissing
     ├── the request is wrong: never try it again          SpecInvalid · InvalidRequest · RequestIdReused · RunExists
     │                                                     InputMissing · DigestMismatch · BlobTooLarge
     ├── there is no such thing                            RunUnknown · AgentUnknown · CheckpointUnknown · BlobUnknown
@@ -80,6 +81,12 @@ class EventsMissing(RelayError):
     """Events that must come before this have not arrived yet."""
 
     code, reason = grpc.StatusCode.FAILED_PRECONDITION, "EVENTS_MISSING"
+
+
+class CheckpointMissing(RelayError):
+    """A checkpoint that must be registered before this is not, or no more."""
+
+    code, reason = grpc.StatusCode.FAILED_PRECONDITION, "CHECKPOINT_MISSING"
 
 
 class OffsetGap(RelayError):

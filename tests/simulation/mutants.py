@@ -14,7 +14,9 @@ from typing import Any, cast
 from unittest.mock import patch
 from uuid import UUID
 
+from agent import preparing
 from agent import supervisor as supervising
+from agent.attempt import Attempt
 from agent.checkpoints import resume
 from agent.first_write import FirstWrite
 from agent.leases import Beat, Plan, Standing, Wish, plan
@@ -440,8 +442,6 @@ def resume_from_the_oldest() -> Sequence[Patch]:
     async def mutated(offered: Sequence[Any], *args: Any, **more: Any) -> Any:
         return await choose(list(reversed(offered)), *args, **more)
 
-    from agent import preparing
-
     return [patch.object(preparing, "choose", mutated)]
 
 
@@ -535,8 +535,6 @@ def leases_outlive_restore() -> Sequence[Patch]:
 
 @mutant("what a failover lost is sent again: the welcome says what the coordinator has (§2 Failover)", "failover")
 def welcome_unheard() -> Sequence[Patch]:
-    from agent.attempt import Attempt
-
     def mutated(self: Any, record: Any) -> None:
         for source in self.sources.values():
             source.sync(source.acked)
@@ -547,6 +545,11 @@ def welcome_unheard() -> Sequence[Patch]:
 @mutant("an attempt's first write is said again when a failover lost it (§2 Failover, S6)", "failover")
 def first_write_not_repeated() -> Sequence[Patch]:
     return [patch.object(FirstWrite, "sync", lambda self, started: None)]
+
+
+@mutant("an end waits for the checkpoints that a failover lost (§2 Failover, S5)", "failover")
+def end_before_checkpoints() -> Sequence[Patch]:
+    return [patch.object(checkpoints, "check_registered", nothing()), patch.object(Attempt, "_stored", nothing())]
 
 
 @mutant("a session that is not the agent's own is told so (§2 Sessions)", "cloned agent_frozen host_frozen")

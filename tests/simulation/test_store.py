@@ -65,7 +65,7 @@ async def blocked(db: SimulatedDatabase, run_id: str) -> asyncio.Task[None]:
             await runs.lock(conn, run_id)
 
     task = asyncio.create_task(lock())
-    while not db.storage.waiting:  # noqa: ASYNC110  # the next turn of the loop at the latest
+    while not db.storage.waiting:  # the next turn of the loop at the latest
         await asyncio.sleep(0)
     return task
 
@@ -188,7 +188,7 @@ async def test_those_who_wait_get_the_row_in_their_order(storage: Storage, db: S
         conn = await stack.enter_async_context(db.transaction())
         await runs.lock(conn, run)
         tasks = [group.create_task(lock(number)) for number in range(4)]
-        while len(storage.waiting) < len(tasks):  # noqa: ASYNC110  # a turn of the loop
+        while len(storage.waiting) < len(tasks):  # a turn of the loop
             await asyncio.sleep(0)
         tasks[1].cancel()
     assert order == [0, 2, 3]
@@ -201,7 +201,7 @@ async def test_of_two_who_wait_for_each_other_one_gives_up(storage: Storage, db:
         async with db.transaction() as conn:
             await runs.lock(conn, run)
             task = asyncio.create_task(_both(db, "s", run))
-            while not storage.waiting:  # noqa: ASYNC110  # a turn of the loop
+            while not storage.waiting:  # a turn of the loop
                 await asyncio.sleep(0)
             await runs.lock(conn, "s")
     await task

@@ -242,7 +242,7 @@ async def _overlap(held_up: HeldUp, first: Act, second: Awaitable[object], waits
     await asyncio.wait([one, written], return_when=asyncio.FIRST_COMPLETED)
     written.cancel()
     two = asyncio.create_task(outcome(second))
-    while not two.done() and not await waits():  # noqa: ASYNC110  # only the database knows
+    while not two.done() and not await waits():  # only the database knows
         await asyncio.sleep(0)
     waited = not two.done()
     held_up.end.set()

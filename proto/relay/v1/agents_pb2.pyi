@@ -1014,10 +1014,15 @@ class CompleteLeaseRequest(_message.Message):
     FAILED_FIELD_NUMBER: _builtins.int
     FAULTED_FIELD_NUMBER: _builtins.int
     FINAL_FIELD_NUMBER: _builtins.int
+    REGISTERED_STEP_FIELD_NUMBER: _builtins.int
     lease: _builtins.str
     """`runs/{run}/leases/{lease}`."""
     node: _builtins.int
     """Rank of the node; node 0 completes a gang."""
+    registered_step: _builtins.int
+    """The newest step that this node has registered; CHECKPOINT_MISSING when the registry has none so new (not checked for
+    `faulted`). A failover may have lost it, and after the end nobody could say it again.
+    """
     @_builtins.property
     def succeeded(self) -> Global___Succeeded:
         """Trained to the end."""
@@ -1048,13 +1053,19 @@ class CompleteLeaseRequest(_message.Message):
         failed: Global___Failed | None = ...,
         faulted: Global___Faulted | None = ...,
         final: _abc.Iterable[Global___Cursor] | None = ...,
+        registered_step: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["failed", b"failed", "faulted", b"faulted", "outcome", b"outcome", "stopped", b"stopped", "succeeded", b"succeeded"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_registered_step", b"_registered_step", "failed", b"failed", "faulted", b"faulted", "outcome", b"outcome", "registered_step", b"registered_step", "stopped", b"stopped", "succeeded", b"succeeded"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["failed", b"failed", "faulted", b"faulted", "final", b"final", "lease", b"lease", "node", b"node", "outcome", b"outcome", "stopped", b"stopped", "succeeded", b"succeeded"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_registered_step", b"_registered_step", "failed", b"failed", "faulted", b"faulted", "final", b"final", "lease", b"lease", "node", b"node", "outcome", b"outcome", "registered_step", b"registered_step", "stopped", b"stopped", "succeeded", b"succeeded"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__registered_step: _TypeAlias = _typing.Literal["registered_step"]  # noqa: Y015
+    _WhichOneofArgType__registered_step: _TypeAlias = _typing.Literal["_registered_step", b"_registered_step"]  # noqa: Y015
     _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["succeeded", "stopped", "failed", "faulted"]  # noqa: Y015
     _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__registered_step) -> _WhichOneofReturnType__registered_step | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
 
 Global___CompleteLeaseRequest: _TypeAlias = CompleteLeaseRequest  # noqa: Y015
