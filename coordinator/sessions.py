@@ -148,6 +148,7 @@ class LiveSession:
         self._first = wish
         self._changed = changed
         self._told = -1  # the newest wish version that was sent
+        self._heard = 0  # the newest heartbeat
 
     async def messages(self, heartbeats: AsyncIterator[Heartbeat]) -> AsyncGenerator[Told | Waiting, None]:
         """Answers each heartbeat, and pushes what changes in between, until the heartbeats end."""
@@ -161,7 +162,8 @@ class LiveSession:
                     if (heartbeat := reading.result()) is None:
                         return
                     reading = asyncio.ensure_future(anext(heartbeats, None))
-                    yield await self._answer(heartbeat)
+                    if self._is_news(heartbeat):
+                        yield await self._answer(heartbeat)
                 elif (pushed := await self._pushed()) is not None:
                     yield pushed
                 if waking.done():
@@ -169,6 +171,12 @@ class LiveSession:
         finally:
             reading.cancel()
             waking.cancel()
+
+    def _is_news(self, heartbeat: Heartbeat) -> bool:
+        """False for one that a later one has overtaken: it no longer says what is held (F17). 0 is not counted."""
+        newer = heartbeat.sequence > self._heard or not heartbeat.sequence
+        self._heard = max(self._heard, heartbeat.sequence)
+        return newer
 
     async def _answer(self, heartbeat: Heartbeat) -> Told | Waiting:
         try:

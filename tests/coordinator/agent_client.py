@@ -50,6 +50,11 @@ class ScriptedAgent:
         await self._send()
         return await self.until(lambda beat: beat.heartbeat_sequence == self._sequence)
 
+    async def say(self, sequence: int, *held: pb.HeldLease) -> None:
+        """Sends a heartbeat of this number, and awaits nothing."""
+        heartbeat = pb.Heartbeat(sequence=sequence, held=held, readiness=self.readiness)
+        await self._call.write(pb.SessionRequest(heartbeat=heartbeat))
+
     async def wait(self) -> bool:
         """Sends a heartbeat; True once the coordinator says that it cannot answer this one."""
         await self._send()
@@ -59,8 +64,7 @@ class ScriptedAgent:
 
     async def _send(self) -> None:
         self._sequence += 1
-        heartbeat = pb.Heartbeat(sequence=self._sequence, held=self.held.values(), readiness=self.readiness)
-        await self._call.write(pb.SessionRequest(heartbeat=heartbeat))
+        await self.say(self._sequence, *self.held.values())
 
     async def until(self, wanted: Callable[[pb.Beat], bool]) -> pb.Beat:
         """Reads beats until one is as wanted."""

@@ -194,6 +194,17 @@ def hello_of(agent: ScriptedAgent, **more: Any) -> Hello:
     return Hello(**{**plain, **more})
 
 
+async def test_a_heartbeat_that_a_later_one_has_overtaken_says_nothing(world: World) -> None:
+    """F17: it does not list a lease that was begun after it left, and would end it."""
+    async with connected(world.replica.agents, "a") as [agent]:
+        await world.submit()
+        wished = await agent.take()
+        await agent.say(1)
+        beat = await agent.beat()
+        assert [lease.lease for lease in beat.leases] == [wished.lease]
+        assert [attempt.outcome for attempt in await world.attempts()] == [runs_pb2.Attempt.OUTCOME_UNSPECIFIED]
+
+
 async def test_the_hello_says_at_once_what_is_free_and_whether_work_is_welcome(world: World) -> None:
     """S9: between the hello and the first heartbeat nothing is granted by what an older session said."""
     async with connected(world.replica.agents, "a") as [a]:

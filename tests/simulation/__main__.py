@@ -85,15 +85,18 @@ def hunt(mutants: Sequence[Mutant], seeds: int) -> int:
             survivors += verdict is None and not each.spare
             found = f"seed {verdict.seed:<4} {', '.join(verdict.properties)}" if verdict else "survives"
             why = f" ({each.spare})" if verdict is None and each.spare else ""
-            print(f"{each.name:<28} {found:<26} {each.rule}{why}", flush=True)
+            once = " [a fault that Relay had]" if each.ours else ""
+            print(f"{each.name:<28} {found:<26} {each.rule}{why}{once}", flush=True)
     print(f"{survivors} of {len(mutants)} survive without a reason")
     return survivors > 0
 
 
 def first_caught(name: str, seeds: int) -> Verdict | None:
-    """The first seed in which something is wrong without the rule."""
+    """The first seed in which something is wrong without the rule, and nothing is with it."""
+    kinds = next(each.kinds for each in MUTANTS if each.name == name)
     verdicts = (mutated(name, seed) for seed in range(seeds))
-    return next((verdict for verdict in verdicts if verdict.violations), None)
+    wrong = (verdict for verdict in verdicts if verdict.violations)
+    return next((verdict for verdict in wrong if not simulate(verdict.seed, kinds).violations), None)
 
 
 if __name__ == "__main__":

@@ -55,6 +55,7 @@ class Mutant:
     kinds: tuple[str, ...]  #: of the faults that the rule is for
     patches: Callable[[], Sequence[Patch]]
     spare: str = ""  #: why nothing breaks without it: other rules keep what it is for
+    ours: bool = False  #: Relay was like that once: a fault that was found on the way, kept as it was before its mend
 
     @contextmanager
     def alive(self) -> Iterator[None]:
@@ -69,12 +70,12 @@ MUTANTS: list[Mutant] = []
 
 
 def mutant(
-    rule: str, kinds: str, *, spare: str = ""
+    rule: str, kinds: str, *, spare: str = "", ours: bool = False
 ) -> Callable[[Callable[[], Sequence[Patch]]], Callable[[], Sequence[Patch]]]:
     """The decorated function says what is replaced; `kinds` are the faults that show it soonest."""
 
     def add(patches: Callable[[], Sequence[Patch]]) -> Callable[[], Sequence[Patch]]:
-        MUTANTS.append(Mutant(patches.__name__, rule, tuple(kinds.split()), patches, spare))
+        MUTANTS.append(Mutant(patches.__name__, rule, tuple(kinds.split()), patches, spare, ours))
         return patches
 
     return add
@@ -293,7 +294,7 @@ def replaced_come_back() -> Sequence[Patch]:
     return [patch.object(session_commands, "admit", mutated)]
 
 
-@mutant("a hello that a later one of its instance has overtaken is refused (§2 Sessions, F17)", "weather")
+@mutant("a hello that a later one of its instance has overtaken is refused (§2 Sessions, F17)", "weather", ours=True)
 def late_hellos_taken() -> Sequence[Patch]:
     admit = session_commands.admit
 
@@ -301,6 +302,11 @@ def late_hellos_taken() -> Sequence[Patch]:
         return admit(row, replace(hello, dial=0), within)
 
     return [patch.object(session_commands, "admit", mutated)]
+
+
+@mutant("a heartbeat that a later one has overtaken says nothing (§2 Sessions, F17)", "weather", ours=True)
+def overtaken_heartbeats_heard() -> Sequence[Patch]:
+    return [patch.object(live_sessions.LiveSession, "_is_news", lambda *_: True)]
 
 
 # Fences
@@ -456,7 +462,7 @@ def register_before_start() -> Sequence[Patch]:
     return [patch.object(checkpoint_commands, "runs", Instead(runs, lock_of=mutated))]
 
 
-@mutant("events are taken only of an attempt that said what it resumes from (§3, S6)", "failover")
+@mutant("events are taken only of an attempt that said what it resumes from (§3, S6)", "failover", ours=True)
 def events_before_start() -> Sequence[Patch]:
     writer = simulated_events._writer
 
@@ -542,12 +548,12 @@ def welcome_unheard() -> Sequence[Patch]:
     return [patch.object(Attempt, "sync", mutated)]
 
 
-@mutant("an attempt's first write is said again when a failover lost it (§2 Failover, S6)", "failover")
+@mutant("an attempt's first write is said again when a failover lost it (§2 Failover, S6)", "failover", ours=True)
 def first_write_not_repeated() -> Sequence[Patch]:
     return [patch.object(FirstWrite, "sync", lambda self, started: None)]
 
 
-@mutant("an end waits for the checkpoints that a failover lost (§2 Failover, S5)", "failover")
+@mutant("an end waits for the checkpoints that a failover lost (§2 Failover, S5)", "failover", ours=True)
 def end_before_checkpoints() -> Sequence[Patch]:
     return [patch.object(checkpoints, "check_registered", nothing()), patch.object(Attempt, "_stored", nothing())]
 

@@ -81,7 +81,7 @@ class Keeper:
         self._woken = asyncio.Event()
         self._code: int | None = None
         self._killing = False
-        self.trainer = Trainer(job, machine.name, self.trainer_process, machine.truth, machine.random, machine.wrote)
+        self.trainer = Trainer(job, machine.label, self.trainer_process, machine.truth, machine.random, machine.wrote)
         self.trainer_process.spawn(self._train())
         self.process.spawn(self._keep())
         self.record = recorded(machine, job, job.folder, number)

@@ -306,7 +306,7 @@ class Heartbeat(_message.Message):
     READINGS_FIELD_NUMBER: _builtins.int
     READINESS_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
-    """1, 2, … in this session; the beat that answers it echoes it."""
+    """1, 2, … in this session; the beat that answers it echoes it. One that a later one has overtaken is not answered."""
     @_builtins.property
     def held(self) -> _containers.RepeatedCompositeFieldContainer[Global___HeldLease]:
         """All leases whose shim answers, every time."""
