@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from datetime import datetime
 from uuid import UUID
 
 import asyncpg
@@ -210,13 +211,16 @@ def _said(report: Completion, stop: StopReason | None) -> str:
     return str(report.error["message"]) if report.error else ""
 
 
-async def lapse(db: Database, lease_id: UUID) -> bool:
-    """Lets a lease lapse if a place of it has run out by the database's clock, now that all of it is locked."""
+async def lapse(db: Database, lease_id: UUID, at: datetime | None = None) -> bool:
+    """Lets a lease lapse if a place of it has run out by the database's clock, now that all of it is locked.
+
+    With `at` it must have run out by that moment too.
+    """
     async with db.transaction() as conn:
         run = await _unended(conn, lease_id)
         if run is None or run.held.state is not LeaseState.HELD:
             return False
-        agent = await leases.expired_place(conn, lease_id)
+        agent = await leases.expired_place(conn, lease_id, at)
         if agent is None:
             return False
         text = f"{agent} is silent; the run may go elsewhere"

@@ -61,11 +61,11 @@ async def reap(
             await deployment.forget_the_future(conn, timing.ttl)
         await deployment.ticked(conn, clock.now, timing.ttl if why else None)
         suspended = bool(why) or (clock.lapses_after is not None and clock.lapses_after > clock.now)
-        run_out = [] if suspended else await leases.expired(conn)
+        run_out = [] if suspended else await leases.expired(conn, clock.now)
     if why:
         _log.warning("nothing lapses for %g s: %s", timing.ttl, why)
     for lease_id in run_out:
-        if await lease_commands.lapse(db, lease_id):
+        if await lease_commands.lapse(db, lease_id, looked.database):
             _log.info("lease=%s lapsed", lease_id)
     return looked
 

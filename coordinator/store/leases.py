@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -312,24 +313,28 @@ async def is_missing(conn: asyncpg.Connection, lease_id: UUID) -> str | None:
 
 
 @statement
-async def expired(conn: asyncpg.Connection) -> list[UUID]:
-    """Held leases of which a place has run out."""
+async def expired(conn: asyncpg.Connection, at: datetime) -> list[UUID]:
+    """Held leases of which a place had run out at this moment of the database's clock, and still has."""
     rows = await conn.fetch(
         """SELECT DISTINCT l.id FROM leases l JOIN places p ON p.lease_id = l.id
-           WHERE l.end_time IS NULL AND l.state = 'held' AND p.expire_time < clock_timestamp() ORDER BY l.id"""
+           WHERE l.end_time IS NULL AND l.state = 'held' AND p.expire_time < LEAST($1, clock_timestamp())
+           ORDER BY l.id""",
+        at,
     )
     return [row["id"] for row in rows]
 
 
 @statement
-async def expired_place(conn: asyncpg.Connection, lease_id: UUID) -> str | None:
+async def expired_place(conn: asyncpg.Connection, lease_id: UUID, at: datetime | None = None) -> str | None:
     """The agent whose place of the lease has run out by the database's clock; None when all are good.
 
-    The places are locked first: a renewal that is being written just now counts.
+    The places are locked first: a renewal that is being written just now counts. With `at` it must have run out by then
+    too: whoever has judged that moment's clock must not be surprised by one that was set since (F13).
     """
     rows = await conn.fetch(
-        """SELECT agent, expire_time < clock_timestamp() AS over FROM places
+        """SELECT agent, expire_time < LEAST($2::timestamptz, clock_timestamp()) AS over FROM places
            WHERE lease_id = $1 AND end_time IS NULL ORDER BY node FOR NO KEY UPDATE""",
         lease_id,
+        at,
     )
     return next((row["agent"] for row in rows if row["over"]), None)

@@ -8,9 +8,11 @@ import asyncpg
 import pytest
 from grpc import aio
 
+from coordinator.commands import leases
 from coordinator.postgres import Cluster
 from coordinator.services import reaper
 from coordinator.services.reaper import Looked
+from coordinator.store import leases as stored_leases
 from relay.v1 import runs_pb2
 from tests.coordinator.agent_client import SUCCEEDED, ScriptedAgent, connected
 from tests.coordinator.fleet import World, reason
@@ -54,6 +56,21 @@ async def test_a_gap_in_the_reapers_own_tick_lets_nothing_lapse_for_a_ttl(world:
         await execute(world, "UPDATE deployment SET lapses_after = clock_timestamp()")
         await reaper.reap(world.db, world.config.timing, None)
         assert (await state(world, "a"), await state(world, "b")) == (HELD, LAPSED)
+
+
+async def test_a_clock_that_leaps_while_the_reaper_looks_lets_nothing_lapse(world: World) -> None:
+    """F13: the reaper has judged a moment, and what had not run out by then is judged again at its next tick."""
+    async with connected(world.replica.agents, "a") as [a]:
+        await held(world, a)
+        async with world.db.transaction() as conn:
+            judged = await conn.fetchval("SELECT clock_timestamp()")
+            await conn.execute("UPDATE places SET expire_time = clock_timestamp()")
+            await conn.execute("UPDATE deployment SET lapses_after = clock_timestamp() + interval '1 hour'")  # ours only
+            lease = await conn.fetchval("SELECT id FROM leases")
+        async with world.db.transaction() as conn:
+            assert await stored_leases.expired(conn, judged) == []
+        assert not await leases.lapse(world.db, lease, judged)
+        assert await state(world, "a") == HELD
 
 
 async def test_an_outage_that_is_no_failover_withholds_no_stop_runs(world: World) -> None:

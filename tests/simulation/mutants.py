@@ -135,7 +135,7 @@ def no_deadline() -> Sequence[Patch]:
 
 @mutant("a lapse is judged again under lock: a renewal that was being written counts (§2 Lapse)", "weather partition")
 def lapse_unchecked() -> Sequence[Patch]:
-    async def mutated(ex: Execution, lease_id: UUID) -> str | None:
+    async def mutated(ex: Execution, lease_id: UUID, at: Any = None) -> str | None:
         return next((row["agent"] for row in simulated_leases.places_of(ex, lease_id)), None)
 
     return [carried_out(leases.expired_place, mutated)]

@@ -306,7 +306,7 @@ class Trace:
         lease_id = self.lease_id()
         if lease_id is None:
             return None
-        judgement: Callable[[Any, UUID], Awaitable[object]]
+        judgement: Callable[..., Awaitable[object]]
         judgement = self.dice.choice([leases.lapse, leases.lapse, leases.unlapse, leases.miss])
         return lambda db: judgement(db, lease_id)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -222,17 +223,17 @@ async def is_missing(ex: Execution, lease_id: UUID) -> str | None:
 
 
 @repertoire.carries_out(leases.expired)
-async def expired(ex: Execution) -> list[UUID]:
-    now = ex.now
+async def expired(ex: Execution, at: datetime) -> list[UUID]:
+    now = min(ex.now, at)
     held = sorted(row["id"] for row in ex.rows("leases") if _has_not_ended(row) and row["state"] == "held")
     return [lease for lease in held if any(row["expire_time"] < now for row in ex.where("places", "lease_id", lease))]
 
 
 @repertoire.carries_out(leases.expired_place)
-async def expired_place(ex: Execution, lease_id: UUID) -> str | None:
+async def expired_place(ex: Execution, lease_id: UUID, at: datetime | None = None) -> str | None:
     over, began = [], ex.now
     for row in places_of(ex, lease_id):
         if _has_not_ended(row) and (locked := await ex.lock("places", row, _has_not_ended)):
             now = began if locked is row else ex.now  # a row that was only waited for is not looked at again
-            over += [locked["agent"]] if locked["expire_time"] < now else []
+            over += [locked["agent"]] if locked["expire_time"] < (now if at is None else min(now, at)) else []
     return over[0] if over else None
