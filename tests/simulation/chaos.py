@@ -158,6 +158,7 @@ class Chaos:
 
     def _database_clock(self, fault: Fault) -> None:
         self._world.clock_steps += fault.amount
+        self._world.clock_was_set = True
 
     def _remember(self, fault: Fault) -> None:
         self._snapshots[fault] = self._world.storage.snapshot()

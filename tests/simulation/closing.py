@@ -132,7 +132,7 @@ def witness(world: World) -> Witness:
             for lease, written in truth.written.items()
             if written.path.exists()
         },
-        steady=world.clock_steps == 0.0,
+        steady=not world.clock_was_set,
     )
 
 

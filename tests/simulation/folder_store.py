@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,7 +11,8 @@ from pathlib import Path
 from random import Random
 
 from agent.stores.base import Damaged
-from relay.manifest import NAME, Manifest, ManifestFile
+from relay.errors import DigestMismatch
+from relay.manifest import NAME, Manifest, ManifestFile, verify
 
 
 @dataclass(slots=True)
@@ -48,7 +50,7 @@ class FolderStore:
     async def put_files(self, manifest: Manifest, where: Callable[[ManifestFile], Path], written: Path) -> str:
         files = {file.path: where(file) for file in manifest.files} | {NAME: written}
         await self._transfer()
-        self.folders[manifest.digest] = {path: place.read_bytes() for path, place in files.items()}
+        self.folders[manifest.digest] = _read(manifest, files)
         return self.uri(manifest.digest)
 
     async def fetch(self, manifest_digest: str, folder: Path) -> Manifest:
@@ -57,7 +59,19 @@ class FolderStore:
         if files is None:
             raise Damaged("it is not in the store")
         _write(folder, files)
-        return Manifest.from_bytes(files[NAME])
+        manifest = Manifest.from_bytes(files[NAME])
+        if (wrong := verify(folder, manifest)) is not None:
+            raise Damaged(wrong)
+        return manifest
+
+
+def _read(manifest: Manifest, files: dict[str, Path]) -> dict[str, bytes]:
+    """As a store takes them: by their digests."""
+    found = {path: place.read_bytes() for path, place in files.items()}
+    for file in manifest.files:
+        if f"sha256:{hashlib.sha256(found[file.path]).hexdigest()}" != file.digest:
+            raise DigestMismatch(f"{file.path} is not what its manifest says")
+    return found
 
 
 def _write(folder: Path, files: dict[str, bytes]) -> None:

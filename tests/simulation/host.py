@@ -130,6 +130,8 @@ class Host:
             await self._serve(process, orders)
         except* RelayError:  # replaced by another, or refused
             pass
+        except* Exception as crash:
+            self.loop.failures.append(f"crash: the agent of {self.label}: {crash.exceptions!r}")
         process.kill()
         self.loop.call_later(AGAIN, self._start_again, process, context=Context())
 

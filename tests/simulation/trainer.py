@@ -32,6 +32,7 @@ class Trainer:
         self._every = int(job.env["SIM_SAVE_EVERY"])
         self._pace = float(job.env["SIM_PACE"])
         self._fails = float(job.env["SIM_FAILS"])
+        self._broken = False
         self.step, self._chain, parent = self._resumed(job.env.get("RELAY_RESUME_FROM"))
         self.written = truth.written.setdefault(self.lease, Written(self._events))
         self.execution = Execution(
@@ -49,7 +50,11 @@ class Trainer:
     def _resumed(self, folder: str | None) -> tuple[int, str, tuple[str, int] | None]:
         if folder is None:
             return 0, BEGIN, None
-        state = json.loads(Path(folder, "state.json").read_text())
+        try:
+            state = json.loads(Path(folder, "state.json").read_text())
+        except ValueError:  # it was damaged after it was verified: the program cannot load it
+            self._broken = True
+            return 0, BEGIN, None
         step, lease, chain = int(state["step"]), str(state["lease"]), str(state["chain"])
         if self._truth.states.get((lease, step)) != chain:
             self._truth.wrong.append(f"S4: {self.lease} resumed from a state that nobody saved: {lease} step {step}")
@@ -64,6 +69,8 @@ class Trainer:
 
     async def run(self) -> int:
         """To its end; the exit code."""
+        if self._broken:
+            return 1
         while self.step < self._steps:
             if await self._pausing(self._random.uniform(0.5, 1.5) * self._pace):
                 await asyncio.sleep(self._random.choice([0.0, 0.0, 2.0]) * self._random.random())  # a step to its end

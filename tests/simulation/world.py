@@ -83,6 +83,7 @@ class World:
         self.network = Network(self.loop, Random(dice.getrandbits(64)))
         self.store = FolderStore(Random(dice.getrandbits(64)))
         self.answers_lost = 0.0  #: probability, of commits whose answer gets lost
+        self.clock_was_set = False
         self.clock_steps = 0.0  #: seconds by which the database's clock was set
         self.storage = Storage(now=self.database_time, random=Random(dice.getrandbits(64)))
         self.outage_ended = -1e9  #: when the control plane was last back
