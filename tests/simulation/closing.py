@@ -61,7 +61,7 @@ def _no_run_waits_for_nothing(world: World, waiting: dict[str, float]) -> None:
     for name, run in tables["runs"].items():
         withheld = run["spec"]["lifecycle"]["on_disconnect"] == "stop" and after is not None and after > now
         backs_off = run["eligible_time"] is not None and run["eligible_time"] > now
-        ready = run["state"] == "queued" and not backs_off and not withheld and taken < len(world.hosts)
+        ready = run["state"] == "queued" and not backs_off and not withheld and taken < world.room
         since = waiting.setdefault(name, world.loop.time()) if ready else waiting.pop(name, None)
         if ready and since is not None and world.loop.time() - since > GRANTED:
             world.say("L1", f"{name} waits, and there is room: {run['reason']}")

@@ -52,7 +52,7 @@ def _lasting(kind: str, *lengths: float, both: float = 0.0) -> Maker:
 
 def _partition(random: Random, at: float, ttl: float) -> Fault:
     ways = random.choice([(Way.UP, Way.DOWN), (Way.UP, Way.DOWN), (Way.UP,), (Way.DOWN,)])
-    lasts = random.choice([0.3, 1.5, 2.5, 3.5]) * ttl
+    lasts = random.choice([0.3, random.uniform(0.85, 1.15), 1.5, 2.5, 3.5]) * ttl
     return Fault("partition", at, lasts, random.randrange(6), random.random() < 0.3, ways)
 
 
@@ -71,8 +71,8 @@ def _swapped(kind: str, *losses: float) -> Maker:
 #: How each kind is made, and with how many lots it is drawn.
 KINDS: Mapping[str, tuple[int, Maker]] = {
     "agent_killed": (4, _lasting("agent_killed", 0.2, 1.0, 2.0)),
-    "agent_frozen": (3, _lasting("agent_frozen", 0.5, 1.5, 3.0)),
-    "host_frozen": (3, _lasting("host_frozen", 0.5, 1.5, 3.0)),
+    "agent_frozen": (3, _lasting("agent_frozen", 0.5, 1.0, 1.5, 3.0)),
+    "host_frozen": (3, _lasting("host_frozen", 0.5, 1.0, 1.5, 3.0)),
     "power_cut": (3, _lasting("power_cut", 0.3, 2.0)),
     "trainer_killed": (2, _lasting("trainer_killed", 0.0)),
     "shim_killed": (2, _lasting("shim_killed", 0.0)),

@@ -32,7 +32,6 @@ from tests.simulation.network import Network
 from tests.simulation.shims import Keeper, LostShim, SimulatedShim, recorded
 from tests.simulation.truth import Truth
 
-SLOTS = 2
 LEAVING = 2.0  #: seconds that leaving may take
 AGAIN = 4.0  #: seconds until an agent that ended is started again
 
@@ -69,6 +68,7 @@ class Place:
     store: FolderStore
     timing: LeaseTiming
     folder: Path
+    slots: int = 2  #: of each host
     numbers: itertools.count[int] = field(default_factory=itertools.count)
 
 
@@ -146,7 +146,7 @@ class Host:
         coordinator = place.network.coordinator(self.label, process)
         self._contact = contact = Contact(self.now)
         self._notice = notice = _Written()
-        capability = fleet_pb2.Capability(hostname=self.name, cpus=8, memory_bytes=1 << 34, slots=SLOTS)
+        capability = fleet_pb2.Capability(hostname=self.name, cpus=8, memory_bytes=1 << 34, slots=place.slots)
         hello = pb.Hello(agent=f"agents/{self.name}", capability=capability)
         async with coordinator.dial() as calls:
             means = Means(

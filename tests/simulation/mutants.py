@@ -38,6 +38,7 @@ from coordinator.values import Held
 from relay.errors import LeaseLost
 from tests.simulation.store import events as simulated_events
 from tests.simulation.store import leases as simulated_leases
+from tests.simulation.store import wishes as simulated_wishes
 from tests.simulation.store.execution import Execution
 from tests.simulation.store.repertoire import REPERTOIRE
 from tests.simulation.store.storage import Snapshot, Storage
@@ -109,7 +110,10 @@ class Instead:
 # Trust and time
 
 
-@mutant("trust counts from the moment the answered heartbeat was sent (§2 Time)", "agent_frozen weather")
+@mutant(
+    "trust counts from the moment the answered heartbeat was sent (§2 Time)",
+    "agent_frozen partition",
+)
 def trust_from_receipt() -> Sequence[Patch]:
     hear = Session._hear
 
@@ -167,7 +171,10 @@ def no_wish_version() -> Sequence[Patch]:
     return [patch.object(Standing, "accepts", lambda self, beat: beat.session_id == self.session_id)]
 
 
-@mutant("a beat is built from a read begun after the message it answers (§2 Beats)", "partition weather")
+@mutant(
+    "a beat is built from a read begun after the message it answers (§2 Beats)",
+    "partition agent_frozen",
+)
 def stale_read() -> Sequence[Patch]:
     beat = session_commands.beat
 
@@ -179,7 +186,10 @@ def stale_read() -> Sequence[Patch]:
     return [patch.object(session_commands, "beat", mutated)]
 
 
-@mutant("a beat's version and its leases are of one moment (§2 Beats)", "pause weather cancel")
+@mutant(
+    "a beat's version and its leases are of one moment (§2 Beats)",
+    "pause partition cancel",
+)
 def mixed_beat() -> Sequence[Patch]:
     read = wishes.read
 
@@ -195,7 +205,11 @@ def version_not_raised() -> Sequence[Patch]:
     return [carried_out(agents.raise_versions, nothing())]
 
 
-@mutant("a lease is begun at most once in a host's life (§2 Beats)", "weather")
+@mutant(
+    "a lease is begun at most once in a host's life (§2 Beats)",
+    "weather",
+    spare="a start is fenced, and a lease that was listed comes without its assignment",
+)
 def begun_again() -> Sequence[Patch]:
     def mutated(held: Any, wished: Mapping[str, Wish], begun: Any = frozenset()) -> Plan:
         return plan(held, wished)
@@ -214,7 +228,11 @@ def stop_applied_twice() -> Sequence[Patch]:
     return [patch.object(Sentence, "stop", mutated)]
 
 
-@mutant("nothing is begun on slots that something here still has (§2 Grants, S9)", "weather pause cancel requeue")
+@mutant(
+    "nothing is begun on slots that something here still has (§2 Grants, S9)",
+    "weather pause cancel requeue",
+    spare="the grant looks under lock at what the last heartbeat lists",
+)
 def busy_slots_ignored() -> Sequence[Patch]:
     return [patch.object(Supervisor, "_busy", lambda self, slots: False)]
 
@@ -222,12 +240,19 @@ def busy_slots_ignored() -> Sequence[Patch]:
 # Sessions
 
 
-@mutant("a renewal compares the session id (§2 Sessions)", "cloned agent_frozen partition")
+@mutant(
+    "a renewal compares the session id (§2 Sessions)",
+    "cloned agent_frozen partition",
+    spare="a late heartbeat of a session that is over puts off a lapse by a TTL, once: its stream is told",
+)
 def renewal_without_session() -> Sequence[Patch]:
     return [patch.object(simulated_leases, "_has_session", lambda *_: True)]
 
 
-@mutant("only leases in `held` are renewed (§2 Sessions)", "power_cut cloned")
+@mutant(
+    "only leases in `held` are renewed (§2 Sessions)",
+    "power_cut",
+)
 def renewal_by_name() -> Sequence[Patch]:
     renew = REPERTOIRE[leases.renew]
 
@@ -259,7 +284,7 @@ def missing_too_soon() -> Sequence[Patch]:
     def mutated(place: Row, agent: Row) -> bool:
         return not simulated_leases.is_listed(place, agent)
 
-    return [patch.object(simulated_leases, "is_lost", mutated)]
+    return [patch.object(simulated_leases, "is_lost", mutated), patch.object(simulated_wishes, "is_lost", mutated)]
 
 
 @mutant("under `stop` another boot proves nothing: a clone looks like a reboot (§2 Sessions)", "cloned partition")
@@ -294,7 +319,11 @@ def replaced_come_back() -> Sequence[Patch]:
     return [patch.object(session_commands, "admit", mutated)]
 
 
-@mutant("a hello that a later one of its instance has overtaken is refused (§2 Sessions, F17)", "weather", ours=True)
+@mutant(
+    "a hello that a later one of its instance has overtaken is refused (§2 Sessions, F17)",
+    "weather replica_killed partition",
+    ours=True,
+)
 def late_hellos_taken() -> Sequence[Patch]:
     admit = session_commands.admit
 
@@ -362,7 +391,10 @@ def unfenced_start() -> Sequence[Patch]:
 # Events and checkpoints
 
 
-@mutant("the head moves only once the events before it are stored (§3, S5)", "weather replica_killed")
+@mutant(
+    "the head moves only once the events before it are stored (§3, S5)",
+    "failover",
+)
 def head_before_events() -> Sequence[Patch]:
     return [patch.object(leases, "check_passed", nothing())]
 
@@ -451,7 +483,11 @@ def resume_from_the_oldest() -> Sequence[Patch]:
     return [patch.object(preparing, "choose", mutated)]
 
 
-@mutant("a checkpoint is registered only by an attempt that said what it resumes from (§3, S6)", "failover")
+@mutant(
+    "a checkpoint is registered only by an attempt that said what it resumes from (§3, S6)",
+    "failover",
+    spare="events come before their checkpoint, and none is taken before the start",
+)
 def register_before_start() -> Sequence[Patch]:
     lock_of = runs.lock_of
 
@@ -481,7 +517,9 @@ def slots_not_taken() -> Sequence[Patch]:
 
 
 @mutant(
-    "a grant checks that the agent's session and its readiness are as planned (§2 Grants)", "agent_frozen power_cut"
+    "a grant checks that the agent's session and its readiness are as planned (§2 Grants)",
+    "agent_frozen power_cut",
+    spare="a grant on an agent that is gone is missing, or lapses: it costs time",
 )
 def grants_unchecked() -> Sequence[Patch]:
     return [patch.object(lease_commands, "_check_agents", nothing())]
@@ -524,7 +562,11 @@ def stop_granted_after_failover() -> Sequence[Patch]:
     ]
 
 
-@mutant("after a failover places last a full TTL (§2 Failover)", "failover")
+@mutant(
+    "after a failover places last a full TTL (§2 Failover)",
+    "failover",
+    spare="the reaper's tick is as old as the expiries: the outage grace covers them",
+)
 def places_not_extended() -> Sequence[Patch]:
     return [carried_out(deployment.extend_places, nothing())]
 
@@ -534,7 +576,11 @@ def sessions_outlive_failover() -> Sequence[Patch]:
     return [patch.object(deployment_commands, "end_all", nothing())]
 
 
-@mutant("in a restored copy all leases end (§2 Failover)", "restored")
+@mutant(
+    "in a restored copy all leases end (§2 Failover)",
+    "restored",
+    spare="it is for a copy that runs beside its original, which is not simulated",
+)
 def leases_outlive_restore() -> Sequence[Patch]:
     return [patch.object(deployment_commands, "_end", nothing())]
 

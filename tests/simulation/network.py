@@ -165,6 +165,13 @@ class Connection:
         for way, deliver in held:
             self.post(way, deliver)
 
+    def close(self) -> None:
+        """Its client hears no more; what it has sent still arrives, perhaps after what it sends over another one."""
+        for call in list(self._calls):
+            call.fail(grpc.StatusCode.CANCELLED, "the connection was closed")
+            call.cancel()
+        self.post(Way.UP, self.break_)
+
     def look(self) -> None:
         """Breaks when one side is dead, or has had no answer for too long."""
         now = self._network.loop.time()
@@ -282,7 +289,7 @@ class Channel:
     async def close(self) -> None:
         """As far as this end is concerned."""
         if self._connection is not None:
-            self._connection.break_()
+            self._connection.close()
 
     async def connected(self) -> Connection:
         """The connection; UNAVAILABLE when nobody can be reached."""

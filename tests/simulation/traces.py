@@ -306,8 +306,9 @@ class Trace:
         lease_id = self.lease_id()
         if lease_id is None:
             return None
-        judgement: Callable[..., Awaitable[object]]
-        judgement = self.dice.choice([leases.lapse, leases.lapse, leases.unlapse, leases.miss])
+        judgements: list[Callable[..., Awaitable[object]]]
+        judgements = [leases.lapse, leases.lapse, leases.unlapse, leases.miss]
+        judgement = self.dice.choice(judgements)
         return lambda db: judgement(db, lease_id)
 
     def tick(self) -> Act:

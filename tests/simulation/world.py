@@ -97,13 +97,15 @@ class World:
         self._names = itertools.count()
         self.replicas = [self._replica() for _ in range(2)]
         place = Place(self.loop, Random(dice.getrandbits(64)), self.network, self.truth, self.store, timing, folder)
+        place.slots = self.random.choice([1, 2, 2])
         rho = timing.rho * 0.9
         self.hosts = [
             Host(place, name, folder / name, rate=1 + self.random.uniform(-rho, rho))
             for name in ("a", "b", "c")[: hosts or self.random.choice([2, 3, 3])]
         ]
+        self.room = place.slots * len(self.hosts)
         self.clones: list[Host] = []
-        names = ("r0", "r1", "r2")[: self.random.choice([1, 2, 2, 3])]
+        names = ("r0", "r1", "r2", "r3")[: self.random.choice([1, 2, 2, 3, 4])]
         self.orders = list(orders) or [self._order(name) for name in names]
         self.doing: list[asyncio.Task[None]] = []
 
