@@ -10,7 +10,6 @@ from coordinator.commands import runs
 from coordinator.store.deployment import Identity
 from tests.simulation.faults import Fault
 from tests.simulation.host import Host
-from tests.simulation.network import Weather
 from tests.simulation.store.storage import Snapshot
 from tests.simulation.world import World
 
@@ -114,7 +113,7 @@ class Chaos:
 
         def calm() -> None:
             if self._world.network.weather is weather:
-                self._world.network.weather = Weather()
+                self._world.network.clear_up()
 
         self._later(fault.lasts, calm)
 
@@ -220,7 +219,7 @@ class Chaos:
         for clone in world.clones:
             clone.power_off()
         world.network.blocked.clear()
-        world.network.weather = Weather()
+        world.network.clear_up()
         world.network.unblocked()
         world.store.back.set()
         self._database_back()

@@ -16,7 +16,7 @@ import enum
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextvars import Context
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any, Protocol, cast
 
@@ -68,6 +68,7 @@ class Network:
     loop: VirtualLoop
     random: Random
     servers: list[Server] = field(default_factory=list)
+    calm: Weather = field(default_factory=Weather)  #: what it is like when nothing goes wrong
     weather: Weather = field(default_factory=Weather)
     blocked: list[tuple[str, Way]] = field(default_factory=list)  #: hosts that are cut off, and which way
     connections: list[Connection] = field(default_factory=list)
@@ -76,6 +77,10 @@ class Network:
         None
     )  #: told of every message that leaves: host, way, method
     context: Context = field(default_factory=Context)  #: nobody's: what is under way arrives whoever is frozen
+
+    def clear_up(self) -> None:
+        """Nothing goes wrong any more."""
+        self.weather = replace(self.calm)
 
     def watch(self) -> None:
         """Look at the connections now and for ever."""

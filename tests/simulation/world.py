@@ -23,7 +23,7 @@ from relay.v1 import agents_pb2 as pb
 from tests.simulation.folder_store import FolderStore
 from tests.simulation.host import Host, Place
 from tests.simulation.loop import VirtualLoop
-from tests.simulation.network import Network
+from tests.simulation.network import Network, Weather
 from tests.simulation.replica import Replica
 from tests.simulation.rules import Rules
 from tests.simulation.store.database import Moment, SimulatedDatabase
@@ -103,6 +103,8 @@ class World:
             Host(place, name, folder / name, rate=1 + self.random.uniform(-rho, rho))
             for name in ("a", "b", "c")[: hosts or self.random.choice([2, 3, 3])]
         ]
+        self.network.calm = Weather(latency=self.random.choice([0.004, 0.004, 0.12]) if not orders else 0.004)
+        self.network.clear_up()
         self.room = place.slots * len(self.hosts)
         self.clones: list[Host] = []
         names = ("r0", "r1", "r2", "r3")[: self.random.choice([1, 2, 2, 3, 4])]
