@@ -65,7 +65,7 @@ async def test_a_clock_that_leaps_while_the_reaper_looks_lets_nothing_lapse(worl
         async with world.db.transaction() as conn:
             judged = await conn.fetchval("SELECT clock_timestamp()")
             await conn.execute("UPDATE places SET expire_time = clock_timestamp()")
-            await conn.execute("UPDATE deployment SET lapses_after = clock_timestamp() + interval '1 hour'")  # ours only
+            await conn.execute("UPDATE deployment SET lapses_after = clock_timestamp() + interval '1 hour'")  # ours
             lease = await conn.fetchval("SELECT id FROM leases")
         async with world.db.transaction() as conn:
             assert await stored_leases.expired(conn, judged) == []
