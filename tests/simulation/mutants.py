@@ -174,6 +174,7 @@ def no_wish_version() -> Sequence[Patch]:
 @mutant(
     "a beat is built from a read begun after the message it answers (§2 Beats)",
     "partition agent_frozen",
+    spare="versions order what was read, and a shim has killed before its lease lapses",
 )
 def stale_read() -> Sequence[Patch]:
     beat = session_commands.beat
@@ -189,6 +190,7 @@ def stale_read() -> Sequence[Patch]:
 @mutant(
     "a beat's version and its leases are of one moment (§2 Beats)",
     "pause partition cancel",
+    spare="with one writer per session it comes before the push, and the next beat is whole again",
 )
 def mixed_beat() -> Sequence[Patch]:
     read = wishes.read
