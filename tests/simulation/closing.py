@@ -46,7 +46,7 @@ async def _stop_is_heard(world: World) -> None:
     execution, said = live[0], world.loop.time()
     await world.steer(runs.pause, execution.run, "enough")
     while execution.asked == 0 and execution.ended is None:
-        if world.loop.time() - said > HEARD:
+        if world.loop.time() - said > HEARD + 10 * world.network.calm.latency:
             world.say("L4", f"the trainer of {execution.lease} has not heard of a pause for {HEARD} s")
             break
         await asyncio.sleep(0.05)
@@ -128,9 +128,10 @@ def witness(world: World) -> Witness:
         ],
         executions=executions,
         files={
-            (lease, 0, "events"): written.path.read_bytes()
+            (lease, 0, name): path.read_bytes()
             for lease, written in truth.written.items()
-            if written.path.exists()
+            for name, path in (("events", written.path), ("agent", written.path.with_name("agent.jsonl")))
+            if path.exists()
         },
         steady=not world.clock_was_set,
     )

@@ -10,7 +10,7 @@ from tests.simulation.mutants import MUTANTS
 ENOUGH = 80  #: seeds; they take ten or so
 QUICK = (
     *("no_deadline", "no_outage_grace", "no_wish_version", "version_not_raised"),
-    *("clones_admitted", "replaced_come_back", "foreign_wishes_obeyed"),
+    *("clones_admitted", "replaced_come_back"),
     *("unfenced_publish", "unfenced_completion", "unfenced_events"),
     *("head_behind_a_fallback", "nothing_superseded", "resume_from_the_oldest"),
     *("cursor_outside", "acked_before_commit", "gaps_taken", "overlaps_taken", "events_before_start"),

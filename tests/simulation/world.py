@@ -145,8 +145,8 @@ class World:
             self.rules.acked(lease, message.node, message.source, message.acked_offset)
 
     def _graced(self) -> bool:
-        """Whether the control plane is back for less than a TTL."""
-        return self.loop.time() - self.outage_ended < self.timing.ttl
+        """Whether the control plane is back for less than a TTL. A clock that is set back may hide that it was away."""
+        return not self.clock_was_set and self.loop.time() - self.outage_ended < self.timing.ttl
 
     def _watch_control_plane(self) -> None:
         """An outage is one when it is longer than what a missed tick or two may be."""
