@@ -10,6 +10,7 @@ from coordinator.commands import runs
 from coordinator.store.deployment import Identity
 from tests.simulation.faults import Fault
 from tests.simulation.host import Host
+from tests.simulation.network import Way
 from tests.simulation.store.storage import Snapshot
 from tests.simulation.world import World
 
@@ -53,6 +54,11 @@ class Chaos:
             if (agent := host.agent) is not None:
                 agent.freeze()
                 self._later(fault.lasts, agent.thaw)
+
+    def _stunned(self, fault: Fault) -> None:
+        self._agent_frozen(fault)
+        cut = replace(fault, kind="partition", lasts=fault.amount, ways=tuple(Way))
+        self._later(0.5 * fault.lasts, lambda: self._partition(cut))
 
     def _host_frozen(self, fault: Fault) -> None:
         for host in self._hosts(fault):
@@ -241,6 +247,7 @@ class Chaos:
 _KINDS: Mapping[str, Callable[[Chaos, Fault], None]] = {
     "agent_killed": Chaos._agent_killed,
     "agent_frozen": Chaos._agent_frozen,
+    "stunned": Chaos._stunned,
     "host_frozen": Chaos._host_frozen,
     "power_cut": Chaos._power_cut,
     "trainer_killed": Chaos._trainer_killed,

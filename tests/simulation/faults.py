@@ -64,11 +64,16 @@ def _clock(random: Random, at: float, _: float) -> Fault:
     return Fault("database_clock", at, amount=random.choice([3600.0, -3600.0, 5.0, -5.0]))
 
 
+def _stunned(random: Random, at: float, ttl: float) -> Fault:
+    """An agent that hangs for less than its trust lasts, and is cut off before it goes on."""
+    return Fault("stunned", at, random.uniform(1.1, 2.0) * ttl / 3, random.randrange(6), amount=2.5 * ttl)
+
+
 def _swapped(kind: str, *losses: float) -> Maker:
     return lambda random, at, ttl: Fault(kind, at, random.uniform(0, 1), amount=random.choice(losses) * ttl)
 
 
-#: How each kind is made, and with how many lots it is drawn.
+#: How each kind is made, and with how many lots it is drawn; without any it is only drawn where it is asked for.
 KINDS: Mapping[str, tuple[int, Maker]] = {
     "agent_killed": (4, _lasting("agent_killed", 0.2, 1.0, 2.0)),
     "agent_frozen": (3, _lasting("agent_frozen", 0.5, 1.0, 1.5, 3.0)),
@@ -94,6 +99,7 @@ KINDS: Mapping[str, tuple[int, Maker]] = {
     "pause": (1, _lasting("pause", 0.0, 0.5, 1.0)),
     "cancel": (1, _lasting("cancel", 0.0)),
     "requeue": (1, _lasting("requeue", 0.5)),
+    "stunned": (0, _stunned),
 }
 
 
@@ -103,7 +109,7 @@ def schedule(random: Random, ttl: float, until: float, kinds: Sequence[str] = ()
     They come close together, for it is their coincidence that breaks things. With `kinds` they are of these.
     """
     names = list(kinds) or list(KINDS)
-    lots = [KINDS[name][0] for name in names]
+    lots = [1 if kinds else KINDS[name][0] for name in names]
     chosen = random.choices(names, lots, k=random.choice([1, 2, 2, 3, 3, 4, 6]))
     centres = [random.uniform(2.0, until) for _ in range(random.randint(1, 3))]
     faults = []

@@ -112,7 +112,7 @@ class Instead:
 
 @mutant(
     "trust counts from the moment the answered heartbeat was sent (§2 Time)",
-    "agent_frozen partition",
+    "stunned",
 )
 def trust_from_receipt() -> Sequence[Patch]:
     hear = Session._hear
