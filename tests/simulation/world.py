@@ -88,6 +88,7 @@ class World:
         self.storage = Storage(now=self.database_time, random=Random(dice.getrandbits(64)))
         self.outage_ended = -1e9  #: when the control plane was last back
         self._away_since: float | None = None
+        self._steps_before = 0.0  #: of the database's clock, when it went away
         self.rules = Rules(self.storage, self.truth, self.say, timing.heartbeat, self._graced)
         self.truth.dropped, self.truth.slots_of = self.rules.dropped, self.rules.slots_of
         self.network.answered = self._answered
@@ -145,19 +146,20 @@ class World:
             self.rules.acked(lease, message.node, message.source, message.acked_offset)
 
     def _graced(self) -> bool:
-        """Whether the control plane is back for less than a TTL. A clock that is set back may hide that it was away."""
-        return not self.clock_was_set and self.loop.time() - self.outage_ended < self.timing.ttl
+        """Whether the control plane is back for less than a TTL."""
+        return self.loop.time() - self.outage_ended < self.timing.ttl
 
     def _watch_control_plane(self) -> None:
         """An outage is one when it is longer than what a missed tick or two may be."""
         now = self.loop.time()
         there = not self.storage.away and any(replica.process.running for replica in self.replicas)
         if there:
-            if self._away_since is not None and now - self._away_since > 3 * self.timing.heartbeat:
+            hidden = self.clock_steps != self._steps_before  # a clock set meanwhile can make the gap look like none
+            if self._away_since is not None and now - self._away_since > 3 * self.timing.heartbeat and not hidden:
                 self.outage_ended = now - WATCH
             self._away_since = None
         elif self._away_since is None:
-            self._away_since = now
+            self._away_since, self._steps_before = now, self.clock_steps
         self.loop.call_later(WATCH, self._watch_control_plane, context=Context())
 
     # The control plane
