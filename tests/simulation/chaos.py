@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from coordinator.store.deployment import Identity
 from tests.simulation.faults import Fault
 from tests.simulation.host import Host
 from tests.simulation.network import Way
-from tests.simulation.store.storage import Snapshot
+from tests.simulation.store.storage import Changed, Snapshot
 from tests.simulation.world import World
 
 
@@ -65,6 +65,19 @@ class Chaos:
             host.freeze()
             self._later(fault.lasts, host.thaw)
 
+    def _frozen_at_grant(self, fault: Fault) -> None:
+        """With the first lease that it is granted from now on."""
+        observers = self._world.storage.observers
+        (host,) = self._hosts(fault)
+
+        def granted(changes: Sequence[Changed]) -> None:
+            new = [each.after for each in changes if each.table == "places" and each.after and not each.before]
+            if any(place["agent"] == host.name for place in new):
+                observers.remove(granted)
+                self._later(fault.amount, lambda: self._host_frozen(fault))
+
+        observers.append(granted)
+
     def _power_cut(self, fault: Fault) -> None:
         for host in self._hosts(fault):
             host.power_off()
@@ -113,6 +126,14 @@ class Chaos:
 
         self._later(fault.lasts, heal)
 
+    def _line_stalls(self, fault: Fault) -> None:
+        """What a host has said over its present connections arrives later: after what it says over new ones."""
+        labels = [host.label for host in self._hosts(fault)]
+        stalled = [each for each in self._world.network.connections if each.host in labels]
+        for each in stalled:
+            each.stalled = True
+            self._later(fault.lasts, each.go_on)
+
     def _weather(self, fault: Fault) -> None:
         assert fault.weather is not None
         weather = self._world.network.weather = replace(fault.weather)
@@ -142,6 +163,17 @@ class Chaos:
     def _database_away(self, fault: Fault) -> None:
         self._world.storage.away = True
         self._later(fault.lasts, self._database_back)
+
+    def _database_slow(self, fault: Fault) -> None:
+        self._world.slowness = fault.amount
+        self._later(fault.lasts, self._database_fast)
+
+    def _late_heartbeat(self, fault: Fault) -> None:
+        self._agent_frozen(fault)
+        self._database_slow(replace(fault, lasts=fault.lasts + self._world.timing.ttl))
+
+    def _database_fast(self) -> None:
+        self._world.slowness = 0.0
 
     def _database_back(self) -> None:
         self._world.storage.away = False
@@ -226,9 +258,10 @@ class Chaos:
             clone.power_off()
         world.network.blocked.clear()
         world.network.clear_up()
-        world.network.unblocked()
+        world.network.go_on()
         world.store.back.set()
         self._database_back()
+        self._database_fast()
         self._commits_known()
         for index, replica in enumerate(world.replicas):
             replica.process.thaw()
@@ -247,8 +280,10 @@ class Chaos:
 _KINDS: Mapping[str, Callable[[Chaos, Fault], None]] = {
     "agent_killed": Chaos._agent_killed,
     "agent_frozen": Chaos._agent_frozen,
+    "late_heartbeat": Chaos._late_heartbeat,
     "stunned": Chaos._stunned,
     "host_frozen": Chaos._host_frozen,
+    "frozen_at_grant": Chaos._frozen_at_grant,
     "power_cut": Chaos._power_cut,
     "trainer_killed": Chaos._trainer_killed,
     "shim_killed": Chaos._shim_killed,
@@ -256,10 +291,12 @@ _KINDS: Mapping[str, Callable[[Chaos, Fault], None]] = {
     "detach": Chaos._detach,
     "cloned": Chaos._cloned,
     "partition": Chaos._partition,
+    "line_stalls": Chaos._line_stalls,
     "weather": Chaos._weather,
     "replica_killed": Chaos._replica_killed,
     "replica_frozen": Chaos._replica_frozen,
     "database_away": Chaos._database_away,
+    "database_slow": Chaos._database_slow,
     "commits_unknown": Chaos._commits_unknown,
     "deaf": Chaos._deaf,
     "database_clock": Chaos._database_clock,

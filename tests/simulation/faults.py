@@ -28,7 +28,7 @@ class Fault:
     both: bool = False  #: all hosts, or all replicas
     ways: tuple[Way, ...] = ()
     weather: Weather | None = None
-    amount: float = 0.0  #: seconds of a clock's step, or that a failover loses
+    amount: float = 0.0  #: seconds: of a clock's step, that a failover loses, …
 
     def __str__(self) -> str:
         more = [f"target={self.target}", *(["all"] if self.both else []), *(way.value for way in self.ways)]
@@ -69,6 +69,22 @@ def _stunned(random: Random, at: float, ttl: float) -> Fault:
     return Fault("stunned", at, random.uniform(1.1, 2.0) * ttl / 3, random.randrange(6), amount=2.5 * ttl)
 
 
+def _frozen_at_grant(random: Random, at: float, ttl: float) -> Fault:
+    """A host that is suspended the moment it is granted something, before it has begun."""
+    lasts = random.choice([1.5, 3.0]) * ttl * random.uniform(0.7, 1.3)
+    return Fault("frozen_at_grant", at, lasts, random.randrange(6), amount=random.uniform(0.0, 0.1))
+
+
+def _database_slow(random: Random, at: float, ttl: float) -> Fault:
+    """Each statement and commit takes `amount` seconds on average: whatever comes between two of them has the time."""
+    return Fault("database_slow", at, random.uniform(0.5, 3) * ttl, amount=random.choice([0.03, 0.1, 0.3]))
+
+
+def _late_heartbeat(random: Random, at: float, ttl: float) -> Fault:
+    """An agent that hangs for about a TTL, on a slow database: it renews while its lease is being found to be over."""
+    return Fault("late_heartbeat", at, random.uniform(0.85, 1.2) * ttl, random.randrange(6), amount=0.03)
+
+
 def _swapped(kind: str, *losses: float) -> Maker:
     return lambda random, at, ttl: Fault(kind, at, random.uniform(0, 1), amount=random.choice(losses) * ttl)
 
@@ -78,6 +94,7 @@ KINDS: Mapping[str, tuple[int, Maker]] = {
     "agent_killed": (4, _lasting("agent_killed", 0.2, 1.0, 2.0)),
     "agent_frozen": (3, _lasting("agent_frozen", 0.5, 1.0, 1.5, 3.0)),
     "host_frozen": (3, _lasting("host_frozen", 0.5, 1.0, 1.5, 3.0)),
+    "frozen_at_grant": (1, _frozen_at_grant),
     "power_cut": (3, _lasting("power_cut", 0.3, 2.0)),
     "trainer_killed": (2, _lasting("trainer_killed", 0.0)),
     "shim_killed": (2, _lasting("shim_killed", 0.0)),
@@ -87,8 +104,10 @@ KINDS: Mapping[str, tuple[int, Maker]] = {
     "replica_killed": (3, _lasting("replica_killed", 0.3, 2.0, both=0.3)),
     "replica_frozen": (2, _lasting("replica_frozen", 0.5, 2.0, both=0.2)),
     "partition": (4, _partition),
+    "line_stalls": (1, _lasting("line_stalls", 0.5, 1.0, both=0.3)),
     "weather": (5, _weather),
     "database_away": (2, _lasting("database_away", 0.3, 1.5, 3.0)),
+    "database_slow": (1, _database_slow),
     "commits_unknown": (2, _lasting("commits_unknown", 1.0, 3.0)),
     "deaf": (1, _lasting("deaf", 1.0, 3.0, both=0.5)),
     "database_clock": (1, _clock),
@@ -99,6 +118,7 @@ KINDS: Mapping[str, tuple[int, Maker]] = {
     "pause": (1, _lasting("pause", 0.0, 0.5, 1.0)),
     "cancel": (1, _lasting("cancel", 0.0)),
     "requeue": (1, _lasting("requeue", 0.5)),
+    "late_heartbeat": (0, _late_heartbeat),
     "stunned": (0, _stunned),
 }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from types import ModuleType
 from typing import Any, cast
 from unittest.mock import patch
@@ -34,8 +35,8 @@ from coordinator.lifecycle import Change, Lapsed, LeaseState, Phase, Status
 from coordinator.store import agents, checkpoints, deployment, events, leases, runs, wishes
 from coordinator.store.leases import LeaseRow
 from coordinator.store.statement import Statement
-from coordinator.values import Held
 from relay.errors import LeaseLost
+from relay.timing import TEST
 from tests.simulation.store import events as simulated_events
 from tests.simulation.store import leases as simulated_leases
 from tests.simulation.store import wishes as simulated_wishes
@@ -137,7 +138,10 @@ def no_deadline() -> Sequence[Patch]:
     return [patch.object(Sentence, "pass_time", mutated)]
 
 
-@mutant("a lapse is judged again under lock: a renewal that was being written counts (§2 Lapse)", "weather partition")
+@mutant(
+    "a lapse is judged again under lock: a renewal that was being written counts (§2 Lapse)",
+    "late_heartbeat",
+)
 def lapse_unchecked() -> Sequence[Patch]:
     async def mutated(ex: Execution, lease_id: UUID, at: Any = None) -> str | None:
         return next((row["agent"] for row in simulated_leases.places_of(ex, lease_id)), None)
@@ -256,20 +260,18 @@ def renewal_without_session() -> Sequence[Patch]:
     "power_cut",
 )
 def renewal_by_name() -> Sequence[Patch]:
-    renew = REPERTOIRE[leases.renew]
+    heartbeat = REPERTOIRE[agents.beat]
 
-    async def mutated(ex: Execution, held: Sequence[tuple[str, UUID, Held]], ttl: float) -> Any:
-        all_of_them = [
-            (name, session_id, Held(place["lease_id"], place["node"], "running", tuple(place["slots"])))
-            for name, session_id in dict.fromkeys((name, session_id) for name, session_id, _ in held)
-            for place in ex.where("places", "agent", name)
-        ]
-        return await renew(ex, all_of_them, ttl)
+    async def mutated(ex: Execution, pulses: Sequence[Any]) -> Any:
+        of_them = [place for pulse in pulses for place in ex.where("places", "agent", pulse.agent)]
+        unended = [place for place in of_them if place["end_time"] is None]
+        await ex.update("places", unended, expire_time=ex.now + timedelta(seconds=TEST.ttl))
+        return await heartbeat(ex, pulses)
 
-    return [carried_out(leases.renew, mutated)]
+    return [carried_out(agents.beat, mutated)]
 
 
-@mutant("a heartbeat of an older session changes nothing (§2 Sessions)", "weather partition detach")
+@mutant("a heartbeat of an older session changes nothing (§2 Sessions)", "line_stalls deaf")
 def beats_of_older_sessions() -> Sequence[Patch]:
     heartbeat = REPERTOIRE[agents.beat]
 
@@ -379,7 +381,7 @@ def unfenced_events() -> Sequence[Patch]:
     ]
 
 
-@mutant("StartAttempt is fenced (§3, S2)", "weather host_frozen")
+@mutant("StartAttempt is fenced (§3, S2)", "frozen_at_grant")
 def unfenced_start() -> Sequence[Patch]:
     async def mutated(db: Any, lease_id: UUID, node: int, checkpoint_id: UUID | None, skipped: Any) -> None:
         async with db.transaction() as conn:

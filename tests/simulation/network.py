@@ -101,6 +101,11 @@ class Network:
         for connection in list(self.connections):
             connection.flush()
 
+    def go_on(self) -> None:
+        """No connection stalls, or holds anything back."""
+        for connection in list(self.connections):
+            connection.go_on()
+
     def chance(self, probability: float) -> bool:
         """Whether something happens."""
         return probability > 0 and self.random.random() < probability
@@ -130,6 +135,7 @@ class Connection:
         self.client = client
         self.server = server
         self.broken = False
+        self.stalled = False  #: something on the way holds it back, and only it
         self._stuck: float | None = None
         self._last = {Way.UP: 0.0, Way.DOWN: 0.0}
         self._held: deque[tuple[Way, Callable[[], None]]] = deque()
@@ -159,10 +165,18 @@ class Connection:
     def _arrive(self, way: Way, deliver: Callable[[], None]) -> None:
         if self.broken:
             return
-        if self._network.swallows(self.host, way) or any(held is way for held, _ in self._held):
+        if self._swallows(way) or any(held is way for held, _ in self._held):
             self._held.append((way, deliver))
         else:
             deliver()
+
+    def _swallows(self, way: Way) -> bool:
+        return self.stalled or self._network.swallows(self.host, way)
+
+    def go_on(self) -> None:
+        """It stalls no longer."""
+        self.stalled = False
+        self.flush()
 
     def flush(self) -> None:
         """What a partition held back is sent again."""
@@ -180,7 +194,7 @@ class Connection:
     def look(self) -> None:
         """Breaks when one side is dead, or has had no answer for too long."""
         now = self._network.loop.time()
-        cut = any(self._network.swallows(self.host, way) for way in Way)
+        cut = any(self._swallows(way) for way in Way)
         if not cut and not (self.client.alive and self.server.process.alive):
             self.break_()
         elif not cut and self.client.running and self.server.process.running:

@@ -84,6 +84,8 @@ class Rules:
             self.say("S2", f"lease {after['id']} had ended, and ended again")
         elif _falls_silent(before, after):
             self._silence(after)
+        elif _ends(before, after) and after["reason"].endswith("no longer runs it"):
+            self._missing(after)
         if after["start_time"] is not None and (before is None or before["start_time"] is None):
             self._starts(after)
 
@@ -94,6 +96,15 @@ class Rules:
             self.say("S1", f"{lease['id']} was taken for silent, and its places had not run out")
         if self.graced():
             self.say("F6", f"{lease['id']} was taken for silent, less than a TTL after an outage of our own")
+
+    def _missing(self, lease: Row) -> None:
+        """What an agent listed, and no longer lists, is gone; unless it is another machine that does not list it."""
+        execution = self.truth.execution(str(lease["id"]))
+        runs = execution is not None and execution.ended is None and execution.process.alive
+        for place in (row for row in self.storage.rows("places") if row["lease_id"] == lease["id"]):
+            same = self.storage.tables["agents"][place["agent"]]["boot_id"] == place["boot_id"]
+            if runs and same and place["reported"]:
+                self.say("S8", f"{lease['id']} was taken for gone, and its trainer runs")
 
     def _session(self, before: Row, after: Row) -> None:
         """F21."""

@@ -83,6 +83,7 @@ class World:
         self.network = Network(self.loop, Random(dice.getrandbits(64)))
         self.store = FolderStore(Random(dice.getrandbits(64)))
         self.answers_lost = 0.0  #: probability, of commits whose answer gets lost
+        self.slowness = 0.0  #: seconds that each statement and commit takes, on average
         self.clock_was_set = False
         self.clock_steps = 0.0  #: seconds by which the database's clock was set
         self.storage = Storage(now=self.database_time, random=Random(dice.getrandbits(64)))
@@ -172,7 +173,9 @@ class World:
         """What a statement or a commit takes; now and then nobody learns what became of a commit (F8)."""
         if self.loop.over:
             raise DatabaseAway("over")
-        if self.random.random() < 0.15:  # the rest is so near that nothing comes between
+        if self.slowness:
+            await asyncio.sleep(self.random.expovariate(1 / self.slowness))
+        elif self.random.random() < 0.15:  # the rest is so near that nothing comes between
             await asyncio.sleep(self.random.expovariate(500.0))
         if moment is Moment.COMMITTED and self.answers_lost and self.random.random() < self.answers_lost:
             raise DatabaseAway("the connection broke after the commit")

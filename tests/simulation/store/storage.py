@@ -200,7 +200,7 @@ class Storage:
             self._apply(change)
         self._end(transaction)
         if changes:
-            for observer in self.observers:
+            for observer in tuple(self.observers):
                 observer(changes)
         for channel, payload in transaction.notices:
             for database in self.databases:
