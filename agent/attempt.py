@@ -16,6 +16,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Never
 
@@ -251,7 +252,7 @@ class Attempt:
         )
         match judged:
             case Success():
-                return await publish_result(self._means, run, self._folder, self._journal)
+                return await publish_result(self._means, self.assignment, run, self._folder, self._journal)
             case Stop():
                 return stopped(judged)
             case Cause():
@@ -318,6 +319,7 @@ def _publisher(
         metadata=means.metadata,
         contact=means.contact,
         store=means.stores["relay"],
+        place=partial(assignment.place, run),
         sources=sources,
         journal=journal,
         retain=retain,

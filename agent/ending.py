@@ -50,7 +50,7 @@ def faulted(reason: str, text: str) -> pb.CompleteLeaseRequest:
 
 
 async def publish_result(
-    means: Means, run: RunFile, folder: AttemptFolder, journal: Journal
+    means: Means, assignment: Assignment, run: RunFile, folder: AttemptFolder, journal: Journal
 ) -> pb.CompleteLeaseRequest:
     """Success, with the run's result stored where it has one; a failure when it is nothing that can be stored anywhere.
 
@@ -61,9 +61,7 @@ async def publish_result(
         if not files:
             return pb.CompleteLeaseRequest(succeeded=pb.Succeeded())
         manifest = await asyncio.to_thread(manifest_of, files)
-        written = folder.path / "output.manifest.json"
-        await asyncio.to_thread(written.write_bytes, manifest.to_bytes())
-        await means.stores["relay"].put_files(manifest, lambda file: files[file.path], written)
+        await means.stores["relay"].put(assignment.place(run, None), manifest, lambda file: files[file.path])
     except (BlobTooLarge, ManifestError) as error:
         return failed(Cause("OUTPUT_INVALID", f"the run's result cannot be stored: {error}", permanent=True))
     except (RelayError, OSError) as error:

@@ -23,12 +23,12 @@ from agent.jobs import Job
 from agent.launch import Launch, launch
 from agent.retiring import Begun
 from agent.shims import Shim, ShimError, Shims
-from agent.stores.base import Damaged, Store
 from agent.stores.blobs import Blobs
 from agent.wire import Assignment
 from relay.errors import LeaseLost, RelayError
 from relay.manifest import ManifestError
 from relay.runfile import RunFile
+from relay.stores.base import Damaged, Store
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import agents_pb2_grpc, runs_pb2
 

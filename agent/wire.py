@@ -14,6 +14,7 @@ from agent.folder import write_atomically
 from agent.leases import Beat, StopReason, Wish
 from relay.errors import DOMAIN
 from relay.runfile import RunFile
+from relay.stores.base import Place
 from relay.timing import LeaseTiming
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import fleet_pb2
@@ -121,6 +122,18 @@ class Assignment:
     def run_file(self) -> RunFile:
         """The run file. ValueError when this agent is too old for it."""
         return RunFile.model_validate_json(self.message.spec_json)
+
+    def place(self, run: RunFile, step: int | None) -> Place:
+        """Where a store keeps this node's part of a checkpoint, or (without a step) the run's result."""
+        return Place(
+            run=self.run_id,
+            framework=run.framework,
+            attempt=self.attempt,
+            lease=self.lease_id,
+            step=step,
+            node=self.node,
+            nodes=max(1, len(self.message.places)),
+        )
 
     def save(self, path: Path) -> None:
         """Keep it for an agent that comes after this one."""

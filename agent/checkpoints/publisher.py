@@ -23,10 +23,10 @@ from agent.events.journal import Journal
 from agent.events.reports import Saved
 from agent.events.sources import Source
 from agent.folder import AttemptFolder
-from agent.stores.base import Store
 from agent.wire import Assignment
 from relay.errors import EventsMissing, LeaseLost, RelayError
 from relay.manifest import Manifest, ManifestError
+from relay.stores.base import Place, Store
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import agents_pb2_grpc, runs_pb2
 
@@ -63,6 +63,7 @@ class Publisher:
         metadata: tuple[tuple[str, str], ...],
         contact: Contact,
         store: Store,
+        place: Callable[[int], Place],
         sources: Mapping[str, Source],
         journal: Journal,
         retain: Callable[[set[int]], Awaitable[None]],
@@ -76,6 +77,7 @@ class Publisher:
         self._metadata = metadata
         self._contact = contact
         self._store = store
+        self._place = place
         self._sources = sources
         self._journal = journal
         self._retain = retain
@@ -209,7 +211,8 @@ class Publisher:
 
     async def _upload(self, registered: Registered) -> None:
         manifest, step = registered.sealed.manifest, registered.sealed.saved.step
-        uri = await self._store.put_folder(self._folder.checkpoint(step), manifest)
+        folder = self._folder.checkpoint(step)
+        uri = await self._store.put(self._place(step), manifest, lambda file: folder / file.path)
         request = pb.AddCopyRequest(
             lease=self._assignment.lease,
             checkpoint=registered.name,

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.stores.base import Damaged, Store
 from relay.manifest import NAME, Manifest, ManifestError, verify
+from relay.stores.base import Damaged, Store
 from relay.v1 import runs_pb2
 
 Skipped = runs_pb2.SkippedCheckpoint
@@ -80,7 +80,7 @@ async def _fetched(
         if store is None:
             continue
         try:
-            await store.fetch(part.manifest_digest, folder)
+            await store.fetch(copy.uri, part.manifest_digest, folder)
             return folder
         except Damaged as error:
             reasons.append(f"the copy in {copy.store}://: {error}")

@@ -1,1 +1,1 @@
-"""Where checkpoints and results are put so that the next host can find them."""
+"""`relay://` as agents reach it, over their line to the coordinator. The stores that need no such line: `relay.stores`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import logging
 import os
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -13,9 +14,9 @@ from typing import IO
 import grpc
 
 from agent.contact import CALL_TIMEOUT, Contact, Coordinator, insist
-from agent.stores.base import Damaged
 from relay.errors import BlobUnknown, DigestMismatch, InvalidRequest
 from relay.manifest import hash_file
+from relay.stores.base import Damaged
 from relay.v1 import artifacts_pb2 as pb
 from relay.v1 import artifacts_pb2_grpc
 
@@ -52,19 +53,19 @@ class Blobs:
         )
         return answer.blobs
 
-    async def put(self, path: Path, digest: str) -> None:
-        """Upload a file, unless it is there. Goes on where the store says after every break.
+    async def put(self, content: Path | bytes, digest: str) -> None:
+        """Upload a file, or bytes in memory, unless it is there. Goes on where the store says after every break.
 
         Raises OSError when it cannot be read, DigestMismatch when it changed since, StoreFull or BlobTooLarge.
         """
-        await insist(self._contact, lambda: self._put(path, digest))
+        await insist(self._contact, lambda: self._put(content, digest))
 
-    async def _put(self, path: Path, digest: str) -> None:
+    async def _put(self, content: Path | bytes, digest: str) -> None:
         offset = (await self.missing([digest])).get(digest)
         if offset is None:
             return
-        with await asyncio.to_thread(path.open, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
+        with await asyncio.to_thread(_opened, content) as file:
+            size = file.seek(0, os.SEEK_END)
             call = self._stub.PutBlob(metadata=self._coordinator.metadata)
             try:
                 await call.write(pb.PutBlobRequest(header=pb.PutBlobHeader(digest=digest, size=size, offset=offset)))
@@ -122,6 +123,10 @@ class Blobs:
 async def _in_time(call: grpc.aio.UnaryStreamCall[pb.GetBlobRequest, pb.GetBlobResponse]) -> object:
     async with asyncio.timeout(STALLED):
         return await call.read()
+
+
+def _opened(content: Path | bytes) -> IO[bytes]:
+    return io.BytesIO(content) if isinstance(content, bytes) else content.open("rb")
 
 
 async def chunks(file: IO[bytes], offset: int) -> AsyncIterator[bytes]:

@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
-from agent.stores.base import Damaged
 from agent.stores.blobs import Blobs
 from relay.manifest import NAME, Manifest, ManifestError, ManifestFile
+from relay.stores.base import Damaged, Place, Progress, Where, untold
 
 T = TypeVar("T")
 
@@ -17,35 +17,37 @@ STREAMS = 4  #: files on their way at once
 
 
 class RelayStore:
-    """Folders as blobs: one per file, and the manifest, which comes last and makes the folder whole."""
+    """Folders as blobs: one per file, and the manifest, which comes last and makes the folder whole.
+
+    Every method waits out a coordinator that is away, and raises the RelayError that it answers with.
+    """
 
     scheme = "relay"
 
     def __init__(self, blobs: Blobs) -> None:
         self._blobs = blobs
 
-    def uri(self, manifest_digest: str) -> str:
-        return f"relay://{manifest_digest}"
-
-    async def has(self, manifest_digest: str) -> bool:
-        return not await self._blobs.missing([manifest_digest])
-
-    async def put_folder(self, folder: Path, manifest: Manifest) -> str:
-        return await self.put_files(manifest, lambda file: folder / file.path, folder / NAME)
-
-    async def put_files(self, manifest: Manifest, where: Callable[[ManifestFile], Path], written: Path) -> str:
-        """Store files that lie anywhere: `where` says where each does, `written` where the manifest itself does."""
+    async def put(self, place: Place, manifest: Manifest, where: Where, progress: Progress = untold) -> str:
+        """Blobs know no place: equal bytes are kept once, whoever brought them."""
         missing = await self._blobs.missing(file.digest for file in manifest.files)
         wanted = {file.digest: where(file) for file in manifest.files if file.digest in missing}
         await _each(wanted.items(), lambda item: self._blobs.put(item[1], item[0]))
-        await self._blobs.put(written, manifest.digest)
-        return self.uri(manifest.digest)
+        await self._blobs.put(manifest.to_bytes(), manifest.digest)
+        progress(manifest.size)
+        return f"relay://{manifest.digest}"
 
-    async def fetch(self, manifest_digest: str, folder: Path) -> Manifest:
-        manifest = await self._manifest(manifest_digest, folder)
+    async def has(self, uri: str, digest: str) -> bool:
+        return not await self._blobs.missing([digest])
+
+    async def fetch(self, uri: str, digest: str, folder: Path, progress: Progress = untold) -> Manifest:
+        manifest = await self._manifest(digest, folder)
         wanted = [file for file in manifest.files if not await asyncio.to_thread(_is_here, folder, file)]
         await _each(wanted, lambda file: self._blobs.get(file.digest, folder / file.path, executable=file.executable))
+        progress(manifest.size)
         return manifest
+
+    async def remove(self, uri: str) -> None:
+        """The coordinator frees what no row names any more."""
 
     async def _manifest(self, digest: str, folder: Path) -> Manifest:
         await self._blobs.get(digest, folder / NAME)

@@ -10,14 +10,16 @@ import pytest
 
 from agent.contact import Contact, Coordinator
 from agent.inputs import Cache
-from agent.stores.base import Damaged
 from agent.stores.blobs import Blobs
 from agent.stores.relay import RelayStore
 from relay.errors import DigestMismatch
 from relay.manifest import NAME, Manifest, ManifestError, describe, digest_of
+from relay.stores.base import Damaged, Place
 from relay.v1 import runs_pb2
 from tests.agent.fake_coordinator import FakeCoordinator
 from tests.proxy import Proxy
+
+PLACE = Place(run="r", framework="hf", attempt=1, lease="0" * 32, step=4)
 
 
 @asynccontextmanager
@@ -43,10 +45,11 @@ async def test_a_folder_there_and_back(fake: FakeCoordinator, tmp_path: Path) ->
     manifest = folder(tmp_path / "from")
     async with blobs_at(fake.address) as (blobs, _):
         store = RelayStore(blobs)
-        assert not await store.has(manifest.digest)
-        assert await store.put_folder(tmp_path / "from", manifest) == f"relay://{manifest.digest}"
-        assert await store.has(manifest.digest)
-        assert await store.fetch(manifest.digest, tmp_path / "to") == manifest
+        uri = f"relay://{manifest.digest}"
+        assert not await store.has(uri, manifest.digest)
+        assert await store.put(PLACE, manifest, lambda file: tmp_path / "from" / file.path) == uri
+        assert await store.has(uri, manifest.digest)
+        assert await store.fetch(uri, manifest.digest, tmp_path / "to") == manifest
     assert describe(tmp_path / "to", step=4) == manifest
 
 
@@ -55,7 +58,9 @@ async def test_a_line_that_breaks_costs_only_time(fake: FakeCoordinator, tmp_pat
     manifest = folder(tmp_path / "from")
     async with Proxy([fake.address]) as proxy, blobs_at(proxy.address) as (blobs, contact):
         proxy.bandwidth(200_000)
-        putting = asyncio.create_task(RelayStore(blobs).put_folder(tmp_path / "from", manifest))
+        putting = asyncio.create_task(
+            RelayStore(blobs).put(PLACE, manifest, lambda file: tmp_path / "from" / file.path)
+        )
         await proxy.until_accepted(1)
         proxy.cut()
         proxy.heal()

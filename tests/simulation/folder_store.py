@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
-from agent.stores.base import Damaged
 from relay.errors import DigestMismatch
-from relay.manifest import NAME, Manifest, ManifestFile, verify
+from relay.manifest import NAME, Manifest, verify
+from relay.stores.base import Damaged, Place, Progress, Where, untold
 
 
 @dataclass(slots=True)
@@ -27,9 +26,6 @@ class FolderStore:
     def __post_init__(self) -> None:
         self.back.set()
 
-    def uri(self, manifest_digest: str) -> str:
-        return f"relay://{manifest_digest}"
-
     async def _transfer(self) -> None:
         await self.back.wait()
         await asyncio.sleep(self.random.uniform(0.0, 0.3))
@@ -40,22 +36,19 @@ class FolderStore:
         if self.folders:
             self.folders.popitem()
 
-    async def has(self, manifest_digest: str) -> bool:
+    async def has(self, uri: str, digest: str) -> bool:
         await self._transfer()
-        return manifest_digest in self.folders
+        return digest in self.folders
 
-    async def put_folder(self, folder: Path, manifest: Manifest) -> str:
-        return await self.put_files(manifest, lambda file: folder / file.path, folder / NAME)
-
-    async def put_files(self, manifest: Manifest, where: Callable[[ManifestFile], Path], written: Path) -> str:
-        files = {file.path: where(file) for file in manifest.files} | {NAME: written}
+    async def put(self, place: Place, manifest: Manifest, where: Where, progress: Progress = untold) -> str:
+        files = {file.path: where(file) for file in manifest.files}
         await self._transfer()
         self.folders[manifest.digest] = _read(manifest, files)
-        return self.uri(manifest.digest)
+        return f"relay://{manifest.digest}"
 
-    async def fetch(self, manifest_digest: str, folder: Path) -> Manifest:
+    async def fetch(self, uri: str, digest: str, folder: Path, progress: Progress = untold) -> Manifest:
         await self._transfer()
-        files = self.folders.get(manifest_digest)
+        files = self.folders.get(digest)
         if files is None:
             raise Damaged("it is not in the store")
         _write(folder, files)
@@ -64,6 +57,9 @@ class FolderStore:
             raise Damaged(wrong)
         return manifest
 
+    async def remove(self, uri: str) -> None:
+        await self._transfer()
+
 
 def _read(manifest: Manifest, files: dict[str, Path]) -> dict[str, bytes]:
     """As a store takes them: by their digests."""
@@ -71,7 +67,7 @@ def _read(manifest: Manifest, files: dict[str, Path]) -> dict[str, bytes]:
     for file in manifest.files:
         if f"sha256:{hashlib.sha256(found[file.path]).hexdigest()}" != file.digest:
             raise DigestMismatch(f"{file.path} is not what its manifest says")
-    return found
+    return found | {NAME: manifest.to_bytes()}
 
 
 def _write(folder: Path, files: dict[str, bytes]) -> None:
