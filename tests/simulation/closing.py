@@ -116,7 +116,7 @@ def witness(world: World) -> Witness:
             host=each.host,
             began=each.began,
             ended=each.ended if each.ended is not None else math.inf,
-            excused=each.process.thawed_at > 0,
+            excused=each.process.was_frozen,
         )
         for each in truth.executions
     ]

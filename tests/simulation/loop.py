@@ -32,6 +32,7 @@ class Process:
         self.name = name
         self.alive = True
         self.frozen = False
+        self.was_frozen = False  #: once in its life
         self.thawed_at = float("-inf")
         self.parked: list[asyncio.Handle] = []
         loop.processes.append(self)
@@ -57,6 +58,7 @@ class Process:
     def freeze(self) -> None:
         """From now on none of its code runs."""
         self.frozen = self.alive
+        self.was_frozen |= self.alive
 
     def thaw(self) -> None:
         """It goes on where it was."""
