@@ -30,7 +30,7 @@ from relay.v1.runs_pb2_grpc import RunsStub
 REPOSITORY = Path(__file__).resolve().parent.parent
 TEMPLATE = "relay_template"
 #: Tests in which the training libraries are loaded into the worker itself.
-LOADING = [f"tests/trainers/test_{name}.py" for name in ("resumable", "runtime", "schemas")]
+LOADING = [f"tests/trainers/test_{name}.py" for name in ("gpu", "resumable", "runtime", "schemas")]
 
 
 # How long an example takes says how busy the machine is, not whether the code is right.

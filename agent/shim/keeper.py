@@ -52,16 +52,23 @@ class Keeper:
         """Start the trainer. One that cannot be started has ended with code 127 and an error."""
         if self._job["policy"] == "stop":
             outrank()  # its deadline comes in a busy trainer's time as well
+        if error := self._started():
+            self._ended = time.time()
+            self._finish(error=error)
+        for path in (self.record_path, self._path("shim.json")):
+            self._write(path, self.record, durable=False)  # outside this boot it says nothing
+
+    def _started(self) -> str:
+        """Why it could not be started."""
+        if not self._sentence.may_start(boottime()):
+            return "its lease could no longer be trusted"
         try:
             self._tree.start(self._job, self.record["shim"])
         except OSError as error:
-            self._ended = time.time()
-            self._finish(error=f"{error.filename}: {error.strerror}" if error.filename else str(error))
-        else:
-            trainer = process(self._tree.pid)
-            self.record |= {"pid": self._tree.pid, "start_time": trainer and trainer.start_time}
-        for path in (self.record_path, self._path("shim.json")):
-            self._write(path, self.record, durable=False)  # outside this boot it says nothing
+            return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        trainer = process(self._tree.pid)
+        self.record |= {"pid": self._tree.pid, "start_time": trainer and trainer.start_time}
+        return ""
 
     @property
     def phase(self) -> str:

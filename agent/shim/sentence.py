@@ -52,6 +52,11 @@ class Sentence:
         if self.kill_reason is None:
             self.kill_reason, self.kill_began = reason, now
 
+    def may_start(self, now: float) -> bool:
+        """False when the host slept on the way here: nothing is started on an old promise (S3)."""
+        self.pass_time(now)
+        return not self.trust_lost
+
     def pass_time(self, now: float) -> bool:
         """Do what is due at `now`; True when the trainer is to be asked to stop."""
         if self.kill_reason is not None:

@@ -344,6 +344,17 @@ async def test_s3_the_shim_kills_by_the_deadline_on_its_own(job: Job, told: Told
     await shim.forget()
 
 
+async def test_s3_nothing_is_started_on_an_old_promise(job: Job, runtime_dir: Path) -> None:
+    """F4: the host slept between the agent's order and its shim."""
+    begun = job.folder / "begun"
+    late = replace(job, argv=("touch", str(begun)), policy="stop", trust=boottime() - 0.1)
+    shim = await Shim.start(late, runtime_dir)
+    how = await ended(shim)
+    assert (how.trust_lost, how.kill_reason, how.code) == (True, "trust lapsed", 127)
+    assert not await asyncio.to_thread(begun.exists) and shim.record.pid is None
+    await shim.forget()
+
+
 def may_outrank() -> bool:
     """Whether this user may take real-time priority."""
     with open("/proc/self/status") as file:

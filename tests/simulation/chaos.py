@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
 from dataclasses import replace
@@ -231,9 +232,12 @@ class Chaos:
         self._world.hosts[0].damage_newest()
 
     def _pause(self, fault: Fault) -> None:
-        name = self._run(fault)
-        self._world.do(self._world.steer(runs.pause, name, "enough"))
-        self._later(fault.lasts, lambda: self._world.do(self._world.steer(runs.resume, name)))
+        self._world.do(self._rest(self._run(fault), fault.lasts))
+
+    async def _rest(self, name: str, seconds: float) -> None:
+        await self._world.steer(runs.pause, name, "enough")
+        await asyncio.sleep(seconds)
+        await self._world.steer(runs.resume, name)
 
     def _cancel(self, fault: Fault) -> None:
         self._world.do(self._world.steer(runs.cancel, self._run(fault), "enough"))

@@ -70,7 +70,8 @@ def _stunned(random: Random, at: float, ttl: float) -> Fault:
 
 
 def _frozen_at_grant(random: Random, at: float, ttl: float) -> Fault:
-    """A host that is suspended the moment it is granted something, before it has begun."""
+    """A host that is suspended the moment it is granted something, before it has begun; most grants come early."""
+    at = random.choice([at, random.uniform(0.1, 2.0)])
     lasts = random.choice([1.5, 3.0]) * ttl * random.uniform(0.7, 1.3)
     return Fault("frozen_at_grant", at, lasts, random.randrange(6), amount=random.uniform(0.0, 0.1))
 

@@ -138,6 +138,11 @@ def no_deadline() -> Sequence[Patch]:
     return [patch.object(Sentence, "pass_time", mutated)]
 
 
+@mutant("under `stop` nothing is started on an old promise (§2 Lapse, S3)", "frozen_at_grant trainer_killed", ours=True)
+def started_too_late() -> Sequence[Patch]:
+    return [patch.object(Sentence, "may_start", lambda self, now: True)]
+
+
 @mutant(
     "a lapse is judged again under lock: a renewal that was being written counts (§2 Lapse)",
     "late_heartbeat",

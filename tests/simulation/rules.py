@@ -83,18 +83,21 @@ class Rules:
         elif before["end_time"] is not None and before["end_time"] != after["end_time"]:
             self.say("S2", f"lease {after['id']} had ended, and ended again")
         elif _falls_silent(before, after):
-            self._silence(after)
+            self._silence(before, after)
         elif _ends(before, after) and after["reason"].endswith("no longer runs it"):
             self._missing(after)
         if after["start_time"] is not None and (before is None or before["start_time"] is None):
             self._starts(after)
 
-    def _silence(self, lease: Row) -> None:
-        """Only who has been silent for a whole lease is taken for silent; and nobody, when it was us."""
+    def _silence(self, before: Row, lease: Row) -> None:
+        """Only who has been silent for a whole lease is taken for silent; and nobody, when it was us.
+
+        Who had lapsed before an outage of our own may lose the run after it.
+        """
         places = [row for row in self.storage.rows("places") if row["lease_id"] == lease["id"]]
         if not any(row["expire_time"] < self.storage.now() for row in places):
             self.say("S1", f"{lease['id']} was taken for silent, and its places had not run out")
-        if self.graced():
+        if before["state"] == "held" and self.graced():
             self.say("F6", f"{lease['id']} was taken for silent, less than a TTL after an outage of our own")
 
     def _missing(self, lease: Row) -> None:

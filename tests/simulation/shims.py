@@ -81,19 +81,26 @@ class Keeper:
         self._woken = asyncio.Event()
         self._code: int | None = None
         self._killing = False
-        self.trainer = Trainer(job, machine.label, self.trainer_process, machine.truth, machine.random, machine.wrote)
-        self.trainer_process.spawn(self._train())
-        self.process.spawn(self._keep())
         self.record = recorded(machine, job, job.folder, number)
+        self.trainer: Trainer | None = None
+        if not self._sentence.may_start(machine.now()):
+            self.trainer_process.kill()
+            self._finish()
+        else:
+            self.trainer = Trainer(
+                job, machine.label, self.trainer_process, machine.truth, machine.random, machine.wrote
+            )
+            self.trainer_process.spawn(self._train(self.trainer))
+        self.process.spawn(self._keep())
 
-    async def _train(self) -> None:
-        self._code = await self.trainer.run()
+    async def _train(self, trainer: Trainer) -> None:
+        self._code = await trainer.run()
         self._end_trainer()
         self._woken.set()
 
     def _end_trainer(self) -> None:
         """Nothing of it runs any more."""
-        if self.trainer.execution.ended is None:
+        if self.trainer is not None and self.trainer.execution.ended is None:
             self.trainer.execution.ended = self._machine.loop.time()
         self.trainer_process.kill()
 
@@ -145,7 +152,7 @@ class Keeper:
             case "kill" if self.exit is None:
                 self._sentence.kill(now, arguments["reason"])
                 if arguments["reason"] == "lease lost":
-                    self._machine.truth.dropped(self.trainer.lease)
+                    self._machine.truth.dropped(self.job.lease.rpartition("/")[2])
             case "trust":
                 return {"trusted": self._sentence.renew(arguments["deadline"]) and self.exit is None}
             case "forget":
@@ -153,7 +160,7 @@ class Keeper:
         return {}
 
     def _ask_trainer(self) -> None:
-        if self.trainer_process.alive:
+        if self.trainer is not None and self.trainer_process.alive:
             self.trainer.ask()
 
     async def _do_what_is_due(self) -> None:
