@@ -1,16 +1,19 @@
 """Whether there is a GPU here."""
 
-import ctypes
-
+import pynvml
 import pytest
 
 
 def has_gpu() -> bool:
-    """By the driver alone: the training libraries take long to load."""
+    """Asked of the driver's management library: a process that has initialised CUDA can no longer fork trainers."""
     try:
-        return bool(ctypes.CDLL("libcuda.so.1").cuInit(0) == 0)
-    except OSError:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
         return False
+    try:
+        return bool(pynvml.nvmlDeviceGetCount() > 0)
+    finally:
+        pynvml.nvmlShutdown()
 
 
 needs_gpu = pytest.mark.skipif(not has_gpu(), reason="there is no GPU here")
