@@ -61,7 +61,7 @@ async def test_a_gpu_host_is_seen_and_trained_on(fleet: Fleet, submitter: Path) 
     """C1: GPUs, their memory and the driver, by NVML; a run that wants a GPU gets that one."""
     await fleet.host("a")
     shown = await fleet.relayctl("agents", "-o", "yaml")
-    assert "memoryBytes" in shown and "cuda" in shown.lower(), shown
+    assert "memory_bytes" in shown and "cuda:" in shown and "driver:" in shown, shown
     run = await fleet.submit(SPEC, "on-a-gpu")
     assert (await run.ended()).state == pb.Run.SUCCEEDED
     curve = await run.curve()
