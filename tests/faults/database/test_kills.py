@@ -6,37 +6,20 @@ every run ends with one curve, and no process is left.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from tests.end_to_end.fixtures import short_folder
-from tests.end_to_end.fleet import Deployment, deployed
+from tests.end_to_end.fleet import Deployment
 from tests.faults import schedule
 from tests.faults.chaos import BREAKS
-from tests.faults.database.clusters import Site, site_in
+from tests.faults.database.clusters import Site
 from tests.faults.soak import one_round
 
 pytestmark = pytest.mark.slow
 SEED = "a dozen"
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def site() -> AsyncIterator[Site]:
-    """A Postgres to be killed."""
-    with short_folder() as folder:
-        async with site_in(Path(folder)) as made:
-            yield made
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def deployment(site: Site) -> AsyncIterator[Deployment]:
-    """Two replicas on it."""
-    with short_folder() as folder:
-        async with deployed(Path(folder), site.url) as made:
-            yield made
 
 
 @pytest.mark.parametrize("faults", [schedule.KILLS, schedule.FAULTS], ids=["kills", "all"])
