@@ -258,7 +258,7 @@ class BucketStore:
                 progress(len(piece))
                 await self._pace.take(len(piece))
         except Gone as error:
-            raise Damaged(f"{file.path} is gone") from error
+            raise Damaged(f"{file.path} is gone, or only a part of it is there") from error
 
     async def _pieces(self, at: Address, offset: int, size: int) -> AsyncIterator[memoryview]:
         """The rest of an object in order, a few pieces ahead."""

@@ -19,7 +19,7 @@ _BUSY = {408, 409, 425, 429}
 
 
 class Gone(Exception):
-    """There is no such object."""
+    """There is no such object, or it ends before what was asked for."""
 
 
 @contextlib.contextmanager
@@ -39,6 +39,8 @@ def told(where: str) -> Iterator[None]:
     except (exceptions.AlreadyExistsError, exceptions.PreconditionError):
         raise
     except exceptions.GenericError as error:
+        if "status code: 416" in str(error):
+            raise Gone(f"{where} is shorter than it was") from error
         raise _generic(where, error) from error
     except (exceptions.BaseError, ValueError) as error:
         raise StoreRefused(f"{where}: {_plain(error)}") from error

