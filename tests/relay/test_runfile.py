@@ -372,7 +372,7 @@ class TestMistakes:
             ({"trackers": {"wandb": {}}}, "trackers"),
             ({"alerts": [{"url": "https://x"}]}, "alerts"),
             ({"resources": {"nodes": 2}}, "resources.nodes"),
-            ({"checkpoint": {"store": "s3://b"}}, "checkpoint.store"),
+            ({"checkpoint": {"store": "hf://me/repo"}}, "checkpoint.store"),
             ({"checkpoint": {"keep": {"every": "500 steps"}}}, "checkpoint.keep.every"),
             ({"checkpoint": {"keep": {"best": 1, "metric": "eval_loss"}}}, "checkpoint.keep.best"),
             ({"adopt": {"metrics": {"from": "hf_log"}}}, "adopt.metrics"),

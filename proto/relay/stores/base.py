@@ -94,5 +94,8 @@ class Mends(Protocol):
 class Discards(Protocol):
     """A store in which an upload that breaks off leaves something."""
 
+    def uri_of(self, place: Place) -> str:
+        """Where `put` will keep a folder."""
+
     async def discard(self, uri: str) -> None:
         """Remove what an upload that nobody goes on with has left; a whole folder stays."""

@@ -65,9 +65,9 @@ class BucketStore:
         self._earlier: dict[str, dict[str, str]] = {}  #: by run and kind: the object of each digest
 
     async def put(self, place: Place, manifest: Manifest, where: Where, progress: Progress = untold) -> str:
-        if self._base is None:
-            raise StoreRefused(f"this {self.scheme}:// store has no base to put anything below")
-        folder, room = self._base / path_of(place, self._layout), self._base / room_of(place, self._layout)
+        folder = self._address(self.uri_of(place))
+        assert self._base is not None
+        room = self._base / room_of(place, self._layout)
         if room.path not in self._earlier:
             self._earlier[room.path] = await self._objects_of_earlier(room)
         earlier = self._earlier[room.path]
@@ -76,6 +76,12 @@ class BucketStore:
         line = index.line_of(place, manifest, str(folder), time.time())
         await self._note(self._base / index.NAME, line, str(folder))
         return str(folder)
+
+    def uri_of(self, place: Place) -> str:
+        """Where a folder is to lie."""
+        if self._base is None:
+            raise StoreRefused(f"this {self.scheme}:// store has no base to put anything below")
+        return str(self._base / path_of(place, self._layout))
 
     async def mend(self, uri: str, manifest: Manifest, where: Where, progress: Progress = untold) -> None:
         """Every object is written anew: which of them are wrong, nobody has said."""

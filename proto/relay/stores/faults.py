@@ -18,8 +18,8 @@ _METADATA = ("169.254.169.254", "169.254.170.2", "metadata.google.internal")
 _BUSY = {408, 409, 425, 429}
 
 
-class Gone(Exception):
-    """There is no such object, or it ends before what was asked for."""
+class Gone(StoreAway):
+    """There is no such object, or it ends before what was asked for. Who did not expect that tries again."""
 
 
 @contextlib.contextmanager
@@ -30,17 +30,13 @@ def told(where: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        if "NoSuchBucket" in str(error) or "ContainerNotFound" in str(error):
-            raise StoreRefused(f"{where}: there is no such bucket; make it first") from error
-        raise Gone(where) from error
+        raise _gone(where, error) from error
     except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
         hint = "its credentials are taken from this host's environment"
         raise StoreRefused(f"{where}: access is denied ({_plain(error)}); {hint}") from error
     except (exceptions.AlreadyExistsError, exceptions.PreconditionError):
         raise
     except exceptions.GenericError as error:
-        if "status code: 416" in str(error):
-            raise Gone(f"{where} is shorter than it was") from error
         raise _generic(where, error) from error
     except (exceptions.BaseError, ValueError) as error:
         raise StoreRefused(f"{where}: {_plain(error)}") from error
@@ -51,9 +47,17 @@ def _generic(where: str, error: Exception) -> StoreAway | StoreRefused:
     if any(host in text for host in _METADATA):
         return StoreRefused(f"{where}: no credentials for it in this host's environment")
     status = int(found[1]) if (found := _STATUS.search(text)) else 0
+    if status in (404, 416):
+        return _gone(where, error)
     if 400 <= status < 500 and status not in _BUSY:
         return StoreRefused(f"{where}: {_plain(error)}")
     return StoreAway(f"{where}: {_plain(error)}")
+
+
+def _gone(where: str, error: Exception) -> StoreAway | StoreRefused:
+    if "NoSuchBucket" in str(error) or "ContainerNotFound" in str(error):
+        return StoreRefused(f"{where}: there is no such bucket; make it first")
+    return Gone(f"{where} is gone, or a part of it")
 
 
 def _plain(error: Exception) -> str:

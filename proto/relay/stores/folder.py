@@ -50,9 +50,8 @@ class FolderStore:
         self._cleaned = False
 
     async def put(self, place: Place, manifest: Manifest, where: Where, progress: Progress = untold) -> str:
-        if self._base is None:
-            raise StoreRefused("this file:// store has no base folder to put anything below")
-        uri = str(self._base / path_of(place, self._layout))
+        uri = self.uri_of(place)
+        assert self._base is not None
         await self.clean()
         earlier = await in_thread(self._earlier, place)
         if await in_thread(_standing, _path(uri), manifest):
@@ -62,6 +61,12 @@ class FolderStore:
         line = index.line_of(place, manifest, uri, time.time())
         await in_thread(_note, Path(self._base.path) / index.NAME, line, uri)
         return uri
+
+    def uri_of(self, place: Place) -> str:
+        """Where a folder is to lie."""
+        if self._base is None:
+            raise StoreRefused("this file:// store has no base folder to put anything below")
+        return str(self._base / path_of(place, self._layout))
 
     async def clean(self) -> None:
         """Remove what dead writers of this name have left, once in this store's life."""
@@ -102,7 +107,8 @@ class FolderStore:
         await in_thread(_remove, _path(uri))
 
     async def discard(self, uri: str) -> None:
-        """Nothing of an upload lies at its place before it is whole."""
+        """Nothing of an upload lies at its place before it is whole; what dead writers have left lies aside."""
+        await self.clean()
 
     async def _make(
         self,

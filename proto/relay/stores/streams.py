@@ -19,10 +19,9 @@ async def each(items: Iterable[T], work: Callable[[T], Awaitable[None]], streams
         for item in waiting:
             await work(item)
 
-    tasks = [asyncio.ensure_future(worker()) for _ in range(streams)]
     try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(streams):
+                group.create_task(worker())
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None

