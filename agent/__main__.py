@@ -41,7 +41,7 @@ from agent.stores.unfinished import Unfinished
 from agent.supervisor import Supervisor, WayOut
 from agent.vitals import Vitals
 from relay.errors import DeploymentForeign, RelayError, Unauthenticated
-from relay.stores.opening import open_store, readers
+from relay.stores.opening import Readers, open_store
 from relay.stores.pace import Pace
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import agents_pb2_grpc
@@ -180,7 +180,7 @@ async def means_of(settings: Config, coordinator: Coordinator, contact: Contact,
             contact=contact,
             spool=Spool(coordinator, contact, heartbeat=HEARTBEAT, notice=Notice()),
             blobs=blobs,
-            stores={"relay": RelayStore(blobs), **readers(writer=settings.name, pace=pace)},
+            stores=Readers({"relay": RelayStore(blobs)}, writer=settings.name, pace=pace),
             pace=pace,
             unfinished=unfinished,
             cache=Cache(settings.data_dir / "cache", settings.cache_limit),

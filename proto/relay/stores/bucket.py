@@ -18,12 +18,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import obstore
+from obstore.exceptions import AlreadyExistsError, PreconditionError
+
 from relay.manifest import MAX_BYTES, NAME, Manifest, ManifestError, ManifestFile
 from relay.stores import index
 from relay.stores.address import Address, AddressError, parse
 from relay.stores.arriving import Arriving, is_here, keep_manifest, read_manifest
 from relay.stores.base import Damaged, Place, Progress, StoreAway, StoreRefused, Where, untold
-from relay.stores.clients import Clients
+from relay.stores.clients import Client, Clients
 from relay.stores.faults import Gone, told
 from relay.stores.layout import Layout, path_of, room_of
 from relay.stores.pace import Pace
@@ -33,8 +36,6 @@ from relay.threads import in_thread
 
 if TYPE_CHECKING:
     from obstore import PutMode
-
-    from relay.stores.clients import Client
 
 DIGEST = "relay-digest"  #: the attribute that an object's digest is kept in
 PIECE = 8 * 1024 * 1024  #: of a download
@@ -158,8 +159,6 @@ class BucketStore:
 
     async def _sizes(self, folder: Address) -> dict[str, int]:
         """Objects below a prefix, by their path in it."""
-        import obstore
-
         found: dict[str, int] = {}
         with told(str(folder)):
             async for page in obstore.list(self._client(folder.bucket), f"{folder.path}/"):
@@ -168,8 +167,6 @@ class BucketStore:
 
     async def _objects_of_earlier(self, room: Address) -> dict[str, str]:
         """The objects of the newest whole folders of this kind that the run has there, by digest."""
-        import obstore
-
         whole: list[tuple[Any, str]] = []
         with told(str(room)):
             async for page in obstore.list(self._client(room.bucket), f"{room.path}/"):
@@ -182,16 +179,12 @@ class BucketStore:
         return found
 
     async def _delete(self, folder: Address, paths: Sequence[str]) -> None:
-        import obstore
-
         with contextlib.suppress(Gone), told(str(folder)):
             await obstore.delete_async(self._client(folder.bucket), [(folder / path).path for path in paths])
 
     # One object
 
     async def _read(self, at: Address) -> bytes:
-        import obstore
-
         with told(str(at)):
             answer = await obstore.get_async(self._client(at.bucket), at.path)
             if answer.meta["size"] > MAX_BYTES:
@@ -200,8 +193,6 @@ class BucketStore:
 
     async def _digest(self, at: Address) -> str | None:
         """What the object says of itself; None when there is none, or it says nothing."""
-        import obstore
-
         with contextlib.suppress(Gone), told(str(at)):
             answer = await obstore.get_async(self._client(at.bucket), at.path, options={"head": True})
             return answer.attributes.get(DIGEST)
@@ -209,9 +200,6 @@ class BucketStore:
 
     async def _create(self, at: Address, data: bytes, digest: str, *, replacing: bool = False) -> None:
         """An object in one piece, where there is none. The same there already is what a lost answer leaves."""
-        import obstore
-        from obstore.exceptions import AlreadyExistsError
-
         try:
             with told(str(at)):
                 mode: PutMode = "overwrite" if replacing else "create"
@@ -224,8 +212,6 @@ class BucketStore:
 
     async def _copied(self, key: str | None, at: Address, file: ManifestFile) -> bool:
         """Whether the backend could copy the object of an earlier folder."""
-        import obstore
-
         if key is None:
             return False
         source = Address(at.scheme, at.bucket, key)
@@ -268,8 +254,6 @@ class BucketStore:
 
     async def _pieces(self, at: Address, offset: int, size: int) -> AsyncIterator[memoryview]:
         """The rest of an object in order, a few pieces ahead."""
-        import obstore
-
         client = self._client(at.bucket)
 
         async def piece(start: int) -> memoryview:
@@ -293,9 +277,6 @@ class BucketStore:
 
     async def _note(self, at: Address, line: bytes, uri: str) -> None:
         """Add a line to the index unless it has one of this folder; whoever finds it changed under it reads again."""
-        import obstore
-        from obstore.exceptions import AlreadyExistsError, PreconditionError
-
         client = self._client(at.bucket)
         for _ in range(INDEX_TRIES):
             said: bytes = b""

@@ -6,12 +6,15 @@ import os
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from obstore import exceptions
+from obstore.store import AzureStore, GCSStore, S3Store
+
 from relay.stores.base import StoreRefused
 
 if TYPE_CHECKING:
-    from obstore.store import AzureStore, ClientConfig, GCSStore, RetryConfig, S3Store
+    from obstore.store import ClientConfig, RetryConfig
 
-    Client = S3Store | GCSStore | AzureStore
+Client = S3Store | GCSStore | AzureStore
 
 CONNECT = timedelta(seconds=10)
 RETRIES = 6
@@ -27,18 +30,12 @@ class Clients:
         self._made: dict[str, Client] = {}
 
     def of(self, bucket: str) -> Client:
-        """StoreRefused without obstore, or when the environment says what cannot be."""
+        """StoreRefused when the environment says what cannot be."""
         if bucket not in self._made:
             self._made[bucket] = self._make(bucket)
         return self._made[bucket]
 
     def _make(self, bucket: str) -> Client:
-        try:
-            from obstore import exceptions
-            from obstore.store import AzureStore, GCSStore, S3Store
-        except ImportError as error:
-            hint = "pip install 'relay-training[stores]'"
-            raise StoreRefused(f"{self._scheme}:// needs obstore, which is not installed: {hint}") from error
         options: ClientConfig = {
             "timeout": self._request_timeout,
             "connect_timeout": min(self._request_timeout, CONNECT),

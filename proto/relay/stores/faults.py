@@ -9,6 +9,8 @@ import contextlib
 import re
 from collections.abc import Iterator
 
+from obstore import exceptions
+
 from relay.stores.base import StoreAway, StoreRefused
 
 _PARAMETERS = re.compile(r"(\w+://[^\s?,)]*)\?[^\s,)]*")
@@ -25,8 +27,6 @@ class Gone(StoreAway):
 @contextlib.contextmanager
 def told(where: str) -> Iterator[None]:
     """Around one call of the client; `where` says what it was about."""
-    from obstore import exceptions
-
     try:
         yield
     except FileNotFoundError as error:

@@ -7,11 +7,14 @@ import contextlib
 import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import obstore
 
 from relay.manifest import ManifestError, ManifestFile
 from relay.stores.address import Address
 from relay.stores.base import Progress
+from relay.stores.clients import Client
 from relay.stores.faults import told
 from relay.stores.pace import Pace
 from relay.threads import in_thread
@@ -46,10 +49,8 @@ class Sender:
         pieces = [piece async for piece in self._pieces()]
         return b"".join(pieces)
 
-    async def in_parts(self, client: Any, at: Address, attributes: dict[str, str]) -> None:
+    async def in_parts(self, client: Client, at: Address, attributes: dict[str, str]) -> None:
         """Upload it. Whatever goes wrong, a cancellation too, lets the client tell the backend to drop the parts."""
-        import obstore
-
         upload = asyncio.ensure_future(
             obstore.put_async(
                 client,

@@ -22,7 +22,7 @@ BUCKET = "relay"
 
 @contextmanager
 def seaweed(folder: Path) -> Iterator[str]:
-    """A server with one bucket, while in here; its `host:port`. A port that somebody else took meanwhile costs a try."""
+    """A server with one bucket, while in here; its `host:port`. A port that somebody else took costs a try."""
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         yield next(filter(None, (_started(folder, stack) for _ in range(TRIES))))
