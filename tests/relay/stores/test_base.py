@@ -1,5 +1,6 @@
 """What every store does that needs no coordinator."""
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from relay.manifest import NAME, Manifest, ManifestError, describe
 from relay.stores.base import Damaged, Discards, Mends, Store, StoreRefused
+from relay.stores.opening import open_store
 from tests.relay.stores.kept import Kept, folder, lying, place
 
 LARGE = 20 * 1024 * 1024  #: goes in several parts
@@ -187,3 +189,17 @@ async def test_damage_does_not_spread_to_later_folders(store: Store, kept: Kept,
     again = describe(tmp_path / "1", step=2)
     later = await store.put(place(2), again, lying(tmp_path / "1"))
     assert list(kept.disagreements([(later, again.digest)])) == []
+
+
+async def test_a_zombie_and_the_rightful_holder_publish_one_step_at_once(base: str, kept: Kept, tmp_path: Path) -> None:
+    """S4: neither touches the other's, whatever the attempts' numbers are; which of them counts, the registry says."""
+    leases = ("a" * 32, "b" * 32)
+    manifests = {lease: folder(tmp_path / lease) for lease in leases}
+    uris = await asyncio.gather(
+        *(open_store(base).put(place(1, lease), manifests[lease], lying(tmp_path / lease)) for lease in leases)
+    )
+    registry = [(uri, manifests[lease].digest) for uri, lease in zip(uris, leases, strict=True)]
+    assert len(set(uris)) == 2 and list(kept.disagreements(registry)) == [] and kept.leftovers() == []
+    for uri, digest in (registry[0][0], registry[1][1]), (registry[1][0], registry[0][1]):
+        with pytest.raises(Damaged, match="another one than was registered"):
+            await open_store(base).fetch(uri, digest, tmp_path / "to")
