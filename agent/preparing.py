@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from agent.checkpoints.resume import Resume, choose
+from agent.checkpoints.resume import Resume, Unreachable, choose
 from agent.contact import Contact, Coordinator
 from agent.events.spool import Spool
 from agent.first_write import FirstWrite
@@ -32,7 +32,7 @@ from agent.wire import Assignment
 from relay.errors import LeaseLost, RelayError
 from relay.manifest import ManifestError
 from relay.runfile import RunFile
-from relay.stores.base import Damaged, Store, StoreAway, StoreRefused
+from relay.stores.base import Damaged, Store, StoreRefused
 from relay.stores.pace import Pace
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import agents_pb2_grpc, runs_pb2
@@ -139,7 +139,7 @@ async def choose_checkpoint(
             scratch=folder.resume,
             patience=patience,
         )
-    except (RelayError, StoreAway) as error:
+    except (RelayError, Unreachable) as error:
         raise Fault("CHECKPOINT_UNAVAILABLE", str(error)) from error
     except OSError as error:
         raise _disk(error) from error

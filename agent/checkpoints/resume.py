@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from agent.events.journal import Journal
 from agent.stores.patience import Patience
 from relay.errors import RelayError
 from relay.manifest import NAME, Manifest, ManifestError, verify
-from relay.stores.base import Damaged, Mends, Store, StoreAway, StoreRefused
+from relay.stores.base import Damaged, Mends, Progress, Store, StoreAway, StoreRefused
 from relay.v1 import runs_pb2
 
 Skipped = runs_pb2.SkippedCheckpoint
+
+
+class Unreachable(Exception):
+    """The stores that may have a checkpoint are away for too long."""
 
 
 WAIT = 900.0  #: seconds that a store may be away until the run goes elsewhere, where it may be reached
@@ -51,7 +54,7 @@ async def choose(
     """The newest sound one of `checkpoints` (newest first).
 
     `here` says where this host would have its own copy, `scratch` is where others are brought to. Raises OSError when
-    this host's disk fails, StoreAway when the only copies there are cannot be reached for long.
+    this host's disk fails, Unreachable when the only copies there are cannot be reached for long.
     """
     skipped: list[Skipped] = []
     for checkpoint in checkpoints:
@@ -61,20 +64,32 @@ async def choose(
             continue
         reasons: list[str] = []
         if (folder := await _own(part, here(checkpoint), reasons)) is None:
-            fetch = partial(_fetched, part, stores, scratch / f"step_{checkpoint.step:08d}", reasons)
-            folder = await _outlasted(patience, f"the download of step {checkpoint.step}", fetch)
+            folder = await _outlasted(patience, part, stores, scratch / f"step_{checkpoint.step:08d}", reasons)
         if folder is not None:
             return Resume(folder, checkpoint.name, checkpoint.step, tuple(skipped), part, tuple(reasons))
         skipped.append(_skip(checkpoint, reasons or ["no copy of it can be reached from this host"]))
     return Resume(None, "", 0, tuple(skipped))
 
 
-async def _outlasted(patience: Patience, doing: str, fetch: Callable[[], Awaitable[Path | None]]) -> Path | None:
-    try:
-        async with asyncio.timeout(WAIT):
-            return await patience.outlast(doing, fetch)
-    except TimeoutError as error:
-        raise StoreAway(f"{doing}: no store that has it could be reached for {WAIT / 60:.0f} minutes") from error
+async def _outlasted(
+    patience: Patience, part: runs_pb2.CheckpointPart, stores: Mapping[str, Store], folder: Path, reasons: list[str]
+) -> Path | None:
+    """A copy from a store, waited for. Raises Unreachable when none has brought a byte for too long."""
+    moved = patience.now()
+
+    def move(_: int) -> None:
+        nonlocal moved
+        moved = patience.now()
+
+    async def fetch() -> Path | None:
+        try:
+            return await _fetched(part, stores, folder, reasons, move)
+        except StoreAway as away:
+            if patience.now() - moved < WAIT:
+                raise
+            raise Unreachable(f"{folder.name} cannot be reached from this host: {away}") from away
+
+    return await patience.outlast(f"the download of {folder.name}", fetch)
 
 
 def _skip(checkpoint: runs_pb2.Checkpoint, reasons: Sequence[str]) -> Skipped:
@@ -93,7 +108,7 @@ async def _own(part: runs_pb2.CheckpointPart, folder: Path, reasons: list[str]) 
 
 
 async def _fetched(
-    part: runs_pb2.CheckpointPart, stores: Mapping[str, Store], folder: Path, reasons: list[str]
+    part: runs_pb2.CheckpointPart, stores: Mapping[str, Store], folder: Path, reasons: list[str], progress: Progress
 ) -> Path | None:
     """A copy from the first store that gives a sound one. Raises StoreAway when one that may have it is away."""
     away: StoreAway | None = None
@@ -101,7 +116,7 @@ async def _fetched(
         if (store := stores.get(copy.store)) is None:
             continue
         try:
-            await store.fetch(copy.uri, part.manifest_digest, folder)
+            await store.fetch(copy.uri, part.manifest_digest, folder, progress)
             return folder
         except (Damaged, StoreRefused) as error:
             if (reason := f"the copy in {copy.store}://: {error}") not in reasons:

@@ -24,7 +24,7 @@ def store_of(run: RunFile, stores: Mapping[str, Store], *, writer: str, pace: Pa
     base = run.checkpoint.store
     if base == "relay://":
         return stores["relay"]
-    return open_store(base, Layout(run.checkpoint.layout), writer=writer, pace=pace)
+    return open_store(base, Layout(run.checkpoint.layout or Layout.RELAY), writer=writer, pace=pace)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

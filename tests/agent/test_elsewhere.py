@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -152,3 +154,32 @@ async def test_a_cap_holds_for_all_transfers(fake: FakeCoordinator, hosts: MakeH
     assert told.lease == lease.name and 0 < told.total_bytes - 2 * 1024 * 1024 < 1000
     await fake.until(lambda: lease.ended)
     assert copied(lease, 2)
+
+
+@pytest.mark.parametrize("lease_stays", [True, False])
+async def test_an_agent_that_is_killed_while_it_uploads_leaves_nothing(
+    fake: FakeCoordinator, hosts: MakeHost, share: Path, gate: Gate, lease_stays: bool
+) -> None:
+    """The next agent goes on with it if the lease is still held, and in any case removes what was in the making."""
+    host = hosts(fake.address, "--transfer-limit", "2MiB/s")
+    await host.start()
+    lease = await fake.grant(spec(share, steps=3, save_every=2, size=6 * 1024 * 1024, gate=gate.path))
+    gate.let(2)
+    await fake.until(lambda: any(each.done_bytes for beat in fake.heartbeats for each in beat.readings.transfers))
+    assert host.agent is not None
+    if lease_stays:
+        await host.end(signal.SIGKILL)
+    else:
+        await host.vanish()
+        await fake.end(lease)
+    left = {path.name for path in (share / ".relay").iterdir()}
+    assert left
+    await host.start()
+    if lease_stays:
+        await fake.until(lambda: copied(lease, 2))
+        gate.let(1)
+        await fake.until(lambda: lease.ended)
+        assert lease.ended == "succeeded"
+    async with asyncio.timeout(60):
+        while left & set(os.listdir(share / ".relay")):
+            await fake.breathe()

@@ -344,6 +344,19 @@ class TestMistakes:
                 "adopt.checkpoints.complete: give marker or still_for, not both",
             ),
             (
+                {"checkpoint": {"store": "s3://key:secret@bucket/x"}},
+                "checkpoint.store: s3:// is written without keys, passwords and parameters: "
+                "hosts take those from their own environment",
+            ),
+            (
+                {"checkpoint": {"store": "file://runs"}},
+                "checkpoint.store: a file:// store is an absolute folder that hosts share, like file:///mnt/share/runs",
+            ),
+            (
+                {"checkpoint": {"store": "relay://elsewhere"}},
+                "checkpoint.store: the coordinator's own store is just relay://",
+            ),
+            (
                 {"checkpoint": {"keep": {"best": 1}}},
                 "checkpoint.keep: best needs a metric to compare by, for instance metric: eval_loss",
             ),

@@ -190,7 +190,7 @@ class Checkpoint(Section):
     every: Interval = Every(seconds=600.0)
     keep: Keep = Keep()
     store: Annotated[Text, Field(pattern=r"^(relay|file|s3|gs|az|hf)://")] = "relay://"
-    layout: Literal["relay", "framework"] = "relay"
+    layout: Literal["relay", "framework"] | None = None  #: None, as relay, also for agents that know no layouts
 
     @field_validator("store")
     @classmethod

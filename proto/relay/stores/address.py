@@ -41,7 +41,7 @@ def parse(uri: str) -> Address:
         raise AddressError(f"{parts.scheme or uri}:// is not a store; one of {', '.join(f'{s}://' for s in SCHEMES)}")
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise AddressError(
-            f"a {parts.scheme}:// store is named without keys, passwords and parameters: "
+            f"{parts.scheme}:// is written without keys, passwords and parameters: "
             "hosts take those from their own environment"
         )
     if parts.scheme == "file":
