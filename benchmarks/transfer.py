@@ -28,7 +28,7 @@ from relay.stores.base import Place, Store
 from relay.stores.opening import open_store
 
 CHUNK = 4 * 1024 * 1024
-AT_ONCE = 2
+AT_ONCE = 4
 PART = 8 * 1024 * 1024
 
 

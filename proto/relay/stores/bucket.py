@@ -3,7 +3,7 @@
 A folder is files under a prefix, and its manifest last, created only where there is none (S4): two who publish at one
 place cannot both win. What an upload that broke off has left there whole is not sent again: each object has its digest
 with it. What an earlier folder of the run has too is copied by the backend itself. Large files go in parts, which the
-backend drops when the upload fails; of a process that is killed only a lifecycle rule of the bucket removes them.
+backend is told to drop when the upload fails, or by whoever comes after a process that was killed.
 
 Credentials come from the host's environment alone, as each cloud's own tools name them.
 """
@@ -30,6 +30,7 @@ from relay.stores.clients import Client, Clients
 from relay.stores.faults import Gone, told
 from relay.stores.layout import Layout, path_of, room_of
 from relay.stores.pace import Pace
+from relay.stores.parts import drop_parts
 from relay.stores.sending import SINGLE, Sender
 from relay.stores.streams import each
 from relay.threads import in_thread
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from obstore import PutMode
 
 DIGEST = "relay-digest"  #: the attribute that an object's digest is kept in
+STREAMS = 4  #: files on their way at once: each request takes its time, however small the file
 PIECE = 8 * 1024 * 1024  #: of a download
 AHEAD = 3  #: pieces of a file that are on their way at once
 EARLIER = 3  #: folders of a run whose objects are looked at for copies
@@ -108,7 +110,7 @@ class BucketStore:
             else:
                 await self._bring(source / file.path, folder, file, progress)
 
-        await each(manifest.files, bring)
+        await each(manifest.files, bring, STREAMS)
         await in_thread(keep_manifest, folder, manifest)
         return manifest
 
@@ -122,6 +124,7 @@ class BucketStore:
         folder = self._address(uri)
         sizes = await self._sizes(folder)
         if NAME not in sizes:
+            await drop_parts(folder)
             await self._delete(folder, list(sizes))
 
     # One folder
@@ -133,6 +136,8 @@ class BucketStore:
         sizes = await self._sizes(folder)
         if NAME in sizes:
             await self._same(folder, manifest)
+        elif any(file.size > SINGLE for file in manifest.files):
+            await drop_parts(folder)  # of an upload to this very place that was killed: only this one goes on with it
 
         async def add(file: ManifestFile) -> None:
             there = sizes.get(file.path) == file.size
@@ -143,7 +148,7 @@ class BucketStore:
             else:
                 await self._send(folder / file.path, where(file), file, progress, broken=file.path in sizes)
 
-        await each(manifest.files, add)
+        await each(manifest.files, add, STREAMS)
         if NAME not in sizes:
             await self._create(folder / NAME, manifest.to_bytes(), manifest.digest)
 

@@ -1,5 +1,6 @@
 """What lies in a store, past its own code; folders to put there; and a checker of registry against store."""
 
+import asyncio
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ import obstore
 
 from relay.manifest import NAME, Manifest, ManifestError, describe, digest_of
 from relay.stores.base import Place, Where
-from tests.relay.stores.seaweed import client, objects
+from tests.relay.stores.seaweed import BUCKET, client, objects
 
 LEASE = "1" * 32
 
@@ -61,7 +62,7 @@ class Kept:
         owned = {"index.jsonl"}
         for folder in whole:
             manifest = Manifest.from_bytes(self.read(f"{folder}{NAME}"))
-            owned |= {f"{folder}{NAME}", *(f"{folder}{_shown(file.path, self.address)}" for file in manifest.files)}
+            owned |= {f"{folder}{NAME}", *(f"{folder}{file.path}" for file in manifest.files)}
         return sorted(names.keys() - owned)
 
     def read(self, name: str) -> bytes:
@@ -110,5 +111,10 @@ class Kept:
                     yield f"{uri}: {file.path} is gone"
 
 
-def _shown(path: str, address: str) -> str:
-    return path
+async def unfinished(s3: str) -> list[str]:
+    """Uploads in parts that the server has begun and not ended."""
+    reader, writer = await asyncio.open_connection(*s3.split(":"))
+    writer.write(f"GET /{BUCKET}?uploads HTTP/1.1\r\nhost: {s3}\r\nconnection: close\r\n\r\n".encode())
+    answer = (await reader.read()).decode()
+    writer.close()
+    return [part.partition("</Key>")[0] for part in answer.split("<Key>")[1:]]

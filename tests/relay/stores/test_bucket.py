@@ -12,7 +12,7 @@ import pytest
 from relay.manifest import Manifest, describe
 from relay.stores.base import Damaged, StoreAway, StoreRefused
 from relay.stores.bucket import BucketStore
-from tests.relay.stores.kept import Kept, folder, lying, place
+from tests.relay.stores.kept import Kept, folder, lying, place, unfinished
 from tests.relay.stores.seaweed import BUCKET, environment
 from tests.relay.stores.weather import Fault, Weather, weather
 
@@ -141,15 +141,6 @@ async def test_a_cancelled_upload_leaves_no_parts(bucket: str, s3: str, tmp_path
     assert not await store.has(uri, manifest.digest)
     await store.discard(uri)
     assert Kept(bucket, s3).names() == {}
-
-
-async def unfinished(s3: str) -> list[str]:
-    """Uploads in parts that the server has begun and not ended."""
-    reader, writer = await asyncio.open_connection(*s3.split(":"))
-    writer.write(f"GET /{BUCKET}?uploads HTTP/1.1\r\nhost: {s3}\r\nconnection: close\r\n\r\n".encode())
-    answer = (await reader.read()).decode()
-    writer.close()
-    return [part.partition("</Key>")[0] for part in answer.split("<Key>")[1:]]
 
 
 async def test_an_upload_goes_on_with_the_files_that_are_there_whole(sky: Weather, s3: str, tmp_path: Path) -> None:

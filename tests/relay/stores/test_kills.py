@@ -15,7 +15,7 @@ import pytest
 from relay.manifest import NAME, Manifest, verify
 from relay.stores.base import Damaged, Store
 from relay.stores.opening import open_store
-from tests.relay.stores.kept import Kept, folder, place
+from tests.relay.stores.kept import Kept, folder, place, unfinished
 
 ROOT = Path(__file__).resolve().parents[3]
 KILLS = 50
@@ -74,7 +74,7 @@ class Victim:
 @pytest.mark.timeout(400)
 async def test_killed_while_it_publishes(base: str, kept: Kept, tmp_path: Path) -> None:
     random, registry = Random(base.partition(":")[0]), set[tuple[str, str]]()
-    path = tmp_path / "from"
+    path, interrupted = tmp_path / "from", 0
     for kill in range(KILLS):
         manifest = folder(path, big=SIZE)
         victim = await Victim.start("put", base, path)
@@ -83,7 +83,9 @@ async def test_killed_while_it_publishes(base: str, kept: Kept, tmp_path: Path) 
         store = open_store(base, writer="killed")
         await never_half(store, kept, victim.last("begun"), manifest, tmp_path / f"to-{kill}")
         assert list(kept.disagreements(registry)) == []
-        await forget(store, kept)  # a new run of the same places, so that the next one has something to do
+        await forget(
+            store, kept, victim.last("begun", 1)
+        )  # a new run of the same places, so that the next one has something to do
         registry.clear()
     assert kept.leftovers() == []
 
@@ -100,16 +102,20 @@ async def never_half(store: Store, kept: Kept, step: int, manifest: Manifest, to
         assert not (to / NAME).exists()
 
 
-async def forget(store: Store, kept: Kept) -> None:
+async def forget(store: Store, kept: Kept, last: int) -> None:
     """All folders go, and what was in the making: as the agent that comes after does when nobody goes on with it."""
     for name in [name for name in kept.names() if name.endswith(f"/{NAME}")]:
         await store.remove(f"{kept.base}/{name.removesuffix(f'/{NAME}')}")
-    for step in range(1, 100):
-        uri = f"{kept.base}/r/checkpoints/0001-{'1' * 32}/step_{step:08d}"
-        if any(name.startswith(kept.below(uri)) for name in kept.names()):
-            await discard(store, uri)
-    await discard(store, f"{kept.base}/r/checkpoints/0001-{'1' * 32}/step_00000001")
-    assert kept.leftovers() == []
+    for step in range(1, last + 1):
+        await discard(store, f"{kept.base}/r/checkpoints/0001-{'1' * 32}/step_{step:08d}")
+    assert kept.leftovers() == [] and await parts(kept) == []
+
+
+async def parts(kept: Kept) -> list[str]:
+    """What no listing shows."""
+    if not kept.address:
+        return []
+    return [key for key in await unfinished(kept.address) if key.startswith(kept.base.split("/", 3)[3])]
 
 
 async def discard(store: Store, uri: str) -> None:
