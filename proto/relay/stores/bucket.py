@@ -15,6 +15,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -267,7 +268,7 @@ class BucketStore:
                 return memoryview(await obstore.get_range_async(client, at.path, start=start, length=length))
 
         starts = iter(range(offset, size, PIECE))
-        coming = [asyncio.ensure_future(piece(start)) for start, _ in zip(starts, range(AHEAD), strict=False)]
+        coming = [asyncio.ensure_future(piece(start)) for start in islice(starts, AHEAD)]
         try:
             while coming:
                 yield await coming.pop(0)

@@ -11,7 +11,7 @@ from relay.stores.base import Damaged, Discards, Mends, Store, StoreRefused
 from relay.stores.opening import open_store
 from tests.relay.stores.kept import Kept, folder, lying, place
 
-LARGE = 20 * 1024 * 1024  #: goes in several parts
+LARGE = 45 * 1024 * 1024  #: goes in several parts, and comes in more pieces than are asked for at once
 
 
 @pytest.mark.parametrize("big", [300_000, LARGE])

@@ -83,11 +83,10 @@ async def test_killed_while_it_publishes(base: str, kept: Kept, tmp_path: Path) 
         store = open_store(base, writer="killed")
         await never_half(store, kept, victim.last("begun"), manifest, tmp_path / f"to-{kill}")
         assert list(kept.disagreements(registry)) == []
-        await forget(
-            store, kept, victim.last("begun", 1)
-        )  # a new run of the same places, so that the next one has something to do
+        interrupted += bool(kept.leftovers()) or bool(await parts(kept))
+        await forget(store, kept, victim.last("begun", 1))  # so that the next one has something to do
         registry.clear()
-    assert kept.leftovers() == []
+    assert interrupted > KILLS / 10, "most kills met nothing in the making"
 
 
 async def never_half(store: Store, kept: Kept, step: int, manifest: Manifest, to: Path) -> None:
