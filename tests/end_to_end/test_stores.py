@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 
+from coordinator.tables import Base
 from relay.v1 import runs_pb2 as pb
 from tests.end_to_end.fleet import Fleet, Kind
 from tests.relay.stores.seaweed import BUCKET, environment, objects, seaweed
@@ -65,9 +67,25 @@ async def test_a_bucket_that_hosts_reach_by_their_environment(
         monkeypatch.setenv(name, value)
     await survives(fleet, tmp_path, {"store": f"s3://{BUCKET}/runs"})
     assert {key.split("/")[1] for key in objects(s3, "runs")} == {"index.jsonl", "r"}
+    assert canary not in await everything_in(fleet.deployment.database_url)
     for path in fleet.folder.rglob("*"):
         if path.is_file():
             assert canary.encode() not in path.read_bytes(), path
+
+
+async def everything_in(database_url: str) -> str:
+    """Every row of every table, as text."""
+    connection = await asyncpg.connect(database_url)
+    try:
+        rows = [
+            str(row[0])
+            for table in Base.metadata.tables
+            for row in await connection.fetch(f"SELECT t::text FROM {table} t")
+        ]
+    finally:
+        await connection.close()
+    assert rows
+    return "\n".join(rows)
 
 
 async def test_a_store_that_cannot_be_is_refused_at_submit(fleet: Fleet) -> None:
