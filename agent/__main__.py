@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import IO
@@ -36,9 +37,12 @@ from agent.shim.processes import boot_id, boottime
 from agent.shims import SpareShim, prepare_runtime_dir
 from agent.stores.blobs import Blobs
 from agent.stores.relay import RelayStore
+from agent.stores.unfinished import Unfinished
 from agent.supervisor import Supervisor, WayOut
 from agent.vitals import Vitals
 from relay.errors import DeploymentForeign, RelayError, Unauthenticated
+from relay.stores.opening import Readers, open_store
+from relay.stores.pace import Pace
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import agents_pb2_grpc
 
@@ -138,7 +142,12 @@ async def serve(settings: Config) -> None:
     hello = pb.Hello(agent=settings.resource_name, capability=capability, labels=settings.labels)
     vitals = Vitals(settings.root)
     async with means_of(settings, coordinator, contact, gpus=bool(found.gpus)) as means:
-        supervisor = Supervisor(means, hello, lambda: vitals.latest, disconnect_limit=settings.disconnect_limit)
+        supervisor = Supervisor(
+            means,
+            hello,
+            lambda: means.transfers.added_to(vitals.latest),
+            disconnect_limit=settings.disconnect_limit,
+        )
         session = Session(supervisor, identity, contact, dial=grpc_dial(coordinator), now=boottime, random=Random())
         log.info(
             "agent=%s pid=%d coordinator=%s root=%s", settings.name, os.getpid(), settings.coordinator, settings.root
@@ -155,7 +164,9 @@ async def means_of(settings: Config, coordinator: Coordinator, contact: Contact,
         coordinator.dial() as transfers,
         SpareShim(settings.runtime_dir) as shims,
     ):
-        blobs = Blobs(coordinator, transfers, contact)
+        pace = Pace(settings.transfer_limit)
+        blobs = Blobs(coordinator, transfers, contact, pace)
+        unfinished = Unfinished(settings.data_dir / "uploads", partial(open_store, writer=settings.name))
         yield Means(
             agent=settings.resource_name,
             root=settings.root,
@@ -169,7 +180,9 @@ async def means_of(settings: Config, coordinator: Coordinator, contact: Contact,
             contact=contact,
             spool=Spool(coordinator, contact, heartbeat=HEARTBEAT, notice=Notice()),
             blobs=blobs,
-            stores={"relay": RelayStore(blobs)},
+            stores=Readers({"relay": RelayStore(blobs)}, writer=settings.name, pace=pace),
+            pace=pace,
+            unfinished=unfinished,
             cache=Cache(settings.data_dir / "cache", settings.cache_limit),
             begun=Begun(settings.data_dir / "attempts"),
             shims=shims,

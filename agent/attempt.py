@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, Never
 
 from agent.checkpoints.publisher import Publisher
-from agent.ending import complete, failed, faulted, publish_result, stopped
+from agent.checkpoints.resume import mend
+from agent.ending import complete, failed, faulted, publish_records, publish_result, stopped
 from agent.events.journal import Journal
 from agent.events.reports import Saved
 from agent.events.sources import Source
@@ -29,9 +30,11 @@ from agent.first_write import FirstWrite
 from agent.folder import AttemptFolder
 from agent.jobs import Exit
 from agent.orders import Orders
-from agent.preparing import Fault, Means, choose_checkpoint, fetch, start
+from agent.preparing import Fault, Means, choose_checkpoint, fetch, publishing, start
 from agent.progress import Progress
 from agent.shims import Shim, ShimError
+from agent.stores.patience import Patience
+from agent.stores.publishing import Publishing
 from agent.verdict import Cause, Order, Stop, Success, verdict
 from agent.watch import Watch, scanner_of
 from agent.wire import Assignment
@@ -41,6 +44,7 @@ from relay.v1 import agents_pb2 as pb
 
 log = logging.getLogger(__name__)
 
+SETTLING = 30.0  #: seconds to remove what its uploads have left in a store
 LOOK = 0.5  #: seconds between two looks at a trainer's files; orders wait for none
 
 
@@ -71,6 +75,7 @@ class Attempt:
             self._first_write.rejoin()
         self._watch: Watch | None = None
         self._publisher: Publisher | None = None
+        self._patience = Patience(self._journal, means.now)
         self._stalled = ""
         self._ended = "lost"
 
@@ -126,7 +131,7 @@ class Attempt:
         """To the end of the lease, or until cancelled."""
         try:
             async with asyncio.TaskGroup() as group:
-                helpers: list[asyncio.Task[Never]] = [group.create_task(self._until_gone())]
+                helpers: list[asyncio.Task[object]] = [group.create_task(self._until_gone())]
                 outcome = await self._live(lambda work: helpers.append(group.create_task(work)))
                 sources, first = (self.sources.values(), self._stored) if self._shim else ((), None)
                 await complete(self._means, self.assignment, sources, outcome, self._reporting, first)
@@ -141,6 +146,7 @@ class Attempt:
             if self._shim is not None:
                 await self._shim.forget()
             await asyncio.to_thread(self._tidy)
+            await self._settle()
         except (ShimError, OSError) as error:  # the next agent of this host finds what is left
             log.error("lease=%s untidy reason=%r", self.assignment.lease, str(error))
         log.info("lease=%s over=%s", self.assignment.lease, self._ended)
@@ -153,28 +159,36 @@ class Attempt:
             run.clean()
             run.show(self._folder, self._ended)
 
+    async def _settle(self) -> None:
+        """What its uploads have left in a store goes; if that is away, the next agent sees to it."""
+        if (unfinished := self._means.unfinished) is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SETTLING):
+                    await unfinished.settle(lambda lease: lease == self.assignment.lease)
+
     async def _until_gone(self) -> Never:
         await self._gone.wait()
         async with self._reporting:  # a wish without the lease may overtake the answer to the report of its end
             raise LeaseLost()
 
-    async def _live(self, beside: Callable[[Coroutine[Any, Any, Never]], None]) -> pb.CompleteLeaseRequest:
+    async def _live(self, beside: Callable[[Coroutine[Any, Any, object]], None]) -> pb.CompleteLeaseRequest:
         """Every stage but the last. `beside` runs something until the lease's end."""
         try:
             run = self._run_file()
             if self._shim is None:
-                await unless(self._orders.stopped, self._begin(run))
+                await unless(self._orders.stopped, self._begin(run, beside))
             if self._shim is None:
                 return stopped(self._orders.stop.cause if self._orders.stop else Stop.WISHED)
             self._means.spool.add(self.sources.values())
+            stored = publishing(self._means, self.assignment, run, self._patience)
             self._publisher = publisher = await asyncio.to_thread(
-                _publisher, self.assignment, run, self._folder, self._means, self.sources, self._journal
+                _publisher, self.assignment, run, self._folder, self._means, self.sources, self._journal, stored
             )
             beside(self._orders.pass_on(self._shim))
             beside(self._first_write.keep())
             beside(publisher.run())
             ended = await self._follow(run, publisher)
-            return await self._judge(run, ended, publisher)
+            return await self._judge(run, ended, publisher, stored)
         except Fault as fault:
             log.error("lease=%s fault=%s reason=%r", self.assignment.lease, fault.reason, str(fault))
             await self._kill(str(fault))
@@ -186,9 +200,10 @@ class Attempt:
         except ValueError as error:
             raise Fault("AGENT_TOO_OLD", f"this agent cannot read the run file: {error}") from error
 
-    async def _begin(self, run: RunFile) -> None:
+    async def _begin(self, run: RunFile, beside: Callable[[Coroutine[Any, Any, object]], None]) -> None:
         await fetch(self._means, self.assignment, self._folder)
-        chosen = await choose_checkpoint(self._means, self.assignment, self._folder, self._first_write)
+        chosen = await choose_checkpoint(self._means, self.assignment, self._folder, self._first_write, self._patience)
+        beside(mend(chosen, self._means.stores, self._journal))
         if self.assignment.stops_on_disconnect:
             await self._orders.trusted()  # nothing is started on an old promise
         self._shim = await start(self._means, self.assignment, run, self._folder, chosen, self._orders.trust)
@@ -236,11 +251,15 @@ class Attempt:
                 await shim.kill(f"stalled: {stalled}")
                 self._stalled = stalled
 
-    async def _judge(self, run: RunFile, ended: Exit, publisher: Publisher) -> pb.CompleteLeaseRequest:
+    async def _judge(
+        self, run: RunFile, ended: Exit, publisher: Publisher, stored: Publishing
+    ) -> pb.CompleteLeaseRequest:
         """What it comes to, once its checkpoints are safe and its result is stored."""
         assert self._watch is not None
         log.info("lease=%s trainer=ended code=%s signal=%s", self.assignment.lease, ended.code, ended.signal)
         await unless(self._orders.hurried, publisher.settled())
+        records = publish_records(stored, self.assignment, run, self._folder, self._journal)
+        await unless(self._orders.hurried, records)
         judged = verdict(
             ended,
             order=self._orders.stop,
@@ -252,7 +271,7 @@ class Attempt:
         )
         match judged:
             case Success():
-                return await publish_result(self._means, self.assignment, run, self._folder, self._journal)
+                return await publish_result(stored, self.assignment, run, self._folder, self._journal)
             case Stop():
                 return stopped(judged)
             case Cause():
@@ -305,6 +324,7 @@ def _publisher(
     means: Means,
     sources: Mapping[str, Source],
     journal: Journal,
+    stored: Publishing,
 ) -> Publisher:
     runs = means.run_folder(assignment.run_id)
 
@@ -318,7 +338,7 @@ def _publisher(
         stub=means.stub,
         metadata=means.metadata,
         contact=means.contact,
-        store=means.stores["relay"],
+        publishing=stored,
         place=partial(assignment.place, run),
         sources=sources,
         journal=journal,

@@ -32,6 +32,7 @@ class Config:
     slots: int  #: runs at once on a host without GPUs
     python: str  #: what trainers are started with
     cache_limit: int
+    transfer_limit: int | None  #: bytes in a second
     leaving_budget: float
     disconnect_limit: float
     orphan_limit: float
@@ -71,6 +72,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--slots", type=int, default=1, help="runs at once on a host without GPUs (1)")
     made.add_argument("--python", default=sys.executable, help="interpreter for trainers")
     made.add_argument("--cache-limit", default="20GiB", help="of fetched input files (20GiB)")
+    made.add_argument(
+        "--transfer-limit",
+        metavar="SIZE/s",
+        help="of all uploads and downloads together, for instance 50MiB/s; $RELAY_TRANSFER_LIMIT, none by default",
+    )
     made.add_argument("--leaving-budget", default="30s", help="time to save in after SIGTERM (30s)")
     made.add_argument("--disconnect-limit", default="24h", help="train on without the coordinator for at most (24h)")
     made.add_argument("--orphan-limit", default="1h", help="a trainer goes on without an agent for at most (1h)")
@@ -91,6 +97,7 @@ def config(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[st
             slots=given.slots,
             python=given.python,
             cache_limit=parse_size(given.cache_limit),
+            transfer_limit=_rate(given.transfer_limit or environment.get("RELAY_TRANSFER_LIMIT", "")),
             leaving_budget=parse_duration(given.leaving_budget),
             disconnect_limit=parse_duration(given.disconnect_limit),
             orphan_limit=parse_duration(given.orphan_limit),
@@ -98,6 +105,12 @@ def config(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[st
         )
     except UnitError as error:
         raise ConfigError(str(error)) from error
+
+
+def _rate(text: str) -> int | None:
+    if text and (rate := parse_size(text.removesuffix("/s"))) < 1:
+        raise ConfigError(f"--transfer-limit {text!r}: at least a byte in a second, for instance 50MiB/s")
+    return rate if text else None
 
 
 def _label(text: str) -> tuple[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from agent.contact import CALL_TIMEOUT, insist
@@ -13,15 +14,19 @@ from agent.events.sources import Source, final_length
 from agent.folder import AttemptFolder
 from agent.outputs import manifest_of, matching, whole_folder
 from agent.preparing import Fault, Means
+from agent.stores.publishing import Publishing
 from agent.verdict import Cause, Stop
 from agent.wire import Assignment, failure
 from relay.errors import BlobTooLarge, CheckpointMissing, EventsMissing, LeaseLost, RelayError
 from relay.manifest import Manifest, ManifestError
 from relay.runfile import RunFile
+from relay.stores.base import StoreRefused
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import runs_pb2
 
 log = logging.getLogger(__name__)
+
+RECORDS = 60.0  #: seconds that an attempt's logs may take on their way to a store
 
 #: Waits for what the coordinator must have before the end; the newest step that is registered then.
 First = Callable[[], Awaitable[int | None]]
@@ -50,7 +55,7 @@ def faulted(reason: str, text: str) -> pb.CompleteLeaseRequest:
 
 
 async def publish_result(
-    means: Means, assignment: Assignment, run: RunFile, folder: AttemptFolder, journal: Journal
+    publishing: Publishing, assignment: Assignment, run: RunFile, folder: AttemptFolder, journal: Journal
 ) -> pb.CompleteLeaseRequest:
     """Success, with the run's result stored where it has one; a failure when it is nothing that can be stored anywhere.
 
@@ -61,12 +66,12 @@ async def publish_result(
         if not files:
             return pb.CompleteLeaseRequest(succeeded=pb.Succeeded())
         manifest = await asyncio.to_thread(manifest_of, files)
-        await means.stores["relay"].put(assignment.place(run, None), manifest, lambda file: files[file.path])
+        uri = await publishing.put(assignment.place(run, None), manifest, lambda file: files[file.path])
     except (BlobTooLarge, ManifestError) as error:
         return failed(Cause("OUTPUT_INVALID", f"the run's result cannot be stored: {error}", permanent=True))
-    except (RelayError, OSError) as error:
+    except (RelayError, StoreRefused, OSError) as error:
         raise Fault("OUTPUT_NOT_STORED", f"the run's result cannot be stored: {error}") from error
-    return pb.CompleteLeaseRequest(succeeded=pb.Succeeded(output=_output(manifest)))
+    return pb.CompleteLeaseRequest(succeeded=pb.Succeeded(output=_output(manifest, uri or "")))
 
 
 async def _result_files(run: RunFile, folder: AttemptFolder, journal: Journal) -> dict[str, Path]:
@@ -78,8 +83,30 @@ async def _result_files(run: RunFile, folder: AttemptFolder, journal: Journal) -
     return files
 
 
-def _output(manifest: Manifest) -> runs_pb2.Output:
-    return runs_pb2.Output(manifest_digest=manifest.digest, files=len(manifest.files), size=manifest.size)
+def _output(manifest: Manifest, uri: str) -> runs_pb2.Output:
+    elsewhere = "" if uri.startswith("relay://") else uri
+    return runs_pb2.Output(
+        manifest_digest=manifest.digest, files=len(manifest.files), size=manifest.size, uri=elsewhere
+    )
+
+
+async def publish_records(
+    publishing: Publishing, assignment: Assignment, run: RunFile, folder: AttemptFolder, journal: Journal
+) -> None:
+    """Logs and run file beside the checkpoints, where the layout has room for them. Never in the way of the end."""
+    if run.checkpoint.layout != "framework" or publishing.scheme == "relay":
+        return
+    rooms = {"logs": (folder.stdout, folder.stderr, folder.events), "config": (folder.run_file,)}
+    for room, paths in rooms.items():
+        place = replace(assignment.place(run, None), room=room)
+        files = {path.name: path for path in paths if path.exists()}
+        try:
+            manifest = await asyncio.to_thread(manifest_of, files)
+            async with asyncio.timeout(RECORDS):
+                await publishing.put(place, manifest, lambda file: folder.path / file.path)
+        except (TimeoutError, ManifestError, StoreRefused, OSError) as error:
+            why = str(error) or "it takes too long"
+            await journal.say("warning", f"the attempt's {room} are not in {publishing.scheme}://: {why}")
 
 
 async def complete(

@@ -10,10 +10,10 @@ import errno
 import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from agent.checkpoints.resume import Resume, choose
+from agent.checkpoints.resume import Resume, Unreachable, choose
 from agent.contact import Contact, Coordinator
 from agent.events.spool import Spool
 from agent.first_write import FirstWrite
@@ -24,11 +24,16 @@ from agent.launch import Launch, launch
 from agent.retiring import Begun
 from agent.shims import Shim, ShimError, Shims
 from agent.stores.blobs import Blobs
+from agent.stores.patience import Patience
+from agent.stores.publishing import Publishing, store_of
+from agent.stores.transfers import Transfers
+from agent.stores.unfinished import Unfinished
 from agent.wire import Assignment
 from relay.errors import LeaseLost, RelayError
 from relay.manifest import ManifestError
 from relay.runfile import RunFile
-from relay.stores.base import Damaged, Store
+from relay.stores.base import Damaged, Store, StoreRefused
+from relay.stores.pace import Pace
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import agents_pb2_grpc, runs_pb2
 
@@ -65,6 +70,9 @@ class Means:
     shims: Shims
     now: Callable[[], float]  #: CLOCK_BOOTTIME: also counts while the host sleeps
     wall: Callable[[], float]  #: seconds since the epoch, for people
+    pace: Pace = field(default_factory=Pace)
+    transfers: Transfers = field(default_factory=Transfers)
+    unfinished: Unfinished | None = None
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -98,8 +106,24 @@ def _create(begun: Begun, assignment: Assignment, folder: AttemptFolder) -> None
     folder.run_file.write_text(assignment.message.spec_json)
 
 
+def publishing(means: Means, assignment: Assignment, run: RunFile, patience: Patience) -> Publishing:
+    """Where this attempt's checkpoints and result go."""
+    try:
+        store = store_of(run, means.stores, writer=means.agent.removeprefix("agents/"), pace=means.pace)
+    except StoreRefused as error:
+        raise Fault("STORE_UNUSABLE", str(error)) from error
+    return Publishing(
+        lease=assignment.lease,
+        base=run.checkpoint.store,
+        store=store,
+        patience=patience,
+        transfers=means.transfers,
+        unfinished=means.unfinished,
+    )
+
+
 async def choose_checkpoint(
-    means: Means, assignment: Assignment, folder: AttemptFolder, first_write: FirstWrite
+    means: Means, assignment: Assignment, folder: AttemptFolder, first_write: FirstWrite, patience: Patience
 ) -> Resume:
     """The checkpoint to go on from, and the attempt's first write: that this is so. Raises LeaseLost."""
 
@@ -108,9 +132,14 @@ async def choose_checkpoint(
 
     try:
         chosen = await choose(
-            assignment.message.checkpoints, assignment.node, here=here, stores=means.stores, scratch=folder.resume
+            assignment.message.checkpoints,
+            assignment.node,
+            here=here,
+            stores=means.stores,
+            scratch=folder.resume,
+            patience=patience,
         )
-    except RelayError as error:
+    except (RelayError, Unreachable) as error:
         raise Fault("CHECKPOINT_UNAVAILABLE", str(error)) from error
     except OSError as error:
         raise _disk(error) from error

@@ -46,6 +46,7 @@ class Message:
 
     level: str
     text: str
+    kind: str = "message"  #: of the history's entry
 
 
 @dataclass(slots=True)
@@ -104,8 +105,8 @@ def _take(parsed: Parsed, line: Mapping[str, Any], offset: int, now: float, know
             parsed.step = _step(line)
             parsed.total = _count(line.get("total"), parsed.total)
             parsed.epoch = _finite(line.get("epoch"), parsed.epoch)
-        case "message":
-            _take_message(parsed, line, offset)
+        case "message" | "upload_failing" as kind:
+            _take_message(parsed, line, offset, kind)
         case "pin":
             _take_pin(parsed, line)
         case "checkpoint":
@@ -145,14 +146,14 @@ def _check_name(name: str, known: set[str]) -> None:
     known.add(name)
 
 
-def _take_message(parsed: Parsed, line: Mapping[str, Any], offset: int) -> None:
+def _take_message(parsed: Parsed, line: Mapping[str, Any], offset: int, kind: str) -> None:
     text, level = line.get("text"), line.get("level", "info")
     if not isinstance(text, str):
         raise BadLine("a message line has `text`")
     if len(parsed.messages) >= MAX_MESSAGES:
         parsed.drop(offset, f"more than {MAX_MESSAGES} messages at once")
         return
-    parsed.messages.append(Message(level if level in LEVELS else "info", text[:MAX_TEXT]))
+    parsed.messages.append(Message(level if level in LEVELS else "info", text[:MAX_TEXT], kind))
 
 
 def _take_pin(parsed: Parsed, line: Mapping[str, Any]) -> None:

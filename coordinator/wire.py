@@ -262,7 +262,8 @@ def output(message: runs_pb2.Output) -> dict[str, Any]:
     """A published result."""
     if not DIGEST.match(message.manifest_digest):
         raise InvalidRequest("manifest_digest is not a digest like sha256:<64 hex digits>")
-    return {"manifest_digest": message.manifest_digest, "files": message.files, "size": message.size}
+    found = {"manifest_digest": message.manifest_digest, "files": message.files, "size": message.size}
+    return found | ({"uri": _text(message.uri, "a result's uri")} if message.uri else {})
 
 
 def failure(message: status_pb2.Status) -> dict[str, Any]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Sequence
 from pathlib import Path
 
+from relay.manifest import NAME, Manifest
+from relay.stores.base import Damaged, Progress, StoreAway, StoreRefused
+from relay.stores.opening import open_store
 from relay.v1 import runs_pb2 as pb
 from relayctl import submission, views, watching
 from relayctl.artifacts import PullFailed
@@ -92,10 +96,27 @@ async def pull(client: RelayClient, run: str, folder: Path, terminal: Terminal) 
     found = await client.run(run)
     if not found.HasField("output"):
         raise PullFailed(f"{short(found.name)} has no output: it {views.standing(found)}")
-    content = await client.artifacts.contents(found.output.manifest_digest)
     with byte_bars(terminal) as bars:
-        files = await client.artifacts.pull(content, folder, bars("fetching", content.size))
+        if found.output.uri:
+            content = await _from_store(found.output, folder, bars("fetching", found.output.size))
+        else:
+            content = await client.artifacts.contents(found.output.manifest_digest)
+            await client.artifacts.pull(content, folder, bars("fetching", content.size))
+    files = content.files
     say(f"{count(len(files), 'file')}, {size(content.size)}, verified, in {folder}")
     if not files:
         note("the run published no files")
     return ExitCode.OK
+
+
+async def _from_store(output: pb.Output, folder: Path, progress: Progress) -> Manifest:
+    """A result that is not in the coordinator's store; this machine has to reach the other one itself."""
+    taken = await asyncio.to_thread((folder / NAME).exists)
+    if taken:
+        raise PullFailed(f"{folder / NAME} is in the way: pull into another folder")
+    try:
+        content = await open_store(output.uri).fetch(output.uri, output.manifest_digest, folder, progress)
+    except (StoreAway, StoreRefused, Damaged) as error:
+        raise PullFailed(f"the result in {output.uri} cannot be fetched: {error}") from error
+    await asyncio.to_thread((folder / NAME).unlink)
+    return content

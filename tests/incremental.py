@@ -37,8 +37,8 @@ INPUTS = {
 #: Folders of other tests that the tests of a group stand on.
 STANDS_ON = {
     "coordinator": ("history",),
-    "end_to_end": ("history",),
-    "faults": ("agent", "coordinator", "end_to_end", "history"),
+    "end_to_end": ("history", "relay"),
+    "faults": ("agent", "coordinator", "end_to_end", "history", "relay"),
     "simulation": ("history",),
 }
 _FOR_ALL = (".dockerignore", "Makefile", "buf.yaml", "constraints.txt", "pyproject.toml")

@@ -23,10 +23,11 @@ from agent.events.journal import Journal
 from agent.events.reports import Saved
 from agent.events.sources import Source
 from agent.folder import AttemptFolder
+from agent.stores.publishing import Publishing
 from agent.wire import Assignment
 from relay.errors import EventsMissing, LeaseLost, RelayError
 from relay.manifest import Manifest, ManifestError
-from relay.stores.base import Place, Store
+from relay.stores.base import Place, StoreRefused
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import agents_pb2_grpc, runs_pb2
 
@@ -62,7 +63,7 @@ class Publisher:
         stub: agents_pb2_grpc.AgentsStub,
         metadata: tuple[tuple[str, str], ...],
         contact: Contact,
-        store: Store,
+        publishing: Publishing,
         place: Callable[[int], Place],
         sources: Mapping[str, Source],
         journal: Journal,
@@ -76,7 +77,7 @@ class Publisher:
         self._stub = stub
         self._metadata = metadata
         self._contact = contact
-        self._store = store
+        self._publishing = publishing
         self._place = place
         self._sources = sources
         self._journal = journal
@@ -105,7 +106,7 @@ class Publisher:
             return
         step = self._head.saved.step
         stores = {copy.store for row in known if row.step == step for part in row.parts for copy in part.copies}
-        if "host" not in stores or (self._copied == step and self._store.scheme not in stores):
+        if "host" not in stores or (self._copied == step and self._publishing.scheme not in stores):
             log.warning("lease=%s step=%d registered again", self._assignment.lease, step)
             self._sealed.put(self._head)
 
@@ -203,7 +204,7 @@ class Publisher:
                     await self._upload(registered)
                 except LeaseLost:
                     raise
-                except (RelayError, OSError) as error:
+                except (RelayError, StoreRefused, ManifestError, OSError) as error:
                     step = registered.sealed.saved.step
                     await self._journal.say(
                         "error", f"the checkpoint of step {step} stays on {self._agent} only: {error}"
@@ -212,12 +213,16 @@ class Publisher:
     async def _upload(self, registered: Registered) -> None:
         manifest, step = registered.sealed.manifest, registered.sealed.saved.step
         folder = self._folder.checkpoint(step)
-        uri = await self._store.put(self._place(step), manifest, lambda file: folder / file.path)
+        place = self._place(step)
+        uri = await self._publishing.put(place, manifest, lambda file: folder / file.path, self._registered.ready)
+        if uri is None:
+            log.info("checkpoint=passed over name=%s: a newer one is there", registered.name)
+            return
         request = pb.AddCopyRequest(
             lease=self._assignment.lease,
             checkpoint=registered.name,
             node=self._assignment.node,
-            copy=runs_pb2.Copy(store=self._store.scheme, uri=uri),
+            copy=runs_pb2.Copy(store=self._publishing.scheme, uri=uri),
         )
         await insist(self._contact, lambda: self._stub.AddCopy(request, metadata=self._metadata, timeout=CALL_TIMEOUT))
         self._copied = step

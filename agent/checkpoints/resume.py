@@ -1,7 +1,8 @@
 """Which checkpoint an attempt goes on from: the newest whose every byte is there and right.
 
 The host's own copy is tried first, then the stores. What is damaged or gone is passed over with the reason, which the
-run's history keeps; a store that is away is waited for.
+run's history keeps; a store that is away is waited for, unless another one has a copy. Copies that were found damaged
+are made anew from the one that was sound.
 """
 
 from __future__ import annotations
@@ -9,14 +10,24 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from agent.events.journal import Journal
+from agent.stores.patience import Patience
+from relay.errors import RelayError
 from relay.manifest import NAME, Manifest, ManifestError, verify
-from relay.stores.base import Damaged, Store
+from relay.stores.base import Damaged, Mends, Progress, Store, StoreAway, StoreRefused
 from relay.v1 import runs_pb2
 
 Skipped = runs_pb2.SkippedCheckpoint
+
+
+class Unreachable(Exception):
+    """The stores that may have a checkpoint are away for too long."""
+
+
+WAIT = 900.0  #: seconds that a store may be away until the run goes elsewhere, where it may be reached
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +38,8 @@ class Resume:
     checkpoint: str
     step: int
     skipped: tuple[Skipped, ...]
+    part: runs_pb2.CheckpointPart = field(default_factory=runs_pb2.CheckpointPart)
+    wrong: tuple[str, ...] = ()  #: what was wrong with copies of the one that is chosen
 
 
 async def choose(
@@ -36,11 +49,12 @@ async def choose(
     here: Callable[[runs_pb2.Checkpoint], Path],
     stores: Mapping[str, Store],
     scratch: Path,
+    patience: Patience,
 ) -> Resume:
     """The newest sound one of `checkpoints` (newest first).
 
     `here` says where this host would have its own copy, `scratch` is where others are brought to. Raises OSError when
-    this host's disk fails.
+    this host's disk fails, Unreachable when the only copies there are cannot be reached for long.
     """
     skipped: list[Skipped] = []
     for checkpoint in checkpoints:
@@ -50,11 +64,32 @@ async def choose(
             continue
         reasons: list[str] = []
         if (folder := await _own(part, here(checkpoint), reasons)) is None:
-            folder = await _fetched(part, stores, scratch / f"step_{checkpoint.step:08d}", reasons)
+            folder = await _outlasted(patience, part, stores, scratch / f"step_{checkpoint.step:08d}", reasons)
         if folder is not None:
-            return Resume(folder, checkpoint.name, checkpoint.step, tuple(skipped))
+            return Resume(folder, checkpoint.name, checkpoint.step, tuple(skipped), part, tuple(reasons))
         skipped.append(_skip(checkpoint, reasons or ["no copy of it can be reached from this host"]))
     return Resume(None, "", 0, tuple(skipped))
+
+
+async def _outlasted(
+    patience: Patience, part: runs_pb2.CheckpointPart, stores: Mapping[str, Store], folder: Path, reasons: list[str]
+) -> Path | None:
+    """A copy from a store, waited for. Raises Unreachable when none has brought a byte for too long."""
+    moved = patience.now()
+
+    def move(_: int) -> None:
+        nonlocal moved
+        moved = patience.now()
+
+    async def fetch() -> Path | None:
+        try:
+            return await _fetched(part, stores, folder, reasons, move)
+        except StoreAway as away:
+            if patience.now() - moved < WAIT:
+                raise
+            raise Unreachable(f"{folder.name} cannot be reached from this host: {away}") from away
+
+    return await patience.outlast(f"the download of {folder.name}", fetch)
 
 
 def _skip(checkpoint: runs_pb2.Checkpoint, reasons: Sequence[str]) -> Skipped:
@@ -73,19 +108,53 @@ async def _own(part: runs_pb2.CheckpointPart, folder: Path, reasons: list[str]) 
 
 
 async def _fetched(
-    part: runs_pb2.CheckpointPart, stores: Mapping[str, Store], folder: Path, reasons: list[str]
+    part: runs_pb2.CheckpointPart, stores: Mapping[str, Store], folder: Path, reasons: list[str], progress: Progress
 ) -> Path | None:
+    """A copy from the first store that gives a sound one. Raises StoreAway when one that may have it is away."""
+    away: StoreAway | None = None
     for copy in part.copies:
-        store = stores.get(copy.store)
-        if store is None:
+        if (store := stores.get(copy.store)) is None:
             continue
         try:
-            await store.fetch(copy.uri, part.manifest_digest, folder)
+            await store.fetch(copy.uri, part.manifest_digest, folder, progress)
             return folder
-        except Damaged as error:
-            reasons.append(f"the copy in {copy.store}://: {error}")
+        except (Damaged, StoreRefused) as error:
+            if (reason := f"the copy in {copy.store}://: {error}") not in reasons:
+                reasons.append(reason)
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        except StoreAway as error:
+            away = error
+    if away is not None:
+        raise away
     return None
+
+
+async def mend(chosen: Resume, stores: Mapping[str, Store], journal: Journal) -> None:
+    """Say what was wrong with the checkpoint's copies, and put those in stores right that are damaged or gone."""
+    if chosen.folder is None:
+        return
+    for reason in chosen.wrong:
+        await journal.say("warning", f"the checkpoint of step {chosen.step} has a damaged copy: {reason}")
+    for copy in chosen.part.copies:
+        mender: object = stores.get(copy.store)
+        if isinstance(mender, Mends):
+            what = f"the copy of step {chosen.step} in {copy.store}://"
+            try:
+                if await _is_wrong(copy, stores[copy.store], chosen):
+                    await _mend(copy, mender, chosen.folder)
+                    await journal.say("info", f"{what} is right again")
+            except (Damaged, StoreAway, StoreRefused, RelayError, ManifestError, OSError) as error:
+                await journal.say("warning", f"{what} stays as it is: {error}")
+
+
+async def _is_wrong(copy: runs_pb2.Copy, store: Store, chosen: Resume) -> bool:
+    found = any(reason.startswith(f"the copy in {copy.store}://") for reason in chosen.wrong)
+    return found or not await store.has(copy.uri, chosen.part.manifest_digest)
+
+
+async def _mend(copy: runs_pb2.Copy, mender: Mends, folder: Path) -> None:
+    manifest = Manifest.from_bytes(await asyncio.to_thread((folder / NAME).read_bytes))
+    await mender.mend(copy.uri, manifest, lambda file: folder / file.path)
 
 
 def what_is_wrong(folder: Path, manifest_digest: str) -> str | None:

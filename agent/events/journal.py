@@ -24,11 +24,11 @@ class Journal:
         self._wall = wall
         self._turn = asyncio.Lock()
 
-    async def say(self, level: str, text: str) -> None:
+    async def say(self, level: str, text: str, kind: str = "message") -> None:
         """A message for the run's history; `level` is info, warning or error. A disk that fails costs only the line."""
         log.log(logging.getLevelNamesMapping()[level.upper()], "run=%s text=%r", self._path.parent.name, text)
         try:
-            await self.write("message", level=level, text=text)
+            await self.write(kind, level=level, text=text)
         except OSError as error:
             log.error("run=%s journal=unwritten reason=%r", self._path.parent.name, str(error))
 

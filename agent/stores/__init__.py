@@ -1,1 +1,8 @@
-"""`relay://` as agents reach it, over their line to the coordinator. Stores that need no such line: `relay.stores`."""
+"""Stores as agents use them. Those that need no line to the coordinator: `relay.stores`.
+
+relay, blobs   `relay://`, over the agent's line to the coordinator
+publishing     what one attempt publishes, to the store that its run file names
+patience       waiting for a store that is away
+transfers      how far uploads are
+unfinished     what uploads that broke off have left
+"""

@@ -17,6 +17,7 @@ from agent.contact import CALL_TIMEOUT, Contact, Coordinator, insist
 from relay.errors import BlobUnknown, DigestMismatch, InvalidRequest
 from relay.manifest import hash_file
 from relay.stores.base import Damaged
+from relay.stores.pace import Pace
 from relay.v1 import artifacts_pb2 as pb
 from relay.v1 import artifacts_pb2_grpc
 
@@ -30,10 +31,13 @@ STALLED = 60.0  #: seconds without a chunk after which a transfer is begun anew
 class Blobs:
     """The artifact store, over one connection of its own."""
 
-    def __init__(self, coordinator: Coordinator, channel: grpc.aio.Channel, contact: Contact) -> None:
+    def __init__(
+        self, coordinator: Coordinator, channel: grpc.aio.Channel, contact: Contact, pace: Pace | None = None
+    ) -> None:
         self._coordinator = coordinator
         self._stub = artifacts_pb2_grpc.ArtifactsStub(channel)
         self._contact = contact
+        self._pace = pace or Pace()
 
     async def missing(self, digests: Iterable[str]) -> dict[str, int]:
         """Those that are not whole there, and from where an upload of each goes on."""
@@ -72,6 +76,7 @@ class Blobs:
                 async for chunk in chunks(file, offset):
                     async with asyncio.timeout(STALLED):
                         await call.write(pb.PutBlobRequest(chunk=chunk))
+                    await self._pace.take(len(chunk))
                 await call.done_writing()
                 await call
             except asyncio.InvalidStateError:
@@ -116,6 +121,7 @@ class Blobs:
             try:
                 while isinstance(answer := await _in_time(call), pb.GetBlobResponse):
                     await asyncio.to_thread(file.write, answer.chunk)
+                    await self._pace.take(len(answer.chunk))
             finally:
                 call.cancel()
 

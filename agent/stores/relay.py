@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import TypeVar
 
 from agent.stores.blobs import Blobs
 from relay.manifest import NAME, Manifest, ManifestError, ManifestFile
 from relay.stores.base import Damaged, Place, Progress, Where, untold
-
-T = TypeVar("T")
+from relay.stores.streams import each
 
 STREAMS = 4  #: files on their way at once
 
@@ -29,12 +26,22 @@ class RelayStore:
 
     async def put(self, place: Place, manifest: Manifest, where: Where, progress: Progress = untold) -> str:
         """Blobs know no place: equal bytes are kept once, whoever brought them."""
+        uri = f"relay://{manifest.digest}"
+        await self.mend(uri, manifest, where, progress)
+        return uri
+
+    async def mend(self, uri: str, manifest: Manifest, where: Where, progress: Progress = untold) -> None:
+        """A blob that was found damaged is missing since."""
         missing = await self._blobs.missing(file.digest for file in manifest.files)
-        wanted = {file.digest: where(file) for file in manifest.files if file.digest in missing}
-        await _each(wanted.items(), lambda item: self._blobs.put(item[1], item[0]))
+
+        async def bring(file: ManifestFile) -> None:
+            if file.digest in missing:
+                await self._blobs.put(where(file), file.digest)
+            progress(file.size)
+
+        await each({file.digest: file for file in manifest.files}.values(), bring, STREAMS)
         await self._blobs.put(manifest.to_bytes(), manifest.digest)
-        progress(manifest.size)
-        return f"relay://{manifest.digest}"
+        progress(manifest.size - sum({file.digest: file.size for file in manifest.files}.values()))
 
     async def has(self, uri: str, digest: str) -> bool:
         return not await self._blobs.missing([digest])
@@ -42,7 +49,11 @@ class RelayStore:
     async def fetch(self, uri: str, digest: str, folder: Path, progress: Progress = untold) -> Manifest:
         manifest = await self._manifest(digest, folder)
         wanted = [file for file in manifest.files if not await asyncio.to_thread(_is_here, folder, file)]
-        await _each(wanted, lambda file: self._blobs.get(file.digest, folder / file.path, executable=file.executable))
+        await each(
+            wanted,
+            lambda file: self._blobs.get(file.digest, folder / file.path, executable=file.executable),
+            STREAMS,
+        )
         progress(manifest.size)
         return manifest
 
@@ -61,20 +72,3 @@ def _is_here(folder: Path, file: ManifestFile) -> bool:
     """Files get their names only when they have been verified."""
     path = folder / file.path
     return path.is_file() and path.stat().st_size == file.size
-
-
-async def _each(items: Iterable[T], work: Callable[[T], Awaitable[None]]) -> None:
-    """`work` on every item, a few at a time. The first failure stops the others and is raised as it is."""
-    gate = asyncio.Semaphore(STREAMS)
-
-    async def one(item: T) -> None:
-        async with gate:
-            await work(item)
-
-    tasks = [asyncio.ensure_future(one(item)) for item in items]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

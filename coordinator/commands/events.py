@@ -237,7 +237,7 @@ def _news(batch: _Batch) -> dict[str, Progress]:
 async def _tell(conn: asyncpg.Connection, writer: Writer, key: Key, parsed: lines.Parsed) -> None:
     """What belongs into the run's history."""
     entries: list[tuple[str, str, str, dict[str, Any]]]
-    entries = [("message", message.text, message.level, {}) for message in parsed.messages]
+    entries = [(message.kind, message.text, message.level, {}) for message in parsed.messages]
     for name, value in parsed.pins.items():
         if name not in writer.pins:
             writer.pins[name] = value

@@ -77,8 +77,10 @@ class AgentsService(agents_pb2_grpc.AgentsServicer):
 
     async def CompleteLease(self, request: pb.CompleteLeaseRequest, context: _Context) -> pb.CompleteLeaseResponse:
         lease, report = wire.lease_id(request.lease), wire.completion(request)
-        if report.output and not (await in_thread(self._artifacts.stat, report.output["manifest_digest"])).complete:
-            raise InputMissing("the result's manifest is not in the artifact store")
+        if report.output and "uri" not in report.output:
+            stat = await in_thread(self._artifacts.stat, report.output["manifest_digest"])
+            if not stat.complete:
+                raise InputMissing("the result's manifest is not in the artifact store")
         state = await leases.complete(self._db, lease, report)
         return pb.CompleteLeaseResponse(state=render.run_state(state))
 

@@ -15,6 +15,12 @@ def test_an_option_wins_over_the_environment_over_the_default() -> None:
     assert made.leaving_budget == 30.0 and made.disconnect_limit == 86400.0
 
 
+def test_transfers_have_no_limit_until_one_is_set() -> None:
+    assert config(["--name", "a"], {})[1].transfer_limit is None
+    assert config(["--name", "a", "--transfer-limit", "50MiB/s"], {})[1].transfer_limit == 50 << 20
+    assert config(["--name", "a"], {"RELAY_TRANSFER_LIMIT": "1GiB"})[1].transfer_limit == 1 << 30
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -25,6 +31,8 @@ def test_an_option_wins_over_the_environment_over_the_default() -> None:
         ["--label", "x"],
         ["--leaving-budget", "30"],
         ["--cache-limit", "many"],
+        ["--transfer-limit", "fast"],
+        ["--transfer-limit", "0B/s"],
     ],
 )
 def test_what_cannot_work_is_refused_with_its_option(arguments: list[str]) -> None:

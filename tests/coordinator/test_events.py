@@ -170,6 +170,13 @@ async def test_bad_and_unsent_lines_are_counted_named_and_passed(db: Database) -
         assert await conn.fetchval("SELECT dropped FROM cursors") == 3
 
 
+async def test_a_store_that_takes_no_uploads_is_an_event_of_its_own(db: Database) -> None:
+    lease = await _lease(db)
+    data = b'{"type": "upload_failing", "level": "warning", "text": "the upload of step 4 to s3:// fails"}\n'
+    assert await append(db, [_stretch(lease, data)]) == [len(data)]
+    assert await _history(db) == [("upload_failing", "the upload of step 4 to s3:// fails")]
+
+
 async def test_a_run_learns_progress_pins_messages_and_values_that_json_lacks(db: Database) -> None:
     lease = await _lease(db)
     rows: list[dict[str, Any]] = [

@@ -344,6 +344,19 @@ class TestMistakes:
                 "adopt.checkpoints.complete: give marker or still_for, not both",
             ),
             (
+                {"checkpoint": {"store": "s3://key:secret@bucket/x"}},
+                "checkpoint.store: s3:// is written without keys, passwords and parameters: "
+                "hosts take those from their own environment",
+            ),
+            (
+                {"checkpoint": {"store": "file://runs"}},
+                "checkpoint.store: a file:// store is an absolute folder that hosts share, like file:///mnt/share/runs",
+            ),
+            (
+                {"checkpoint": {"store": "relay://elsewhere"}},
+                "checkpoint.store: the coordinator's own store is just relay://",
+            ),
+            (
                 {"checkpoint": {"keep": {"best": 1}}},
                 "checkpoint.keep: best needs a metric to compare by, for instance metric: eval_loss",
             ),
@@ -372,7 +385,7 @@ class TestMistakes:
             ({"trackers": {"wandb": {}}}, "trackers"),
             ({"alerts": [{"url": "https://x"}]}, "alerts"),
             ({"resources": {"nodes": 2}}, "resources.nodes"),
-            ({"checkpoint": {"store": "s3://b"}}, "checkpoint.store"),
+            ({"checkpoint": {"store": "hf://me/repo"}}, "checkpoint.store"),
             ({"checkpoint": {"keep": {"every": "500 steps"}}}, "checkpoint.keep.every"),
             ({"checkpoint": {"keep": {"best": 1, "metric": "eval_loss"}}}, "checkpoint.keep.best"),
             ({"adopt": {"metrics": {"from": "hf_log"}}}, "adopt.metrics"),

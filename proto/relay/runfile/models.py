@@ -17,6 +17,7 @@ from pydantic import (
     PlainSerializer,
     Strict,
     Tag,
+    field_validator,
     model_validator,
 )
 
@@ -38,6 +39,7 @@ from relay.runfile.scalars import (
     whole,
 )
 from relay.runfile.units import Every
+from relay.stores import address
 
 
 class Section(BaseModel):
@@ -188,6 +190,16 @@ class Checkpoint(Section):
     every: Interval = Every(seconds=600.0)
     keep: Keep = Keep()
     store: Annotated[Text, Field(pattern=r"^(relay|file|s3|gs|az|hf)://")] = "relay://"
+    layout: Literal["relay", "framework"] | None = None  #: None, as relay, also for agents that know no layouts
+
+    @field_validator("store")
+    @classmethod
+    def _names_a_place(cls, store: str) -> str:
+        if store.startswith("relay://") and store != "relay://":
+            raise ValueError("the coordinator's own store is just relay://")
+        if not store.startswith(("relay://", "hf://")):
+            address.parse(store)
+        return store
 
 
 class Hub(Section):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from relay.manifest import Manifest, ManifestFile
 
@@ -45,9 +45,15 @@ class Place:
     framework: str
     attempt: int
     lease: str  #: the lease's own id
-    step: int | None  #: of a checkpoint; None: the run's result
+    step: int | None  #: of a checkpoint; None: the run's result, or what `room` says
     node: int = 0
     nodes: int = 1
+    room: str = ""  #: `logs` or `config` of the attempt
+
+    @property
+    def kind(self) -> str:
+        """What lies there: checkpoints, output, logs or config."""
+        return self.room or ("output" if self.step is None else "checkpoints")
 
 
 class Store(Protocol):
@@ -74,3 +80,22 @@ class Store(Protocol):
 
     async def remove(self, uri: str) -> None:
         """Take a folder away: its manifest first, so that it is never seen in part. Harmless when it is gone."""
+
+
+@runtime_checkable
+class Mends(Protocol):
+    """A store whose folders can be set right where they lie."""
+
+    async def mend(self, uri: str, manifest: Manifest, where: Where, progress: Progress = untold) -> None:
+        """Bring a folder that is damaged or gone there again, from files that are sound."""
+
+
+@runtime_checkable
+class Discards(Protocol):
+    """A store in which an upload that breaks off leaves something."""
+
+    def uri_of(self, place: Place) -> str:
+        """Where `put` will keep a folder."""
+
+    async def discard(self, uri: str) -> None:
+        """Remove what an upload that nobody goes on with has left; a whole folder stays."""

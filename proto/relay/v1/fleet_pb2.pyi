@@ -265,6 +265,7 @@ class Readings(_message.Message):
     MEMORY_USED_BYTES_FIELD_NUMBER: _builtins.int
     DISK_FREE_BYTES_FIELD_NUMBER: _builtins.int
     GPUS_FIELD_NUMBER: _builtins.int
+    TRANSFERS_FIELD_NUMBER: _builtins.int
     cpu_fraction: _builtins.float
     """CPU use since the last reading, 0 to 1."""
     memory_used_bytes: _builtins.int
@@ -275,6 +276,10 @@ class Readings(_message.Message):
     def gpus(self) -> _containers.RepeatedCompositeFieldContainer[Global___GpuReading]:
         """One per GPU."""
 
+    @_builtins.property
+    def transfers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Transfer]:
+        """Uploads that are on their way."""
+
     def __init__(
         self,
         *,
@@ -282,14 +287,51 @@ class Readings(_message.Message):
         memory_used_bytes: _builtins.int = ...,
         disk_free_bytes: _builtins.int = ...,
         gpus: _abc.Iterable[Global___GpuReading] | None = ...,
+        transfers: _abc.Iterable[Global___Transfer] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_fraction", b"cpu_fraction", "disk_free_bytes", b"disk_free_bytes", "gpus", b"gpus", "memory_used_bytes", b"memory_used_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_fraction", b"cpu_fraction", "disk_free_bytes", b"disk_free_bytes", "gpus", b"gpus", "memory_used_bytes", b"memory_used_bytes", "transfers", b"transfers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Readings: _TypeAlias = Readings  # noqa: Y015
+
+@_typing.final
+class Transfer(_message.Message):
+    """How far an upload is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    DONE_BYTES_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    lease: _builtins.str
+    """The lease whose it is: `runs/{run}/leases/{lease}`."""
+    step: _builtins.int
+    """The step of the checkpoint; unset for a result."""
+    done_bytes: _builtins.int
+    """Bytes that are in the store."""
+    total_bytes: _builtins.int
+    """Bytes of all files."""
+    def __init__(
+        self,
+        *,
+        lease: _builtins.str = ...,
+        step: _builtins.int | None = ...,
+        done_bytes: _builtins.int = ...,
+        total_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "step", b"step"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "done_bytes", b"done_bytes", "lease", b"lease", "step", b"step", "total_bytes", b"total_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__step: _TypeAlias = _typing.Literal["step"]  # noqa: Y015
+    _WhichOneofArgType__step: _TypeAlias = _typing.Literal["_step", b"_step"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__step) -> _WhichOneofReturnType__step | None: ...
+
+Global___Transfer: _TypeAlias = Transfer  # noqa: Y015
 
 @_typing.final
 class GpuReading(_message.Message):

@@ -401,29 +401,33 @@ Global___Provenance: _TypeAlias = Provenance  # noqa: Y015
 
 @_typing.final
 class Output(_message.Message):
-    """The run's result: a manifest of files in the artifact store."""
+    """The run's result: a manifest of files in a store."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MANIFEST_DIGEST_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
     SIZE_FIELD_NUMBER: _builtins.int
+    URI_FIELD_NUMBER: _builtins.int
     manifest_digest: _builtins.str
     """Digest of the manifest."""
     files: _builtins.int
     """Files named by the manifest."""
     size: _builtins.int
     """Bytes of those files."""
+    uri: _builtins.str
+    """Where it is, e.g. `s3://bucket/…`; empty when its files are in the artifact store, by their digests."""
     def __init__(
         self,
         *,
         manifest_digest: _builtins.str = ...,
         files: _builtins.int = ...,
         size: _builtins.int = ...,
+        uri: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "manifest_digest", b"manifest_digest", "size", b"size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "manifest_digest", b"manifest_digest", "size", b"size", "uri", b"uri"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -771,7 +775,7 @@ class Copy(_message.Message):
     URI_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     store: _builtins.str
-    """`relay` (the coordinator's own store), `host` (the disk of the agent named in the uri), later `file`, `s3`, `hf`."""
+    """`relay` (the coordinator's own store), `host` (the disk of the agent named in the uri), `file`, `s3`, `gs`, `az`."""
     uri: _builtins.str
     """Where in that store, e.g. `relay://sha256:…` or `host://agents/a`."""
     @_builtins.property
@@ -1171,6 +1175,8 @@ class RunEvent(_message.Message):
         """The result was published."""
         DROPPED: RunEvent._Kind.ValueType  # 14
         """Event lines were dropped: unreadable, or over a limit."""
+        UPLOAD_FAILING: RunEvent._Kind.ValueType  # 15
+        """A store has taken no upload for a while; the host goes on trying, and training goes on."""
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
         """What happened."""
@@ -1205,6 +1211,8 @@ class RunEvent(_message.Message):
     """The result was published."""
     DROPPED: RunEvent.Kind.ValueType  # 14
     """Event lines were dropped: unreadable, or over a limit."""
+    UPLOAD_FAILING: RunEvent.Kind.ValueType  # 15
+    """A store has taken no upload for a while; the host goes on trying, and training goes on."""
 
     SEQUENCE_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int

@@ -1,0 +1,62 @@
+"""What an attempt publishes goes to the store that its run file names: waited for, counted, and cleaned up after."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from agent.stores.patience import Patience
+from agent.stores.transfers import Transfers, counting
+from agent.stores.unfinished import Unfinished
+from relay.manifest import Manifest
+from relay.runfile import RunFile
+from relay.stores.base import Discards, Place, Store, Where
+from relay.stores.layout import Layout
+from relay.stores.opening import open_store
+from relay.stores.pace import Pace
+from relay.threads import in_thread
+from relay.v1 import fleet_pb2
+
+
+def store_of(run: RunFile, stores: Mapping[str, Store], *, writer: str, pace: Pace) -> Store:
+    """Where a run's checkpoints and result go. StoreRefused when this agent does not know such a store."""
+    base = run.checkpoint.store
+    if base == "relay://":
+        return stores["relay"]
+    return open_store(base, Layout(run.checkpoint.layout or Layout.RELAY), writer=writer, pace=pace)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Publishing:
+    """One attempt's. Raises what the store raises, but for StoreAway, which it waits out."""
+
+    lease: str
+    base: str
+    store: Store
+    patience: Patience
+    transfers: Transfers
+    unfinished: Unfinished | None = None
+
+    @property
+    def scheme(self) -> str:
+        """Of the copies that come of it."""
+        return self.store.scheme
+
+    async def put(
+        self, place: Place, manifest: Manifest, where: Where, until: Callable[[], Awaitable[object]] | None = None
+    ) -> str | None:
+        """The uri of a folder once it is there; None when the store was away and `until` came first."""
+        what = f"the upload of step {place.step}" if place.step is not None else f"the upload of the run's {place.kind}"
+        doing = f"{what} to {self.scheme}://"
+        with self.transfers.begun(self.lease, place.step, manifest.size) as transfer:
+            return await self.patience.outlast(doing, partial(self._put, place, manifest, where, transfer), until)
+
+    async def _put(self, place: Place, manifest: Manifest, where: Where, transfer: fleet_pb2.Transfer) -> str:
+        begun = self.store.uri_of(place) if self.unfinished and isinstance(self.store, Discards) else None
+        if self.unfinished is not None and begun is not None:
+            await in_thread(self.unfinished.begin, self.lease, self.base, begun)
+        uri = await self.store.put(place, manifest, where, counting(transfer))
+        if self.unfinished is not None and begun is not None:
+            await in_thread(self.unfinished.end, begun)
+        return uri

@@ -1,0 +1,46 @@
+"""Uploads on their way, for whoever asks how far they are."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from relay.stores.base import Progress
+from relay.v1 import fleet_pb2
+
+
+@dataclass(slots=True)
+class Transfers:
+    """Of all leases of this host."""
+
+    _under_way: dict[int, fleet_pb2.Transfer] = field(default_factory=dict)
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
+
+    @contextlib.contextmanager
+    def begun(self, lease: str, step: int | None, total: int) -> Iterator[fleet_pb2.Transfer]:
+        """One that is under way while in here."""
+        number, transfer = next(self._numbers), fleet_pb2.Transfer(lease=lease, step=step, total_bytes=total)
+        self._under_way[number] = transfer
+        try:
+            yield transfer
+        finally:
+            del self._under_way[number]
+
+    def added_to(self, readings: fleet_pb2.Readings) -> fleet_pb2.Readings:
+        """A host's readings, and these with them."""
+        told = fleet_pb2.Readings()
+        told.CopyFrom(readings)
+        told.transfers.extend(self._under_way.values())
+        return told
+
+
+def counting(transfer: fleet_pb2.Transfer) -> Progress:
+    """From the beginning, at every try."""
+    transfer.done_bytes = 0
+
+    def done(size: int) -> None:
+        transfer.done_bytes += size
+
+    return done

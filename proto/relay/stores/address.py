@@ -1,0 +1,62 @@
+"""Where a store is, as a uri: `file:///mnt/share/runs`, `s3://bucket/prefix`. Pure."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from urllib.parse import quote, unquote, urlsplit
+
+BUCKETS = ("s3", "gs", "az")
+SCHEMES = ("file", *BUCKETS)
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,62}")
+_PREFIX = re.compile(r"[A-Za-z0-9!_.*'()=-]+(/[A-Za-z0-9!_.*'()=-]+)*")
+
+
+class AddressError(ValueError):
+    """A uri does not say where a store is; says what would be right."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A folder in a store. `bucket` is empty for `file`, whose paths are absolute; elsewhere they are keys."""
+
+    scheme: str
+    bucket: str
+    path: str
+
+    def __truediv__(self, below: str) -> Address:
+        return Address(self.scheme, self.bucket, f"{self.path}/{below}" if self.path else below)
+
+    def __str__(self) -> str:
+        if self.scheme == "file":
+            return f"file://{quote(self.path)}"
+        return f"{self.scheme}://{self.bucket}/{self.path}".removesuffix("/")
+
+
+def parse(uri: str) -> Address:
+    """AddressError unless `uri` is one of these stores', and has no secret in it."""
+    parts = urlsplit(uri)
+    if parts.scheme not in SCHEMES:
+        raise AddressError(f"{parts.scheme or uri}:// is not a store; one of {', '.join(f'{s}://' for s in SCHEMES)}")
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise AddressError(
+            f"{parts.scheme}:// is written without keys, passwords and parameters: "
+            "hosts take those from their own environment"
+        )
+    if parts.scheme == "file":
+        return _file(parts.netloc, unquote(parts.path))
+    if not _BUCKET.fullmatch(parts.netloc):
+        example = f"{parts.scheme}://bucket/prefix"
+        raise AddressError(f"{parts.netloc!r} is not the name of a bucket; write it as {example}")
+    prefix = parts.path.strip("/")
+    if prefix and (not _PREFIX.fullmatch(prefix) or not {".", ".."}.isdisjoint(prefix.split("/"))):
+        raise AddressError(f"{prefix!r}: a prefix has letters, digits and !_.*'()=- between single slashes")
+    return Address(parts.scheme, parts.netloc, prefix)
+
+
+def _file(host: str, path: str) -> Address:
+    pure = PurePosixPath(path)
+    if host or not pure.is_absolute() or ".." in pure.parts or "\0" in path or len(pure.parts) < 2:
+        raise AddressError("a file:// store is an absolute folder that hosts share, like file:///mnt/share/runs")
+    return Address("file", "", "/" + "/".join(pure.parts[1:]))

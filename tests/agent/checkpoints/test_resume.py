@@ -1,0 +1,149 @@
+"""Which copy of a checkpoint is taken, and what becomes of the others."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from agent.checkpoints.resume import WAIT, Resume, Unreachable, choose, mend
+from agent.events.journal import Journal
+from agent.stores.patience import Patience, Pauses
+from relay.manifest import NAME, describe, verify
+from relay.stores.base import Place, Store
+from relay.stores.folder import FolderStore
+from relay.v1 import runs_pb2
+
+
+class Copies:
+    """One checkpoint of step 4 in several shared folders, each of which is a store of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.stores: dict[str, Store] = {}
+        self.uris: dict[str, str] = {}
+        self.clock = 0.0
+        (folder / "sealed").mkdir(parents=True)
+        (folder / "sealed/weights.bin").write_bytes(os.urandom(100_000))
+        self.manifest = describe(folder / "sealed", step=4)
+        (folder / "sealed" / NAME).write_bytes(self.manifest.to_bytes())
+
+    async def add(self, scheme: str) -> Path:
+        """A copy; the path of its weights."""
+        share = self.folder / scheme
+        share.mkdir()
+        place = Place(run="r", framework="hf", attempt=1, lease="1" * 32, step=4)
+        self.stores[scheme] = store = FolderStore(share.as_uri())
+        self.uris[scheme] = await store.put(place, self.manifest, lambda file: self.folder / "sealed" / file.path)
+        return Path(self.uris[scheme].removeprefix("file://")) / "weights.bin"
+
+    def checkpoint(self) -> runs_pb2.Checkpoint:
+        copies = [runs_pb2.Copy(store=scheme, uri=uri) for scheme, uri in self.uris.items()]
+        part = runs_pb2.CheckpointPart(manifest_digest=self.manifest.digest, copies=copies)
+        return runs_pb2.Checkpoint(name="runs/r/checkpoints/x", step=4, parts=[part])
+
+    async def choose(self, here: Path | None = None, passing: Callable[[], None] = lambda: None) -> Resume:
+        def now() -> float:
+            passing()
+            return self.clock
+
+        return await choose(
+            [self.checkpoint()],
+            0,
+            here=lambda _: here or self.folder / "nowhere",
+            stores=self.stores,
+            scratch=self.folder / "resume",
+            patience=Patience(self.journal, now, Pauses(first=0.0, longest=0.0)),
+        )
+
+    @property
+    def journal(self) -> Journal:
+        return Journal(self.folder / "agent.jsonl", lambda: 0.0)
+
+    def said(self) -> list[str]:
+        path = self.folder / "agent.jsonl"
+        return [json.loads(line)["text"] for line in path.read_bytes().splitlines()] if path.exists() else []
+
+
+@pytest.fixture
+def copies(tmp_path: Path) -> Copies:
+    return Copies(tmp_path)
+
+
+def spoil(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+
+
+async def test_f16_a_damaged_copy_is_passed_over_for_another_and_made_anew(copies: Copies) -> None:
+    wrong = await copies.add("one")
+    await copies.add("two")
+    spoil(wrong)
+    chosen = await copies.choose()
+    assert chosen.step == 4 and not chosen.skipped and chosen.folder is not None
+    assert verify(chosen.folder, copies.manifest) is None
+    await mend(chosen, copies.stores, copies.journal)
+    assert copies.said() == [
+        "the checkpoint of step 4 has a damaged copy: the copy in one://: weights.bin does not match its digest",
+        "the copy of step 4 in one:// is right again",
+    ]
+    assert verify(wrong.parent, copies.manifest) is None
+
+
+async def test_f16_this_hosts_own_copy_is_wrong_and_the_stores_is_sound(copies: Copies) -> None:
+    await copies.add("one")
+    spoil(copies.folder / "sealed/weights.bin")
+    chosen = await copies.choose(here=copies.folder / "sealed")
+    assert chosen.folder == copies.folder / "resume/step_00000004"
+    await mend(chosen, copies.stores, copies.journal)
+    (said,) = copies.said()
+    assert "this host's copy: weights.bin does not match its digest" in said
+
+
+async def test_what_is_gone_from_a_store_is_brought_there_again(copies: Copies) -> None:
+    gone = await copies.add("one")
+    gone.unlink()
+    chosen = await copies.choose(here=copies.folder / "sealed")
+    assert chosen.folder == copies.folder / "sealed"
+    await mend(chosen, copies.stores, copies.journal)
+    assert verify(gone.parent, copies.manifest) is None
+
+
+async def test_no_copy_that_is_sound_is_a_checkpoint_passed_over(copies: Copies) -> None:
+    for scheme in ("one", "two"):
+        spoil(await copies.add(scheme))
+    chosen = await copies.choose()
+    (skipped,) = chosen.skipped
+    assert chosen.folder is None and skipped.reason.count("does not match its digest") == 2
+
+
+async def test_f11_a_store_that_is_away_is_not_waited_for_when_another_has_a_copy(copies: Copies) -> None:
+    await copies.add("one")
+    await copies.add("two")
+    (copies.folder / "one").rename(copies.folder / "unmounted")
+    assert (await copies.choose()).step == 4
+
+
+async def test_f11_a_store_that_is_away_is_waited_for(copies: Copies) -> None:
+    await copies.add("one")
+    (copies.folder / "one").rename(copies.folder / "unmounted")
+
+    def mount() -> None:
+        copies.clock += 100.0
+        if copies.clock == 500.0:
+            (copies.folder / "unmounted").rename(copies.folder / "one")
+
+    assert (await copies.choose(passing=mount)).step == 4
+    assert any("fails, and is tried again" in text for text in copies.said())
+
+
+async def test_f11_a_store_that_stays_away_sends_the_run_elsewhere(copies: Copies) -> None:
+    await copies.add("one")
+    (copies.folder / "one").rename(copies.folder / "unmounted")
+
+    def wait() -> None:
+        copies.clock += WAIT / 4
+
+    with pytest.raises(Unreachable, match="is it mounted"):
+        await copies.choose(passing=wait)

@@ -1,0 +1,91 @@
+"""What one attempt publishes: counted while it is on its way, and cleaned up after."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from agent.events.journal import Journal
+from agent.stores.patience import Patience, Pauses
+from agent.stores.publishing import Publishing, store_of
+from agent.stores.transfers import Transfers
+from agent.stores.unfinished import Unfinished
+from relay.manifest import Manifest, describe
+from relay.runfile import RunFile
+from relay.stores.base import Place, StoreRefused
+from relay.stores.folder import FolderStore
+from relay.stores.opening import Readers, open_store
+from relay.stores.pace import Pace
+from relay.v1 import fleet_pb2
+
+LEASE = "runs/r/leases/" + "1" * 32
+PLACE = Place(run="r", framework="hf", attempt=1, lease="1" * 32, step=4)
+
+
+def folder(path: Path) -> Manifest:
+    path.mkdir(parents=True)
+    (path / "weights.bin").write_bytes(bytes(100_000))
+    return describe(path, step=4)
+
+
+async def test_f11_a_share_that_is_mounted_later_gets_it_then(tmp_path: Path) -> None:
+    manifest, share, transfers = folder(tmp_path / "from"), tmp_path / "share", Transfers()
+    seen: list[fleet_pb2.Transfer] = []
+
+    def clock() -> float:
+        """Looked at before the first try and after each that failed."""
+        seen.extend(transfers.added_to(fleet_pb2.Readings(cpu_fraction=0.5)).transfers)
+        if len(seen) == 2:
+            share.mkdir()
+        return float(len(seen))
+
+    stored = Publishing(
+        lease=LEASE,
+        base=share.as_uri(),
+        store=FolderStore(share.as_uri(), writer="a"),
+        patience=Patience(Journal(tmp_path / "agent.jsonl", lambda: 0.0), clock, Pauses(first=0.0, tell_after=1.0)),
+        transfers=transfers,
+        unfinished=Unfinished(tmp_path / "uploads", partial(open_store, writer="a")),
+    )
+    uri = await stored.put(PLACE, manifest, lambda file: tmp_path / "from" / file.path)
+    assert uri is not None and await stored.store.has(uri, manifest.digest)
+    said = (tmp_path / "agent.jsonl").read_text()
+    assert said.count("upload_failing") == 1 and said.count("works again") == 1
+    assert {(told.lease, told.step, told.done_bytes, told.total_bytes) for told in seen} == {(LEASE, 4, 0, 100_000)}
+    assert not transfers.added_to(fleet_pb2.Readings()).transfers
+    assert not list((tmp_path / "uploads").iterdir())
+
+
+async def test_what_uploads_of_ended_leases_left_is_removed_and_of_held_ones_not(tmp_path: Path) -> None:
+    share = tmp_path / "share"
+    (share / ".relay/a-dead/folder").mkdir(parents=True)
+    unfinished = Unfinished(tmp_path / "uploads", partial(open_store, writer="a"))
+    unfinished.begin(LEASE, share.as_uri(), f"{share.as_uri()}/r/x")
+    (tmp_path / "uploads/half.json").write_text("{")
+    await unfinished.settle(lambda lease: lease != LEASE)
+    assert (share / ".relay/a-dead").exists() and len(list((tmp_path / "uploads").iterdir())) == 2
+    await unfinished.settle(lambda lease: True)
+    assert not (share / ".relay/a-dead").exists() and len(list((tmp_path / "uploads").iterdir())) == 1
+
+
+async def test_a_store_that_is_away_keeps_its_record(tmp_path: Path) -> None:
+    unfinished = Unfinished(tmp_path / "uploads", partial(open_store, writer="a"))
+    unfinished.begin(LEASE, (tmp_path / "nowhere").as_uri(), f"{(tmp_path / 'nowhere').as_uri()}/r/x")
+    await unfinished.settle(lambda lease: True)
+    assert len(list((tmp_path / "uploads").iterdir())) == 1
+
+
+def test_the_run_file_names_the_store() -> None:
+    def of(store: str, layout: str = "relay") -> RunFile:
+        spec = {"version": "relay/v1", "name": "r", "method": "command", "command": ["true"]}
+        return RunFile.model_validate({**spec, "checkpoint": {"store": store, "layout": layout}})
+
+    relay = FolderStore()
+    chosen = partial(store_of, stores=Readers({"relay": relay}), writer="a", pace=Pace())
+    assert chosen(of("relay://")) is relay
+    found = chosen(of("file:///mnt/share", "framework"))
+    assert isinstance(found, FolderStore)
+    assert found.uri_of(PLACE) == f"file:///mnt/share/r/framework%3Dhf/checkpoints/0001-{'1' * 32}/step_00000004"
+    assert chosen(of("s3://bucket/x")).scheme == "s3"
+    with pytest.raises(StoreRefused):
+        chosen(of("hf://me/repo"))

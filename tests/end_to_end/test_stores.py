@@ -1,0 +1,98 @@
+"""A run whose checkpoints are in a store of its own goes on from it when its host dies, and its result is there too."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from coordinator.tables import Base
+from relay.v1 import runs_pb2 as pb
+from tests.end_to_end.fleet import Fleet, Kind
+from tests.relay.stores.seaweed import BUCKET, environment, objects, seaweed
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with seaweed(tmp_path_factory.mktemp("seaweed")) as address:
+        yield address
+
+
+async def survives(fleet: Fleet, tmp_path: Path, checkpoint: dict[str, Any]) -> pb.Run:
+    """The host vanishes in the middle; another goes on, and the result is pulled."""
+    scheme = str(checkpoint["store"]).partition("://")[0]
+    first = await fleet.host("a")
+    run = await fleet.submit_gated(steps=8, save_every=3, checkpoint=checkpoint)
+    await fleet.conductor.allow(5)
+    await fleet.conductor.reached(5)
+    await run.checkpoint(3)
+    await first.vanish()
+    await fleet.host("b")
+    await run.until(lambda event: event.kind == Kind.STARTED and event.attempt == 2)
+    await fleet.conductor.allow(8)
+    ended = await run.ended()
+    assert ended.state == pb.Run.SUCCEEDED and ended.attempts == 2 and ended.failures == 0
+    assert fleet.conductor.twice() == [4, 5]
+    await run.has_one_curve(8)
+    stored = {copy.store for each in await run.checkpoints() for part in each.parts for copy in part.copies}
+    assert stored == {"host", scheme} and ended.output.uri.startswith(str(checkpoint["store"]))
+    said = await fleet.relayctl("pull", "r", str(tmp_path / "out"))
+    assert said.startswith("1 file") and "verified" in said
+    assert not (tmp_path / "out/manifest.json").exists()
+    return ended
+
+
+async def test_two_hosts_share_a_folder(fleet: Fleet, tmp_path: Path) -> None:
+    share = tmp_path / "share"
+    share.mkdir()
+    await survives(fleet, tmp_path, {"store": share.as_uri(), "layout": "framework"})
+    run = share / "r/framework=hf"
+    assert {path.name for path in run.iterdir()} == {"checkpoints", "logs", "config", "output"}
+    assert len(list((run / "checkpoints").iterdir())) == 2, "each attempt has a place of its own"
+    assert not list((share / ".relay").glob("b-*"))
+
+
+async def test_a_bucket_that_hosts_reach_by_their_environment(
+    fleet: Fleet, tmp_path: Path, s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The canary in the host's environment is in no row, no log and no trainer (R6)."""
+    canary = "canary" + hashlib.sha256(str(tmp_path).encode()).hexdigest()
+    for name, value in {**environment(s3), "AWS_SECRET_ACCESS_KEY": canary}.items():
+        monkeypatch.setenv(name, value)
+    await survives(fleet, tmp_path, {"store": f"s3://{BUCKET}/runs"})
+    assert {key.split("/")[1] for key in objects(s3, "runs")} == {"index.jsonl", "r"}
+    assert canary not in await everything_in(fleet.deployment.database_url)
+    for path in fleet.folder.rglob("*"):
+        if path.is_file():
+            assert canary.encode() not in path.read_bytes(), path
+
+
+async def everything_in(database_url: str) -> str:
+    """Every row of every table, as text."""
+    connection = await asyncpg.connect(database_url)
+    try:
+        rows = [
+            str(row[0])
+            for table in Base.metadata.tables
+            for row in await connection.fetch(f"SELECT t::text FROM {table} t")
+        ]
+    finally:
+        await connection.close()
+    assert rows
+    return "\n".join(rows)
+
+
+async def test_a_store_that_cannot_be_is_refused_at_submit(fleet: Fleet) -> None:
+    for store, says in {
+        "file://relative": "absolute folder that hosts share",
+        "s3://key:secret@bucket/x": "hosts take those from their own environment",
+        "relay://elsewhere": "just relay://",
+    }.items():
+        with pytest.raises(AssertionError, match=says):
+            await fleet.submit_gated(steps=1, save_every=1, checkpoint={"store": store})
