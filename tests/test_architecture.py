@@ -16,7 +16,10 @@ PACKAGES = ("relay", "coordinator", "agent", "trainers", "relayctl")
 SOURCES = [ROOT / "proto" / "relay", *(ROOT / name for name in PACKAGES[1:])]
 
 #: Modules that decide and nothing else: no I/O, no clock, no SQL, no protobuf.
-PURE = ("coordinator/lifecycle.py", "coordinator/scheduling.py", "agent/leases.py", "proto/relay/timing.py")
+PURE = (
+    *("coordinator/lifecycle.py", "coordinator/retention.py", "coordinator/scheduling.py"),
+    *("agent/leases.py", "proto/relay/timing.py"),
+)
 IMPURE_LIBRARY = {"asyncio", "os", "random", "socket", "subprocess", "threading", "time"}
 
 MODULE_LINES, CLASS_LINES, FUNCTION_LINES = 400, 250, 60
