@@ -24,6 +24,7 @@ from typing import IO
 
 from agent import wire
 from agent.capability import detect
+from agent.checkpoints.removing import Removals
 from agent.config import Config, ConfigError, config
 from agent.contact import Contact, Coordinator
 from agent.events.notice import Notice
@@ -143,7 +144,9 @@ async def serve(settings: Config) -> None:
         log.info(
             "agent=%s pid=%d coordinator=%s root=%s", settings.name, os.getpid(), settings.coordinator, settings.root
         )
-        await supervisor.run((session.run, means.spool.run, vitals.run), orders, settings.leaving_budget)
+        await supervisor.run(
+            (session.run, means.spool.run, means.removals.run, vitals.run), orders, settings.leaving_budget
+        )
     log.info("agent=ended")
 
 
@@ -156,6 +159,7 @@ async def means_of(settings: Config, coordinator: Coordinator, contact: Contact,
         SpareShim(settings.runtime_dir) as shims,
     ):
         blobs = Blobs(coordinator, transfers, contact)
+        stub, stores = agents_pb2_grpc.AgentsStub(calls), {"relay": RelayStore(blobs)}
         yield Means(
             agent=settings.resource_name,
             root=settings.root,
@@ -164,14 +168,15 @@ async def means_of(settings: Config, coordinator: Coordinator, contact: Contact,
             gpus=gpus,
             orphan_limit=settings.orphan_limit,
             environment=dict(os.environ),
-            stub=agents_pb2_grpc.AgentsStub(calls),
+            stub=stub,
             coordinator=coordinator,
             contact=contact,
             spool=Spool(coordinator, contact, heartbeat=HEARTBEAT, notice=Notice()),
             blobs=blobs,
-            stores={"relay": RelayStore(blobs)},
+            stores=stores,
             cache=Cache(settings.data_dir / "cache", settings.cache_limit),
             begun=Begun(settings.data_dir / "attempts"),
+            removals=Removals(settings.resource_name, settings.root, stub, coordinator, contact, stores),
             shims=shims,
             now=boottime,
             wall=time.time,

@@ -137,6 +137,7 @@ class Attempt:
             await self._kill("lease lost")
         finally:
             self._means.spool.remove(self.assignment.lease)
+            self._means.removals.wake()  # its end lets go what it had needed
         try:
             if self._shim is not None:
                 await self._shim.forget()
@@ -147,7 +148,7 @@ class Attempt:
 
     def _tidy(self) -> None:
         """The disk goes back, and what people see is brought up to date. Blocking."""
-        self._means.begun.retire(self._means.root, self.assignment.lease_id)
+        self._means.begun.retire(self.assignment.lease_id)
         if self._shim is not None:
             run = self._means.run_folder(self.assignment.run_id)
             run.clean()
@@ -309,7 +310,7 @@ def _publisher(
     runs = means.run_folder(assignment.run_id)
 
     async def retain(needed: set[int]) -> None:
-        await asyncio.to_thread(runs.retain, folder, run.checkpoint.keep.last, needed)
+        await asyncio.to_thread(runs.retain, folder, needed)
 
     return Publisher(
         assignment,
@@ -323,6 +324,7 @@ def _publisher(
         sources=sources,
         journal=journal,
         retain=retain,
+        changed=means.removals.wake,
         done=max(folder.steps(), default=0) - 1,
     )
 

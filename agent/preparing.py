@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.checkpoints.removing import Removals
 from agent.checkpoints.resume import Resume, choose
 from agent.contact import Contact, Coordinator
 from agent.events.spool import Spool
@@ -62,6 +63,7 @@ class Means:
     stores: Mapping[str, Store]
     cache: Cache
     begun: Begun
+    removals: Removals
     shims: Shims
     now: Callable[[], float]  #: CLOCK_BOOTTIME: also counts while the host sleeps
     wall: Callable[[], float]  #: seconds since the epoch, for people
@@ -108,7 +110,12 @@ async def choose_checkpoint(
 
     try:
         chosen = await choose(
-            assignment.message.checkpoints, assignment.node, here=here, stores=means.stores, scratch=folder.resume
+            assignment.message.checkpoints,
+            assignment.node,
+            host=f"host://{means.agent}",
+            here=here,
+            stores=means.stores,
+            scratch=folder.resume,
         )
     except RelayError as error:
         raise Fault("CHECKPOINT_UNAVAILABLE", str(error)) from error

@@ -67,9 +67,13 @@ class Publisher:
         sources: Mapping[str, Source],
         journal: Journal,
         retain: Callable[[set[int]], Awaitable[None]],
+        changed: Callable[[], None] = lambda: None,
         done: int = -1,
     ) -> None:
-        """`done` is a step that needs nothing more, nor any before it. Sealing and registering twice is harmless."""
+        """`changed` is told when the registry has more, and so may have let something go.
+
+        `done` is a step that needs nothing more, nor any before it. Sealing and registering twice is harmless.
+        """
         self._assignment = assignment
         self._folder = folder
         self._agent = agent
@@ -81,6 +85,7 @@ class Publisher:
         self._sources = sources
         self._journal = journal
         self._retain = retain
+        self._changed = changed
         self._offered: asyncio.Queue[Saved] = asyncio.Queue()
         self._sealed: Newest[Sealed] = Newest()
         self._registered: Newest[Registered] = Newest()
@@ -163,13 +168,14 @@ class Publisher:
                     self._registered.put(await self._register(sealed))
                 except LeaseLost:
                     raise
-                except RelayError as refusal:  # its program's doing, e.g. a step before the one it resumed from
+                except (RelayError, OSError) as refusal:  # e.g. a step before the one it resumed from; or a full disk
                     step = sealed.saved.step
                     self._head = None if self._head is sealed else self._head
                     await self._journal.say("error", f"the checkpoint of step {step} was refused: {refusal}")
 
     async def _register(self, sealed: Sealed) -> Registered:
         saved, manifest = sealed.saved, sealed.manifest
+        await asyncio.to_thread(self._folder.offer, saved.step)
         request = pb.RegisterCheckpointRequest(
             lease=self._assignment.lease,
             node=self._assignment.node,
@@ -192,6 +198,7 @@ class Publisher:
             except EventsMissing:  # a failover lost what had been acknowledged: it is sent again first
                 await self._contact.sign()
         self._head = sealed
+        self._changed()
         log.info("checkpoint=registered name=%s head=%s", answer.checkpoint.name, answer.checkpoint.head)
         return Registered(answer.checkpoint.name, sealed)
 
@@ -221,6 +228,7 @@ class Publisher:
         )
         await insist(self._contact, lambda: self._stub.AddCopy(request, metadata=self._metadata, timeout=CALL_TIMEOUT))
         self._copied = step
+        self._changed()
         log.info("checkpoint=copied name=%s uri=%s", registered.name, uri)
 
 

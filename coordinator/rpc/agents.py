@@ -11,7 +11,7 @@ from grpc import aio
 
 from coordinator import render, wire
 from coordinator.artifacts import Artifacts
-from coordinator.commands import checkpoints, leases
+from coordinator.commands import checkpoints, leases, retention
 from coordinator.commands.events import Appender
 from coordinator.database import Database
 from coordinator.rpc.events import append_events
@@ -74,6 +74,16 @@ class AgentsService(agents_pb2_grpc.AgentsServicer):
         lease, checkpoint = wire.lease_id(request.lease), wire.checkpoint_id(request.checkpoint)
         await checkpoints.add_copy(self._db, lease, checkpoint, request.node, wire.copy(request.copy))
         return pb.AddCopyResponse()
+
+    async def ListRemovals(self, request: pb.ListRemovalsRequest, context: _Context) -> pb.ListRemovalsResponse:
+        agent, session_id = wire.agent_name(request.agent), wire.session_id(request.session_id)
+        found = await retention.removals(self._db, agent, session_id, scarce=request.scarce)
+        return pb.ListRemovalsResponse(removals=[render.removal(each) for each in found])
+
+    async def ReportRemovals(self, request: pb.ReportRemovalsRequest, context: _Context) -> pb.ReportRemovalsResponse:
+        agent, session_id = wire.agent_name(request.agent), wire.session_id(request.session_id)
+        await retention.removed(self._db, agent, session_id, wire.gone(request.removals))
+        return pb.ReportRemovalsResponse()
 
     async def CompleteLease(self, request: pb.CompleteLeaseRequest, context: _Context) -> pb.CompleteLeaseResponse:
         lease, report = wire.lease_id(request.lease), wire.completion(request)

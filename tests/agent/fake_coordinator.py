@@ -101,6 +101,8 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
         self.answering = True  # heartbeats get beats
         self.answers_ends_late = False  # so that the next wishes overtake the answers
         self.storing = True  # the artifact store takes uploads
+        self.removals: list[pb.Removal] = []  # copies that are to go
+        self.scarce = 0  # times that the host said that its disk is low
         self.refused_calls: dict[str, RelayError] = {}  # what the methods of these names answer
         self.meant: set[object] = set()  # deployments that calls under a lease were meant for
         self._version = 0
@@ -311,6 +313,16 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
         lease.checkpoints.setdefault(request.step, made)
         await self._happened()
         return pb.RegisterCheckpointResponse(checkpoint=made)
+
+    async def ListRemovals(self, request: pb.ListRemovalsRequest, context: Context) -> pb.ListRemovalsResponse:
+        self.scarce += request.scarce
+        await self._touched()
+        return pb.ListRemovalsResponse(removals=self.removals)
+
+    async def ReportRemovals(self, request: pb.ReportRemovalsRequest, context: Context) -> pb.ReportRemovalsResponse:
+        self.removals = [each for each in self.removals if each not in request.removals]
+        await self._touched()
+        return pb.ReportRemovalsResponse()
 
     async def AddCopy(self, request: pb.AddCopyRequest, context: Context) -> pb.AddCopyResponse:
         lease = await self._current(request.lease, context, "AddCopy")

@@ -20,7 +20,7 @@ async def refusal(agent: ScriptedAgent, lease: str, step: int, **more: object) -
 
 async def listed(world: World, *, superseded: bool = False) -> list[tuple[int, int, bool]]:
     """Attempt, step and whether it is head, of each checkpoint."""
-    request = runs_pb2.ListCheckpointsRequest(name="runs/r", include_superseded=superseded)
+    request = runs_pb2.ListCheckpointsRequest(name="runs/r", include_superseded=superseded, include_removed=superseded)
     found = (await world.replica.runs.ListCheckpoints(request)).checkpoints
     return [(checkpoint.attempt, checkpoint.step, checkpoint.head) for checkpoint in found]
 
@@ -79,7 +79,7 @@ async def test_a_resume_sets_the_head_back_and_takes_what_came_after_off_the_cur
 async def test_a_resume_from_far_back_takes_every_later_attempt_off_the_curve(world: World) -> None:
     """S5, S6: three attempts; the third goes on from the first one's checkpoint, and the second leaves no trace."""
     async with connected(world.replica.agents, "a") as [a]:
-        await world.submit()
+        await world.submit(checkpoint={"keep": {"last": 9}})
         first = (await a.take()).lease
         await a.start(first)
         at_ten = (await a.save(first, 10)).name

@@ -1,0 +1,144 @@
+"""Removes what the coordinator lets go: copies on this host's own disk, and those in stores that this host reaches.
+
+The coordinator decides and keeps the list; a copy stays on it until it is reported gone. So whatever dies in between is
+done again, by this agent or by the one that comes after, and nothing is forgotten. A folder goes by losing its name
+first: it is whole or not there.
+
+It asks when it is woken (a checkpoint was registered or copied, an attempt ended, a session began) and now and then by
+itself, since what goes because of others is not told. When the disk is low it says so, and the coordinator lets go
+what this host could do without.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Never
+
+from agent.contact import CALL_TIMEOUT, Contact, Coordinator, insist
+from agent.folder import RunFolder, clean_checkpoints
+from relay.errors import RelayError
+from relay.stores.base import Store, StoreAway, StoreRefused
+from relay.v1 import agents_pb2 as pb
+from relay.v1 import agents_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+LOOK = 60.0  #: seconds between two looks at the disk
+ASK = 10  #: looks after which the coordinator is asked in any case
+_SPARE_PART, _SPARE_BYTES = 0.05, 20 << 30  #: of the disk: it is low when less is free than either
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How much of a disk is free, in bytes."""
+
+    free: int
+    total: int
+
+    @classmethod
+    def at(cls, folder: Path) -> Room:
+        """Of the disk that a folder is on. Blocking."""
+        usage = shutil.disk_usage(folder)
+        return cls(usage.free, usage.total)
+
+    @property
+    def low(self) -> bool:
+        return self.free < min(self.total * _SPARE_PART, _SPARE_BYTES)
+
+
+@dataclass(slots=True)
+class Removals:
+    """What removes, once for all attempts on this host. `run` as a service."""
+
+    agent: str  #: `agents/{agent}`
+    root: Path
+    stub: agents_pb2_grpc.AgentsStub
+    coordinator: Coordinator
+    contact: Contact
+    stores: Mapping[str, Store]
+    room: Callable[[Path], Room] = Room.at  #: blocking
+    _session_id: str = ""
+    _woken: asyncio.Event = field(default_factory=asyncio.Event)
+    _working: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def welcomed(self, session_id: str) -> None:
+        """A session has begun."""
+        self._session_id = session_id
+        self._woken.set()
+
+    def wake(self) -> None:
+        """Something may have been let go."""
+        self._woken.set()
+
+    async def run(self) -> Never:
+        """Until cancelled."""
+        await asyncio.to_thread(clean_checkpoints, self.root)
+        looks = 0
+        while True:
+            if await self._woken_within(LOOK):
+                looks = ASK
+            scarce = (await asyncio.to_thread(self.room, self.root)).low
+            looks += 1
+            if scarce or looks >= ASK:
+                looks = 0
+                await self.carry_out(scarce=scarce)
+
+    async def _woken_within(self, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._woken.wait()
+        except TimeoutError:
+            return False
+        self._woken.clear()
+        return True
+
+    async def carry_out(self, *, scarce: bool = False) -> None:
+        """Remove all that is to go and can be removed now."""
+        async with self._working:
+            try:
+                while self._session_id and await self._some(scarce=scarce):
+                    scarce = False
+            except RelayError as refusal:  # another session has begun: its welcome wakes us
+                log.info("removals=refused reason=%r", str(refusal))
+
+    async def _some(self, *, scarce: bool) -> bool:
+        """Ask and remove once; whether there may be more."""
+        ask = pb.ListRemovalsRequest(agent=self.agent, session_id=self._session_id, scarce=scarce)
+        listed = await insist(
+            self.contact,
+            lambda: self.stub.ListRemovals(ask, metadata=self.coordinator.metadata, timeout=CALL_TIMEOUT),
+        )
+        gone = [each for each in listed.removals if await self._remove(each)]
+        if not gone:
+            return False
+        report = pb.ReportRemovalsRequest(agent=self.agent, session_id=self._session_id, removals=gone)
+        await insist(
+            self.contact,
+            lambda: self.stub.ReportRemovals(report, metadata=self.coordinator.metadata, timeout=CALL_TIMEOUT),
+        )
+        return True
+
+    async def _remove(self, removal: pb.Removal) -> bool:
+        """Whether it is gone."""
+        try:
+            if removal.copy.store == "host":
+                await asyncio.to_thread(self._discard, removal)
+            elif store := self.stores.get(removal.copy.store):
+                await store.remove(removal.copy.uri)
+            else:
+                return False
+        except (OSError, ValueError, StoreAway, StoreRefused) as error:  # tried again when it is asked for again
+            log.warning("copy=%s step=%d not removed: %s", removal.copy.uri, removal.step, error)
+            return False
+        log.info("copy=%s step=%d removed", removal.copy.uri, removal.step)
+        return True
+
+    def _discard(self, removal: pb.Removal) -> None:
+        _, run_id, _, lease_id = removal.lease.split("/")
+        run = RunFolder(self.root, run_id)
+        run.discard(run.attempt(removal.attempt, lease_id), removal.step)
