@@ -137,7 +137,6 @@ class Attempt:
             await self._kill("lease lost")
         finally:
             self._means.spool.remove(self.assignment.lease)
-            self._means.removals.wake()  # its end lets go what it had needed
         try:
             if self._shim is not None:
                 await self._shim.forget()
@@ -324,7 +323,6 @@ def _publisher(
         sources=sources,
         journal=journal,
         retain=retain,
-        changed=means.removals.wake,
         done=max(folder.steps(), default=0) - 1,
     )
 

@@ -97,7 +97,7 @@ class Supervisor:
         """A session begins: what the coordinator lacks of its leases is sent again."""
         self._timing = timing
         self._means.spool.window.heartbeat = timing.heartbeat
-        self._means.removals.welcomed(welcome.session_id)
+        self._means.removals.welcomed(welcome.session_id, timing.heartbeat)
         for record in welcome.leases:
             if attempt := self._attempts.get(record.lease):
                 attempt.sync(record)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from coordinator.artifacts.collecting import Pace
 from relay.timing import DEFAULT, LeaseTiming
 
 SECRET = "RELAY_SHARED_SECRET"
@@ -28,6 +29,7 @@ class Config:
     database_url: str | None = None  #: None: the embedded server, below `data_dir`
     artifact_dir: Path | None = None  #: None: below `data_dir`; replicas must share it
     artifact_limit: int = 200 * GIB  #: bytes, all blobs together
+    collecting: Pace = field(default_factory=Pace)  #: what nothing names in the artifact store
     timing: LeaseTiming = field(default=DEFAULT)
     secret: str | None = field(default=None, repr=False)
 

@@ -21,7 +21,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from coordinator import migrate, postgres
-from coordinator.artifacts import Artifacts
+from coordinator.artifacts.base import Artifacts
+from coordinator.artifacts.folder import FolderArtifacts
 from coordinator.commands.events import Appender
 from coordinator.config import Config, ConfigError
 from coordinator.database import Database, DatabaseAway, connected
@@ -30,7 +31,7 @@ from coordinator.rpc.artifacts import ArtifactsService
 from coordinator.rpc.fleet import FleetService
 from coordinator.rpc.guard import LARGEST_BYTES, Deployment, Guard, Secret
 from coordinator.rpc.runs import RunsService
-from coordinator.services import planner, reaper
+from coordinator.services import collector, planner, reaper
 from coordinator.sessions import Heartbeats, Sessions
 from coordinator.store import deployment
 from relay.v1 import (
@@ -90,7 +91,7 @@ async def serve(config: Config, stop: asyncio.Event, announce: Callable[[Running
         url = await stack.enter_async_context(database_at(config.database_url, data_dir))
         await migrate.require_head(url)
         database = await stack.enter_async_context(connected(url))
-        artifacts = await asyncio.to_thread(Artifacts, config.artifacts, limit=config.artifact_limit)
+        artifacts = await asyncio.to_thread(FolderArtifacts, config.artifacts, limit=config.artifact_limit)
         healthy = health.aio.HealthServicer()
         heartbeats, appender = Heartbeats(database, config.timing), Appender(database)
         services = (
@@ -99,6 +100,7 @@ async def serve(config: Config, stop: asyncio.Event, announce: Callable[[Running
             appender.run,
             lambda: planner.run(database, config.timing),
             lambda: reaper.run(database, config.timing),
+            lambda: collector.run(database, artifacts, config.collecting),
         )
         await stack.enter_async_context(_background(*services))
         parts = _Parts(database, artifacts, heartbeats, appender, await _deployment_id(database))

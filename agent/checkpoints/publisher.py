@@ -24,7 +24,7 @@ from agent.events.reports import Saved
 from agent.events.sources import Source
 from agent.folder import AttemptFolder
 from agent.wire import Assignment
-from relay.errors import EventsMissing, LeaseLost, RelayError
+from relay.errors import EventsMissing, InputMissing, LeaseLost, RelayError
 from relay.manifest import Manifest, ManifestError
 from relay.stores.base import Place, Store
 from relay.v1 import agents_pb2 as pb
@@ -32,6 +32,7 @@ from relay.v1 import agents_pb2_grpc, runs_pb2
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+PUTS = 3  #: tries, where a store says that it lacks what it has just taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +68,9 @@ class Publisher:
         sources: Mapping[str, Source],
         journal: Journal,
         retain: Callable[[set[int]], Awaitable[None]],
-        changed: Callable[[], None] = lambda: None,
         done: int = -1,
     ) -> None:
-        """`changed` is told when the registry has more, and so may have let something go.
-
-        `done` is a step that needs nothing more, nor any before it. Sealing and registering twice is harmless.
-        """
+        """`done` is a step that needs nothing more, nor any before it. Sealing and registering twice is harmless."""
         self._assignment = assignment
         self._folder = folder
         self._agent = agent
@@ -85,7 +82,6 @@ class Publisher:
         self._sources = sources
         self._journal = journal
         self._retain = retain
-        self._changed = changed
         self._offered: asyncio.Queue[Saved] = asyncio.Queue()
         self._sealed: Newest[Sealed] = Newest()
         self._registered: Newest[Registered] = Newest()
@@ -198,7 +194,6 @@ class Publisher:
             except EventsMissing:  # a failover lost what had been acknowledged: it is sent again first
                 await self._contact.sign()
         self._head = sealed
-        self._changed()
         log.info("checkpoint=registered name=%s head=%s", answer.checkpoint.name, answer.checkpoint.head)
         return Registered(answer.checkpoint.name, sealed)
 
@@ -217,19 +212,33 @@ class Publisher:
                     )
 
     async def _upload(self, registered: Registered) -> None:
+        step = registered.sealed.saved.step
+        uri = await self._stored(registered)
+        self._copied = step
+        log.info("checkpoint=copied name=%s uri=%s", registered.name, uri)
+
+    async def _stored(self, registered: Registered) -> str:
+        """The uri of a copy that is on its row. What has gone from the store meanwhile is put again."""
         manifest, step = registered.sealed.manifest, registered.sealed.saved.step
         folder = self._folder.checkpoint(step)
-        uri = await self._store.put(self._place(step), manifest, lambda file: folder / file.path)
-        request = pb.AddCopyRequest(
-            lease=self._assignment.lease,
-            checkpoint=registered.name,
-            node=self._assignment.node,
-            copy=runs_pb2.Copy(store=self._store.scheme, uri=uri),
-        )
-        await insist(self._contact, lambda: self._stub.AddCopy(request, metadata=self._metadata, timeout=CALL_TIMEOUT))
-        self._copied = step
-        self._changed()
-        log.info("checkpoint=copied name=%s uri=%s", registered.name, uri)
+        for again in range(PUTS):
+            uri = await self._store.put(self._place(step), manifest, lambda file: folder / file.path)
+            request = pb.AddCopyRequest(
+                lease=self._assignment.lease,
+                checkpoint=registered.name,
+                node=self._assignment.node,
+                copy=runs_pb2.Copy(store=self._store.scheme, uri=uri),
+            )
+            try:
+                await insist(
+                    self._contact,
+                    lambda: self._stub.AddCopy(request, metadata=self._metadata, timeout=CALL_TIMEOUT),  # noqa: B023
+                )
+                return uri
+            except InputMissing:
+                if again == PUTS - 1:
+                    raise
+        raise AssertionError("never reached")
 
 
 class Newest(Generic[T]):

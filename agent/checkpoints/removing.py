@@ -4,14 +4,14 @@ The coordinator decides and keeps the list; a copy stays on it until it is repor
 done again, by this agent or by the one that comes after, and nothing is forgotten. A folder goes by losing its name
 first: it is whole or not there.
 
-It asks when it is woken (a checkpoint was registered or copied, an attempt ended, a session began) and now and then by
-itself, since what goes because of others is not told. When the disk is low it says so, and the coordinator lets go
-what this host could do without.
+It asks when a session begins and every dozen heartbeats: what is let go waits for a lease's time in any case. When the
+disk is low it says so, and the coordinator lets go what this host could do without.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import shutil
 from collections.abc import Callable, Mapping
@@ -28,8 +28,7 @@ from relay.v1 import agents_pb2_grpc
 
 log = logging.getLogger(__name__)
 
-LOOK = 60.0  #: seconds between two looks at the disk
-ASK = 10  #: looks after which the coordinator is asked in any case
+EVERY = 12  #: heartbeats between two looks
 _SPARE_PART, _SPARE_BYTES = 0.05, 20 << 30  #: of the disk: it is low when less is free than either
 
 
@@ -63,39 +62,29 @@ class Removals:
     stores: Mapping[str, Store]
     room: Callable[[Path], Room] = Room.at  #: blocking
     _session_id: str = ""
+    _every: float = 60.0  #: seconds
     _woken: asyncio.Event = field(default_factory=asyncio.Event)
     _working: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    def welcomed(self, session_id: str) -> None:
+    def welcomed(self, session_id: str, heartbeat: float) -> None:
         """A session has begun."""
         self._session_id = session_id
-        self._woken.set()
-
-    def wake(self) -> None:
-        """Something may have been let go."""
+        self._every = EVERY * heartbeat
         self._woken.set()
 
     async def run(self) -> Never:
         """Until cancelled."""
         await asyncio.to_thread(clean_checkpoints, self.root)
-        looks = 0
         while True:
-            if await self._woken_within(LOOK):
-                looks = ASK
-            scarce = (await asyncio.to_thread(self.room, self.root)).low
-            looks += 1
-            if scarce or looks >= ASK:
-                looks = 0
-                await self.carry_out(scarce=scarce)
+            await self._woken_within(self._every)
+            room = await asyncio.to_thread(self.room, self.root)
+            await self.carry_out(scarce=room.low)
 
-    async def _woken_within(self, seconds: float) -> bool:
-        try:
+    async def _woken_within(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._woken.wait()
-        except TimeoutError:
-            return False
         self._woken.clear()
-        return True
 
     async def carry_out(self, *, scarce: bool = False) -> None:
         """Remove all that is to go and can be removed now."""

@@ -107,15 +107,19 @@ async def pin(db: Database, run_id: str, checkpoint_id: UUID, pinned: bool, reas
             await tidy(conn, run.id, run.spec)
 
 
-async def removals(db: Database, agent: str, session_id: UUID, *, scarce: bool) -> list[Removal]:
-    """What a host is to remove. When its disk is low that is also what it could do without."""
+async def removals(db: Database, agent: str, session_id: UUID, ttl: float, *, scarce: bool) -> list[Removal]:
+    """What a host is to remove. When its disk is low that is also what it could do without.
+
+    Bytes stay for a lease's time after they were let go: a failover may lose that, and the newer checkpoint that was
+    the reason for it.
+    """
     async with db.connection() as conn:
         await _check_session(conn, agent, session_id)
         spare = await store.runs_with_spare(conn, store.host_uri(agent)) if scarce else []
     for run_id in spare:
         await _spare(db, agent, run_id)
     async with db.connection() as conn:
-        return await store.removals(conn, agent)
+        return await store.removals(conn, agent, ttl)
 
 
 async def _spare(db: Database, agent: str, run_id: str) -> None:

@@ -10,7 +10,8 @@ import grpc
 from grpc import aio
 
 from coordinator import render, wire
-from coordinator.artifacts import Artifacts
+from coordinator.artifacts.base import Artifacts
+from coordinator.artifacts.collecting import missing
 from coordinator.commands import checkpoints, leases, retention
 from coordinator.commands.events import Appender
 from coordinator.database import Database
@@ -72,12 +73,15 @@ class AgentsService(agents_pb2_grpc.AgentsServicer):
 
     async def AddCopy(self, request: pb.AddCopyRequest, context: _Context) -> pb.AddCopyResponse:
         lease, checkpoint = wire.lease_id(request.lease), wire.checkpoint_id(request.checkpoint)
-        await checkpoints.add_copy(self._db, lease, checkpoint, request.node, wire.copy(request.copy))
+        copy = wire.copy(request.copy)
+        if copy.store == "relay":
+            await self._check_stored(copy.uri.removeprefix("relay://"))
+        await checkpoints.add_copy(self._db, lease, checkpoint, request.node, copy)
         return pb.AddCopyResponse()
 
     async def ListRemovals(self, request: pb.ListRemovalsRequest, context: _Context) -> pb.ListRemovalsResponse:
         agent, session_id = wire.agent_name(request.agent), wire.session_id(request.session_id)
-        found = await retention.removals(self._db, agent, session_id, scarce=request.scarce)
+        found = await retention.removals(self._db, agent, session_id, self._timing.ttl, scarce=request.scarce)
         return pb.ListRemovalsResponse(removals=[render.removal(each) for each in found])
 
     async def ReportRemovals(self, request: pb.ReportRemovalsRequest, context: _Context) -> pb.ReportRemovalsResponse:
@@ -87,10 +91,16 @@ class AgentsService(agents_pb2_grpc.AgentsServicer):
 
     async def CompleteLease(self, request: pb.CompleteLeaseRequest, context: _Context) -> pb.CompleteLeaseResponse:
         lease, report = wire.lease_id(request.lease), wire.completion(request)
-        if report.output and not (await in_thread(self._artifacts.stat, report.output["manifest_digest"])).complete:
-            raise InputMissing("the result's manifest is not in the artifact store")
+        if report.output:
+            await self._check_stored(report.output["manifest_digest"])
         state = await leases.complete(self._db, lease, report)
         return pb.CompleteLeaseResponse(state=render.run_state(state))
+
+    async def _check_stored(self, manifest_digest: str) -> None:
+        """InputMissing unless all of a folder is in the artifact store, where it then stays until it is named."""
+        if lacking := await in_thread(missing, self._artifacts, manifest_digest):
+            more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+            raise InputMissing(f"the artifact store does not have {lacking[0]}{more}")
 
 
 async def _heartbeats(

@@ -9,7 +9,7 @@ from uuid import UUID
 from grpc import aio
 
 from coordinator import render, wire
-from coordinator.artifacts import Artifacts
+from coordinator.artifacts.base import Artifacts
 from coordinator.commands import retention
 from coordinator.commands import runs as commands
 from coordinator.database import Database

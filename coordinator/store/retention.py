@@ -1,8 +1,8 @@
 """What retention sees of a run's checkpoints, and how it marks what goes.
 
 A checkpoint that is let go is marked as a whole, and never unmarked. Its rows in the coordinator's own store go at
-once: what no row names any more is collected there. Its other copies are marked, and their rows go when whoever reaches
-the bytes has reported them gone.
+once: what no row names any more is collected there, much later. Its other copies are marked, and their rows go when
+whoever reaches the bytes has reported them gone.
 """
 
 from __future__ import annotations
@@ -148,18 +148,20 @@ async def mark_spare(conn: asyncpg.Connection, run_id: str, uri: str) -> list[in
 
 
 @statement
-async def removals(conn: asyncpg.Connection, agent: str) -> list[Removal]:
-    """Marked copies that a host can reach: on its disk, and in stores of runs that it had last, as their node 0."""
+async def removals(conn: asyncpg.Connection, agent: str, age: float) -> list[Removal]:
+    """Copies marked so long ago, that a host can reach: on its disk, and in stores of runs that it was the last in."""
     rows = await conn.fetch(
         """SELECT y.checkpoint_id, c.run_id, c.lease_id, c.attempt, c.step, y.node, y.store, y.uri
            FROM checkpoint_copies y JOIN checkpoints c ON c.id = y.checkpoint_id
-           WHERE y.remove_time IS NOT NULL AND (y.uri = $2 OR (y.store <> 'host' AND $1 = (
-             SELECT p.agent FROM leases l JOIN places p ON p.lease_id = l.id
-             WHERE l.run_id = c.run_id ORDER BY l.attempt DESC, l.grant_time DESC, p.node LIMIT 1)))
+           WHERE y.remove_time <= clock_timestamp() - make_interval(secs => $4)
+             AND (y.uri = $2 OR (y.store <> 'host' AND $1 = (
+               SELECT p.agent FROM leases l JOIN places p ON p.lease_id = l.id
+               WHERE l.run_id = c.run_id ORDER BY l.attempt DESC, l.grant_time DESC, p.node LIMIT 1)))
            ORDER BY y.remove_time, y.checkpoint_id, y.node, y.uri LIMIT $3""",
         agent,
         host_uri(agent),
         LISTED,
+        age,
     )
     return [Removal(**row) for row in rows]
 

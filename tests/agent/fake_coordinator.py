@@ -316,12 +316,12 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
 
     async def ListRemovals(self, request: pb.ListRemovalsRequest, context: Context) -> pb.ListRemovalsResponse:
         self.scarce += request.scarce
-        await self._touched()
+        await self._happened()
         return pb.ListRemovalsResponse(removals=self.removals)
 
     async def ReportRemovals(self, request: pb.ReportRemovalsRequest, context: Context) -> pb.ReportRemovalsResponse:
         self.removals = [each for each in self.removals if each not in request.removals]
-        await self._touched()
+        await self._happened()
         return pb.ReportRemovalsResponse()
 
     async def AddCopy(self, request: pb.AddCopyRequest, context: Context) -> pb.AddCopyResponse:

@@ -14,7 +14,7 @@ import asyncpg
 import pytest
 
 from coordinator import scheduling
-from coordinator.artifacts import Artifacts
+from coordinator.artifacts.folder import FolderArtifacts
 from coordinator.commands import leases, runs, sessions
 from coordinator.database import Database, DatabaseAway, DatabaseTimeouts, connected
 from coordinator.postgres import Cluster
@@ -34,7 +34,7 @@ class Stage:
     """A database, and the commands as replicas give them."""
 
     db: Database
-    blobs: Artifacts
+    blobs: FolderArtifacts
 
     async def submit(self, name: str = "r", **lifecycle: str) -> None:
         spec = {"version": "relay/v1", "method": "command", "command": ["true"], "name": name, "lifecycle": lifecycle}
@@ -74,7 +74,7 @@ def pulse(session: UUID, *held: Held, agent: str = "a") -> Pulse:
 @pytest.fixture
 def stage(db: Database, tmp_path: Path) -> Stage:
     """Nothing in it yet."""
-    return Stage(db, Artifacts(tmp_path, limit=1 << 30))
+    return Stage(db, FolderArtifacts(tmp_path, limit=1 << 30))
 
 
 async def blocked(conn: asyncpg.Connection, act: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -116,8 +117,9 @@ async def mark_spare(ex: Execution, run_id: str, uri: str) -> list[int]:
 
 
 @repertoire.carries_out(retention.removals)
-async def removals(ex: Execution, agent: str) -> list[Removal]:
-    marked = [copy for copy in ex.rows("checkpoint_copies") if copy["remove_time"] is not None]
+async def removals(ex: Execution, agent: str, age: float) -> list[Removal]:
+    before = ex.now - timedelta(seconds=age)
+    marked = [copy for copy in ex.rows("checkpoint_copies") if copy["remove_time"] and copy["remove_time"] <= before]
     marked.sort(key=lambda copy: (copy["remove_time"], copy["checkpoint_id"], copy["node"], copy["uri"]))
     found = [copy for copy in marked if _reaches(ex, agent, copy)][: retention.LISTED]
     return [_removal(_checkpoint_of(ex, copy), copy) for copy in found]
