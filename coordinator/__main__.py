@@ -41,6 +41,10 @@ ArtifactDir = Annotated[
     Path | None,
     typer.Option(envvar="RELAY_ARTIFACT_DIR", help="Shared by replicas.", show_default="DATA_DIR/artifacts"),
 ]
+ArtifactStore = Annotated[
+    str | None,
+    typer.Option(envvar="RELAY_ARTIFACT_STORE", show_envvar=True, help="s3://BUCKET/PREFIX, instead of a folder."),
+]
 ArtifactLimit = Annotated[
     str, typer.Option(envvar="RELAY_ARTIFACT_LIMIT", help="All artifacts together, e.g. 500GiB or 2TiB.")
 ]
@@ -56,6 +60,7 @@ def serve(
     database_url: DatabaseUrl = None,
     data_dir: DataDir = config.DEFAULT_DATA_DIR,
     artifact_dir: ArtifactDir = None,
+    artifact_store: ArtifactStore = None,
     artifact_limit: ArtifactLimit = "200GiB",
     artifact_grace: ArtifactGrace = "24h",
     timing_profile: TimingProfile = _DEFAULT_TIMING,
@@ -70,6 +75,7 @@ def serve(
             database_url=database_url,
             data_dir=data_dir,
             artifact_dir=artifact_dir,
+            artifact_store=artifact_store,
             artifact_limit=_parsed("--artifact-limit", parse_size, artifact_limit),
             collecting=_pace(_parsed("--artifact-grace", parse_duration, artifact_grace)),
             timing=timing.PROFILES[timing_profile],
@@ -122,8 +128,9 @@ def _announce(settings: config.Config, running: server.Running) -> None:
     print(f"listening on {running.address} (deployment {running.deployment_id})")
     print(f"  database   {_without_password(running.database_url) if settings.database_url else place}")
     if not settings.database_url:
-        print(f"  second     --database-url '{running.database_url}' --artifact-dir {running.artifacts}")
-    print(f"  artifacts  {running.artifacts}", flush=True)
+        option = "--artifact-store" if settings.artifact_store else "--artifact-dir"
+        print(f"  second     --database-url '{running.database_url}' {option} {running.store}")
+    print(f"  artifacts  {running.store}", flush=True)
 
 
 def _without_password(url: str) -> str:

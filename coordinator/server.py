@@ -81,6 +81,7 @@ class Running:
     deployment_id: str
     database_url: str
     artifacts: Path
+    store: str  #: where artifacts are kept, for people: that folder, or a bucket
 
 
 async def serve(config: Config, stop: asyncio.Event, announce: Callable[[Running], None]) -> None:
@@ -91,7 +92,7 @@ async def serve(config: Config, stop: asyncio.Event, announce: Callable[[Running
         url = await stack.enter_async_context(database_at(config.database_url, data_dir))
         await migrate.require_head(url)
         database = await stack.enter_async_context(connected(url))
-        artifacts = await asyncio.to_thread(FolderArtifacts, config.artifacts, limit=config.artifact_limit)
+        artifacts = await asyncio.to_thread(_artifacts, config)
         healthy = health.aio.HealthServicer()
         heartbeats, appender = Heartbeats(database, config.timing), Appender(database)
         services = (
@@ -105,10 +106,25 @@ async def serve(config: Config, stop: asyncio.Event, announce: Callable[[Running
         await stack.enter_async_context(_background(*services))
         parts = _Parts(database, artifacts, heartbeats, appender, await _deployment_id(database))
         address = await stack.enter_async_context(_taking_calls(config, healthy, parts))
-        running = Running(address, parts.deployment_id, url, config.artifacts)
+        store = config.artifact_store or str(config.artifacts)
+        running = Running(address, parts.deployment_id, url, config.artifacts, store)
         write_atomically(data_dir / "address", f"{address}\n")
         announce(running)
         await stop.wait()
+
+
+def _artifacts(config: Config) -> Artifacts:
+    """Where artifacts are kept. Blocking."""
+    if config.artifact_store is None:
+        return FolderArtifacts(config.artifacts, limit=config.artifact_limit)
+    from coordinator.artifacts.bucket import BucketArtifacts
+
+    try:
+        return BucketArtifacts(
+            config.artifact_store, config.artifacts, limit=config.artifact_limit, grace=config.collecting.grace
+        )
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"--artifact-store: {error}") from error
 
 
 @asynccontextmanager

@@ -23,6 +23,7 @@ from coordinator.store import artifacts as store
 from coordinator.store import deployment
 from coordinator.store.leadership import still_leads
 from coordinator.threads import in_thread
+from relay.stores.base import StoreAway
 
 _SIGN = 5.0  #: seconds between two signs of life of a leader
 _log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ async def _round(db: Database, collector: Collector, pace: Pace) -> None:
     try:
         await retention.tidy_aged(db)
         await collect_once(db, collector, pace.grace)
-    except OSError as error:  # the store's folder or bucket; the next round tries again
+    except (OSError, StoreAway) as error:  # the store's folder or bucket; the next round tries again
         _log.error("artifacts not collected: %s", error)
     await asyncio.sleep(max(0.0, began + pace.every - time.monotonic()))
 
