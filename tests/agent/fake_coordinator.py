@@ -315,6 +315,8 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
         return pb.RegisterCheckpointResponse(checkpoint=made)
 
     async def ListRemovals(self, request: pb.ListRemovalsRequest, context: Context) -> pb.ListRemovalsResponse:
+        if refusal := self.refused_calls.get("ListRemovals"):
+            await fail(context, refusal)
         self.scarce += request.scarce
         await self._happened()
         return pb.ListRemovalsResponse(removals=self.removals)

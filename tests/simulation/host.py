@@ -182,7 +182,7 @@ class Host:
 
     def _room(self, _: Path) -> Room:
         """The disk is low now and then."""
-        return Room(free=0 if self.random.random() < 0.2 else 1 << 40, total=1 << 40)
+        return Room(free=1 << 30 if self.random.random() < 0.2 else 1 << 40, total=1 << 40)
 
     def leave(self) -> None:
         """SIGTERM to the agent."""
