@@ -159,6 +159,7 @@ async def means_of(settings: Config, coordinator: Coordinator, contact: Contact,
         SpareShim(settings.runtime_dir) as shims,
     ):
         blobs = Blobs(coordinator, transfers, contact)
+        begun = Begun(settings.data_dir / "attempts")
         stub, stores = agents_pb2_grpc.AgentsStub(calls), {"relay": RelayStore(blobs)}
         yield Means(
             agent=settings.resource_name,
@@ -175,8 +176,8 @@ async def means_of(settings: Config, coordinator: Coordinator, contact: Contact,
             blobs=blobs,
             stores=stores,
             cache=Cache(settings.data_dir / "cache", settings.cache_limit),
-            begun=Begun(settings.data_dir / "attempts"),
-            removals=Removals(settings.resource_name, settings.root, stub, coordinator, contact, stores),
+            begun=begun,
+            removals=Removals(settings.resource_name, settings.root, stub, coordinator, contact, stores, begun),
             shims=shims,
             now=boottime,
             wall=time.time,

@@ -116,6 +116,11 @@ class AttemptFolder:
             file.flush()
             os.fsync(file.fileno())
 
+    def discard(self, step: int) -> None:
+        """Remove a sealed checkpoint. Harmless when it is gone."""
+        with contextlib.suppress(FileNotFoundError):
+            _discard(self.checkpoint(step))
+
     def discard_passed_over(self, needed: set[int]) -> None:
         """Remove sealed checkpoints that were never offered to the registry, but for those `needed`."""
         if not self.offered.exists():  # begun by an agent that kept no such note
@@ -169,8 +174,7 @@ class RunFolder:
 
     def discard(self, attempt: AttemptFolder, step: int) -> None:
         """Remove a sealed checkpoint, and the link to it. Harmless when it is gone."""
-        with contextlib.suppress(FileNotFoundError):
-            _discard(attempt.checkpoint(step))
+        attempt.discard(step)
         link = self.path / "ckpt" / step_name(step)
         if link.is_symlink() and not link.exists():
             link.unlink(missing_ok=True)

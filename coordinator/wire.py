@@ -209,6 +209,14 @@ def gone(items: Sequence[agents_pb2.Removal]) -> list[tuple[UUID, int, str]]:
     return [(checkpoint_id(item.checkpoint), item.node, copy(item.copy).uri) for item in items]
 
 
+def sealed(items: Sequence[agents_pb2.SealedCheckpoint]) -> dict[tuple[UUID, int], agents_pb2.SealedCheckpoint]:
+    """What lies on a host's disk, by lease and step."""
+    _few(items, 1000, "sealed checkpoints")
+    if any(not 0 <= item.step < MAX_STEP for item in items):
+        raise InvalidRequest("a step is not negative")
+    return {(lease_id(item.lease), item.step): item for item in items}
+
+
 def new_checkpoint(request: agents_pb2.RegisterCheckpointRequest) -> NewCheckpoint:
     """One node's part of a checkpoint."""
     _few(request.metrics, MAX_METRICS, "metrics")

@@ -4,6 +4,9 @@ The coordinator decides and keeps the list; a copy stays on it until it is repor
 done again, by this agent or by the one that comes after, and nothing is forgotten. A folder goes by losing its name
 first: it is whole or not there.
 
+What it finds of attempts that are over, after a start and after an attempt's end, it asks about too: of a lease that
+was lost some checkpoint may never have been registered, and nobody would name it again.
+
 It asks when a session begins and every dozen heartbeats: what is let go waits for a lease's time in any case. When the
 disk is low it says so, and the coordinator lets go what this host could do without.
 """
@@ -20,7 +23,9 @@ from pathlib import Path
 from typing import Never
 
 from agent.contact import CALL_TIMEOUT, Contact, Coordinator, insist
-from agent.folder import RunFolder, clean_checkpoints
+from agent.folder import AttemptFolder, RunFolder, clean_checkpoints
+from agent.retiring import Begun
+from agent.wire import Assignment
 from relay.errors import RelayError
 from relay.stores.base import Store, StoreAway, StoreRefused
 from relay.v1 import agents_pb2 as pb
@@ -29,6 +34,7 @@ from relay.v1 import agents_pb2_grpc
 log = logging.getLogger(__name__)
 
 EVERY = 12  #: heartbeats between two looks
+ASKED = 1000  #: checkpoints that are asked about at once
 _SPARE_PART, _SPARE_BYTES = 0.05, 20 << 30  #: of the disk: it is low when less is free than either
 
 
@@ -60,9 +66,11 @@ class Removals:
     coordinator: Coordinator
     contact: Contact
     stores: Mapping[str, Store]
+    begun: Begun
     room: Callable[[Path], Room] = Room.at  #: blocking
     _session_id: str = ""
     _every: float = 60.0  #: seconds
+    _looks_around: bool = True  #: at what attempts that are over have left
     _woken: asyncio.Event = field(default_factory=asyncio.Event)
     _working: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -71,6 +79,10 @@ class Removals:
         self._session_id = session_id
         self._every = EVERY * heartbeat
         self._woken.set()
+
+    def attempt_over(self) -> None:
+        """Something of it may be left that nobody wants."""
+        self._looks_around = True
 
     async def run(self) -> Never:
         """Until cancelled."""
@@ -92,16 +104,23 @@ class Removals:
             try:
                 while self._session_id and await self._some(scarce=scarce):
                     scarce = False
-            except RelayError as refusal:  # another session has begun: its welcome wakes us
-                log.info("removals=refused reason=%r", str(refusal))
+            except (OSError, RelayError) as error:  # e.g. another session has begun: its welcome wakes us
+                self._looks_around = True
+                log.warning("removals=unfinished reason=%r", str(error))
 
     async def _some(self, *, scarce: bool) -> bool:
         """Ask and remove once; whether there may be more."""
-        ask = pb.ListRemovalsRequest(agent=self.agent, session_id=self._session_id, scarce=scarce)
+        looks_around, self._looks_around = self._looks_around, False  # an attempt may end while we ask
+        left = await asyncio.to_thread(self._left) if looks_around else {}
+        sealed = [pb.SealedCheckpoint(lease=lease, step=step) for lease, step in left][:ASKED]
+        ask = pb.ListRemovalsRequest(agent=self.agent, session_id=self._session_id, scarce=scarce, sealed=sealed)
         listed = await insist(
             self.contact,
             lambda: self.stub.ListRemovals(ask, metadata=self.coordinator.metadata, timeout=CALL_TIMEOUT),
         )
+        for orphan in listed.orphans:
+            log.info("lease=%s step=%d removed, never registered", orphan.lease, orphan.step)
+            await asyncio.to_thread(left[orphan.lease, orphan.step].discard, orphan.step)
         gone = [each for each in listed.removals if await self._remove(each)]
         if not gone:
             return False
@@ -111,6 +130,18 @@ class Removals:
             lambda: self.stub.ReportRemovals(report, metadata=self.coordinator.metadata, timeout=CALL_TIMEOUT),
         )
         return True
+
+    def _left(self) -> dict[tuple[str, int], AttemptFolder]:
+        """Sealed checkpoints of attempts that are over, by lease and step. Blocking."""
+        begun = {each.path for each in self.begun.all().values()}
+        found: dict[tuple[str, int], AttemptFolder] = {}
+        for path in sorted(self.root.absolute().glob("runs/*/attempts/*")):
+            attempt = AttemptFolder(path)
+            if path not in begun and (steps := attempt.steps()):
+                with contextlib.suppress(OSError, ValueError):  # another version's, or none that was ever assigned
+                    lease = Assignment.load(attempt.assignment).lease
+                    found |= {(lease, step): attempt for step in steps}
+        return found
 
     async def _remove(self, removal: pb.Removal) -> bool:
         """Whether it is gone."""

@@ -122,6 +122,12 @@ async def removals(db: Database, agent: str, session_id: UUID, ttl: float, *, sc
         return await store.removals(conn, agent, ttl)
 
 
+async def orphans(db: Database, sealed: Sequence[tuple[UUID, int]], ttl: float) -> list[tuple[UUID, int]]:
+    """Of the checkpoints on a host's disk, by lease and step, those that nobody will ever ask for."""
+    async with db.connection() as conn:
+        return await store.orphans(conn, sealed, ttl)
+
+
 async def _spare(db: Database, agent: str, run_id: str) -> None:
     async with db.transaction() as conn:
         run = await runs.lock(conn, run_id)

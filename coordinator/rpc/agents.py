@@ -82,7 +82,12 @@ class AgentsService(agents_pb2_grpc.AgentsServicer):
     async def ListRemovals(self, request: pb.ListRemovalsRequest, context: _Context) -> pb.ListRemovalsResponse:
         agent, session_id = wire.agent_name(request.agent), wire.session_id(request.session_id)
         found = await retention.removals(self._db, agent, session_id, self._timing.ttl, scarce=request.scarce)
-        return pb.ListRemovalsResponse(removals=[render.removal(each) for each in found])
+        sealed = wire.sealed(request.sealed)
+        orphans = set(await retention.orphans(self._db, list(sealed), self._timing.ttl)) if sealed else ()
+        return pb.ListRemovalsResponse(
+            removals=[render.removal(each) for each in found],
+            orphans=[message for key, message in sealed.items() if key in orphans],
+        )
 
     async def ReportRemovals(self, request: pb.ReportRemovalsRequest, context: _Context) -> pb.ReportRemovalsResponse:
         agent, session_id = wire.agent_name(request.agent), wire.session_id(request.session_id)

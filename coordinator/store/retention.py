@@ -157,7 +157,7 @@ async def removals(conn: asyncpg.Connection, agent: str, age: float) -> list[Rem
              AND (y.uri = $2 OR (y.store <> 'host' AND $1 = (
                SELECT p.agent FROM leases l JOIN places p ON p.lease_id = l.id
                WHERE l.run_id = c.run_id ORDER BY l.attempt DESC, l.grant_time DESC, p.node LIMIT 1)))
-           ORDER BY y.remove_time, y.checkpoint_id, y.node, y.uri LIMIT $3""",
+           ORDER BY y.store <> 'host', y.remove_time, y.checkpoint_id, y.node, y.uri LIMIT $3""",
         agent,
         host_uri(agent),
         LISTED,
@@ -177,6 +177,26 @@ async def forget(conn: asyncpg.Connection, gone: Sequence[tuple[UUID, int, str]]
         [uri for _, _, uri in gone],
     )
     return int(status.rsplit(" ", 1)[-1])
+
+
+@statement
+async def orphans(conn: asyncpg.Connection, sealed: Sequence[tuple[UUID, int]], age: float) -> list[tuple[UUID, int]]:
+    """Of checkpoints by lease and step those whose lease has ended, and that nobody has registered.
+
+    Those too that were let go so long ago: some copy of a disk may have them still.
+    """
+    rows = await conn.fetch(
+        """SELECT g.lease_id, g.step FROM unnest($1::uuid[], $2::bigint[]) AS g(lease_id, step)
+           JOIN leases l ON l.id = g.lease_id AND l.end_time IS NOT NULL
+           WHERE NOT EXISTS (
+             SELECT FROM checkpoints c WHERE c.lease_id = g.lease_id AND c.step = g.step
+               AND COALESCE(c.remove_time > clock_timestamp() - make_interval(secs => $3), true))
+           ORDER BY g.lease_id, g.step""",
+        [lease_id for lease_id, _ in sealed],
+        [step for _, step in sealed],
+        age,
+    )
+    return [(row["lease_id"], row["step"]) for row in rows]
 
 
 @statement

@@ -150,6 +150,7 @@ class Host:
         capability = fleet_pb2.Capability(hostname=self.name, cpus=8, memory_bytes=1 << 34, slots=place.slots)
         hello = pb.Hello(agent=f"agents/{self.name}", capability=capability)
         async with coordinator.dial() as calls:
+            begun = Begun(self.folder / "data" / "attempts")
             agent, root, stub = f"agents/{self.name}", self.folder / "root", agents_pb2_grpc.AgentsStub(calls)
             means = Means(
                 agent=agent,
@@ -166,8 +167,8 @@ class Host:
                 blobs=cast(Blobs, None),  # runs here bring no inputs
                 stores={"relay": place.store},
                 cache=Cache(self.folder / "data" / "cache", 1 << 30),
-                begun=Begun(self.folder / "data" / "attempts"),
-                removals=Removals(agent, root, stub, coordinator, contact, {"relay": place.store}, self._room),
+                begun=begun,
+                removals=Removals(agent, root, stub, coordinator, contact, {"relay": place.store}, begun, self._room),
                 shims=self,
                 now=self.now,
                 wall=self.loop.time,

@@ -276,13 +276,16 @@ class Trace:
         if agent is None or agent["session_id"] is None:
             return None
         name, session_id = agent["name"], agent["session_id"] if self.chance(0.9) else NOBODY
+        known = [(row["lease_id"], row["step"]) for row in self.rows("checkpoints")]
+        known += [(row["id"], 7) for row in self.rows("leases")]
+        sealed = list(dict.fromkeys(self.dice.sample(known, min(3, len(known)))))
         scarce, count, age = self.chance(0.3), self.dice.randrange(4), self.dice.choice([0.0, TTL])
 
         async def act(db: Any) -> object:
             found = await retention.removals(db, name, session_id, age, scarce=scarce)
             gone = [(each.checkpoint_id, each.node, each.uri) for each in found[:count]]
             await retention.removed(db, name, session_id, gone)
-            return found
+            return found, await retention.orphans(db, sealed, age)
 
         return act
 

@@ -1010,26 +1010,58 @@ class ListRemovalsRequest(_message.Message):
     AGENT_FIELD_NUMBER: _builtins.int
     SESSION_ID_FIELD_NUMBER: _builtins.int
     SCARCE_FIELD_NUMBER: _builtins.int
+    SEALED_FIELD_NUMBER: _builtins.int
     agent: _builtins.str
     """`agents/{agent}`."""
     session_id: _builtins.str
     """Of its welcome."""
     scarce: _builtins.bool
     """Its disk is low: copies there are let go too where another one lies beyond any host, heads excepted."""
+    @_builtins.property
+    def sealed(self) -> _containers.RepeatedCompositeFieldContainer[Global___SealedCheckpoint]:
+        """Sealed checkpoints on its disk of attempts that are over there, or some of them; empty asks nothing of any."""
+
     def __init__(
         self,
         *,
         agent: _builtins.str = ...,
         session_id: _builtins.str = ...,
         scarce: _builtins.bool = ...,
+        sealed: _abc.Iterable[Global___SealedCheckpoint] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "scarce", b"scarce", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "scarce", b"scarce", "sealed", b"sealed", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListRemovalsRequest: _TypeAlias = ListRemovalsRequest  # noqa: Y015
+
+@_typing.final
+class SealedCheckpoint(_message.Message):
+    """A checkpoint on a host's disk."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    lease: _builtins.str
+    """`runs/{run}/leases/{lease}` that made it."""
+    step: _builtins.int
+    """Its step."""
+    def __init__(
+        self,
+        *,
+        lease: _builtins.str = ...,
+        step: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SealedCheckpoint: _TypeAlias = SealedCheckpoint  # noqa: Y015
 
 @_typing.final
 class ListRemovalsResponse(_message.Message):
@@ -1038,18 +1070,24 @@ class ListRemovalsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REMOVALS_FIELD_NUMBER: _builtins.int
+    ORPHANS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def removals(self) -> _containers.RepeatedCompositeFieldContainer[Global___Removal]:
         """Some of them, or all; ask again once these are gone."""
+
+    @_builtins.property
+    def orphans(self) -> _containers.RepeatedCompositeFieldContainer[Global___SealedCheckpoint]:
+        """Those of `sealed` that nobody will ever ask for: their lease has ended, and they are not registered, or no more."""
 
     def __init__(
         self,
         *,
         removals: _abc.Iterable[Global___Removal] | None = ...,
+        orphans: _abc.Iterable[Global___SealedCheckpoint] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["removals", b"removals"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["orphans", b"orphans", "removals", b"removals"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

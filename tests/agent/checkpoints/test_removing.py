@@ -15,6 +15,8 @@ import pytest
 from agent.checkpoints.removing import Removals, Room
 from agent.contact import Contact, Coordinator
 from agent.folder import RunFolder
+from agent.retiring import Begun
+from agent.wire import Assignment
 from relay.errors import SessionReplaced
 from relay.stores.base import Store, StoreAway
 from relay.v1 import agents_pb2 as pb
@@ -54,7 +56,7 @@ async def removing(
     async with coordinator.dial() as channel:
         stub, contact = agents_pb2_grpc.AgentsStub(channel), Contact(lambda: 0.0)
         stores = {"file": cast(Store, shelf or Shelf())}
-        made = Removals("agents/a", root, stub, coordinator, contact, stores, lambda _: room)
+        made = Removals("agents/a", root, stub, coordinator, contact, stores, Begun(root / "begun"), lambda _: room)
         made.welcomed("session", 0.5)
         yield made
 
@@ -97,6 +99,26 @@ async def test_nothing_outside_the_root_is_touched(fake: FakeCoordinator, tmp_pa
     async with removing(fake, tmp_path) as removals:
         await removals.carry_out()
     assert len(fake.removals) == 1
+
+
+async def test_what_nobody_registered_of_attempts_that_are_over_goes(fake: FakeCoordinator, tmp_path: Path) -> None:
+    """Of those that run, nothing is asked."""
+    over = sealed(tmp_path, 10, 20)
+    running = RunFolder(tmp_path, "r").attempt(2, "2" * 32)
+    running.create()
+    running.checkpoint(30).mkdir()
+    for attempt, lease in ((RunFolder(tmp_path, "r").attempt(1, "1" * 32), LEASE), (running, "runs/r/leases/2")):
+        Assignment(lease, pb.Assignment(run="runs/r")).save(attempt.assignment)
+    Begun(tmp_path / "begun").add("2" * 32, running)
+    fake.orphans = {(LEASE, 20), ("runs/r/leases/2", 30)}
+    async with removing(fake, tmp_path) as removals:
+        await removals.carry_out()
+        fake.orphans = {(LEASE, 10)}
+        await removals.carry_out()  # it asks once
+        assert [path.name for path in over.iterdir()] == ["step_00000010"] and running.steps() == [30]
+        removals.attempt_over()
+        await removals.carry_out()
+    assert list(over.iterdir()) == [] and running.steps() == [30]
 
 
 async def test_a_low_disk_is_told(fake: FakeCoordinator, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -121,6 +121,7 @@ async def removals(ex: Execution, agent: str, age: float) -> list[Removal]:
     before = ex.now - timedelta(seconds=age)
     marked = [copy for copy in ex.rows("checkpoint_copies") if copy["remove_time"] and copy["remove_time"] <= before]
     marked.sort(key=lambda copy: (copy["remove_time"], copy["checkpoint_id"], copy["node"], copy["uri"]))
+    marked.sort(key=lambda copy: bool(copy["store"] != "host"))
     found = [copy for copy in marked if _reaches(ex, agent, copy)][: retention.LISTED]
     return [_removal(_checkpoint_of(ex, copy), copy) for copy in found]
 
@@ -149,6 +150,20 @@ async def forget(ex: Execution, gone: Sequence[tuple[UUID, int, str]]) -> int:
     for row in rows:
         await ex.delete("checkpoint_copies", row)
     return len(rows)
+
+
+@repertoire.carries_out(retention.orphans)
+async def orphans(ex: Execution, sealed: Sequence[tuple[UUID, int]], age: float) -> list[tuple[UUID, int]]:
+    before = ex.now - timedelta(seconds=age)
+    return sorted(key for key in sealed if _is_orphan(ex, *key, before))
+
+
+def _is_orphan(ex: Execution, lease_id: UUID, step: int, before: datetime) -> bool:
+    lease = ex.get("leases", lease_id)
+    if lease is None or lease["end_time"] is None:
+        return False
+    rows = [row for row in ex.where("checkpoints", "lease_id", lease_id) if row["step"] == step]
+    return all(row["remove_time"] is not None and row["remove_time"] <= before for row in rows)
 
 
 @repertoire.carries_out(retention.ageing)
