@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import socket
@@ -14,15 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import obstore
 import pytest
 from grpc import aio
 
-from coordinator.artifacts.collecting import Collector, missing
+from coordinator.artifacts.base import Artifacts
+from coordinator.artifacts.bucket import BucketArtifacts, opened
+from coordinator.artifacts.collecting import Collector, files_of, missing
 from coordinator.artifacts.folder import FolderArtifacts
 from coordinator.database import Database
 from coordinator.services.collector import collect_once
 from coordinator.store import artifacts as store
-from relay.errors import InputMissing, OffsetGap, from_rpc, is_transient
+from relay.errors import BlobUnknown, InputMissing, OffsetGap, from_rpc, is_transient
 from relay.manifest import Manifest, ManifestFile, digest_of
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import artifacts_pb2, runs_pb2
@@ -31,6 +35,7 @@ from relay.v1.artifacts_pb2_grpc import ArtifactsStub
 from relay.v1.runs_pb2_grpc import RunsStub
 from tests.coordinator.agent_client import ScriptedAgent
 from tests.coordinator.fleet import COMMAND
+from tests.seaweed import environment, seaweed
 
 T = TypeVar("T")
 KILLS = int(os.environ.get("COLLECTING_KILLS", "20"))
@@ -38,20 +43,80 @@ SIZE = 3_000_000
 CHUNK = 500_000
 
 
-async def disagreements(db: Database, root: Path) -> list[str]:
+Names = Callable[[], set[str]]  #: digests of the blobs that lie in a store
+
+
+async def disagreements(db: Database, artifacts: Artifacts, lying: Names) -> list[str]:
     """Where the registry and the store differ, in words."""
-    artifacts = FolderArtifacts(root, limit=1 << 40)
     async with db.connection() as conn:
         named = await store.named(conn)
     found = [f"{digest} lacks {lacking}" for digest in named.manifests for lacking in missing(artifacts, digest)]
-    swept = await collect_once(db, Collector(artifacts), grace=-1.0)
-    assert swept is not None
-    files = {f"sha256:{path.name}" for path in (root / "blobs").glob("??/*")}
+    assert await collect_once(db, Collector(artifacts), grace=-1e6) is not None
     wanted = {*named.manifests, *named.blobs}
-    for digest in named.manifests & files:
-        wanted |= {file.digest for file in Manifest.from_bytes(artifacts.read(digest, 1 << 20)).files}
-    found += [f"{digest} is in the store, and nothing names it" for digest in files - wanted]
-    return found + [f"{path.name} lies aside" for path in (root / "swept").iterdir()]
+    for digest in named.manifests:
+        with contextlib.suppress(BlobUnknown):
+            wanted |= files_of(artifacts, digest)
+    return found + [f"{digest} is in the store, and nothing names it" for digest in lying() - wanted]
+
+
+@dataclass
+class Kind:
+    """A store as this test needs it."""
+
+    arguments: tuple[str, ...]
+    environment: dict[str, str]
+    opened: Callable[[], Artifacts]
+    lying: Names
+    lose: Callable[[str], None]  #: somebody deletes a blob, by digest
+
+
+def in_a_folder(folder: Path) -> Kind:
+    root = folder / "artifacts"
+
+    def path(digest: str) -> Path:
+        return root / "blobs" / digest[7:9] / digest[7:]
+
+    def lying() -> set[str]:
+        assert not list((root / "swept").iterdir())
+        return {f"sha256:{each.name}" for each in (root / "blobs").glob("??/*")}
+
+    return Kind(
+        ("--artifact-dir", str(root)),
+        {},
+        lambda: FolderArtifacts(root, limit=1 << 40),
+        lying,
+        lambda digest: path(digest).unlink(),
+    )
+
+
+def in_a_bucket(folder: Path, endpoint: str) -> Kind:
+    url = "s3://relay/kills"
+
+    def keys(prefix: str) -> list[str]:
+        return [meta["path"] for batch in obstore.list(opened(url), prefix) for meta in batch]
+
+    def lose(digest: str) -> None:
+        obstore.delete(opened(url), keys(f"blobs/{digest[7:9]}/{digest[7:]}/"))
+
+    return Kind(
+        ("--artifact-store", url, "--artifact-dir", str(folder / "artifacts")),
+        environment(endpoint),
+        lambda: BucketArtifacts(url, folder / "looking", limit=1 << 40, grace=1e6),
+        lambda: {f"sha256:{key.split('/')[-2]}" for key in keys("blobs/")},
+        lose,
+    )
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def kind(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kind]:
+    with contextlib.ExitStack() as stack:
+        if request.param == "folder":
+            made = in_a_folder(tmp_path)
+        else:
+            made = in_a_bucket(tmp_path, stack.enter_context(seaweed(tmp_path / "seaweed")))
+        for name, value in made.environment.items():
+            monkeypatch.setenv(name, value)
+        yield made
 
 
 @dataclass
@@ -61,13 +126,14 @@ class Serving:
     port: int
     database_url: str
     folder: Path
+    arguments: tuple[str, ...]
     process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         command = [
             *(sys.executable, "-m", "coordinator", "serve", "--listen", f"127.0.0.1:{self.port}"),
             *("--database-url", self.database_url, "--data-dir", str(self.folder / "data")),
-            *("--artifact-dir", str(self.folder / "artifacts"), "--artifact-grace", "2s"),
+            *("--artifact-grace", "2s", *self.arguments),
         ]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         with (self.folder / "log").open("ab") as log:
@@ -85,11 +151,11 @@ class Serving:
 
 
 @contextmanager
-def serving(database_url: str, folder: Path) -> Iterator[Serving]:
+def serving(database_url: str, folder: Path, arguments: tuple[str, ...]) -> Iterator[Serving]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    made = Serving(port, database_url, folder)
+    made = Serving(port, database_url, folder, arguments)
     made.start()
     try:
         yield made
@@ -162,10 +228,12 @@ async def insisting(call: Callable[[], Awaitable[T]]) -> T:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-async def test_registry_and_store_agree_after_many_kills(database_url: str, tmp_path: Path, db: Database) -> None:
+async def test_registry_and_store_agree_after_many_kills(
+    database_url: str, tmp_path: Path, db: Database, kind: Kind
+) -> None:
     dice = random.Random(4)
     options = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 100)]
-    with serving(database_url, tmp_path) as coordinator:
+    with serving(database_url, tmp_path, kind.arguments) as coordinator:
         await coordinator.up()
         async with aio.insecure_channel(f"127.0.0.1:{coordinator.port}", options=options) as channel:
             agent = ScriptedAgent(AgentsStub(channel), "a")
@@ -193,12 +261,13 @@ async def test_registry_and_store_agree_after_many_kills(database_url: str, tmp_
             await asyncio.gather(publishing, return_exceptions=True)
             agent.vanish()
     assert publisher.step > 2
-    root = tmp_path / "artifacts"
     async with db.connection() as conn:
         named = await store.named(conn)
     assert 1 <= len(named.manifests) <= 3
-    assert await disagreements(db, root) == []
+    artifacts = kind.opened()
+    assert await disagreements(db, artifacts, kind.lying) == []
     # and what does not agree is found
-    digest = sorted(named.manifests)[0].removeprefix("sha256:")
-    (root / "blobs" / digest[:2] / digest).unlink()
-    assert any("lacks" in each for each in await disagreements(db, root))
+    file = min(files_of(artifacts, max(named.manifests)))
+    for lost in (file, max(named.manifests)):
+        kind.lose(lost)
+        assert any(f"lacks {lost}" in each for each in await disagreements(db, kind.opened(), kind.lying))
