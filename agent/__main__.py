@@ -25,6 +25,7 @@ from typing import IO
 
 from agent import wire
 from agent.capability import detect
+from agent.checkpoints.removing import Removals
 from agent.config import Config, ConfigError, config
 from agent.contact import Contact, Coordinator
 from agent.events.notice import Notice
@@ -152,7 +153,9 @@ async def serve(settings: Config) -> None:
         log.info(
             "agent=%s pid=%d coordinator=%s root=%s", settings.name, os.getpid(), settings.coordinator, settings.root
         )
-        await supervisor.run((session.run, means.spool.run, vitals.run), orders, settings.leaving_budget)
+        await supervisor.run(
+            (session.run, means.spool.run, means.removals.run, vitals.run), orders, settings.leaving_budget
+        )
     log.info("agent=ended")
 
 
@@ -167,6 +170,9 @@ async def means_of(settings: Config, coordinator: Coordinator, contact: Contact,
         pace = Pace(settings.transfer_limit)
         blobs = Blobs(coordinator, transfers, contact, pace)
         unfinished = Unfinished(settings.data_dir / "uploads", partial(open_store, writer=settings.name))
+        begun = Begun(settings.data_dir / "attempts")
+        stub = agents_pb2_grpc.AgentsStub(calls)
+        stores = Readers({"relay": RelayStore(blobs)}, writer=settings.name, pace=pace)
         yield Means(
             agent=settings.resource_name,
             root=settings.root,
@@ -175,16 +181,17 @@ async def means_of(settings: Config, coordinator: Coordinator, contact: Contact,
             gpus=gpus,
             orphan_limit=settings.orphan_limit,
             environment=dict(os.environ),
-            stub=agents_pb2_grpc.AgentsStub(calls),
+            stub=stub,
             coordinator=coordinator,
             contact=contact,
             spool=Spool(coordinator, contact, heartbeat=HEARTBEAT, notice=Notice()),
             blobs=blobs,
-            stores=Readers({"relay": RelayStore(blobs)}, writer=settings.name, pace=pace),
+            stores=stores,
             pace=pace,
             unfinished=unfinished,
             cache=Cache(settings.data_dir / "cache", settings.cache_limit),
-            begun=Begun(settings.data_dir / "attempts"),
+            begun=begun,
+            removals=Removals(settings.resource_name, settings.root, stub, coordinator, contact, stores, begun),
             shims=shims,
             now=boottime,
             wall=time.time,

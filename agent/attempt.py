@@ -147,13 +147,14 @@ class Attempt:
                 await self._shim.forget()
             await asyncio.to_thread(self._tidy)
             await self._settle()
+            self._means.removals.attempt_over()
         except (ShimError, OSError) as error:  # the next agent of this host finds what is left
             log.error("lease=%s untidy reason=%r", self.assignment.lease, str(error))
         log.info("lease=%s over=%s", self.assignment.lease, self._ended)
 
     def _tidy(self) -> None:
         """The disk goes back, and what people see is brought up to date. Blocking."""
-        self._means.begun.retire(self._means.root, self.assignment.lease_id)
+        self._means.begun.retire(self.assignment.lease_id)
         if self._shim is not None:
             run = self._means.run_folder(self.assignment.run_id)
             run.clean()
@@ -329,7 +330,7 @@ def _publisher(
     runs = means.run_folder(assignment.run_id)
 
     async def retain(needed: set[int]) -> None:
-        await asyncio.to_thread(runs.retain, folder, run.checkpoint.keep.last, needed)
+        await asyncio.to_thread(runs.retain, folder, needed)
 
     return Publisher(
         assignment,

@@ -101,13 +101,39 @@ class AttemptFolder:
         """What the coordinator was told that it resumes from, for the same agent."""
         return self.path / "start.bin"
 
+    @property
+    def offered(self) -> Path:
+        """Steps that the registry may know, one a line: whether they stay is the coordinator's to say."""
+        return self.path / "offered"
+
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / step_name(step)
+
+    def offer(self, step: int) -> None:
+        """Note a step, before the registry can know it."""
+        with self.offered.open("a") as file:
+            file.write(f"{step}\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def discard(self, step: int) -> None:
+        """Remove a sealed checkpoint. Harmless when it is gone."""
+        with contextlib.suppress(FileNotFoundError):
+            _discard(self.checkpoint(step))
+
+    def discard_passed_over(self, needed: set[int]) -> None:
+        """Remove sealed checkpoints that were never offered to the registry, but for those `needed`."""
+        if not self.offered.exists():  # begun by an agent that kept no such note
+            return
+        lines = self.offered.read_text().splitlines()
+        for step in set(self.steps()) - needed - {int(line) for line in lines if line.isdecimal()}:
+            _discard(self.checkpoint(step))
 
     def create(self) -> None:
         """Make the folders; those that are there stay as they are."""
         for folder in (self.staging, self.checkpoints, self.output, self.work):
             folder.mkdir(parents=True, exist_ok=True)
+        self.offered.touch()
 
     def steps(self) -> list[int]:
         """Steps whose sealed checkpoints lie here, in order."""
@@ -141,21 +167,17 @@ class RunFolder:
         names = [name for name in (os.listdir(folder) if folder.is_dir() else []) if re.fullmatch(r"\d+-.+", name)]
         return [AttemptFolder(folder / name) for name in sorted(names, key=lambda name: int(name.split("-")[0]))]
 
-    def retain(self, attempt: AttemptFolder, last: int, needed: set[int]) -> None:
-        """Keep the last `last` checkpoints of the attempt and those `needed`; show what is left to people."""
-        steps = attempt.steps()
-        for step in set(steps[: max(0, len(steps) - last)]) - needed:
-            _discard(attempt.checkpoint(step))
+    def retain(self, attempt: AttemptFolder, needed: set[int]) -> None:
+        """Drop what the registry never heard of and nobody needs; show what is left to people."""
+        attempt.discard_passed_over(needed)
         self.show(attempt)
 
-    def retain_earlier(self, attempt: AttemptFolder, last: int, head: Path | None) -> None:
-        """Of the attempts before this one keep what it leaves of the run's `last` checkpoints, and `head`."""
-        earlier = [each for each in self.attempts() if each.number < attempt.number]
-        folders = [each.checkpoint(step) for each in earlier for step in each.steps()]
-        room = max(0, last - len(attempt.steps()))
-        for folder in folders[: max(0, len(folders) - room)]:
-            if folder != head:
-                _discard(folder)
+    def discard(self, attempt: AttemptFolder, step: int) -> None:
+        """Remove a sealed checkpoint, and the link to it. Harmless when it is gone."""
+        attempt.discard(step)
+        link = self.path / "ckpt" / step_name(step)
+        if link.is_symlink() and not link.exists():
+            link.unlink(missing_ok=True)
 
     def show(self, attempt: AttemptFolder, status: str = "running") -> None:
         """Bring the links and `state.json` for people up to date with an attempt (row A6)."""
@@ -216,6 +238,12 @@ def _discard(folder: Path) -> None:
     doomed = folder.with_name(f"{_TEMPORARY}{os.getpid()}-{folder.name}")
     folder.rename(doomed)
     shutil.rmtree(doomed, ignore_errors=True)
+
+
+def clean_checkpoints(root: Path) -> None:
+    """Remove what an agent that died was removing from any attempt."""
+    for folder in root.glob("runs/*/attempts/*/ckpt"):
+        remove_temporaries(folder)
 
 
 def remove_temporaries(folder: Path) -> None:

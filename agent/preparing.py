@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from agent.checkpoints.removing import Removals
 from agent.checkpoints.resume import Resume, Unreachable, choose
 from agent.contact import Contact, Coordinator
 from agent.events.spool import Spool
@@ -38,6 +39,8 @@ from relay.v1 import agents_pb2 as pb
 from relay.v1 import agents_pb2_grpc, runs_pb2
 
 log = logging.getLogger(__name__)
+
+SPARE = 256 << 20  #: bytes of the disk that a run does not count on: events, logs, whatever else is written here
 
 
 class Fault(Exception):
@@ -67,6 +70,7 @@ class Means:
     stores: Mapping[str, Store]
     cache: Cache
     begun: Begun
+    removals: Removals
     shims: Shims
     now: Callable[[], float]  #: CLOCK_BOOTTIME: also counts while the host sleeps
     wall: Callable[[], float]  #: seconds since the epoch, for people
@@ -90,6 +94,7 @@ class Means:
 
 async def fetch(means: Means, assignment: Assignment, folder: AttemptFolder) -> None:
     """Create the attempt's folder and put the run's inputs into it."""
+    await _check_room(means, assignment)
     try:
         await asyncio.to_thread(_create, means.begun, assignment, folder)
         await means.cache.place(means.blobs, assignment.message.inputs, folder.work)
@@ -97,6 +102,34 @@ async def fetch(means: Means, assignment: Assignment, folder: AttemptFolder) -> 
         raise Fault("INPUT_UNAVAILABLE", str(error)) from error
     except OSError as error:
         raise _disk(error) from error
+
+
+async def _check_room(means: Means, assignment: Assignment) -> None:
+    """Fault when the run's inputs and the checkpoint it goes on from will not fit, even with what can be freed."""
+    inputs = sum(each.size for each in assignment.message.inputs)
+    checkpoint = _to_be_fetched(means, assignment)
+    for freed in (False, True):
+        free = (await asyncio.to_thread(means.removals.room, means.root)).free
+        if inputs + checkpoint + SPARE <= free:
+            return
+        if not freed:
+            await means.removals.carry_out(scarce=True)
+    parts = f"{_size(inputs)} of inputs, {_size(checkpoint)} of its checkpoint"
+    usable = f"{_size(max(0, free - SPARE))} can be used on {means.root}"
+    raise Fault("DISK_FULL", f"it needs {_size(inputs + checkpoint)} ({parts}), and {usable}")
+
+
+def _to_be_fetched(means: Means, assignment: Assignment) -> int:
+    """Bytes of the newest checkpoint's part, unless it lies here."""
+    for checkpoint in assignment.message.checkpoints[:1]:
+        for part in (part for part in checkpoint.parts if part.node == assignment.node):
+            here = any(copy.uri == f"host://{means.agent}" for copy in part.copies)
+            return 0 if here else part.size
+    return 0
+
+
+def _size(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
 def _create(begun: Begun, assignment: Assignment, folder: AttemptFolder) -> None:
@@ -134,6 +167,7 @@ async def choose_checkpoint(
         chosen = await choose(
             assignment.message.checkpoints,
             assignment.node,
+            host=f"host://{means.agent}",
             here=here,
             stores=means.stores,
             scratch=folder.resume,

@@ -97,6 +97,7 @@ class Supervisor:
         """A session begins: what the coordinator lacks of its leases is sent again."""
         self._timing = timing
         self._means.spool.window.heartbeat = timing.heartbeat
+        self._means.removals.welcomed(welcome.session_id, timing.heartbeat)
         for record in welcome.leases:
             if attempt := self._attempts.get(record.lease):
                 attempt.sync(record)
@@ -283,6 +284,6 @@ class Supervisor:
         """Nobody can go on with it."""
         log.info("lease_id=%s retired", lease_id)
         try:
-            await asyncio.to_thread(self._means.begun.retire, self._means.root, lease_id)
+            await asyncio.to_thread(self._means.begun.retire, lease_id)
         except OSError as error:  # the next agent tries again
             log.error("lease_id=%s untidy reason=%r", lease_id, str(error))

@@ -7,10 +7,10 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -18,8 +18,11 @@ import typer
 import uvloop
 
 from coordinator import config, migrate, postgres, server
+from coordinator.artifacts.collecting import Pace
 from relay import timing
-from relay.runfile import UnitError, parse_size
+from relay.runfile import UnitError, parse_duration, parse_size
+
+T = TypeVar("T")
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__
@@ -38,8 +41,15 @@ ArtifactDir = Annotated[
     Path | None,
     typer.Option(envvar="RELAY_ARTIFACT_DIR", help="Shared by replicas.", show_default="DATA_DIR/artifacts"),
 ]
+ArtifactStore = Annotated[
+    str | None,
+    typer.Option(envvar="RELAY_ARTIFACT_STORE", show_envvar=True, help="s3://BUCKET/PREFIX, instead of a folder."),
+]
 ArtifactLimit = Annotated[
     str, typer.Option(envvar="RELAY_ARTIFACT_LIMIT", help="All artifacts together, e.g. 500GiB or 2TiB.")
+]
+ArtifactGrace = Annotated[
+    str, typer.Option(envvar="RELAY_ARTIFACT_GRACE", help="How long artifacts stay that nothing names, e.g. 24h.")
 ]
 TimingProfile = Annotated[Timing, typer.Option("--timing", envvar="RELAY_TIMING", help="How long leases last.")]
 
@@ -50,7 +60,9 @@ def serve(
     database_url: DatabaseUrl = None,
     data_dir: DataDir = config.DEFAULT_DATA_DIR,
     artifact_dir: ArtifactDir = None,
+    artifact_store: ArtifactStore = None,
     artifact_limit: ArtifactLimit = "200GiB",
+    artifact_grace: ArtifactGrace = "24h",
     timing_profile: TimingProfile = _DEFAULT_TIMING,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then hand over.
@@ -63,15 +75,26 @@ def serve(
             database_url=database_url,
             data_dir=data_dir,
             artifact_dir=artifact_dir,
-            artifact_limit=parse_size(artifact_limit),
+            artifact_store=artifact_store,
+            artifact_limit=_parsed("--artifact-limit", parse_size, artifact_limit),
+            collecting=_pace(_parsed("--artifact-grace", parse_duration, artifact_grace)),
             timing=timing.PROFILES[timing_profile],
             secret=config.read_secret(os.environ),
         )
     except config.ConfigError as error:
         raise typer.BadParameter(str(error)) from error
-    except UnitError as error:
-        raise typer.BadParameter(f"--artifact-limit: {error}") from error
     _run(_serve_until_told(settings), database_url)
+
+
+def _parsed(option: str, parse: Callable[[str], T], text: str) -> T:
+    try:
+        return parse(text)
+    except UnitError as error:
+        raise config.ConfigError(f"{option}: {error}") from error
+
+
+def _pace(grace: float) -> Pace:
+    return Pace(every=min(Pace().every, grace), grace=grace)
 
 
 @app.command("migrate")
@@ -105,8 +128,9 @@ def _announce(settings: config.Config, running: server.Running) -> None:
     print(f"listening on {running.address} (deployment {running.deployment_id})")
     print(f"  database   {_without_password(running.database_url) if settings.database_url else place}")
     if not settings.database_url:
-        print(f"  second     --database-url '{running.database_url}' --artifact-dir {running.artifacts}")
-    print(f"  artifacts  {running.artifacts}", flush=True)
+        option = "--artifact-store" if settings.artifact_store else "--artifact-dir"
+        print(f"  second     --database-url '{running.database_url}' {option} {running.store}")
+    print(f"  artifacts  {running.store}", flush=True)
 
 
 def _without_password(url: str) -> str:

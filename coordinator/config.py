@@ -6,13 +6,16 @@ import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
+from coordinator.artifacts.collecting import Pace
 from relay.timing import DEFAULT, LeaseTiming
 
 SECRET = "RELAY_SHARED_SECRET"
 SECRET_FILE = "RELAY_SHARED_SECRET_FILE"
 DEFAULT_DATA_DIR = Path("~/.local/share/relay/coordinator")
 GIB = 1024**3
+STORE_SCHEMES = ("s3", "gs", "az")
 
 
 class ConfigError(ValueError):
@@ -27,7 +30,9 @@ class Config:
     data_dir: Path = DEFAULT_DATA_DIR
     database_url: str | None = None  #: None: the embedded server, below `data_dir`
     artifact_dir: Path | None = None  #: None: below `data_dir`; replicas must share it
+    artifact_store: str | None = None  #: a bucket's URL instead; then `artifact_dir` only holds what is on its way
     artifact_limit: int = 200 * GIB  #: bytes, all blobs together
+    collecting: Pace = field(default_factory=Pace)  #: what nothing names in the artifact store
     timing: LeaseTiming = field(default=DEFAULT)
     secret: str | None = field(default=None, repr=False)
 
@@ -41,6 +46,8 @@ class Config:
             )
         if self.database_url is not None:
             check_database_url(self.database_url)
+        if self.artifact_store is not None:
+            check_store_url(self.artifact_store)
         if self.artifact_limit <= 0:
             raise ConfigError("--artifact-limit must be positive")
 
@@ -59,6 +66,15 @@ def check_database_url(url: str) -> None:
     """ConfigError for what names no database. What is wrong is not repeated: it may hold a password."""
     if not url.startswith(("postgresql://", "postgres://")):
         raise ConfigError("--database-url (or RELAY_DATABASE_URL): give postgresql://user:password@host:port/database")
+
+
+def check_store_url(url: str) -> None:
+    """ConfigError for what names no bucket, or holds a secret; that is not repeated."""
+    parts = urlsplit(url)
+    if parts.scheme not in STORE_SCHEMES or not parts.netloc or "@" in parts.netloc or parts.query:
+        raise ConfigError(
+            "--artifact-store: give s3://BUCKET/PREFIX (gs:// and az:// too); credentials come from the environment"
+        )
 
 
 def is_loopback(host: str) -> bool:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from typing import Any, cast
+from uuid import UUID
 
 from coordinator import wire
 from coordinator.lifecycle import Policy, RunState
+from coordinator.retention import Decision
 from coordinator.sessions import Told, Waiting, Welcomed
 from coordinator.store.planning import host, trouble
 from coordinator.store.views import AgentView, AttemptView, RunView
-from coordinator.values import Assignment, CheckpointView, LeaseRecord, WishedLease
+from coordinator.values import Assignment, CheckpointView, LeaseRecord, Removal, WishedLease
 from relay.timing import LeaseTiming
 from relay.v1 import agents_pb2, fleet_pb2, runs_pb2
 
@@ -107,7 +109,12 @@ def checkpoint(view: CheckpointView) -> runs_pb2.Checkpoint:
                 size=part.size,
                 files=part.files,
                 copies=[
-                    runs_pb2.Copy(store=copy.store, uri=copy.uri, create_time=wire.timestamp(copy.create_time))
+                    runs_pb2.Copy(
+                        store=copy.store,
+                        uri=copy.uri,
+                        create_time=wire.timestamp(copy.create_time),
+                        remove_time=wire.timestamp(copy.remove_time),
+                    )
                     for copy in part.copies
                 ],
             )
@@ -117,6 +124,30 @@ def checkpoint(view: CheckpointView) -> runs_pb2.Checkpoint:
         superseded=view.superseded,
         head=view.head,
         create_time=wire.timestamp(view.create_time),
+        pinned=view.pinned,
+        pin_reason=view.pin_reason,
+        remove_time=wire.timestamp(view.remove_time),
+        goes_because=view.remove_reason,
+    )
+
+
+def judged(view: CheckpointView, decision: Decision[UUID]) -> runs_pb2.Checkpoint:
+    """A checkpoint, and why it stays or goes."""
+    message = checkpoint(view)
+    message.kept_because.extend(decision.stays.get(view.id, ()))
+    message.goes_because = view.remove_reason or decision.goes.get(view.id, "")
+    return message
+
+
+def removal(item: Removal) -> agents_pb2.Removal:
+    """A copy that is to go."""
+    return agents_pb2.Removal(
+        checkpoint=wire.checkpoint_name(item.run_id, item.checkpoint_id),
+        lease=wire.lease_name(item.run_id, item.lease_id),
+        attempt=item.attempt,
+        step=item.step,
+        node=item.node,
+        copy=runs_pb2.Copy(store=item.store, uri=item.uri),
     )
 
 

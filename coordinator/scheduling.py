@@ -215,6 +215,8 @@ def _best(need: Need, hosts: Sequence[Host], *, ever: bool) -> str:
     if need.require_cuda:
         most = max((len(_large_gpus(need, host, ever=ever)) for host in hosts if host.gpus), default=0)
         return f"the best {kind} has {most or 'none'}"
+    if ever and need.disk > (most_free := max(hosts, key=lambda host: host.disk)).disk:
+        return f"the host with the most disk free, {most_free.name}, has {most_free.disk / GIB:.1f} GiB"
     if ever:
         largest = max(hosts, key=lambda host: (host.memory, host.cpus))
         return f"the largest host, {largest.name}, has {largest.memory / GIB:.1f} GiB and {largest.cpus} CPUs"

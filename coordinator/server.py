@@ -21,7 +21,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from coordinator import migrate, postgres
-from coordinator.artifacts import Artifacts
+from coordinator.artifacts.base import Artifacts
+from coordinator.artifacts.folder import FolderArtifacts
 from coordinator.commands.events import Appender
 from coordinator.config import Config, ConfigError
 from coordinator.database import Database, DatabaseAway, connected
@@ -30,7 +31,7 @@ from coordinator.rpc.artifacts import ArtifactsService
 from coordinator.rpc.fleet import FleetService
 from coordinator.rpc.guard import LARGEST_BYTES, Deployment, Guard, Secret
 from coordinator.rpc.runs import RunsService
-from coordinator.services import planner, reaper
+from coordinator.services import collector, planner, reaper
 from coordinator.sessions import Heartbeats, Sessions
 from coordinator.store import deployment
 from relay.v1 import (
@@ -80,6 +81,7 @@ class Running:
     deployment_id: str
     database_url: str
     artifacts: Path
+    store: str  #: where artifacts are kept, for people: that folder, or a bucket
 
 
 async def serve(config: Config, stop: asyncio.Event, announce: Callable[[Running], None]) -> None:
@@ -90,7 +92,7 @@ async def serve(config: Config, stop: asyncio.Event, announce: Callable[[Running
         url = await stack.enter_async_context(database_at(config.database_url, data_dir))
         await migrate.require_head(url)
         database = await stack.enter_async_context(connected(url))
-        artifacts = await asyncio.to_thread(Artifacts, config.artifacts, limit=config.artifact_limit)
+        artifacts = await asyncio.to_thread(_artifacts, config)
         healthy = health.aio.HealthServicer()
         heartbeats, appender = Heartbeats(database, config.timing), Appender(database)
         services = (
@@ -99,14 +101,30 @@ async def serve(config: Config, stop: asyncio.Event, announce: Callable[[Running
             appender.run,
             lambda: planner.run(database, config.timing),
             lambda: reaper.run(database, config.timing),
+            lambda: collector.run(database, artifacts, config.collecting),
         )
         await stack.enter_async_context(_background(*services))
         parts = _Parts(database, artifacts, heartbeats, appender, await _deployment_id(database))
         address = await stack.enter_async_context(_taking_calls(config, healthy, parts))
-        running = Running(address, parts.deployment_id, url, config.artifacts)
+        store = config.artifact_store or str(config.artifacts)
+        running = Running(address, parts.deployment_id, url, config.artifacts, store)
         write_atomically(data_dir / "address", f"{address}\n")
         announce(running)
         await stop.wait()
+
+
+def _artifacts(config: Config) -> Artifacts:
+    """Where artifacts are kept. Blocking."""
+    if config.artifact_store is None:
+        return FolderArtifacts(config.artifacts, limit=config.artifact_limit)
+    from coordinator.artifacts.bucket import BucketArtifacts
+
+    try:
+        return BucketArtifacts(
+            config.artifact_store, config.artifacts, limit=config.artifact_limit, grace=config.collecting.grace
+        )
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"--artifact-store: {error}") from error
 
 
 @asynccontextmanager

@@ -33,7 +33,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 #: The migration that makes these tables.
-REVISION = "0002"
+REVISION = "0003"
 
 _CLOCK = func.clock_timestamp()
 _EMPTY = text("'{}'::jsonb")
@@ -290,7 +290,15 @@ class Checkpoint(Base):
     complete: Mapped[bool] = mapped_column(server_default=text("false"))
     superseded: Mapped[bool] = mapped_column(server_default=text("false"))
     create_time: Mapped[datetime] = mapped_column(server_default=_CLOCK)
-    __table_args__ = (UniqueConstraint("lease_id", "step"), Index("checkpoints_of_run", "run_id", "attempt", "step"))
+    pinned: Mapped[bool] = mapped_column(server_default=text("false"))  #: a person wants it to stay
+    pin_reason: Mapped[str] = mapped_column(server_default=text("''"))
+    remove_time: Mapped[datetime | None]  #: since when all its copies are going, or gone; it never comes back
+    remove_reason: Mapped[str] = mapped_column(server_default=text("''"))
+    __table_args__ = (
+        UniqueConstraint("lease_id", "step"),
+        Index("checkpoints_of_run", "run_id", "attempt", "step"),
+        Index("checkpoints_kept", "run_id", postgresql_where=text("remove_time IS NULL")),
+    )
 
 
 class CheckpointPart(Base):
@@ -313,7 +321,9 @@ class CheckpointCopy(Base):
     uri: Mapped[str] = mapped_column(primary_key=True)
     store: Mapped[str]
     create_time: Mapped[datetime] = mapped_column(server_default=_CLOCK)
+    remove_time: Mapped[datetime | None]  #: since when it is being removed, by whoever can reach it; then the row goes
     __table_args__ = (
+        Index("copies_to_remove", "uri", postgresql_where=text("remove_time IS NOT NULL")),
         ForeignKeyConstraint(
             ["checkpoint_id", "node"], ["checkpoint_parts.checkpoint_id", "checkpoint_parts.node"], ondelete="CASCADE"
         ),

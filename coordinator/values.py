@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
 
@@ -76,6 +76,7 @@ class Copy:
     store: str
     uri: str
     create_time: float | None = None
+    remove_time: float | None = None  #: since when it is being removed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +104,30 @@ class CheckpointView:
     superseded: bool
     head: bool
     create_time: float
+    pinned: bool = False
+    pin_reason: str = ""
+    remove_time: float | None = None  #: since when it has been let go
+    remove_reason: str = ""
     parts: tuple[Part, ...] = ()
+
+    def offered(self) -> CheckpointView:
+        """With those copies only that are there to stay."""
+        parts = (replace(part, copies=tuple(c for c in part.copies if c.remove_time is None)) for part in self.parts)
+        return replace(self, parts=tuple(parts))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Removal:
+    """A copy that is to go."""
+
+    checkpoint_id: UUID
+    run_id: str
+    lease_id: UUID
+    attempt: int
+    step: int
+    node: int
+    store: str
+    uri: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -195,6 +195,28 @@ def copy(message: runs_pb2.Copy) -> Copy:
     return Copy(store=message.store, uri=message.uri)
 
 
+def session_id(text: str) -> UUID:
+    """The id of an agent's session."""
+    try:
+        return UUID(text)
+    except ValueError as error:
+        raise InvalidRequest(f"{text[:100]!r} is not a session's id") from error
+
+
+def gone(items: Sequence[agents_pb2.Removal]) -> list[tuple[UUID, int, str]]:
+    """Copies that were removed: checkpoint, node, uri."""
+    _few(items, 1000, "removals")
+    return [(checkpoint_id(item.checkpoint), item.node, copy(item.copy).uri) for item in items]
+
+
+def sealed(items: Sequence[agents_pb2.SealedCheckpoint]) -> dict[tuple[UUID, int], agents_pb2.SealedCheckpoint]:
+    """What lies on a host's disk, by lease and step."""
+    _few(items, 1000, "sealed checkpoints")
+    if any(not 0 <= item.step < MAX_STEP for item in items):
+        raise InvalidRequest("a step is not negative")
+    return {(lease_id(item.lease), item.step): item for item in items}
+
+
 def new_checkpoint(request: agents_pb2.RegisterCheckpointRequest) -> NewCheckpoint:
     """One node's part of a checkpoint."""
     _few(request.metrics, MAX_METRICS, "metrics")

@@ -239,25 +239,32 @@ def metrics(
     _run(context, work)
 
 
+Reason = Annotated[str, typer.Option(help="Kept in the run's history.")]
+
+
 @app.command()
 def checkpoints(
     context: typer.Context,
-    run: Run,
-    every: Annotated[bool, typer.Option("-a", "--all", help="Also those off the curve.")] = False,
+    words: Annotated[list[str], typer.Argument(metavar="RUN | pin RUN@STEP | unpin RUN@STEP", show_default=False)],
+    every: Annotated[bool, typer.Option("-a", "--all", help="Also those off the curve or let go.")] = False,
+    reason: Reason = "",
     output: Formatted = Format.table,
     quiet: Quiet = False,
 ) -> None:
-    """List a run's checkpoints."""
+    """List a run's checkpoints, and why each stays; or pin one (RUN@STEP, RUN@latest), so that it stays."""
 
     async def work(client: RelayClient, terminal: Terminal) -> ExitCode:
-        from relayctl import looking
+        from relayctl import checkpoints as commands
 
-        return await looking.checkpoints(client, run, terminal, _output(output, quiet), every=every)
+        form = _output(output, quiet)
+        match words:
+            case [run]:
+                return await commands.listed(client, run, terminal, form, every=every)
+            case ["pin" | "unpin" as verb, point]:
+                return await commands.pin(client, point, form, pinned=verb == "pin", reason=reason)
+        raise commands.mistaken(words)
 
     _run(context, work)
-
-
-Reason = Annotated[str, typer.Option(help="Kept in the run's history.")]
 
 
 def _verb(context: typer.Context, act: Callable[[RelayClient], Awaitable[Any]], output: Format) -> None:

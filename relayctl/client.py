@@ -148,10 +148,22 @@ class RelayClient:
         request = pb.ListAttemptsRequest(name=run_name(run))
         return (await self.line.call(self._runs.ListAttempts, request)).attempts
 
-    async def checkpoints(self, run: str, *, include_superseded: bool = False) -> Sequence[pb.Checkpoint]:
-        """The checkpoints of a run in the order (attempt, step)."""
-        request = pb.ListCheckpointsRequest(name=run_name(run), include_superseded=include_superseded)
+    async def checkpoints(
+        self, run: str, *, include_superseded: bool = False, include_removed: bool = False
+    ) -> Sequence[pb.Checkpoint]:
+        """The checkpoints of a run in the order (attempt, step), each with why it stays, or will go."""
+        request = pb.ListCheckpointsRequest(
+            name=run_name(run), include_superseded=include_superseded, include_removed=include_removed
+        )
         return (await self.line.call(self._runs.ListCheckpoints, request)).checkpoints
+
+    async def pin(self, checkpoint: str, reason: str = "") -> pb.Checkpoint:
+        """Wishes that a checkpoint (by its full name) stay, whatever the run file says."""
+        return await self.line.call(self._runs.PinCheckpoint, pb.PinCheckpointRequest(name=checkpoint, reason=reason))
+
+    async def unpin(self, checkpoint: str) -> pb.Checkpoint:
+        """Takes a pin back."""
+        return await self.line.call(self._runs.UnpinCheckpoint, pb.UnpinCheckpointRequest(name=checkpoint))
 
     async def metrics(
         self, run: str, metrics: Iterable[str] = (), *, include_superseded: bool = False

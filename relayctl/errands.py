@@ -63,6 +63,7 @@ def _context(coordinator: str | None) -> context.Context:
 
 _NEXT: dict[type[Exception], str] = {
     errors.RunUnknown: "see them all with: relayctl runs -a",
+    errors.CheckpointRemoved: "what is left: relayctl checkpoints RUN",
     errors.RunExists: "it was made from another run file, so choose another name with --name",
     errors.Unauthenticated: "set RELAY_SHARED_SECRET to the coordinator's",
 }

@@ -1,4 +1,4 @@
-"""The commands that only look: runs, show, why, logs, metrics, checkpoints, agents."""
+"""The commands that only look: runs, show, why, logs, metrics, agents."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ class UsageMistake(Exception):
     """The command line asks for something that makes no sense; the message says what would."""
 
 
-def _machine(output: Output) -> bool:
+def machine(output: Output) -> bool:
     return output in (Output.JSON, Output.JSONL, Output.YAML)
 
 
-def _shown(kind: str, messages: Sequence[Any], output: Output, table: str) -> str:
+def shown(kind: str, messages: Sequence[Any], output: Output, table: str) -> str:
     """A list in the form that was asked for."""
-    if _machine(output):
+    if machine(output):
         return listing(kind, [plain(message) for message in messages], output)
     if output is Output.NAME:
         return "\n".join(short(message.name) for message in messages)
     return table
 
 
-def _say_all(text: str) -> None:
+def say_all(text: str) -> None:
     """A list; one of names or lines that is empty is no line at all."""
     if text:
         say(text)
@@ -64,7 +64,7 @@ async def runs(
         table = views.runs_table(found, now, wide=output is Output.WIDE, width=terminal.width)
         if watch and terminal.interactive:
             print("\x1b[H\x1b[2J", end="")
-        _say_all(_shown("runs", found, output, table if found else _no_runs(query)))
+        say_all(shown("runs", found, output, table if found else _no_runs(query)))
         if not watch:
             return ExitCode.OK
         await asyncio.sleep(_REFRESH)
@@ -116,7 +116,7 @@ async def show(client: RelayClient, run: str, output: Output, *, spec: bool) -> 
     found = await client.run(run)
     if spec:
         say(single(plain(found)["spec"], Output.YAML if output is Output.TABLE else output))
-    elif _machine(output):
+    elif machine(output):
         say(single(plain(found), output))
     elif output is Output.NAME:
         say(short(found.name))
@@ -132,7 +132,7 @@ async def why(client: RelayClient, run: str, output: Output) -> ExitCode:
     if output is Output.NAME:
         say(short(found.name))
         return ExitCode.OK
-    if _machine(output):
+    if machine(output):
         value = {key: plain(found).get(key) for key in ("name", "state", "reason", "error", "failures", "faults")}
         say(single({**value, "attempts": [plain(attempt) for attempt in attempts]}, output))
         return ExitCode.OK
@@ -160,7 +160,7 @@ async def logs(
 
     def show_line(line: log_lines.LogLine) -> None:
         nonlocal above
-        if _machine(output):
+        if machine(output):
             say(single(_log_value(line), Output.JSONL))
             return
         if above != (0, 0) and above != (line.attempt, line.node):
@@ -175,7 +175,7 @@ async def logs(
             show_line(line) if follow or not lines else kept.append(line)
     for line in [*kept, *reader.rest()][-lines:]:
         show_line(line)
-    if above == (0, 0) and not _machine(output):
+    if above == (0, 0) and not machine(output):
         note(f"{run} has printed nothing" if not (since or attempt or node) else f"{run} has printed nothing there")
     if not follow:
         return ExitCode.OK
@@ -220,10 +220,10 @@ async def metrics(
         if png:
             await asyncio.to_thread(plots.png, chosen, png, short(run))
             note(f"wrote {png}")
-    elif _machine(output):
-        _say_all(listing("metrics", [_curve(curve) for curve in curves], output))
+    elif machine(output):
+        say_all(listing("metrics", [_curve(curve) for curve in curves], output))
     elif output is Output.NAME:
-        _say_all("\n".join(curve.name for curve in curves))
+        say_all("\n".join(curve.name for curve in curves))
     else:
         say(views.metrics_table(curves, terminal.width) if curves else f"{run} has no points yet")
     return ExitCode.OK
@@ -238,18 +238,10 @@ def _curve(curve: views.Series) -> dict[str, Any]:
     return {"name": curve.name, "steps": list(curve.steps), "values": values, "restarts": list(curve.restarts)}
 
 
-async def checkpoints(client: RelayClient, run: str, terminal: Terminal, output: Output, *, every: bool) -> ExitCode:
-    """The checkpoints of a run."""
-    found = await client.checkpoints(run, include_superseded=every)
-    table = views.checkpoints_table(found, datetime.now(UTC), wide=output is Output.WIDE, width=terminal.width)
-    _say_all(_shown("checkpoints", found, output, table if found else f"{run} has no checkpoints yet"))
-    return ExitCode.OK
-
-
 async def agents(client: RelayClient, terminal: Terminal, output: Output, *, labels: Sequence[str]) -> ExitCode:
     """The hosts."""
     found = await client.agents(dict(_label(text) for text in labels))
     table = views.agents_table(found, datetime.now(UTC), wide=output is Output.WIDE, width=terminal.width)
     none = "no agents match" if labels else "no agents; start one on a host with: relay-agent"
-    _say_all(_shown("agents", found, output, table if found else none))
+    say_all(shown("agents", found, output, table if found else none))
     return ExitCode.OK

@@ -10,6 +10,8 @@ from itertools import pairwise
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from relay.runfile import RunFile, Split, format_duration
+from relay.runfile.models import Keep
+from relay.runfile.units import Every
 from relay.v1 import fleet_pb2
 from relay.v1 import runs_pb2 as pb
 from relayctl.client import short
@@ -120,8 +122,8 @@ def checkpoint_words(checkpoint: pb.Checkpoint) -> str:
 
 
 def stores_of(checkpoint: pb.Checkpoint) -> list[str]:
-    """Where copies of a checkpoint are: `relay`, or the host's name."""
-    copies = [copy for part in checkpoint.parts for copy in part.copies]
+    """Where copies of a checkpoint are, and are to stay: `relay`, or the host's name."""
+    copies = [copy for part in checkpoint.parts for copy in part.copies if not copy.HasField("remove_time")]
     return list(dict.fromkeys(short(copy.uri) if copy.store == "host" else copy.store for copy in copies))
 
 
@@ -200,17 +202,28 @@ def hardware(capability: fleet_pb2.Capability) -> str:
 def checkpoints_table(
     checkpoints: Sequence[pb.Checkpoint], now: datetime, *, wide: bool = False, width: int | None = None
 ) -> str:
-    """One checkpoint a row, the head marked."""
-    headers = ["NAME", "STEP", "TRY", "SIZE", "FILES", "AGE", "ON"] + (["METRICS"] if wide else [])
+    """One checkpoint a row, why it stays or goes last, so that only that is cut."""
+    headers = ["STEP", "TRY", "SIZE", "AGE", "ON", "METRICS"] + (["FILES", "NAME"] if wide else [])
     rows = []
     for checkpoint in checkpoints:
-        state = "head" if checkpoint.head else "superseded" if checkpoint.superseded else ""
-        cells = [short(checkpoint.name), str(checkpoint.step), str(checkpoint.attempt)]
-        cells += [size(sum(p.size for p in checkpoint.parts)), str(sum(p.files for p in checkpoint.parts))]
+        cells = [str(checkpoint.step), str(checkpoint.attempt), size(sum(p.size for p in checkpoint.parts))]
         cells += [span((now - moment(checkpoint.create_time)).total_seconds()), ", ".join(stores_of(checkpoint))]
-        cells += [metrics_cell(checkpoint.metrics)] if wide else []
-        rows.append([*cells, state if checkpoint.complete else "incomplete"])
-    return table([*headers, "STATE"], rows, width)
+        cells += [metrics_cell(checkpoint.metrics)]
+        cells += [str(sum(p.files for p in checkpoint.parts)), short(checkpoint.name)] if wide else []
+        rows.append([*cells, standing_of(checkpoint)])
+    return table([*headers, "KEPT BECAUSE"], rows, width)
+
+
+def standing_of(checkpoint: pb.Checkpoint) -> str:
+    """Why a checkpoint stays, or that it goes, and why."""
+    if checkpoint.HasField("remove_time"):
+        left = any(part.copies for part in checkpoint.parts)
+        return f"{'going' if left else 'gone'}: {checkpoint.goes_because}"
+    if checkpoint.goes_because:
+        return f"goes next: {checkpoint.goes_because}"
+    pin = f"pinned: {printable(checkpoint.pin_reason)}" if checkpoint.pin_reason else "pinned"
+    reasons = [pin if reason == "pinned" else reason for reason in checkpoint.kept_because]
+    return ", ".join([*(["off the curve"] if checkpoint.superseded else []), *reasons])
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +287,7 @@ def end_line(run: pb.Run) -> str:
 
 def spec_block(run: RunFile, source: str) -> list[tuple[str, str]]:
     """The resolved run in a few lines, for a plan."""
-    every, keep = run.checkpoint.every, run.checkpoint.keep.last
+    every = run.checkpoint.every
     life = run.lifecycle
     return [
         ("run", f"{run.name or '(named when submitted)'}, {run.method}, from {source}"),
@@ -283,9 +296,22 @@ def spec_block(run: RunFile, source: str) -> list[tuple[str, str]]:
         ("data", _data_words(run)),
         ("options", ", ".join(f"{key} {value}" for key, value in sorted(run.options.items()))),
         ("resources", _resource_words(run)),
-        ("checkpoint", f"every {every if every.steps else _short_duration(every.seconds or 0)}, the last {keep} kept"),
+        ("checkpoint", f"every {_interval(every)}, {_keep_words(run.checkpoint.keep)} kept"),
         ("lifecycle", f"at most {count(life.max_attempts, 'attempt')}, on disconnect {life.on_disconnect}"),
     ]
+
+
+def _interval(every: Every) -> str:
+    return str(every) if every.steps else _short_duration(every.seconds or 0)
+
+
+def _keep_words(keep: Keep) -> str:
+    words = [f"the last {keep.last}"]
+    words += [f"the best {keep.best} by {keep.metric}"] if keep.best else []
+    words += [f"one every {_interval(keep.every)}"] if keep.every else []
+    words += [f"none older than {_short_duration(keep.max_age)}"] if keep.max_age else []
+    words += [f"at most {size(keep.max_total)}"] if keep.max_total else []
+    return ", ".join(words)
 
 
 def _short_duration(seconds: float) -> str:

@@ -17,8 +17,8 @@ SOURCES = [ROOT / "proto" / "relay", *(ROOT / name for name in PACKAGES[1:])]
 
 #: Modules that decide and nothing else: no I/O, no clock, no SQL, no protobuf.
 PURE = (
-    *("coordinator/lifecycle.py", "coordinator/scheduling.py", "agent/leases.py", "proto/relay/timing.py"),
-    "proto/relay/stores/address.py",
+    *("coordinator/lifecycle.py", "coordinator/retention.py", "coordinator/scheduling.py"),
+    *("agent/leases.py", "proto/relay/timing.py", "proto/relay/stores/address.py"),
 )
 IMPURE_LIBRARY = {"asyncio", "os", "random", "socket", "subprocess", "threading", "time"}
 

@@ -25,7 +25,7 @@ from agent.events.sources import Source
 from agent.folder import AttemptFolder
 from agent.stores.publishing import Publishing
 from agent.wire import Assignment
-from relay.errors import EventsMissing, LeaseLost, RelayError
+from relay.errors import EventsMissing, InputMissing, LeaseLost, RelayError
 from relay.manifest import Manifest, ManifestError
 from relay.stores.base import Place, StoreRefused
 from relay.v1 import agents_pb2 as pb
@@ -33,6 +33,7 @@ from relay.v1 import agents_pb2_grpc, runs_pb2
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+PUTS = 3  #: tries, where a store says that it lacks what it has just taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,13 +165,14 @@ class Publisher:
                     self._registered.put(await self._register(sealed))
                 except LeaseLost:
                     raise
-                except RelayError as refusal:  # its program's doing, e.g. a step before the one it resumed from
+                except (RelayError, OSError) as refusal:  # e.g. a step before the one it resumed from; or a full disk
                     step = sealed.saved.step
                     self._head = None if self._head is sealed else self._head
                     await self._journal.say("error", f"the checkpoint of step {step} was refused: {refusal}")
 
     async def _register(self, sealed: Sealed) -> Registered:
         saved, manifest = sealed.saved, sealed.manifest
+        await asyncio.to_thread(self._folder.offer, saved.step)
         request = pb.RegisterCheckpointRequest(
             lease=self._assignment.lease,
             node=self._assignment.node,
@@ -211,22 +213,42 @@ class Publisher:
                     )
 
     async def _upload(self, registered: Registered) -> None:
-        manifest, step = registered.sealed.manifest, registered.sealed.saved.step
-        folder = self._folder.checkpoint(step)
-        place = self._place(step)
-        uri = await self._publishing.put(place, manifest, lambda file: folder / file.path, self._registered.ready)
-        if uri is None:
+        step = registered.sealed.saved.step
+        if (uri := await self._stored(registered)) is None:
             log.info("checkpoint=passed over name=%s: a newer one is there", registered.name)
             return
-        request = pb.AddCopyRequest(
-            lease=self._assignment.lease,
-            checkpoint=registered.name,
-            node=self._assignment.node,
-            copy=runs_pb2.Copy(store=self._publishing.scheme, uri=uri),
-        )
-        await insist(self._contact, lambda: self._stub.AddCopy(request, metadata=self._metadata, timeout=CALL_TIMEOUT))
         self._copied = step
         log.info("checkpoint=copied name=%s uri=%s", registered.name, uri)
+
+    async def _stored(self, registered: Registered) -> str | None:
+        """The uri of a copy that is on its row; None when a newer checkpoint came before a store that was away.
+
+        What has gone from the store meanwhile is put again.
+        """
+        manifest, step = registered.sealed.manifest, registered.sealed.saved.step
+        folder = self._folder.checkpoint(step)
+        for again in range(PUTS):
+            uri = await self._publishing.put(
+                self._place(step), manifest, lambda file: folder / file.path, self._registered.ready
+            )
+            if uri is None:
+                return None
+            request = pb.AddCopyRequest(
+                lease=self._assignment.lease,
+                checkpoint=registered.name,
+                node=self._assignment.node,
+                copy=runs_pb2.Copy(store=self._publishing.scheme, uri=uri),
+            )
+            try:
+                await insist(
+                    self._contact,
+                    lambda: self._stub.AddCopy(request, metadata=self._metadata, timeout=CALL_TIMEOUT),  # noqa: B023
+                )
+                return uri
+            except InputMissing:
+                if again == PUTS - 1:
+                    raise
+        raise AssertionError("never reached")
 
 
 class Newest(Generic[T]):

@@ -46,6 +46,7 @@ async def choose(
     checkpoints: Sequence[runs_pb2.Checkpoint],
     node: int,
     *,
+    host: str,
     here: Callable[[runs_pb2.Checkpoint], Path],
     stores: Mapping[str, Store],
     scratch: Path,
@@ -53,8 +54,9 @@ async def choose(
 ) -> Resume:
     """The newest sound one of `checkpoints` (newest first).
 
-    `here` says where this host would have its own copy, `scratch` is where others are brought to. Raises OSError when
-    this host's disk fails, Unreachable when the only copies there are cannot be reached for long.
+    `host` is the uri of copies on this host's own disk, and `here` says where those lie: one that is not offered may be
+    being removed. `scratch` is where others are brought to. Raises OSError when this host's disk fails, Unreachable
+    when the only copies there are cannot be reached for long.
     """
     skipped: list[Skipped] = []
     for checkpoint in checkpoints:
@@ -63,7 +65,8 @@ async def choose(
             skipped.append(_skip(checkpoint, [f"node {node} has no part of it"]))
             continue
         reasons: list[str] = []
-        if (folder := await _own(part, here(checkpoint), reasons)) is None:
+        offered = any(copy.uri == host for copy in part.copies)
+        if (folder := await _own(part, here(checkpoint), reasons) if offered else None) is None:
             folder = await _outlasted(patience, part, stores, scratch / f"step_{checkpoint.step:08d}", reasons)
         if folder is not None:
             return Resume(folder, checkpoint.name, checkpoint.step, tuple(skipped), part, tuple(reasons))

@@ -6,6 +6,7 @@ from uuid import UUID
 
 import asyncpg
 
+from coordinator.commands import retention
 from coordinator.database import Database
 from coordinator.lifecycle import HeadMoved
 from coordinator.store import checkpoints, history, leases, runs
@@ -31,6 +32,7 @@ async def register(db: Database, lease_id: UUID, new: NewCheckpoint) -> Checkpoi
         await checkpoints.add_copies(conn, checkpoint_id, new.node, new.copies)
         if await checkpoints.complete(conn, checkpoint_id):
             await _advance(conn, run, checkpoint_id, new)
+            await retention.tidy(conn, run.id, run.spec)
         return await _view(conn, checkpoint_id)
 
 
@@ -86,3 +88,5 @@ async def add_copy(db: Database, lease_id: UUID, checkpoint_id: UUID, node: int,
                 details={"checkpoint": str(checkpoint_id), "step": view.step, "store": copy.store, "uri": copy.uri},
                 state=run.state.value,
             )
+            if run.held.started:
+                await retention.tidy(conn, run.id, run.spec)

@@ -10,6 +10,7 @@ from uuid import UUID
 import asyncpg
 
 from coordinator import scheduling
+from coordinator.commands import retention
 from coordinator.database import Database
 from coordinator.lifecycle import (
     Cause,
@@ -135,6 +136,7 @@ async def _start(
         },
         state=run.state.value,
     )
+    await retention.tidy(conn, run.id, run.spec)
 
 
 async def _resumable(conn: asyncpg.Connection, run_id: str, checkpoint_id: UUID | None) -> CheckpointView | None:
@@ -143,13 +145,15 @@ async def _resumable(conn: asyncpg.Connection, run_id: str, checkpoint_id: UUID 
     checkpoint = await checkpoints.get(conn, checkpoint_id)
     if checkpoint is None or checkpoint.run_id != run_id:
         raise CheckpointUnknown(f"run {run_id} has no checkpoint {checkpoint_id}")
-    if not checkpoint.complete or checkpoint.superseded:
+    if not checkpoint.complete or checkpoint.superseded or checkpoint.remove_time is not None:
         raise InvalidRequest(f"the checkpoint of step {checkpoint.step} is {_unfit(checkpoint)}")
     return checkpoint
 
 
 def _unfit(checkpoint: CheckpointView) -> str:
-    return "off the curve" if checkpoint.superseded else "not complete"
+    if checkpoint.superseded:
+        return "off the curve"
+    return "being removed" if checkpoint.remove_time is not None else "not complete"
 
 
 async def complete(db: Database, lease_id: UUID, report: Completion) -> RunState:
@@ -170,6 +174,7 @@ async def complete(db: Database, lease_id: UUID, report: Completion) -> RunState
         event = Ended(report.outcome, report.cause, report.permanent, _said(report, run.status.stop))
         stored = {"digest": report.digest}
         change = await runs.apply(conn, run, event, error=report.error, completion=stored)
+        await retention.tidy(conn, run.id, run.spec)
         return change.status.state
 
 

@@ -10,8 +10,9 @@ import grpc
 from grpc import aio
 
 from coordinator import render, wire
-from coordinator.artifacts import Artifacts
-from coordinator.commands import checkpoints, leases
+from coordinator.artifacts.base import Artifacts
+from coordinator.artifacts.collecting import missing
+from coordinator.commands import checkpoints, leases, retention
 from coordinator.commands.events import Appender
 from coordinator.database import Database
 from coordinator.rpc.events import append_events
@@ -72,17 +73,39 @@ class AgentsService(agents_pb2_grpc.AgentsServicer):
 
     async def AddCopy(self, request: pb.AddCopyRequest, context: _Context) -> pb.AddCopyResponse:
         lease, checkpoint = wire.lease_id(request.lease), wire.checkpoint_id(request.checkpoint)
-        await checkpoints.add_copy(self._db, lease, checkpoint, request.node, wire.copy(request.copy))
+        copy = wire.copy(request.copy)
+        if copy.store == "relay":
+            await self._check_stored(copy.uri.removeprefix("relay://"))
+        await checkpoints.add_copy(self._db, lease, checkpoint, request.node, copy)
         return pb.AddCopyResponse()
+
+    async def ListRemovals(self, request: pb.ListRemovalsRequest, context: _Context) -> pb.ListRemovalsResponse:
+        agent, session_id = wire.agent_name(request.agent), wire.session_id(request.session_id)
+        found = await retention.removals(self._db, agent, session_id, self._timing.ttl, scarce=request.scarce)
+        sealed = wire.sealed(request.sealed)
+        orphans = set(await retention.orphans(self._db, list(sealed), self._timing.ttl)) if sealed else ()
+        return pb.ListRemovalsResponse(
+            removals=[render.removal(each) for each in found],
+            orphans=[message for key, message in sealed.items() if key in orphans],
+        )
+
+    async def ReportRemovals(self, request: pb.ReportRemovalsRequest, context: _Context) -> pb.ReportRemovalsResponse:
+        agent, session_id = wire.agent_name(request.agent), wire.session_id(request.session_id)
+        await retention.removed(self._db, agent, session_id, wire.gone(request.removals))
+        return pb.ReportRemovalsResponse()
 
     async def CompleteLease(self, request: pb.CompleteLeaseRequest, context: _Context) -> pb.CompleteLeaseResponse:
         lease, report = wire.lease_id(request.lease), wire.completion(request)
         if report.output and "uri" not in report.output:
-            stat = await in_thread(self._artifacts.stat, report.output["manifest_digest"])
-            if not stat.complete:
-                raise InputMissing("the result's manifest is not in the artifact store")
+            await self._check_stored(report.output["manifest_digest"])
         state = await leases.complete(self._db, lease, report)
         return pb.CompleteLeaseResponse(state=render.run_state(state))
+
+    async def _check_stored(self, manifest_digest: str) -> None:
+        """InputMissing unless all of a folder is in the artifact store, where it then stays until it is named."""
+        if lacking := await in_thread(missing, self._artifacts, manifest_digest):
+            more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+            raise InputMissing(f"the artifact store does not have {lacking[0]}{more}")
 
 
 async def _heartbeats(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, closing
 from typing import Any
 
 from grpc import aio
 
-from coordinator.artifacts import Artifacts, Stat, Upload, read_piece
+from coordinator.artifacts.base import Artifacts, Stat, Upload
 from coordinator.threads import in_thread
 from relay.errors import InvalidRequest, TooLarge
 from relay.v1 import artifacts_pb2 as pb
@@ -48,11 +47,11 @@ class ArtifactsService(artifacts_pb2_grpc.ArtifactsServicer):
                 while await in_thread(next, checking, None) is not None:
                     yield pb.GetBlobResponse()  # so that a long check does not look like a dead line
         with ExitStack() as opened:
-            blob = await in_thread(lambda: opened.enter_context(self._artifacts.open(request.digest)))
-            size, offset = os.fstat(blob.fileno()).st_size, request.offset
+            blob = await in_thread(lambda: opened.enter_context(self._artifacts.reading(request.digest)))
+            size, offset = blob.size, request.offset
             if not 0 <= offset <= size:
                 raise InvalidRequest(f"an offset of {offset} in a blob of {size} bytes")
-            while piece := await in_thread(read_piece, blob, offset, request.digest):
+            while piece := await in_thread(blob.piece, offset):
                 offset += len(piece)
                 yield pb.GetBlobResponse(chunk=piece)
 

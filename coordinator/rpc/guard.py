@@ -23,6 +23,7 @@ from grpc_status import rpc_status
 
 from coordinator.database import DatabaseAway
 from relay.errors import DEPLOYMENT, DeploymentForeign, RelayError, TooLarge, Unauthenticated
+from relay.stores.base import StoreAway
 
 KIB = 1024
 CONTROL_BYTES = 256 * KIB  # 4 MiB of empty submessages become half a GB of Python objects
@@ -144,6 +145,9 @@ class Guard(aio.ServerInterceptor):
                 await context.abort_with_status(rpc_status.to_status(cause.status()))
             case DatabaseAway():
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "the database is out of reach; try again")
+            case StoreAway() as cause:
+                _log.warning("%s: %s", method, cause)
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "the artifact store is out of reach; try again")
             case cause:
                 number = uuid.uuid4().hex[:12]
                 _log.error("%s failed, error %s", method, number, exc_info=cause)

@@ -9,13 +9,14 @@ from uuid import UUID
 from grpc import aio
 
 from coordinator import render, wire
-from coordinator.artifacts import Artifacts
+from coordinator.artifacts.base import Artifacts
+from coordinator.commands import retention
 from coordinator.commands import runs as commands
 from coordinator.database import Database
 from coordinator.rpc import reading
 from coordinator.store import checkpoints, views
 from coordinator.store.views import RunFilter
-from relay.errors import InvalidRequest
+from relay.errors import CheckpointUnknown, InvalidRequest
 from relay.timing import LeaseTiming
 from relay.v1 import runs_pb2 as pb
 from relay.v1 import runs_pb2_grpc
@@ -94,10 +95,28 @@ class RunsService(runs_pb2_grpc.RunsServicer):
     ) -> pb.ListCheckpointsResponse:
         run_id = wire.run_id(request.name)
         async with self._db.begin() as connection:
-            await views.run(connection, run_id)
+            spec = (await views.run(connection, run_id)).run.spec
         async with self._db.connection() as conn:
-            found = await checkpoints.of_run(conn, run_id, superseded=request.include_superseded)
-        return pb.ListCheckpointsResponse(checkpoints=[render.checkpoint(view) for view in found])
+            found = await checkpoints.of_run(
+                conn, run_id, superseded=request.include_superseded, removed=request.include_removed
+            )
+            decision = await retention.preview(conn, run_id, spec)
+        return pb.ListCheckpointsResponse(checkpoints=[render.judged(view, decision) for view in found])
+
+    async def PinCheckpoint(self, request: pb.PinCheckpointRequest, context: _Context) -> pb.Checkpoint:
+        return await self._pin(request.name, pinned=True, reason=wire.words(request.reason))
+
+    async def UnpinCheckpoint(self, request: pb.UnpinCheckpointRequest, context: _Context) -> pb.Checkpoint:
+        return await self._pin(request.name, pinned=False)
+
+    async def _pin(self, name: str, *, pinned: bool, reason: str = "") -> pb.Checkpoint:
+        checkpoint_id = wire.checkpoint_id(name)
+        await retention.pin(self._db, name.split("/")[1], checkpoint_id, pinned, reason)
+        async with self._db.connection() as conn:
+            view = await checkpoints.get(conn, checkpoint_id)
+        if view is None:
+            raise CheckpointUnknown(f"there is no checkpoint {name}")
+        return render.checkpoint(view)
 
     async def _run(self, run_id: str) -> pb.Run:
         async with self._db.begin() as connection:

@@ -15,7 +15,7 @@ import asyncpg
 from coordinator.database import Database, DatabaseAway
 from coordinator.store import leadership
 
-PLANNER, REAPER = 0x52454C41, 0x52454C42
+PLANNER, REAPER, COLLECTOR = 0x52454C41, 0x52454C42, 0x52454C43
 _AGAIN = 1.0  #: seconds before another try
 _log = logging.getLogger(__name__)
 

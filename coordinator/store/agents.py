@@ -45,6 +45,13 @@ async def raise_wishes(conn: asyncpg.Connection, names: Sequence[str]) -> None:
 
 
 @statement
+async def session_of(conn: asyncpg.Connection, name: str) -> UUID | None:
+    """The session that an agent has."""
+    session_id: UUID | None = await conn.fetchval("SELECT session_id FROM agents WHERE name = $1", name)
+    return session_id
+
+
+@statement
 async def raise_versions(conn: asyncpg.Connection, names: Sequence[str]) -> None:
     """Raises the wish version of agents."""
     await conn.execute(

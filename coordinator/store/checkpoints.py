@@ -14,12 +14,13 @@ from relay.errors import CheckpointMissing
 OFFERED = 100  #: checkpoints that a host is told of at once: a message has a size, a long run thousands of them
 
 _SELECT = """SELECT c.id, c.run_id, c.lease_id, c.attempt, c.step, c.metrics, c.complete, c.superseded, c.create_time,
-                    r.head_id = c.id AS head,
+                    c.pinned, c.pin_reason, c.remove_time, c.remove_reason, r.head_id = c.id AS head,
                     (SELECT jsonb_agg(jsonb_build_object(
                        'node', p.node, 'manifest_digest', p.manifest_digest, 'size', p.size, 'files', p.files,
                        'copies', (SELECT COALESCE(jsonb_agg(jsonb_build_object(
                                     'store', y.store, 'uri', y.uri,
-                                    'create_time', extract(epoch FROM y.create_time)) ORDER BY y.create_time, y.uri),
+                                    'create_time', extract(epoch FROM y.create_time),
+                                    'remove_time', extract(epoch FROM y.remove_time)) ORDER BY y.create_time, y.uri),
                                   '[]') FROM checkpoint_copies y WHERE y.checkpoint_id = c.id AND y.node = p.node)
                      ) ORDER BY p.node) FROM checkpoint_parts p WHERE p.checkpoint_id = c.id) AS parts
              FROM checkpoints c JOIN runs r ON r.id = c.run_id"""
@@ -37,6 +38,10 @@ def _view(row: asyncpg.Record) -> CheckpointView:
         superseded=row["superseded"],
         head=bool(row["head"]),
         create_time=row["create_time"].timestamp(),
+        pinned=row["pinned"],
+        pin_reason=row["pin_reason"],
+        remove_time=row["remove_time"] and row["remove_time"].timestamp(),
+        remove_reason=row["remove_reason"],
         parts=tuple(
             Part(**{**part, "copies": tuple(Copy(**copy) for copy in part["copies"])}) for part in row["parts"] or ()
         ),
@@ -56,10 +61,14 @@ async def of_ids(conn: asyncpg.Connection, ids: Sequence[UUID]) -> dict[UUID, Ch
     return {row["id"]: _view(row) for row in rows}
 
 
-async def of_run(conn: asyncpg.Connection, run_id: str, *, superseded: bool) -> list[CheckpointView]:
+async def of_run(conn: asyncpg.Connection, run_id: str, *, superseded: bool, removed: bool) -> list[CheckpointView]:
     """A run's checkpoints in the order they were made: (attempt, step)."""
     rows = await conn.fetch(
-        f"{_SELECT} WHERE c.run_id = $1 AND ($2 OR NOT c.superseded) ORDER BY c.attempt, c.step", run_id, superseded
+        f"""{_SELECT} WHERE c.run_id = $1 AND ($2 OR NOT c.superseded) AND ($3 OR c.remove_time IS NULL)
+            ORDER BY c.attempt, c.step""",
+        run_id,
+        superseded,
+        removed,
     )
     return [_view(row) for row in rows]
 
@@ -71,16 +80,19 @@ async def of_lease(conn: asyncpg.Connection, lease_id: UUID) -> list[CheckpointV
     return [_view(row) for row in reversed(rows)]
 
 
-_ON_THE_CURVE = "SELECT k.id FROM checkpoints k WHERE k.run_id = $1 AND k.complete AND NOT k.superseded"
+_ON_THE_CURVE = (
+    "SELECT k.id FROM checkpoints k WHERE k.run_id = $1 AND k.complete AND NOT k.superseded AND k.remove_time IS NULL"
+)
 _NEWEST_FIRST = "ORDER BY k.attempt DESC, k.step DESC LIMIT $2"
 _NEWEST = f"{_ON_THE_CURVE} {_NEWEST_FIRST}"
-_BEYOND_ITS_HOST = "EXISTS (SELECT FROM checkpoint_copies y WHERE y.checkpoint_id = k.id AND y.store <> 'host')"
+_BEYOND_ITS_HOST = """EXISTS (SELECT FROM checkpoint_copies y
+                              WHERE y.checkpoint_id = k.id AND y.store <> 'host' AND y.remove_time IS NULL)"""
 _NEWEST_KEPT = f"{_ON_THE_CURVE} AND {_BEYOND_ITS_HOST} {_NEWEST_FIRST}"
 
 
 @statement
 async def resumable(conn: asyncpg.Connection, run_id: str) -> list[CheckpointView]:
-    """What a new attempt may resume from, newest first: complete and on the curve (S6).
+    """What a new attempt may resume from, newest first: complete, on the curve (S6), and there to stay.
 
     The newest there are, and the newest that have a copy beyond their host's disk, however far back those are.
     """
@@ -89,7 +101,7 @@ async def resumable(conn: asyncpg.Connection, run_id: str) -> list[CheckpointVie
         run_id,
         OFFERED,
     )
-    return [_view(row) for row in rows]
+    return [_view(row).offered() for row in rows]
 
 
 async def check_registered(conn: asyncpg.Connection, lease_id: UUID, step: int | None) -> None:
@@ -166,22 +178,27 @@ async def digest_of(conn: asyncpg.Connection, checkpoint_id: UUID, node: int) ->
 
 
 async def add_copies(conn: asyncpg.Connection, checkpoint_id: UUID, node: int, copies: Iterable[Copy]) -> list[Copy]:
-    """Adds copies of a part; returns those that were new."""
+    """Adds copies of a part; returns those that were new, and are there to stay."""
     return [copy for copy in copies if await add_copy(conn, checkpoint_id, node, copy)]
 
 
 @statement
 async def add_copy(conn: asyncpg.Connection, checkpoint_id: UUID, node: int, copy: Copy) -> bool:
-    """Adds a copy of a part; True when it was new."""
+    """Adds a copy of a part; True when it was new, and is there to stay.
+
+    What comes late of a checkpoint that has been let go is to be removed too.
+    """
     row = await conn.fetchrow(
-        """INSERT INTO checkpoint_copies (checkpoint_id, node, uri, store) VALUES ($1, $2, $3, $4)
-           ON CONFLICT DO NOTHING RETURNING uri""",
+        """INSERT INTO checkpoint_copies (checkpoint_id, node, uri, store, remove_time)
+           SELECT c.id, $2, $3, $4, CASE WHEN c.remove_time IS NOT NULL THEN clock_timestamp() END
+           FROM checkpoints c WHERE c.id = $1 AND (c.remove_time IS NULL OR $4 <> 'relay')
+           ON CONFLICT DO NOTHING RETURNING remove_time""",
         checkpoint_id,
         node,
         copy.uri,
         copy.store,
     )
-    return row is not None
+    return row is not None and row["remove_time"] is None
 
 
 @statement

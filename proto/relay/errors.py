@@ -89,6 +89,12 @@ class CheckpointMissing(RelayError):
     code, reason = grpc.StatusCode.FAILED_PRECONDITION, "CHECKPOINT_MISSING"
 
 
+class CheckpointRemoved(RelayError):
+    """This checkpoint has been let go; its copies are being removed."""
+
+    code, reason = grpc.StatusCode.FAILED_PRECONDITION, "CHECKPOINT_REMOVED"
+
+
 class OffsetGap(RelayError):
     """The source is not stored up to this offset; `expected` says how far it is."""
 

@@ -101,6 +101,9 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
         self.answering = True  # heartbeats get beats
         self.answers_ends_late = False  # so that the next wishes overtake the answers
         self.storing = True  # the artifact store takes uploads
+        self.removals: list[pb.Removal] = []  # copies that are to go
+        self.orphans: set[tuple[str, int]] = set()  # checkpoints by lease and step that nobody will ask for
+        self.scarce = 0  # times that the host said that its disk is low
         self.refused_calls: dict[str, RelayError] = {}  # what the methods of these names answer
         self.meant: set[object] = set()  # deployments that calls under a lease were meant for
         self._version = 0
@@ -311,6 +314,19 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
         lease.checkpoints.setdefault(request.step, made)
         await self._happened()
         return pb.RegisterCheckpointResponse(checkpoint=made)
+
+    async def ListRemovals(self, request: pb.ListRemovalsRequest, context: Context) -> pb.ListRemovalsResponse:
+        if refusal := self.refused_calls.get("ListRemovals"):
+            await fail(context, refusal)
+        self.scarce += request.scarce
+        await self._happened()
+        orphans = [each for each in request.sealed if (each.lease, each.step) in self.orphans]
+        return pb.ListRemovalsResponse(removals=self.removals, orphans=orphans)
+
+    async def ReportRemovals(self, request: pb.ReportRemovalsRequest, context: Context) -> pb.ReportRemovalsResponse:
+        self.removals = [each for each in self.removals if each not in request.removals]
+        await self._happened()
+        return pb.ReportRemovalsResponse()
 
     async def AddCopy(self, request: pb.AddCopyRequest, context: Context) -> pb.AddCopyResponse:
         lease = await self._current(request.lease, context, "AddCopy")

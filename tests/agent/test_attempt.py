@@ -50,6 +50,21 @@ async def test_inputs_travel_and_what_is_missing_is_the_infrastructures_fault(
     assert (lease.ended, lease.cause) == ("faulted", "INPUT_UNAVAILABLE")
 
 
+async def test_a_run_that_will_not_fit_is_refused_before_anything_is_fetched(
+    fake: FakeCoordinator, hosts: MakeHost
+) -> None:
+    """After the host has said that its disk is low, so that something may be freed for it."""
+    host = hosts(fake.address)
+    await host.start()
+    large = runs_pb2.Input(path="x", digest=fake.put(b"not that large"), size=1 << 60)
+    lease = await fake.grant(stub(), inputs=[large])
+    await fake.until(lambda: lease.ended)
+    assert (lease.ended, lease.cause) == ("faulted", "DISK_FULL")
+    assert f"can be used on {host.root}" in lease.outcome.faulted.error.message
+    assert "needs 1073741824.0 GiB" in lease.outcome.faulted.error.message
+    assert fake.scarce and not host.attempt("r").exists()
+
+
 async def test_a_failure_is_a_value_with_its_cause(fake: FakeCoordinator, hosts: MakeHost) -> None:
     """F1."""
     await hosts(fake.address).start()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.folder import AttemptFolder, RunFolder, checked_name, write_atomically
+from agent.folder import AttemptFolder, RunFolder, checked_name, clean_checkpoints, write_atomically
 
 LEASE = "0123456789abcdef"
 
@@ -50,13 +50,34 @@ def test_people_find_links_and_the_state(run: RunFolder, attempt: AttemptFolder)
     assert json.loads((run.path / "state.json").read_text())["status"] == "succeeded"
 
 
-def test_old_checkpoints_go_and_needed_ones_stay(run: RunFolder, attempt: AttemptFolder) -> None:
+def test_what_the_registry_never_heard_of_goes_unless_it_is_needed(run: RunFolder, attempt: AttemptFolder) -> None:
     run.show(attempt)
-    run.retain(attempt, last=1, needed={100})
+    attempt.offer(100)
+    run.retain(attempt, needed={300})
     assert attempt.steps() == [100, 300]
     assert sorted(path.name for path in (run.path / "ckpt").iterdir()) == ["latest", "step_00000100", "step_00000300"]
-    run.retain(attempt, last=5, needed=set())
-    assert attempt.steps() == [100, 300]
+    run.retain(attempt, needed=set())
+    assert attempt.steps() == [100]
+
+
+def test_nothing_goes_of_an_attempt_that_kept_no_note_of_what_it_offered(attempt: AttemptFolder) -> None:
+    attempt.offered.unlink()
+    attempt.discard_passed_over(set())
+    assert attempt.steps() == [100, 200, 300]
+
+
+def test_what_is_let_go_loses_its_name_and_its_link(run: RunFolder, attempt: AttemptFolder) -> None:
+    run.show(attempt)
+    for _ in range(2):  # an agent that died before it could say so
+        run.discard(attempt, 200)
+    assert attempt.steps() == [100, 300] and not list(attempt.checkpoints.glob(".tmp*"))
+    assert not (run.path / "ckpt" / "step_00000200").is_symlink()
+
+
+def test_what_a_dead_agent_was_removing_is_cleaned(tmp_path: Path, attempt: AttemptFolder) -> None:
+    (attempt.checkpoints / ".tmp-relay-1-step_00000400").mkdir()
+    clean_checkpoints(tmp_path)
+    assert not list(attempt.checkpoints.glob(".tmp*")) and attempt.steps() == [100, 200, 300]
 
 
 def test_the_next_attempt_takes_the_links_over(run: RunFolder, attempt: AttemptFolder) -> None:
@@ -69,23 +90,13 @@ def test_the_next_attempt_takes_the_links_over(run: RunFolder, attempt: AttemptF
     assert (run.path / "ckpt" / "step_00000200").resolve() == second.checkpoint(200)
 
 
-def test_of_earlier_attempts_the_last_of_the_run_and_the_head_stay(run: RunFolder, attempt: AttemptFolder) -> None:
-    second, third = (run.attempt(number, LEASE) for number in (2, 3))
-    for each, step in ((second, 150), (second, 250), (third, 400)):
-        each.checkpoint(step).mkdir(parents=True)
-    run.retain_earlier(second, last=3, head=attempt.checkpoint(100))
-    assert (attempt.steps(), second.steps(), third.steps()) == ([100, 300], [150, 250], [400])
-    run.retain_earlier(third, last=1, head=None)
-    assert (attempt.steps(), second.steps(), third.steps()) == ([], [], [400])
-
-
 def test_what_only_the_trainer_needed_goes(attempt: AttemptFolder) -> None:
     attempt.resume.mkdir()
     attempt.events.touch()
     (attempt.staging / ".tmp-step_00000500").mkdir()
     (attempt.checkpoints / ".tmp-relay-1-step_00000400").mkdir()
     attempt.retire()
-    assert sorted(path.name for path in attempt.path.iterdir()) == ["ckpt", "events.jsonl", "output"]
+    assert sorted(path.name for path in attempt.path.iterdir()) == ["ckpt", "events.jsonl", "offered", "output"]
     assert attempt.steps() == [100, 200, 300] and not list(attempt.checkpoints.glob(".tmp*"))
 
 

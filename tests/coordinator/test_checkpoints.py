@@ -1,10 +1,14 @@
 """Checkpoints as hosts register them: which count, which one is head, and what a resume takes off the curve."""
 
+import uuid
+from typing import Any
+
 import pytest
 from grpc import aio
 
+from relay.manifest import Manifest, ManifestFile, digest_of
 from relay.v1 import agents_pb2 as pb
-from relay.v1 import runs_pb2
+from relay.v1 import artifacts_pb2, runs_pb2
 from tests.coordinator.agent_client import FAULTED, LEAVING, ScriptedAgent, connected
 from tests.coordinator.fleet import World, reason
 
@@ -20,7 +24,7 @@ async def refusal(agent: ScriptedAgent, lease: str, step: int, **more: object) -
 
 async def listed(world: World, *, superseded: bool = False) -> list[tuple[int, int, bool]]:
     """Attempt, step and whether it is head, of each checkpoint."""
-    request = runs_pb2.ListCheckpointsRequest(name="runs/r", include_superseded=superseded)
+    request = runs_pb2.ListCheckpointsRequest(name="runs/r", include_superseded=superseded, include_removed=superseded)
     found = (await world.replica.runs.ListCheckpoints(request)).checkpoints
     return [(checkpoint.attempt, checkpoint.step, checkpoint.head) for checkpoint in found]
 
@@ -79,7 +83,7 @@ async def test_a_resume_sets_the_head_back_and_takes_what_came_after_off_the_cur
 async def test_a_resume_from_far_back_takes_every_later_attempt_off_the_curve(world: World) -> None:
     """S5, S6: three attempts; the third goes on from the first one's checkpoint, and the second leaves no trace."""
     async with connected(world.replica.agents, "a") as [a]:
-        await world.submit()
+        await world.submit(checkpoint={"keep": {"last": 9}})
         first = (await a.take()).lease
         await a.start(first)
         at_ten = (await a.save(first, 10)).name
@@ -135,7 +139,7 @@ async def test_copies_are_added_once_and_told(world: World) -> None:
         lease = (await a.take()).lease
         await a.start(lease)
         saved = await a.save(lease, 10)
-        copy = runs_pb2.Copy(store="relay", uri="relay://sha256:" + "a" * 64)
+        copy = runs_pb2.Copy(store="relay", uri=await put_folder(world, b"weights"))
         for _ in range(2):
             await a.stub.AddCopy(pb.AddCopyRequest(lease=lease, checkpoint=saved.name, copy=copy))
         run = await world.run()
@@ -153,3 +157,177 @@ async def test_a_new_head_forgets_the_faults_before_it(world: World) -> None:
         await a.start(second.lease)
         await a.save(second.lease, 10)
         assert (await world.run()).faults == 0
+
+
+async def put_folder(world: World, *contents: bytes) -> str:
+    """Into the coordinator's own store; the uri."""
+    files = []
+    for place, data in enumerate(contents):
+        await _put(world, data)
+        files.append(ManifestFile(f"{place}.bin", len(data), digest_of(data)))
+    manifest = Manifest(tuple(files)).to_bytes()
+    await _put(world, manifest)
+    return f"relay://{digest_of(manifest)}"
+
+
+async def _put(world: World, data: bytes) -> None:
+    header = artifacts_pb2.PutBlobHeader(digest=digest_of(data), size=len(data))
+    messages = [artifacts_pb2.PutBlobRequest(header=header), artifacts_pb2.PutBlobRequest(chunk=data)]
+    await world.replica.artifacts.PutBlob(iter(messages))
+
+
+async def upload(world: World, agent: ScriptedAgent, lease: str, saved: runs_pb2.Checkpoint) -> str:
+    """Brings a checkpoint beyond its host; the uri."""
+    uri = await put_folder(world, f"weights of step {saved.step}".encode(), b"frozen")
+    copy = runs_pb2.Copy(store="relay", uri=uri)
+    await agent.stub.AddCopy(pb.AddCopyRequest(lease=lease, checkpoint=saved.name, copy=copy))
+    return uri
+
+
+async def checkpoints_of(world: World, *, removed: bool = False) -> dict[int, runs_pb2.Checkpoint]:
+    """By step."""
+    request = runs_pb2.ListCheckpointsRequest(name="runs/r", include_superseded=removed, include_removed=removed)
+    return {each.step: each for each in (await world.replica.runs.ListCheckpoints(request)).checkpoints}
+
+
+async def listed_removals(world: World, agent: ScriptedAgent, session_id: str, *, scarce: bool = False) -> list[int]:
+    """Steps of what a host is to remove; long after it was decided."""
+    async with world.db.connection() as conn:
+        await conn.execute("UPDATE checkpoint_copies SET remove_time = remove_time - interval '1 hour'")
+    request = pb.ListRemovalsRequest(agent=f"agents/{agent.name}", session_id=session_id, scarce=scarce)
+    answer = await agent.stub.ListRemovals(request)
+    await agent.stub.ReportRemovals(
+        pb.ReportRemovalsRequest(agent=request.agent, session_id=session_id, removals=answer.removals)
+    )
+    return [removal.step for removal in answer.removals]
+
+
+KEEP_ONE: dict[str, Any] = {"checkpoint": {"keep": {"last": 1}}}
+
+
+async def test_what_need_not_stay_is_let_go_when_a_newer_one_is_beyond_its_host(world: World) -> None:
+    a = ScriptedAgent(world.replica.agents, "a")
+    session = (await a.hello()).session_id
+    await world.submit(**KEEP_ONE)
+    lease = (await a.take()).lease
+    await a.start(lease)
+    first = await a.save(lease, 10)
+    await upload(world, a, lease, first)
+    second = await a.save(lease, 20)
+    found = await checkpoints_of(world)
+    assert {step: list(each.kept_because) for step, each in found.items()} == {
+        10: ["the newest beyond its host"],
+        20: ["head", "being uploaded", "the last"],
+    }
+    assert await listed_removals(world, a, session) == []
+    await upload(world, a, lease, second)
+    assert list(await checkpoints_of(world)) == [20]
+    gone = (await checkpoints_of(world, removed=True))[10]
+    assert gone.goes_because == "no longer asked for" and gone.HasField("remove_time")
+    assert [(copy.store, copy.HasField("remove_time")) for copy in gone.parts[0].copies] == [("host", True)]
+    assert ("removed", "step 10 goes: no longer asked for") in await world.history()
+    assert await listed_removals(world, a, session) == [10]
+    assert await listed_removals(world, a, session) == []  # and it is forgotten
+    await upload(world, a, lease, first)  # a late repetition brings nothing back
+    assert list((await checkpoints_of(world, removed=True))[10].parts[0].copies) == []
+    a.vanish()
+
+
+async def test_bytes_stay_for_a_lease_after_they_were_let_go(world: World) -> None:
+    """F9: a failover may forget that they were, and what they were let go for."""
+    a = ScriptedAgent(world.replica.agents, "a")
+    session = (await a.hello()).session_id
+    await world.submit(**KEEP_ONE)
+    lease = (await a.take()).lease
+    await a.start(lease)
+    for step in (10, 20):
+        await upload(world, a, lease, await a.save(lease, step))
+    request = pb.ListRemovalsRequest(agent="agents/a", session_id=session)
+    assert not (await a.stub.ListRemovals(request)).removals
+    assert await listed_removals(world, a, session) == [10]
+    a.vanish()
+
+
+async def test_a_pin_keeps_a_checkpoint_until_it_is_taken_back(world: World) -> None:
+    async with connected(world.replica.agents, "a") as [a]:
+        await world.submit(**KEEP_ONE)
+        lease = (await a.take()).lease
+        await a.start(lease)
+        saved = await a.save(lease, 10)
+        await upload(world, a, lease, saved)
+        for _ in range(2):
+            pinned = await world.replica.runs.PinCheckpoint(
+                runs_pb2.PinCheckpointRequest(name=saved.name, reason="the paper's")
+            )
+            assert (pinned.pinned, pinned.pin_reason) == (True, "the paper's")
+        await upload(world, a, lease, await a.save(lease, 20))
+        assert list((await checkpoints_of(world))[10].kept_because) == ["pinned"]
+        for _ in range(2):
+            await world.replica.runs.UnpinCheckpoint(runs_pb2.UnpinCheckpointRequest(name=saved.name))
+        assert list(await checkpoints_of(world)) == [20]
+        with pytest.raises(aio.AioRpcError) as late:
+            await world.replica.runs.PinCheckpoint(runs_pb2.PinCheckpointRequest(name=saved.name))
+        assert reason(late.value) == "CHECKPOINT_REMOVED"
+        with pytest.raises(aio.AioRpcError) as unknown:
+            name = saved.name.replace("runs/r/", "runs/other/")
+            await world.replica.runs.PinCheckpoint(runs_pb2.PinCheckpointRequest(name=name))
+        assert reason(unknown.value) == "RUN_UNKNOWN"
+    wanted = [text for kind, text in await world.history() if kind == "wanted"]
+    assert wanted == ["step 10 is pinned: the paper's", "step 10 is no longer pinned"]
+
+
+async def test_nothing_is_let_go_while_an_attempt_has_not_said_what_it_resumes_from(world: World) -> None:
+    async with connected(world.replica.agents, "a") as [a]:
+        await world.submit(checkpoint={"keep": {"last": 2}})
+        first = (await a.take()).lease
+        await a.start(first)
+        for step in (10, 20, 30):
+            saved = await a.save(first, step)
+            await upload(world, a, first, saved)
+            if step == 10:
+                await world.replica.runs.PinCheckpoint(runs_pb2.PinCheckpointRequest(name=saved.name))
+                pinned = saved.name
+        await a.complete(first, **FAULTED)
+        second = await a.next_lease()
+        await world.replica.runs.UnpinCheckpoint(runs_pb2.UnpinCheckpointRequest(name=pinned))
+        assert sorted(await checkpoints_of(world)) == [10, 20, 30]
+        assert (await checkpoints_of(world))[10].goes_because == "no longer asked for"  # a dry run
+        a.hold(second)
+        await a.start(second.lease, second.assignment.checkpoints[0].name)
+        assert sorted(await checkpoints_of(world)) == [20, 30]
+
+
+async def test_a_copy_that_is_being_removed_is_offered_to_nobody(world: World) -> None:
+    a = ScriptedAgent(world.replica.agents, "a")
+    session = (await a.hello()).session_id
+    await world.submit(checkpoint={"keep": {"last": 3}})
+    first = (await a.take()).lease
+    await a.start(first)
+    for step in (10, 20):
+        await upload(world, a, first, await a.save(first, step))
+    assert await listed_removals(world, a, session, scarce=True) == []  # marked just now
+    assert ("removed", "a is low on disk: its copies of step 10 go, others stay") in await world.history()
+    await a.complete(first, **FAULTED)
+    offered = (await a.next_lease()).assignment.checkpoints
+    stores = {each.step: [copy.store for copy in each.parts[0].copies] for each in offered}
+    assert stores == {20: ["host", "relay"], 10: ["relay"]}
+    assert await listed_removals(world, a, session, scarce=True) == [10]  # the head's copy stays
+    with pytest.raises(aio.AioRpcError) as refused:
+        await a.stub.ListRemovals(pb.ListRemovalsRequest(agent="agents/a", session_id=str(uuid.uuid4())))
+    assert reason(refused.value) == "SESSION_REPLACED"
+    a.vanish()
+
+
+async def test_what_the_store_lacks_is_no_copy(world: World) -> None:
+    async with connected(world.replica.agents, "a") as [a]:
+        await world.submit()
+        lease = (await a.take()).lease
+        await a.start(lease)
+        saved = await a.save(lease, 10)
+        data = Manifest((ManifestFile("w.bin", 1, OTHER),)).to_bytes()
+        await _put(world, data)
+        for digest in (OTHER, digest_of(data)):
+            copy = runs_pb2.Copy(store="relay", uri=f"relay://{digest}")
+            with pytest.raises(aio.AioRpcError) as refused:
+                await a.stub.AddCopy(pb.AddCopyRequest(lease=lease, checkpoint=saved.name, copy=copy))
+            assert reason(refused.value) == "INPUT_MISSING"

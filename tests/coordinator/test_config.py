@@ -58,3 +58,9 @@ def test_a_database_that_cannot_be_used_is_told_without_a_traceback_or_the_passw
 def test_the_room_for_artifacts_carries_its_unit() -> None:
     ended = started("serve", "--artifact-limit", "lots")
     assert ended.exit_code == 2 and "not a size" in ended.output
+
+
+def test_the_grace_of_artifacts_carries_its_unit_and_a_store_is_a_bucket() -> None:
+    assert "--artifact-grace" in started("serve", "--artifact-grace", "24").stderr
+    refused = started("serve", "--artifact-store", "s3://me:secret@bucket/x")
+    assert refused.exit_code == 2 and "s3://BUCKET/PREFIX" in refused.stderr and "secret" not in refused.stderr

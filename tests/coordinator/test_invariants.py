@@ -14,7 +14,7 @@ from uuid import UUID
 
 import pytest
 
-from coordinator.artifacts import Artifacts
+from coordinator.artifacts.folder import FolderArtifacts
 from coordinator.commands import checkpoints, leases, runs, sessions
 from coordinator.database import Database
 from coordinator.lifecycle import Cause, Outcome
@@ -36,7 +36,7 @@ class Chaos:
     """The actors, and what they know."""
 
     db: Database
-    blobs: Artifacts
+    blobs: FolderArtifacts
     dice: random.Random
     runs: list[str] = field(default_factory=list)
     leases: list[UUID] = field(default_factory=list)
@@ -166,7 +166,7 @@ async def test_whatever_happens_at_once_the_rules_hold(
     db: Database, database_url: str, tmp_path: Path, seed: int
 ) -> None:
     """S1, S2, S5, S6, S8, S9, F17."""
-    chaos = Chaos(db, Artifacts(tmp_path, limit=1 << 30), random.Random(seed))
+    chaos = Chaos(db, FolderArtifacts(tmp_path, limit=1 << 30), random.Random(seed))
     await chaos.hello("a")
     await chaos.hello("b")
     for step in range(STEPS):

@@ -14,7 +14,7 @@ import asyncpg
 import pytest
 
 from coordinator import scheduling
-from coordinator.artifacts import Artifacts
+from coordinator.artifacts.folder import FolderArtifacts
 from coordinator.commands import leases, runs, sessions
 from coordinator.database import Database, DatabaseAway, DatabaseTimeouts, connected
 from coordinator.postgres import Cluster
@@ -34,7 +34,7 @@ class Stage:
     """A database, and the commands as replicas give them."""
 
     db: Database
-    blobs: Artifacts
+    blobs: FolderArtifacts
 
     async def submit(self, name: str = "r", **lifecycle: str) -> None:
         spec = {"version": "relay/v1", "method": "command", "command": ["true"], "name": name, "lifecycle": lifecycle}
@@ -74,7 +74,7 @@ def pulse(session: UUID, *held: Held, agent: str = "a") -> Pulse:
 @pytest.fixture
 def stage(db: Database, tmp_path: Path) -> Stage:
     """Nothing in it yet."""
-    return Stage(db, Artifacts(tmp_path, limit=1 << 30))
+    return Stage(db, FolderArtifacts(tmp_path, limit=1 << 30))
 
 
 async def blocked(conn: asyncpg.Connection, act: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
@@ -165,7 +165,7 @@ async def test_the_newest_checkpoint_is_the_latest_attempts_whatever_the_clock_s
     await stage.execute("UPDATE leases SET grant_time = grant_time - interval '1 hour' WHERE attempt = 2")
     async with stage.db.connection() as conn:
         assert [view.step for view in await checkpoints.resumable(conn, "r")] == [20, 10]
-        assert [view.step for view in await checkpoints.of_run(conn, "r", superseded=True)] == [10, 20]
+        assert [view.step for view in await checkpoints.of_run(conn, "r", superseded=True, removed=True)] == [10, 20]
 
 
 async def test_a_host_is_offered_a_bounded_number_of_checkpoints_and_those_it_can_reach(stage: Stage) -> None:

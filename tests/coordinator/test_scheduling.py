@@ -82,6 +82,13 @@ def test_gangs_are_placed_whole_or_not_at_all() -> None:
     assert (half.grants, half.explanations["gang"]) == ((), "needs a free slot on each of 2 hosts; 1 is free")
 
 
+def test_a_run_that_fits_on_no_disk_is_told_how_much_there_is() -> None:
+    decisions = plan([run("r", Need(disk=60 * GIB))], [cpu("a"), cpu("b")], NOW)
+    assert decisions.explanations["r"] == (
+        "needs a free slot, 60 GiB of disk on one host; the host with the most disk free, a, has 1.0 GiB"
+    )
+
+
 @pytest.mark.parametrize("trouble", ["is silent", "is leaving", "is not ready: disk full"])
 def test_an_agent_in_trouble_is_no_candidate(trouble: str) -> None:
     decisions = plan([run("r")], [cpu("a", trouble=trouble)], NOW)

@@ -1,15 +1,19 @@
 """What runs for ever: one replica at a time leads, and the next takes over."""
 
+import asyncio
 from contextlib import AsyncExitStack
 from dataclasses import replace
 
+from coordinator.artifacts.collecting import Pace
 from coordinator.config import Config
 from coordinator.database import connected
 from coordinator.services.planner import TICK, plan_once
+from relay.manifest import digest_of
 from relay.timing import DEFAULT
+from relay.v1 import artifacts_pb2, fleet_pb2
 from tests.conftest import serving
+from tests.coordinator.agent_client import SUCCEEDED, failed
 from tests.coordinator.agent_client import connected as agents_connected
-from tests.coordinator.agent_client import failed
 from tests.coordinator.fleet import World
 
 
@@ -46,3 +50,30 @@ async def test_a_silent_holder_is_named_as_the_reason(world: World) -> None:
         assert (await world.run()).reason == "a is silent; the run may go elsewhere"
         await a.beat()
         assert (await world.run()).reason == ""
+
+
+async def test_a_replica_collects_as_soon_as_it_leads(coordinator_config: Config) -> None:
+    """And lets go what is too old by then."""
+    config = replace(coordinator_config, timing=DEFAULT, collecting=Pace(every=0.2, grace=0.0))
+    async with serving(config) as replica, connected(config.database_url or "") as db:
+        world = World(config, replica, db)
+        async with agents_connected(replica.agents, "a") as [a]:
+            await world.submit(checkpoint={"keep": {"last": 2, "max_age": "1h"}})
+            lease = (await a.take()).lease
+            await a.start(lease)
+            for step in (10, 20):
+                await a.save(lease, step)
+            await a.complete(lease, **SUCCEEDED)
+            async with db.connection() as conn:
+                await conn.execute("UPDATE checkpoints SET create_time = create_time - interval '2 hours'")
+            async with db.notifications.subscribe("relay_runs", "r") as told, asyncio.timeout(30):
+                while ("removed", "step 10 goes: older than 1h") not in await world.history():
+                    await told.wait()
+                    told.clear()
+        data = b"nobody names this"
+        header = artifacts_pb2.PutBlobHeader(digest=digest_of(data), size=len(data))
+        messages = [artifacts_pb2.PutBlobRequest(header=header), artifacts_pb2.PutBlobRequest(chunk=data)]
+        await replica.artifacts.PutBlob(iter(messages))
+        async with asyncio.timeout(30):
+            while list((config.artifacts / "blobs").glob("??/*")):
+                await replica.fleet.GetDeployment(fleet_pb2.GetDeploymentRequest())

@@ -238,7 +238,9 @@ class Watched:
     async def checkpoints(self, *, superseded: bool = False) -> list[pb.Checkpoint]:
         """All checkpoints in order."""
         async with grpc.aio.insecure_channel(self.address) as channel:
-            request = pb.ListCheckpointsRequest(name=f"runs/{self.name}", include_superseded=superseded)
+            request = pb.ListCheckpointsRequest(
+                name=f"runs/{self.name}", include_superseded=superseded, include_removed=superseded
+            )
             return list((await runs_pb2_grpc.RunsStub(channel).ListCheckpoints(request, timeout=30)).checkpoints)
 
     async def curve(self, *, superseded: bool = False) -> dict[str, list[tuple[int, float]]]:

@@ -42,7 +42,7 @@ def damage(path: Path, content: bytes) -> None:
 
 async def test_truncated_and_flipped_checkpoints_are_passed_over(fleet: Fleet) -> None:
     first = await fleet.host("a")
-    run = await fleet.submit_gated(steps=10, save_every=2)
+    run = await fleet.submit_gated(steps=10, save_every=2, checkpoint={"keep": {"last": 9}})
     for step in (2, 4, 6):  # one at a time: of a backlog only the newest is sent
         await fleet.conductor.allow(step)
         await run.checkpoint(step)

@@ -365,6 +365,18 @@ class TestMistakes:
     def test_wrong_values_are_said_in_words(self, changes: dict[str, Any], text: str) -> None:
         assert said(**changes)[0] == text
 
+    def test_what_is_kept_carries_its_units(self) -> None:
+        keep = {"last": 2, "best": 1, "metric": "eval_loss", "every": "4h", "max_age": "7d", "max_total": "1.5GiB"}
+        run = parse({**COMMAND, "checkpoint": {"keep": keep}})
+        found = run.checkpoint.keep
+        assert (found.every.seconds if found.every else 0, found.max_age, found.max_total) == (14400, 604800, 3 << 29)
+        assert parse(run.to_dict()) == run
+        assert said(checkpoint={"keep": {"max_total": 5}})[0].startswith(
+            'checkpoint.keep.max_total: a size carries its unit: "5GiB"'
+        )
+        assert "is not a size" in said(checkpoint={"keep": {"max_total": "much"}})[0]
+        assert "more than zero" in said(checkpoint={"keep": {"max_total": "0GiB"}})[0]
+
     def test_a_training_run_needs_a_model_and_data(self) -> None:
         with pytest.raises(RunFileErrors) as caught:
             parse({"method": "sft"})
@@ -386,8 +398,6 @@ class TestMistakes:
             ({"alerts": [{"url": "https://x"}]}, "alerts"),
             ({"resources": {"nodes": 2}}, "resources.nodes"),
             ({"checkpoint": {"store": "hf://me/repo"}}, "checkpoint.store"),
-            ({"checkpoint": {"keep": {"every": "500 steps"}}}, "checkpoint.keep.every"),
-            ({"checkpoint": {"keep": {"best": 1, "metric": "eval_loss"}}}, "checkpoint.keep.best"),
             ({"adopt": {"metrics": {"from": "hf_log"}}}, "adopt.metrics"),
             ({"lifecycle": {"max_runtime": "3h"}}, "lifecycle.max_runtime"),
         ],

@@ -11,7 +11,7 @@ import grpc
 import pytest
 from grpc import aio
 
-from coordinator.artifacts import Artifacts as Store
+from coordinator.artifacts.folder import FolderArtifacts as Store
 from coordinator.rpc.artifacts import ArtifactsService
 from coordinator.rpc.guard import Guard
 from relay import errors, manifest

@@ -101,6 +101,13 @@ def test_a_run_from_submission_to_its_result(tmp_path: Path) -> None:
         point["step"] for point in json.loads(relayctl("checkpoints", "first", "-o", "json").stdout)["checkpoints"]
     ]
     assert steps == [5, 10]
+    assert "head, one of the last 3" in relayctl("checkpoints", "first").stdout
+    assert relayctl("checkpoints", "pin", "first@5", "--reason", "good").stdout == "step 5 of first stays\n"
+    assert "pinned: good" in relayctl("checkpoints", "first").stdout
+    assert json.loads(relayctl("checkpoints", "unpin", "first@5", "-o", "json").stdout)["pinned"] is False
+    assert "it has 5, 10" in relayctl("checkpoints", "pin", "first@7", code=4).stderr
+    assert "write RUN@STEP" in relayctl("checkpoints", "pin", "first", code=2).stderr
+    assert "did you mean: relayctl checkpoints pin first@5" in relayctl("checkpoints", "pni", "first@5", code=2).stderr
     assert relayctl("logs", "first").stdout == "begins at 0\n"
     assert json.loads(relayctl("logs", "first", "-o", "jsonl").stdout)["text"] == "begins at 0"
     assert relayctl("wait", "first", "--timeout", "20s").stdout.startswith("first succeeded")

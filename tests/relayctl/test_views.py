@@ -112,12 +112,34 @@ def a_checkpoint(step: int, **fields: object) -> pb.Checkpoint:
 
 
 def test_checkpoints() -> None:
-    text = views.checkpoints_table([a_checkpoint(50, superseded=True), a_checkpoint(100, head=True)], NOW)
-    assert text.splitlines() == [
-        "NAME  STEP  TRY  SIZE     FILES  AGE  ON             STATE",
-        "50    50    1    2.0 MiB  3      9 s  relay, host-a  superseded",
-        "100   100   1    2.0 MiB  3      9 s  relay, host-a  head",
+    copies = [pb.Copy(store="host", uri="host://agents/host-b", remove_time=stamp())]
+    found = [
+        a_checkpoint(50, superseded=True, kept_because=["pinned"], pinned=True, pin_reason="the paper's"),
+        a_checkpoint(60, goes_because="no longer asked for"),
+        a_checkpoint(70, goes_because="older than 7d", remove_time=stamp(), parts=[pb.CheckpointPart(copies=copies)]),
+        a_checkpoint(100, head=True, kept_because=["head", "one of the last 3"], metrics={"eval_loss": 0.5}),
     ]
+    text = views.checkpoints_table(found, NOW)
+    assert text.splitlines() == [
+        "STEP  TRY  SIZE     AGE  ON             METRICS        KEPT BECAUSE",
+        "50    1    2.0 MiB  9 s  relay, host-a  -              off the curve, pinned: the paper's",
+        "60    1    2.0 MiB  9 s  relay, host-a  -              goes next: no longer asked for",
+        "70    1    2.0 MiB  9 s  relay, host-a  -              going: older than 7d",
+        "100   1    2.0 MiB  9 s  relay, host-a  eval_loss 0.5  head, one of the last 3",
+    ]
+    assert "FILES  NAME  KEPT BECAUSE" in views.checkpoints_table(found, NOW, wide=True)
+    del found[2].parts[:]
+    assert views.standing_of(found[2]) == "gone: older than 7d"
+
+
+def test_what_is_kept_is_said_in_the_plan() -> None:
+    keep = {"last": 2, "best": 1, "metric": "eval_loss", "every": "500 steps", "max_age": "7d", "max_total": "1GiB"}
+    run = parse({"method": "command", "command": ["true"], "checkpoint": {"keep": keep}})
+    words = dict(views.spec_block(run, "run.yaml"))["checkpoint"]
+    assert words == (
+        "every 10 min, the last 2, the best 1 by eval_loss, one every 500 steps, none older than 7 d 0 h, "
+        "at most 1.0 GiB kept"
+    )
 
 
 def test_agents() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections import defaultdict
 
+from agent.checkpoints.removing import EVERY
 from coordinator.commands import runs
 from tests.history.checker import violations
 from tests.history.record import Execution, Step, Witness
@@ -35,7 +36,7 @@ async def settled(world: World, reconnected: float, patience: float) -> None:
             return
         _no_run_waits_for_nothing(world, waiting)
         await asyncio.sleep(0.5)
-    await asyncio.sleep(2 * world.timing.heartbeat)
+    await asyncio.sleep(world.timing.ttl + 2 * (EVERY + 1) * world.timing.heartbeat)  # what is let go goes meanwhile
 
 
 async def _stop_is_heard(world: World) -> None:
@@ -102,7 +103,26 @@ def close_the_books(world: World) -> None:
     for execution in world.truth.executions:
         if execution.ended is None and execution.process.alive:
             world.say("L5", f"the trainer of {execution.lease} on {execution.host} lives on")
+    if not (world.rules.was_swapped or world.clones):
+        for host in world.hosts:
+            _disk_agrees(world, host)
     _by_the_checker(world)
+
+
+def _disk_agrees(world: World, host: Host) -> None:
+    """S6: what the registry says of a host's disk lies there, and nothing else does."""
+    rows = world.storage.tables["checkpoints"]
+    registered = {
+        (str(rows[copy["checkpoint_id"]]["lease_id"])[:8], rows[copy["checkpoint_id"]]["step"])
+        for copy in world.storage.rows("checkpoint_copies")
+        if copy["uri"] == f"host://agents/{host.name}"
+    }
+    lying = {
+        (path.parent.parent.name.partition("-")[2], int(path.name.rpartition("_")[2]))
+        for path in host.folder.glob("root/runs/*/attempts/*/ckpt/*step_*")
+    }
+    if lying != registered:
+        world.say("S6", f"on {host.name} lies {sorted(lying - registered)}, and not {sorted(registered - lying)}")
 
 
 def witness(world: World) -> Witness:

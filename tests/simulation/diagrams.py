@@ -24,6 +24,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "protocol.md"
 _PLACE = "<!-- drawn: {} -->\n```mermaid\n"
 
 
+ASK = "/relay.v1.Agents/ListRemovals"
+
+
 @dataclass(frozen=True, slots=True)
 class Story:
     """A scenario: one run on two hosts, and what goes wrong."""
@@ -78,7 +81,7 @@ class Artist:
             if way is Way.UP and self._said.get(f"{host} events") is None:
                 self._said[f"{host} events"] = ""
                 self.add(f"    {host}->>C: AppendEvents(offset, lines) …")
-        elif way is Way.UP:
+        elif way is Way.UP and path != ASK:  # it is asked again and again; what came of it is reported
             self.add(f"    {host}->>C: {_call(path, data)}")
 
     def _session(self, host: str, way: Way, data: bytes) -> None:
@@ -128,6 +131,9 @@ def _call(path: str, data: bytes) -> str:
             return (
                 f"RegisterCheckpoint(step {pb.RegisterCheckpointRequest.FromString(data).step}, after its event line)"
             )
+        case "ReportRemovals":
+            steps = [str(each.step) for each in pb.ReportRemovalsRequest.FromString(data).removals]
+            return f"ReportRemovals(its copies of step {', '.join(steps)})"
         case "CompleteLease":
             return f"CompleteLease({pb.CompleteLeaseRequest.FromString(data).WhichOneof('outcome')}, final offsets)"
     return name

@@ -11,6 +11,7 @@ from pathlib import Path
 from random import Random
 from typing import cast
 
+from agent.checkpoints.removing import Removals, Room
 from agent.contact import Contact
 from agent.events.notice import Notice
 from agent.events.spool import Spool
@@ -149,22 +150,25 @@ class Host:
         capability = fleet_pb2.Capability(hostname=self.name, cpus=8, memory_bytes=1 << 34, slots=place.slots)
         hello = pb.Hello(agent=f"agents/{self.name}", capability=capability)
         async with coordinator.dial() as calls:
+            begun = Begun(self.folder / "data" / "attempts")
+            agent, root, stub = f"agents/{self.name}", self.folder / "root", agents_pb2_grpc.AgentsStub(calls)
             means = Means(
-                agent=f"agents/{self.name}",
-                root=self.folder / "root",
+                agent=agent,
+                root=root,
                 runtime_dir=self.folder / "sock",
                 python="python",
                 gpus=False,
                 orphan_limit=3600.0,
                 environment={},
-                stub=agents_pb2_grpc.AgentsStub(calls),
+                stub=stub,
                 coordinator=coordinator,
                 contact=contact,
                 spool=Spool(coordinator, contact, heartbeat=self.timing.heartbeat, notice=notice),
                 blobs=cast(Blobs, None),  # runs here bring no inputs
                 stores={"relay": place.store},
                 cache=Cache(self.folder / "data" / "cache", 1 << 30),
-                begun=Begun(self.folder / "data" / "attempts"),
+                begun=begun,
+                removals=Removals(agent, root, stub, coordinator, contact, {"relay": place.store}, begun, self._room),
                 shims=self,
                 now=self.now,
                 wall=self.loop.time,
@@ -175,7 +179,11 @@ class Host:
             random = Random(self.random.getrandbits(32))
             dial = grpc_dial(coordinator)
             session = Session(supervisor, identity, contact, dial=dial, now=self.now, random=random)
-            await supervisor.run((session.run, means.spool.run), orders, LEAVING)
+            await supervisor.run((session.run, means.spool.run, means.removals.run), orders, LEAVING)
+
+    def _room(self, _: Path) -> Room:
+        """The disk is low now and then."""
+        return Room(free=1 << 30 if self.random.random() < 0.2 else 1 << 40, total=1 << 40)
 
     def leave(self) -> None:
         """SIGTERM to the agent."""

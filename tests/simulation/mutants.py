@@ -24,7 +24,7 @@ from agent.leases import Beat, Plan, Standing, Wish, plan
 from agent.session import Session
 from agent.shim.sentence import Sentence
 from agent.supervisor import Supervisor
-from coordinator import lifecycle, outage
+from coordinator import lifecycle, outage, retention
 from coordinator import sessions as live_sessions
 from coordinator.commands import checkpoints as checkpoint_commands
 from coordinator.commands import deployment as deployment_commands
@@ -490,6 +490,16 @@ def resume_from_the_oldest() -> Sequence[Patch]:
         return await choose(list(reversed(offered)), *args, **more)
 
     return [patch.object(preparing, "choose", mutated)]
+
+
+@mutant("the newest beyond its host stays, however old it is (§4, S6)", "store_away")
+def only_copy_let_go() -> Sequence[Patch]:
+    needed = retention._needed
+
+    def mutated(*args: Any) -> Any:
+        return (pair for pair in needed(*args) if pair[1] != "the newest beyond its host")
+
+    return [patch.object(retention, "_needed", mutated)]
 
 
 @mutant(

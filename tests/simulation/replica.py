@@ -7,17 +7,30 @@ from typing import Any, cast
 
 import grpc
 
-from coordinator.artifacts import Artifacts
+from coordinator.artifacts.base import Artifacts
 from coordinator.commands.events import Appender
 from coordinator.database import Database
 from coordinator.rpc.agents import AgentsService
 from coordinator.rpc.guard import Guard
 from coordinator.services import planner, reaper
 from coordinator.sessions import Heartbeats, Sessions
+from relay.manifest import Manifest
 from relay.timing import LeaseTiming
 from relay.v1 import agents_pb2_grpc
 from tests.simulation.loop import Process, VirtualLoop
 from tests.simulation.store.database import SimulatedDatabase
+
+
+class _Everything:
+    """Whatever agents put where all can reach it is there; what it names is not looked at."""
+
+    complete = True
+
+    def stat(self, _: str, /) -> _Everything:
+        return self
+
+    def read(self, _: str, __: int) -> bytes:
+        return Manifest(()).to_bytes()
 
 
 class Replica:
@@ -31,8 +44,7 @@ class Replica:
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         heartbeats, appender = Heartbeats(db, timing), Appender(db, loop.time)
         sessions = Sessions(db, timing, heartbeats)
-        # Blobs are asked for only where a run has a result of its own, which here none has.
-        service = AgentsService(db, cast(Artifacts, None), sessions, appender, timing)
+        service = AgentsService(db, cast(Artifacts, _Everything()), sessions, appender, timing)
         agents_pb2_grpc.add_AgentsServicer_to_server(service, cast(grpc.aio.Server, self))
         for work in (
             heartbeats.run(),

@@ -40,6 +40,7 @@ class Rules:
         self._just_superseded = [each.after for each in changes if each.after and _superseded(each)]
         ended = {each.key for each in changes if each.table == "leases" and _ends(each.before, each.after)}
         self.ended |= ended
+        self._enough_stays(changes)
         for each in changes:
             if each.after is None:
                 continue
@@ -208,6 +209,23 @@ class Rules:
         if (cursor["offset_bytes"] if cursor else 0) < line:
             self.say("S5", f"step {head['step']} of {head['run_id']} is head, and the events up to it are not stored")
 
+    def _enough_stays(self, changes: Sequence[Changed]) -> None:
+        """S6: the head stays; and of what would outlive its host, if there was any, something does."""
+        for each in changes:
+            row = each.after if each.table == "checkpoints" else None
+            run = self.storage.tables["runs"][row["run_id"]] if row else {}
+            if row and row["remove_time"] and run["head_id"] == each.key:
+                self.say("S6", f"step {row['step']} of {row['run_id']} is head, and was let go")
+        gone = {each.before["checkpoint_id"] for each in changes if _goes_elsewhere(each) and each.before}
+        fit = [row for row in self.storage.rows("checkpoints") if row["complete"] and not row["superseded"]]
+        for run in {row["run_id"] for row in fit if row["id"] in gone}:
+            left = [row["id"] for row in fit if row["run_id"] == run and row["remove_time"] is None]
+            if not any(_is_elsewhere(copy) and copy["checkpoint_id"] in left for copy in self._copies()):
+                self.say("S6", f"the only copies of {run} beyond its host were let go")
+
+    def _copies(self) -> list[Row]:
+        return self.storage.rows("checkpoint_copies")
+
     # events
 
     def _take(self, chunk: Row) -> None:
@@ -278,6 +296,18 @@ def _superseded(change: Changed) -> bool:
     if change.table != "checkpoints" or before is None or after is None:
         return False
     return bool(after["superseded"] and not before["superseded"] and after["complete"])
+
+
+def _is_elsewhere(copy: Row) -> bool:
+    return copy["store"] != "host" and copy["remove_time"] is None
+
+
+def _goes_elsewhere(change: Changed) -> bool:
+    """Whether a copy beyond its host goes."""
+    before, after = change.before, change.after
+    if change.table != "checkpoint_copies" or before is None or not _is_elsewhere(before):
+        return False
+    return after is None or not _is_elsewhere(after)
 
 
 def _runs_of(changes: Iterable[Changed]) -> Iterable[str]:

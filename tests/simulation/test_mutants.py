@@ -12,7 +12,7 @@ QUICK = (
     *("no_deadline", "no_outage_grace", "no_wish_version", "version_not_raised"),
     *("clones_admitted", "replaced_come_back"),
     *("unfenced_publish", "unfenced_completion", "unfenced_events"),
-    *("head_behind_a_fallback", "nothing_superseded", "resume_from_the_oldest"),
+    *("only_copy_let_go", "head_behind_a_fallback", "nothing_superseded", "resume_from_the_oldest"),
     *("cursor_outside", "acked_before_commit", "gaps_taken", "overlaps_taken", "events_before_start"),
     *("ids_reused", "sessions_outlive_failover", "welcome_unheard", "first_write_not_repeated"),
 )

@@ -11,12 +11,13 @@ from typing import Any
 from uuid import UUID, uuid5
 
 from coordinator import scheduling
-from coordinator.commands import checkpoints, deployment, events, leases, runs, sessions
+from coordinator.commands import checkpoints, deployment, events, leases, retention, runs, sessions
 from coordinator.commands.events import Stretch
 from coordinator.lifecycle import Cause, Outcome
 from coordinator.services.planner import plan_once
 from coordinator.services.reaper import Looked, reap
 from coordinator.store import leadership
+from coordinator.store import retention as retention_store
 from coordinator.values import (
     Completion,
     Copy,
@@ -35,6 +36,7 @@ from tests.simulation.store.tables import Row
 from tests.simulation.twins import Act
 
 TTL = DEFAULT.ttl
+_KEEPS: list[dict[str, Any]] = [{}, {"last": 1}, {"last": 1, "best": 1, "metric": "loss", "max_age": "2m"}]
 AGENTS = ("a", "b", "c", "d")
 NOBODY = UUID(int=0)
 
@@ -110,6 +112,7 @@ class Trace:
             "version": "relay/v1", "method": "command", "command": ["true"] * self.dice.randint(1, 2 if known else 1),
             "name": name, "labels": {"team": "x"}, "priority": self.dice.randrange(2),
             "lifecycle": {"max_attempts": 3, "on_disconnect": self.dice.choice(["continue", "continue", "stop"])},
+            "checkpoint": {"keep": self.dice.choice(_KEEPS)},
         }  # fmt: skip
         entry = {"path": "data.txt", "digest": "sha256:" + "0" * 64, "size": 1, "executable": False}
         submission = Submission(
@@ -245,7 +248,7 @@ class Trace:
             files=1,
             metrics={"loss": self.dice.choice([0.25, 1e20])},
             after=(CursorAt(0, "events", 1000 if self.chance(0.1) else 0),),
-            copies=(Copy(store="host", uri=f"host://agents/{self.dice.choice(AGENTS)}"),),
+            copies=(Copy(store="host", uri=retention_store.host_uri(self.dice.choice(AGENTS))),),
         )
         return lambda db: checkpoints.register(db, lease_id, new)
 
@@ -254,9 +257,41 @@ class Trace:
         lease_id, checkpoint = self.lease_id(started=True), self.one("checkpoints")
         if lease_id is None or checkpoint is None:
             return None
-        copy = Copy(store="relay", uri=self.dice.choice(["relay://x", "relay://y"]))
+        uri = self.dice.choice(["relay://x", "relay://y", "file:///mnt/x"])
+        copy = Copy(store=uri.partition(":")[0], uri=uri)
         node = 1 if self.chance(0.1) else 0
         return lambda db: checkpoints.add_copy(db, lease_id, checkpoint["id"], node, copy)
+
+    def pin(self) -> Act | None:
+        """Somebody wants a checkpoint to stay, or no more."""
+        checkpoint = self.one("checkpoints")
+        if checkpoint is None:
+            return None
+        run_id, checkpoint_id, pinned = checkpoint["run_id"], checkpoint["id"], self.chance(0.5)
+        return lambda db: retention.pin(db, run_id, checkpoint_id, pinned, "the paper's")
+
+    def remove(self) -> Act | None:
+        """A host asks what is to go, and says that some of it is gone."""
+        agent = self.one("agents")
+        if agent is None or agent["session_id"] is None:
+            return None
+        name, session_id = agent["name"], agent["session_id"] if self.chance(0.9) else NOBODY
+        known = [(row["lease_id"], row["step"]) for row in self.rows("checkpoints")]
+        known += [(row["id"], 7) for row in self.rows("leases")]
+        sealed = list(dict.fromkeys(self.dice.sample(known, min(3, len(known)))))
+        scarce, count, age = self.chance(0.3), self.dice.randrange(4), self.dice.choice([0.0, TTL])
+
+        async def act(db: Any) -> object:
+            found = await retention.removals(db, name, session_id, age, scarce=scarce)
+            gone = [(each.checkpoint_id, each.node, each.uri) for each in found[:count]]
+            await retention.removed(db, name, session_id, gone)
+            return found, await retention.orphans(db, sealed, age)
+
+        return act
+
+    def age(self) -> Act:
+        """Time passes for those that are kept for a while."""
+        return retention.tidy_aged
 
     def complete(self) -> Act | None:
         """An attempt's last write; one that was sent before, now and then."""
@@ -340,5 +375,6 @@ def _monotonic(now: datetime) -> float:
 
 _WEIGHTS = {
     "submit": 5, "verb": 3, "hello": 4, "goodbye": 2, "beat": 12, "start": 8, "append": 12, "register": 12, "copy": 5,
-    "complete": 4, "plan": 8, "grant": 5, "judge": 6, "tick": 6, "recognise": 2, "lead": 1,
+    "pin": 2, "remove": 4, "age": 1, "complete": 4, "plan": 8, "grant": 5, "judge": 6, "tick": 6,
+    "recognise": 2, "lead": 1,
 }  # fmt: skip

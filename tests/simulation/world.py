@@ -56,6 +56,7 @@ class Order:
             "name": self.name,
             "env": {name: str(value) for name, value in env.items()},
             "lifecycle": {"on_disconnect": self.policy, "max_attempts": 1000},
+            "checkpoint": {"keep": {"last": 1 + self.steps % 3}},
         }
         return Submission(run_id=self.name, request_id=f"submit-{self.name}", spec=spec, inputs=(), provenance={})
 

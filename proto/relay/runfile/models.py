@@ -31,6 +31,7 @@ from relay.runfile.scalars import (
     Name,
     Number,
     Secret,
+    Size,
     StallAfter,
     Text,
     Variables,
@@ -169,13 +170,18 @@ class Resources(Section):
 
 
 class Keep(Section):
-    """Which checkpoints stay; never fewer than resuming needs."""
+    """Which checkpoints stay: the last, the best and some in between; of those none too old and not too many bytes.
+
+    Never fewer than resuming needs.
+    """
 
     last: Annotated[Whole, Field(ge=1)] = 3
     best: Annotated[Whole, Field(ge=0)] = 0
     every: Interval | None = None
     metric: Text | None = None
     mode: Literal["min", "max"] = "min"
+    max_age: Duration | None = None
+    max_total: Size | None = None  #: bytes, each checkpoint counted once however many copies it has
 
     @model_validator(mode="after")
     def _best_needs_a_metric(self) -> "Keep":

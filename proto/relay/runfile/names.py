@@ -148,6 +148,7 @@ ELSEWHERE: Mapping[str, str] = {
     "checkpointing": "checkpoint",
     "save_total_limit": "checkpoint.keep.last",
     "keep_last": "checkpoint.keep.last",
+    "keep_best": "checkpoint.keep.best",
     "hub_model_id": "hub.repo",
     "push_to_hub": "hub",
     "report_to": "trackers",

@@ -27,8 +27,6 @@ NOT_YET: Mapping[str, Callable[[RunFile], bool]] = {
     "resources.nodes": lambda run: run.resources.nodes.max > 1,
     "launch": lambda run: bool(run.launch),
     "checkpoint.store": lambda run: run.checkpoint.store.startswith("hf://"),
-    "checkpoint.keep.best": lambda run: run.checkpoint.keep.best > 0,
-    "checkpoint.keep.every": lambda run: run.checkpoint.keep.every is not None,
     "data.format": lambda run: run.data is not None and run.data.format not in _FORMATS,
     "hub": lambda run: run.hub is not None,
     "lifecycle.on_oom": lambda run: run.lifecycle.on_oom != "fail",

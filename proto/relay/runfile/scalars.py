@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, Strict, ValidationInfo
 
 from relay.runfile.mistakes import found
-from relay.runfile.units import GIB, Every, format_duration, parse_duration, parse_size
+from relay.runfile.units import GIB, Every, format_duration, format_size, parse_duration, parse_size
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -34,6 +34,13 @@ def _number(value: Any) -> float:
 
 def _gib(value: Any) -> float:
     return parse_size(value) / GIB if isinstance(value, str) else _number(value)
+
+
+def _size(value: Any) -> int:
+    size = parse_size(value) if isinstance(value, str) else parse_size(f"{value}")  # which says that a unit is missing
+    if size <= 0:
+        raise ValueError("a size is more than zero")
+    return size
 
 
 def _units_needed(info: ValidationInfo) -> bool:
@@ -140,6 +147,7 @@ Flag = Annotated[bool, Strict()]
 Whole = Annotated[int, BeforeValidator(whole)]
 Number = Annotated[float, BeforeValidator(_number)]
 Gib = Annotated[float, BeforeValidator(_gib), Field(gt=0)]
+Size = Annotated[int, PlainValidator(_size), PlainSerializer(format_size)]
 Duration = Annotated[float, PlainValidator(_duration), PlainSerializer(format_duration)]
 Interval = Annotated[Every, PlainValidator(_every), PlainSerializer(str)]
 Free = Annotated[dict[str, Any], BeforeValidator(_free)]

@@ -60,6 +60,16 @@ class AgentsStub:
                 request_serializer=relay_dot_v1_dot_agents__pb2.AddCopyRequest.SerializeToString,
                 response_deserializer=relay_dot_v1_dot_agents__pb2.AddCopyResponse.FromString,
                 _registered_method=True)
+        self.ListRemovals = channel.unary_unary(
+                '/relay.v1.Agents/ListRemovals',
+                request_serializer=relay_dot_v1_dot_agents__pb2.ListRemovalsRequest.SerializeToString,
+                response_deserializer=relay_dot_v1_dot_agents__pb2.ListRemovalsResponse.FromString,
+                _registered_method=True)
+        self.ReportRemovals = channel.unary_unary(
+                '/relay.v1.Agents/ReportRemovals',
+                request_serializer=relay_dot_v1_dot_agents__pb2.ReportRemovalsRequest.SerializeToString,
+                response_deserializer=relay_dot_v1_dot_agents__pb2.ReportRemovalsResponse.FromString,
+                _registered_method=True)
         self.CompleteLease = channel.unary_unary(
                 '/relay.v1.Agents/CompleteLease',
                 request_serializer=relay_dot_v1_dot_agents__pb2.CompleteLeaseRequest.SerializeToString,
@@ -105,7 +115,24 @@ class AgentsServicer:
         raise NotImplementedError('Method not implemented!')
 
     def AddCopy(self, request, context):
-        """Adds a verified copy to a checkpoint of the current lease.
+        """Adds a verified copy to a checkpoint of the current lease. INPUT_MISSING when the coordinator's own store lacks a
+        part of what is said to be there.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRemovals(self, request, context):
+        """Lists the copies that are to go and that this host can reach: on its own disk, and in stores where its runs put them.
+        Needs no lease, for a host outlasts its leases; it is the agent's session that counts (SESSION_REPLACED). What is on
+        this list stays on it until it is reported, so all of it may be done again after any crash.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReportRemovals(self, request, context):
+        """Reports copies whose bytes are gone; only those that were to go are forgotten.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -145,6 +172,16 @@ def add_AgentsServicer_to_server(servicer, server):
                     servicer.AddCopy,
                     request_deserializer=relay_dot_v1_dot_agents__pb2.AddCopyRequest.FromString,
                     response_serializer=relay_dot_v1_dot_agents__pb2.AddCopyResponse.SerializeToString,
+            ),
+            'ListRemovals': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRemovals,
+                    request_deserializer=relay_dot_v1_dot_agents__pb2.ListRemovalsRequest.FromString,
+                    response_serializer=relay_dot_v1_dot_agents__pb2.ListRemovalsResponse.SerializeToString,
+            ),
+            'ReportRemovals': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportRemovals,
+                    request_deserializer=relay_dot_v1_dot_agents__pb2.ReportRemovalsRequest.FromString,
+                    response_serializer=relay_dot_v1_dot_agents__pb2.ReportRemovalsResponse.SerializeToString,
             ),
             'CompleteLease': grpc.unary_unary_rpc_method_handler(
                     servicer.CompleteLease,
@@ -288,6 +325,60 @@ class Agents:
             '/relay.v1.Agents/AddCopy',
             relay_dot_v1_dot_agents__pb2.AddCopyRequest.SerializeToString,
             relay_dot_v1_dot_agents__pb2.AddCopyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRemovals(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/relay.v1.Agents/ListRemovals',
+            relay_dot_v1_dot_agents__pb2.ListRemovalsRequest.SerializeToString,
+            relay_dot_v1_dot_agents__pb2.ListRemovalsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportRemovals(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/relay.v1.Agents/ReportRemovals',
+            relay_dot_v1_dot_agents__pb2.ReportRemovalsRequest.SerializeToString,
+            relay_dot_v1_dot_agents__pb2.ReportRemovalsResponse.FromString,
             options,
             channel_credentials,
             insecure,

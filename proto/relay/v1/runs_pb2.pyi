@@ -677,6 +677,11 @@ class Checkpoint(_message.Message):
     SUPERSEDED_FIELD_NUMBER: _builtins.int
     HEAD_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    PINNED_FIELD_NUMBER: _builtins.int
+    PIN_REASON_FIELD_NUMBER: _builtins.int
+    KEPT_BECAUSE_FIELD_NUMBER: _builtins.int
+    GOES_BECAUSE_FIELD_NUMBER: _builtins.int
+    REMOVE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`runs/{run}/checkpoints/{checkpoint}`."""
     lease: _builtins.str
@@ -691,6 +696,12 @@ class Checkpoint(_message.Message):
     """True when a later attempt resumed from before it: kept, but off the curve."""
     head: _builtins.bool
     """True when it is the run's head."""
+    pinned: _builtins.bool
+    """True when a person wants it to stay."""
+    pin_reason: _builtins.str
+    """Why, as that person said."""
+    goes_because: _builtins.str
+    """Why it goes, in words: when `remove_time` is unset, at the next decision; only from ListCheckpoints."""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Metrics at this step, as the trainer named them."""
@@ -702,6 +713,14 @@ class Checkpoint(_message.Message):
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was registered."""
+
+    @_builtins.property
+    def kept_because(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Why it stays, in words, e.g. `head`, `one of the last 3`, `best by eval_loss`; only from ListCheckpoints."""
+
+    @_builtins.property
+    def remove_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when all its copies are being removed, or have been; unset while it stays. It never comes back."""
 
     def __init__(
         self,
@@ -716,10 +735,15 @@ class Checkpoint(_message.Message):
         superseded: _builtins.bool = ...,
         head: _builtins.bool = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        pinned: _builtins.bool = ...,
+        pin_reason: _builtins.str = ...,
+        kept_because: _abc.Iterable[_builtins.str] | None = ...,
+        goes_because: _builtins.str = ...,
+        remove_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "remove_time", b"remove_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "complete", b"complete", "create_time", b"create_time", "head", b"head", "lease", b"lease", "metrics", b"metrics", "name", b"name", "parts", b"parts", "step", b"step", "superseded", b"superseded"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "complete", b"complete", "create_time", b"create_time", "goes_because", b"goes_because", "head", b"head", "kept_because", b"kept_because", "lease", b"lease", "metrics", b"metrics", "name", b"name", "parts", b"parts", "pin_reason", b"pin_reason", "pinned", b"pinned", "remove_time", b"remove_time", "step", b"step", "superseded", b"superseded"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -774,6 +798,7 @@ class Copy(_message.Message):
     STORE_FIELD_NUMBER: _builtins.int
     URI_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    REMOVE_TIME_FIELD_NUMBER: _builtins.int
     store: _builtins.str
     """`relay` (the coordinator's own store), `host` (the disk of the agent named in the uri), `file`, `s3`, `gs`, `az`."""
     uri: _builtins.str
@@ -782,16 +807,21 @@ class Copy(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was verified."""
 
+    @_builtins.property
+    def remove_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when it is being removed; unset while it stays. Nothing is resumed from it any more."""
+
     def __init__(
         self,
         *,
         store: _builtins.str = ...,
         uri: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        remove_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "remove_time", b"remove_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "store", b"store", "uri", b"uri"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "remove_time", b"remove_time", "store", b"store", "uri", b"uri"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1177,6 +1207,8 @@ class RunEvent(_message.Message):
         """Event lines were dropped: unreadable, or over a limit."""
         UPLOAD_FAILING: RunEvent._Kind.ValueType  # 15
         """A store has taken no upload for a while; the host goes on trying, and training goes on."""
+        REMOVED: RunEvent._Kind.ValueType  # 20
+        """Checkpoints, or copies of them, were let go."""
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
         """What happened."""
@@ -1213,6 +1245,8 @@ class RunEvent(_message.Message):
     """Event lines were dropped: unreadable, or over a limit."""
     UPLOAD_FAILING: RunEvent.Kind.ValueType  # 15
     """A store has taken no upload for a while; the host goes on trying, and training goes on."""
+    REMOVED: RunEvent.Kind.ValueType  # 20
+    """Checkpoints, or copies of them, were let go."""
 
     SEQUENCE_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
@@ -1320,23 +1354,75 @@ class ListCheckpointsRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     INCLUDE_SUPERSEDED_FIELD_NUMBER: _builtins.int
+    INCLUDE_REMOVED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`runs/{run}`."""
     include_superseded: _builtins.bool
     """Also those that are off the curve."""
+    include_removed: _builtins.bool
+    """Also those that have been let go."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         include_superseded: _builtins.bool = ...,
+        include_removed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["include_superseded", b"include_superseded", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["include_removed", b"include_removed", "include_superseded", b"include_superseded", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListCheckpointsRequest: _TypeAlias = ListCheckpointsRequest  # noqa: Y015
+
+@_typing.final
+class PinCheckpointRequest(_message.Message):
+    """Names a checkpoint that is to stay."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`runs/{run}/checkpoints/{checkpoint}`."""
+    reason: _builtins.str
+    """Kept beside it and in the run's history."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PinCheckpointRequest: _TypeAlias = PinCheckpointRequest  # noqa: Y015
+
+@_typing.final
+class UnpinCheckpointRequest(_message.Message):
+    """Names a checkpoint that need not stay."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`runs/{run}/checkpoints/{checkpoint}`."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnpinCheckpointRequest: _TypeAlias = UnpinCheckpointRequest  # noqa: Y015
 
 @_typing.final
 class ListCheckpointsResponse(_message.Message):

@@ -80,6 +80,16 @@ class RunsStub:
                 request_serializer=relay_dot_v1_dot_runs__pb2.ListCheckpointsRequest.SerializeToString,
                 response_deserializer=relay_dot_v1_dot_runs__pb2.ListCheckpointsResponse.FromString,
                 _registered_method=True)
+        self.PinCheckpoint = channel.unary_unary(
+                '/relay.v1.Runs/PinCheckpoint',
+                request_serializer=relay_dot_v1_dot_runs__pb2.PinCheckpointRequest.SerializeToString,
+                response_deserializer=relay_dot_v1_dot_runs__pb2.Checkpoint.FromString,
+                _registered_method=True)
+        self.UnpinCheckpoint = channel.unary_unary(
+                '/relay.v1.Runs/UnpinCheckpoint',
+                request_serializer=relay_dot_v1_dot_runs__pb2.UnpinCheckpointRequest.SerializeToString,
+                response_deserializer=relay_dot_v1_dot_runs__pb2.Checkpoint.FromString,
+                _registered_method=True)
         self.ReadMetrics = channel.unary_stream(
                 '/relay.v1.Runs/ReadMetrics',
                 request_serializer=relay_dot_v1_dot_runs__pb2.ReadMetricsRequest.SerializeToString,
@@ -155,7 +165,22 @@ class RunsServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListCheckpoints(self, request, context):
-        """Lists the checkpoints of a run in the order (attempt, step).
+        """Lists the checkpoints of a run in the order (attempt, step), and says why each stays, or will go.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PinCheckpoint(self, request, context):
+        """Wishes that a checkpoint stay, whatever the run file says. CHECKPOINT_REMOVED when it has been let go already.
+        Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnpinCheckpoint(self, request, context):
+        """Takes back a pin: the run file decides again. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -222,6 +247,16 @@ def add_RunsServicer_to_server(servicer, server):
                     servicer.ListCheckpoints,
                     request_deserializer=relay_dot_v1_dot_runs__pb2.ListCheckpointsRequest.FromString,
                     response_serializer=relay_dot_v1_dot_runs__pb2.ListCheckpointsResponse.SerializeToString,
+            ),
+            'PinCheckpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.PinCheckpoint,
+                    request_deserializer=relay_dot_v1_dot_runs__pb2.PinCheckpointRequest.FromString,
+                    response_serializer=relay_dot_v1_dot_runs__pb2.Checkpoint.SerializeToString,
+            ),
+            'UnpinCheckpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnpinCheckpoint,
+                    request_deserializer=relay_dot_v1_dot_runs__pb2.UnpinCheckpointRequest.FromString,
+                    response_serializer=relay_dot_v1_dot_runs__pb2.Checkpoint.SerializeToString,
             ),
             'ReadMetrics': grpc.unary_stream_rpc_method_handler(
                     servicer.ReadMetrics,
@@ -478,6 +513,60 @@ class Runs:
             '/relay.v1.Runs/ListCheckpoints',
             relay_dot_v1_dot_runs__pb2.ListCheckpointsRequest.SerializeToString,
             relay_dot_v1_dot_runs__pb2.ListCheckpointsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PinCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/relay.v1.Runs/PinCheckpoint',
+            relay_dot_v1_dot_runs__pb2.PinCheckpointRequest.SerializeToString,
+            relay_dot_v1_dot_runs__pb2.Checkpoint.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnpinCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/relay.v1.Runs/UnpinCheckpoint',
+            relay_dot_v1_dot_runs__pb2.UnpinCheckpointRequest.SerializeToString,
+            relay_dot_v1_dot_runs__pb2.Checkpoint.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,7 +37,13 @@ class RunsStub:
     ListAttempts: _aio.UnaryUnaryMultiCallable[_runs_pb2.ListAttemptsRequest, _runs_pb2.ListAttemptsResponse]
     """Lists the attempts made at a run, oldest first."""
     ListCheckpoints: _aio.UnaryUnaryMultiCallable[_runs_pb2.ListCheckpointsRequest, _runs_pb2.ListCheckpointsResponse]
-    """Lists the checkpoints of a run in the order (attempt, step)."""
+    """Lists the checkpoints of a run in the order (attempt, step), and says why each stays, or will go."""
+    PinCheckpoint: _aio.UnaryUnaryMultiCallable[_runs_pb2.PinCheckpointRequest, _runs_pb2.Checkpoint]
+    """Wishes that a checkpoint stay, whatever the run file says. CHECKPOINT_REMOVED when it has been let go already.
+    Idempotent.
+    """
+    UnpinCheckpoint: _aio.UnaryUnaryMultiCallable[_runs_pb2.UnpinCheckpointRequest, _runs_pb2.Checkpoint]
+    """Takes back a pin: the run file decides again. Idempotent."""
     ReadMetrics: _aio.UnaryStreamMultiCallable[_runs_pb2.ReadMetricsRequest, _runs_pb2.ReadMetricsResponse]
     """Streams the metric curve of a run: one curve, however many attempts made it."""
     ReadLogs: _aio.UnaryStreamMultiCallable[_runs_pb2.ReadLogsRequest, _runs_pb2.ReadLogsResponse]
@@ -120,7 +126,25 @@ class RunsServicer(metaclass=_abc_1.ABCMeta):
         request: _runs_pb2.ListCheckpointsRequest,
         context: _aio.ServicerContext[_runs_pb2.ListCheckpointsRequest, _abc.Awaitable[_runs_pb2.ListCheckpointsResponse]],
     ) -> _abc.Awaitable[_runs_pb2.ListCheckpointsResponse]:
-        """Lists the checkpoints of a run in the order (attempt, step)."""
+        """Lists the checkpoints of a run in the order (attempt, step), and says why each stays, or will go."""
+
+    @_abc_1.abstractmethod
+    def PinCheckpoint(
+        self,
+        request: _runs_pb2.PinCheckpointRequest,
+        context: _aio.ServicerContext[_runs_pb2.PinCheckpointRequest, _abc.Awaitable[_runs_pb2.Checkpoint]],
+    ) -> _abc.Awaitable[_runs_pb2.Checkpoint]:
+        """Wishes that a checkpoint stay, whatever the run file says. CHECKPOINT_REMOVED when it has been let go already.
+        Idempotent.
+        """
+
+    @_abc_1.abstractmethod
+    def UnpinCheckpoint(
+        self,
+        request: _runs_pb2.UnpinCheckpointRequest,
+        context: _aio.ServicerContext[_runs_pb2.UnpinCheckpointRequest, _abc.Awaitable[_runs_pb2.Checkpoint]],
+    ) -> _abc.Awaitable[_runs_pb2.Checkpoint]:
+        """Takes back a pin: the run file decides again. Idempotent."""
 
     @_abc_1.abstractmethod
     def ReadMetrics(

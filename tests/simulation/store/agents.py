@@ -37,6 +37,13 @@ def _silence(row: Row, now: datetime) -> timedelta | None:
     return None if heard is None else now - heard
 
 
+@repertoire.carries_out(agents.session_of)
+async def session_of(ex: Execution, name: str) -> UUID | None:
+    row = ex.get("agents", name)
+    session_id: UUID | None = row["session_id"] if row else None
+    return session_id
+
+
 @repertoire.carries_out(agents.raise_versions)
 async def raise_versions(ex: Execution, names: Sequence[str]) -> None:
     for row in await ex.lock_all("agents", _named(ex, names)):

@@ -30,6 +30,10 @@ def _view(ex: Execution, row: Row) -> CheckpointView:
         superseded=row["superseded"],
         head=run is not None and run["head_id"] == row["id"],
         create_time=row["create_time"].timestamp(),
+        pinned=row["pinned"],
+        pin_reason=row["pin_reason"],
+        remove_time=row["remove_time"] and row["remove_time"].timestamp(),
+        remove_reason=row["remove_reason"],
         parts=tuple(_part(part, [copy for copy in copies if copy["node"] == part["node"]]) for part in parts),
     )
 
@@ -41,7 +45,13 @@ def _part(part: Row, copies: list[Row]) -> Part:
         size=part["size"],
         files=part["files"],
         copies=tuple(
-            Copy(store=copy["store"], uri=copy["uri"], create_time=copy["create_time"].timestamp()) for copy in copies
+            Copy(
+                store=copy["store"],
+                uri=copy["uri"],
+                create_time=copy["create_time"].timestamp(),
+                remove_time=copy["remove_time"] and copy["remove_time"].timestamp(),
+            )
+            for copy in copies
         ),
     )
 
@@ -64,14 +74,20 @@ async def of_lease(ex: Execution, lease_id: UUID) -> list[CheckpointView]:
 
 @repertoire.carries_out(checkpoints.resumable)
 async def resumable(ex: Execution, run_id: str) -> list[CheckpointView]:
-    fit = [row for row in ex.where("checkpoints", "run_id", run_id) if row["complete"] and not row["superseded"]]
+    fit = [row for row in ex.where("checkpoints", "run_id", run_id) if _is_fit(row)]
     fit.sort(key=lambda row: (row["attempt"], row["step"]), reverse=True)
     kept = [row["id"] for row in fit if _is_beyond_its_host(ex, row)][: checkpoints.OFFERED]
-    return [_view(ex, row) for place, row in enumerate(fit) if place < checkpoints.OFFERED or row["id"] in kept]
+    offered = [row for place, row in enumerate(fit) if place < checkpoints.OFFERED or row["id"] in kept]
+    return [_view(ex, row).offered() for row in offered]
+
+
+def _is_fit(row: Row) -> bool:
+    return row["complete"] and not row["superseded"] and row["remove_time"] is None
 
 
 def _is_beyond_its_host(ex: Execution, row: Row) -> bool:
-    return any(copy["store"] != "host" for copy in ex.where("checkpoint_copies", "checkpoint_id", row["id"]))
+    copies = ex.where("checkpoint_copies", "checkpoint_id", row["id"])
+    return any(copy["store"] != "host" and copy["remove_time"] is None for copy in copies)
 
 
 @repertoire.carries_out(checkpoints.last_step)
@@ -124,10 +140,18 @@ async def digest_of(ex: Execution, checkpoint_id: UUID, node: int) -> str:
 
 @repertoire.carries_out(checkpoints.add_copy)
 async def add_copy(ex: Execution, checkpoint_id: UUID, node: int, copy: Copy) -> bool:
+    row = ex.get("checkpoints", checkpoint_id)
+    if row is None or (row["remove_time"] is not None and copy.store == "relay"):
+        return False
     added = await ex.insert_new(
-        "checkpoint_copies", checkpoint_id=checkpoint_id, node=node, uri=copy.uri, store=copy.store
+        "checkpoint_copies",
+        checkpoint_id=checkpoint_id,
+        node=node,
+        uri=copy.uri,
+        store=copy.store,
+        remove_time=ex.now if row["remove_time"] is not None else None,
     )
-    return added is not None
+    return added is not None and added["remove_time"] is None
 
 
 @repertoire.carries_out(checkpoints.complete)

@@ -16,12 +16,26 @@ from tests.simulation.store import (
     leases,
     planning,
     requests,
+    retention,
     runs,
     wishes,
 )
 from tests.simulation.store.interpreter import Function
 
-_NOUNS = (agents, checkpoints, deployment, events, history, leadership, leases, planning, requests, runs, wishes)
+_NOUNS = (
+    agents,
+    checkpoints,
+    deployment,
+    events,
+    history,
+    leadership,
+    leases,
+    planning,
+    requests,
+    retention,
+    runs,
+    wishes,
+)
 
 REPERTOIRE: Mapping[Statement[..., Any], Function[..., Any]] = {
     statement: function for noun in _NOUNS for statement, function in noun.repertoire.items()

@@ -13,7 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from coordinator.artifacts import Artifacts
+from coordinator.artifacts.folder import FolderArtifacts
 from relay.errors import BlobTooLarge, BlobUnknown, DigestMismatch, OffsetGap, StoreFull, TooLarge, from_rpc
 from relay.v1 import artifacts_pb2 as pb
 from relay.v1.artifacts_pb2_grpc import ArtifactsStub
@@ -165,7 +165,7 @@ async def test_a_damaged_blob_is_set_aside_when_asked_and_the_next_upload_repair
 
 
 def test_a_check_that_comes_too_late_leaves_the_repaired_blob_alone(tmp_path: Path) -> None:
-    store, data = Artifacts(tmp_path, limit=1 << 30), bytes(65 * MIB)
+    store, data = FolderArtifacts(tmp_path, limit=1 << 30), bytes(65 * MIB)
     path = tmp_path / "blobs" / _digest(data)[7:9] / _digest(data)[7:]
     path.parent.mkdir()
     path.write_bytes(data[:-1] + b"?")
@@ -180,7 +180,7 @@ def test_a_check_that_comes_too_late_leaves_the_repaired_blob_alone(tmp_path: Pa
 
 
 def test_the_cap_holds_over_replicas_that_share_the_folder(tmp_path: Path) -> None:
-    first, second = (Artifacts(tmp_path, limit=100) for _ in range(2))
+    first, second = (FolderArtifacts(tmp_path, limit=100) for _ in range(2))
     with first.upload(_digest(b"a" * 60), 60, 0) as upload:
         upload.write(b"a" * 60)
         upload.finish()
@@ -192,7 +192,7 @@ def test_the_cap_holds_over_replicas_that_share_the_folder(tmp_path: Path) -> No
 
 
 def test_an_upload_that_breaks_off_again_and_again_fills_nothing(tmp_path: Path) -> None:
-    store, data = Artifacts(tmp_path, limit=100), b"a" * 90
+    store, data = FolderArtifacts(tmp_path, limit=100), b"a" * 90
     for at in range(0, 90, 30):
         with store.upload(_digest(data), 90, at):
             pass  # nothing came
@@ -208,8 +208,8 @@ def test_an_upload_that_breaks_off_again_and_again_fills_nothing(tmp_path: Path)
 KILLED = """
 import sys
 from pathlib import Path
-from coordinator.artifacts import Artifacts
-with Artifacts(Path(sys.argv[1]), limit=10**9).upload(sys.argv[2], int(sys.argv[3]), 0) as upload:
+from coordinator.artifacts.folder import FolderArtifacts
+with FolderArtifacts(Path(sys.argv[1]), limit=10**9).upload(sys.argv[2], int(sys.argv[3]), 0) as upload:
     upload.write(b"k" * 1000)
     print("written", flush=True)
     sys.stdin.read()
@@ -223,7 +223,7 @@ def test_killed_in_the_middle_nothing_can_be_seen_and_the_rest_is_enough(tmp_pat
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as process:
         assert process.stdout and process.stdout.readline() == b"written\n"
         process.send_signal(signal.SIGKILL)
-    store = Artifacts(tmp_path, limit=10**9)
+    store = FolderArtifacts(tmp_path, limit=10**9)
     stat = store.stat(_digest(data))
     assert (stat.complete, stat.offset) == (False, 1000)
     with store.upload(_digest(data), len(data), 1000) as upload:

@@ -1,0 +1,164 @@
+"""Removes what the coordinator lets go: copies on this host's own disk, and those in stores that this host reaches.
+
+The coordinator decides and keeps the list; a copy stays on it until it is reported gone. So whatever dies in between is
+done again, by this agent or by the one that comes after, and nothing is forgotten. A folder goes by losing its name
+first: it is whole or not there.
+
+What it finds of attempts that are over, after a start and after an attempt's end, it asks about too: of a lease that
+was lost some checkpoint may never have been registered, and nobody would name it again.
+
+It asks when a session begins and every dozen heartbeats: what is let go waits for a lease's time in any case. When the
+disk is low it says so, and the coordinator lets go what this host could do without.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Never
+
+from agent.contact import CALL_TIMEOUT, Contact, Coordinator, insist
+from agent.folder import AttemptFolder, RunFolder, clean_checkpoints
+from agent.retiring import Begun
+from agent.wire import Assignment
+from relay.errors import RelayError
+from relay.stores.base import Store, StoreAway, StoreRefused
+from relay.v1 import agents_pb2 as pb
+from relay.v1 import agents_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+EVERY = 12  #: heartbeats between two looks
+ASKED = 1000  #: checkpoints that are asked about at once
+_SPARE_PART, _SPARE_BYTES = 0.05, 20 << 30  #: of the disk: it is low when less is free than either
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How much of a disk is free, in bytes."""
+
+    free: int
+    total: int
+
+    @classmethod
+    def at(cls, folder: Path) -> Room:
+        """Of the disk that a folder is on. Blocking."""
+        usage = shutil.disk_usage(folder)
+        return cls(usage.free, usage.total)
+
+    @property
+    def low(self) -> bool:
+        return self.free < min(self.total * _SPARE_PART, _SPARE_BYTES)
+
+
+@dataclass(slots=True)
+class Removals:
+    """What removes, once for all attempts on this host. `run` as a service."""
+
+    agent: str  #: `agents/{agent}`
+    root: Path
+    stub: agents_pb2_grpc.AgentsStub
+    coordinator: Coordinator
+    contact: Contact
+    stores: Mapping[str, Store]
+    begun: Begun
+    room: Callable[[Path], Room] = Room.at  #: blocking
+    _session_id: str = ""
+    _every: float = 60.0  #: seconds
+    _looks_around: bool = True  #: at what attempts that are over have left
+    _woken: asyncio.Event = field(default_factory=asyncio.Event)
+    _working: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def welcomed(self, session_id: str, heartbeat: float) -> None:
+        """A session has begun."""
+        self._session_id = session_id
+        self._every = EVERY * heartbeat
+        self._woken.set()
+
+    def attempt_over(self) -> None:
+        """Something of it may be left that nobody wants."""
+        self._looks_around = True
+
+    async def run(self) -> Never:
+        """Until cancelled."""
+        await asyncio.to_thread(clean_checkpoints, self.root)
+        while True:
+            await self._woken_within(self._every)
+            room = await asyncio.to_thread(self.room, self.root)
+            await self.carry_out(scarce=room.low)
+
+    async def _woken_within(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._woken.wait()
+        self._woken.clear()
+
+    async def carry_out(self, *, scarce: bool = False) -> None:
+        """Remove all that is to go and can be removed now."""
+        async with self._working:
+            try:
+                while self._session_id and await self._some(scarce=scarce):
+                    scarce = False
+            except (OSError, RelayError) as error:  # e.g. another session has begun: its welcome wakes us
+                self._looks_around = True
+                log.warning("removals=unfinished reason=%r", str(error))
+
+    async def _some(self, *, scarce: bool) -> bool:
+        """Ask and remove once; whether there may be more."""
+        looks_around, self._looks_around = self._looks_around, False  # an attempt may end while we ask
+        left = await asyncio.to_thread(self._left) if looks_around else {}
+        sealed = [pb.SealedCheckpoint(lease=lease, step=step) for lease, step in left][:ASKED]
+        ask = pb.ListRemovalsRequest(agent=self.agent, session_id=self._session_id, scarce=scarce, sealed=sealed)
+        listed = await insist(
+            self.contact,
+            lambda: self.stub.ListRemovals(ask, metadata=self.coordinator.metadata, timeout=CALL_TIMEOUT),
+        )
+        for orphan in listed.orphans:
+            log.info("lease=%s step=%d removed, never registered", orphan.lease, orphan.step)
+            await asyncio.to_thread(left[orphan.lease, orphan.step].discard, orphan.step)
+        gone = [each for each in listed.removals if await self._remove(each)]
+        if not gone:
+            return False
+        report = pb.ReportRemovalsRequest(agent=self.agent, session_id=self._session_id, removals=gone)
+        await insist(
+            self.contact,
+            lambda: self.stub.ReportRemovals(report, metadata=self.coordinator.metadata, timeout=CALL_TIMEOUT),
+        )
+        return True
+
+    def _left(self) -> dict[tuple[str, int], AttemptFolder]:
+        """Sealed checkpoints of attempts that are over, by lease and step. Blocking."""
+        begun = {each.path for each in self.begun.all().values()}
+        found: dict[tuple[str, int], AttemptFolder] = {}
+        for path in sorted(self.root.absolute().glob("runs/*/attempts/*")):
+            attempt = AttemptFolder(path)
+            if path not in begun and (steps := attempt.steps()):
+                with contextlib.suppress(OSError, ValueError):  # another version's, or none that was ever assigned
+                    lease = Assignment.load(attempt.assignment).lease
+                    found |= {(lease, step): attempt for step in steps}
+        return found
+
+    async def _remove(self, removal: pb.Removal) -> bool:
+        """Whether it is gone."""
+        try:
+            if removal.copy.store == "host":
+                await asyncio.to_thread(self._discard, removal)
+            elif store := self.stores.get(removal.copy.store):
+                await store.remove(removal.copy.uri)
+            else:
+                return False
+        except (OSError, ValueError, StoreAway, StoreRefused) as error:  # tried again when it is asked for again
+            log.warning("copy=%s step=%d not removed: %s", removal.copy.uri, removal.step, error)
+            return False
+        log.info("copy=%s step=%d removed", removal.copy.uri, removal.step)
+        return True
+
+    def _discard(self, removal: pb.Removal) -> None:
+        _, run_id, _, lease_id = removal.lease.split("/")
+        run = RunFolder(self.root, run_id)
+        run.discard(run.attempt(removal.attempt, lease_id), removal.step)

@@ -1,0 +1,326 @@
+"""The coordinator's own store in a bucket that replicas share: S3 and what speaks like it, Google's, Azure's.
+
+    blobs/ab/<hex>/<object>   whole, durable, never changed; each upload makes an object of its own
+    touched/<hex>             when an old blob was last asked for: objects there cannot be touched themselves
+    doomed/<object>           a sweep is about to remove that object
+    damaged/<hex>/<object>    was whole and is so no more
+    deployment                whose store it is
+
+Bytes on their way lie on the replica's own disk, in files that grow, until they are whole and verified. Then they are
+put, in parts where they are large, and a bucket shows an object whole or not at all. So an upload that broke off goes
+on at the same replica; another one begins anew.
+
+There is no name to be taken away in a bucket, so a sweep and who asks for an old blob tell each other: the sweep marks
+an object as doomed and then looks when it was touched; who asks touches it and then looks whether it is doomed. At
+least one of the two sees the other. What is doomed is not there for anybody, and as every upload makes an object of its
+own, what is put meanwhile is another one, which that sweep does not remove.
+
+Credentials come from this process's environment, as the provider's own tools take them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Container, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from coordinator.artifacts.base import CHECK_BYTES, CHUNK, Stat, Swept
+from coordinator.artifacts.folder import name_of
+from coordinator.artifacts.partial import Incoming, Partials
+from coordinator.artifacts.room import Room
+from relay.errors import BlobTooLarge, BlobUnknown, DigestMismatch
+from relay.stores.base import StoreAway
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, ObjectStore, RetryConfig
+
+_WINDOW = 8 * CHUNK  # read at once
+_PART, _PARTS = 8 * CHUNK, 8000  # of a large upload, at least; at most
+RETRIES = 5
+_STALE = 3600.0  #: seconds after which a sweep's mark has outlived its sweep
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Object:
+    """One object of a blob."""
+
+    path: str
+    size: int
+    time: float  #: of when it was put, epoch seconds
+
+    @property
+    def id(self) -> str:
+        return self.path.rpartition("/")[2]
+
+    @property
+    def name(self) -> str:
+        """The blob's."""
+        return self.path.split("/")[-2]
+
+
+@dataclass(slots=True)
+class BucketBlob:
+    """A whole blob, being read in windows."""
+
+    bucket: ObjectStore
+    object: Object
+    _window: memoryview = field(default_factory=lambda: memoryview(b""))
+    _from: int = 0
+
+    @property
+    def size(self) -> int:
+        return self.object.size
+
+    def piece(self, at: int) -> bytes:
+        """The next bytes from there, empty at its end."""
+        import obstore
+
+        if not self._from <= at < self._from + len(self._window):
+            length = min(_WINDOW, self.size - at)
+            if length <= 0:
+                return b""
+            with _away():
+                found = obstore.get_range(self.bucket, self.object.path, start=at, length=length)
+            self._window, self._from = memoryview(found), at
+        offset = at - self._from
+        return bytes(self._window[offset : offset + CHUNK])
+
+
+class BucketArtifacts:
+    """The store at `url` (e.g. `s3://bucket/prefix`), of at most `limit` bytes; `scratch` is a folder of this replica.
+
+    `grace` is the sweeps': what is younger than half of that needs no touch.
+    """
+
+    def __init__(self, url: str, scratch: Path, *, limit: int, grace: float) -> None:
+        self.url = url
+        self._bucket = opened(url)
+        self._young = grace / 2
+        self._touched: dict[str, float] = {}  #: by name, when this process touched it last
+        partial = scratch / "partial"
+        partial.mkdir(parents=True, exist_ok=True)
+        self._partials = Partials(partial, Room(limit, self._used, lambda: shutil.disk_usage(partial).free), self._put)
+        self._partials.forget_old()
+
+    def claim(self, deployment_id: str) -> bool:
+        """Whether the bucket is this deployment's, which the first to ask makes it."""
+        import obstore
+        from obstore import exceptions
+
+        with _away():
+            with contextlib.suppress(exceptions.AlreadyExistsError, exceptions.PreconditionError):
+                obstore.put(self._bucket, "deployment", deployment_id.encode(), mode="create")
+            return bytes(obstore.get(self._bucket, "deployment").bytes()).decode() == deployment_id
+
+    def stat(self, digest: str, /) -> Stat:
+        """What there is of a blob. One that is there stays for as long as a sweep's grace."""
+        name = name_of(digest)
+        if (found := self._find(name)) is not None:
+            return Stat(digest, True, found.size)
+        return Stat(digest, False, self._partials.longest(name))
+
+    @contextmanager
+    def reading(self, digest: str) -> Iterator[BucketBlob]:
+        """A whole blob to read from. BlobUnknown when there is none."""
+        found = self._find(name_of(digest))
+        if found is None:
+            raise BlobUnknown(f"the artifact store does not have {digest}", digest=digest)
+        yield BucketBlob(self._bucket, found)
+
+    def read(self, digest: str, limit: int) -> bytes:
+        """A small blob whole (a manifest); BlobTooLarge beyond `limit` bytes."""
+        with self.reading(digest) as blob:
+            if blob.size > limit:
+                raise BlobTooLarge(f"{digest} is larger than {limit} bytes")
+            return b"".join(_pieces(blob))
+
+    def check(self, digest: str) -> Generator[int]:
+        """Read a blob whole and compare; yields now and then how many bytes are done.
+
+        Ends by DigestMismatch when it is damaged, after it was set aside; by BlobUnknown when there is none.
+        """
+        with self.reading(digest) as blob:
+            hasher, at = hashlib.sha256(), 0
+            for piece in _pieces(blob):
+                hasher.update(piece)
+                at += len(piece)
+                if at % CHECK_BYTES == 0:
+                    yield at
+            if f"sha256:{hasher.hexdigest()}" != digest:
+                self._set_aside(blob.object)
+                raise DigestMismatch(f"the {at} bytes that the store has of {digest} are others")
+
+    def _set_aside(self, damaged: Object) -> None:
+        import obstore
+
+        kept = f"damaged/{damaged.name}/{damaged.id}"
+        with _away():
+            obstore.copy(self._bucket, damaged.path, kept)
+            obstore.delete(self._bucket, damaged.path)
+        _log.error("blob=%s damaged; set aside as %s, the next upload repairs it", damaged.name, kept)
+
+    @contextmanager
+    def upload(self, digest: str, size: int, offset: int) -> Iterator[Incoming]:
+        """Take a blob's bytes from `offset` on; what came stays here for a later upload unless `finish` took it."""
+        with self._partials.upload(name_of(digest), size, offset) as incoming:
+            yield incoming
+
+    def forget_partials(self, digest: str) -> None:
+        """Remove what other uploads of a now whole blob left, if nobody writes it."""
+        self._partials.forget(name_of(digest))
+
+    def _put(self, whole: Path, name: str) -> None:
+        import obstore
+
+        part = max(_PART, whole.stat().st_size // _PARTS)
+        with _away():
+            obstore.put(self._bucket, f"blobs/{name[:2]}/{name}/{uuid.uuid4().hex}", whole, chunk_size=part)
+        whole.unlink()
+
+    def _used(self) -> int:
+        return sum(each.size for each in self._list("blobs/"))
+
+    def _find(self, name: str) -> Object | None:
+        """The newest object of a blob that stays, touched when it is old."""
+        for each in sorted(self._list(f"blobs/{name[:2]}/{name}/"), key=lambda each: -each.time):
+            if time.time() - each.time < self._young:
+                return each
+            self._touch(name)
+            if not self._is_there(f"doomed/{each.id}"):
+                return each
+        return None
+
+    def _touch(self, name: str) -> None:
+        """Unless it was done in the last while."""
+        import obstore
+
+        if time.monotonic() - self._touched.get(name, float("-inf")) < self._young / 2:
+            return
+        began = time.monotonic()
+        with _away():
+            obstore.put(self._bucket, f"touched/{name}", b"touched")
+        self._touched[name] = began
+
+    def sweep(self, named: Container[str], before: float) -> Swept:
+        """Remove blobs that are not `named` (by digest) and that nobody brought or asked for since (epoch seconds)."""
+        self._partials.forget_old()
+        objects, doomed = self._list("blobs/"), {each.id for each in self._list("doomed/")}
+        touched = {each.id: each.time for each in self._list("touched/")}
+        newest: dict[str, Object] = {}
+        for each in (each for each in objects if each.id not in doomed):
+            newest[each.name] = max(newest.get(each.name, each), each, key=lambda each: each.time)
+        blobs = size = 0
+        for each in objects:
+            wanted = f"sha256:{each.name}" in named and newest.get(each.name) is each
+            if not wanted and max(each.time, touched.get(each.name, 0.0)) < before and self._take(each, before):
+                blobs, size = blobs + 1, size + each.size
+        self._clean(touched, before, {each.id for each in objects})
+        if blobs:
+            self._partials.room.changed()
+        return Swept(blobs, size, len(objects) - blobs)
+
+    def _take(self, each: Object, before: float) -> bool:
+        """Remove an object unless its blob was touched meanwhile."""
+        import obstore
+
+        with _away():
+            obstore.put(self._bucket, f"doomed/{each.id}", b"doomed")
+            touched = self._modified(f"touched/{each.name}")
+            if touched is None or touched < before:
+                obstore.delete(self._bucket, each.path)
+            obstore.delete(self._bucket, f"doomed/{each.id}")
+        return touched is None or touched < before
+
+    def _clean(self, touched: dict[str, float], before: float, known: set[str]) -> None:
+        """Marks that say nothing any more. One of a sweep that was killed dooms its object until the next sweep."""
+        import obstore
+
+        old = [f"touched/{name}" for name, at in touched.items() if at < before]
+        old += [each.path for each in self._list("doomed/") if each.id not in known and self._is_stale(each)]
+        with _away():
+            for path in old:
+                obstore.delete(self._bucket, path)
+
+    def _is_stale(self, mark: Object) -> bool:
+        return time.time() - mark.time > _STALE
+
+    def _is_there(self, path: str) -> bool:
+        return self._modified(path) is not None
+
+    def _modified(self, path: str) -> float | None:
+        import obstore
+
+        try:
+            with _away():
+                return _seconds(obstore.head(self._bucket, path)["last_modified"])
+        except FileNotFoundError:
+            return None
+
+    def _list(self, prefix: str) -> list[Object]:
+        import obstore
+
+        with _away():
+            found = [meta for batch in obstore.list(self._bucket, prefix, chunk_size=1000) for meta in batch]
+        return [Object(meta["path"], meta["size"], _seconds(meta["last_modified"])) for meta in found]
+
+
+def opened(url: str) -> ObjectStore:
+    """The bucket, with this process's credentials; ValueError when these do not do."""
+    from obstore import exceptions
+    from obstore.store import AzureStore, GCSStore, S3Store
+
+    parts = urlsplit(url)
+    prefix = parts.path.strip("/") or None
+    plain = any(os.environ.get(name, "").startswith("http://") for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT"))
+    retry: RetryConfig = {"retry_timeout": timedelta(seconds=20), "max_retries": RETRIES}
+    options: ClientConfig = {
+        "timeout": timedelta(seconds=60),
+        "connect_timeout": timedelta(seconds=5),
+        "allow_http": plain,
+    }
+    try:
+        match parts.scheme:
+            case "s3":
+                return S3Store(parts.netloc, prefix=prefix, client_options=options, retry_config=retry)
+            case "gs":
+                return GCSStore(parts.netloc, prefix=prefix, client_options=options, retry_config=retry)
+            case _:
+                return AzureStore(parts.netloc, prefix=prefix, client_options=options, retry_config=retry)
+    except exceptions.BaseError as error:
+        raise ValueError(str(error).partition("\n")[0]) from error
+
+
+@contextmanager
+def _away() -> Iterator[None]:
+    """What a bucket that does not answer, or refuses, says. FileNotFoundError stays what it is."""
+    from obstore import exceptions
+
+    try:
+        yield
+    except (exceptions.NotFoundError, exceptions.AlreadyExistsError):
+        raise
+    except exceptions.BaseError as error:
+        raise StoreAway(f"the artifact store's bucket: {str(error).partition(chr(10))[0][:300]}") from error
+
+
+def _pieces(blob: BucketBlob) -> Iterator[bytes]:
+    at = 0
+    while piece := blob.piece(at):
+        at += len(piece)
+        yield piece
+
+
+def _seconds(moment: datetime) -> float:
+    return moment.timestamp()

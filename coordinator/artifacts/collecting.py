@@ -1,0 +1,74 @@
+"""What nothing names any more goes, while uploads and downloads go on.
+
+The database names inputs, results, and manifests of checkpoints; manifests name files. Whoever puts a name into the
+database has asked the store for all that it means shortly before, and what was asked for stays for a while: so a name
+that comes while a sweep is under way finds its blobs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from coordinator.artifacts.base import Artifacts, Swept
+from relay.errors import BlobTooLarge, BlobUnknown, DigestMismatch
+from relay.manifest import MAX_BYTES, Manifest, ManifestError
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """In seconds. What was asked for within `grace` stays: longer than any upload may take to be named."""
+
+    every: float = 3600.0
+    grace: float = 24 * 3600.0
+
+    def __post_init__(self) -> None:
+        if self.every <= 0 or self.grace < 0:
+            raise ValueError("collecting needs a positive interval, and a grace that is not negative")
+
+
+def files_of(artifacts: Artifacts, manifest_digest: str) -> frozenset[str]:
+    """Digests of the files that a manifest names. BlobUnknown, ManifestError and their like. Blocking."""
+    manifest = Manifest.from_bytes(artifacts.read(manifest_digest, MAX_BYTES))
+    return frozenset(file.digest for file in manifest.files)
+
+
+def missing(artifacts: Artifacts, manifest_digest: str) -> list[str]:
+    """What the store lacks of a folder, by digest; from now on the rest stays for a sweep's grace. Blocking."""
+    if not artifacts.stat(manifest_digest).complete:
+        return [manifest_digest]
+    try:
+        wanted = files_of(artifacts, manifest_digest)
+    except (BlobUnknown, BlobTooLarge, DigestMismatch, ManifestError):
+        return [manifest_digest]
+    return sorted(digest for digest in wanted if not artifacts.stat(digest).complete)
+
+
+@dataclass(slots=True)
+class Collector:
+    """Sweeps one store. Remembers what manifests name, which never changes."""
+
+    artifacts: Artifacts
+    _files: dict[str, frozenset[str]] = field(default_factory=dict)
+
+    def collect(self, manifests: Iterable[str], blobs: Iterable[str], before: float) -> Swept:
+        """Sweep what is neither among `blobs`, nor a manifest, nor named by one. Blocking.
+
+        Raises OSError, and nothing has gone, when a manifest cannot be read for another reason than its own.
+        """
+        known = {digest: self._named_by(digest) for digest in manifests}
+        self._files = {digest: files for digest, files in known.items() if files is not None}
+        named = {*known, *blobs}.union(*self._files.values())
+        return self.artifacts.sweep(named, before)
+
+    def _named_by(self, digest: str) -> frozenset[str] | None:
+        if (found := self._files.get(digest)) is not None:
+            return found
+        try:
+            return files_of(self.artifacts, digest)
+        except (BlobUnknown, BlobTooLarge, DigestMismatch, ManifestError) as wrong:
+            _log.warning("manifest=%s names nothing: %s", digest, wrong)
+            return None

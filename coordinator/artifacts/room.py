@@ -1,0 +1,76 @@
+"""How much a store may still take: counted now and then, and what uploads under way may bring kept free."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from relay.errors import BlobTooLarge, StoreFull
+
+_RECOUNT_SECONDS = 60.0  # other replicas write here too
+SPARE_BYTES = 256 * 1024 * 1024  #: of a disk, left for everybody else
+
+
+@dataclass(slots=True)
+class Room:
+    """How much is used, counted now and then, and what uploads under way may still bring."""
+
+    limit: int
+    count: Callable[[], int]  #: bytes that are used; blocking
+    free: Callable[[], int]  #: bytes that could still be written where they are put first; blocking
+    _used: int = 0
+    _count_at: float = field(default=float("-inf"))  #: monotonic
+    _reserved: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _counting: threading.Lock = field(default_factory=threading.Lock)
+
+    @contextmanager
+    def reserved(self, size: int) -> Iterator[Share]:
+        """Room for an upload; what it has not told its share of when it ends is free again."""
+        if size > self.limit:
+            raise BlobTooLarge(f"{size} bytes are more than the whole store may hold ({self.limit})")
+        self._recount()
+        with self._lock:
+            free = self.free() - SPARE_BYTES
+            if self._used + self._reserved + size > self.limit or self._reserved + size > free:
+                raise StoreFull(
+                    f"no room for {size} bytes: {self._used + self._reserved} of {self.limit} are used, "
+                    f"and the disk has {max(free, 0)} to spare"
+                )
+            self._reserved += size
+        share = Share()
+        try:
+            yield share
+        finally:
+            with self._lock:
+                self._reserved -= size
+                self._used += share.taken
+
+    def changed(self) -> None:
+        """Much has gone: count anew before the next upload."""
+        self._count_at = min(self._count_at, time.monotonic())
+
+    def _recount(self) -> None:
+        """Walks the store, one thread at a time; meanwhile the others go on with what is known, once anything is."""
+        if time.monotonic() < self._count_at or not self._counting.acquire(blocking=self._count_at < 0):
+            return
+        try:
+            if (began := time.monotonic()) < self._count_at:
+                return
+            before, counted = self._used, self.count()
+            with self._lock:
+                self._used += counted - before  # what came meanwhile may count twice, until the next time
+                ended = time.monotonic()
+                self._count_at = ended + max(_RECOUNT_SECONDS, 20 * (ended - began))
+        finally:
+            self._counting.release()
+
+
+@dataclass(slots=True)
+class Share:
+    """What an upload has added to the store."""
+
+    taken: int = 0

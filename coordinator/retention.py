@@ -1,0 +1,183 @@
+"""Which of a run's checkpoints stay, each with its reasons in words, and which go. Pure.
+
+Some stay whatever the run file says: the head, what the attempt that runs now resumed from, what a person has pinned,
+what is still on its way (incomplete, or not beyond its host yet), and the newest that would outlive its host. Of the
+others on the curve those stay that the run file asks for, as far as its limits of age and size allow. What is off the
+curve goes first.
+
+A checkpoint stays or goes as a whole. What stays keeps all its copies, so no rule can take the only one of something
+that is needed; what goes never comes back, so whoever carries it out may do so twice.
+
+While an attempt has been granted and has not said what it resumes from, nothing may be decided: it may resume from any.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+Id = TypeVar("Id")
+
+_UNITS = ((86400.0, "d"), (3600.0, "h"), (60.0, "m"), (1.0, "s"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keep:
+    """What the run file asks for. Times in seconds, sizes in bytes."""
+
+    last: int = 3
+    best: int = 0
+    metric: str = ""
+    least: bool = True  #: the best has the least value
+    every_steps: int | None = None
+    every_seconds: float | None = None
+    max_age: float | None = None
+    max_total: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.last < 1 or self.best < 0 or (self.best and not self.metric):
+            raise ValueError("the last one at least stays, and the best of something")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept(Generic[Id]):
+    """A checkpoint that has not been let go yet, as it is judged. `time` is epoch seconds."""
+
+    id: Id
+    attempt: int
+    step: int
+    size: int
+    time: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    complete: bool = True
+    superseded: bool = False
+    head: bool = False
+    pinned: bool = False
+    resumed: bool = False  #: by the attempt that runs now
+    current: bool = False  #: of the attempt that runs now
+    beyond: bool = False  #: every part has a copy beyond its host's disk
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Later ones are greater."""
+        return self.attempt, self.step
+
+
+@dataclass(frozen=True, slots=True)
+class Decision(Generic[Id]):
+    """Why each that stays does, and why each that goes does not."""
+
+    stays: Mapping[Id, tuple[str, ...]]
+    goes: Mapping[Id, str]
+
+
+def decide(keep: Keep, checkpoints: Iterable[Kept[Id]], now: float) -> Decision[Id]:
+    """What stays of a run's checkpoints, and what goes."""
+    found = sorted(checkpoints, key=lambda each: each.order)
+    curve = [each for each in found if each.complete and not each.superseded]
+    reasons: dict[Id, list[str]] = {each.id: [] for each in found}
+    needed = set()
+    for each, reason in _needed(found, curve):
+        reasons[each.id].append(reason)
+        needed.add(each.id)
+    best = set()
+    for each, reason in _asked_for(keep, curve):
+        reasons[each.id].append(reason)
+        if reason.startswith(("best", "one of the best")):
+            best.add(each.id)
+    goes = {each.id: _why_not(each) for each in found if not reasons[each.id]}
+    staying = [each for each in found if each.id not in goes]
+    goes |= {each.id: f"older than {_span(keep.max_age or 0)}" for each in _too_old(keep, staying, needed, now)}
+    staying = [each for each in staying if each.id not in goes]
+    total = _size(keep.max_total or 0)
+    goes |= {each.id: f"beyond {total} in all" for each in _too_much(keep, staying, needed, best)}
+    stays = {each.id: tuple(reasons[each.id]) for each in found if each.id not in goes}
+    return Decision(stays, goes)
+
+
+def _needed(found: Sequence[Kept[Id]], curve: Sequence[Kept[Id]]) -> Iterator[tuple[Kept[Id], str]]:
+    """What stays whatever the run file says."""
+    safest = next((each for each in reversed(curve) if each.beyond), None)
+    for each in found:
+        if each.head:
+            yield each, "head"
+        if each.resumed:
+            yield each, "resumed from"
+        if each.pinned:
+            yield each, "pinned"
+        if each is safest and not each.head:
+            yield each, "the newest beyond its host"
+        if each.current and not each.superseded and not each.complete:
+            yield each, "not complete yet"
+        elif each.current and not each.superseded and (safest is None or each.order > safest.order):
+            yield each, "being uploaded"
+
+
+def _asked_for(keep: Keep, curve: Sequence[Kept[Id]]) -> Iterator[tuple[Kept[Id], str]]:
+    """What the run file asks for."""
+    for each in curve[-keep.last :]:
+        yield each, "the last" if keep.last == 1 else f"one of the last {keep.last}"
+    for each in _best(keep, curve):
+        yield each, f"best by {keep.metric}" if keep.best == 1 else f"one of the best {keep.best} by {keep.metric}"
+    if keep.every_steps:
+        for each in _first_of_each(curve, lambda each: each.step // (keep.every_steps or 1)):
+            if each.step >= keep.every_steps:
+                yield each, f"every {keep.every_steps} steps"
+    if keep.every_seconds:
+        for each in _first_of_each(curve, lambda each: int(each.time // (keep.every_seconds or 1))):
+            yield each, f"every {_span(keep.every_seconds)}"
+
+
+def _best(keep: Keep, curve: Sequence[Kept[Id]]) -> list[Kept[Id]]:
+    """Those with the best values; of equal ones the newer."""
+    sign = 1.0 if keep.least else -1.0
+    valued = [each for each in curve if math.isfinite(each.metrics.get(keep.metric, math.nan))]
+    ranked = sorted(reversed(valued), key=lambda each: sign * each.metrics[keep.metric])
+    return ranked[: keep.best]
+
+
+def _first_of_each(curve: Sequence[Kept[Id]], stretch: Callable[[Kept[Id]], int]) -> Iterator[Kept[Id]]:
+    """The first in every stretch: it stays the first whatever comes later."""
+    seen: set[int] = set()
+    for each in curve:
+        if (found := stretch(each)) not in seen:
+            seen.add(found)
+            yield each
+
+
+def _why_not(each: Kept[Id]) -> str:
+    if each.superseded:
+        return "off the curve"
+    return "no longer asked for" if each.complete else "never completed"
+
+
+def _too_old(keep: Keep, staying: Iterable[Kept[Id]], needed: set[Id], now: float) -> Iterator[Kept[Id]]:
+    if keep.max_age is not None:
+        yield from (each for each in staying if each.id not in needed and now - each.time > keep.max_age)
+
+
+def _too_much(keep: Keep, staying: Sequence[Kept[Id]], needed: set[Id], best: set[Id]) -> Iterator[Kept[Id]]:
+    """The oldest, until the rest fits; the best after all others, what is needed never."""
+    if keep.max_total is None:
+        return
+    total = sum(each.size for each in staying)
+    for each in sorted(staying, key=lambda each: (each.id in best, each.order)):
+        if total > keep.max_total and each.id not in needed:
+            total -= each.size
+            yield each
+
+
+def _span(seconds: float) -> str:
+    for unit, letter in _UNITS:
+        if seconds >= unit and seconds % unit == 0:
+            return f"{seconds / unit:g}{letter}"
+    return f"{seconds:g}s"
+
+
+def _size(size: int) -> str:
+    for power, unit in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if size >= 1024**power:
+            return f"{size / 1024**power:.4g} {unit}"
+    return f"{size} bytes"

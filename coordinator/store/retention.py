@@ -1,0 +1,209 @@
+"""What retention sees of a run's checkpoints, and how it marks what goes.
+
+A checkpoint that is let go is marked as a whole, and never unmarked. Its rows in the coordinator's own store go at
+once: what no row names any more is collected there, much later. Its other copies are marked, and their rows go when
+whoever reaches the bytes has reported them gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from coordinator.retention import Kept
+from coordinator.store.statement import statement
+from coordinator.values import Removal
+
+LISTED = 200  #: removals that a host is told of at once
+
+
+def host_uri(agent: str) -> str:
+    """How copies on a host's own disk are named."""
+    return f"host://agents/{agent}"
+
+
+async def kept(conn: asyncpg.Connection, run_id: str) -> tuple[list[Kept[UUID]], float]:
+    """The checkpoints of a run that have not been let go, and the time in epoch seconds."""
+    rows = await staying(conn, run_id)
+    return [_kept(row) for row in rows], rows[0]["now"].timestamp() if rows else 0.0
+
+
+def _kept(row: Mapping[str, Any]) -> Kept[UUID]:
+    return Kept(
+        id=row["id"],
+        attempt=row["attempt"],
+        step=row["step"],
+        size=row["size"],
+        time=row["create_time"].timestamp(),
+        metrics=row["metrics"],
+        complete=row["complete"],
+        superseded=row["superseded"],
+        head=row["head"],
+        pinned=row["pinned"],
+        resumed=row["resumed"],
+        current=row["current"],
+        beyond=row["beyond"],
+    )
+
+
+_RESUMED = "EXISTS (SELECT FROM leases u WHERE u.run_id = c.run_id AND u.end_time IS NULL AND u.resumed_from = c.id)"
+_ELSEWHERE = "y.store <> 'host' AND y.remove_time IS NULL"
+
+
+@statement
+async def staying(conn: asyncpg.Connection, run_id: str) -> Sequence[Mapping[str, Any]]:
+    """What is judged of each checkpoint of a run that has not been let go, and the time `now`."""
+    rows: Sequence[Mapping[str, Any]] = await conn.fetch(
+        f"""SELECT c.id, c.attempt, c.step, c.metrics, c.complete, c.superseded, c.pinned, c.create_time,
+                  COALESCE(r.head_id = c.id, false) AS head, l.end_time IS NULL AS current, {_RESUMED} AS resumed,
+                  (SELECT COALESCE(sum(p.size), 0)::bigint FROM checkpoint_parts p
+                   WHERE p.checkpoint_id = c.id) AS size,
+                  NOT EXISTS (
+                    SELECT FROM checkpoint_parts p WHERE p.checkpoint_id = c.id AND NOT EXISTS (
+                      SELECT FROM checkpoint_copies y
+                      WHERE y.checkpoint_id = c.id AND y.node = p.node AND {_ELSEWHERE})) AS beyond,
+                  clock_timestamp() AS now
+           FROM checkpoints c JOIN runs r ON r.id = c.run_id JOIN leases l ON l.id = c.lease_id
+           WHERE c.run_id = $1 AND c.remove_time IS NULL ORDER BY c.attempt, c.step""",
+        run_id,
+    )
+    return rows
+
+
+async def let_go(conn: asyncpg.Connection, goes: Mapping[UUID, str]) -> None:
+    """Marks checkpoints of a locked run, each with why, and their copies."""
+    await mark(conn, goes)
+    await mark_copies(conn, list(goes))
+    await drop_own(conn, list(goes))
+
+
+@statement
+async def mark(conn: asyncpg.Connection, goes: Mapping[UUID, str]) -> None:
+    """Marks checkpoints, each with why."""
+    await conn.execute(
+        """UPDATE checkpoints c SET remove_time = clock_timestamp(), remove_reason = g.reason
+           FROM unnest($1::uuid[], $2::text[]) AS g(id, reason) WHERE c.id = g.id""",
+        list(goes),
+        list(goes.values()),
+    )
+
+
+@statement
+async def mark_copies(conn: asyncpg.Connection, checkpoint_ids: Sequence[UUID]) -> None:
+    """Marks their copies, but for those in the coordinator's own store."""
+    await conn.execute(
+        """UPDATE checkpoint_copies SET remove_time = clock_timestamp()
+           WHERE checkpoint_id = ANY($1) AND remove_time IS NULL AND store <> 'relay'""",
+        list(checkpoint_ids),
+    )
+
+
+@statement
+async def drop_own(conn: asyncpg.Connection, checkpoint_ids: Sequence[UUID]) -> None:
+    """Forgets their copies in the coordinator's own store."""
+    await conn.execute(
+        "DELETE FROM checkpoint_copies WHERE checkpoint_id = ANY($1) AND store = 'relay'", list(checkpoint_ids)
+    )
+
+
+@statement
+async def pin(conn: asyncpg.Connection, checkpoint_id: UUID, pinned: bool, reason: str) -> None:
+    """Notes what a person wants of a checkpoint."""
+    await conn.execute(
+        "UPDATE checkpoints SET pinned = $2, pin_reason = $3 WHERE id = $1", checkpoint_id, pinned, reason
+    )
+
+
+_SPARE = f"""y.uri = $1 AND y.store = 'host' AND y.remove_time IS NULL AND c.remove_time IS NULL
+             AND r.head_id IS DISTINCT FROM c.id AND NOT {_RESUMED}
+             AND EXISTS (SELECT FROM checkpoint_copies o WHERE o.checkpoint_id = y.checkpoint_id AND o.node = y.node
+                           AND o.store <> 'host' AND o.remove_time IS NULL)"""
+
+
+@statement
+async def runs_with_spare(conn: asyncpg.Connection, uri: str) -> list[str]:
+    """Runs with copies on a host that it could do without: another lies beyond any host, and nobody resumes here."""
+    rows = await conn.fetch(
+        f"""SELECT DISTINCT c.run_id FROM checkpoint_copies y JOIN checkpoints c ON c.id = y.checkpoint_id
+           JOIN runs r ON r.id = c.run_id WHERE {_SPARE} ORDER BY c.run_id""",
+        uri,
+    )
+    return [row["run_id"] for row in rows]
+
+
+@statement
+async def mark_spare(conn: asyncpg.Connection, run_id: str, uri: str) -> list[int]:
+    """Marks those of one locked run; returns their steps."""
+    rows = await conn.fetch(
+        f"""UPDATE checkpoint_copies y SET remove_time = clock_timestamp()
+           FROM checkpoints c JOIN runs r ON r.id = c.run_id
+           WHERE y.checkpoint_id = c.id AND c.run_id = $2 AND {_SPARE} RETURNING c.step""",
+        uri,
+        run_id,
+    )
+    return sorted(row["step"] for row in rows)
+
+
+@statement
+async def removals(conn: asyncpg.Connection, agent: str, age: float) -> list[Removal]:
+    """Copies marked so long ago, that a host can reach: on its disk, and in stores of runs that it was the last in."""
+    rows = await conn.fetch(
+        """SELECT y.checkpoint_id, c.run_id, c.lease_id, c.attempt, c.step, y.node, y.store, y.uri
+           FROM checkpoint_copies y JOIN checkpoints c ON c.id = y.checkpoint_id
+           WHERE y.remove_time <= clock_timestamp() - make_interval(secs => $4)
+             AND (y.uri = $2 OR (y.store <> 'host' AND $1 = (
+               SELECT p.agent FROM leases l JOIN places p ON p.lease_id = l.id
+               WHERE l.run_id = c.run_id ORDER BY l.attempt DESC, l.grant_time DESC, p.node LIMIT 1)))
+           ORDER BY y.store <> 'host', y.remove_time, y.checkpoint_id, y.node, y.uri LIMIT $3""",
+        agent,
+        host_uri(agent),
+        LISTED,
+        age,
+    )
+    return [Removal(**row) for row in rows]
+
+
+@statement
+async def forget(conn: asyncpg.Connection, gone: Sequence[tuple[UUID, int, str]]) -> int:
+    """Forgets marked copies by checkpoint, node and uri; returns how many there were."""
+    status: str = await conn.execute(
+        """DELETE FROM checkpoint_copies y USING unnest($1::uuid[], $2::int[], $3::text[]) AS g(id, node, uri)
+           WHERE y.checkpoint_id = g.id AND y.node = g.node AND y.uri = g.uri AND y.remove_time IS NOT NULL""",
+        [checkpoint_id for checkpoint_id, _, _ in gone],
+        [node for _, node, _ in gone],
+        [uri for _, _, uri in gone],
+    )
+    return int(status.rsplit(" ", 1)[-1])
+
+
+@statement
+async def orphans(conn: asyncpg.Connection, sealed: Sequence[tuple[UUID, int]], age: float) -> list[tuple[UUID, int]]:
+    """Of checkpoints by lease and step those whose lease has ended, and that nobody has registered.
+
+    Those too that were let go so long ago: some copy of a disk may have them still.
+    """
+    rows = await conn.fetch(
+        """SELECT g.lease_id, g.step FROM unnest($1::uuid[], $2::bigint[]) AS g(lease_id, step)
+           JOIN leases l ON l.id = g.lease_id AND l.end_time IS NOT NULL
+           WHERE NOT EXISTS (
+             SELECT FROM checkpoints c WHERE c.lease_id = g.lease_id AND c.step = g.step
+               AND COALESCE(c.remove_time > clock_timestamp() - make_interval(secs => $3), true))
+           ORDER BY g.lease_id, g.step""",
+        [lease_id for lease_id, _ in sealed],
+        [step for _, step in sealed],
+        age,
+    )
+    return [(row["lease_id"], row["step"]) for row in rows]
+
+
+@statement
+async def ageing(conn: asyncpg.Connection) -> list[str]:
+    """Runs whose checkpoints may go because time passes."""
+    rows = await conn.fetch(
+        """SELECT r.id FROM runs r WHERE r.spec #> '{checkpoint,keep,max_age}' IS NOT NULL
+             AND EXISTS (SELECT FROM checkpoints c WHERE c.run_id = r.id AND c.remove_time IS NULL) ORDER BY r.id"""
+    )
+    return [row["id"] for row in rows]
