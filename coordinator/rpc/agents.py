@@ -17,8 +17,8 @@ from coordinator.commands.events import Appender
 from coordinator.database import Database
 from coordinator.rpc.events import append_events
 from coordinator.sessions import Heartbeat, LiveSession, SessionOver, Sessions
-from coordinator.threads import in_thread
 from relay.errors import InputMissing, InvalidRequest
+from relay.threads import in_thread
 from relay.timing import LeaseTiming
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import agents_pb2_grpc

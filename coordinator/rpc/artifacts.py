@@ -9,8 +9,8 @@ from typing import Any
 from grpc import aio
 
 from coordinator.artifacts.base import Artifacts, Stat, Upload
-from coordinator.threads import in_thread
 from relay.errors import InvalidRequest, TooLarge
+from relay.threads import in_thread
 from relay.v1 import artifacts_pb2 as pb
 from relay.v1 import artifacts_pb2_grpc
 

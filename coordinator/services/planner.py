@@ -14,7 +14,7 @@ from coordinator.database import Database
 from coordinator.services.leadership import PLANNER, lead, set_within
 from coordinator.store import planning
 from coordinator.store.leadership import still_leads
-from coordinator.threads import in_thread
+from relay.threads import in_thread
 from relay.timing import LeaseTiming
 
 TICK = 5.0  #: seconds

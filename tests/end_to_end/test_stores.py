@@ -13,7 +13,7 @@ import pytest
 from coordinator.tables import Base
 from relay.v1 import runs_pb2 as pb
 from tests.end_to_end.fleet import Fleet, Kind
-from tests.relay.stores.seaweed import BUCKET, environment, objects, seaweed
+from tests.seaweed import BUCKET, environment, objects, seaweed
 
 pytestmark = pytest.mark.slow
 

@@ -40,6 +40,7 @@ class Copies:
 
     def checkpoint(self) -> runs_pb2.Checkpoint:
         copies = [runs_pb2.Copy(store=scheme, uri=uri) for scheme, uri in self.uris.items()]
+        copies.append(runs_pb2.Copy(store="host", uri="host://agents/a"))
         part = runs_pb2.CheckpointPart(manifest_digest=self.manifest.digest, copies=copies)
         return runs_pb2.Checkpoint(name="runs/r/checkpoints/x", step=4, parts=[part])
 
@@ -51,6 +52,7 @@ class Copies:
         return await choose(
             [self.checkpoint()],
             0,
+            host="host://agents/a",
             here=lambda _: here or self.folder / "nowhere",
             stores=self.stores,
             scratch=self.folder / "resume",

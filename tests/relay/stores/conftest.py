@@ -10,7 +10,7 @@ from relay.stores.base import Store
 from relay.stores.layout import Layout
 from relay.stores.opening import open_store
 from tests.relay.stores.kept import Kept
-from tests.relay.stores.seaweed import BUCKET, environment, seaweed
+from tests.seaweed import BUCKET, environment, seaweed
 
 MakeStore = Callable[..., Store]
 

@@ -10,7 +10,7 @@ import obstore
 
 from relay.manifest import NAME, Manifest, ManifestError, describe, digest_of
 from relay.stores.base import Place, Where
-from tests.relay.stores.seaweed import BUCKET, client, objects
+from tests.seaweed import BUCKET, client, objects
 
 LEASE = "1" * 32
 

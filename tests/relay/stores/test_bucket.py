@@ -13,8 +13,8 @@ from relay.manifest import Manifest, describe
 from relay.stores.base import Damaged, StoreAway, StoreRefused
 from relay.stores.bucket import BucketStore
 from tests.relay.stores.kept import Kept, folder, lying, place, unfinished
-from tests.relay.stores.seaweed import BUCKET, environment
 from tests.relay.stores.weather import Fault, Weather, weather
+from tests.seaweed import BUCKET, environment
 
 T = TypeVar("T")
 LARGE = 9 * 1024 * 1024  #: two parts, two pieces

@@ -1,3 +1,0 @@
-"""Work that blocks, in a thread, beside an event loop."""
-
-from relay.threads import in_thread as in_thread
