@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 #: refuse: answer with a status, nothing is done; lose: it is done, and no answer comes; drop: the line breaks, nothing
-#: is done; half: the line breaks in the middle of the request's body; stall: nothing is done and nothing is said.
-Action = Literal["refuse", "lose", "drop", "half", "stall"]
+#: is done; half: the line breaks in the middle of the request's body; stall: nothing is done and nothing is said;
+#: hang: it is done and nothing is said.
+Action = Literal["refuse", "lose", "drop", "half", "stall", "hang"]
 
 
 @dataclass

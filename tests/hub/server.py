@@ -121,7 +121,9 @@ class _Handler(BaseHTTPRequestHandler):
             sent = self.do(body)
         except _Refused as refusal:
             sent = (json.dumps({"error": refusal.error}).encode(), refusal.headers, refusal.status)
-        if fault is not None and fault.action == "lose":
+        if fault is not None:  # it is done, and nobody is told
+            if fault.action == "hang":
+                self.hub.faults.stall()
             self.close_connection = True
             return
         self.send(*sent)
@@ -130,7 +132,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _let_pass(self, fault: Fault) -> bool:
         match fault.action:
-            case "lose":
+            case "lose" | "hang":
                 return True
             case "refuse":
                 self._body()
