@@ -28,7 +28,9 @@ from agent.config import Config, ConfigError, config
 from agent.contact import Contact, Coordinator
 from agent.events.notice import Notice
 from agent.events.spool import Spool
+from agent.hub.means import HubMeans
 from agent.inputs import Cache
+from agent.launch import allowed
 from agent.preparing import Means
 from agent.retiring import Begun
 from agent.session import Identity, Session, grpc_dial
@@ -39,8 +41,11 @@ from agent.stores.relay import RelayStore
 from agent.supervisor import Supervisor, WayOut
 from agent.vitals import Vitals
 from relay.errors import DeploymentForeign, RelayError, Unauthenticated
+from relay.stores.hub.budget import Budget
+from relay.stores.hub.store import HubStore
+from relay.stores.hub.worker import Worker
 from relay.v1 import agents_pb2 as pb
-from relay.v1 import agents_pb2_grpc
+from relay.v1 import agents_pb2_grpc, runs_pb2_grpc
 
 log = logging.getLogger("agent")
 
@@ -156,6 +161,7 @@ async def means_of(settings: Config, coordinator: Coordinator, contact: Contact,
         SpareShim(settings.runtime_dir) as shims,
     ):
         blobs = Blobs(coordinator, transfers, contact)
+        hub = hub_means(settings, runs_pb2_grpc.RunsStub(transfers))
         yield Means(
             agent=settings.resource_name,
             root=settings.root,
@@ -169,13 +175,20 @@ async def means_of(settings: Config, coordinator: Coordinator, contact: Contact,
             contact=contact,
             spool=Spool(coordinator, contact, heartbeat=HEARTBEAT, notice=Notice()),
             blobs=blobs,
-            stores={"relay": RelayStore(blobs)},
+            stores={"relay": RelayStore(blobs), "hf": HubStore(hub.worker, "", budget=hub.budget, now=boottime)},
             cache=Cache(settings.data_dir / "cache", settings.cache_limit),
             begun=Begun(settings.data_dir / "attempts"),
             shims=shims,
             now=boottime,
             wall=time.time,
+            hub=hub,
         )
+
+
+def hub_means(settings: Config, runs: runs_pb2_grpc.RunsStub) -> HubMeans:
+    """What publishes: only its processes have the token."""
+    token = {name: value for name, value in os.environ.items() if name == "HF_TOKEN"}
+    return HubMeans(Worker(settings.python, allowed(os.environ) | token), Budget(), runs, settings.hub)
 
 
 def ways_out() -> asyncio.Queue[WayOut]:

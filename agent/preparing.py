@@ -18,6 +18,7 @@ from agent.contact import Contact, Coordinator
 from agent.events.spool import Spool
 from agent.first_write import FirstWrite
 from agent.folder import AttemptFolder, RunFolder
+from agent.hub.means import HubMeans
 from agent.inputs import Cache
 from agent.jobs import Job
 from agent.launch import Launch, launch
@@ -28,7 +29,7 @@ from agent.wire import Assignment
 from relay.errors import LeaseLost, RelayError
 from relay.manifest import ManifestError
 from relay.runfile import RunFile
-from relay.stores.base import Damaged, Store
+from relay.stores.base import Damaged, Store, StoreAway
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import agents_pb2_grpc, runs_pb2
 
@@ -65,6 +66,7 @@ class Means:
     shims: Shims
     now: Callable[[], float]  #: CLOCK_BOOTTIME: also counts while the host sleeps
     wall: Callable[[], float]  #: seconds since the epoch, for people
+    hub: HubMeans | None = None
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -110,7 +112,7 @@ async def choose_checkpoint(
         chosen = await choose(
             assignment.message.checkpoints, assignment.node, here=here, stores=means.stores, scratch=folder.resume
         )
-    except RelayError as error:
+    except (RelayError, StoreAway) as error:
         raise Fault("CHECKPOINT_UNAVAILABLE", str(error)) from error
     except OSError as error:
         raise _disk(error) from error

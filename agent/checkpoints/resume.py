@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from relay.manifest import NAME, Manifest, ManifestError, verify
-from relay.stores.base import Damaged, Store
+from relay.stores.base import Damaged, Store, StoreRefused
 from relay.v1 import runs_pb2
 
 Skipped = runs_pb2.SkippedCheckpoint
@@ -82,7 +82,7 @@ async def _fetched(
         try:
             await store.fetch(copy.uri, part.manifest_digest, folder)
             return folder
-        except Damaged as error:
+        except (Damaged, StoreRefused) as error:
             reasons.append(f"the copy in {copy.store}://: {error}")
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
     return None

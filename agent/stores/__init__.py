@@ -1,1 +1,1 @@
-"""`relay://` as agents reach it, over their line to the coordinator. The stores that need no such line: `relay.stores`."""
+"""`relay://` as agents reach it, over their line to the coordinator. Stores that need none: `relay.stores`."""

@@ -12,7 +12,8 @@ from relay.stores.hub import uris
 from relay.stores.hub.client import Gone, asking, client
 from relay.stores.hub.fetching import Fetching
 from relay.stores.hub.marks import Mark
-from relay.stores.hub.repository import MAIN, Content, Foreign, Published, Repository
+from relay.stores.hub.repository import Content, Foreign, Published, Repository
+from relay.stores.hub.uris import MAIN
 
 Told = Callable[[int], None]
 
@@ -21,16 +22,16 @@ def _repository(job: Mapping[str, Any]) -> Repository:
     return Repository(client(job["timeout"]), job["repo"], private=job.get("private", True))
 
 
-def _content(job: Mapping[str, Any], within: str = "") -> Content:
+def _content(job: Mapping[str, Any], texts: Mapping[str, str], within: str = "") -> Content:
     files: dict[str, Path | bytes] = {path: Path(source) for path, source in job["files"].items()}
-    return Content(files | {path: text.encode() for path, text in job["texts"].items()}, within)
+    return Content(files | {path: text.encode() for path, text in texts.items()}, within)
 
 
 def keep(job: Mapping[str, Any], told: Told) -> dict[str, Any]:
     """A checkpoint's whole state, as a tagged commit on the run's branch."""
     repository, mark = _repository(job), Mark(**job["mark"])
     repository.make()
-    content = _content(job, job["folder"])
+    content = _content(job, job["texts"], job["folder"])
     title = f"State of step {mark.step} of {mark.run}, attempt {mark.attempt}"
     done = repository.publish(uris.state_branch(mark.run), mark, content, title, job["expected"])
     repository.tag(job["tag"], done.commit)
@@ -41,15 +42,16 @@ def publish(job: Mapping[str, Any], told: Told) -> dict[str, Any]:
     """A run's model, on `main` where that is the run's to write, else on the run's own branch."""
     repository, mark = _repository(job), Mark(**job["mark"])
     repository.make()
-    content = _content(job)
     title = f"Step {mark.step} of {mark.run}"
     own = uris.model_branch(mark.run)
     branch, note = repository.model_branch(mark.run, own)
     try:
+        content = _content(job, job["texts"][branch])
         done = repository.publish(branch, mark, content, title, job["expected"])
     except Foreign as error:  # somebody took main at this very moment
         if branch != MAIN:
             raise
+        content = _content(job, job["texts"][own])
         note, done = str(error), repository.publish(own, mark, content, title, None)
     return asdict(Published(done.commit, done.branch, note))
 
@@ -62,7 +64,7 @@ def newest(job: Mapping[str, Any], told: Told) -> dict[str, Any] | None:
             seen = repository.history(branch)[0]
         except Gone:
             continue
-        if seen.mark is not None and (seen.mark.run, seen.mark.kind) == (run, "model"):
+        if seen.mark is not None and seen.mark.run == run:
             return {"commit": seen.id, "branch": branch, "step": seen.mark.step, "time": seen.time}
     return None
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Literal, cast, get_args
 
-Kind = Literal["model", "state", "free"]  #: `free`: what was no longer wanted has been taken out
+#: model: of a checkpoint; result: of a run that is through; state: a trainer's, whole; free: of what was taken out.
+Kind = Literal["model", "result", "state", "free"]
 _LINE = re.compile(r"^Relay-(Kind|Run|Attempt|Lease|Step): (\S+)$", re.MULTILINE)
 
 
@@ -36,9 +37,9 @@ class Mark:
         said = {name.lower(): value for name, value in _LINE.findall(message)}
         try:
             kind = said["kind"]
-            if kind not in ("model", "state", "free"):
+            if kind not in get_args(Kind):
                 return None
-            return cls(kind, said["run"], int(said["attempt"]), said["lease"], int(said["step"]))
+            return cls(cast(Kind, kind), said["run"], int(said["attempt"]), said["lease"], int(said["step"]))
         except (KeyError, ValueError):
             return None
 

@@ -17,8 +17,8 @@ from huggingface_hub.utils import build_hf_headers, paginate, parse_datetime
 from relay.stores.base import StoreAway, StoreRefused
 from relay.stores.hub.client import Gone, Lost, Stale, asking
 from relay.stores.hub.marks import Done, Go, Mark, Moved, Seen, judge
+from relay.stores.hub.uris import MAIN
 
-MAIN = "main"
 _OURS_TO_KEEP = (".gitattributes",)  #: the Hub's own file
 _LOOK_BACK = 200  #: commits of a history that are looked at
 _TRIES = 5  #: of one commit whose branch moves, by ours, or whose replies are lost

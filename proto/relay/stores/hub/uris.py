@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from relay.stores.base import Place, StoreRefused
 
 _URI = re.compile(r"hf://(?P<repo>[^/@]+/[^/@]+)@(?P<commit>[0-9a-f]{40})/(?P<folder>.+)")
+MAIN = "main"  #: what people load
 REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
