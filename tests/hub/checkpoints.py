@@ -49,7 +49,7 @@ class Keeper:
     folder: Path
     timeout: float = 5.0
     more: Mapping[str, str] = field(default_factory=dict)  #: of its environment
-    python: str = sys.executable
+    python: str = os.environ.get("RELAY_TEST_HUB_PYTHON", sys.executable)  #: with another release of the client
 
     def worker(self) -> Worker:
         repository = Path(__file__).resolve().parents[2]

@@ -58,7 +58,7 @@ class Hub:
             "HF_HOME": str(cache),
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
-            "NO_PROXY": "127.0.0.1",
+            "NO_PROXY": "127.0.0.1,localhost",
         }
 
 
@@ -66,7 +66,8 @@ class Hub:
 def serving() -> Iterator[Hub]:
     """A Hub on loopback, gone at the end; whoever asks then is refused the connection."""
     hub = Hub()
-    with _listening(_Api, hub) as hub.endpoint, _listening(_Storage, hub) as hub.storage:
+    # Clients of 1.x tell an origin by its host's name alone.
+    with _listening(_Api, hub) as hub.endpoint, _listening(_Storage, hub, "localhost") as hub.storage:
         try:
             yield hub
         finally:
@@ -74,13 +75,13 @@ def serving() -> Iterator[Hub]:
 
 
 @contextmanager
-def _listening(handler: type[_Handler], hub: Hub) -> Iterator[str]:
+def _listening(handler: type[_Handler], hub: Hub, name: str = "127.0.0.1") -> Iterator[str]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (handler,), {"hub": hub}))
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
+        yield f"http://{name}:{server.server_address[1]}"
     finally:
         server.shutdown()
         server.server_close()
