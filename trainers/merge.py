@@ -129,7 +129,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _end_with_stdin() -> None:
     """Nobody merges for an agent that is dead."""
-    sys.stdin.buffer.read()
+    while os.read(0, 4096):
+        pass
     os._exit(1)
 
 
