@@ -107,8 +107,10 @@ class StateCopies:
 
 def cost(size: int, every: Every) -> str:
     """What keeping state costs, in words. Pure."""
-    save = f"each save is {_amount(size)}, one every {every}"
-    return save if every.seconds is None else f"{save}: {_amount(size * DAY / every.seconds)} a day"
+    if every.seconds is None:
+        return f"each save is {_amount(size)}, one every {every}"
+    minutes = f"{every.seconds / 60:g} min" if every.seconds >= 60 else f"{every.seconds:g} s"
+    return f"each save is {_amount(size)}, one every {minutes}: {_amount(size * DAY / every.seconds)} a day"
 
 
 def _amount(size: float) -> str:
