@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from relay.runfile import RunFile, parse
@@ -39,7 +39,7 @@ def merge(adapter: Path, into: Path, run: RunFile) -> str:
     draft = into.with_name(f".tmp-{into.name}")
     shutil.rmtree(draft, ignore_errors=True)
     base = _base(adapter, run)
-    stored = AutoModelForCausalLM.from_pretrained(base, dtype="auto").dtype
+    stored = AutoConfig.from_pretrained(base).dtype or torch.float32
     tokenizer = AutoTokenizer.from_pretrained(adapter)
     inputs = [
         tokenizer(text, return_tensors="pt", truncation=True, max_length=TOKENS) for text in texts(run, tokenizer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 from collections import defaultdict
@@ -89,8 +90,9 @@ def _own(events: Path) -> Series:
     for line in _metrics(events):
         for name in DRAWN:
             value = line["values"].get(name)
-            if isinstance(value, int | float):
-                series[name].append((line["step"], float(value)))
+            with contextlib.suppress(OverflowError):
+                if isinstance(value, int | float):
+                    series[name].append((line["step"], float(value)))
     return series
 
 
@@ -103,7 +105,7 @@ def _metrics(events: Path) -> Iterator[dict[str, Any]]:
                 line = json.loads(text)
                 if line["type"] == "metric" and isinstance(line["step"], int) and isinstance(line["values"], Mapping):
                     yield line
-            except (ValueError, TypeError, KeyError):  # half a line, or a program's own
+            except (ValueError, TypeError, KeyError, RecursionError):  # half a line, or a program's own
                 continue
 
 

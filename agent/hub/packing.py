@@ -75,7 +75,7 @@ class Packing:
             data=self.known.data(self.run),
             pins=pins,
             attempts=await self.known.attempts(),
-            versions=told.get("versions", {}),
+            versions=_versions(told),
             curve=CURVE in files,
             check=check,
         )
@@ -128,6 +128,11 @@ def _told(folder: Path) -> dict[str, Any]:
     """What the trainer wrote of its result; a program's own file of that name may say anything."""
     try:
         told = json.loads((folder / "relay.json").read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return told if isinstance(told, dict) else {}
+
+
+def _versions(told: Mapping[str, Any]) -> dict[str, str]:
+    versions = told.get("versions")
+    return {str(name): str(version) for name, version in versions.items()} if isinstance(versions, dict) else {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,37 @@ async def test_of_two_attempts_at_one_step_the_later_one_stays(hub: Hub, keeper:
         await keeper.keep(zombie, 300)
     assert Mark.found(next(hub.model(REPO).history(STATE)).message) == Mark("state", "r", 2, "b" * 32, 200)
     await keeper.store().fetch(uri, digest, tmp_path / "back")
+
+
+async def publish(keeper: Keeper, mark: Mark) -> dict[str, str]:
+    own = uris.model_branch(mark.run)
+    texts = {branch: {"relay.json": f"{mark.run} {mark.attempt}"} for branch in ("main", own)}
+    done: dict[str, str] = await keeper.worker().do(
+        "publish", repo=REPO, mark=asdict(mark), files={}, texts=texts, expected=None
+    )
+    return done
+
+
+async def test_of_two_attempts_that_publish_one_step_the_later_one_shows(hub: Hub, keeper: Keeper) -> None:
+    old, new = (Mark("model", "r", attempt, str(attempt) * 32, 100) for attempt in (1, 2))
+    await asyncio.gather(publish(keeper, old), publish(keeper, new), return_exceptions=True)
+    await publish(keeper, new)
+    assert hub.model(REPO).folder("main")["relay.json"] == b"r 2"
+    with pytest.raises(StoreRefused, match="later attempt"):
+        await publish(keeper, replace(old, step=200))
+    marks = [Mark.found(commit.message) for commit in hub.model(REPO).history("main")]
+    assert [mark for mark in marks if mark == new] == [new]
+
+
+async def test_main_belongs_to_the_run_that_was_first(hub: Hub, keeper: Keeper) -> None:
+    one, two = (Mark("model", run, 1, run * 32, 100) for run in ("a", "b"))
+    done = await asyncio.gather(publish(keeper, one), publish(keeper, two))
+    branches = [each["branch"] for each in done]
+    assert sorted(branches) in (["main", "relay/a/model"], ["main", "relay/b/model"])
+    owner = "ab"[branches.index("main")]
+    assert hub.model(REPO).folder("main")["relay.json"] == f"{owner} 1".encode()
+    notes = [each["note"] for each in done if each["branch"] != "main"]
+    assert "main of me/sums" in notes[0]
 
 
 async def test_a_token_that_may_not_write_is_told(hub: Hub, keeper: Keeper) -> None:

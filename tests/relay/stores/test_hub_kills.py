@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from relay.manifest import verify
+from relay.stores.hub.marks import Mark
 from tests.hub.checker import disagreements
 from tests.hub.checkpoints import REPO, Keeper
 from tests.hub.repository import Lfs
@@ -65,6 +67,35 @@ async def test_killed_at_fifty_moments_of_publications(hub: Hub, tmp_path: Path)
             await store.remove(oldest[0])
             registry.pop(0)
         assert disagreements(hub.model(REPO), registry) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+async def test_killed_at_many_moments_of_publishing_a_model(hub: Hub, tmp_path: Path) -> None:
+    """`main` shows one step after the other, each whole and once."""
+    draw = random.Random(3)
+    worker = Keeper(hub, tmp_path).worker()
+    for step in range(1, 16):
+        (tmp_path / "model.safetensors").write_bytes(b"%d" % step * 500)
+        mark = Mark("model", "r", 1, "a" * 32, step)
+        texts = {"README.md": f"step {step}", "relay.json": json.dumps({"run": "r", "step": step})}
+        publish = partial(
+            worker.do,
+            "publish",
+            repo=REPO,
+            mark=asdict(mark),
+            files={"model.safetensors": str(tmp_path / "model.safetensors")},
+            texts={"main": texts, "relay/r/model": texts},
+            expected=None,
+        )
+        await killed_at(hub, draw.randrange(12), draw.choice(HOW), publish)
+        done = await publish()
+        assert done["branch"] == "main" and not done["note"]
+        files = hub.model(REPO).folder("main")
+        assert json.loads(files["relay.json"])["step"] == step
+        assert files["model.safetensors"] == b"%d" % step * 500
+    marks = [Mark.found(commit.message) for commit in hub.model(REPO).history("main")]
+    assert [mark.step for mark in marks if mark] == list(range(15, 0, -1))
 
 
 @pytest.mark.slow
