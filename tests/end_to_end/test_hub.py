@@ -135,3 +135,8 @@ async def test_what_is_published_loads_and_gives_the_right_logits(
     assert (await second.ended()).state == pb.Run.SUCCEEDED
     assert hub.model(REPO).folder("main") == files
     assert json.loads(hub.model(REPO).folder("relay/two/model")["relay.json"])["run"] == "two"
+
+    answer = await fleet.relayctl("promote", "two")
+    assert "main of me/sums is two's" in answer
+    assert json.loads(hub.model(REPO).folder("main")["relay.json"])["run"] == "two"
+    await fleet.relayctl("promote", "none", expect=4)

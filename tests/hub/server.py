@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
@@ -330,7 +330,9 @@ class _Api(_Handler):
             raise _Refused(412, "A commit has happened since. Please refresh and try again.") from stale
 
     def _verb(self, repository: Repository, name: str, rest: list[str], body: bytes) -> _Answer:
-        asked = json.loads(body) if body and rest[0] != "commit" else {}
+        form = "x-www-form-urlencoded" in self.headers.get("Content-Type", "")
+        plain = body and rest[0] != "commit" and not form
+        asked: dict[str, Any] = json.loads(body) if plain else dict(parse_qs(body.decode())) if form else {}
         match self.command, rest:
             case "GET", [] | ["revision", _]:
                 commit = repository.resolve(rest[1] if rest else "main")
@@ -377,7 +379,7 @@ class _Api(_Handler):
         header, *operations = lines
         files = dict(repository.resolve(branch).files)
         for operation in operations:
-            _apply(files, operation["key"], operation["value"])
+            _apply(files, operation["key"], operation["value"], repository.large)
         said = header["value"]
         commit = repository.append(
             branch,
@@ -437,11 +439,13 @@ def _modes(files: Mapping[str, File], asked: list[dict[str, Any]]) -> list[dict[
     return [one(file) for file in asked]
 
 
-def _apply(files: dict[str, File], key: str, value: dict[str, Any]) -> None:
-    """One line of a commit."""
+def _apply(files: dict[str, File], key: str, value: dict[str, Any], large: Mapping[str, bytes]) -> None:
+    """One line of a commit; a copy of a large file does not say its size."""
     actions: dict[str, Callable[[], object]] = {
         "file": lambda: files.update({value["path"]: base64.b64decode(value["content"])}),
-        "lfsFile": lambda: files.update({value["path"]: Lfs(value["oid"], value["size"])}),
+        "lfsFile": lambda: files.update(
+            {value["path"]: Lfs(value["oid"], value.get("size", len(large.get(value["oid"], b""))))}
+        ),
         "deletedFile": lambda: files.pop(value["path"]),
         "deletedFolder": lambda: [
             files.pop(path) for path in list(files) if path.startswith(value["path"].rstrip("/") + "/")

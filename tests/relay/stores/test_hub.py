@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -192,6 +193,25 @@ async def test_main_belongs_to_the_run_that_was_first(hub: Hub, keeper: Keeper) 
     assert hub.model(REPO).folder("main")["relay.json"] == f"{owner} 1".encode()
     notes = [each["note"] for each in done if each["branch"] != "main"]
     assert "main of me/sums" in notes[0]
+
+
+async def test_a_promoted_run_has_main_from_then_on(hub: Hub, keeper: Keeper, tmp_path: Path) -> None:
+    one, two = (Mark("model", run, 1, run * 32, 100) for run in ("a", "b"))
+    await publish(keeper, one)
+    with pytest.raises(StoreRefused, match="no branch of b's"):
+        await keeper.worker().do("promote", repo=REPO, run="b")
+    (tmp_path / "w.safetensors").write_bytes(b"weights")
+    texts = {"README.md": 'load("me/sums", revision="relay/b/model")', "relay.json": "b 1"}
+    files = {"w.safetensors": str(tmp_path / "w.safetensors")}
+    job: dict[str, Any] = {"repo": REPO, "mark": asdict(two), "texts": {"relay/b/model": texts}, "expected": None}
+    await keeper.worker().do("publish", files=files, **job)
+    done = await keeper.worker().do("promote", repo=REPO, run="b")
+    main = hub.model(REPO).folder("main")
+    assert done["commit"] == hub.model(REPO).branches["main"]
+    assert (main["relay.json"], main["README.md"]) == (b"b 1", b'load("me/sums")')
+    assert main["w.safetensors"] == b"weights"
+    assert (await publish(keeper, replace(two, step=200)))["branch"] == "main"
+    assert (await publish(keeper, replace(one, step=200)))["branch"] == "relay/a/model"
 
 
 async def test_a_token_that_may_not_write_is_told(hub: Hub, keeper: Keeper) -> None:

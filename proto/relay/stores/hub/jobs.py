@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from relay.manifest import NAME, digest_of
+from relay.stores.base import StoreRefused
 from relay.stores.hub import uris
 from relay.stores.hub.client import Gone, asking, client
 from relay.stores.hub.fetching import Fetching
@@ -54,6 +55,14 @@ def publish(job: Mapping[str, Any], told: Told) -> dict[str, Any]:
         content = _content(job, job["texts"][own])
         note, done = str(error), repository.publish(own, mark, content, title, None)
     return asdict(Published(done.commit, done.branch, note))
+
+
+def promote(job: Mapping[str, Any], told: Told) -> dict[str, Any]:
+    """`main` becomes the run's, with what is on the run's own branch."""
+    try:
+        return asdict(_repository(job).promote(job["run"], uris.model_branch(job["run"])))
+    except Gone as gone:
+        raise StoreRefused(f"{job['repo']} has no branch of {job['run']}'s to promote: {gone}") from gone
 
 
 def newest(job: Mapping[str, Any], told: Told) -> dict[str, Any] | None:
@@ -104,5 +113,5 @@ def free(job: Mapping[str, Any], told: Told) -> None:
 
 
 JOBS: Mapping[str, Callable[[Mapping[str, Any], Told], Any]] = {
-    job.__name__: job for job in (keep, publish, newest, has, fetch, free)
+    job.__name__: job for job in (keep, publish, promote, newest, has, fetch, free)
 }

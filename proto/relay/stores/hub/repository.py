@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers, paginate, parse_datetime
 
@@ -22,6 +22,9 @@ from relay.stores.hub.uris import MAIN
 _OURS_TO_KEEP = (".gitattributes",)  #: the Hub's own file
 _LOOK_BACK = 200  #: commits of a history that are looked at
 _TRIES = 5  #: of one commit whose branch moves, by ours, or whose replies are lost
+
+
+Operation = CommitOperationAdd | CommitOperationCopy | CommitOperationDelete
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +125,27 @@ class Repository:
             tree = self._api.list_repo_tree(self._name, recursive=True, revision=revision)
             return {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
 
+    def promote(self, run: str, own: str) -> Published:
+        """The run's model becomes what `main` holds, whoever's that was; what was there stays in its history."""
+        shown = self.history(own)[0]
+        if shown.mark is None or shown.mark.run != run:
+            raise Foreign(f"{own} of {self._name} was moved by {shown.said}; it is not this run's any more")
+        parent = self.branches()[MAIN]
+        files = [path for path in self._paths(shown.id) if path not in _OURS_TO_KEEP]
+        readme = self._read("README.md", shown.id).replace(f', revision="{own}"'.encode(), b"")
+        gone = set(self._paths(parent)) - set(files) - set(_OURS_TO_KEEP)
+        operations: list[Operation] = [CommitOperationDelete(path) for path in sorted(gone)]
+        operations += [CommitOperationCopy(path, path, src_revision=shown.id) for path in files if path != "README.md"]
+        operations.append(CommitOperationAdd("README.md", readme))
+        try:
+            return Published(self._commit(MAIN, parent, operations, shown.mark, f"Promote {run}"), MAIN)
+        except Stale as error:
+            raise StoreAway(f"main of {self._name} moves just now: {error}") from error
+
+    def _read(self, path: str, commit: str) -> bytes:
+        with asking(f"reading {path} of {self._name}"):
+            return Path(self._api.hf_hub_download(self._name, path, revision=commit)).read_bytes()
+
     def free(self, commit: str, folder: str, branch: str) -> None:
         """Take a folder's commit away: its tag first, its large files last; what another commit uses stays.
 
@@ -168,7 +192,7 @@ class Repository:
             return StoreRefused(f"{branch} of {self._name} is a later attempt's by now: {moved.by.said}")
         return Foreign(f"{branch} of {self._name} was moved by {moved.by.said}; what is there is not overwritten")
 
-    def _operations(self, parent: str, content: Content) -> list[CommitOperationAdd | CommitOperationDelete]:
+    def _operations(self, parent: str, content: Content) -> list[Operation]:
         added = [CommitOperationAdd(path, source) for path, source in content.files.items()]
         step = content.within.partition("-node")[0]
         kept = {path for path in self._paths(parent) if content.within and path.startswith(f"{step}-node")}
@@ -176,7 +200,7 @@ class Repository:
         gone = set(self._paths(parent)) - set(content.files) - set(_OURS_TO_KEEP) - kept
         return [*added, *(CommitOperationDelete(path) for path in sorted(gone))]
 
-    def _upload(self, branch: str, operations: Iterable[CommitOperationAdd | CommitOperationDelete]) -> None:
+    def _upload(self, branch: str, operations: Iterable[Operation]) -> None:
         additions = [each for each in operations if isinstance(each, CommitOperationAdd)]
         with asking(f"uploading to {self._name}"):
             self._api.preupload_lfs_files(self._name, additions, revision=branch, free_memory=False)
@@ -185,7 +209,7 @@ class Repository:
         self,
         branch: str,
         parent: str,
-        operations: Sequence[CommitOperationAdd | CommitOperationDelete],
+        operations: Sequence[Operation],
         mark: Mark,
         title: str,
     ) -> str:
