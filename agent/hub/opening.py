@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +29,7 @@ from relay.stores.hub.store import HubStore
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import runs_pb2
 
-#: Seconds that publishing may hold up the end of an attempt: of a result; of one that stops; of one that leaves.
+#: Seconds that publishing may hold up the end of an attempt: with a result; that stops or fails; whose host leaves.
 RESULT, STOPPING, LEAVING = 3600.0, 60.0, 30.0
 
 
@@ -64,15 +65,15 @@ class OnTheHub:
         raise AssertionError("never reached")
 
     async def finish(self, result: Model | None, limit: float) -> None:
-        """The last of it, within so many seconds."""
-        if self.state is not None:
-            try:
+        """The last of it, within so many seconds. Copies of state that are on their way are waited for, too, unless
+        there is a result: nobody resumes that run."""
+        began = asyncio.get_running_loop().time()
+        if self.state is not None and result is None:
+            with contextlib.suppress(TimeoutError):  # other stores' copies must do
                 async with asyncio.timeout(limit):
                     await self.state.settled()
-            except TimeoutError:
-                pass  # the copies that other stores have must do
         if self.publication is not None:
-            await self.publication.finish(result, limit)
+            await self.publication.finish(result, limit - (asyncio.get_running_loop().time() - began))
 
 
 def on_the_hub(means: Means, assignment: Assignment, run: RunFile, folder: AttemptFolder, journal: Journal) -> OnTheHub:

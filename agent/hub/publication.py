@@ -115,7 +115,7 @@ class Publication:
     async def finish(self, result: Model | None, limit: float) -> None:
         """The last one; given up after `limit` seconds, which is said."""
         model = result or self._newest
-        if model is None:
+        if model is None or (result is None and model.step == self._published):
             return
         if result is not None and self._newest is not None:
             model = replace(result, step=max(result.step, self._newest.step), metrics=self._newest.metrics)
@@ -124,7 +124,7 @@ class Publication:
                 await self._trying(lambda: self._publish(model), patience=FAILING)
         except TimeoutError:
             await self._journal.say(
-                "error", f"step {model.step} is not at {self._hub.repo}: the Hub was given {limit:.0f} s"
+                "error", f"step {model.step} is not at {self._hub.repo}: the Hub was given {max(0.0, limit):.0f} s"
             )
 
     def _is_due(self, model: Model) -> bool:

@@ -165,12 +165,26 @@ async def test_a_token_that_may_not_write_is_an_event_and_training_goes_on(
     assert TOKEN.encode() not in b"".join(lease.sources.values())
 
 
-async def test_state_goes_there_as_one_more_copy(fake: FakeCoordinator, hosts: MakeHost, hub: Hub) -> None:
+async def kept_on_the_hub(fake: FakeCoordinator, gate: Gate) -> Lease:
+    """A run whose first checkpoint's state is there, and that is through."""
+    lease = await fake.grant(with_hub(stub(steps=3, save_every=2, gate=gate.path), state=True))
+    gate.let(2)
+    await fake.until(lambda: 2 in lease.checkpoints and "hf" in stores(lease, 2))
+    gate.let(1)
+    await succeeded(fake, lease)
+    return lease
+
+
+def stores(lease: Lease, step: int) -> dict[str, str]:
+    """Uris of a checkpoint's copies by store."""
+    return {copy.store: copy.uri for copy in lease.checkpoints[step].parts[0].copies}
+
+
+async def test_state_goes_there_as_one_more_copy(fake: FakeCoordinator, hosts: MakeHost, hub: Hub, gate: Gate) -> None:
     """Its cost is said first."""
     await started(hub, hosts, fake)
-    lease = await fake.grant(with_hub(stub(steps=2, save_every=2), state=True))
-    await succeeded(fake, lease)
-    copies = {copy.store: copy.uri for copy in lease.checkpoints[2].parts[0].copies}
+    lease = await kept_on_the_hub(fake, gate)
+    copies = stores(lease, 2)
     assert set(copies) == {"host", "relay", "hf"}
     commit = copies["hf"].partition("@")[2][:40]
     assert Mark.found(hub.model(REPO).commits[commit].message) == Mark("state", "r", 1, FIRST, 2)
@@ -178,10 +192,9 @@ async def test_state_goes_there_as_one_more_copy(fake: FakeCoordinator, hosts: M
     assert "hub.state: each save is" in texts and "a day" in texts
 
 
-async def test_a_bare_host_resumes_from_the_hub(fake: FakeCoordinator, hosts: MakeHost, hub: Hub) -> None:
+async def test_a_bare_host_resumes_from_the_hub(fake: FakeCoordinator, hosts: MakeHost, hub: Hub, gate: Gate) -> None:
     first = await started(hub, hosts, fake)
-    lease = await fake.grant(with_hub(stub(steps=2, save_every=2), state=True))
-    await succeeded(fake, lease)
+    lease = await kept_on_the_hub(fake, gate)
     await first.vanish()
     await fake.end(lease)
     checkpoint = lease.checkpoints[2]
