@@ -153,6 +153,38 @@ async def test_faults_of_the_hub_end_in_one_commit(
     assert published(hub).count(("result", 2)) == 1
 
 
+async def test_a_hub_that_is_away_holds_up_no_step(
+    fake: FakeCoordinator, hosts: MakeHost, hub: Hub, gate: Gate
+) -> None:
+    """It is said once; when the Hub is back the newest goes."""
+    hub.failing = True
+    await started(hub, hosts, fake)
+    lease = await fake.grant(with_hub(stub(steps=6, save_every=2, gate=gate.path)))
+    gate.let(2)
+    await fake.until(lambda: "fails, and is tried again" in lease.messages())
+    gate.let(3)
+    await fake.until(lambda: lease.steps() == [1, 2, 3, 4, 5] and 4 in lease.copied())
+    hub.failing = False
+    await fake.until(lambda: "works again" in lease.messages())
+    gate.let(1)
+    await succeeded(fake, lease)
+    assert lease.messages().count("fails, and is tried again") == 1
+    assert published(hub)[-1] == ("result", 6)
+
+
+async def test_a_host_that_leaves_publishes_the_newest(
+    fake: FakeCoordinator, hosts: MakeHost, hub: Hub, gate: Gate
+) -> None:
+    host = await started(hub, hosts, fake)
+    lease = await fake.grant(with_hub(stub(steps=9, save_every=2, gate=gate.path), every="500 steps"))
+    gate.let(2)
+    await fake.until(lambda: "step 2 is published" in lease.messages())
+    gate.let(1)
+    await fake.until(lambda: lease.steps() == [1, 2, 3])
+    assert await host.end() == 0
+    assert published(hub) == [("model", 2), ("model", 3)]
+
+
 async def test_a_token_that_may_not_write_is_an_event_and_training_goes_on(
     fake: FakeCoordinator, hosts: MakeHost, hub: Hub
 ) -> None:
