@@ -65,12 +65,12 @@ class OnTheHub:
         raise AssertionError("never reached")
 
     async def finish(self, result: Model | None, limit: float) -> None:
-        """The last of it, within so many seconds. Copies of state that are on their way are waited for, too, unless
-        there is a result: nobody resumes that run."""
+        """The last of it, within so many seconds. Copies of state that are on their way are waited for, too, but not
+        for long: other stores' copies must do."""
         began = asyncio.get_running_loop().time()
-        if self.state is not None and result is None:
-            with contextlib.suppress(TimeoutError):  # other stores' copies must do
-                async with asyncio.timeout(limit):
+        if self.state is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(limit, STOPPING)):
                     await self.state.settled()
         if self.publication is not None:
             await self.publication.finish(result, limit - (asyncio.get_running_loop().time() - began))
@@ -153,6 +153,7 @@ def _state(
         place=partial(assignment.place, run),
         every=run.checkpoint.every,
         add=add,
+        known=partial(using.known, assignment.message.run, means.metadata),
         journal=journal,
         patience=Patience(Random()),
     )

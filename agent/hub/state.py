@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Never
 
 from agent.checkpoints.publisher import Newest, Registered
@@ -13,7 +13,8 @@ from agent.folder import AttemptFolder
 from agent.hub.patience import Patience
 from relay.errors import LeaseLost, RelayError
 from relay.runfile import Every
-from relay.stores.base import Damaged, Place, Store, StoreAway, StoreRefused
+from relay.stores.base import Damaged, Place, StoreAway, StoreRefused
+from relay.stores.hub.store import HubStore
 
 log = logging.getLogger(__name__)
 
@@ -28,12 +29,13 @@ class StateCopies:
 
     def __init__(
         self,
-        store: Store,
+        store: HubStore,
         folder: AttemptFolder,
         *,
         place: Callable[[int], Place],
         every: Every,
         add: Add,
+        known: Callable[[], Awaitable[Collection[str] | None]],
         journal: Journal,
         patience: Patience,
     ) -> None:
@@ -42,6 +44,7 @@ class StateCopies:
         self._place = place
         self._every = every
         self._add = add
+        self._known = known
         self._journal = journal
         self._patience = patience
         self._waiting: Newest[Registered] = Newest()
@@ -63,11 +66,22 @@ class StateCopies:
 
     async def run(self) -> Never:
         """Until cancelled. Raises LeaseLost."""
+        await self._sweep()
         while True:
             await self._waiting.ready()
             with self._waiting.take() as registered:
                 await self._announce(registered.sealed.manifest.size)
                 await self._keep(registered)
+
+    async def _sweep(self) -> None:
+        """What hosts that died had kept and could not register; the next attempt tries what cannot be done now."""
+        try:
+            known = await self._known()
+            swept = 0 if known is None else await self._store.sweep(self._place(0), known)
+        except (StoreAway, StoreRefused, Damaged, OSError) as error:
+            log.info("state=unswept reason=%r", str(error))
+        else:
+            log.info("state=swept freed=%d", swept)
 
     async def _announce(self, size: int) -> None:
         """What this costs, before the first byte is sent."""

@@ -17,6 +17,7 @@ from relay.stores.hub.marks import Mark
 from relay.v1 import runs_pb2 as pb
 from tests import tiny
 from tests.end_to_end.fleet import Fleet
+from tests.hub.checker import disagreements
 from tests.hub.server import Hub, serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -96,7 +97,8 @@ async def python(program: str, *arguments: str, environment: dict[str, str]) -> 
 async def test_what_is_published_loads_and_gives_the_right_logits(
     fleet: Fleet, submitter: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Adapter and merged model, card and relay.json; a second run in the same repository leaves `main` alone."""
+    """Adapter and merged model, card and relay.json; a second run in the same repository leaves `main` alone, and
+    what the registry says of its state is so."""
     for name, value in (hub.environ(fleet.folder / "cache") | {"HF_TOKEN": "hf_canary"}).items():
         monkeypatch.setenv(name, value)  # of hosts started from now on
     await fleet.host("a")
@@ -131,8 +133,11 @@ async def test_what_is_published_loads_and_gives_the_right_logits(
     text = files["README.md"].decode()
     assert "eval_loss" in text and "sha256:" in text and "learning_rate" in text and "| 1 | a |" in text
 
-    second = await fleet.submit({**SPEC, "hub": {"repo": REPO}}, "two")
+    second = await fleet.submit({**SPEC, "hub": {"repo": REPO, "state": True}}, "two")
     assert (await second.ended()).state == pb.Run.SUCCEEDED
+    parts = [part for checkpoint in await second.checkpoints(superseded=True) for part in checkpoint.parts]
+    registry = [(copy.uri, part.manifest_digest) for part in parts for copy in part.copies if copy.store == "hf"]
+    assert registry and disagreements(hub.model(REPO), registry) == []
     assert hub.model(REPO).folder("main") == files
     assert json.loads(hub.model(REPO).folder("relay/two/model")["relay.json"])["run"] == "two"
 

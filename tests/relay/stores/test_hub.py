@@ -15,7 +15,8 @@ from relay.stores.base import Damaged, StoreAway, StoreRefused
 from relay.stores.hub import uris
 from relay.stores.hub.budget import HOUR, Budget
 from relay.stores.hub.marks import Done, Go, Mark, Moved, Seen, judge
-from tests.hub.checkpoints import REPO, TOKEN, Keeper, place
+from tests.hub.checker import disagreements
+from tests.hub.checkpoints import REPO, TOKEN, Keeper, checkpoint, place
 from tests.hub.server import Hub, serving
 
 STATE = "relay/r/state"
@@ -44,7 +45,7 @@ async def test_a_checkpoint_goes_there_and_comes_back(hub: Hub, keeper: Keeper, 
     uri, digest = await keeper.keep(store, 100)
     assert hub.model(REPO).private
     assert states(hub) == [100]
-    assert hub.model(REPO).tags == {"relay/r/step_00000100-aaaaaaaa": uris.Uri.parse(uri).commit}
+    assert hub.model(REPO).tags == {f"relay/r/step_00000100-{'a' * 32}": uris.Uri.parse(uri).commit}
     assert await store.has(uri, digest)
     assert not await store.has(uri, "sha256:" + "0" * 64)
     done: list[int] = []
@@ -63,7 +64,7 @@ async def test_a_commit_holds_one_checkpoint_and_sends_only_what_is_new(
     await keeper.keep(store, 200)
     assert {path.partition("/")[0] for path in hub.model(REPO).folder(STATE)} == {
         ".gitattributes",
-        "step_00000200-aaaaaaaa",
+        f"step_00000200-{'a' * 32}",
     }
     assert len([transfer for transfer in hub.transfers if transfer.startswith("PUT")]) == 1  # the optimizer
     manifest = await store.fetch(first, digest, tmp_path / "back")  # by its commit
@@ -71,8 +72,6 @@ async def test_a_commit_holds_one_checkpoint_and_sends_only_what_is_new(
 
 
 async def test_large_files_go_in_parts(hub: Hub, keeper: Keeper, tmp_path: Path) -> None:
-    from tests.hub.checkpoints import checkpoint
-
     manifest = checkpoint(tmp_path / "c", 1, size=200_000)
     store = keeper.store()
     uri = await store.put(place(1), manifest, lambda file: tmp_path / "c" / file.path)
@@ -162,6 +161,17 @@ async def test_of_two_attempts_at_one_step_the_later_one_stays(hub: Hub, keeper:
         await keeper.keep(zombie, 300)
     assert Mark.found(next(hub.model(REPO).history(STATE)).message) == Mark("state", "r", 2, "b" * 32, 200)
     await keeper.store().fetch(uri, digest, tmp_path / "back")
+
+
+async def test_what_nobody_registered_is_swept_by_the_next_attempt(hub: Hub, keeper: Keeper) -> None:
+    store = keeper.store()
+    kept = [await keeper.keep(store, step) for step in (100, 200)]
+    mine = await keeper.keep(store, 300, attempt=2)
+    known = [kept[0][0]]
+    assert await store.sweep(place(300, attempt=2), known) == 1
+    assert disagreements(hub.model(REPO), [kept[0], mine]) == []
+    assert await store.sweep(place(300, attempt=2), known) == 0
+    assert await keeper.store("me/nothing").sweep(place(300, attempt=2), []) == 0
 
 
 async def publish(keeper: Keeper, mark: Mark) -> dict[str, str]:

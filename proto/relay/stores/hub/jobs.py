@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,15 @@ def free(job: Mapping[str, Any], told: Told) -> None:
         repository.free(uri.commit, uri.folder, uris.state_branch(mark.run))
 
 
+def sweep(job: Mapping[str, Any], told: Told) -> int:
+    """What earlier attempts at a run left there, that nobody knows of."""
+    repository, mark = _repository(job), Mark(**job["mark"])
+    try:
+        return repository.sweep(mark, job["known"], partial(uris.tagged_folder, mark.run), uris.state_branch(mark.run))
+    except Gone:  # there is no repository yet
+        return 0
+
+
 JOBS: Mapping[str, Callable[[Mapping[str, Any], Told], Any]] = {
-    job.__name__: job for job in (keep, publish, promote, newest, has, fetch, free)
+    job.__name__: job for job in (keep, publish, promote, newest, has, fetch, free, sweep)
 }

@@ -6,7 +6,7 @@ Nothing is ever overwritten: a commit names its parent, a branch that somebody e
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -158,6 +158,18 @@ class Repository:
         self._unname(commit, folder, branch)
         kept = {*self.branches().values(), *self.tags().values()}
         self._delete(doomed - {digest for each in kept for digest in self._large(each)})
+
+    def sweep(self, ours: Mark, known: Collection[str], folder_of: Callable[[str], str], branch: str) -> int:
+        """Free what earlier attempts at a run have tagged and the registry does not know; how many that were."""
+        swept = 0
+        for tag, commit in self.tags().items():
+            folder = folder_of(tag)
+            if folder and commit not in known:
+                mark = self.history(commit)[0].mark
+                if mark is not None and mark.run == ours.run and mark.attempt < ours.attempt:
+                    self.free(commit, folder, branch)
+                    swept += 1
+        return swept
 
     def _unname(self, commit: str, folder: str, branch: str) -> None:
         """No tag and no branch has it any more."""

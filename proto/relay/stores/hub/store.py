@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict
 from pathlib import Path
 
@@ -79,3 +79,13 @@ class HubStore:
         async with self._writing:
             await self._worker.do("free", repo=Uri.parse(uri).repo, uri=uri)
             self._budget.spent(Uri.parse(uri).repo, self._now())
+
+    async def sweep(self, place: Place, known: Collection[str]) -> int:
+        """Free what earlier attempts at this run have kept here and no row names: their hosts died before they could
+        say so. `known` are the uris that rows name; how many were freed.
+        """
+        mark = Mark("state", place.run, place.attempt, place.lease, place.step or 0)
+        commits = [Uri.parse(uri).commit for uri in known]
+        async with self._writing:
+            swept = await self._worker.do("sweep", repo=self._repo, mark=asdict(mark), known=commits)
+        return int(swept)

@@ -46,14 +46,20 @@ def state_branch(run: str) -> str:
 def folder_of(place: Place) -> str:
     """A checkpoint's folder: never that of another attempt (S4)."""
     if place.step is None:
-        return f"output-{place.lease[:8]}"
+        return f"output-{place.lease}"
     node = f"-node{place.node}" if place.nodes > 1 else ""
-    return f"step_{place.step:08d}-{place.lease[:8]}{node}"
+    return f"step_{place.step:08d}-{place.lease}{node}"
 
 
 def tag_of(place: Place) -> str:
     """What keeps a checkpoint's commit when its branch is squashed."""
     return f"relay/{_ref(place.run)}/{folder_of(place)}"
+
+
+def tagged_folder(run: str, tag: str) -> str:
+    """The folder whose commit a tag of this run's keeps; empty for other tags."""
+    prefix = f"relay/{_ref(run)}/"
+    return tag.removeprefix(prefix) if tag.startswith(prefix) else ""
 
 
 def _ref(run: str) -> str:
