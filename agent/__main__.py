@@ -30,7 +30,9 @@ from agent.config import Config, ConfigError, config
 from agent.contact import Contact, Coordinator
 from agent.events.notice import Notice
 from agent.events.spool import Spool
+from agent.hub.means import HubMeans
 from agent.inputs import Cache
+from agent.launch import allowed
 from agent.preparing import Means
 from agent.retiring import Begun
 from agent.session import Identity, Session, grpc_dial
@@ -42,10 +44,14 @@ from agent.stores.unfinished import Unfinished
 from agent.supervisor import Supervisor, WayOut
 from agent.vitals import Vitals
 from relay.errors import DeploymentForeign, RelayError, Unauthenticated
+from relay.stores.base import Store
+from relay.stores.hub.budget import Budget
+from relay.stores.hub.store import HubStore
+from relay.stores.hub.worker import Worker
 from relay.stores.opening import Readers, open_store
 from relay.stores.pace import Pace
 from relay.v1 import agents_pb2 as pb
-from relay.v1 import agents_pb2_grpc
+from relay.v1 import agents_pb2_grpc, runs_pb2_grpc
 
 log = logging.getLogger("agent")
 
@@ -172,7 +178,12 @@ async def means_of(settings: Config, coordinator: Coordinator, contact: Contact,
         unfinished = Unfinished(settings.data_dir / "uploads", partial(open_store, writer=settings.name))
         begun = Begun(settings.data_dir / "attempts")
         stub = agents_pb2_grpc.AgentsStub(calls)
-        stores = Readers({"relay": RelayStore(blobs)}, writer=settings.name, pace=pace)
+        hub = hub_means(settings, runs_pb2_grpc.RunsStub(transfers))
+        special: dict[str, Store] = {
+            "relay": RelayStore(blobs),
+            "hf": HubStore(hub.worker, "", budget=hub.budget, now=boottime),
+        }
+        stores = Readers(special, writer=settings.name, pace=pace)
         yield Means(
             agent=settings.resource_name,
             root=settings.root,
@@ -195,7 +206,14 @@ async def means_of(settings: Config, coordinator: Coordinator, contact: Contact,
             shims=shims,
             now=boottime,
             wall=time.time,
+            hub=hub,
         )
+
+
+def hub_means(settings: Config, runs: runs_pb2_grpc.RunsStub) -> HubMeans:
+    """What publishes: only its processes have the token."""
+    token = {name: value for name, value in os.environ.items() if name == "HF_TOKEN"}
+    return HubMeans(Worker(settings.python, allowed(os.environ) | token), Budget(), runs, settings.hub)
 
 
 def ways_out() -> asyncio.Queue[WayOut]:

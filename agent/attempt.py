@@ -28,6 +28,7 @@ from agent.events.reports import Saved
 from agent.events.sources import Source
 from agent.first_write import FirstWrite
 from agent.folder import AttemptFolder
+from agent.hub.opening import LEAVING, RESULT, STOPPING, OnTheHub, on_the_hub, result_of
 from agent.jobs import Exit
 from agent.orders import Orders
 from agent.preparing import Fault, Means, choose_checkpoint, fetch, publishing, start
@@ -76,6 +77,7 @@ class Attempt:
         self._watch: Watch | None = None
         self._publisher: Publisher | None = None
         self._patience = Patience(self._journal, means.now)
+        self._hub = OnTheHub()
         self._stalled = ""
         self._ended = "lost"
 
@@ -182,12 +184,14 @@ class Attempt:
                 return stopped(self._orders.stop.cause if self._orders.stop else Stop.WISHED)
             self._means.spool.add(self.sources.values())
             stored = publishing(self._means, self.assignment, run, self._patience)
+            self._hub = hub = on_the_hub(self._means, self.assignment, run, self._folder, self._journal)
             self._publisher = publisher = await asyncio.to_thread(
-                _publisher, self.assignment, run, self._folder, self._means, self.sources, self._journal, stored
+                _publisher, self.assignment, run, self._folder, self._means, self.sources, self._journal, stored, hub
             )
             beside(self._orders.pass_on(self._shim))
             beside(self._first_write.keep())
             beside(publisher.run())
+            beside(self._hub.run())
             ended = await self._follow(run, publisher)
             return await self._judge(run, ended, publisher, stored)
         except Fault as fault:
@@ -270,6 +274,13 @@ class Attempt:
             disk_full=await self._watch.disk_full(),
             stalled=self._stalled,
         )
+        outcome = await self._outcome(run, judged, stored)
+        await unless(self._orders.hurried, self._publish_last(judged))
+        return outcome
+
+    async def _outcome(
+        self, run: RunFile, judged: Success | Stop | Cause, stored: Publishing
+    ) -> pb.CompleteLeaseRequest:
         match judged:
             case Success():
                 return await publish_result(stored, self.assignment, run, self._folder, self._journal)
@@ -277,6 +288,18 @@ class Attempt:
                 return stopped(judged)
             case Cause():
                 return failed(judged)
+
+    async def _publish_last(self, judged: Success | Stop | Cause) -> None:
+        """What people find on the Hub is the run's newest."""
+        assert self._watch is not None
+        result = await asyncio.to_thread(result_of, self._folder, self._watch.progress.step)
+        match judged:
+            case Success():
+                await self._hub.finish(result, RESULT)
+            case Stop.LEAVING:
+                await self._hub.finish(None, LEAVING)
+            case Stop.WISHED | Cause():
+                await self._hub.finish(None, STOPPING)
 
     async def _stored(self) -> int | None:
         """Until its first write and its checkpoints are with the coordinator, again if a failover lost them."""
@@ -326,11 +349,12 @@ def _publisher(
     sources: Mapping[str, Source],
     journal: Journal,
     stored: Publishing,
+    hub: OnTheHub,
 ) -> Publisher:
     runs = means.run_folder(assignment.run_id)
 
     async def retain(needed: set[int]) -> None:
-        await asyncio.to_thread(runs.retain, folder, needed)
+        await asyncio.to_thread(runs.retain, folder, needed | hub.needed)
 
     return Publisher(
         assignment,
@@ -344,6 +368,7 @@ def _publisher(
         sources=sources,
         journal=journal,
         retain=retain,
+        registered=hub.registered,
         done=max(folder.steps(), default=0) - 1,
     )
 

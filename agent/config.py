@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import socket
 import sys
@@ -11,7 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from relay.runfile import UnitError, parse_duration, parse_size
+from pydantic import ValidationError
+
+from relay.runfile import Hub, UnitError, parse_duration, parse_size
 from relay.runfile.scalars import NAME
 
 
@@ -37,6 +40,7 @@ class Config:
     disconnect_limit: float
     orphan_limit: float
     secret: str | None = field(repr=False)
+    hub: Hub | None = None  #: for runs that say nothing of the Hub
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
@@ -102,6 +106,7 @@ def config(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[st
             disconnect_limit=parse_duration(given.disconnect_limit),
             orphan_limit=parse_duration(given.orphan_limit),
             secret=_secret(environment),
+            hub=_hub(environment),
         )
     except UnitError as error:
         raise ConfigError(str(error)) from error
@@ -118,6 +123,26 @@ def _label(text: str) -> tuple[str, str]:
     if not (key and equals):
         raise ConfigError(f"--label {text!r}: give it as key=value")
     return key, value
+
+
+def _hub(environment: Mapping[str, str]) -> Hub | None:
+    """Where runs are published that do not say it themselves (row A7)."""
+    repo = environment.get("RELAY_HF_REPO") or environment.get("HF_REPO")
+    if not repo:
+        return None
+    every, dry = environment.get("RELAY_HF_SYNC_INTERVAL", "4h"), environment.get("HF_DRY_RUN", "")
+    with contextlib.suppress(ValueError):
+        every = f"{float(every):g}s"  # a number alone is seconds, as it was
+    try:
+        return Hub.model_validate(
+            {"repo": repo, "every": every, "dry_run": dry.lower() not in ("", "0", "false", "no")},
+            context={"units": True},
+        )
+    except ValidationError as error:
+        wrong = error.errors(include_url=False)[0]
+        name = "RELAY_HF_SYNC_INTERVAL" if wrong["loc"][0] == "every" else "HF_REPO"
+        hint = "a duration like 4h" if name == "RELAY_HF_SYNC_INTERVAL" else "owner/name"
+        raise ConfigError(f"${name}: give it as {hint}") from error
 
 
 def _data_dir(environment: Mapping[str, str]) -> Path:

@@ -2,7 +2,7 @@
 
     <root>/runs/<run>/
     ├── attempts/<n>-<lease8>/        the bytes of one attempt: `AttemptFolder`
-    └── ckpt/step_00000100, ckpt/latest, events.jsonl, state.json
+    └── ckpt/step_00000100, ckpt/latest, events.jsonl, state.json, hf/last_synced.json
 
 The second group is for people and scripts: links and copies, replaced atomically, never read back.
 """
@@ -14,9 +14,10 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
 _STEP = re.compile(r"step_(\d{8,})")
@@ -97,6 +98,11 @@ class AttemptFolder:
         return self.path / "assignment.bin"
 
     @property
+    def merged(self) -> Path:
+        """The result's adapter merged into its base model, where that is to be published."""
+        return self.path / "merged"
+
+    @property
     def first_write(self) -> Path:
         """What the coordinator was told that it resumes from, for the same agent."""
         return self.path / "start.bin"
@@ -146,7 +152,7 @@ class AttemptFolder:
 
     def retire(self) -> None:
         """It is over: remove what only its trainer needed, and what an agent that died was writing."""
-        for folder in (self.work, self.staging, self.resume):
+        for folder in (self.work, self.staging, self.resume, self.merged):
             shutil.rmtree(folder, ignore_errors=True)
         remove_temporaries(self.checkpoints)
 
@@ -196,9 +202,14 @@ class RunFolder:
         state = {"status": status, "attempt": attempt.path.name, "latest_ckpt": latest and f"ckpt/{latest}"}
         write_atomically(self.path / "state.json", json.dumps(state, indent=2).encode() + b"\n")
 
+    def synced(self, facts: Mapping[str, Any]) -> None:
+        """What was last published on the Hugging Face Hub (row A6)."""
+        (self.path / "hf").mkdir(exist_ok=True)
+        write_atomically(self.path / "hf" / "last_synced.json", json.dumps(facts, indent=2).encode() + b"\n")
+
     def clean(self) -> None:
         """Remove what an agent that died was writing for people."""
-        for folder in (self.path, self.path / "ckpt"):
+        for folder in (self.path, self.path / "ckpt", self.path / "hf"):
             remove_temporaries(folder)
 
 

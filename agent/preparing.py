@@ -19,6 +19,7 @@ from agent.contact import Contact, Coordinator
 from agent.events.spool import Spool
 from agent.first_write import FirstWrite
 from agent.folder import AttemptFolder, RunFolder
+from agent.hub.means import HubMeans
 from agent.inputs import Cache
 from agent.jobs import Job
 from agent.launch import Launch, launch
@@ -74,6 +75,7 @@ class Means:
     shims: Shims
     now: Callable[[], float]  #: CLOCK_BOOTTIME: also counts while the host sleeps
     wall: Callable[[], float]  #: seconds since the epoch, for people
+    hub: HubMeans | None = None
     pace: Pace = field(default_factory=Pace)
     transfers: Transfers = field(default_factory=Transfers)
     unfinished: Unfinished | None = None

@@ -313,6 +313,24 @@ def pull(
 
 
 @app.command()
+def promote(
+    context: typer.Context,
+    run: Run,
+    repo: Annotated[
+        str | None, typer.Option(help="owner/name, where the run file does not say it.", show_default=False)
+    ] = None,
+) -> None:
+    """Make a run's model what `main` of its Hub repository holds; HF_TOKEN must be one that may write there."""
+
+    async def work(client: RelayClient, terminal: Terminal) -> ExitCode:
+        from relayctl import publishing
+
+        return await publishing.promote(client, run, repo)
+
+    _run(context, work)
+
+
+@app.command()
 def agents(
     context: typer.Context, labels: Labels = None, output: Formatted = Format.table, quiet: Quiet = False
 ) -> None:

@@ -17,6 +17,7 @@ from relayctl.exits import ExitCode
 from relayctl.line import Unreachable
 from relayctl.plain import Output, plain, single
 from relayctl.terminal import Terminal, byte_bars, note, say
+from relayctl.volume import hub_words
 from relayctl.words import block, count, printable, size
 
 _QUIET = (Output.NAME, Output.JSON, Output.JSONL, Output.YAML)
@@ -55,9 +56,16 @@ async def submit(
 
 def _plan(prepared: submission.Submission, checked: pb.CreateRunResponse | None) -> str:
     entries = views.spec_block(prepared.runfile, str(prepared.path))
+    entries.append(("hub", hub_words(prepared.runfile, _weights(prepared))))
     entries.append(("travels", _travel_words(prepared)))
     placement = "not known: the coordinator does not answer" if checked is None else printable(checked.placement)
     return block([*entries, ("placement", placement)])
+
+
+def _weights(prepared: submission.Submission) -> int | None:
+    """Bytes of the weights that travel; None when the model is elsewhere."""
+    sizes = [travel.source.stat().st_size for travel in prepared.files if travel.path.endswith(".safetensors")]
+    return sum(sizes) if sizes else None
 
 
 def _travel_words(prepared: submission.Submission) -> str:

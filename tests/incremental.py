@@ -36,10 +36,13 @@ INPUTS = {
 }
 #: Folders of other tests that the tests of a group stand on.
 STANDS_ON = {
+    "agent": ("hub",),
     "coordinator": ("history",),
-    "end_to_end": ("history", "relay"),
-    "faults": ("agent", "coordinator", "end_to_end", "history", "relay"),
+    "end_to_end": ("history", "hub", "relay"),
+    "faults": ("agent", "coordinator", "end_to_end", "history", "hub", "relay"),
+    "relay": ("hub",),
     "simulation": ("history",),
+    "trainers": ("hub",),
 }
 _FOR_ALL = (".dockerignore", "Makefile", "buf.yaml", "constraints.txt", "pyproject.toml")
 

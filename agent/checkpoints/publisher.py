@@ -69,9 +69,11 @@ class Publisher:
         sources: Mapping[str, Source],
         journal: Journal,
         retain: Callable[[set[int]], Awaitable[None]],
+        registered: Callable[[Registered], None] = lambda _: None,
         done: int = -1,
     ) -> None:
-        """`done` is a step that needs nothing more, nor any before it. Sealing and registering twice is harmless."""
+        """`registered` is told of each checkpoint that the registry has taken. `done` is a step that needs nothing
+        more, nor any before it. Sealing and registering twice is harmless."""
         self._assignment = assignment
         self._folder = folder
         self._agent = agent
@@ -83,6 +85,7 @@ class Publisher:
         self._sources = sources
         self._journal = journal
         self._retain = retain
+        self._tell = registered
         self._offered: asyncio.Queue[Saved] = asyncio.Queue()
         self._sealed: Newest[Sealed] = Newest()
         self._registered: Newest[Registered] = Newest()
@@ -162,7 +165,9 @@ class Publisher:
             await self._sealed.ready()
             with self._sealed.take() as sealed:
                 try:
-                    self._registered.put(await self._register(sealed))
+                    registered = await self._register(sealed)
+                    self._registered.put(registered)
+                    self._tell(registered)
                 except LeaseLost:
                     raise
                 except (RelayError, OSError) as refusal:  # e.g. a step before the one it resumed from; or a full disk

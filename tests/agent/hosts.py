@@ -23,6 +23,7 @@ class Host:
     address: str
     arguments: list[str] = field(default_factory=list)
     agent: asyncio.subprocess.Process | None = None
+    environment: dict[str, str] = field(default_factory=dict)  #: of its own
 
     @property
     def root(self) -> Path:
@@ -40,7 +41,7 @@ class Host:
             self.agent = await asyncio.create_subprocess_exec(
                 *argv,
                 cwd=REPOSITORY,
-                env=os.environ | {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'proto'}"},
+                env=os.environ | {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'proto'}"} | self.environment,
                 stderr=log,
             )
 

@@ -50,3 +50,19 @@ def test_the_secret_comes_from_the_environment_or_a_file_and_is_never_shown(tmp_
     for name in ("none", "empty"):
         with pytest.raises(ConfigError, match=name):
             config(["--name", "a"], {"RELAY_SHARED_SECRET_FILE": str(tmp_path / name)})
+
+
+def test_where_runs_are_published_that_do_not_say_it() -> None:
+    """Row A7."""
+    _, made = config([], {"HOME": "/"})
+    assert made.hub is None
+    _, made = config([], {"HOME": "/", "HF_REPO": "me/a", "RELAY_HF_REPO": "me/b", "HF_DRY_RUN": "1"})
+    assert made.hub is not None
+    assert (made.hub.repo, made.hub.every.seconds, made.hub.dry_run) == ("me/b", 4 * 3600.0, True)
+    for interval, seconds in (("600", 600.0), ("2h", 7200.0)):
+        _, made = config([], {"HOME": "/", "HF_REPO": "me/a", "RELAY_HF_SYNC_INTERVAL": interval})
+        assert made.hub is not None and made.hub.every.seconds == seconds
+    with pytest.raises(ConfigError, match=r"\$RELAY_HF_SYNC_INTERVAL: give it as a duration"):
+        config([], {"HOME": "/", "HF_REPO": "me/a", "RELAY_HF_SYNC_INTERVAL": "often"})
+    with pytest.raises(ConfigError, match=r"\$HF_REPO: give it as owner/name"):
+        config([], {"HOME": "/", "HF_REPO": "sums"})

@@ -338,6 +338,11 @@ class TestMistakes:
                 {"options": {"lr": 1}},
                 "options.lr: command has no options; a command takes its settings from command and env",
             ),
+            ({"hub": {"repo": "sums"}}, 'hub.repo: the text "sums" is no repository on the Hub; write owner/name'),
+            (
+                {"hub": {"repo": "me/sums", "push": "merged"}},
+                "hub.push: needs lora; leave it out: without an adapter all weights are pushed",
+            ),
             ({"version": "v2"}, 'version: relay/v1 is needed, found the text "v2"'),
             (
                 {"adopt": {"checkpoints": {"pattern": "s*", "complete": {"marker": "DONE", "still_for": "3s"}}}},

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests import hub_server, tiny
+from tests import tiny
+from tests.hub import server as hub_server
 from tests.trainers.attempts import Attempt, events
 from trainers.contract import Contract
 

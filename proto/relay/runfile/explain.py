@@ -113,4 +113,6 @@ def _pattern(value: Any, path: Path) -> tuple[str, str]:
             f"{found(value)} is not a store",
             "write relay://, file:///a/folder, s3://bucket/prefix, gs://, az:// or hf://",
         )
+    if path[-1] == "repo":
+        return f"{found(value)} is no repository on the Hub", "write owner/name"
     return f"{found(value)} does not name a function of a file", "write file.py:function"

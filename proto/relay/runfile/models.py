@@ -211,10 +211,12 @@ class Checkpoint(Section):
 class Hub(Section):
     """Publishing to the Hugging Face Hub while the run goes on."""
 
-    repo: Text
-    every: Interval | None = None
-    push: Literal["adapter", "merged", "full", "checkpoints"] = "adapter"
-    private: Flag = True
+    repo: Annotated[Text, Field(pattern=r"^[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}$")]
+    every: Interval = Every(seconds=4 * 3600.0)
+    push: Literal["adapter", "merged", "both"] = "adapter"  #: what of a LoRA run; a run of all weights pushes those
+    private: Flag = True  #: of a repository that has to be made
+    dry_run: Flag = False  #: nothing is sent; `hf/last_synced.json` says what would have been
+    state: Flag = False  #: the whole trainer state of each checkpoint goes there too
 
 
 class Lifecycle(Section):

@@ -8,7 +8,7 @@ from relay.runfile.models import METHODS, RunFile, Source, Split
 
 #: Keys that mean something to command runs only, and those that mean nothing to them.
 _COMMAND_ONLY = ("command", "workdir", "resume_args", "adopt", "outputs", "image")
-_NEVER_COMMAND = ("model", "model_init", "lora", "quantization", "preset", "data", "rewards", "samples", "hub")
+_NEVER_COMMAND = ("model", "model_init", "lora", "quantization", "preset", "data", "rewards", "samples")
 _REWARDED = ("grpo", "rloo", "ppo", "online_dpo")
 
 #: Rows that the trainers of this release read.
@@ -28,7 +28,6 @@ NOT_YET: Mapping[str, Callable[[RunFile], bool]] = {
     "launch": lambda run: bool(run.launch),
     "checkpoint.store": lambda run: run.checkpoint.store.startswith("hf://"),
     "data.format": lambda run: run.data is not None and run.data.format not in _FORMATS,
-    "hub": lambda run: run.hub is not None,
     "lifecycle.on_oom": lambda run: run.lifecycle.on_oom != "fail",
     "lifecycle.max_runtime": lambda run: run.lifecycle.max_runtime is not None,
     "secrets": lambda run: bool(run.secrets),
@@ -40,6 +39,7 @@ NOT_YET: Mapping[str, Callable[[RunFile], bool]] = {
 def between_sections(data: Mapping[str, Any]) -> Iterator[Mistake]:
     """Keys that do not go with the method, and those that it needs; looks at the file as written."""
     method = data.get("method")
+    yield from _for_hub(data)
     if method == "command":
         yield from _for_command(data)
     elif method in METHODS:
@@ -61,6 +61,12 @@ def _for_command(data: Mapping[str, Any]) -> Iterator[Mistake]:
             yield Mistake(
                 (key,), "does not go with method: command", "a command takes what it needs from files, command and env"
             )
+
+
+def _for_hub(data: Mapping[str, Any]) -> Iterator[Mistake]:
+    push = data["hub"].get("push", "adapter") if isinstance(data.get("hub"), Mapping) else "adapter"
+    if push in ("merged", "both") and data.get("lora") is None:
+        yield Mistake(("hub", "push"), "needs lora", "leave it out: without an adapter all weights are pushed")
 
 
 def _for_training(method: str, data: Mapping[str, Any]) -> Iterator[Mistake]:

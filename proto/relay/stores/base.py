@@ -29,7 +29,11 @@ class Damaged(Exception):
 
 
 class StoreAway(Exception):
-    """A store does not answer, or is too busy: later it may."""
+    """A store does not answer, or is too busy: later it may; `after` so many seconds, where it says so."""
+
+    def __init__(self, text: str, after: float = 0.0) -> None:
+        super().__init__(text)
+        self.after = after
 
 
 class StoreRefused(Exception):

@@ -1,0 +1,114 @@
+"""What a model card tells of a run, gathered; what cannot be had is left out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from agent.contact import CALL_TIMEOUT
+from agent.hub.card import Tried
+from agent.wire import Assignment
+from relay.runfile import RunFile
+from relay.v1 import runs_pb2, runs_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+DRAWN = ("train_loss", "eval_loss")
+POINTS = 1000  #: of one line of the picture
+_ENDS = {
+    runs_pb2.Attempt.SUCCEEDED: "succeeded",
+    runs_pb2.Attempt.STOPPED: "stopped",
+    runs_pb2.Attempt.FAILED: "failed",
+    runs_pb2.Attempt.FAULTED: "lost its host",
+}
+
+Series = dict[str, list[tuple[int, float]]]
+
+
+class Facts:
+    """Asks the coordinator for what other hosts did; what it does not answer in time the attempt's own files say."""
+
+    def __init__(
+        self, stub: runs_pb2_grpc.RunsStub, metadata: tuple[tuple[str, str], ...], assignment: Assignment, events: Path
+    ) -> None:
+        self._stub = stub
+        self._metadata = metadata
+        self._assignment = assignment
+        self._events = events
+
+    async def attempts(self) -> list[Tried]:
+        """All so far."""
+        request = runs_pb2.ListAttemptsRequest(name=self._assignment.message.run)
+        try:
+            answer = await self._stub.ListAttempts(request, metadata=self._metadata, timeout=CALL_TIMEOUT)
+        except grpc.aio.AioRpcError as error:
+            log.info("lease=%s attempts=unknown reason=%r", self._assignment.lease, error.details())
+            return []
+        return [_tried(attempt) for attempt in answer.attempts]
+
+    async def curve(self) -> Series:
+        """The run's losses, across attempts."""
+        request = runs_pb2.ReadMetricsRequest(name=self._assignment.message.run, metrics=DRAWN)
+        series: Series = defaultdict(list)
+        try:
+            async for piece in self._stub.ReadMetrics(request, metadata=self._metadata, timeout=CALL_TIMEOUT):
+                series[piece.metric] += zip(piece.steps, piece.values, strict=True)
+        except grpc.aio.AioRpcError as error:
+            log.info("lease=%s curve=own reason=%r", self._assignment.lease, error.details())
+            series = await asyncio.to_thread(_own, self._events)
+        return {name: _thinned(points) for name, points in series.items()}
+
+    def data(self, run: RunFile) -> dict[str, str]:
+        """Digests of the data's files that travelled."""
+        names = [source.path or "" for source in (run.data.train if run.data else ())]
+        held_out = run.data.eval if run.data else None
+        names += [source.path or "" for source in held_out] if isinstance(held_out, tuple) else []
+        wanted = {name.removeprefix("./") for name in names}
+        return {each.path: each.digest for each in self._assignment.message.inputs if each.path in wanted}
+
+
+def _tried(attempt: runs_pb2.Attempt) -> Tried:
+    return Tried(
+        number=attempt.number,
+        host=", ".join(place.agent.removeprefix("agents/") for place in attempt.places),
+        resumed_step=attempt.resumed_step if attempt.resumed_from else None,
+        outcome=_ENDS.get(attempt.outcome, "goes on"),
+    )
+
+
+def _own(events: Path) -> Series:
+    """From this attempt's file. Blocking."""
+    series: Series = defaultdict(list)
+    for line in _metrics(events):
+        for name in DRAWN:
+            value = line["values"].get(name)
+            with contextlib.suppress(OverflowError):
+                if isinstance(value, int | float):
+                    series[name].append((line["step"], float(value)))
+    return series
+
+
+def _metrics(events: Path) -> Iterator[dict[str, Any]]:
+    if not events.exists():
+        return
+    with events.open() as lines:
+        for text in lines:
+            try:
+                line = json.loads(text)
+                if line["type"] == "metric" and isinstance(line["step"], int) and isinstance(line["values"], Mapping):
+                    yield line
+            except (ValueError, TypeError, KeyError, RecursionError):  # half a line, or a program's own
+                continue
+
+
+def _thinned(points: Iterable[tuple[int, float]]) -> list[tuple[int, float]]:
+    kept = list(points)
+    return kept[:: len(kept) // POINTS + 1]

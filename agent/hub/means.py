@@ -1,0 +1,33 @@
+"""What every attempt on this host publishes with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import grpc
+
+from agent.contact import CALL_TIMEOUT
+from relay.runfile import Hub
+from relay.stores.hub.budget import Budget
+from relay.stores.hub.worker import Worker
+from relay.v1 import runs_pb2, runs_pb2_grpc
+
+
+@dataclass(frozen=True, slots=True)
+class HubMeans:
+    """`defaults` is for runs that say nothing of the Hub themselves."""
+
+    worker: Worker
+    budget: Budget
+    runs: runs_pb2_grpc.RunsStub  #: tells a card what other hosts did
+    defaults: Hub | None = None
+
+    async def known(self, run: str, metadata: tuple[tuple[str, str], ...]) -> list[str] | None:
+        """Uris on the Hub that the registry names for a run; None when the coordinator does not say."""
+        request = runs_pb2.ListCheckpointsRequest(name=run, include_superseded=True)
+        try:
+            answer = await self.runs.ListCheckpoints(request, metadata=metadata, timeout=CALL_TIMEOUT)
+        except grpc.aio.AioRpcError:
+            return None
+        copies = [copy for each in answer.checkpoints for part in each.parts for copy in part.copies]
+        return [copy.uri for copy in copies if copy.store == "hf"]

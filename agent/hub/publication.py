@@ -1,0 +1,209 @@
+"""A run's model on the Hub while it trains: only the newest, every so often, at the end and on leaving.
+
+    registered checkpoint → (due?) → loadable files, card, relay.json → one commit → hf/last_synced.json
+
+A commit is made by a process that can be killed (`relay.stores.hub`), so training, the lease and the agent's end wait
+for nothing here. What goes wrong is said once in the run's events, and tried again with what is newest then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Never
+
+from agent.checkpoints.publisher import Newest
+from agent.events.journal import Journal
+from agent.hub.patience import Patience
+from relay.manifest import ManifestError
+from relay.runfile import Hub
+from relay.stores.base import Damaged, StoreAway, StoreRefused
+from relay.stores.hub.budget import Budget
+from relay.stores.hub.marks import Mark
+from relay.stores.hub.uris import MAIN, model_branch
+from relay.stores.hub.worker import Worker
+
+log = logging.getLogger(__name__)
+
+FAILING = 300.0  #: seconds that a Hub which is away may hold up an attempt's end
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """Something that can be published: a checkpoint, or the run's result."""
+
+    step: int
+    folder: Path
+    digest: str = ""  #: of a checkpoint's manifest
+    metrics: dict[str, float] = field(default_factory=dict)
+    final: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """What one commit holds."""
+
+    files: dict[str, str]  #: local paths by paths there
+    texts: Callable[[str], dict[str, str]]  #: texts by paths there, for a branch: a card names it
+
+
+class Publication:
+    """One attempt's. `run` as a task beside the trainer; `finish` when that has ended."""
+
+    def __init__(
+        self,
+        hub: Hub,
+        *,
+        run: str,
+        mark: Callable[[Model], Mark],
+        pack: Callable[[Model], Awaitable[Parcel]],
+        worker: Worker,
+        budget: Budget,
+        journal: Journal,
+        synced: Callable[[dict[str, Any]], Awaitable[None]],
+        patience: Patience,
+        now: Callable[[], float],
+        wall: Callable[[], float],
+    ) -> None:
+        self._hub = hub
+        self._run = run
+        self._mark = mark
+        self._pack = pack
+        self._worker = worker
+        self._budget = budget
+        self._journal = journal
+        self._synced = synced
+        self._patience = patience
+        self._now = now
+        self._wall = wall
+        self._models: Newest[Model] = Newest()
+        self._newest: Model | None = None
+        self._published: int | None = None  #: step of the newest that is there, once that is known
+        self._due = 0.0  #: when the next one is, on `now`
+        self._commit: str | None = None
+        self._turn = asyncio.Lock()
+        self._said: set[str] = set()
+
+    def registered(self, model: Model) -> None:
+        """There is a newer checkpoint."""
+        self._newest = model
+        self._models.put(model)
+
+    @property
+    def needed(self) -> set[int]:
+        """Steps whose folders are being read."""
+        working = [model.step for model in (self._models.working, self._models.waiting, self._newest) if model]
+        return set(working)
+
+    async def run(self) -> Never:
+        """Until cancelled."""
+        await self._models.ready()
+        await self._trying(self._look)
+        while True:
+            await self._models.ready()
+            await asyncio.sleep(self._due - self._now())
+            with self._models.take() as model:
+                if self._is_due(model):
+                    await self._trying(lambda: self._publish(self._newest or model))  # a newer one may have come
+
+    async def finish(self, result: Model | None, limit: float) -> None:
+        """The last one; given up after `limit` seconds, which is said."""
+        model = result or self._newest
+        if model is None or (result is None and model.step == self._published):
+            return
+        if result is not None and self._newest is not None:
+            model = replace(result, step=max(result.step, self._newest.step), metrics=self._newest.metrics)
+        try:
+            async with asyncio.timeout(limit):
+                await self._trying(lambda: self._publish(model), patience=FAILING)
+        except TimeoutError:
+            await self._journal.say(
+                "error", f"step {model.step} is not at {self._hub.repo}: the Hub was given {max(0.0, limit):.0f} s"
+            )
+
+    def _is_due(self, model: Model) -> bool:
+        """Of an interval in steps; one in time has been waited for."""
+        steps = self._hub.every.steps
+        return self._published is None or steps is None or model.step - self._published >= steps
+
+    async def _trying(self, work: Callable[[], Awaitable[None]], patience: float = math.inf) -> None:
+        """Until it is done, or refused for good; TimeoutError when it has failed for longer than `patience`."""
+        began = self._now()
+        while True:
+            try:
+                await work()
+            except StoreAway as away:
+                await self._say_once("error", f"publishing to {self._hub.repo} fails, and is tried again: {away}")
+                if self._now() - began > patience:
+                    raise TimeoutError from away
+                await asyncio.sleep(self._patience.wait(away.after))
+                continue
+            except (StoreRefused, Damaged, ManifestError, OSError) as error:
+                await self._say_once("error", f"{self._hub.repo} is not published to: {error}")
+                self._reckon()
+            else:
+                if self._patience.relieved():
+                    self._said.clear()
+                    await self._journal.say("info", f"publishing to {self._hub.repo} works again")
+            return
+
+    async def _say_once(self, level: str, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            await self._journal.say(level, text)
+
+    async def _look(self) -> None:
+        """What an earlier attempt, or an agent before this one, has published: it counts from there."""
+        if self._hub.dry_run:
+            return
+        with contextlib.suppress(StoreRefused, Damaged):  # there is no repository yet; publishing says what is wrong
+            found = await self._worker.do("newest", repo=self._hub.repo, run=self._run)
+            if found is not None:
+                self._published, self._commit = found["step"], found["commit"]
+                self._reckon(ago=max(0.0, self._wall() - found["time"]))
+
+    def _reckon(self, ago: float = 0.0) -> None:
+        """The next one is due an interval after this moment, or after one so many seconds ago."""
+        self._due = self._now() + (self._hub.every.seconds or 0.0) - ago
+
+    async def _publish(self, model: Model) -> None:
+        async with self._turn:
+            if model.final or model.step != self._published:
+                await self._publish_now(model)
+
+    async def _publish_now(self, model: Model) -> None:
+        done: dict[str, Any] = {"commit": None, "branch": None, "note": ""}
+        if not self._hub.dry_run:
+            done = await self._send(model)
+            self._commit = done["commit"]
+        self._published = model.step
+        self._reckon()
+        time = datetime.fromtimestamp(self._wall(), UTC).isoformat(timespec="seconds")
+        known = {"commit": done["commit"], "repo": self._hub.repo, "branch": done["branch"]}
+        await self._synced({"time": time, "step": model.step, **known, "dry_run": self._hub.dry_run})
+        if done["note"]:
+            await self._say_once("warning", done["note"])
+        if done["commit"]:
+            where = f"{self._hub.repo} ({done['branch']}, commit {done['commit'][:8]})"
+            await self._journal.say("info", f"step {model.step} is published at {where}")
+
+    async def _send(self, model: Model) -> dict[str, Any]:
+        parcel = await self._pack(model)
+        await asyncio.sleep(self._budget.wait(self._hub.repo, self._now()))
+        done: dict[str, Any] = await self._worker.do(
+            "publish",
+            repo=self._hub.repo,
+            private=self._hub.private,
+            mark=asdict(self._mark(model)),
+            files=parcel.files,
+            texts={branch: parcel.texts(branch) for branch in (MAIN, model_branch(self._run))},
+            expected=self._commit,
+        )
+        self._budget.spent(self._hub.repo, self._now())
+        return done

@@ -1,0 +1,131 @@
+"""Every checkpoint's whole state on the Hub, as one more copy that the registry knows."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Collection
+from typing import Never
+
+from agent.checkpoints.publisher import Newest, Registered
+from agent.events.journal import Journal
+from agent.folder import AttemptFolder
+from agent.hub.patience import Patience
+from relay.errors import LeaseLost, RelayError
+from relay.runfile import Every
+from relay.stores.base import Damaged, Place, StoreAway, StoreRefused
+from relay.stores.hub.store import HubStore
+
+log = logging.getLogger(__name__)
+
+DAY = 86400.0
+
+#: Adds a copy, of this scheme and at this uri, to a checkpoint's row.
+Add = Callable[[Registered, str, str], Awaitable[None]]
+
+
+class StateCopies:
+    """One attempt's. Where saves come faster than they are sent, only the newest goes."""
+
+    def __init__(
+        self,
+        store: HubStore,
+        folder: AttemptFolder,
+        *,
+        place: Callable[[int], Place],
+        every: Every,
+        add: Add,
+        known: Callable[[], Awaitable[Collection[str] | None]],
+        journal: Journal,
+        patience: Patience,
+    ) -> None:
+        self._store = store
+        self._folder = folder
+        self._place = place
+        self._every = every
+        self._add = add
+        self._known = known
+        self._journal = journal
+        self._patience = patience
+        self._waiting: Newest[Registered] = Newest()
+        self._announced = False
+        self._failing = ""
+
+    def registered(self, registered: Registered) -> None:
+        """There is a newer checkpoint."""
+        self._waiting.put(registered)
+
+    @property
+    def needed(self) -> set[int]:
+        """Steps whose folders are being read, or will be."""
+        return {each.sealed.saved.step for each in (self._waiting.waiting, self._waiting.working) if each}
+
+    async def settled(self) -> None:
+        """Until nothing is on its way."""
+        await self._waiting.settled()
+
+    async def run(self) -> Never:
+        """Until cancelled. Raises LeaseLost."""
+        await self._sweep()
+        while True:
+            await self._waiting.ready()
+            with self._waiting.take() as registered:
+                await self._announce(registered.sealed.manifest.size)
+                await self._keep(registered)
+
+    async def _sweep(self) -> None:
+        """What hosts that died had kept and could not register; the next attempt tries what cannot be done now."""
+        try:
+            known = await self._known()
+            swept = 0 if known is None else await self._store.sweep(self._place(0), known)
+        except (StoreAway, StoreRefused, Damaged, OSError) as error:
+            log.info("state=unswept reason=%r", str(error))
+        else:
+            log.info("state=swept freed=%d", swept)
+
+    async def _announce(self, size: int) -> None:
+        """What this costs, before the first byte is sent."""
+        if not self._announced:
+            self._announced = True
+            await self._journal.say("info", f"hub.state: {cost(size, self._every)}")
+
+    async def _keep(self, registered: Registered) -> None:
+        """Until it is there, or a newer one has taken its place."""
+        step = registered.sealed.saved.step
+        folder = self._folder.checkpoint(step)
+        while True:
+            try:
+                uri = await self._store.put(
+                    self._place(step), registered.sealed.manifest, lambda file: folder / file.path
+                )
+                await self._add(registered, self._store.scheme, uri)
+            except LeaseLost:
+                raise
+            except StoreAway as away:
+                await self._fails(f"state cannot be kept on the Hub, and is tried again: {away}")
+                await asyncio.sleep(self._patience.wait(away.after))
+                if self._waiting.waiting is None:
+                    continue
+            except (StoreRefused, Damaged, RelayError, OSError) as error:
+                await self._fails(f"the state of step {step} is not on the Hub: {error}")
+            else:
+                self._failing = ""
+                log.info("checkpoint=copied name=%s uri=%s", registered.name, uri)
+            return
+
+    async def _fails(self, text: str) -> None:
+        if text != self._failing:
+            self._failing = text
+            await self._journal.say("error", text)
+
+
+def cost(size: int, every: Every) -> str:
+    """What keeping state costs, in words. Pure."""
+    if every.seconds is None:
+        return f"each save is {_amount(size)}, one every {every}"
+    minutes = f"{every.seconds / 60:g} min" if every.seconds >= 60 else f"{every.seconds:g} s"
+    return f"each save is {_amount(size)}, one every {minutes}: {_amount(size * DAY / every.seconds)} a day"
+
+
+def _amount(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

@@ -1,0 +1,107 @@
+"""What Relay writes under each of its commits, and what follows from the commits that are there. Pure.
+
+A mark says which run, attempt, lease and step a commit is of. It is how a lost reply is looked up, and how a branch
+that somebody else has moved is told from one that is still ours.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal, cast, get_args
+
+#: model: of a checkpoint; result: of a run that is through; state: a trainer's, whole; free: of what was taken out.
+Kind = Literal["model", "result", "state", "free"]
+_LINE = re.compile(r"^Relay-(Kind|Run|Attempt|Lease|Step): (\S+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What one commit of Relay's is of."""
+
+    kind: Kind
+    run: str
+    attempt: int
+    lease: str
+    step: int
+
+    @property
+    def trailer(self) -> str:
+        """As lines at the end of a commit's message."""
+        return "\n".join(f"Relay-{name.capitalize()}: {value}" for name, value in asdict(self).items())
+
+    @classmethod
+    def found(cls, message: str) -> Mark | None:
+        """The mark in a commit's message; None for a commit that is not Relay's."""
+        said = {name.lower(): value for name, value in _LINE.findall(message)}
+        try:
+            kind = said["kind"]
+            if kind not in get_args(Kind):
+                return None
+            return cls(cast(Kind, kind), said["run"], int(said["attempt"]), said["lease"], int(said["step"]))
+        except (KeyError, ValueError):
+            return None
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A commit of a branch's history."""
+
+    id: str
+    title: str
+    author: str
+    mark: Mark | None
+    time: float = 0.0  #: seconds since the epoch, by the Hub's clock
+
+    @property
+    def said(self) -> str:
+        """Who did what, for people."""
+        return f"{self.author or 'somebody'} ({self.id[:8]}, {self.title!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """This has been committed already."""
+
+    commit: str
+
+
+@dataclass(frozen=True, slots=True)
+class Go:
+    """The branch is ours to move on from this commit."""
+
+    parent: str
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """Somebody else has moved the branch: theirs is never overwritten."""
+
+    by: Seen
+    newer: bool = False  #: a later attempt of the same run did: ours is over
+
+
+def judge(ours: Mark, history: Sequence[Seen], expected: str | None, fresh: str | None = None) -> Done | Go | Moved:
+    """Whether `ours` may be committed on a branch with this history (newest first, not empty).
+
+    `expected` is the commit of ours that was the newest when we last knew; `fresh` one that a branch was just begun at.
+    """
+    for seen in history:
+        if seen.mark == ours:
+            return Done(seen.id)
+    head = history[0]
+    if head.id in (expected, fresh):
+        return Go(head.id)
+    for seen in _since(history, expected):
+        if seen.mark is None or seen.mark.run != ours.run:
+            return Moved(seen)
+        if seen.mark.attempt > ours.attempt:
+            return Moved(seen, newer=True)
+    return Go(head.id)
+
+
+def _since(history: Sequence[Seen], expected: str | None) -> Sequence[Seen]:
+    """The commits that came after `expected`; only the head where that one is not known (any more)."""
+    ids = [seen.id for seen in history]
+    return history[: ids.index(expected)] if expected in ids else history[:1]
