@@ -108,7 +108,8 @@ class Execution:
         return self._storage.tables[table].get(key)
 
     async def _acquire(self, table: str, key: Key, *, wait: bool) -> bool:
-        """Without `wait`, False when somebody else has it."""
+        """Without `wait`, False when somebody else has it. DatabaseAway once the connection is lost."""
+        self._transaction.check()
         mine, locks = self._transaction.locks, self._storage.locks
         if (table, key) in mine:
             return True
@@ -121,6 +122,7 @@ class Execution:
         future = asyncio.get_running_loop().create_future()
         lock.waiting.append((self._transaction, future))
         await self._wait(future, lambda: lock.blockers(self._transaction))
+        self._transaction.check()
         return True
 
     async def _wait(self, future: asyncio.Future[None], blockers: Callable[[], Sequence[Transaction]]) -> None:
