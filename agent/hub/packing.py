@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -18,8 +16,6 @@ from agent.hub import card, facts, model
 from agent.hub.publication import Model, Parcel
 from agent.wire import Assignment
 from relay.runfile import Hub, RunFile
-
-log = logging.getLogger(__name__)
 
 CURVE = "curve.png"
 MERGED = "merged"  #: the folder of a merged model beside its adapter
@@ -118,10 +114,6 @@ class Packing:
                 process.kill()
                 await process.wait()
         return target if process.returncode == 0 else None
-
-    def clear(self) -> None:
-        """Remove what was made for publishing. Blocking."""
-        shutil.rmtree(self.folder.merged, ignore_errors=True)
 
 
 def _told(folder: Path) -> dict[str, Any]:

@@ -4,7 +4,10 @@
 
 store       a run's whole trainer state on its branch, one commit each: the `Store` of `hf://` uris
 worker      what is asked of the Hub, done in a process that can be killed at any moment and holds the token
-repository  that process's side: commits with a parent, lost replies looked up; the only place that knows the client
+jobs        what such a process can be asked; in it work:
+repository  commits with a parent, lost replies looked up, space freed
+fetching    folders brought here, every byte verified
+client      the Hub's own client with timeouts, and its errors sorted; only these three know it
 marks       how Relay's commits are told from each other and from everybody else's; whose turn it is (pure)
 budget      how often a repository may be committed to (pure)
 uris        names of branches and tags, and `hf://` uris (pure)
