@@ -41,6 +41,7 @@ from agent.stores.unfinished import Unfinished
 from agent.supervisor import Supervisor, WayOut
 from agent.vitals import Vitals
 from relay.errors import DeploymentForeign, RelayError, Unauthenticated
+from relay.stores.leaving import end
 from relay.stores.opening import Readers, open_store
 from relay.stores.pace import Pace
 from relay.v1 import agents_pb2 as pb
@@ -60,10 +61,11 @@ def main() -> None:
     )
     try:
         command, settings = config(sys.argv[1:], os.environ)
-        sys.exit(detach(settings) if command == "detach" else run(settings))
+        code = detach(settings) if command == "detach" else run(settings)
     except (ConfigError, PermissionError, ValueError) as error:
         print(f"relay-agent: {error}", file=sys.stderr)
-        sys.exit(MISCONFIGURED)
+        code = MISCONFIGURED
+    end(code)
 
 
 def detach(settings: Config) -> int:
