@@ -48,6 +48,7 @@ from relay.stores.base import Store
 from relay.stores.hub.budget import Budget
 from relay.stores.hub.store import HubStore
 from relay.stores.hub.worker import Worker
+from relay.stores.leaving import end
 from relay.stores.opening import Readers, open_store
 from relay.stores.pace import Pace
 from relay.v1 import agents_pb2 as pb
@@ -67,10 +68,11 @@ def main() -> None:
     )
     try:
         command, settings = config(sys.argv[1:], os.environ)
-        sys.exit(detach(settings) if command == "detach" else run(settings))
+        code = detach(settings) if command == "detach" else run(settings)
     except (ConfigError, PermissionError, ValueError) as error:
         print(f"relay-agent: {error}", file=sys.stderr)
-        sys.exit(MISCONFIGURED)
+        code = MISCONFIGURED
+    end(code)
 
 
 def detach(settings: Config) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from relay.stores.leaving import end
 from relayctl.exits import ExitCode
 from relayctl.verbs import Verbs
 
@@ -386,7 +387,12 @@ def demo(
 def main() -> None:
     """The entry point."""
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # its notes on forks and proxies are not for users
-    app(prog_name="relayctl")
+    try:
+        app(prog_name="relayctl")
+    except SystemExit as ended:
+        if isinstance(ended.code, int):
+            end(ended.code)
+        raise
 
 
 if __name__ == "__main__":
