@@ -149,7 +149,6 @@ class Attempt:
                 await self._shim.forget()
             await asyncio.to_thread(self._tidy)
             await self._settle()
-            self._means.removals.attempt_over()
         except (ShimError, OSError) as error:  # the next agent of this host finds what is left
             log.error("lease=%s untidy reason=%r", self.assignment.lease, str(error))
         log.info("lease=%s over=%s", self.assignment.lease, self._ended)

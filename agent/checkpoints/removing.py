@@ -4,8 +4,8 @@ The coordinator decides and keeps the list; a copy stays on it until it is repor
 done again, by this agent or by the one that comes after, and nothing is forgotten. A folder goes by losing its name
 first: it is whole or not there.
 
-What it finds of attempts that are over, after a start and after an attempt's end, it asks about too: of a lease that
-was lost some checkpoint may never have been registered, and nobody would name it again.
+What it finds of attempts that are over it asks about too: of a lease that was lost some checkpoint may never have been
+registered, and nobody would name it again.
 
 It asks when a session begins and every dozen heartbeats: what is let go waits for a lease's time in any case. When the
 disk is low it says so, and the coordinator lets go what this host could do without.
@@ -70,7 +70,6 @@ class Removals:
     room: Callable[[Path], Room] = Room.at  #: blocking
     _session_id: str = ""
     _every: float = 60.0  #: seconds
-    _looks_around: bool = True  #: at what attempts that are over have left
     _woken: asyncio.Event = field(default_factory=asyncio.Event)
     _working: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -79,10 +78,6 @@ class Removals:
         self._session_id = session_id
         self._every = EVERY * heartbeat
         self._woken.set()
-
-    def attempt_over(self) -> None:
-        """Something of it may be left that nobody wants."""
-        self._looks_around = True
 
     async def run(self) -> Never:
         """Until cancelled."""
@@ -105,13 +100,11 @@ class Removals:
                 while self._session_id and await self._some(scarce=scarce):
                     scarce = False
             except (OSError, RelayError) as error:  # e.g. another session has begun: its welcome wakes us
-                self._looks_around = True
                 log.warning("removals=unfinished reason=%r", str(error))
 
     async def _some(self, *, scarce: bool) -> bool:
         """Ask and remove once; whether there may be more."""
-        looks_around, self._looks_around = self._looks_around, False  # an attempt may end while we ask
-        left = await asyncio.to_thread(self._left) if looks_around else {}
+        left = await asyncio.to_thread(self._left)
         sealed = [pb.SealedCheckpoint(lease=lease, step=step) for lease, step in left][:ASKED]
         ask = pb.ListRemovalsRequest(agent=self.agent, session_id=self._session_id, scarce=scarce, sealed=sealed)
         listed = await insist(

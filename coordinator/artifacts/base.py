@@ -8,7 +8,7 @@ Methods block: they read, write, hash and sync. Call them in a thread.
 
 from __future__ import annotations
 
-from collections.abc import Container, Generator
+from collections.abc import Container, Generator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -63,6 +63,9 @@ class Artifacts(Protocol):
 
     def stat(self, digest: str, /) -> Stat:
         """What there is of a blob. One that is there stays for as long as a sweep's grace."""
+
+    def stats(self, digests: Sequence[str], /) -> Sequence[Stat]:
+        """`stat` of several, as fast as the store can."""
 
     def reading(self, digest: str) -> AbstractContextManager[Blob]:
         """A whole blob to read from. BlobUnknown when there is none."""

@@ -27,7 +27,8 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Container, Generator, Iterator
+from collections.abc import Container, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 _WINDOW = 8 * CHUNK  # read at once
 _PART, _PARTS = 8 * CHUNK, 8000  # of a large upload, at least; at most
 RETRIES = 5
+_AT_ONCE = 32  # questions to the bucket
 _STALE = 3600.0  #: seconds after which a sweep's mark has outlived its sweep
 _log = logging.getLogger(__name__)
 
@@ -130,6 +132,11 @@ class BucketArtifacts:
         if (found := self._find(name)) is not None:
             return Stat(digest, True, found.size)
         return Stat(digest, False, self._partials.longest(name))
+
+    def stats(self, digests: Sequence[str], /) -> list[Stat]:
+        """`stat` of several, a few dozen at once: each is a question to the bucket."""
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            return list(pool.map(self.stat, digests))
 
     @contextmanager
     def reading(self, digest: str) -> Iterator[BucketBlob]:

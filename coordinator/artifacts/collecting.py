@@ -44,7 +44,7 @@ def missing(artifacts: Artifacts, manifest_digest: str) -> list[str]:
         wanted = files_of(artifacts, manifest_digest)
     except (BlobUnknown, BlobTooLarge, DigestMismatch, ManifestError):
         return [manifest_digest]
-    return sorted(digest for digest in wanted if not artifacts.stat(digest).complete)
+    return [stat.digest for stat in artifacts.stats(sorted(wanted)) if not stat.complete]
 
 
 @dataclass(slots=True)

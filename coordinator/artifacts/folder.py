@@ -26,7 +26,7 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Container, Generator, Iterator
+from collections.abc import Container, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
@@ -94,6 +94,10 @@ class FolderArtifacts:
             return Stat(digest, True, path.stat().st_size)  # looked at after it was touched: a sweep puts it back
         except FileNotFoundError:
             return Stat(digest, False, self._partials.longest(path.name))
+
+    def stats(self, digests: Sequence[str], /) -> list[Stat]:
+        """`stat` of several."""
+        return [self.stat(digest) for digest in digests]
 
     @contextmanager
     def reading(self, digest: str) -> Iterator[FileBlob]:

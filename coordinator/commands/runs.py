@@ -38,13 +38,16 @@ class Whole(Protocol):
     """What is said of one blob."""
 
     @property
+    def digest(self) -> str: ...
+
+    @property
     def complete(self) -> bool: ...
 
 
 class Blobs(Protocol):
     """The artifact store, as far as it is needed here. Blocking."""
 
-    def stat(self, digest: str, /) -> Whole: ...
+    def stats(self, digests: Sequence[str], /) -> Sequence[Whole]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +109,8 @@ async def _check_inputs(blobs: Blobs, inputs: Sequence[Mapping[str, Any]]) -> No
         if not DIGEST.match(entry["digest"]):
             raise InvalidRequest(f"{entry['path']}: {entry['digest']!r} is not a digest like sha256:<64 hex digits>")
     wanted = {entry["digest"]: entry["path"] for entry in inputs}
-    stats = await in_thread(lambda: {digest: blobs.stat(digest).complete for digest in wanted})
-    if missing := sorted(path for digest, path in wanted.items() if not stats[digest]):
+    stats = await in_thread(blobs.stats, list(wanted))
+    if missing := sorted(wanted[stat.digest] for stat in stats if not stat.complete):
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise InputMissing(f"not in the artifact store: {', '.join(missing[:5])}{more}")
 

@@ -27,7 +27,7 @@ class ArtifactsService(artifacts_pb2_grpc.ArtifactsServicer):
     async def StatBlobs(self, request: pb.StatBlobsRequest, context: _Context) -> pb.StatBlobsResponse:
         if len(request.digests) > MAX_DIGESTS:
             raise TooLarge(f"{len(request.digests)} digests; ask for at most {MAX_DIGESTS} at once")
-        stats = await in_thread(lambda: [self._artifacts.stat(digest) for digest in request.digests])
+        stats = await in_thread(self._artifacts.stats, request.digests)
         return pb.StatBlobsResponse(blobs=[_stat(stat) for stat in stats])
 
     async def PutBlob(self, requests: AsyncIterator[pb.PutBlobRequest], context: _Context) -> pb.PutBlobResponse:

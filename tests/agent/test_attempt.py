@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from relay.errors import CheckpointUnknown, DeploymentForeign, InvalidRequest
+from relay.errors import CheckpointUnknown, DeploymentForeign, InputMissing, InvalidRequest
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import runs_pb2
 from tests.agent.fake_coordinator import FakeCoordinator, Lease
@@ -278,6 +278,21 @@ async def test_a_checkpoint_that_is_refused_costs_only_itself(
     gate.let(1)
     await fake.until(lambda: lease.ended)
     assert lease.ended == "succeeded" and 4 in lease.copied()
+
+
+async def test_what_has_gone_from_the_store_meanwhile_is_put_again_a_few_times(
+    fake: FakeCoordinator, hosts: MakeHost, gate: Gate
+) -> None:
+    await hosts(fake.address).start()
+    fake.refused_calls["AddCopy"] = InputMissing("the artifact store does not have sha256:0")
+    lease = await fake.grant(stub(steps=2, save_every=1, gate=gate.path))
+    gate.let(1)
+    await fake.until(lambda: "stays on agents/a only" in lease.messages())
+    assert fake.refused == 3
+    fake.refused_calls.clear()
+    gate.let(1)
+    await fake.until(lambda: lease.ended)
+    assert lease.ended == "succeeded" and 2 in lease.copied()
 
 
 async def test_what_a_foreign_coordinator_refuses_waits_for_the_right_one(

@@ -46,6 +46,7 @@ class Fold:
     head: str | None = None
     curve: list[str] = field(default_factory=list)  #: checkpoints on it
     superseded: set[str] = field(default_factory=set)
+    gone: set[str] = field(default_factory=set)  #: checkpoints that were let go
     kept: dict[str, int] = field(default_factory=dict)  #: by lease, where a later one took its points off
 
 
@@ -123,7 +124,7 @@ def attempts_resume_from_the_newest(history: History) -> Finding:
         for entry in history.events_of(run):
             if entry["kind"] == "started":
                 skipped = {each["checkpoint"] for each in entry["details"]["skipped"]}
-                offered = [each for each in fold.curve if each not in skipped]
+                offered = [each for each in fold.curve if each not in skipped | fold.gone]
                 newest = max(offered, key=lambda each: _order(history, each), default="")
                 if entry["details"]["checkpoint"] != newest:
                     chosen = entry["details"]["checkpoint"] or "nothing"
@@ -176,6 +177,8 @@ def _tell(history: History, fold: Fold, entry: Row) -> None:
             fold.head = entry["details"]["checkpoint"]
             if fold.head not in fold.curve:
                 fold.curve.append(fold.head)
+        case "removed":
+            fold.gone |= set(entry["details"].get("checkpoints", ()))
         case "started":
             fold.started = True
             _resume(history, fold, entry)

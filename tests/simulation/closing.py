@@ -110,10 +110,10 @@ def close_the_books(world: World) -> None:
 
 
 def _disk_agrees(world: World, host: Host) -> None:
-    """S6: what the registry says of a host's disk lies there, and nothing else does."""
+    """S6: what the registry says of a host's disk lies there, unless it is just going, and nothing else does."""
     rows = world.storage.tables["checkpoints"]
     registered = {
-        (str(rows[copy["checkpoint_id"]]["lease_id"])[:8], rows[copy["checkpoint_id"]]["step"])
+        (str(rows[copy["checkpoint_id"]]["lease_id"])[:8], rows[copy["checkpoint_id"]]["step"]): copy["remove_time"]
         for copy in world.storage.rows("checkpoint_copies")
         if copy["uri"] == f"host://agents/{host.name}"
     }
@@ -121,8 +121,9 @@ def _disk_agrees(world: World, host: Host) -> None:
         (path.parent.parent.name.partition("-")[2], int(path.name.rpartition("_")[2]))
         for path in host.folder.glob("root/runs/*/attempts/*/ckpt/*step_*")
     }
-    if lying != registered:
-        world.say("S6", f"on {host.name} lies {sorted(lying - registered)}, and not {sorted(registered - lying)}")
+    lost = sorted(key for key, going in registered.items() if going is None and key not in lying)
+    if lost or lying - registered.keys():
+        world.say("S6", f"on {host.name} lies {sorted(lying - registered.keys())}, and not {lost}")
 
 
 def witness(world: World) -> Witness:

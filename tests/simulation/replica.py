@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -28,6 +29,9 @@ class _Everything:
 
     def stat(self, _: str, /) -> _Everything:
         return self
+
+    def stats(self, digests: Sequence[str], /) -> list[_Everything]:
+        return [self for _ in digests]
 
     def read(self, _: str, __: int) -> bytes:
         return Manifest(()).to_bytes()

@@ -72,6 +72,8 @@ def test_there_and_back_and_only_once(store: BucketArtifacts, url: str, tmp_path
         with store.reading(digest) as blob:
             assert blob.size == len(data) and blob.piece(len(data)) == b""
             assert b"".join(blob.piece(at) for at in range(0, len(data), MIB)) == data
+    unknown = digest_of(b"nobody has this")
+    assert [stat.complete for stat in store.stats([digest, unknown, digest])] == [True, False, True]
     assert len(keys(store, "blobs/")) == 3 and not list((tmp_path / "scratch" / "partial").iterdir())
     with pytest.raises(BlobUnknown), store.reading(digest_of(b"nobody has this")):
         pass
