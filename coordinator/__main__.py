@@ -21,6 +21,7 @@ from coordinator import config, migrate, postgres, server
 from coordinator.artifacts.collecting import Pace
 from relay import timing
 from relay.runfile import UnitError, parse_duration, parse_size
+from relay.stores.leaving import end
 
 T = TypeVar("T")
 
@@ -158,7 +159,12 @@ def _run(main: Coroutine[Any, Any, None], database_url: str | None) -> None:
 
 def main() -> None:
     """The entry point."""
-    app()
+    try:
+        app()
+    except SystemExit as ended:
+        if isinstance(ended.code, int):
+            end(ended.code)
+        raise
 
 
 if __name__ == "__main__":
