@@ -179,10 +179,10 @@ class Connection:
         self.flush()
 
     def flush(self) -> None:
-        """What a partition held back is sent again."""
+        """What was held back arrives, before whatever is still under way."""
         held, self._held = self._held, deque()
         for way, deliver in held:
-            self.post(way, deliver)
+            self._arrive(way, deliver)
 
     def close(self) -> None:
         """Its client hears no more; what it has sent still arrives, perhaps after what it sends over another one."""
