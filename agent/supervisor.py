@@ -61,6 +61,7 @@ class Supervisor:
         self._terms: dict[str, Term] = {}
         self._timing: LeaseTiming | None = None
         self._leaving = False
+        self._over = False
         self._group: asyncio.TaskGroup | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
@@ -149,6 +150,7 @@ class Supervisor:
                 self._spawn(service())
             if await orders.get() is WayOut.LEAVE:
                 await self._leave(orders, budget)
+            self._over = True
             for task in self._tasks:
                 task.cancel()
 
@@ -240,6 +242,9 @@ class Supervisor:
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         assert self._group is not None
+        if self._over:  # a beat was just being heard; nobody would cancel what it begins
+            work.close()
+            return
         task = self._group.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -228,6 +228,17 @@ def begun_again() -> Sequence[Patch]:
     return [patch.object(supervising, "plan", mutated)]
 
 
+@mutant("an agent that ends begins nothing more (§1, SIGUSR2)", "frozen_at_grant detach", ours=True)
+def begun_while_ending() -> Sequence[Patch]:
+    def mutated(self: Supervisor, work: Any) -> None:
+        self._over, over = False, self._over
+        spawn(self, work)
+        self._over = over
+
+    spawn = Supervisor._spawn
+    return [patch.object(Supervisor, "_spawn", mutated)]
+
+
 @mutant("a stop is idempotent per lease (§2 Verbs, S10)", "pause leave")
 def stop_applied_twice() -> Sequence[Patch]:
     stop = Sentence.stop
