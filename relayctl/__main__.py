@@ -298,19 +298,42 @@ def resume(context: typer.Context, run: Run, output: Formatted = Format.table) -
 @app.command()
 def pull(
     context: typer.Context,
-    run: Run,
+    what: Annotated[
+        str, typer.Argument(help="A run, or RUN@STEP, RUN@latest, RUN@best.", metavar="RUN[@STEP]", show_default=False)
+    ],
     folder: Annotated[
         Path, typer.Argument(help="Where to put it.", metavar="DIR", file_okay=False, show_default=False)
     ],
 ) -> None:
-    """Fetch a run's result, every file verified."""
+    """Fetch a run's result, or one of its checkpoints, every file verified."""
 
     async def work(client: RelayClient, terminal: Terminal) -> ExitCode:
-        from relayctl import acting
+        from relayctl import acting, copies
 
-        return await acting.pull(client, run, folder, terminal)
+        if "@" in what:
+            return await copies.pull(client, what, folder, terminal)
+        return await acting.pull(client, what, folder, terminal)
 
     _run(context, work, "fetch the rest with the same command")
+
+
+@app.command()
+def verify(
+    context: typer.Context,
+    what: Annotated[
+        str, typer.Argument(help="A run, or RUN@STEP, RUN@latest, RUN@best.", metavar="RUN[@STEP]", show_default=False)
+    ],
+    deep: Annotated[bool, typer.Option("--deep", help="Read every byte of every copy.")] = False,
+    output: Formatted = Format.table,
+) -> None:
+    """Look at the copies of a run's checkpoints; the exit code is 1 when one is damaged or out of reach."""
+
+    async def work(client: RelayClient, terminal: Terminal) -> ExitCode:
+        from relayctl import copies
+
+        return await copies.verify(client, what, terminal, _output(output), deep=deep)
+
+    _run(context, work)
 
 
 @app.command()

@@ -6,9 +6,7 @@ import difflib
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from relay.errors import CheckpointUnknown
-from relay.v1 import runs_pb2 as pb
-from relayctl import views
+from relayctl import points, views
 from relayctl.client import RelayClient, short
 from relayctl.exits import ExitCode
 from relayctl.looking import UsageMistake, machine, say_all, shown
@@ -28,7 +26,7 @@ async def listed(client: RelayClient, run: str, terminal: Terminal, output: Outp
 
 async def pin(client: RelayClient, point: str, output: Output, *, pinned: bool, reason: str) -> ExitCode:
     """Makes a checkpoint stay, or leaves it to the run file again."""
-    chosen = await _at(client, point)
+    chosen = await points.at(client, point)
     changed = await (client.pin(chosen.name, reason) if pinned else client.unpin(chosen.name))
     if output is Output.NAME:
         say(short(changed.name))
@@ -38,28 +36,6 @@ async def pin(client: RelayClient, point: str, output: Output, *, pinned: bool, 
         run = point.partition("@")[0]
         say(f"step {changed.step} of {run} " + ("stays" if pinned else "stays for as long as the run file says"))
     return ExitCode.OK
-
-
-async def _at(client: RelayClient, point: str) -> pb.Checkpoint:
-    """The checkpoint that `RUN@STEP` or `RUN@latest` names: of several of a step the one on the curve."""
-    run, at, step = point.partition("@")
-    if not (run and at and (step == "latest" or step.isdecimal())):
-        raise UsageMistake(f'"{point}" names no checkpoint; write RUN@STEP or RUN@latest')
-    found = await client.checkpoints(run, include_superseded=True, include_removed=True)
-    fit = [each for each in found if (each.head if step == "latest" else each.step == int(step))]
-    if fit:
-        return max(fit, key=lambda each: (not each.superseded, not each.HasField("remove_time"), each.attempt))
-    raise CheckpointUnknown(f"{short(run)} has no checkpoint of {_asked(step)}; {_known(found)}")
-
-
-def _asked(step: str) -> str:
-    return "any step yet" if step == "latest" else f"step {step}"
-
-
-def _known(found: Sequence[pb.Checkpoint]) -> str:
-    steps = sorted({each.step for each in found if not each.HasField("remove_time")})
-    shown = ", ".join(map(str, steps[-10:]))
-    return f"it has {'… ' if len(steps) > 10 else ''}{shown}" if steps else "it has none"
 
 
 def mistaken(words: Sequence[str]) -> UsageMistake:

@@ -114,6 +114,33 @@ def test_a_run_from_submission_to_its_result(tmp_path: Path) -> None:
     assert yaml.safe_load(relayctl("show", "first", "--spec").stdout)["env"]["STEPS"] == "12"
 
 
+def test_a_checkpoint_is_pulled_from_its_store_and_its_copies_are_looked_at(tmp_path: Path) -> None:
+    """F16: what is damaged in a store is found, and never pulled."""
+    share = tmp_path / "share"
+    share.mkdir()
+    keep = 'checkpoint.keep={"last": 3, "best": 1, "metric": "loss"}'
+    relayctl("submit", run_file(tmp_path, "kept"), "--set", f"checkpoint.store={share.as_uri()}", "--set", keep, "-q")
+    relayctl("wait", "kept", "--timeout", "60s")
+    assert relayctl("pull", "kept@latest", str(tmp_path / "a")).stdout.startswith("step 10: 1 file, 2 B, verified")
+    relayctl("pull", "kept@10", str(tmp_path / "a"))
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["step"]
+    assert (tmp_path / "a" / "step").read_text() == "10"
+    assert "it has 5, 10" in relayctl("pull", "kept@7", str(tmp_path / "b"), code=4).stderr
+    assert "no checkpoint with a value of loss" in relayctl("pull", "kept@best", str(tmp_path / "b"), code=4).stderr
+    assert "RUN@STEP, RUN@latest or RUN@best" in relayctl("pull", "kept@", str(tmp_path / "b"), code=2).stderr
+    assert "sound" in relayctl("verify", "kept", "--deep").stdout
+    copies = json.loads(relayctl("verify", "kept@10", "-o", "json").stdout)["copies"]
+    assert {each["state"] for each in copies} == {"there", "not seen from here"}
+
+    [stored] = share.glob("**/step_00000010/step")
+    stored.write_text("11")
+    assert "damaged" in relayctl("verify", "kept@10", "--deep", code=1).stdout
+    assert "does not match" in relayctl("pull", "kept@10", str(tmp_path / "b"), code=1).stderr
+    assert not list((tmp_path / "b").glob("step"))
+    stored.unlink()
+    assert "not whole" in relayctl("verify", "kept@10", code=1).stdout
+
+
 def test_submitting_the_same_again_starts_nothing_and_something_else_is_refused(tmp_path: Path) -> None:
     file = run_file(tmp_path, "again")
     relayctl("submit", file, "-q")
