@@ -291,11 +291,11 @@ def _falls_silent(before: Row, after: Row) -> bool:
 
 
 def _superseded(change: Changed) -> bool:
-    """Whether a whole checkpoint leaves the curve."""
+    """Whether a whole checkpoint leaves the curve that nobody has let go."""
     before, after = change.before, change.after
     if change.table != "checkpoints" or before is None or after is None:
         return False
-    return bool(after["superseded"] and not before["superseded"] and after["complete"])
+    return bool(after["superseded"] and not before["superseded"] and after["complete"] and not after["remove_time"])
 
 
 def _is_elsewhere(copy: Row) -> bool:
