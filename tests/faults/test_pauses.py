@@ -50,13 +50,6 @@ async def taken_over(fleet: Fleet, run: Watched) -> Trainer:
     return second
 
 
-async def told_to_stop(fleet: Fleet, first: Trainer, *, saved: int) -> None:
-    """The woken holder's trainer is ended. It had saved something that nobody may resume from."""
-    await fleet.conductor.ended(first)
-    left = fleet.hosts["a"].root.rglob(f"step_{saved:08d}")
-    assert saved == 0 or list(left)
-
-
 async def ends_as_if_never_woken(fleet: Fleet, run: Watched) -> None:
     """One curve, and nothing of the first attempt beyond what the second began from."""
     lost, _ = await run.attempts()
@@ -78,7 +71,8 @@ async def test_a_paused_agent_under_continue(fleet: Fleet) -> None:
         await fleet.conductor.reached(5, attempt=1)
         second = await taken_over(fleet, run)
         assert first.ended > second.began  # nobody stopped it: silence is not death
-    await told_to_stop(fleet, first, saved=4)
+        assert list(host.root.rglob("step_00000004"))  # which nobody may resume from
+    await fleet.conductor.ended(first)
     await ends_as_if_never_woken(fleet, run)
 
 
@@ -99,7 +93,7 @@ async def test_a_paused_host(fleet: Fleet, policy: str) -> None:
         await fleet.conductor.allow(5)  # waits in the frozen trainer's socket
         await taken_over(fleet, run)
         await fleet.conductor.allow(5)
-    await told_to_stop(fleet, first, saved=0)
+    await fleet.conductor.ended(first)
     await ends_as_if_never_woken(fleet, run)
 
 
@@ -110,5 +104,5 @@ async def test_a_paused_host_whose_run_is_over(fleet: Fleet) -> None:
         await taken_over(fleet, run)
         await fleet.conductor.allow(STEPS)
         assert (await run.ended()).state == pb.Run.SUCCEEDED
-    await told_to_stop(fleet, first, saved=0)
+    await fleet.conductor.ended(first)
     await ends_as_if_never_woken(fleet, run)
