@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from relay.errors import RelayError
+from relay.errors import BlobUnknown, DigestMismatch, RelayError
 from relay.manifest import NAME, Manifest
 from relay.stores.base import Damaged, Progress, Store, StoreAway, StoreRefused, untold
 from relay.stores.hub.budget import Budget
@@ -138,7 +138,7 @@ async def _looked_at(
                 await _read(client, stores, copy, part.manifest_digest, progress)
             elif not await _is_there(client, stores, copy, part.manifest_digest):
                 state, wrong = "not whole", "files of it are gone, or of another size"
-        except (PullFailed, Damaged) as error:
+        except (PullFailed, Damaged, BlobUnknown, DigestMismatch) as error:
             state, wrong = "damaged", str(error)
         except (RelayError, StoreAway, StoreRefused) as error:
             state, wrong = "out of reach", str(error)

@@ -44,13 +44,15 @@ class Patience:
     ) -> T | None:
         """What `work` comes to, however often its store is away; None when `until` came before it was back.
 
-        After a while one event says that it fails, and one later that it works.
+        A store that says when to come back is taken at its word. After a while one event says that it fails, and one
+        later that it works.
         """
         began, told, tries = self.now(), False, 0
         while True:
             try:
                 done = await work()
             except StoreAway as error:
+                pause = max(error.after, self.pauses.before(tries, self.random))
                 log.warning("store=away doing=%r tries=%d reason=%r", doing, tries, str(error))
                 if not told and self.now() - began >= self.pauses.tell_after:
                     told = True
@@ -59,7 +61,7 @@ class Patience:
                 if told:
                     await self.journal.say("info", f"{doing} works again")
                 return done
-            if await _came(until, self.pauses.before(tries, self.random)):
+            if await _came(until, pause):
                 return None
             tries += 1
 

@@ -25,9 +25,14 @@ HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
-def deployment() -> Iterator[str]:
+def folder() -> Path:
+    """Where the deployment keeps its things; short, for Unix sockets lie in it."""
+    return Path(tempfile.mkdtemp(prefix="relay-up-"))
+
+
+@pytest.fixture(scope="module")
+def deployment(folder: Path) -> Iterator[str]:
     """The address of a coordinator with one agent; at the end nothing of it is left."""
-    folder = Path(tempfile.mkdtemp(prefix="relay-up-"))  # short: Unix sockets lie in it
     environ = {**os.environ, "XDG_CONFIG_HOME": str(folder / "config")}
     argv = [sys.executable, "-m", "relayctl", "up", "--data-dir", str(folder / "d"), "--listen", "127.0.0.1:0"]
     process = subprocess.Popen([*argv, "--timing", "test"], stdout=subprocess.PIPE, text=True, env=environ)
@@ -139,6 +144,23 @@ def test_a_checkpoint_is_pulled_from_its_store_and_its_copies_are_looked_at(tmp_
     assert not list((tmp_path / "b").glob("step"))
     stored.unlink()
     assert "not whole" in relayctl("verify", "kept@10", code=1).stdout
+
+
+def test_a_copy_that_the_coordinator_lacks_is_damaged(folder: Path, tmp_path: Path) -> None:
+    """F16: not "out of reach": it answers, and does not have it."""
+    relayctl("submit", run_file(tmp_path, "lacking"), "-q")
+    relayctl("wait", "lacking", "--timeout", "60s")
+    [head] = [
+        each
+        for each in json.loads(relayctl("checkpoints", "lacking", "-o", "json").stdout)["checkpoints"]
+        if each["head"]
+    ]
+    digest = head["parts"][0]["manifest_digest"].removeprefix("sha256:")
+    [blob] = folder.glob(f"**/blobs/*/{digest}")
+    aside = blob.rename(tmp_path / "aside")
+    assert "damaged" in relayctl("verify", "lacking@latest", code=1).stdout
+    shutil.move(aside, blob)  # other runs have the same
+    relayctl("verify", "lacking@latest", "--deep")
 
 
 def test_submitting_the_same_again_starts_nothing_and_something_else_is_refused(tmp_path: Path) -> None:

@@ -67,3 +67,17 @@ def test_pauses_grow_to_a_bound_and_are_never_alike() -> None:
     assert all(0.0 <= pauses.before(tries, random) <= min(60.0, 0.5 * 2**tries) for tries in range(40))
     assert pauses.before(10**6, random) <= 60.0
     assert len({pauses.before(20, random) for _ in range(10)}) == 10
+
+
+async def test_a_store_that_says_when_to_come_back_is_not_asked_before(tmp_path: Path) -> None:
+    """F22: 429 with a Retry-After."""
+    tries, newer = 0, asyncio.Event()
+
+    async def put() -> str:
+        nonlocal tries
+        tries += 1
+        asyncio.get_running_loop().call_later(0.1, newer.set)
+        raise StoreAway("too many requests", 3600.0)
+
+    assert await patience(Store(away=0), tmp_path).outlast("the upload", put, newer.wait) is None
+    assert tries == 1
