@@ -139,6 +139,7 @@ class Connection:
         self._stuck: float | None = None
         self._last = {Way.UP: 0.0, Way.DOWN: 0.0}
         self._held: deque[tuple[Way, Callable[[], None]]] = deque()
+        self._draining = False
         self._calls: list[_Call] = []
         network.connections.append(self)
 
@@ -180,9 +181,19 @@ class Connection:
 
     def flush(self) -> None:
         """What was held back arrives, before whatever is still under way."""
-        held, self._held = self._held, deque()
-        for way, deliver in held:
-            self._arrive(way, deliver)
+        if not self._draining:
+            self._drain()
+
+    def _drain(self) -> None:
+        """One message, and then the next: the other end has time to act on each before the stream's end comes."""
+        self._draining = False
+        free = next((held for held in self._held if not self._swallows(held[0])), None)
+        if self.broken or free is None:
+            return
+        self._held.remove(free)
+        self._draining = True
+        self._network.loop.call_later(1e-6, self._drain, context=self._network.context)
+        free[1]()
 
     def close(self) -> None:
         """Its client hears no more; what it has sent still arrives, perhaps after what it sends over another one."""
