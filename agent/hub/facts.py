@@ -14,9 +14,9 @@ from typing import Any
 import grpc
 
 from agent.contact import CALL_TIMEOUT
-from agent.hub.card import Tried
 from agent.wire import Assignment
 from relay.runfile import RunFile
+from relay.stores.hub.card import Tried
 from relay.v1 import runs_pb2, runs_pb2_grpc
 
 log = logging.getLogger(__name__)

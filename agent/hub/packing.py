@@ -12,10 +12,13 @@ from typing import Any
 
 from agent.events.journal import Journal
 from agent.folder import AttemptFolder
-from agent.hub import card, facts, model
+from agent.hub import facts, merging
 from agent.hub.publication import Model, Parcel
 from agent.wire import Assignment
+from relay.loadable import is_adapter, is_model, loadable
+from relay.manifest import list_files
 from relay.runfile import Hub, RunFile
+from relay.stores.hub import card
 
 CURVE = "curve.png"
 MERGED = "merged"  #: the folder of a merged model beside its adapter
@@ -35,7 +38,7 @@ class Packing:
     environment: Mapping[str, str]
 
     async def __call__(self, published: Model) -> Parcel:
-        files = await asyncio.to_thread(model.loadable, published.folder)
+        files = await asyncio.to_thread(_files, published.folder)
         merged, check = await self._merged(published, files)
         if merged and self.hub.push == "merged":
             files = merged
@@ -63,9 +66,9 @@ class Packing:
             lease=self.assignment.lease_id,
             step=published.step,
             final=published.final,
-            adapter=model.is_adapter(files),
+            adapter=is_adapter(files),
             merged=f"{MERGED}/config.json" in files,
-            loads=model.is_adapter(files) or "config.json" in files,
+            loads=is_model(files),
             digest=published.digest,
             metrics=published.metrics,
             data=self.known.data(self.run),
@@ -78,10 +81,10 @@ class Packing:
 
     async def _merged(self, published: Model, files: Mapping[str, Path]) -> tuple[dict[str, Path], str]:
         """The merged model of a result, where that is wished and can be had, and what its check said."""
-        if not published.final or self.hub.push == "adapter" or not model.is_adapter(files):
+        if not published.final or self.hub.push == "adapter" or not is_adapter(files):
             return {}, ""
         into = self.folder.merged
-        merging = model.merge(
+        merge = merging.merge(
             self.python,
             self.environment,
             adapter=published.folder,
@@ -90,11 +93,11 @@ class Packing:
             into=into,
         )
         try:
-            check = await merging
-        except model.MergeFailed as error:
+            check = await merge
+        except merging.MergeFailed as error:
             await self.journal.say("error", f"the adapter is published unmerged: {error}")
             return {}, ""
-        return await asyncio.to_thread(model.loadable, into), check
+        return await asyncio.to_thread(_files, into), check
 
     async def _picture(self) -> Path | None:
         """The curve drawn, where that can be done."""
@@ -114,6 +117,12 @@ class Packing:
                 process.kill()
                 await process.wait()
         return target if process.returncode == 0 else None
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Those to load it from, by their paths. Blocking."""
+    paths = (path.relative_to(folder).as_posix() for path in list_files(folder))
+    return {path: folder / path for path in loadable(paths)}
 
 
 def _told(folder: Path) -> dict[str, Any]:

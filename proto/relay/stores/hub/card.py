@@ -1,4 +1,4 @@
-"""The model card and `relay.json`. Pure: what they tell comes from `agent.hub.facts`."""
+"""The model card and `relay.json`. Pure."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from agent.hub.card import Facts, Tried, card
 from relay.runfile import parse
+from relay.stores.hub.card import Facts, Tried, card
 
 SFT: dict[str, Any] = {
     "version": "relay/v1",
