@@ -11,6 +11,7 @@ from coordinator.lifecycle import Policy, RunState
 from coordinator.retention import Decision
 from coordinator.sessions import Told, Waiting, Welcomed
 from coordinator.store.planning import host, trouble
+from coordinator.store.runs import Order
 from coordinator.store.views import AgentView, AttemptView, RunView
 from coordinator.values import Assignment, CheckpointView, LeaseRecord, Removal, WishedLease
 from relay.timing import LeaseTiming
@@ -65,6 +66,13 @@ def run(view: RunView, head: CheckpointView | None, *, whole: bool = True) -> ru
         message.provenance.CopyFrom(runs_pb2.Provenance(**row.provenance))
         message.inputs.extend(wire.inputs(cast("list[dict[str, Any]]", row.inputs)))
     return message
+
+
+def planned(run_id: str, order: Order) -> runs_pb2.Run:
+    """A run as it would be."""
+    return runs_pb2.Run(
+        name=f"runs/{run_id}", spec=wire.struct(order.spec), inputs=wire.inputs(order.inputs), pins=order.pins
+    )
 
 
 def attempt(view: AttemptView) -> runs_pb2.Attempt:

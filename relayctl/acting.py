@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Sequence
 from pathlib import Path
 
 from relay.manifest import NAME, Manifest
+from relay.runfile import INIT_FROM
 from relay.stores.base import Damaged, Progress, StoreAway, StoreRefused
 from relay.stores.opening import open_store
 from relay.v1 import runs_pb2 as pb
@@ -58,6 +59,8 @@ def _plan(prepared: submission.Submission, checked: pb.CreateRunResponse | None)
     entries = views.spec_block(prepared.runfile, str(prepared.path))
     entries.append(("hub", hub_words(prepared.runfile, _weights(prepared))))
     entries.append(("travels", _travel_words(prepared)))
+    if checked is not None and (found := checked.run.pins.get("init_from")):
+        entries.append(("begins with", _beginning_words(found, checked.run.inputs)))
     placement = "not known: the coordinator does not answer" if checked is None else printable(checked.placement)
     return block([*entries, ("placement", placement)])
 
@@ -73,6 +76,12 @@ def _travel_words(prepared: submission.Submission) -> str:
         return "nothing"
     names = [travel.path for travel in prepared.files[:3]] + (["…"] if len(prepared.files) > 3 else [])
     return f"{count(len(prepared.files), 'file')}, {size(prepared.size)}: {', '.join(names)}"
+
+
+def _beginning_words(found: str, inputs: Sequence[pb.Input]) -> str:
+    """Another run's weights, which the coordinator has."""
+    files = [each for each in inputs if each.path.startswith(f"{INIT_FROM}/")]
+    return f"{found.partition(' ')[0]}: {count(len(files), 'file')}, {size(sum(each.size for each in files))}"
 
 
 def _result(created: pb.CreateRunResponse, output: Output) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from google.protobuf import json_format
 
 from relay import errors
-from relay.runfile import RunFile, RunFileErrors, Travel, load, parse, travelling
+from relay.runfile import INIT_FROM, RunFile, RunFileErrors, Travel, load, parse, travelling
 from relay.v1 import runs_pb2 as pb
 from relayctl import provenance
 from relayctl.artifacts import Blob, Progress, describe
@@ -93,7 +93,9 @@ async def _same_run(client: RelayClient, submission: Submission, inputs: Sequenc
     if submission.runfile.name is None:
         return None
     run = await client.run(run_name(submission.runfile.name))
-    theirs = {(file.path, file.digest) for file in run.inputs}
+    added = submission.runfile.model is not None and submission.runfile.model.init_from is not None
+    travelled = (file for file in run.inputs if not (added and file.path.startswith(f"{INIT_FROM}/")))
+    theirs = {(file.path, file.digest) for file in travelled}
     same = theirs == {(file.path, file.digest) for file in inputs} and _read(run) == submission.runfile
     return run if same else None
 

@@ -4,6 +4,7 @@ Everything that is read of a model is read from a snapshot of the pinned commit 
 revision, the libraries would look some things up at `main` (TRL the architecture, PEFT the vocabulary at every save).
 """
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from relay.runfile import Model, Source
+from relay.loadable import ADAPTER
+from relay.runfile import INIT_BASE, INIT_FROM, Model, Source
 from trainers.errors import ConfigError, HostError
 
 Kind = Literal["model", "dataset"]
@@ -41,6 +43,8 @@ class ModelSource:
     path: str
     revision: str | None
     name: str
+    adapter: str | None = None  #: the folder of another run's adapter, which goes on it before training
+    origin: str | None = None  #: the checkpoint of another run that it all comes from
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +54,18 @@ class LocalModel:
     folder: Path
     source: ModelSource  #: what others know it as
 
+    @property
+    def adapter(self) -> Path | None:
+        """The folder of the adapter that goes on it before training."""
+        return Path(self.source.adapter) if self.source.adapter else None
+
 
 def model_source(model: Model, pins: Mapping[str, str]) -> ModelSource:
     """The model to load; of the Hub's, the pinned commit or today's. Raises ConfigError for a model that does not
     exist.
     """
+    if model.init_from is not None:
+        return _another_runs(model.init_from, pins)
     name = model.name_or_path or ""
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -63,6 +74,28 @@ def model_source(model: Model, pins: Mapping[str, str]) -> ModelSource:
     if name.startswith((".", "/", "~")):
         raise ConfigError(f"model.name_or_path: there is no folder {name}")
     return ModelSource(name, pins.get("model") or commit_of(name, model.revision, "model"), name)
+
+
+def _another_runs(asked: str, pins: Mapping[str, str]) -> ModelSource:
+    """What the coordinator put beside the run: a whole model, or an adapter and, unless the Hub has it, its base."""
+    folder, base, origin = Path(INIT_FROM).absolute(), Path(INIT_BASE).absolute(), pins.get("init_from", asked)
+    if not folder.is_dir():
+        raise ConfigError(
+            f"model.init_from: only a coordinator finds {asked}; without one, pull it and name its folder: name_or_path"
+        )
+    name = origin.partition(" ")[0]
+    if not (folder / ADAPTER).is_file():
+        _require_model(folder, name)
+        return ModelSource(str(folder), None, name, origin=origin)
+    told = json.loads((folder / ADAPTER).read_text())
+    known = str(told.get("base_model_name_or_path") or "")
+    if base.is_dir():
+        _require_model(base, f"the base model of {name}")
+        return ModelSource(str(base), None, known, str(folder), origin)
+    if not known:
+        raise ConfigError(f"model.init_from: the adapter of {name} does not say what it adapts")
+    commit = pins.get("model") or commit_of(known, told.get("revision"), "model")
+    return ModelSource(known, commit, known, str(folder), origin)
 
 
 def local(source: ModelSource) -> LocalModel:

@@ -31,7 +31,7 @@ def of(run: RunFile, model: ModelSource, rows: Iterable[Row]) -> Identity:
     sections = {"model_init": run.model_init, "lora": run.lora or {}, "options": options}
     return {
         "method": run.method,
-        "model": f"{model.path}@{model.revision}" if model.revision else Path(model.path).name,
+        "model": model.origin or (f"{model.path}@{model.revision}" if model.revision else Path(model.path).name),
         "full training": run.lora is None,
         "seed": run.seed,
         "rows": _digest(rows),

@@ -248,6 +248,7 @@ def _facts(job: Job, prepared: Prepared, trainer: Resumable) -> dict[str, Any]:
         "method": job.run.method,
         "model": prepared.model.name,
         "revision": prepared.model.revision,
+        **({"init_from": prepared.model.origin} if prepared.model.origin else {}),
         "steps": trainer.state.global_step,
         "seed": job.run.seed,
         "versions": {

@@ -6,12 +6,13 @@ import hashlib
 import json
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import asyncpg
 
 from coordinator import scheduling
+from coordinator.commands import initial_weights
 from coordinator.database import Database
 from coordinator.lifecycle import Cancel, Event, IllegalTransition, Pause, Phase, Requeue, Resume
 from coordinator.store import history, planning, requests, runs
@@ -49,14 +50,15 @@ class Blobs(Protocol):
 
     def stats(self, digests: Sequence[str], /) -> Sequence[Whole]: ...
 
+    def read(self, digest: str, limit: int, /) -> bytes: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Checked:
     """A submission that could be created."""
 
     run_id: str
-    spec: Mapping[str, Any]
-    digest: str
+    order: Order
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ class Created:
     """What became of a submission, and where the run could go."""
 
     run_id: str
-    spec: Mapping[str, Any]
+    order: Order
     created: bool
     agents_ready: tuple[str, ...]
     placement: str
@@ -74,15 +76,16 @@ async def create(db: Database, blobs: Blobs, submission: Submission, ttl: float)
     """Creates a run, once: the same request has the same answer, also when the first one's was lost (S9)."""
     checked = await in_thread(_check, submission)
     await _check_inputs(blobs, submission.inputs)
+    checked = await _begun(db, blobs, submission, checked)
     created = False
     run_id = checked.run_id
     if not submission.validate_only:
         async with db.transaction() as conn:
             run_id, created = await _carry_out(conn, submission, checked)
     async with db.connection() as conn:
-        need, fleet = planning.need(checked.spec), await planning.fleet(conn, ttl)
+        need, fleet = planning.need(checked.order.spec), await planning.fleet(conn, ttl)
     ready = tuple(host.name for host in scheduling.candidates(need, fleet))
-    return Created(run_id, checked.spec, created, ready, scheduling.explain(need, fleet))
+    return Created(run_id, checked.order, created, ready, scheduling.explain(need, fleet))
 
 
 def _check(submission: Submission) -> Checked:
@@ -94,7 +97,21 @@ def _check(submission: Submission) -> Checked:
     spec = parsed.to_dict()
     said = {"run": submission.run_id, "spec": spec, "inputs": list(submission.inputs)}
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
-    return Checked(run_id, spec, digest)
+    return Checked(run_id, Order(spec, submission.inputs, digest))
+
+
+async def _begun(db: Database, blobs: Blobs, submission: Submission, checked: Checked) -> Checked:
+    """With the weights of another run, where it asks for them; not for a request that has been carried out."""
+    order = checked.order
+    if not (asked := initial_weights.asked(order.spec)):
+        return checked
+    if submission.request_id:
+        async with db.connection() as conn:
+            if await requests.known(conn, submission.request_id):
+                return checked
+    beginning = await initial_weights.find(db, blobs, asked, submission, checked.run_id)
+    await _check_inputs(blobs, beginning.inputs)
+    return Checked(checked.run_id, replace(order, inputs=(*order.inputs, *beginning.inputs), pins=beginning.pins))
 
 
 async def _check_inputs(blobs: Blobs, inputs: Sequence[Mapping[str, Any]]) -> None:
@@ -118,7 +135,7 @@ async def _check_inputs(blobs: Blobs, inputs: Sequence[Mapping[str, Any]]) -> No
 async def _carry_out(conn: asyncpg.Connection, submission: Submission, checked: Checked) -> tuple[str, bool]:
     """The run of a submission, and whether it was created for it."""
     if submission.request_id:
-        known = await requests.claim(conn, submission.request_id, checked.run_id, checked.digest)
+        known = await requests.claim(conn, submission.request_id, checked.run_id, checked.order.digest)
         if known is not None:
             return known, False
     if await _insert(conn, submission, checked):
@@ -131,8 +148,8 @@ async def _carry_out(conn: asyncpg.Connection, submission: Submission, checked: 
 
 async def _insert(conn: asyncpg.Connection, submission: Submission, checked: Checked) -> bool:
     """False when there is a run of the name."""
-    run_id, order = checked.run_id, Order(checked.spec, submission.inputs, checked.digest)
-    if not await runs.add(conn, run_id, order, submission.provenance):
+    run_id = checked.run_id
+    if not await runs.add(conn, run_id, checked.order, submission.provenance):
         return False
     await history.record(conn, run_id, "created", "submitted", details=dict(submission.provenance), state="queued")
     await planning.wake(conn)
@@ -142,10 +159,10 @@ async def _insert(conn: asyncpg.Connection, submission: Submission, checked: Che
 async def _requeue(conn: asyncpg.Connection, submission: Submission, checked: Checked) -> None:
     """Queues a run that is over again, from its head; what it is to do may have been changed meanwhile."""
     run = await runs.lock(conn, checked.run_id)
-    if run.request_digest != checked.digest:
+    if run.request_digest != checked.order.digest:
         if run.status.phase not in (*_OVER, Phase.PAUSED):
             raise RunExists(f"run {run.id} is {run.status.phase}, with another spec", run=run.id)
-        await runs.reorder(conn, run.id, Order(checked.spec, submission.inputs, checked.digest))
+        await runs.reorder(conn, run.id, checked.order)
     try:
         change = await runs.apply(conn, run, Requeue())
     except IllegalTransition as illegal:

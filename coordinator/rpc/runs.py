@@ -37,7 +37,7 @@ class RunsService(runs_pb2_grpc.RunsServicer):
     async def CreateRun(self, request: pb.CreateRunRequest, context: _Context) -> pb.CreateRunResponse:
         done = await commands.create(self._db, self._artifacts, wire.submission(request), self._ttl)
         if request.validate_only:
-            run = pb.Run(name=f"runs/{done.run_id}", spec=wire.struct(done.spec), inputs=request.inputs)
+            run = render.planned(done.run_id, done.order)
         else:
             run = await self._run(done.run_id)
         return pb.CreateRunResponse(

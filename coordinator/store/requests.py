@@ -22,6 +22,11 @@ async def claim(conn: asyncpg.Connection, request_id: str, run_id: str, digest: 
     return known
 
 
+async def known(conn: asyncpg.Connection, request_id: str) -> bool:
+    """Whether a request has been carried out."""
+    return bool(await conn.fetchval("SELECT true FROM requests WHERE id = $1", request_id))
+
+
 @statement
 async def add(conn: asyncpg.Connection, request_id: str, run_id: str, digest: str) -> bool:
     """Notes a request; False when it has been noted, also by a transaction that this one then waited for."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
 
@@ -50,20 +50,22 @@ class Order:
     spec: Mapping[str, Any]
     inputs: Sequence[Mapping[str, Any]]
     digest: str
+    pins: Mapping[str, str] = field(default_factory=dict)  #: what was resolved when it was asked for
 
 
 @statement
 async def add(conn: asyncpg.Connection, run_id: str, order: Order, provenance: Mapping[str, str]) -> bool:
     """A new run, queued; False when there is one of the name."""
     added = await conn.fetchval(
-        """INSERT INTO runs (id, state, wanted, spec, inputs, labels, priority, request_digest, provenance)
-           VALUES ($1, 'queued', 'run', $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING RETURNING id""",
+        """INSERT INTO runs (id, state, wanted, spec, inputs, labels, priority, request_digest, pins, provenance)
+           VALUES ($1, 'queued', 'run', $2, $3, $4, $5, $6, $7, $8) ON CONFLICT DO NOTHING RETURNING id""",
         run_id,
         order.spec,
         list(order.inputs),
         order.spec.get("labels", {}),
         order.spec.get("priority", 0),
         order.digest,
+        order.pins,
         provenance,
     )
     return added is not None
@@ -73,13 +75,15 @@ async def add(conn: asyncpg.Connection, run_id: str, order: Order, provenance: M
 async def reorder(conn: asyncpg.Connection, run_id: str, order: Order) -> None:
     """Changes what a run is to do."""
     await conn.execute(
-        "UPDATE runs SET spec = $2, inputs = $3, labels = $4, priority = $5, request_digest = $6 WHERE id = $1",
+        """UPDATE runs SET spec = $2, inputs = $3, labels = $4, priority = $5, request_digest = $6, pins = pins || $7
+           WHERE id = $1""",
         run_id,
         order.spec,
         list(order.inputs),
         order.spec.get("labels", {}),
         order.spec.get("priority", 0),
         order.digest,
+        order.pins,
     )
 
 

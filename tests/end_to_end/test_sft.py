@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +17,7 @@ from tests.end_to_end.fleet import Fleet
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 STEPS = 150
-SPEC = {
+SPEC: dict[str, Any] = {
     "method": "sft",
     "model": {"name_or_path": "./model"},
     "data": {"train": "train.jsonl"},
@@ -80,3 +82,27 @@ async def test_a_wrong_option_that_only_the_library_sees_is_not_retried(fleet: F
     ended = await run.ended()
     assert ended.state == pb.Run.FAILED and ended.attempts == 1
     assert "unrelated" in ended.error.message or "train.jsonl" in ended.error.message
+
+
+async def test_a_run_begins_with_what_another_has_trained(fleet: Fleet, submitter: Path) -> None:
+    """Weights and base model reach another host, and the new run begins where the other ended; two curves."""
+    first = await fleet.host("a")
+    lora = {"r": 4, "target_modules": "all-linear"}
+    options = {**SPEC["options"], "max_steps": 20, "eval_steps": 20, "eval_on_start": True, "learning_rate": 3e-2}
+    spec = {**SPEC, "lora": lora, "options": options, "data": {**SPEC["data"], "eval": {"split": 0.2}}}
+    run = await fleet.submit(spec, "teacher")
+    assert (await run.ended()).state == pb.Run.SUCCEEDED
+    learnt = dict((await run.curve())["eval_loss"])
+    assert learnt[20] < learnt[0]
+    await first.vanish()
+
+    await fleet.host("b")
+    (submitter / "model" / "model.safetensors").unlink()  # it is not the submitter that brings it
+    after = await fleet.submit({**spec, "model": {"init_from": "runs/teacher@latest"}}, "pupil")
+    ended = await after.ended()
+    assert ended.state == pb.Run.SUCCEEDED, ended.error
+    assert ended.pins["init_from"].startswith("runs/teacher@20 sha256:")
+    assert dict((await after.curve())["eval_loss"])[0] == pytest.approx(learnt[20], rel=1e-5)
+    again = await fleet.relayctl("submit", str(submitter / "pupil.yaml"))
+    assert re.search(r"^begins with +runs/teacher@20: \d+ files", again, re.MULTILINE), again
+    assert "had been submitted already" in again

@@ -31,6 +31,7 @@ from coordinator.values import (
     Skipped,
     Submission,
 )
+from relay.errors import BlobUnknown
 from relay.timing import DEFAULT
 from tests.simulation.store.storage import Storage
 from tests.simulation.store.tables import Row
@@ -48,6 +49,10 @@ class Artifacts:
     def stats(self, digests: Sequence[str], /) -> list[Stat]:
         """All whole."""
         return [Stat(digest, True, 0) for digest in digests]
+
+    def read(self, digest: str, limit: int, /) -> bytes:
+        """Not what is in them."""
+        raise BlobUnknown(digest)
 
 
 @dataclass

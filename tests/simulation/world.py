@@ -17,7 +17,7 @@ from typing import Any
 from coordinator.commands import runs
 from coordinator.database import Database, DatabaseAway
 from coordinator.values import Submission
-from relay.errors import RelayError
+from relay.errors import BlobUnknown, RelayError
 from relay.timing import TEST, LeaseTiming
 from relay.v1 import agents_pb2 as pb
 from tests.simulation.folder_store import FolderStore
@@ -67,6 +67,9 @@ class _NoBlobs:
     def stats(self, digests: Sequence[str], /) -> list[Any]:
         assert not digests
         return []
+
+    def read(self, digest: str, limit: int, /) -> bytes:
+        raise BlobUnknown(digest)
 
 
 class World:

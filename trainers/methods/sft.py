@@ -3,10 +3,10 @@
 from typing import Any
 
 from datasets import Dataset
-from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
 
 from relay.runfile import RunFile
+from trainers.beginning import begin
 from trainers.data import Rows
 from trainers.hub import LocalModel
 from trainers.resumable import Resumable
@@ -27,13 +27,15 @@ def configure(run: RunFile, owned: dict[str, Any]) -> SFTConfig:
 
 
 def build(run: RunFile, args: SFTConfig, model: LocalModel, train: Rows, held_out: Rows | None) -> Resumable:
-    args.model_init_kwargs = dict(run.model_init)
+    begun = begin(run, model)
+    args.model_init_kwargs = begun.model_init
     trainer = ResumableSFT(
-        model=str(model.folder),
+        model=begun.model,
         args=args,
         train_dataset=Dataset.from_list(list(train.rows)),
         eval_dataset=Dataset.from_list(list(held_out.rows)) if held_out else None,
-        peft_config=LoraConfig(task_type="CAUSAL_LM", **run.lora) if run.lora is not None else None,
+        processing_class=begun.tokenizer,
+        peft_config=begun.lora,
     )
     trainer.base = model
     return trainer

@@ -33,10 +33,12 @@ from relay.runfile.models import (
     Split,
 )
 from relay.runfile.reading import Document
-from relay.runfile.travelling import Travel
+from relay.runfile.travelling import INIT_BASE, INIT_FROM, Travel
 from relay.runfile.units import Every, UnitError, format_duration, format_size, parse_duration, parse_size
 
 __all__ = [
+    "INIT_BASE",
+    "INIT_FROM",
     "METHODS",
     "Adopt",
     "AdoptCheckpoints",

@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from relay import points
 from relay.runfile.scalars import (
     Duration,
     Flag,
@@ -57,10 +58,19 @@ class Model(Section):
     known_as: Text | None = None  #: what results call a local model; a submit that renames it keeps the name as written
     init_from: Text | None = None
 
+    @field_validator("init_from")
+    @classmethod
+    def _names_a_point(cls, value: str | None) -> str | None:
+        if value is not None:
+            points.Point.parse(value)
+        return value
+
     @model_validator(mode="after")
     def _one(self) -> "Model":
         if (self.name_or_path is None) == (self.init_from is None):
             raise ValueError("give name_or_path or init_from, one of the two")
+        if self.init_from is not None and self.revision is not None:
+            raise ValueError("revision goes with name_or_path; init_from names the checkpoint itself, as in runs/x@120")
         return self
 
 

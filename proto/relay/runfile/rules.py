@@ -20,7 +20,6 @@ NOT_YET: Mapping[str, Callable[[RunFile], bool]] = {
     "preset": lambda run: bool(run.preset),
     "quantization": lambda run: bool(run.quantization),
     "image": lambda run: run.image is not None,
-    "model.init_from": lambda run: run.model is not None and run.model.init_from is not None,
     "rewards": lambda run: bool(run.rewards),
     "samples": lambda run: run.samples is not None,
     "adopt.metrics": lambda run: run.adopt is not None and run.adopt.metrics is not None,

@@ -15,6 +15,8 @@ from typing import Any, Literal
 from relay.runfile.mistakes import Mistake, Path, nearest
 
 EXTERNAL = "external"
+INIT_FROM = "init_from"  #: where a host finds the files that `model.init_from` names; the coordinator adds them
+INIT_BASE = f"{INIT_FROM}/base"  #: and the base model that they adapt, where the Hub does not have it
 _SKIPPED = {".git", "__pycache__", ".DS_Store"}
 _MAGIC = frozenset("*?[")
 

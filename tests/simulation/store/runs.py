@@ -35,14 +35,21 @@ async def _write(ex: Execution, run_id: str, **changes: Any) -> None:
 @repertoire.carries_out(runs.add)
 async def add(ex: Execution, run_id: str, order: Order, provenance: Mapping[str, str]) -> bool:
     added = await ex.insert_new(
-        "runs", id=run_id, state="queued", wanted="run", **_ordered(order), provenance=jsonb(provenance)
+        "runs",
+        id=run_id,
+        state="queued",
+        wanted="run",
+        **_ordered(order),
+        pins=jsonb(order.pins),
+        provenance=jsonb(provenance),
     )
     return added is not None
 
 
 @repertoire.carries_out(runs.reorder)
 async def reorder(ex: Execution, run_id: str, order: Order) -> None:
-    await _write(ex, run_id, **_ordered(order))
+    pins = {**(ex.get("runs", run_id) or {}).get("pins", {}), **order.pins}
+    await _write(ex, run_id, **_ordered(order), pins=jsonb(pins))
 
 
 @repertoire.carries_out(runs.count_attempt)

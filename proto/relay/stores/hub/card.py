@@ -126,7 +126,7 @@ def _sections(facts: Facts, repo: str, branch: str) -> Iterator[str]:
     if facts.metrics:
         yield f"## Last evaluation\n\n{_table(('metric', 'value'), _numbers(facts.metrics))}"
     if model := facts.run.model:
-        yield f"## Base model\n\n{_base(facts, model.known_as or model.name_or_path or '')}"
+        yield f"## Base model\n\n{_base(facts, model.known_as or model.name_or_path or model.init_from or '')}"
     if rows := list(_data(facts)):
         yield f"## Data\n\n{_table(('source', 'what it was'), rows)}"
     if options := _options(facts.run):

@@ -1,0 +1,152 @@
+"""`model.init_from`: a run that begins with another's weights. They are looked up once, when it is submitted.
+
+Their files become inputs of the new run, by content, so it no longer depends on what becomes of the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast
+
+from coordinator.database import Database
+from coordinator.store import checkpoints, views
+from coordinator.store.views import RunView
+from coordinator.tables import Run
+from coordinator.values import Submission
+from relay.errors import BlobUnknown, DigestMismatch, RunUnknown, SpecInvalid
+from relay.loadable import is_adapter, is_model, loadable
+from relay.manifest import MAX_BYTES, Manifest, ManifestError
+from relay.points import NoPoint, Point, choose
+from relay.runfile import INIT_BASE, INIT_FROM
+from relay.threads import in_thread
+
+PIN = "init_from"  #: names what was found, and the digest of its manifest
+Inputs = tuple[Mapping[str, Any], ...]
+
+
+class Blobs(Protocol):
+    """The artifact store, as far as it is needed here. Blocking."""
+
+    def read(self, digest: str, limit: int, /) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """What a run begins with: files that it gets beside those that travel, and what is pinned of them."""
+
+    inputs: Inputs = ()
+    pins: Mapping[str, str] = field(default_factory=dict)
+
+
+def asked(spec: Mapping[str, Any]) -> str:
+    """What a checked run file asks for, e.g. `runs/x@best`; empty for a run that begins otherwise."""
+    return (spec.get("model") or {}).get("init_from") or ""
+
+
+async def find(db: Database, blobs: Blobs, what: str, submission: Submission, run_id: str) -> Beginning:
+    """The weights that a run file asks for. SpecInvalid says why they cannot be had.
+
+    A run that is queued again and asks for the same keeps those that it has.
+    """
+    if taken := [each["path"] for each in submission.inputs if _under(INIT_FROM, each)]:
+        raise _wrong(what, f"{taken[0]} is in the way: {INIT_FROM}/ is where its files are put")
+    if submission.resume and (before := await _before(db, run_id, what)):
+        return before
+    point = Point.parse(what)
+    async with db.begin() as connection:
+        try:
+            source = await views.run(connection, point.run)
+        except RunUnknown as unknown:
+            raise _wrong(what, str(unknown)) from unknown
+    label, digest = await _manifest_of(db, source, point, what)
+    manifest = await _read(blobs, digest, what)
+    names = set(loadable(file.path for file in manifest.files))
+    if not is_model(names):
+        raise _wrong(what, f"{label} holds no model that could be loaded (no config.json, no adapter_config.json)")
+    files = [_input(INIT_FROM, file.path, file.digest, file.size) for file in manifest.files if file.path in names]
+    base = _base_of(source) if is_adapter(names) else ()
+    return Beginning((*files, *base), {PIN: f"{label} {digest}"})
+
+
+async def _before(db: Database, run_id: str, what: str) -> Beginning | None:
+    async with db.begin() as connection:
+        try:
+            run = (await views.run(connection, run_id)).run
+        except RunUnknown:
+            return None
+    if asked(run.spec) != what:
+        return None
+    return Beginning(tuple(each for each in _inputs(run) if _under(INIT_FROM, each)), {PIN: run.pins[PIN]})
+
+
+async def _manifest_of(db: Database, source: RunView, point: Point, what: str) -> tuple[str, str]:
+    """What the point is, for people, and the digest of its manifest, whose files the coordinator has."""
+    if not point.which:
+        output = source.run.output
+        if output is None:
+            raise _wrong(what, f"{point.run} is {source.run.state} and has no result; {point.run}@latest is its head")
+        if output.get("uri"):
+            raise _wrong(what, f"its result is in {output['uri']}, out of the coordinator's reach; {_push(point.run)}")
+        return f"runs/{point.run}", output["manifest_digest"]
+    async with db.connection() as conn:
+        found = await checkpoints.of_run(conn, point.run, superseded=True, removed=False)
+    try:
+        chosen = choose(point.which, [each for each in found if each.complete], source.run.spec)
+    except NoPoint as none:
+        raise _wrong(what, f"{point.run} has {none}") from none
+    part = chosen.parts[0]
+    if not any(copy.store == "relay" and copy.remove_time is None for copy in part.copies):
+        where = ", ".join(sorted({copy.store for copy in part.copies})) or "nowhere"
+        hint = _push(f"{point.run}@{chosen.step}")
+        raise _wrong(what, f"step {chosen.step} has no copy in the coordinator's store (only {where}); {hint}")
+    return f"runs/{point.run}@{chosen.step}", part.manifest_digest
+
+
+async def _read(blobs: Blobs, digest: str, what: str) -> Manifest:
+    try:
+        return Manifest.from_bytes(await in_thread(blobs.read, digest, MAX_BYTES))
+    except (BlobUnknown, DigestMismatch, ManifestError) as error:
+        raise _wrong(what, f"its manifest cannot be read: {error}") from error
+
+
+def _base_of(source: RunView) -> Inputs:
+    """The base model of an adapter, where that travelled with the run that made it; else the Hub has it.
+
+    A run that began with an adapter went on with it, on the base that the adapter had; what began with a whole model
+    had that for its base.
+    """
+    model = source.run.spec.get("model") or {}
+    folders = (
+        [INIT_BASE, INIT_FROM]
+        if asked(source.run.spec)
+        else [(model.get("name_or_path") or "").removeprefix("./").rstrip("/")]
+    )
+    for folder in filter(None, folders):
+        files = [each for each in _inputs(source.run) if _under(folder, each)]
+        if files and not is_adapter([each["path"].removeprefix(f"{folder}/") for each in files]):
+            return tuple(
+                _input(INIT_BASE, each["path"].removeprefix(f"{folder}/"), each["digest"], each["size"])
+                for each in files
+            )
+    return ()
+
+
+def _inputs(run: Run) -> list[Mapping[str, Any]]:
+    return cast("list[Mapping[str, Any]]", run.inputs)
+
+
+def _input(folder: str, path: str, digest: str, size: int) -> Mapping[str, Any]:
+    return {"path": f"{folder}/{path}", "digest": digest, "size": size, "executable": False}
+
+
+def _under(folder: str, entry: Mapping[str, Any]) -> bool:
+    return str(entry["path"]).startswith(f"{folder}/")
+
+
+def _push(point: str) -> str:
+    return f"bring it: relayctl push {point if '@' in point else f'{point}@latest'} --to relay://"
+
+
+def _wrong(what: str, why: str) -> SpecInvalid:
+    return SpecInvalid(f'model.init_from: "{what}" cannot be begun with: {why}')
