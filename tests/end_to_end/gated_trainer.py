@@ -17,6 +17,7 @@ from pathlib import Path
 STAGING = Path(os.environ["RELAY_CKPT_STAGING_ROOT"])
 TOTAL, SAVE_EVERY = int(os.environ["STEPS"]), int(os.environ["SAVE_EVERY"])
 PADDING = "x" * int(os.environ["PADDING"])
+BALLAST = int(os.environ.get("BALLAST", "0"))  #: bytes that each checkpoint has beside its state
 
 
 def emit(**line: object) -> None:
@@ -29,6 +30,8 @@ def save(step: int, state: str) -> None:
     temporary.mkdir(parents=True)
     (temporary / "state.json").write_text(json.dumps({"step": step, "state": state}))
     (temporary / "weights.bin").write_bytes(bytes.fromhex(state) * 4096)
+    if BALLAST:
+        (temporary / "ballast.bin").write_bytes(os.urandom(BALLAST))
     temporary.rename(final)
     emit(type="checkpoint", step=step, path=final.name, metrics={"loss": loss(state)})
 
