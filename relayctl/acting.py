@@ -9,11 +9,11 @@ from pathlib import Path
 from relay.manifest import NAME, Manifest
 from relay.runfile import INIT_FROM
 from relay.stores.base import Damaged, Progress, StoreAway, StoreRefused
-from relay.stores.opening import open_store
 from relay.v1 import runs_pb2 as pb
 from relayctl import submission, views, watching
 from relayctl.artifacts import PullFailed
 from relayctl.client import ENDED, RelayClient, short
+from relayctl.copies import readers
 from relayctl.exits import ExitCode
 from relayctl.line import Unreachable
 from relayctl.plain import Output, plain, single
@@ -132,7 +132,10 @@ async def _from_store(output: pb.Output, folder: Path, progress: Progress) -> Ma
     if taken:
         raise PullFailed(f"{folder / NAME} is in the way: pull into another folder")
     try:
-        content = await open_store(output.uri).fetch(output.uri, output.manifest_digest, folder, progress)
+        store = readers().get(output.uri.partition("://")[0])
+        if store is None:
+            raise StoreRefused("such a store cannot be read here")
+        content = await store.fetch(output.uri, output.manifest_digest, folder, progress)
     except (StoreAway, StoreRefused, Damaged) as error:
         raise PullFailed(f"the result in {output.uri} cannot be fetched: {error}") from error
     await asyncio.to_thread((folder / NAME).unlink)

@@ -25,9 +25,11 @@ class HubMeans:
     async def known(self, run: str, metadata: tuple[tuple[str, str], ...]) -> list[str] | None:
         """Uris on the Hub that the registry names for a run; None when the coordinator does not say."""
         request = runs_pb2.ListCheckpointsRequest(name=run, include_superseded=True)
+        asked = runs_pb2.GetRunRequest(name=run)
         try:
             answer = await self.runs.ListCheckpoints(request, metadata=metadata, timeout=CALL_TIMEOUT)
+            output = (await self.runs.GetRun(asked, metadata=metadata, timeout=CALL_TIMEOUT)).output
         except grpc.aio.AioRpcError:
             return None
-        copies = [copy for each in answer.checkpoints for part in each.parts for copy in part.copies]
-        return [copy.uri for copy in copies if copy.store == "hf"]
+        uris = [copy.uri for each in answer.checkpoints for part in each.parts for copy in part.copies]
+        return [uri for uri in (*uris, output.uri) if uri.startswith("hf://")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from functools import partial
 from random import Random
@@ -19,9 +19,10 @@ from agent.hub.means import HubMeans
 from agent.hub.packing import Packing
 from agent.hub.patience import Patience
 from agent.hub.publication import Model, Publication
-from agent.hub.state import StateCopies
+from agent.hub.state import StateCopies, sweep
 from agent.launch import allowed
 from agent.preparing import Means
+from agent.stores.publishing import hub_of, store_of
 from agent.wire import Assignment
 from relay.runfile import Hub, RunFile
 from relay.stores.hub.marks import Kind, Mark
@@ -40,6 +41,7 @@ class OnTheHub:
     publication: Publication | None = None
     state: StateCopies | None = None
     folder: AttemptFolder | None = None
+    sweep: Callable[[], Coroutine[Any, Any, None]] | None = None
 
     def registered(self, registered: Registered) -> None:
         """There is a newer checkpoint."""
@@ -58,6 +60,8 @@ class OnTheHub:
     async def run(self) -> Never:
         """Until cancelled. Raises LeaseLost."""
         async with asyncio.TaskGroup() as group:
+            if self.sweep is not None:
+                group.create_task(self.sweep())
             for part in (self.publication, self.state):
                 if part is not None:
                     group.create_task(part.run())
@@ -81,11 +85,23 @@ def on_the_hub(means: Means, assignment: Assignment, run: RunFile, folder: Attem
     if means.hub is None or assignment.node != 0:
         return OnTheHub()
     hub = run.hub or means.hub.defaults
-    if hub is None:
-        return OnTheHub()
-    publication = _publication(means, means.hub, assignment, run, folder, journal, hub)
-    state = _state(means, means.hub, assignment, run, folder, journal, hub) if hub.state and not hub.dry_run else None
-    return OnTheHub(publication, state, folder)
+    publication = _publication(means, means.hub, assignment, run, folder, journal, hub) if hub else None
+    if run.checkpoint.store.startswith(f"{HubStore.scheme}://"):  # there are no copies to be made of what is there
+        store = store_of(run, means.stores, writer="", pace=means.pace)
+        assert isinstance(store, HubStore)
+        return OnTheHub(publication, None, folder, _sweeping(store, means, means.hub, assignment, run))
+    if hub is None or not hub.state or hub.dry_run:
+        return OnTheHub(publication, None, folder)
+    store = hub_of(means.stores).at(hub.repo, private=hub.private)
+    state = _state(store, means, assignment, run, folder, journal)
+    return OnTheHub(publication, state, folder, _sweeping(store, means, means.hub, assignment, run))
+
+
+def _sweeping(
+    store: HubStore, means: Means, using: HubMeans, assignment: Assignment, run: RunFile
+) -> Callable[[], Coroutine[Any, Any, None]]:
+    known = partial(using.known, assignment.message.run, means.metadata)
+    return partial(sweep, store, assignment.place(run, 0), known)
 
 
 def _publication(
@@ -132,16 +148,8 @@ def _mark(assignment: Assignment, model: Model) -> Mark:
 
 
 def _state(
-    means: Means,
-    using: HubMeans,
-    assignment: Assignment,
-    run: RunFile,
-    folder: AttemptFolder,
-    journal: Journal,
-    hub: Hub,
+    store: HubStore, means: Means, assignment: Assignment, run: RunFile, folder: AttemptFolder, journal: Journal
 ) -> StateCopies:
-    store = HubStore(using.worker, hub.repo, budget=using.budget, now=means.now, private=hub.private)
-
     async def add(registered: Registered, scheme: str, uri: str) -> None:
         copy = runs_pb2.Copy(store=scheme, uri=uri)
         request = pb.AddCopyRequest(lease=assignment.lease, checkpoint=registered.name, node=assignment.node, copy=copy)
@@ -153,7 +161,6 @@ def _state(
         place=partial(assignment.place, run),
         every=run.checkpoint.every,
         add=add,
-        known=partial(using.known, assignment.message.run, means.metadata),
         journal=journal,
         patience=Patience(Random()),
     )

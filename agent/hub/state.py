@@ -35,7 +35,6 @@ class StateCopies:
         place: Callable[[int], Place],
         every: Every,
         add: Add,
-        known: Callable[[], Awaitable[Collection[str] | None]],
         journal: Journal,
         patience: Patience,
     ) -> None:
@@ -44,7 +43,6 @@ class StateCopies:
         self._place = place
         self._every = every
         self._add = add
-        self._known = known
         self._journal = journal
         self._patience = patience
         self._waiting: Newest[Registered] = Newest()
@@ -66,22 +64,11 @@ class StateCopies:
 
     async def run(self) -> Never:
         """Until cancelled. Raises LeaseLost."""
-        await self._sweep()
         while True:
             await self._waiting.ready()
             with self._waiting.take() as registered:
                 await self._announce(registered.sealed.manifest.size)
                 await self._keep(registered)
-
-    async def _sweep(self) -> None:
-        """What hosts that died had kept and could not register; the next attempt tries what cannot be done now."""
-        try:
-            known = await self._known()
-            swept = 0 if known is None else await self._store.sweep(self._place(0), known)
-        except (StoreAway, StoreRefused, Damaged, OSError) as error:
-            log.info("state=unswept reason=%r", str(error))
-        else:
-            log.info("state=swept freed=%d", swept)
 
     async def _announce(self, size: int) -> None:
         """What this costs, before the first byte is sent."""
@@ -117,6 +104,20 @@ class StateCopies:
         if text != self._failing:
             self._failing = text
             await self._journal.say("error", text)
+
+
+async def sweep(store: HubStore, place: Place, known: Callable[[], Awaitable[Collection[str] | None]]) -> None:
+    """Free what hosts that died had kept and could not register; the next attempt tries what cannot be done now.
+
+    `known` are the uris that the registry names; None when it cannot be asked.
+    """
+    try:
+        uris = await known()
+        swept = 0 if uris is None else await store.sweep(place, uris)
+    except (StoreAway, StoreRefused, Damaged, OSError) as error:
+        log.info("state=unswept reason=%r", str(error))
+    else:
+        log.info("state=swept freed=%d", swept)
 
 
 def cost(size: int, every: Every) -> str:

@@ -12,6 +12,7 @@ from agent.stores.unfinished import Unfinished
 from relay.manifest import Manifest
 from relay.runfile import RunFile
 from relay.stores.base import Discards, Place, Store, Where
+from relay.stores.hub.store import HubStore
 from relay.stores.layout import Layout
 from relay.stores.opening import open_store
 from relay.stores.pace import Pace
@@ -24,7 +25,16 @@ def store_of(run: RunFile, stores: Mapping[str, Store], *, writer: str, pace: Pa
     base = run.checkpoint.store
     if base == "relay://":
         return stores["relay"]
+    if base.startswith(f"{HubStore.scheme}://"):
+        return hub_of(stores).at(base.removeprefix("hf://"), private=run.hub.private if run.hub else True)
     return open_store(base, Layout(run.checkpoint.layout or Layout.RELAY), writer=writer, pace=pace)
+
+
+def hub_of(stores: Mapping[str, Store]) -> HubStore:
+    """This host's store on the Hub."""
+    hub = stores[HubStore.scheme]
+    assert isinstance(hub, HubStore)
+    return hub
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,9 @@ import pytest
 
 from coordinator.tables import Base
 from relay.v1 import runs_pb2 as pb
-from tests.end_to_end.fleet import Fleet, Kind
+from tests.end_to_end.fleet import Fleet, Kind, Watched
+from tests.hub.checker import disagreements
+from tests.hub.server import serving
 from tests.seaweed import BUCKET, environment, objects, seaweed
 
 pytestmark = pytest.mark.slow
@@ -71,6 +73,21 @@ async def test_a_bucket_that_hosts_reach_by_their_environment(
     for path in fleet.folder.rglob("*"):
         if path.is_file():
             assert canary.encode() not in path.read_bytes(), path
+
+
+async def test_a_repository_on_the_hub(fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints and result are tagged commits on the run's branch, and what the registry says of them is so."""
+    with serving() as hub:
+        for name, value in (hub.environ(fleet.folder / "cache") | {"HF_TOKEN": "hf_token"}).items():
+            monkeypatch.setenv(name, value)
+        ended = await survives(fleet, tmp_path, {"store": "hf://me/states"})
+        points = await Watched("r", fleet.proxy.address).checkpoints()
+        parts = [part for point in points for part in point.parts]
+        known = [(copy.uri, part.manifest_digest) for part in parts for copy in part.copies if copy.store == "hf"]
+        output = (ended.output.uri, ended.output.manifest_digest)
+        assert len(known) == 3 and disagreements(hub.model("me/states"), [*known, output]) == []
+        assert hub.model("me/states").private
+        assert "sound" in await fleet.relayctl("verify", "r", "--deep")
 
 
 async def everything_in(database_url: str) -> str:

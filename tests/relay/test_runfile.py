@@ -362,6 +362,14 @@ class TestMistakes:
                 "checkpoint.store: the coordinator's own store is just relay://",
             ),
             (
+                {"checkpoint": {"store": "hf://me"}},
+                "checkpoint.store: a store on the Hub is a repository: hf://owner/name",
+            ),
+            (
+                {"checkpoint": {"store": "hf://me/x", "layout": "framework"}},
+                "checkpoint: layout: framework goes with file://, s3://, gs:// and az://, not with hf://me/x",
+            ),
+            (
                 {"checkpoint": {"keep": {"best": 1}}},
                 "checkpoint.keep: best needs a metric to compare by, for instance metric: eval_loss",
             ),
@@ -402,7 +410,6 @@ class TestMistakes:
             ({"trackers": {"wandb": {}}}, "trackers"),
             ({"alerts": [{"url": "https://x"}]}, "alerts"),
             ({"resources": {"nodes": 2}}, "resources.nodes"),
-            ({"checkpoint": {"store": "hf://me/repo"}}, "checkpoint.store"),
             ({"adopt": {"metrics": {"from": "hf_log"}}}, "adopt.metrics"),
             ({"lifecycle": {"max_runtime": "3h"}}, "lifecycle.max_runtime"),
         ],

@@ -42,6 +42,7 @@ from relay.runfile.scalars import (
 )
 from relay.runfile.units import Every
 from relay.stores import address
+from relay.stores.hub.uris import REPO
 
 
 class Section(BaseModel):
@@ -213,9 +214,17 @@ class Checkpoint(Section):
     def _names_a_place(cls, store: str) -> str:
         if store.startswith("relay://") and store != "relay://":
             raise ValueError("the coordinator's own store is just relay://")
+        if store.startswith("hf://") and not REPO.fullmatch(store.removeprefix("hf://")):
+            raise ValueError("a store on the Hub is a repository: hf://owner/name")
         if not store.startswith(("relay://", "hf://")):
             address.parse(store)
         return store
+
+    @model_validator(mode="after")
+    def _a_layout_is_of_folders(self) -> "Checkpoint":
+        if self.layout == "framework" and self.store.startswith(("relay://", "hf://")):
+            raise ValueError(f"layout: framework goes with file://, s3://, gs:// and az://, not with {self.store}")
+        return self
 
 
 class Hub(Section):

@@ -25,7 +25,6 @@ NOT_YET: Mapping[str, Callable[[RunFile], bool]] = {
     "adopt.metrics": lambda run: run.adopt is not None and run.adopt.metrics is not None,
     "resources.nodes": lambda run: run.resources.nodes.max > 1,
     "launch": lambda run: bool(run.launch),
-    "checkpoint.store": lambda run: run.checkpoint.store.startswith("hf://"),
     "data.format": lambda run: run.data is not None and run.data.format not in _FORMATS,
     "lifecycle.on_oom": lambda run: run.lifecycle.on_oom != "fail",
     "lifecycle.max_runtime": lambda run: run.lifecycle.max_runtime is not None,

@@ -30,11 +30,12 @@ def _content(job: Mapping[str, Any], texts: Mapping[str, str], within: str = "")
 
 
 def keep(job: Mapping[str, Any], told: Told) -> dict[str, Any]:
-    """A checkpoint's whole state, as a tagged commit on the run's branch."""
+    """A checkpoint's whole state, or a run's result, as a tagged commit on the run's branch."""
     repository, mark = _repository(job), Mark(**job["mark"])
     repository.make()
     content = _content(job, job["texts"], job["folder"])
-    title = f"State of step {mark.step} of {mark.run}, attempt {mark.attempt}"
+    what = f"State of step {mark.step} of" if mark.kind == "state" else "Result of"
+    title = f"{what} {mark.run}, attempt {mark.attempt}"
     done = repository.publish(uris.state_branch(mark.run), mark, content, title, job["expected"])
     repository.tag(job["tag"], done.commit)
     return asdict(done)
@@ -109,7 +110,7 @@ def free(job: Mapping[str, Any], told: Told) -> None:
         mark = repository.history(uri.commit)[0].mark
     except Gone:
         return
-    if mark is not None and mark.kind == "state":
+    if mark is not None and mark.kind in ("state", "output"):
         repository.free(uri.commit, uri.folder, uris.state_branch(mark.run))
 
 

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal, cast, get_args
 
-#: model: of a checkpoint; result: of a run that is through; state: a trainer's, whole; free: of what was taken out.
-Kind = Literal["model", "result", "state", "free"]
+#: model: of a checkpoint; result: of a run that is through; state: a trainer's, whole; output: a run's result as it
+#: stands in the registry; free: of what was taken out.
+Kind = Literal["model", "result", "state", "output", "free"]
 _LINE = re.compile(r"^Relay-(Kind|Run|Attempt|Lease|Step): (\S+)$", re.MULTILINE)
 
 

@@ -1,4 +1,4 @@
-"""`hf://`: a run's whole trainer state on its branch of a model repository, one tagged commit for each checkpoint."""
+"""`hf://`: a run's checkpoints on its branch of a model repository, one tagged commit for each, and its result."""
 
 from __future__ import annotations
 
@@ -34,13 +34,19 @@ class HubStore:
         self._budget = budget
         self._now = now
         self._private = private
-        self._newest: dict[str, str] = {}  #: the commit that we made last, by run
+        self._newest: dict[tuple[str, str], str] = {}  #: the commit that we made last, by repository and run
         self._writing = asyncio.Lock()
+
+    def at(self, repo: str, *, private: bool = True) -> HubStore:
+        """The same host's store, to keep in this repository."""
+        store = HubStore(self._worker, repo, budget=self._budget, now=self._now, private=private)
+        store._newest, store._writing = self._newest, self._writing
+        return store
 
     async def put(self, place: Place, manifest: Manifest, where: Where, progress: Progress = untold) -> str:
         """Waits until the repository's budget of commits allows one more."""
-        if place.step is None:
-            raise StoreRefused("the Hub keeps checkpoints; a result is published there, or kept in another store")
+        if place.room:
+            raise StoreRefused("the Hub keeps checkpoints and results, no logs")
         folder = folder_of(place)
         async with self._writing:
             await asyncio.sleep(self._budget.wait(self._repo, self._now()))
@@ -50,8 +56,7 @@ class HubStore:
         return str(Uri(self._repo, done, folder))
 
     async def _put(self, place: Place, folder: str, manifest: Manifest, files: dict[str, str]) -> str:
-        assert place.step is not None
-        mark = Mark("state", place.run, place.attempt, place.lease, place.step)
+        mark = Mark("output" if place.step is None else "state", place.run, place.attempt, place.lease, place.step or 0)
         done = await self._worker.do(
             "keep",
             repo=self._repo,
@@ -61,10 +66,10 @@ class HubStore:
             files=files,
             texts={f"{folder}/{NAME}": manifest.to_bytes().decode()},
             tag=tag_of(place),
-            expected=self._newest.get(place.run),
+            expected=self._newest.get((self._repo, place.run)),
         )
         self._budget.spent(self._repo, self._now())
-        self._newest[place.run] = done["commit"]
+        self._newest[self._repo, place.run] = done["commit"]
         return str(done["commit"])
 
     async def has(self, uri: str, digest: str) -> bool:
