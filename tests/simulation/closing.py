@@ -40,8 +40,10 @@ async def settled(world: World, reconnected: float, patience: float) -> None:
 
 
 async def _stop_is_heard(world: World) -> None:
-    """L4: a pause of a run that trains on a live session."""
-    live = [each for each in world.truth.executions if each.ended is None and each.asked == 0 and each.process.running]
+    """L4: a pause of a run that trains on a live session. What trains on by a lease that has ended is no such run."""
+    held = {str(lease) for lease, row in world.storage.tables["leases"].items() if row["end_time"] is None}
+    training = (each for each in world.truth.executions if each.ended is None and each.process.running)
+    live = [each for each in training if each.asked == 0 and each.lease in held]
     if not live or world.random.random() < 0.5:
         return
     execution, said = live[0], world.loop.time()
