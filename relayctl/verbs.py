@@ -43,6 +43,8 @@ ELSEWHERE = {
     "workers": "agents",
     "download": "pull",
     "fetch": "pull",
+    "upload": "push",
+    "copy": "push",
     "context": "config",
     "serve": "up",
     "server": "up",
