@@ -73,7 +73,7 @@ async def push(client: RelayClient, point: str, to: str, terminal: Terminal, *, 
         raise CheckpointRemoved(f"the checkpoint of step {checkpoint.step} has been let go: {checkpoint.goes_because}")
     run = await client.run(checkpoint.name.split("/")[1])
     spec = json_format.MessageToDict(run.spec)
-    with byte_bars(terminal) as bars, _told(to):
+    with byte_bars(terminal) as bars, telling(to):
         store = _store(client, to, spec)
         async with _staying(client, checkpoint, f"pushed to {to}", pin=pin) as stays:
             places = [(part, _place(checkpoint, part, spec)) for part in checkpoint.parts]
@@ -90,7 +90,9 @@ async def push(client: RelayClient, point: str, to: str, terminal: Terminal, *, 
 def check_target(to: str) -> None:
     """UsageMistake unless this is where a checkpoint can be pushed."""
     if to.startswith("hf://"):
-        raise UsageMistake("--to: the Hub takes what can be loaded, not a trainer's state; see: relayctl export --help")
+        raise UsageMistake(
+            "--to: the Hub takes a model, not a trainer's state; write: relayctl export RUN@STEP --to hf://…"
+        )
     if to.startswith("relay:"):
         if to != OWN:
             raise UsageMistake(f"--to: the coordinator's own store is just {OWN}")
@@ -154,7 +156,7 @@ async def _staying(client: RelayClient, checkpoint: pb.Checkpoint, reason: str, 
 
 
 @contextmanager
-def _told(to: str) -> Iterator[None]:
+def telling(to: str) -> Iterator[None]:
     """What is wrong with the store is said of the store."""
     try:
         yield

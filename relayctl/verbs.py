@@ -44,6 +44,8 @@ ELSEWHERE = {
     "download": "pull",
     "fetch": "pull",
     "upload": "push",
+    "publish": "export",
+    "save": "export",
     "copy": "push",
     "context": "config",
     "serve": "up",
