@@ -318,6 +318,51 @@ def pull(
 
 
 @app.command()
+def push(
+    context: typer.Context,
+    point: Annotated[
+        str, typer.Argument(help="RUN@STEP, RUN@latest or RUN@best.", metavar="RUN@STEP", show_default=False)
+    ],
+    to: Annotated[
+        str, typer.Option(help="relay://, file:///…, s3://…, gs://… or az://…", metavar="URI", show_default=False)
+    ],
+    pin: Annotated[bool, typer.Option("--pin/--no-pin", help="Whether it is to stay from now on.")] = True,
+) -> None:
+    """Put a checkpoint into another store too, for hosts to resume from; it is pinned, so that it stays."""
+
+    async def work(client: RelayClient, terminal: Terminal) -> ExitCode:
+        from relayctl import pushing
+
+        return await pushing.push(client, point, to, terminal, pin=pin)
+
+    _run(context, work, "nothing was told to the coordinator of what had not arrived; push it again")
+
+
+@app.command()
+def export(
+    context: typer.Context,
+    what: Annotated[
+        str, typer.Argument(help="A run, or RUN@STEP, RUN@latest, RUN@best.", metavar="RUN[@STEP]", show_default=False)
+    ],
+    to: Annotated[
+        str,
+        typer.Option(help="A folder, s3://…, gs://…, az://… or hf://owner/name.", metavar="DEST", show_default=False),
+    ],
+    private: Annotated[
+        bool, typer.Option("--private/--public", help="Of a Hub repository that has to be made.")
+    ] = True,
+) -> None:
+    """Write what can be loaded of a run's result or checkpoint, with a card; no trainer's state."""
+
+    async def work(client: RelayClient, terminal: Terminal) -> ExitCode:
+        from relayctl import exporting
+
+        return await exporting.export(client, what, to, terminal, private=private)
+
+    _run(context, work, "export it again with the same command")
+
+
+@app.command()
 def verify(
     context: typer.Context,
     what: Annotated[

@@ -114,16 +114,21 @@ async def pull(client: RelayClient, run: str, folder: Path, terminal: Terminal) 
     if not found.HasField("output"):
         raise PullFailed(f"{short(found.name)} has no output: it {views.standing(found)}")
     with byte_bars(terminal) as bars:
-        if found.output.uri:
-            content = await _from_store(found.output, folder, bars("fetching", found.output.size))
-        else:
-            content = await client.artifacts.contents(found.output.manifest_digest)
-            await client.artifacts.pull(content, folder, bars("fetching", content.size))
+        content = await fetched(client, found.output, folder, bars("fetching", found.output.size))
     files = content.files
     say(f"{count(len(files), 'file')}, {size(content.size)}, verified, in {folder}")
     if not files:
         note("the run published no files")
     return ExitCode.OK
+
+
+async def fetched(client: RelayClient, output: pb.Output, folder: Path, progress: Progress) -> Manifest:
+    """A result, from where it lies."""
+    if output.uri:
+        return await _from_store(output, folder, progress)
+    content = await client.artifacts.contents(output.manifest_digest)
+    await client.artifacts.pull(content, folder, progress)
+    return content
 
 
 async def _from_store(output: pb.Output, folder: Path, progress: Progress) -> Manifest:

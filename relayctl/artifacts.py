@@ -30,6 +30,10 @@ class PullFailed(Exception):
     """What was fetched is not what the run published, or cannot be written here."""
 
 
+class SendFailed(Exception):
+    """Something has not arrived where it was to go; says where, and why."""
+
+
 @dataclass(frozen=True, slots=True)
 class Blob:
     """Bytes to upload, by content: a file on this disk, or bytes in memory."""

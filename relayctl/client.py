@@ -165,6 +165,11 @@ class RelayClient:
         """Takes a pin back."""
         return await self.line.call(self._runs.UnpinCheckpoint, pb.UnpinCheckpointRequest(name=checkpoint))
 
+    async def add_copy(self, checkpoint: str, node: int, manifest_digest: str, copy: pb.Copy) -> pb.Checkpoint:
+        """Says where a verified copy of a node's part lies now; harmless when that is known."""
+        request = pb.RunsAddCopyRequest(name=checkpoint, node=node, manifest_digest=manifest_digest, copy=copy)
+        return await self.line.call(self._runs.AddCopy, request)
+
     async def metrics(
         self, run: str, metrics: Iterable[str] = (), *, include_superseded: bool = False
     ) -> list[pb.ReadMetricsResponse]:

@@ -37,25 +37,31 @@ def readers() -> Readers:
     return Readers({"hf": hub})
 
 
-async def pull(client: RelayClient, point: str, folder: Path, terminal: Terminal) -> ExitCode:
-    """Fetches a checkpoint from a copy that can be reached, every byte verified; goes on with what is there already."""
+async def complete(client: RelayClient, point: str) -> pb.Checkpoint:
+    """The checkpoint that a person means; PullFailed when a part of it is not there yet."""
     checkpoint = await points.at(client, point)
     if not checkpoint.complete:
         raise PullFailed(f"step {checkpoint.step} is not complete: not all nodes have saved their part")
+    return checkpoint
+
+
+async def pull(client: RelayClient, point: str, folder: Path, terminal: Terminal) -> ExitCode:
+    """Fetches a checkpoint from a copy that can be reached, every byte verified; goes on with what is there already."""
+    checkpoint = await complete(client, point)
     if await asyncio.to_thread((folder / NAME).exists):
         raise PullFailed(f"{folder / NAME} is in the way: pull into another folder")
     files = 0
     with byte_bars(terminal) as bars:
         for part in checkpoint.parts:
             place = folder / f"node_{part.node:04d}" if len(checkpoint.parts) > 1 else folder
-            content = await _fetched(client, part, place, bars("fetching", part.size))
+            content = await fetched(client, part, place, bars("fetching", part.size))
             files += len(content.files)
     total = size(sum(part.size for part in checkpoint.parts))
     say(f"step {checkpoint.step}: {count(files, 'file')}, {total}, verified, in {folder}")
     return ExitCode.OK
 
 
-async def _fetched(client: RelayClient, part: pb.CheckpointPart, folder: Path, progress: Progress) -> Manifest:
+async def fetched(client: RelayClient, part: pb.CheckpointPart, folder: Path, progress: Progress) -> Manifest:
     """From the first copy that is sound; PullFailed says of each why it is not."""
     stores, reasons = readers(), []
     for copy in _of_interest(part):

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from relay import errors
 from relay.runfile import RunFileErrors, UnitError
 from relayctl import context
-from relayctl.artifacts import PullFailed
+from relayctl.artifacts import PullFailed, SendFailed
 from relayctl.client import RelayClient
 from relayctl.exits import ExitCode
 from relayctl.line import CallFailed, Unreachable
@@ -31,7 +31,7 @@ def carry_out(coordinator: str | None, work: Work, leaving: str = "") -> ExitCod
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return ExitCode.OK
-    except (RunFileErrors, PullFailed) as error:
+    except (RunFileErrors, PullFailed, SendFailed) as error:
         note(str(error))
         return ExitCode.ERROR
     except (UsageMistake, UnitError) as error:

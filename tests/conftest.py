@@ -29,6 +29,8 @@ from relay.v1.runs_pb2_grpc import RunsStub
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TEMPLATE = "relay_template"
+#: Tests of commands that share what `relayctl up` brought up.
+UP = [f"tests/relayctl/test_{name}.py" for name in ("commands", "export", "push")]
 #: Tests in which the training libraries are loaded into the worker itself.
 LOADING = [f"tests/trainers/test_{name}.py" for name in ("gpu", "resumable", "runtime", "schemas")]
 
@@ -49,7 +51,7 @@ class Units(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships no types
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        if file.startswith(("tests/end_to_end/", "tests/faults/")) or file == "tests/relayctl/test_commands.py":
+        if file.startswith(("tests/end_to_end/", "tests/faults/")) or file in UP:
             return file  # a deployment
         if file in LOADING:
             return "the training libraries"  # loaded, for attempts to fork from

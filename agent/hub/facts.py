@@ -1,4 +1,4 @@
-"""What a model card tells of a run, gathered; what cannot be had is left out."""
+"""What a model card tells of a run that only the coordinator knows, gathered; what cannot be had is left out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +15,12 @@ import grpc
 
 from agent.contact import CALL_TIMEOUT
 from agent.wire import Assignment
-from relay.runfile import RunFile
-from relay.stores.hub.card import Tried
 from relay.v1 import runs_pb2, runs_pb2_grpc
 
 log = logging.getLogger(__name__)
 
 DRAWN = ("train_loss", "eval_loss")
 POINTS = 1000  #: of one line of the picture
-_ENDS = {
-    runs_pb2.Attempt.SUCCEEDED: "succeeded",
-    runs_pb2.Attempt.STOPPED: "stopped",
-    runs_pb2.Attempt.FAILED: "failed",
-    runs_pb2.Attempt.FAULTED: "lost its host",
-}
-
 Series = dict[str, list[tuple[int, float]]]
 
 
@@ -44,7 +35,7 @@ class Facts:
         self._assignment = assignment
         self._events = events
 
-    async def attempts(self) -> list[Tried]:
+    async def attempts(self) -> Sequence[runs_pb2.Attempt]:
         """All so far."""
         request = runs_pb2.ListAttemptsRequest(name=self._assignment.message.run)
         try:
@@ -52,7 +43,7 @@ class Facts:
         except grpc.aio.AioRpcError as error:
             log.info("lease=%s attempts=unknown reason=%r", self._assignment.lease, error.details())
             return []
-        return [_tried(attempt) for attempt in answer.attempts]
+        return answer.attempts
 
     async def curve(self) -> Series:
         """The run's losses, across attempts."""
@@ -65,23 +56,6 @@ class Facts:
             log.info("lease=%s curve=own reason=%r", self._assignment.lease, error.details())
             series = await asyncio.to_thread(_own, self._events)
         return {name: _thinned(points) for name, points in series.items()}
-
-    def data(self, run: RunFile) -> dict[str, str]:
-        """Digests of the data's files that travelled."""
-        names = [source.path or "" for source in (run.data.train if run.data else ())]
-        held_out = run.data.eval if run.data else None
-        names += [source.path or "" for source in held_out] if isinstance(held_out, tuple) else []
-        wanted = {name.removeprefix("./") for name in names}
-        return {each.path: each.digest for each in self._assignment.message.inputs if each.path in wanted}
-
-
-def _tried(attempt: runs_pb2.Attempt) -> Tried:
-    return Tried(
-        number=attempt.number,
-        host=", ".join(place.agent.removeprefix("agents/") for place in attempt.places),
-        resumed_step=attempt.resumed_step if attempt.resumed_from else None,
-        outcome=_ENDS.get(attempt.outcome, "goes on"),
-    )
 
 
 def _own(events: Path) -> Series:

@@ -16,7 +16,7 @@ from agent.events.journal import Journal
 from agent.folder import AttemptFolder
 from agent.hub.facts import Facts
 from agent.hub.means import HubMeans
-from agent.hub.packing import Packing
+from agent.hub.packing import Packing, mark_of
 from agent.hub.patience import Patience
 from agent.hub.publication import Model, Publication
 from agent.hub.state import StateCopies, sweep
@@ -25,7 +25,6 @@ from agent.preparing import Means
 from agent.stores.publishing import hub_of, store_of
 from agent.wire import Assignment
 from relay.runfile import Hub, RunFile
-from relay.stores.hub.marks import Kind, Mark
 from relay.stores.hub.store import HubStore
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import runs_pb2
@@ -130,7 +129,7 @@ def _publication(
     return Publication(
         hub,
         run=assignment.run_id,
-        mark=partial(_mark, assignment),
+        mark=partial(mark_of, assignment),
         pack=packing,
         worker=using.worker,
         budget=using.budget,
@@ -140,11 +139,6 @@ def _publication(
         now=means.now,
         wall=means.wall,
     )
-
-
-def _mark(assignment: Assignment, model: Model) -> Mark:
-    kind: Kind = "result" if model.final else "model"
-    return Mark(kind, assignment.run_id, assignment.attempt, assignment.lease_id, model.step)
 
 
 def _state(

@@ -15,13 +15,16 @@ from agent.folder import AttemptFolder
 from agent.hub import facts, merging
 from agent.hub.publication import Model, Parcel
 from agent.wire import Assignment
-from relay.loadable import is_adapter, is_model, loadable
-from relay.manifest import list_files
+from relay.loadable import is_adapter
 from relay.runfile import Hub, RunFile
-from relay.stores.hub import card
+from relay.stores.hub import card, parcel
+from relay.stores.hub.marks import Kind, Mark
 
-CURVE = "curve.png"
-MERGED = "merged"  #: the folder of a merged model beside its adapter
+
+def mark_of(assignment: Assignment, model: Model) -> Mark:
+    """What its commit says that it is."""
+    kind: Kind = "result" if model.final else "model"
+    return Mark(kind, assignment.run_id, assignment.attempt, assignment.lease_id, model.step)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,44 +41,32 @@ class Packing:
     environment: Mapping[str, str]
 
     async def __call__(self, published: Model) -> Parcel:
-        files = await asyncio.to_thread(_files, published.folder)
+        files = await asyncio.to_thread(parcel.files_of, published.folder)
         merged, check = await self._merged(published, files)
         if merged and self.hub.push == "merged":
             files = merged
         elif merged:
-            files |= {f"{MERGED}/{name}": path for name, path in merged.items()}
+            files |= {f"{parcel.MERGED}/{name}": path for name, path in merged.items()}
         if picture := await self._picture():
-            files[CURVE] = picture
-        told = await asyncio.to_thread(_told, published.folder)
+            files[parcel.CURVE] = picture
+        told = await asyncio.to_thread(parcel.told_of, published.folder)
         tell = await self._facts(published, files, told, check)
-        return Parcel({name: str(path) for name, path in files.items()}, partial(self._texts, tell, told))
-
-    def _texts(self, tell: card.Facts, told: Mapping[str, Any], branch: str) -> dict[str, str]:
-        return {"README.md": card.card(tell, self.hub.repo, branch), "relay.json": card.relay_json(tell, told)}
+        texts = partial(parcel.texts, tell, told, self.hub.repo)
+        return Parcel({name: str(path) for name, path in files.items()}, texts)
 
     async def _facts(
         self, published: Model, files: Mapping[str, Path], told: Mapping[str, Any], check: str
     ) -> card.Facts:
-        pins = dict(self.assignment.message.pins)
-        if told.get("revision"):
-            pins["model"] = str(told["revision"])
-        return card.Facts(
-            run=self.run,
-            run_id=self.assignment.run_id,
-            attempt=self.assignment.attempt,
-            lease=self.assignment.lease_id,
-            step=published.step,
-            final=published.final,
-            adapter=is_adapter(files),
-            merged=f"{MERGED}/config.json" in files,
-            loads=is_model(files),
+        return parcel.facts(
+            mark_of(self.assignment, published),
+            self.run,
+            files,
+            told,
             digest=published.digest,
             metrics=published.metrics,
-            data=self.known.data(self.run),
-            pins=pins,
+            inputs=self.assignment.message.inputs,
+            pins=self.assignment.message.pins,
             attempts=await self.known.attempts(),
-            versions=_versions(told),
-            curve=CURVE in files,
             check=check,
         )
 
@@ -97,12 +88,12 @@ class Packing:
         except merging.MergeFailed as error:
             await self.journal.say("error", f"the adapter is published unmerged: {error}")
             return {}, ""
-        return await asyncio.to_thread(_files, into), check
+        return await asyncio.to_thread(parcel.files_of, into), check
 
     async def _picture(self) -> Path | None:
         """The curve drawn, where that can be done."""
         series = await self.known.curve()
-        target = self.folder.path / CURVE
+        target = self.folder.path / parcel.CURVE
         process = await asyncio.create_subprocess_exec(
             *(self.python, "-m", "agent.hub.curve", str(target)),
             env={**self.environment, "MPLBACKEND": "agg"},
@@ -117,23 +108,3 @@ class Packing:
                 process.kill()
                 await process.wait()
         return target if process.returncode == 0 else None
-
-
-def _files(folder: Path) -> dict[str, Path]:
-    """Those to load it from, by their paths. Blocking."""
-    paths = (path.relative_to(folder).as_posix() for path in list_files(folder))
-    return {path: folder / path for path in loadable(paths)}
-
-
-def _told(folder: Path) -> dict[str, Any]:
-    """What the trainer wrote of its result; a program's own file of that name may say anything."""
-    try:
-        told = json.loads((folder / "relay.json").read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return told if isinstance(told, dict) else {}
-
-
-def _versions(told: Mapping[str, Any]) -> dict[str, str]:
-    versions = told.get("versions")
-    return {str(name): str(version) for name, version in versions.items()} if isinstance(versions, dict) else {}

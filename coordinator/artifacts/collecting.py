@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from coordinator.artifacts.base import Artifacts, Swept
-from relay.errors import BlobTooLarge, BlobUnknown, DigestMismatch
+from relay.errors import BlobTooLarge, BlobUnknown, DigestMismatch, InputMissing
 from relay.manifest import MAX_BYTES, Manifest, ManifestError
 
 _log = logging.getLogger(__name__)
@@ -45,6 +45,13 @@ def missing(artifacts: Artifacts, manifest_digest: str) -> list[str]:
     except (BlobUnknown, BlobTooLarge, DigestMismatch, ManifestError):
         return [manifest_digest]
     return [stat.digest for stat in artifacts.stats(sorted(wanted)) if not stat.complete]
+
+
+def check_whole(artifacts: Artifacts, manifest_digest: str) -> None:
+    """InputMissing unless all of a folder is in the store, where it then stays until it is named. Blocking."""
+    if lacking := missing(artifacts, manifest_digest):
+        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        raise InputMissing(f"the artifact store does not have {lacking[0]}{more}")
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ from coordinator.database import Database
 from coordinator.lifecycle import HeadMoved
 from coordinator.store import checkpoints, history, leases, runs
 from coordinator.values import CheckpointView, Copy, NewCheckpoint
-from relay.errors import CheckpointUnknown, InvalidRequest, StartMissing
+from relay.errors import CheckpointRemoved, CheckpointUnknown, InvalidRequest, StartMissing
 
 
 async def register(db: Database, lease_id: UUID, new: NewCheckpoint) -> CheckpointView:
@@ -74,19 +74,47 @@ async def add_copy(db: Database, lease_id: UUID, checkpoint_id: UUID, node: int,
     """Adds a verified copy to a checkpoint of the lease's run."""
     async with db.transaction() as conn:
         run = await runs.lock_of(conn, lease_id)
-        view = await checkpoints.get(conn, checkpoint_id)
-        if view is None or view.run_id != run.id or node not in {part.node for part in view.parts}:
-            raise CheckpointUnknown(f"run {run.id} has no checkpoint {checkpoint_id} with a part of node {node}")
+        view = await _with_part(conn, run, checkpoint_id, node)
         if await checkpoints.add_copies(conn, checkpoint_id, node, [copy]):
-            await history.record(
-                conn,
-                run.id,
-                "copied",
-                f"step {view.step} has a copy in {copy.store}",
-                lease_id=lease_id,
-                attempt=run.held.attempt,
-                details={"checkpoint": str(checkpoint_id), "step": view.step, "store": copy.store, "uri": copy.uri},
-                state=run.state.value,
-            )
+            await _copied(conn, run, view, copy, run.held)
             if run.held.started:
                 await retention.tidy(conn, run.id, run.spec)
+
+
+async def add_pushed(
+    db: Database, run_id: str, checkpoint_id: UUID, node: int, manifest_digest: str, copy: Copy
+) -> None:
+    """Adds a verified copy that a person has made: of no lease, and no head moves."""
+    async with db.transaction() as conn:
+        run = await runs.lock(conn, run_id)
+        view = await _with_part(conn, run, checkpoint_id, node)
+        if view.remove_time is not None:
+            raise CheckpointRemoved(f"the checkpoint of step {view.step} has been let go: {view.remove_reason}")
+        if await checkpoints.digest_of(conn, checkpoint_id, node) != manifest_digest:
+            raise InvalidRequest(f"step {view.step} of this attempt is registered with other content")
+        if await checkpoints.add_copies(conn, checkpoint_id, node, [copy]):
+            await _copied(conn, run, view, copy, None)
+            if run.lease is None or run.lease.started:
+                await retention.tidy(conn, run.id, run.spec)
+
+
+async def _with_part(conn: asyncpg.Connection, run: runs.RunRow, checkpoint_id: UUID, node: int) -> CheckpointView:
+    view = await checkpoints.get(conn, checkpoint_id)
+    if view is None or view.run_id != run.id or node not in {part.node for part in view.parts}:
+        raise CheckpointUnknown(f"run {run.id} has no checkpoint {checkpoint_id} with a part of node {node}")
+    return view
+
+
+async def _copied(
+    conn: asyncpg.Connection, run: runs.RunRow, view: CheckpointView, copy: Copy, by: leases.LeaseRow | None
+) -> None:
+    await history.record(
+        conn,
+        run.id,
+        "copied",
+        f"step {view.step} has a copy in {copy.store}",
+        lease_id=by.id if by else None,
+        attempt=by.attempt if by else 0,
+        details={"checkpoint": str(view.id), "step": view.step, "store": copy.store, "uri": copy.uri},
+        state=run.state.value,
+    )

@@ -11,13 +11,13 @@ from grpc import aio
 
 from coordinator import render, wire
 from coordinator.artifacts.base import Artifacts
-from coordinator.artifacts.collecting import missing
+from coordinator.artifacts.collecting import check_whole
 from coordinator.commands import checkpoints, leases, retention
 from coordinator.commands.events import Appender
 from coordinator.database import Database
 from coordinator.rpc.events import append_events
 from coordinator.sessions import Heartbeat, LiveSession, SessionOver, Sessions
-from relay.errors import InputMissing, InvalidRequest
+from relay.errors import InvalidRequest
 from relay.threads import in_thread
 from relay.timing import LeaseTiming
 from relay.v1 import agents_pb2 as pb
@@ -75,7 +75,7 @@ class AgentsService(agents_pb2_grpc.AgentsServicer):
         lease, checkpoint = wire.lease_id(request.lease), wire.checkpoint_id(request.checkpoint)
         copy = wire.copy(request.copy)
         if copy.store == "relay":
-            await self._check_stored(copy.uri.removeprefix("relay://"))
+            await in_thread(check_whole, self._artifacts, copy.uri.removeprefix("relay://"))
         await checkpoints.add_copy(self._db, lease, checkpoint, request.node, copy)
         return pb.AddCopyResponse()
 
@@ -97,15 +97,9 @@ class AgentsService(agents_pb2_grpc.AgentsServicer):
     async def CompleteLease(self, request: pb.CompleteLeaseRequest, context: _Context) -> pb.CompleteLeaseResponse:
         lease, report = wire.lease_id(request.lease), wire.completion(request)
         if report.output and "uri" not in report.output:
-            await self._check_stored(report.output["manifest_digest"])
+            await in_thread(check_whole, self._artifacts, report.output["manifest_digest"])
         state = await leases.complete(self._db, lease, report)
         return pb.CompleteLeaseResponse(state=render.run_state(state))
-
-    async def _check_stored(self, manifest_digest: str) -> None:
-        """InputMissing unless all of a folder is in the artifact store, where it then stays until it is named."""
-        if lacking := await in_thread(missing, self._artifacts, manifest_digest):
-            more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
-            raise InputMissing(f"the artifact store does not have {lacking[0]}{more}")
 
 
 async def _heartbeats(

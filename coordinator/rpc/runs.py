@@ -10,6 +10,8 @@ from grpc import aio
 
 from coordinator import render, wire
 from coordinator.artifacts.base import Artifacts
+from coordinator.artifacts.collecting import check_whole
+from coordinator.commands import checkpoints as registry
 from coordinator.commands import retention
 from coordinator.commands import runs as commands
 from coordinator.database import Database
@@ -17,6 +19,7 @@ from coordinator.rpc import reading
 from coordinator.store import checkpoints, views
 from coordinator.store.views import RunFilter
 from relay.errors import CheckpointUnknown, InvalidRequest
+from relay.threads import in_thread
 from relay.timing import LeaseTiming
 from relay.v1 import runs_pb2 as pb
 from relay.v1 import runs_pb2_grpc
@@ -109,13 +112,28 @@ class RunsService(runs_pb2_grpc.RunsServicer):
     async def UnpinCheckpoint(self, request: pb.UnpinCheckpointRequest, context: _Context) -> pb.Checkpoint:
         return await self._pin(request.name, pinned=False)
 
+    async def AddCopy(self, request: pb.RunsAddCopyRequest, context: _Context) -> pb.Checkpoint:
+        checkpoint_id, copy = wire.checkpoint_id(request.name), wire.copy(request.copy)
+        if copy.store == "host":
+            raise InvalidRequest("a copy on a host's disk is registered by that host")
+        if copy.store == "relay":
+            if copy.uri != f"relay://{request.manifest_digest}":
+                raise InvalidRequest("a copy in relay lies at relay://<manifest_digest>")
+            await in_thread(check_whole, self._artifacts, request.manifest_digest)
+        run_id = request.name.split("/")[1]
+        await registry.add_pushed(self._db, run_id, checkpoint_id, request.node, request.manifest_digest, copy)
+        return await self._checkpoint(checkpoint_id)
+
     async def _pin(self, name: str, *, pinned: bool, reason: str = "") -> pb.Checkpoint:
         checkpoint_id = wire.checkpoint_id(name)
         await retention.pin(self._db, name.split("/")[1], checkpoint_id, pinned, reason)
+        return await self._checkpoint(checkpoint_id)
+
+    async def _checkpoint(self, checkpoint_id: UUID) -> pb.Checkpoint:
         async with self._db.connection() as conn:
             view = await checkpoints.get(conn, checkpoint_id)
         if view is None:
-            raise CheckpointUnknown(f"there is no checkpoint {name}")
+            raise CheckpointUnknown(f"there is no checkpoint {checkpoint_id}")
         return render.checkpoint(view)
 
     async def _run(self, run_id: str) -> pb.Run:

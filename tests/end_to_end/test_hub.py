@@ -128,6 +128,15 @@ async def test_what_is_published_loads_and_gives_the_right_logits(
     pulled = (str(submitter / "model"), str(fleet.folder / "pulled"), str(there / "merged"))
     assert json.loads(await python(LOGITS, *pulled, environment={}))[2] == published
 
+    shown = await fleet.relayctl("export", "one", "--to", f"hf://{REPO}")
+    assert f"commit {hub.model(REPO).branches['main'][:8]}" in shown, "what its agent has published is the same"
+    await fleet.relayctl("export", "one", "--to", str(fleet.folder / "exported"))
+    exported = {str(path.relative_to(fleet.folder / "exported")) for path in (fleet.folder / "exported").rglob("*")}
+    assert {"adapter_model.safetensors", "tokenizer.json", "README.md"} <= exported
+    assert not {name for name in exported if "optimizer" in name or "rank_" in name or "trainer_state" in name}
+    again = (str(submitter / "model"), str(fleet.folder / "exported"), str(there / "merged"))
+    assert json.loads(await python(LOGITS, *again, environment={}))[2] == published
+
     card = await python(VALID, str(there / "README.md"), environment=hub.environ(fleet.folder / "cache"))
     assert card.split() == ["org/tiny", "peft"]
     text = files["README.md"].decode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,33 @@ async def test_a_repository_on_the_hub(fleet: Fleet, tmp_path: Path, monkeypatch
         assert len(known) == 3 and disagreements(hub.model("me/states"), [*known, output]) == []
         assert hub.model("me/states").private
         assert "sound" in await fleet.relayctl("verify", "r", "--deep")
+
+
+async def test_a_host_goes_on_from_a_copy_that_a_person_pushed(
+    fleet: Fleet, tmp_path: Path, s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its host is gone, and so is the store of the run file: what was pushed elsewhere is what there is."""
+    for name, value in environment(s3).items():
+        monkeypatch.setenv(name, value)
+    share = tmp_path / "share"
+    share.mkdir()
+    first = await fleet.host("a")
+    run = await fleet.submit_gated(steps=8, save_every=3, checkpoint={"store": share.as_uri()})
+    await fleet.conductor.allow(5)
+    await fleet.conductor.reached(5)
+    await run.checkpoint(3)
+    pushed = await fleet.relayctl("push", "r@3", "--to", f"s3://{BUCKET}/pushed")
+    assert pushed.startswith("step 3 of r is in s3://") and [each.head for each in await run.checkpoints()] == [True]
+    await first.vanish()
+    shutil.rmtree(share / "r")
+    await fleet.host("b")
+    started = await run.until(lambda event: event.kind == Kind.STARTED and event.attempt == 2)
+    assert "resumes at step 3" in started.text
+    await fleet.conductor.allow(8)
+    assert (await run.ended()).state == pb.Run.SUCCEEDED
+    await run.has_one_curve(8)
+    copied = [event async for event in run.history() if event.kind == Kind.COPIED and event.details["store"] == "s3"]
+    assert [(event.lease, event.details["step"]) for event in copied] == [("", 3)]
 
 
 async def everything_in(database_url: str) -> str:

@@ -81,6 +81,8 @@ class FolderStore:
 
     async def has(self, uri: str, digest: str) -> bool:
         def look() -> bool:
+            if self._base is not None and _is_empty(Path(self._base.path)):
+                return False
             try:
                 manifest = _manifest(_path(uri), digest)
             except Damaged:
@@ -222,6 +224,13 @@ def _base_of(folder: Path, base: Address | None) -> Path:
     if base is not None and folder.is_relative_to(base.path):
         return Path(base.path)
     return next((parent for parent in folder.parents if (parent / index.NAME).exists()), folder.parent)
+
+
+def _is_empty(base: Path) -> bool:
+    """Whether nothing was ever put below a base that is there."""
+    with _store():
+        _there(base)
+        return not (base / index.NAME).exists()
 
 
 def _enter(stack: contextlib.ExitStack, base: Path, writer: str) -> Path:

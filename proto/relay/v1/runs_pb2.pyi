@@ -1425,6 +1425,42 @@ class UnpinCheckpointRequest(_message.Message):
 Global___UnpinCheckpointRequest: _TypeAlias = UnpinCheckpointRequest  # noqa: Y015
 
 @_typing.final
+class RunsAddCopyRequest(_message.Message):
+    """A verified copy of a checkpoint's part."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    MANIFEST_DIGEST_FIELD_NUMBER: _builtins.int
+    COPY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`runs/{run}/checkpoints/{checkpoint}`."""
+    node: _builtins.int
+    """Rank of the node whose part it is."""
+    manifest_digest: _builtins.str
+    """Of the copy's manifest; it must be the part's."""
+    @_builtins.property
+    def copy(self) -> Global___Copy:
+        """The copy; any store but `host`."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        node: _builtins.int = ...,
+        manifest_digest: _builtins.str = ...,
+        copy: Global___Copy | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["copy", b"copy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["copy", b"copy", "manifest_digest", b"manifest_digest", "name", b"name", "node", b"node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunsAddCopyRequest: _TypeAlias = RunsAddCopyRequest  # noqa: Y015
+
+@_typing.final
 class ListCheckpointsResponse(_message.Message):
     """Checkpoints in the order (attempt, step)."""
 

@@ -90,6 +90,11 @@ class RunsStub:
                 request_serializer=relay_dot_v1_dot_runs__pb2.UnpinCheckpointRequest.SerializeToString,
                 response_deserializer=relay_dot_v1_dot_runs__pb2.Checkpoint.FromString,
                 _registered_method=True)
+        self.AddCopy = channel.unary_unary(
+                '/relay.v1.Runs/AddCopy',
+                request_serializer=relay_dot_v1_dot_runs__pb2.RunsAddCopyRequest.SerializeToString,
+                response_deserializer=relay_dot_v1_dot_runs__pb2.Checkpoint.FromString,
+                _registered_method=True)
         self.ReadMetrics = channel.unary_stream(
                 '/relay.v1.Runs/ReadMetrics',
                 request_serializer=relay_dot_v1_dot_runs__pb2.ReadMetricsRequest.SerializeToString,
@@ -186,6 +191,15 @@ class RunsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AddCopy(self, request, context):
+        """Adds a verified copy that somebody has put into another store, so that hosts may resume from it; the head stays
+        where it is. CHECKPOINT_REMOVED when the checkpoint has been let go, INPUT_MISSING when the artifact store lacks any
+        of a `relay` copy. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReadMetrics(self, request, context):
         """Streams the metric curve of a run: one curve, however many attempts made it.
         """
@@ -256,6 +270,11 @@ def add_RunsServicer_to_server(servicer, server):
             'UnpinCheckpoint': grpc.unary_unary_rpc_method_handler(
                     servicer.UnpinCheckpoint,
                     request_deserializer=relay_dot_v1_dot_runs__pb2.UnpinCheckpointRequest.FromString,
+                    response_serializer=relay_dot_v1_dot_runs__pb2.Checkpoint.SerializeToString,
+            ),
+            'AddCopy': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddCopy,
+                    request_deserializer=relay_dot_v1_dot_runs__pb2.RunsAddCopyRequest.FromString,
                     response_serializer=relay_dot_v1_dot_runs__pb2.Checkpoint.SerializeToString,
             ),
             'ReadMetrics': grpc.unary_stream_rpc_method_handler(
@@ -566,6 +585,33 @@ class Runs:
             target,
             '/relay.v1.Runs/UnpinCheckpoint',
             relay_dot_v1_dot_runs__pb2.UnpinCheckpointRequest.SerializeToString,
+            relay_dot_v1_dot_runs__pb2.Checkpoint.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddCopy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/relay.v1.Runs/AddCopy',
+            relay_dot_v1_dot_runs__pb2.RunsAddCopyRequest.SerializeToString,
             relay_dot_v1_dot_runs__pb2.Checkpoint.FromString,
             options,
             channel_credentials,

@@ -44,6 +44,11 @@ class RunsStub:
     """
     UnpinCheckpoint: _aio.UnaryUnaryMultiCallable[_runs_pb2.UnpinCheckpointRequest, _runs_pb2.Checkpoint]
     """Takes back a pin: the run file decides again. Idempotent."""
+    AddCopy: _aio.UnaryUnaryMultiCallable[_runs_pb2.RunsAddCopyRequest, _runs_pb2.Checkpoint]
+    """Adds a verified copy that somebody has put into another store, so that hosts may resume from it; the head stays
+    where it is. CHECKPOINT_REMOVED when the checkpoint has been let go, INPUT_MISSING when the artifact store lacks any
+    of a `relay` copy. Idempotent.
+    """
     ReadMetrics: _aio.UnaryStreamMultiCallable[_runs_pb2.ReadMetricsRequest, _runs_pb2.ReadMetricsResponse]
     """Streams the metric curve of a run: one curve, however many attempts made it."""
     ReadLogs: _aio.UnaryStreamMultiCallable[_runs_pb2.ReadLogsRequest, _runs_pb2.ReadLogsResponse]
@@ -145,6 +150,17 @@ class RunsServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_runs_pb2.UnpinCheckpointRequest, _abc.Awaitable[_runs_pb2.Checkpoint]],
     ) -> _abc.Awaitable[_runs_pb2.Checkpoint]:
         """Takes back a pin: the run file decides again. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def AddCopy(
+        self,
+        request: _runs_pb2.RunsAddCopyRequest,
+        context: _aio.ServicerContext[_runs_pb2.RunsAddCopyRequest, _abc.Awaitable[_runs_pb2.Checkpoint]],
+    ) -> _abc.Awaitable[_runs_pb2.Checkpoint]:
+        """Adds a verified copy that somebody has put into another store, so that hosts may resume from it; the head stays
+        where it is. CHECKPOINT_REMOVED when the checkpoint has been let go, INPUT_MISSING when the artifact store lacks any
+        of a `relay` copy. Idempotent.
+        """
 
     @_abc_1.abstractmethod
     def ReadMetrics(

@@ -134,6 +134,15 @@ async def test_leftovers_of_dead_writers_go_and_those_of_others_stay(share: Path
         assert (alive / "in the making").exists()
 
 
+async def test_a_base_that_is_empty_has_nothing_and_one_that_is_not_there_is_away(share: Path, tmp_path: Path) -> None:
+    manifest = folder(tmp_path / "from")
+    store = FolderStore(share.as_uri())
+    assert not await store.has(store.uri_of(place()), manifest.digest)
+    gone = FolderStore((share / "gone").as_uri())
+    with pytest.raises(StoreAway, match="mount it, or make the folder"):
+        await gone.has(gone.uri_of(place()), manifest.digest)
+
+
 async def test_a_half_removed_folder_makes_room(share: Path, tmp_path: Path) -> None:
     manifest = folder(tmp_path / "from")
     store = FolderStore(share.as_uri())

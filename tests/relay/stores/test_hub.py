@@ -321,6 +321,18 @@ def test_whose_turn_it_is() -> None:
     assert judge(ours, [seen("3", None)], "1") == Moved(seen("3", None))
 
 
+def test_of_one_attempts_models_an_older_one_follows_none_that_is_newer() -> None:
+    """Nor anything its result. Attempts of one number may be two, after a failover that lost something."""
+
+    older, newer, result = Mark("model", "r", 1, "a", 5), Mark("model", "r", 1, "a", 9), Mark("result", "r", 1, "a", 9)
+    for ours, theirs in ((older, newer), (newer, result)):
+        assert judge(ours, [seen("1", theirs)], None) == Moved(seen("1", theirs), newer=True)
+        assert judge(theirs, [seen("1", ours)], None) == Go("1")
+    assert judge(replace(older, lease="b"), [seen("1", newer)], None) == Go("1")
+    states = [replace(each, kind="state") for each in (older, newer)]
+    assert judge(states[0], [seen("1", states[1])], None) == Go("1")
+
+
 def test_names_are_what_git_takes() -> None:
     assert uris.state_branch("a-run") == "relay/a-run/state"
     for name in ("a..b", "a.lock", "a."):

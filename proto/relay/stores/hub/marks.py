@@ -80,7 +80,7 @@ class Moved:
     """Somebody else has moved the branch: theirs is never overwritten."""
 
     by: Seen
-    newer: bool = False  #: a later attempt of the same run did: ours is over
+    newer: bool = False  #: with what is newer of the same run: ours is over
 
 
 def judge(ours: Mark, history: Sequence[Seen], expected: str | None, fresh: str | None = None) -> Done | Go | Moved:
@@ -97,9 +97,17 @@ def judge(ours: Mark, history: Sequence[Seen], expected: str | None, fresh: str 
     for seen in _since(history, expected):
         if seen.mark is None or seen.mark.run != ours.run:
             return Moved(seen)
-        if seen.mark.attempt > ours.attempt:
+        if _is_newer(seen.mark, ours):
             return Moved(seen, newer=True)
     return Go(head.id)
+
+
+def _is_newer(theirs: Mark, ours: Mark) -> bool:
+    """A later attempt's is. Of one attempt's models that of a later step, and the result last; its states stay under
+    their tags, whichever comes last."""
+    if theirs.lease != ours.lease or theirs.kind not in ("model", "result"):
+        return theirs.attempt > ours.attempt
+    return (theirs.step, theirs.kind == "result") > (ours.step, ours.kind == "result")
 
 
 def _since(history: Sequence[Seen], expected: str | None) -> Sequence[Seen]:

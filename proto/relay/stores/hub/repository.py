@@ -74,7 +74,7 @@ class Repository:
                 case Done(commit):
                     return Published(commit, branch)
                 case Moved() as moved:
-                    raise self._moved(branch, moved)
+                    raise self._moved(branch, mark, moved)
                 case Go(parent):
                     operations = self._operations(parent, content)
                     if not uploaded:
@@ -199,10 +199,12 @@ class Repository:
             self._api.create_branch(self._name, branch=branch, revision=branches[MAIN], exist_ok=True)
         return branches[MAIN]
 
-    def _moved(self, branch: str, moved: Moved) -> StoreRefused:
-        if moved.newer:
-            return StoreRefused(f"{branch} of {self._name} is a later attempt's by now: {moved.by.said}")
-        return Foreign(f"{branch} of {self._name} was moved by {moved.by.said}; what is there is not overwritten")
+    def _moved(self, branch: str, ours: Mark, moved: Moved) -> StoreRefused:
+        theirs = moved.by.mark
+        if not moved.newer or theirs is None:
+            return Foreign(f"{branch} of {self._name} was moved by {moved.by.said}; what is there is not overwritten")
+        what = f"at step {theirs.step} of this run" if theirs.lease == ours.lease else "a later attempt's"
+        return StoreRefused(f"{branch} of {self._name} is {what} by now: {moved.by.said}")
 
     def _operations(self, parent: str, content: Content) -> list[Operation]:
         added = [CommitOperationAdd(path, source) for path, source in content.files.items()]
