@@ -72,20 +72,26 @@ class Created:
 
 async def create(db: Database, blobs: Blobs, submission: Submission, ttl: float) -> Created:
     """Creates a run, once: the same request has the same answer, also when the first one's was lost (S9)."""
-    checked = await in_thread(_check, submission)
-    await _check_inputs(blobs, submission.inputs)
+    checked = await in_thread(check, submission)
+    await check_inputs(blobs, submission.inputs)
     created = False
     run_id = checked.run_id
     if not submission.validate_only:
         async with db.transaction() as conn:
             run_id, created = await _carry_out(conn, submission, checked)
+    return await placed(db, checked, run_id, created, ttl)
+
+
+async def placed(db: Database, checked: Checked, run_id: str, created: bool, ttl: float) -> Created:
+    """What became of a submission, with where the run could go."""
     async with db.connection() as conn:
         need, fleet = planning.need(checked.spec), await planning.fleet(conn, ttl)
     ready = tuple(host.name for host in scheduling.candidates(need, fleet))
     return Created(run_id, checked.spec, created, ready, scheduling.explain(need, fleet))
 
 
-def _check(submission: Submission) -> Checked:
+def check(submission: Submission) -> Checked:
+    """SpecInvalid names every mistake of the run file."""
     try:
         parsed = runfile.parse(submission.spec)
     except runfile.RunFileErrors as wrong:
@@ -97,7 +103,7 @@ def _check(submission: Submission) -> Checked:
     return Checked(run_id, spec, digest)
 
 
-async def _check_inputs(blobs: Blobs, inputs: Sequence[Mapping[str, Any]]) -> None:
+async def check_inputs(blobs: Blobs, inputs: Sequence[Mapping[str, Any]]) -> None:
     """Every input is a plain path and its content is in the store."""
     if len(inputs) > MAX_INPUTS:
         raise InvalidRequest(f"{len(inputs)} inputs; at most {MAX_INPUTS} travel with a run")
