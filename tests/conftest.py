@@ -29,8 +29,10 @@ from relay.v1.runs_pb2_grpc import RunsStub
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TEMPLATE = "relay_template"
+#: Tests of commands, which have a deployment.
+COMMANDS = [f"tests/relayctl/test_{name}.py" for name in ("commands", "importing")]
 #: Tests in which the training libraries are loaded into the worker itself.
-LOADING = [f"tests/trainers/test_{name}.py" for name in ("gpu", "resumable", "runtime", "schemas")]
+LOADING = [f"tests/trainers/test_{name}.py" for name in ("another_trainer", "gpu", "resumable", "runtime", "schemas")]
 
 
 # How long an example takes says how busy the machine is, not whether the code is right.
@@ -49,7 +51,7 @@ class Units(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships no types
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        if file.startswith(("tests/end_to_end/", "tests/faults/")) or file == "tests/relayctl/test_commands.py":
+        if file.startswith(("tests/end_to_end/", "tests/faults/")) or file in COMMANDS:
             return file  # a deployment
         if file in LOADING:
             return "the training libraries"  # loaded, for attempts to fork from

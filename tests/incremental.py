@@ -41,6 +41,7 @@ STANDS_ON = {
     "end_to_end": ("history", "hub", "relay"),
     "faults": ("agent", "coordinator", "end_to_end", "history", "hub", "relay"),
     "relay": ("hub",),
+    "relayctl": ("history",),
     "simulation": ("history",),
     "trainers": ("hub",),
 }

@@ -10,80 +10,15 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import yaml
-from typer.testing import CliRunner, Result
 
-from relayctl.__main__ import app
-from relayctl.local import Host
+from tests.relayctl.command_line import relayctl, run_file
 
-HERE = Path(__file__).parent
-
-
-@pytest.fixture(scope="module")
-def folder() -> Path:
-    """Where the deployment keeps its things; short, for Unix sockets lie in it."""
-    return Path(tempfile.mkdtemp(prefix="relay-up-"))
-
-
-@pytest.fixture(scope="module")
-def deployment(folder: Path) -> Iterator[str]:
-    """The address of a coordinator with one agent; at the end nothing of it is left."""
-    environ = {**os.environ, "XDG_CONFIG_HOME": str(folder / "config")}
-    argv = [sys.executable, "-m", "relayctl", "up", "--data-dir", str(folder / "d"), "--listen", "127.0.0.1:0"]
-    process = subprocess.Popen([*argv, "--timing", "test"], stdout=subprocess.PIPE, text=True, env=environ)
-    assert process.stdout is not None
-    shown = [process.stdout.readline() for _ in range(7)]
-    context = json.loads((folder / "config" / "relay" / "context.json").read_text())
-    assert [line.split()[0] for line in shown] == [
-        "coordinator",
-        "database",
-        "kept",
-        "agents",
-        "context",
-        "next",
-        "end",
-    ]
-    assert context["coordinator"] in shown[0]
-    yield context["coordinator"]
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 0
-    process.stdout.close()
-    assert not list(Host("all of it", folder / "d", "").processes())
-    shutil.rmtree(folder)
-
-
-@pytest.fixture(autouse=True)
-def environment(deployment: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RELAY_COORDINATOR", deployment)
-
-
-def relayctl(*arguments: str, code: int = 0) -> Result:
-    result = CliRunner().invoke(app, list(arguments))
-    assert result.exit_code == code, (result.exit_code, result.stdout, result.stderr)
-    assert "Traceback" not in result.stderr
-    return result
-
-
-def run_file(folder: Path, name: str, **env: str) -> str:
-    shutil.copy(HERE / "stepper.py", folder)
-    spec = {
-        "version": "relay/v1",
-        "name": name,
-        "method": "command",
-        "command": [sys.executable, "stepper.py"],
-        "files": ["stepper.py"],
-        "env": {"STEPS": "12", **env},
-        "labels": {"kind": "test"},
-        "lifecycle": {"max_attempts": 1},
-    }
-    path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(spec))
-    return str(path)
+pytestmark = pytest.mark.usefixtures("environment")
 
 
 def test_a_run_from_submission_to_its_result(tmp_path: Path) -> None:
