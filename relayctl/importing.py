@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import re
 import socket
@@ -60,7 +61,7 @@ class Prepared:
             manifest_digest=manifest.digest if manifest else "",
             size=manifest.size if manifest else checkpoint.weight,
             files=len(manifest.files) if manifest else len(checkpoint.files) + len(checkpoint.added),
-            time=Timestamp(nanos=int(checkpoint.time % 1 * 1e9), seconds=int(checkpoint.time)),
+            time=Timestamp(seconds=math.floor(checkpoint.time), nanos=int(checkpoint.time % 1 * 1e9)),
         )
 
 
