@@ -234,3 +234,25 @@ class Submission:
     provenance: Mapping[str, str]
     resume: bool = False
     validate_only: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportedCheckpoint:
+    """A checkpoint of a training that ran elsewhere. `time` is epoch seconds, None for now."""
+
+    step: int
+    metrics: Mapping[str, float]
+    manifest_digest: str
+    size: int
+    files: int
+    time: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Import:
+    """A training that ran elsewhere; `checkpoints` by step, `curve_digest` empty where there is none."""
+
+    submission: Submission
+    checkpoints: tuple[ImportedCheckpoint, ...]
+    curve_digest: str
+    origin: str

@@ -25,6 +25,8 @@ from coordinator.values import (
     CursorAt,
     Held,
     Hello,
+    Import,
+    ImportedCheckpoint,
     NewCheckpoint,
     Pulse,
     Readiness,
@@ -38,6 +40,7 @@ from relay.v1 import agents_pb2, fleet_pb2, runs_pb2
 MAX_HELD = 1024
 MAX_LISTED = 10_000
 MAX_METRICS = 1000
+MAX_IMPORTED = 1000  #: checkpoints
 MAX_STEP = 2**62
 SOURCES = ("events", "agent", "stdout", "stderr")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
@@ -303,7 +306,7 @@ def _printable(text: str, limit: int = 16_384) -> str:
     return text.replace("\0", "�")[-limit:]
 
 
-def submission(request: runs_pb2.CreateRunRequest) -> Submission:
+def submission(request: runs_pb2.CreateRunRequest | runs_pb2.ImportRunRequest) -> Submission:
     """A run to be created."""
     if request.run_id and not _NAME.fullmatch(request.run_id):
         raise InvalidRequest(f"{request.run_id[:200]!r} is not a run id: small letters, digits, '.', '_' and '-'")
@@ -316,8 +319,41 @@ def submission(request: runs_pb2.CreateRunRequest) -> Submission:
             {"path": i.path, "digest": i.digest, "size": i.size, "executable": i.executable} for i in request.inputs
         ),
         provenance=plain(request.provenance),
-        resume=request.resume,
+        resume=isinstance(request, runs_pb2.CreateRunRequest) and request.resume,
         validate_only=request.validate_only,
+    )
+
+
+def importing(request: runs_pb2.ImportRunRequest) -> Import:
+    """A training that ran elsewhere."""
+    _few(request.checkpoints, MAX_IMPORTED, "checkpoints")
+    found = sorted((_imported(each, request.validate_only) for each in request.checkpoints), key=lambda c: c.step)
+    if len({each.step for each in found}) != len(found) or not found:
+        raise InvalidRequest("at least one checkpoint is imported, and of each step only one")
+    if request.curve_digest and not DIGEST.match(request.curve_digest):
+        raise InvalidRequest("curve_digest is not a digest like sha256:<64 hex digits>")
+    return Import(
+        submission=submission(request),
+        checkpoints=tuple(found),
+        curve_digest=request.curve_digest,
+        origin=_text(request.origin, "an origin"),
+    )
+
+
+def _imported(message: runs_pb2.ImportedCheckpoint, unread: bool) -> ImportedCheckpoint:
+    """One of its checkpoints; its manifest may be `unread` yet."""
+    _few(message.metrics, MAX_METRICS, "metrics")
+    if not DIGEST.match(message.manifest_digest) and (message.manifest_digest or not unread):
+        raise InvalidRequest(f"manifest_digest of step {message.step} is not a digest like sha256:<64 hex digits>")
+    if not 0 <= message.step < MAX_STEP or min(message.size, message.files) < 0:
+        raise InvalidRequest("step, size and files are not negative")
+    return ImportedCheckpoint(
+        step=message.step,
+        metrics=_finite(message.metrics),
+        manifest_digest=message.manifest_digest,
+        size=message.size,
+        files=message.files,
+        time=moment(message.time).timestamp() if message.HasField("time") else None,
     )
 
 

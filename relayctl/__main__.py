@@ -99,6 +99,37 @@ def submit(
     _run(context, work, "what was submitted goes on; see: relayctl runs")
 
 
+@app.command("import")
+def bring(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="The run file that goes on with it.", show_default=False)],
+    folder: Annotated[
+        Path, typer.Argument(help="Where its checkpoints are: step_* or checkpoint-* folders.", show_default=False)
+    ],
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Over the file, e.g. options.max_steps=5"),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The run's name; else the file's, else the folder's.", show_default=False)
+    ] = None,
+    last: Annotated[int | None, typer.Option(min=1, help="Only the newest N.", metavar="N", show_default=False)] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
+    output: Formatted = Format.table,
+    quiet: Quiet = False,
+) -> None:
+    """Make a training that ran elsewhere a run, which rests until it is resumed: its checkpoints and its curve."""
+
+    async def work(client: RelayClient, terminal: Terminal) -> ExitCode:
+        from relayctl import importing
+
+        form = _output(output, quiet)
+        asked = importing.Asked(file, folder, tuple(sets or ()), name, last, dry_run)
+        return await importing.bring(client, asked, terminal, form)
+
+    _run(context, work, "nothing was imported yet; the same command sends the rest")
+
+
 @app.command()
 def runs(
     context: typer.Context,

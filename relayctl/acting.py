@@ -58,7 +58,7 @@ async def submit(
 def _plan(prepared: submission.Submission, checked: pb.CreateRunResponse | None) -> str:
     entries = views.spec_block(prepared.runfile, str(prepared.path))
     entries.append(("hub", hub_words(prepared.runfile, _weights(prepared))))
-    entries.append(("travels", _travel_words(prepared)))
+    entries.append(("travels", submission.travel_words(prepared)))
     if checked is not None and (found := checked.run.pins.get("init_from")):
         entries.append(("begins with", _beginning_words(found, checked.run.inputs)))
     placement = "not known: the coordinator does not answer" if checked is None else printable(checked.placement)
@@ -69,13 +69,6 @@ def _weights(prepared: submission.Submission) -> int | None:
     """Bytes of the weights that travel; None when the model is elsewhere."""
     sizes = [travel.source.stat().st_size for travel in prepared.files if travel.path.endswith(".safetensors")]
     return sum(sizes) if sizes else None
-
-
-def _travel_words(prepared: submission.Submission) -> str:
-    if not prepared.files:
-        return "nothing"
-    names = [travel.path for travel in prepared.files[:3]] + (["…"] if len(prepared.files) > 3 else [])
-    return f"{count(len(prepared.files), 'file')}, {size(prepared.size)}: {', '.join(names)}"
 
 
 def _beginning_words(found: str, inputs: Sequence[pb.Input]) -> str:

@@ -84,6 +84,30 @@ class RelayClient:
         )
         return await self.line.call(self._runs.CreateRun, request, seconds=30.0)
 
+    async def import_run(
+        self,
+        spec: Mapping[str, Any],
+        checkpoints: Iterable[pb.ImportedCheckpoint],
+        *,
+        inputs: Iterable[pb.Input] = (),
+        provenance: pb.Provenance | None = None,
+        curve_digest: str = "",
+        origin: str = "",
+        validate_only: bool = False,
+    ) -> pb.ImportRunResponse:
+        """Makes a training that ran elsewhere a run, which rests; the same again is that run."""
+        request = pb.ImportRunRequest(
+            request_id=str(uuid.uuid4()),
+            spec=as_struct(spec),
+            inputs=list(inputs),
+            provenance=provenance,
+            checkpoints=list(checkpoints),
+            curve_digest=curve_digest,
+            origin=origin,
+            validate_only=validate_only,
+        )
+        return await self.line.call(self._runs.ImportRun, request, seconds=300.0)
+
     async def run(self, run: str) -> pb.Run:
         """One run; RunUnknown when there is none."""
         return await self.line.call(self._runs.GetRun, pb.GetRunRequest(name=run_name(run)))

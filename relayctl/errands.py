@@ -12,6 +12,7 @@ from relayctl import context
 from relayctl.artifacts import PullFailed, SendFailed
 from relayctl.client import RelayClient
 from relayctl.exits import ExitCode
+from relayctl.foreign import NotImportable
 from relayctl.line import CallFailed, Unreachable
 from relayctl.looking import UsageMistake
 from relayctl.plain import Output, single
@@ -31,7 +32,7 @@ def carry_out(coordinator: str | None, work: Work, leaving: str = "") -> ExitCod
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return ExitCode.OK
-    except (RunFileErrors, PullFailed, SendFailed) as error:
+    except (RunFileErrors, PullFailed, SendFailed, NotImportable) as error:
         note(str(error))
         return ExitCode.ERROR
     except (UsageMistake, UnitError) as error:
@@ -64,7 +65,7 @@ def _context(coordinator: str | None) -> context.Context:
 _NEXT: dict[type[Exception], str] = {
     errors.RunUnknown: "see them all with: relayctl runs -a",
     errors.CheckpointRemoved: "what is left: relayctl checkpoints RUN",
-    errors.RunExists: "it was made from another run file, so choose another name with --name",
+    errors.RunExists: "it was made from something else, so choose another name with --name",
     errors.Unauthenticated: "set RELAY_SHARED_SECRET to the coordinator's",
 }
 

@@ -17,6 +17,8 @@ ELSEWHERE = {
     "launch": "submit",
     "start": "submit",
     "train": "submit",
+    "adopt": "import",
+    "migrate": "import",
     "ls": "runs",
     "list": "runs",
     "jobs": "runs",

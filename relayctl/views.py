@@ -137,7 +137,7 @@ def attempt_words(attempt: pb.Attempt, now: datetime) -> str:
     begin = f"from step {attempt.resumed_step}" if attempt.resumed_from else "from the start"
     end = moment(attempt.end_time) if attempt.HasField("end_time") else now
     took = span((end - moment(attempt.grant_time)).total_seconds())
-    line = f"{attempt.number}  {hosts_of(attempt)}  {begin}  {took}  {_attempt_state(attempt)}"
+    line = f"{attempt.number}  {hosts_of(attempt) or 'elsewhere'}  {begin}  {took}  {_attempt_state(attempt)}"
     skipped = [f"   refused step {s.step}: {printable(s.reason)}" for s in attempt.skipped]
     return "\n".join([line, *skipped])
 
@@ -296,7 +296,7 @@ def spec_block(run: RunFile, source: str) -> list[tuple[str, str]]:
         ("data", _data_words(run)),
         ("options", ", ".join(f"{key} {value}" for key, value in sorted(run.options.items()))),
         ("resources", _resource_words(run)),
-        ("checkpoint", f"every {_interval(every)}, {_keep_words(run.checkpoint.keep)} kept"),
+        ("checkpoint", f"every {_interval(every)}, {keep_words(run.checkpoint.keep)} kept"),
         ("lifecycle", f"at most {count(life.max_attempts, 'attempt')}, on disconnect {life.on_disconnect}"),
     ]
 
@@ -305,7 +305,8 @@ def _interval(every: Every) -> str:
     return str(every) if every.steps else _short_duration(every.seconds or 0)
 
 
-def _keep_words(keep: Keep) -> str:
+def keep_words(keep: Keep) -> str:
+    """What of a run's checkpoints is kept: `the last 3, the best 1 by eval_loss`."""
     words = [f"the last {keep.last}"]
     words += [f"the best {keep.best} by {keep.metric}"] if keep.best else []
     words += [f"one every {_interval(keep.every)}"] if keep.every else []

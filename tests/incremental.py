@@ -41,7 +41,7 @@ STANDS_ON = {
     "end_to_end": ("history", "hub", "relay"),
     "faults": ("agent", "coordinator", "end_to_end", "history", "hub", "relay"),
     "relay": ("hub",),
-    "relayctl": ("hub",),
+    "relayctl": ("history", "hub"),
     "simulation": ("history",),
     "trainers": ("hub",),
 }

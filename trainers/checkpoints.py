@@ -4,7 +4,8 @@ A folder holds what the library trainer saves (weights as safetensors, optimizer
 rank, its own state), tokenizer and chat template, and two things of ours:
 
 - `relay_state.json`: the step, what was trained (see `trainers.identity`), the world it was trained in (processes,
-  threads: both change the bits) and every file's size;
+  threads: both change the bits) and every file's size. An import puts one without world and identity into what another
+  trainer saved;
 - `rank_00000.json`, one for each rank: the logging state. The library restores weights but not the sums since the
   last log, so the first values logged after a resume would differ from those of a run that was never interrupted.
 
@@ -51,8 +52,8 @@ class Checkpoint:
 
     folder: Path
     step: int
-    world: World
-    identity: Mapping[str, Any]
+    world: World | None  #: None when another trainer saved it, and so is its identity
+    identity: Mapping[str, Any] | None
 
     @classmethod
     def open(cls, folder: Path) -> "Checkpoint":
@@ -62,7 +63,8 @@ class Checkpoint:
             if state["format"] != FORMAT:
                 raise CheckpointError(f"{folder}: format {state['format']}, this release reads {FORMAT}")
             sizes = {name: (folder / name).stat().st_size for name in state["files"]}
-            checkpoint = cls(folder, state["step"], World(**state["world"]), state["identity"])
+            world = None if state["world"] is None else World(**state["world"])
+            checkpoint = cls(folder, state["step"], world, state["identity"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{folder}: not a whole checkpoint ({error})") from error
         if wrong := [name for name, size in state["files"].items() if sizes[name] != size]:
@@ -74,6 +76,18 @@ class Checkpoint:
         path = self.folder / _rank_file(rank)
         state: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
         return state
+
+    @property
+    def lacks_optimizer(self) -> bool:
+        """True when weights are all that it has; the libraries then begin with a new optimizer, and say nothing."""
+        return not any(self.folder.glob("optimizer*")) and not any(self.folder.glob("global_step*"))
+
+    def loss_so_far(self) -> float:
+        """The sum of the losses of all steps that were logged, for want of a logging state: as the log rounds them."""
+        history = json.loads((self.folder / TRAINER_STATE).read_text())["log_history"]
+        logged = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
+        before = [0, *(step for step, _ in logged)]
+        return float(sum((step - last) * loss for (step, loss), last in zip(logged, before, strict=False)))
 
 
 @dataclass(frozen=True, slots=True)

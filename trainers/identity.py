@@ -48,6 +48,16 @@ def require_same(checkpoint: Path, before: Identity, now: Identity) -> None:
         )
 
 
+def require_same_kind(checkpoint: Path, run: RunFile) -> None:
+    """ConfigError when another trainer saved an adapter and this run trains all weights, or the other way round."""
+    adapter = (checkpoint / "adapter_config.json").is_file()
+    if adapter == (run.lora is not None):
+        return
+    held, trained = ("an adapter", "all weights") if adapter else ("all weights", "an adapter")
+    do = "add lora to" if adapter else "take lora out of"
+    raise ConfigError(f"{checkpoint.name} holds {held}, and the run trains {trained}; {do} the run file")
+
+
 def _differences(before: Identity, now: Identity) -> Iterator[str]:
     for name in {**before, **now}:
         if before.get(name) != now.get(name):

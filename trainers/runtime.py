@@ -28,6 +28,9 @@ from trainers.reporting import Reporter, judged_by
 from trainers.resumable import Resumable
 from trainers.stepping import StepEnds, agreement
 
+_ANOTHERS = (
+    "saved by another trainer: it goes on, but not bit for bit; options and data are not compared with what it trained"
+)
 _NEEDS_ROWS = ("eval_steps", "eval_strategy", "eval_on_start")
 
 
@@ -192,6 +195,11 @@ def _resume(job: Job, log: EventLog, trained: Identity) -> tuple[Checkpoint | No
     if job.contract.resume_from is None:
         return None, world
     checkpoint = Checkpoint.open(job.contract.resume_from)
+    if checkpoint.world is None or checkpoint.identity is None:
+        identity.require_same_kind(checkpoint.folder, job.run)
+        anew = "; it has no optimizer, which begins anew" if checkpoint.lacks_optimizer else ""
+        log.message("warning", f"{_ANOTHERS}{anew}")
+        return checkpoint, world
     identity.require_same(checkpoint.folder, checkpoint.identity, trained)
     if checkpoint.world.processes != world.processes:
         log.message(
@@ -238,6 +246,9 @@ def _restore(trainer: Resumable, resume: Checkpoint | None) -> Any:
         state = resume and (resume.logging_state(rank) or resume.logging_state(0))
         if state:
             checkpoints.LoggingState(**state).restore(trainer)
+        elif resume:
+            inner: Any = trainer
+            inner._total_loss_scalar = resume.loss_so_far()
 
     return restore
 

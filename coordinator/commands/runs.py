@@ -74,21 +74,27 @@ class Created:
 
 async def create(db: Database, blobs: Blobs, submission: Submission, ttl: float) -> Created:
     """Creates a run, once: the same request has the same answer, also when the first one's was lost (S9)."""
-    checked = await in_thread(_check, submission)
-    await _check_inputs(blobs, submission.inputs)
-    checked = await _begun(db, blobs, submission, checked)
+    checked = await in_thread(check, submission)
+    await check_inputs(blobs, submission.inputs)
+    checked = await begun(db, blobs, submission, checked)
     created = False
     run_id = checked.run_id
     if not submission.validate_only:
         async with db.transaction() as conn:
             run_id, created = await _carry_out(conn, submission, checked)
+    return await placed(db, checked, run_id, created, ttl)
+
+
+async def placed(db: Database, checked: Checked, run_id: str, created: bool, ttl: float) -> Created:
+    """What became of a submission, with where the run could go."""
     async with db.connection() as conn:
         need, fleet = planning.need(checked.order.spec), await planning.fleet(conn, ttl)
     ready = tuple(host.name for host in scheduling.candidates(need, fleet))
     return Created(run_id, checked.order, created, ready, scheduling.explain(need, fleet))
 
 
-def _check(submission: Submission) -> Checked:
+def check(submission: Submission) -> Checked:
+    """SpecInvalid names every mistake of the run file."""
     try:
         parsed = runfile.parse(submission.spec)
     except runfile.RunFileErrors as wrong:
@@ -100,7 +106,7 @@ def _check(submission: Submission) -> Checked:
     return Checked(run_id, Order(spec, submission.inputs, digest))
 
 
-async def _begun(db: Database, blobs: Blobs, submission: Submission, checked: Checked) -> Checked:
+async def begun(db: Database, blobs: Blobs, submission: Submission, checked: Checked) -> Checked:
     """With the weights of another run, where it asks for them; not for a request that has been carried out."""
     order = checked.order
     if not (asked := initial_weights.asked(order.spec)):
@@ -110,11 +116,11 @@ async def _begun(db: Database, blobs: Blobs, submission: Submission, checked: Ch
             if await requests.known(conn, submission.request_id):
                 return checked
     beginning = await initial_weights.find(db, blobs, asked, submission, checked.run_id)
-    await _check_inputs(blobs, beginning.inputs)
+    await check_inputs(blobs, beginning.inputs)
     return Checked(checked.run_id, replace(order, inputs=(*order.inputs, *beginning.inputs), pins=beginning.pins))
 
 
-async def _check_inputs(blobs: Blobs, inputs: Sequence[Mapping[str, Any]]) -> None:
+async def check_inputs(blobs: Blobs, inputs: Sequence[Mapping[str, Any]]) -> None:
     """Every input is a plain path and its content is in the store."""
     if len(inputs) > MAX_INPUTS:
         raise InvalidRequest(f"{len(inputs)} inputs; at most {MAX_INPUTS} travel with a run")

@@ -32,6 +32,7 @@ LARGER_BYTES = {
     "/relay.v1.Artifacts/PutBlob": 1088 * KIB,
     "/relay.v1.Artifacts/StatBlobs": 1024 * KIB,
     "/relay.v1.Runs/CreateRun": 2048 * KIB,
+    "/relay.v1.Runs/ImportRun": 2048 * KIB,
 }
 LARGEST_BYTES = max(LARGER_BYTES.values())
 OPEN_TO_ALL = ("/grpc.health.v1.Health/",)

@@ -12,7 +12,7 @@ from coordinator import render, wire
 from coordinator.artifacts.base import Artifacts
 from coordinator.artifacts.collecting import check_whole
 from coordinator.commands import checkpoints as registry
-from coordinator.commands import retention
+from coordinator.commands import imports, retention
 from coordinator.commands import runs as commands
 from coordinator.database import Database
 from coordinator.rpc import reading
@@ -39,13 +39,29 @@ class RunsService(runs_pb2_grpc.RunsServicer):
 
     async def CreateRun(self, request: pb.CreateRunRequest, context: _Context) -> pb.CreateRunResponse:
         done = await commands.create(self._db, self._artifacts, wire.submission(request), self._ttl)
-        if request.validate_only:
-            run = render.planned(done.run_id, done.order)
-        else:
-            run = await self._run(done.run_id)
         return pb.CreateRunResponse(
-            run=run, created=done.created, agents_ready=done.agents_ready, placement=done.placement
+            run=await self._created(request, done),
+            created=done.created,
+            agents_ready=done.agents_ready,
+            placement=done.placement,
         )
+
+    async def ImportRun(self, request: pb.ImportRunRequest, context: _Context) -> pb.ImportRunResponse:
+        wanted = wire.importing(request)
+        done = await imports.create(self._db, self._artifacts, wanted, self._ttl)
+        return pb.ImportRunResponse(
+            run=await self._created(request, done),
+            created=done.created,
+            agents_ready=done.agents_ready,
+            placement=done.placement,
+            steps_going=imports.steps_going(wanted, done.order.spec),
+        )
+
+    async def _created(self, request: pb.CreateRunRequest | pb.ImportRunRequest, done: commands.Created) -> pb.Run:
+        """The run, or what it would be."""
+        if request.validate_only:
+            return render.planned(done.run_id, done.order)
+        return await self._run(done.run_id)
 
     async def GetRun(self, request: pb.GetRunRequest, context: _Context) -> pb.Run:
         return await self._run(wire.run_id(request.name))

@@ -43,6 +43,8 @@ class History:
         }
         self._leases = grouped(self.table("leases"), "run_id")
         self._events = grouped(self.table("run_events"), "run_id")
+        #: Leases that no host ever had: what was trained elsewhere.
+        self.imported = {row["lease_id"] for row in self.table("run_events") if _imports(row)}
 
     def table(self, name: str) -> list[Row]:
         """All rows, in no order."""
@@ -60,6 +62,10 @@ class History:
         """Empty when nobody knows the lease."""
         row = self.leases.get(lease)
         return row["run_id"] if row else ""
+
+
+def _imports(entry: Row) -> bool:
+    return bool(entry["kind"] == "granted" and entry["details"].get("imported"))
 
 
 def _plain(row: Mapping[str, Any]) -> Row:

@@ -147,6 +147,8 @@ def a_run_runs_while_it_is_leased(history: History) -> Finding:
             yield lease["run_id"], f"lease {lease['id']} is {lease['state']}, {lease['outcome']}, {lease['end_time']}"
         if any((place["end_time"] is not None) != ended for place in history.places.get(lease["id"], ())):
             yield lease["run_id"], f"a place of lease {lease['id']} did not end with it"
+        if bool(history.places.get(lease["id"])) == (lease["id"] in history.imported):
+            yield lease["run_id"], f"lease {lease['id']} has places and was trained elsewhere, or neither"
 
 
 def a_run_ends_by_its_holder_or_an_operator(history: History) -> Finding:

@@ -223,6 +223,22 @@ def a_slot_with_two_leases(made: Made) -> None:
     made.row("places", lease_id=FIRST).update(end_time=9.0)
 
 
+@planted("S8")
+def a_lease_that_nobody_had(made: Made) -> None:
+    made.tables["places"].remove(made.row("places", lease_id=FIRST))
+
+
+@planted("S8")
+def a_host_had_what_was_trained_elsewhere(made: Made) -> None:
+    made.row("run_events", kind="granted", lease_id=FIRST)["details"]["imported"] = True
+
+
+@planted("S5")
+def a_head_of_elsewhere_without_its_part(made: Made) -> None:
+    trained_elsewhere(made)
+    made.tables["checkpoint_parts"].remove(made.row("checkpoint_parts", checkpoint_id="1-4"))
+
+
 @planted("S9")
 def a_slot_taken_by_nobody(made: Made) -> None:
     made.add("taken_slots", agent="a", slot=0, lease_id=FIRST, node=0)
@@ -256,6 +272,23 @@ def a_stop_passed_on_twice(made: Made) -> None:
 
 def test_a_sound_history_passes() -> None:
     assert not sound().broken()
+
+
+def trained_elsewhere(made: Made) -> None:
+    """The first attempt is an import: of no host, with no files and nobody who saw its steps."""
+    made.row("run_events", kind="granted", lease_id=FIRST)["details"]["imported"] = True
+    made.tables["places"].remove(made.row("places", lease_id=FIRST))
+    for table in ("cursors", "log_chunks"):
+        made.tables[table] = [row for row in made.tables[table] if row["lease_id"] != FIRST]
+    made.files = {key: data for key, data in made.files.items() if key[0] != FIRST}
+    made.steps = [step for step in made.steps if step.lease != FIRST]
+    made.executions = made.executions[1:]
+
+
+def test_what_was_trained_elsewhere_has_no_host_and_is_sound() -> None:
+    made = sound()
+    trained_elsewhere(made)
+    assert not made.broken()
 
 
 def test_a_trainer_whose_host_was_frozen_is_excused() -> None:

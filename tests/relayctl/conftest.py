@@ -20,3 +20,9 @@ def deployment(folder: Path) -> Iterator[str]:
     """The address of a coordinator with one agent."""
     with up(folder) as address:
         yield address
+
+
+@pytest.fixture
+def environment(deployment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What commands are told of the deployment."""
+    monkeypatch.setenv("RELAY_COORDINATOR", deployment)

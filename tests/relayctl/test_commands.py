@@ -18,10 +18,7 @@ import yaml
 
 from tests.relayctl.deployed import relayctl, run_file
 
-
-@pytest.fixture(autouse=True)
-def environment(deployment: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RELAY_COORDINATOR", deployment)
+pytestmark = pytest.mark.usefixtures("environment")
 
 
 def test_a_run_from_submission_to_its_result(tmp_path: Path) -> None:

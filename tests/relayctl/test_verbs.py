@@ -23,7 +23,7 @@ def test_did_you_mean(typed: str, meant: str) -> None:
 
 
 def test_a_verb_like_none_is_answered_with_all() -> None:
-    assert "known: submit, runs, show" in run(app, ["qqqq"]).stderr
+    assert "known: submit, import, runs, show" in run(app, ["qqqq"]).stderr
 
 
 def test_every_answer_is_a_verb_that_exists() -> None:

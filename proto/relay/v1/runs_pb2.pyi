@@ -918,6 +918,180 @@ class CreateRunResponse(_message.Message):
 Global___CreateRunResponse: _TypeAlias = CreateRunResponse  # noqa: Y015
 
 @_typing.final
+class ImportRunRequest(_message.Message):
+    """A training that ran elsewhere."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    PROVENANCE_FIELD_NUMBER: _builtins.int
+    CHECKPOINTS_FIELD_NUMBER: _builtins.int
+    CURVE_DIGEST_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    """The run's id, as in CreateRunRequest."""
+    request_id: _builtins.str
+    """A random id of the caller's (UUID4), as in CreateRunRequest."""
+    curve_digest: _builtins.str
+    """`sha256:<hex>` of the curve: event lines as a trainer appends them, of which `metric` and `progress` are taken up to
+    the head's step. Where a line goes back to an earlier step, what came after that step is replaced. Empty for none.
+    """
+    origin: _builtins.str
+    """In words, where it ran: `FOLDER on HOST`."""
+    validate_only: _builtins.bool
+    """Check all but that the content is there, create nothing, and answer with the run as it would be."""
+    @_builtins.property
+    def spec(self) -> _struct_pb2.Struct:
+        """The run file that goes on with it."""
+
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Input]:
+        """Files that travel."""
+
+    @_builtins.property
+    def provenance(self) -> Global___Provenance:
+        """Where it was imported from: who, and with which code."""
+
+    @_builtins.property
+    def checkpoints(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImportedCheckpoint]:
+        """At least one, at most 1000, each of another step. The newest becomes head."""
+
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        spec: _struct_pb2.Struct | None = ...,
+        inputs: _abc.Iterable[Global___Input] | None = ...,
+        provenance: Global___Provenance | None = ...,
+        checkpoints: _abc.Iterable[Global___ImportedCheckpoint] | None = ...,
+        curve_digest: _builtins.str = ...,
+        origin: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["provenance", b"provenance", "spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoints", b"checkpoints", "curve_digest", b"curve_digest", "inputs", b"inputs", "origin", b"origin", "provenance", b"provenance", "request_id", b"request_id", "run_id", b"run_id", "spec", b"spec", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportRunRequest: _TypeAlias = ImportRunRequest  # noqa: Y015
+
+@_typing.final
+class ImportedCheckpoint(_message.Message):
+    """One checkpoint of a training that ran elsewhere, of one node."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class MetricsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    STEP_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
+    MANIFEST_DIGEST_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    """Optimizer steps done."""
+    manifest_digest: _builtins.str
+    """`sha256:<hex>` of its manifest. May be empty with `validate_only`, since it takes a while to find out."""
+    size: _builtins.int
+    """Bytes of its files."""
+    files: _builtins.int
+    """How many files it has."""
+    @_builtins.property
+    def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Metrics at this step."""
+
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When it was saved; unset for now."""
+
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        manifest_digest: _builtins.str = ...,
+        size: _builtins.int = ...,
+        files: _builtins.int = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "manifest_digest", b"manifest_digest", "metrics", b"metrics", "size", b"size", "step", b"step", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportedCheckpoint: _TypeAlias = ImportedCheckpoint  # noqa: Y015
+
+@_typing.final
+class ImportRunResponse(_message.Message):
+    """The run that came of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    CREATED_FIELD_NUMBER: _builtins.int
+    AGENTS_READY_FIELD_NUMBER: _builtins.int
+    PLACEMENT_FIELD_NUMBER: _builtins.int
+    STEPS_GOING_FIELD_NUMBER: _builtins.int
+    created: _builtins.bool
+    """False when the same had been imported before."""
+    placement: _builtins.str
+    """In words, where it could run now, or what is missing."""
+    @_builtins.property
+    def run(self) -> Global___Run:
+        """The run as it now is (or would be, with `validate_only`)."""
+
+    @_builtins.property
+    def agents_ready(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Agents that could take it now, if it were resumed."""
+
+    @_builtins.property
+    def steps_going(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Steps of the checkpoints that the run file's `checkpoint.keep` lets go once the run goes on, unless they are pinned."""
+
+    def __init__(
+        self,
+        *,
+        run: Global___Run | None = ...,
+        created: _builtins.bool = ...,
+        agents_ready: _abc.Iterable[_builtins.str] | None = ...,
+        placement: _builtins.str = ...,
+        steps_going: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agents_ready", b"agents_ready", "created", b"created", "placement", b"placement", "run", b"run", "steps_going", b"steps_going"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportRunResponse: _TypeAlias = ImportRunResponse  # noqa: Y015
+
+@_typing.final
 class GetRunRequest(_message.Message):
     """Names a run."""
 

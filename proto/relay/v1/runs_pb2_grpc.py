@@ -40,6 +40,11 @@ class RunsStub:
                 request_serializer=relay_dot_v1_dot_runs__pb2.CreateRunRequest.SerializeToString,
                 response_deserializer=relay_dot_v1_dot_runs__pb2.CreateRunResponse.FromString,
                 _registered_method=True)
+        self.ImportRun = channel.unary_unary(
+                '/relay.v1.Runs/ImportRun',
+                request_serializer=relay_dot_v1_dot_runs__pb2.ImportRunRequest.SerializeToString,
+                response_deserializer=relay_dot_v1_dot_runs__pb2.ImportRunResponse.FromString,
+                _registered_method=True)
         self.GetRun = channel.unary_unary(
                 '/relay.v1.Runs/GetRun',
                 request_serializer=relay_dot_v1_dot_runs__pb2.GetRunRequest.SerializeToString,
@@ -114,6 +119,15 @@ class RunsServicer:
     def CreateRun(self, request, context):
         """Submits a run. The same request id and spec return the same run; another spec under a used request id is
         REQUEST_ID_REUSED; a taken run id is RUN_EXISTS unless `resume` is set. A bad spec is SPEC_INVALID, with every mistake named.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportRun(self, request, context):
+        """Makes a training that ran elsewhere a run, which rests, with its newest checkpoint as head, until it is resumed. The
+        same run file and checkpoints return the same run; a run id that is taken otherwise is RUN_EXISTS. What it names by
+        digest must be in the artifact store already (INPUT_MISSING otherwise).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -222,6 +236,11 @@ def add_RunsServicer_to_server(servicer, server):
                     request_deserializer=relay_dot_v1_dot_runs__pb2.CreateRunRequest.FromString,
                     response_serializer=relay_dot_v1_dot_runs__pb2.CreateRunResponse.SerializeToString,
             ),
+            'ImportRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.ImportRun,
+                    request_deserializer=relay_dot_v1_dot_runs__pb2.ImportRunRequest.FromString,
+                    response_serializer=relay_dot_v1_dot_runs__pb2.ImportRunResponse.SerializeToString,
+            ),
             'GetRun': grpc.unary_unary_rpc_method_handler(
                     servicer.GetRun,
                     request_deserializer=relay_dot_v1_dot_runs__pb2.GetRunRequest.FromString,
@@ -316,6 +335,33 @@ class Runs:
             '/relay.v1.Runs/CreateRun',
             relay_dot_v1_dot_runs__pb2.CreateRunRequest.SerializeToString,
             relay_dot_v1_dot_runs__pb2.CreateRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/relay.v1.Runs/ImportRun',
+            relay_dot_v1_dot_runs__pb2.ImportRunRequest.SerializeToString,
+            relay_dot_v1_dot_runs__pb2.ImportRunResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -20,6 +20,11 @@ class RunsStub:
     """Submits a run. The same request id and spec return the same run; another spec under a used request id is
     REQUEST_ID_REUSED; a taken run id is RUN_EXISTS unless `resume` is set. A bad spec is SPEC_INVALID, with every mistake named.
     """
+    ImportRun: _aio.UnaryUnaryMultiCallable[_runs_pb2.ImportRunRequest, _runs_pb2.ImportRunResponse]
+    """Makes a training that ran elsewhere a run, which rests, with its newest checkpoint as head, until it is resumed. The
+    same run file and checkpoints return the same run; a run id that is taken otherwise is RUN_EXISTS. What it names by
+    digest must be in the artifact store already (INPUT_MISSING otherwise).
+    """
     GetRun: _aio.UnaryUnaryMultiCallable[_runs_pb2.GetRunRequest, _runs_pb2.Run]
     """Returns one run, or RUN_UNKNOWN."""
     ListRuns: _aio.UnaryUnaryMultiCallable[_runs_pb2.ListRunsRequest, _runs_pb2.ListRunsResponse]
@@ -65,6 +70,17 @@ class RunsServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_runs_pb2.CreateRunResponse]:
         """Submits a run. The same request id and spec return the same run; another spec under a used request id is
         REQUEST_ID_REUSED; a taken run id is RUN_EXISTS unless `resume` is set. A bad spec is SPEC_INVALID, with every mistake named.
+        """
+
+    @_abc_1.abstractmethod
+    def ImportRun(
+        self,
+        request: _runs_pb2.ImportRunRequest,
+        context: _aio.ServicerContext[_runs_pb2.ImportRunRequest, _abc.Awaitable[_runs_pb2.ImportRunResponse]],
+    ) -> _abc.Awaitable[_runs_pb2.ImportRunResponse]:
+        """Makes a training that ran elsewhere a run, which rests, with its newest checkpoint as head, until it is resumed. The
+        same run file and checkpoints return the same run; a run id that is taken otherwise is RUN_EXISTS. What it names by
+        digest must be in the artifact store already (INPUT_MISSING otherwise).
         """
 
     @_abc_1.abstractmethod
