@@ -34,6 +34,7 @@ class Rules:
     _known: dict[UUID, str] = field(default_factory=dict)  #: every lease there ever was, also if a failover forgot it
     _stored: dict[UUID, list[tuple[int, float]]] = field(default_factory=dict)  #: points by lease
     _just_superseded: list[Row] = field(default_factory=list)
+    _spoken: dict[str, list[tuple[UUID, str]]] = field(default_factory=dict)  #: each agent's sessions with their boots
 
     def committed(self, changes: Sequence[Changed]) -> None:
         """One transaction's changes, all of them visible by now."""
@@ -53,8 +54,9 @@ class Rules:
                     self._place(each.after)
                 case "places" if each.before and each.before["end_time"] is not None:
                     self.say("S2", f"a place of {each.after['lease_id']}, which had ended, was written")
-                case "agents" if each.before is not None:
-                    self._session(each.before, each.after)
+                case "agents":
+                    self._session(each.before or each.after, each.after)
+                    self._note_session(each.before, each.after)
                 case "checkpoints" if each.after["complete"] and not (each.before and each.before["complete"]):
                     self._completed(each.after)
                 case "runs" if each.before is not None:
@@ -102,13 +104,23 @@ class Rules:
             self.say("F6", f"{lease['id']} was taken for silent, less than a TTL after an outage of our own")
 
     def _missing(self, lease: Row) -> None:
-        """What an agent listed, and no longer lists, is gone; unless it is another machine that does not list it."""
+        """What an agent listed, and no longer lists, is gone; unless another machine has spoken in its name since."""
         execution = self.truth.execution(str(lease["id"]))
         runs = execution is not None and execution.ended is None and execution.process.alive
         for place in (row for row in self.storage.rows("places") if row["lease_id"] == lease["id"]):
-            same = self.storage.tables["agents"][place["agent"]]["boot_id"] == place["boot_id"]
-            if runs and same and place["reported"]:
+            if runs and place["reported"] and not self._another_spoke(place):
                 self.say("S8", f"{lease['id']} was taken for gone, and its trainer runs")
+
+    def _note_session(self, before: Row | None, after: Row) -> None:
+        if after["session_id"] is not None and (before is None or before["session_id"] != after["session_id"]):
+            self._spoken.setdefault(after["name"], []).append((after["session_id"], after["boot_id"]))
+
+    def _another_spoke(self, place: Row) -> bool:
+        """Whether a session of another boot was opened after the one that listed the place last."""
+        spoken = self._spoken.get(place["agent"], [])
+        sessions = [session for session, _ in spoken]
+        after = sessions.index(place["session_id"]) + 1 if place["session_id"] in sessions else 0
+        return any(boot != place["boot_id"] for _, boot in spoken[after:])
 
     def _session(self, before: Row, after: Row) -> None:
         """F21."""
