@@ -100,3 +100,11 @@ def test_a_programs_own_checkpoint_is_not_said_to_load() -> None:
     text = card(facts(spec, adapter=False, loads=False), "me/sums", "main")
     assert metadata(text) == {"tags": ["relay", "command"]}
     assert "How to load" not in text
+
+
+def test_a_run_that_began_with_anothers_adapter_names_the_base_of_that() -> None:
+    begun = {**SFT, "model": {"init_from": "runs/teacher@120"}}
+    text = card(facts(begun, base="org/base"), "me/sums", "main")
+    assert metadata(text)["base_model"] == "org/base"
+    unknown = card(facts(begun), "me/sums", "main")
+    assert "base_model" not in metadata(unknown) and "`runs/teacher@120`" in unknown

@@ -55,6 +55,7 @@ class Facts:
     versions: Mapping[str, str] = field(default_factory=dict)
     curve: bool = False  #: there is a picture of it
     check: str = ""  #: what the check of the merged model said
+    base: str = ""  #: the base model, as the trainer calls it; empty: as the run file does
 
 
 def relay_json(facts: Facts, told: Mapping[str, Any]) -> str:
@@ -97,9 +98,13 @@ def _library(facts: Facts) -> str:
 
 def _base_name(facts: Facts) -> str:
     """The base model's name on the Hub; empty for one that is not there."""
-    model = facts.run.model
-    name = (model.known_as or model.name_or_path or "") if model else ""
+    name = _known_as(facts)
     return name if _HUB_NAME.fullmatch(name) else ""
+
+
+def _known_as(facts: Facts) -> str:
+    model = facts.run.model
+    return facts.base or (model and (model.known_as or model.name_or_path or model.init_from)) or ""
 
 
 def _train(run: RunFile) -> Iterator[str]:
@@ -125,8 +130,8 @@ def _sections(facts: Facts, repo: str, branch: str) -> Iterator[str]:
         yield "## Loss\n\n![The losses over the steps](curve.png)"
     if facts.metrics:
         yield f"## Last evaluation\n\n{_table(('metric', 'value'), _numbers(facts.metrics))}"
-    if model := facts.run.model:
-        yield f"## Base model\n\n{_base(facts, model.known_as or model.name_or_path or model.init_from or '')}"
+    if name := _known_as(facts):
+        yield f"## Base model\n\n{_base(facts, name)}"
     if rows := list(_data(facts)):
         yield f"## Data\n\n{_table(('source', 'what it was'), rows)}"
     if options := _options(facts.run):

@@ -72,6 +72,7 @@ def facts(
         versions=_versions(told),
         curve=CURVE in files,
         check=check,
+        base=str(told["model"]) if isinstance(told.get("model"), str) else "",
     )
 
 
