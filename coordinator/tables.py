@@ -33,7 +33,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 #: The migration that makes these tables.
-REVISION = "0003"
+REVISION = "0004"
 
 _CLOCK = func.clock_timestamp()
 _EMPTY = text("'{}'::jsonb")
@@ -71,7 +71,7 @@ class Deployment(Base):
     __tablename__ = "deployment"
     only: Mapped[bool] = mapped_column(primary_key=True, server_default=text("true"))
     deployment_id: Mapped[UUID] = mapped_column(server_default=func.gen_random_uuid())
-    system_identifier: Mapped[str | None]  #: of the Postgres cluster
+    system_identifier: Mapped[str | None]  #: of the Postgres cluster; null only where it was emptied on purpose
     database_oid: Mapped[int | None]
     timeline: Mapped[int | None]  #: raised by a promotion
     reaper_tick: Mapped[datetime | None]  #: a gap in it is an outage

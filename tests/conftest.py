@@ -99,6 +99,8 @@ async def _make_template(cluster: postgres.Cluster) -> None:
         await connection.execute(f"DROP DATABASE IF EXISTS {TEMPLATE}")
         await connection.execute(f"CREATE DATABASE {TEMPLATE}")
         await migrate.upgrade(cluster.url(TEMPLATE))
+        async with _connected(cluster.url(TEMPLATE)) as template:
+            await template.execute("UPDATE deployment SET system_identifier = NULL")  # what is made of it is no copy
         await connection.execute(f"ALTER DATABASE {TEMPLATE} IS_TEMPLATE true")
 
 

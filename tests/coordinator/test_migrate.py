@@ -1,12 +1,15 @@
 """Migrations: what they make is what the tables say, and they can be taken back."""
 
 import asyncio
+from dataclasses import replace
 
 import asyncpg
 import pytest
 from alembic.script import ScriptDirectory
 
 from coordinator import migrate
+from coordinator.database import connected
+from coordinator.store import deployment
 from coordinator.tables import REVISION
 
 
@@ -50,3 +53,18 @@ async def test_a_table_in_use_fails_the_migration_instead_of_holding_up_everybod
     finally:
         await connection.close()
     assert "runs" in await _tables(empty_database_url)
+
+
+async def test_a_database_knows_which_it_is_from_the_beginning(empty_database_url: str) -> None:
+    """A copy from before its coordinator's first start is a copy too: no `stop` run is granted on it at once (S3)."""
+    await migrate.upgrade(empty_database_url)
+    async with connected(empty_database_url) as db, db.connection() as conn:
+        itself = await deployment.identity(conn)
+        assert (await deployment.withholding(conn)) == (False, itself)
+        await conn.execute("UPDATE deployment SET timeline = timeline + 1")
+    await migrate.downgrade(empty_database_url, "0003")
+    await migrate.upgrade(empty_database_url)
+    async with connected(empty_database_url) as db, db.connection() as conn:
+        _, known = await deployment.withholding(conn)
+        assert known == replace(itself, timeline=itself.timeline + 1), "what it knew is not written over"
+        assert await deployment.withholds_stop_runs(conn)

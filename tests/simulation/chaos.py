@@ -199,7 +199,8 @@ class Chaos:
         self._world.clock_was_set = True
 
     def _remember(self, fault: Fault) -> None:
-        self._snapshots[fault] = self._world.storage.snapshot()
+        storage = self._world.storage
+        self._snapshots[fault] = storage.snapshot().migrated(storage.identity)
 
     def _failover(self, fault: Fault) -> None:
         """A standby that lacks the last commits is promoted."""

@@ -47,6 +47,18 @@ class Snapshot:
 
     tables: Mapping[str, Mapping[Key, Row]]
 
+    def migrated(self, identity: Identity) -> Snapshot:
+        """With what the migration has written down: which database this is, also before a coordinator has looked."""
+        known = {
+            key: row if row["system_identifier"] else {**row, **_written(identity)}
+            for key, row in self.tables["deployment"].items()
+        }
+        return Snapshot({**self.tables, "deployment": known})
+
+
+def _written(identity: Identity) -> Row:
+    return {"system_identifier": identity.system, "database_oid": identity.oid, "timeline": identity.timeline}
+
 
 @dataclass(slots=True, eq=False)
 class Lock:
