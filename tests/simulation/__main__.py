@@ -93,10 +93,10 @@ def hunt(mutants: Sequence[Mutant], seeds: int) -> int:
 
 def first_caught(name: str, seeds: int) -> Verdict | None:
     """The first seed in which something is wrong without the rule, and nothing is with it."""
-    kinds = next(each.kinds for each in MUTANTS if each.name == name)
-    verdicts = (mutated(name, seed) for seed in range(seeds))
+    mutant = next(each for each in MUTANTS if each.name == name)
+    verdicts = (mutated(name, seed) for seed in range(mutant.first, mutant.first + seeds))
     wrong = (verdict for verdict in verdicts if verdict.violations)
-    return next((verdict for verdict in wrong if not simulate(verdict.seed, kinds).violations), None)
+    return next((verdict for verdict in wrong if not simulate(verdict.seed, mutant.kinds).violations), None)
 
 
 if __name__ == "__main__":

@@ -54,10 +54,11 @@ class Mutant:
 
     name: str
     rule: str  #: in words, with its place in the design
-    kinds: tuple[str, ...]  #: of the faults that the rule is for
+    kinds: tuple[str, ...]  #: of the faults that the rule is for; none: of all
     patches: Callable[[], Sequence[Patch]]
     spare: str = ""  #: why nothing breaks without it: other rules keep what it is for
     ours: bool = False  #: Relay was like that once: a fault that was found on the way, kept as it was before its mend
+    first: int = 0  #: the seed to begin with, for what is so rare that it was found by thousands
 
     @contextmanager
     def alive(self) -> Iterator[None]:
@@ -72,12 +73,12 @@ MUTANTS: list[Mutant] = []
 
 
 def mutant(
-    rule: str, kinds: str, *, spare: str = "", ours: bool = False
+    rule: str, kinds: str, *, spare: str = "", ours: bool = False, first: int = 0
 ) -> Callable[[Callable[[], Sequence[Patch]]], Callable[[], Sequence[Patch]]]:
     """The decorated function says what is replaced; `kinds` are the faults that show it soonest."""
 
     def add(patches: Callable[[], Sequence[Patch]]) -> Callable[[], Sequence[Patch]]:
-        MUTANTS.append(Mutant(patches.__name__, rule, tuple(kinds.split()), patches, spare, ours))
+        MUTANTS.append(Mutant(patches.__name__, rule, tuple(kinds.split()), patches, spare, ours, first))
         return patches
 
     return add
@@ -604,6 +605,11 @@ def places_not_extended() -> Sequence[Patch]:
 @mutant("after a failover every session ends (§2 Failover)", "failover")
 def sessions_outlive_failover() -> Sequence[Patch]:
     return [patch.object(deployment_commands, "end_all", nothing())]
+
+
+@mutant("a database knows which it is from its migration on (§2 Failover, S3)", "", ours=True, first=7234)
+def unknown_until_first_look() -> Sequence[Patch]:
+    return [patch.object(Snapshot, "migrated", lambda self, identity: self)]
 
 
 @mutant(

@@ -15,6 +15,7 @@ QUICK = (
     *("only_copy_let_go", "head_behind_a_fallback", "nothing_superseded", "resume_from_the_oldest"),
     *("cursor_outside", "acked_before_commit", "gaps_taken", "overlaps_taken", "events_before_start"),
     *("ids_reused", "sessions_outlive_failover", "welcome_unheard", "first_write_not_repeated"),
+    "unknown_until_first_look",
 )
 
 
