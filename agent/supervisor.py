@@ -107,19 +107,19 @@ class Supervisor:
         """What is held becomes what is wished."""
         standing, self._terms = standing.hearing(beat, self._terms)
         todo = plan(self._attempts, beat.wishes, frozenset(self._begun))
-        for lease in todo.drop:
+        for lease in sorted(todo.drop):
             self._attempts[lease].drop()
-        for lease in todo.stop:
+        for lease in sorted(todo.stop):
             wish = beat.wishes[lease]
             self._attempts[lease].stop(Order(Stop.WISHED, wish.grace, wish.reason.name.lower()))
-        for lease in todo.start:
+        for lease in sorted(todo.start):
             work = beat.wishes[lease].work
             assert isinstance(work, Assignment)
             if self._leaving:  # granted before the coordinator had heard of it
                 self._decline(lease, Stop.LEAVING)
             elif not self._busy(work.slots):  # a later beat names it again
                 self._begin(work)
-        for lease in todo.decline:
+        for lease in sorted(todo.decline):
             self._decline(lease, Stop.WISHED)
         self._pass_on_trust()
         return standing
