@@ -42,8 +42,9 @@ async def settled(world: World, reconnected: float, patience: float) -> None:
 async def _stop_is_heard(world: World) -> None:
     """L4: a pause of a run that trains on a live session. What trains on by a lease that has ended is no such run."""
     held = {str(lease) for lease, row in world.storage.tables["leases"].items() if row["end_time"] is None}
+    there = {host.label for host in world.hosts if _has_a_live_session(world, host)}
     training = (each for each in world.truth.executions if each.ended is None and each.process.running)
-    live = [each for each in training if each.asked == 0 and each.lease in held]
+    live = [each for each in training if each.asked == 0 and each.lease in held and each.host in there]
     if not live or world.random.random() < 0.5:
         return
     execution, said = live[0], world.loop.time()
@@ -72,6 +73,13 @@ def _no_run_waits_for_nothing(world: World, waiting: dict[str, float]) -> None:
 
 def _is_connected(world: World, host: Host) -> bool:
     return host.runs_agent and host.silence < 2 * world.timing.heartbeat
+
+
+def _has_a_live_session(world: World, host: Host) -> bool:
+    """Both ends know the same one, and have heard of each other on it."""
+    agent = world.storage.tables["agents"].get(host.name)
+    same = agent is not None and str(agent["session_id"]) == host.session_id
+    return same and _is_connected(world, host)
 
 
 def all_over(world: World) -> bool:

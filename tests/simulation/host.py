@@ -91,6 +91,7 @@ class Host:
         self._orders: asyncio.Queue[WayOut] = asyncio.Queue()
         self._notice: _Written | None = None
         self._contact: Contact | None = None
+        self._session: Session | None = None
         self._rate = rate
         self._lost: list[LostShim] = []  #: of which only records lie here
 
@@ -113,6 +114,11 @@ class Host:
     def runs_agent(self) -> bool:
         """Whether one is there, frozen or not."""
         return self.agent is not None and self.agent.alive
+
+    @property
+    def session_id(self) -> str:
+        """The session that its agent has, or had last; empty when it has had none."""
+        return self._session._standing.session_id if self._session is not None else ""
 
     @property
     def silence(self) -> float:
@@ -178,7 +184,7 @@ class Host:
             identity = Identity(instance, self.boot, self.folder / "data" / "deployment")
             random = Random(self.random.getrandbits(32))
             dial = grpc_dial(coordinator)
-            session = Session(supervisor, identity, contact, dial=dial, now=self.now, random=random)
+            self._session = session = Session(supervisor, identity, contact, dial=dial, now=self.now, random=random)
             await supervisor.run((session.run, means.spool.run, means.removals.run), orders, LEAVING)
 
     def _room(self, _: Path) -> Room:
