@@ -39,20 +39,26 @@ def make_model(folder: Path, seed: int = 0) -> Path:
 
 
 def make_rows(path: Path, count: int = 48, seed: int = 0, kind: str = "prompt_completion") -> Path:
-    """Sums as JSON lines, of the kind `text`, `prompt_completion` or `chat`."""
+    """Sums as JSON lines, of a kind that `trainers.rows` knows."""
     draw = random.Random(seed)
     with path.open("w") as file:
         for _ in range(count):
             left, right = draw.randint(0, 99), draw.randint(0, 99)
-            file.write(json.dumps(_row(kind, f"{left} + {right} =", f" {left + right}")) + "\n")
+            row = _row(kind, f"{left} + {right} =", f" {left + right}", f" {left + right + 1 + left % 9}")
+            file.write(json.dumps(row) + "\n")
     return path
 
 
-def _row(kind: str, question: str, answer: str) -> dict[str, object]:
+def _row(kind: str, question: str, answer: str, wrong: str) -> dict[str, object]:
     if kind == "text":
         return {"text": question + answer}
     if kind == "chat":
         return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+    if kind == "preference":
+        return {"prompt": question, "chosen": answer, "rejected": wrong}
+    if kind == "unpaired_preference":
+        good = question[0] in "13579"
+        return {"prompt": question, "completion": answer if good else wrong, "label": good}
     return {"prompt": question, "completion": answer}
 
 

@@ -1,5 +1,6 @@
 """What a method trains: a model that the library loads by itself, or a base with another run's adapter on it."""
 
+import copy
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -8,12 +9,25 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    set_seed,
+)
 
 from relay.loadable import ADAPTER
 from relay.runfile import RunFile
 from trainers.errors import ConfigError
 from trainers.hub import LocalModel
+
+LANGUAGE, SCORE = "CAUSAL_LM", "SEQ_CLS"  #: what a model is trained to give, by PEFT's names of the task
+_HEADS: Mapping[str, tuple[Any, Mapping[str, Any]]] = {
+    LANGUAGE: (AutoModelForCausalLM, {}),
+    SCORE: (AutoModelForSequenceClassification, {"num_labels": 1}),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,27 +40,43 @@ class Beginning:
     tokenizer: Any = None  #: None: the model's own
 
 
-def begin(run: RunFile, model: LocalModel) -> Beginning:
+def begin(run: RunFile, model: LocalModel, task: str = LANGUAGE) -> Beginning:
     """Another run's adapter is trained on as it is when the run asks for LoRA, and merged into its base when all
     weights are trained. Raises ConfigError when the run asks for another adapter than that.
     """
     if model.adapter is None:
-        lora = LoraConfig(task_type="CAUSAL_LM", **run.lora) if run.lora is not None else None
+        lora = LoraConfig(task_type=task, **run.lora) if run.lora is not None else None
         return Beginning(str(model.folder), dict(run.model_init), lora)
+    require_task(task, model.adapter)
     tokenizer = AutoTokenizer.from_pretrained(model.adapter)
+    set_seed(run.seed)  # a head that the base has not is drawn anew, before the adapter brings its own
     if run.lora is None:
-        return Beginning(_merged(run, model.folder, model.adapter), None, None, tokenizer)
+        return Beginning(_merged(run, model.folder, model.adapter, task), None, None, tokenizer)
     require_same(run.lora, model.adapter)
-    base = AutoModelForCausalLM.from_pretrained(model.folder, **{"dtype": "float32"} | run.model_init)
+    base = load(model.folder, task, **{"dtype": "float32"} | run.model_init)
     return Beginning(PeftModel.from_pretrained(base, str(model.adapter), is_trainable=True), None, None, tokenizer)
 
 
-def _merged(run: RunFile, base: Path, adapter: Path) -> Any:
+def load(folder: Path, task: str, **how: Any) -> Any:
+    """The model in `folder`, with the head that the task needs."""
+    kind, more = _HEADS[task]
+    return kind.from_pretrained(folder, **more, **how)
+
+
+def reference(begun: Beginning) -> Any:
+    """What a method that compares with where it began is to be given; None where the library finds it by itself.
+
+    It loads a folder once more, switches a new adapter off, and keeps a copy of an adapter that is trained on (`ref`,
+    in `DPOTrainer.__init__` and `KTOTrainer.__init__`; never saved, see `trainers.resumable`). In place of a model that
+    is merged already it would load the bare base.
+    """
+    return copy.deepcopy(begun.model) if isinstance(begun.model, PreTrainedModel) else None
+
+
+def _merged(run: RunFile, base: Path, adapter: Path, task: str) -> Any:
     """Summed in float32, whatever the type that is trained in."""
     how = {name: value for name, value in run.model_init.items() if name != "dtype"}
-    whole: Any = PeftModel.from_pretrained(
-        AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, **how), str(adapter)
-    )
+    whole: Any = PeftModel.from_pretrained(load(base, task, dtype=torch.float32, **how), str(adapter))
     merged = whole.merge_and_unload().to(_dtype(run.model_init.get("dtype", "float32"), base))
     return merged.requires_grad_(True)  # an adapter freezes what is under it
 
@@ -57,6 +87,16 @@ def _dtype(asked: str, base: Path) -> torch.dtype:
     if not isinstance(kind, torch.dtype):
         raise ConfigError(f"model_init.dtype: {asked} is no type; for instance bfloat16")
     return kind
+
+
+def require_task(task: str, adapter: Path) -> None:
+    """ConfigError when the adapter belongs to a model with another head: a language model's has none that scores."""
+    trained = json.loads((adapter / ADAPTER).read_text()).get("task_type") or task
+    if trained != task:
+        raise ConfigError(
+            f"model.init_from: its adapter was trained for {trained}, and this method trains {task}; "
+            "have it published merged (hub.push: merged) and name that model in model.name_or_path"
+        )
 
 
 def require_same(asked: Mapping[str, Any], adapter: Path) -> None:

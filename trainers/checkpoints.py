@@ -98,7 +98,7 @@ class LoggingState:
     total_loss: float  #: sum of the losses logged so far
     last_logged: int  #: step of the last log
     flos: float  #: floating-point operations not yet added to the trainer's state
-    metrics: Mapping[str, Mapping[str, list[float]]]  #: TRL's windows by mode and name
+    metrics: Mapping[str, Mapping[str, list[float]]]  #: TRL's `windows`
     tokens: float  #: tokens trained on
     evaluation_due: bool = False  #: the step was to be evaluated and has not been
 
@@ -111,8 +111,7 @@ class LoggingState:
             last_logged=inner._globalstep_last_logged,
             flos=float(inner.current_flos),
             metrics={
-                mode: {name: list(window) for name, window in windows.items()}
-                for mode, windows in _windows(inner).items()
+                mode: {name: list(window) for name, window in names.items()} for mode, names in windows(inner).items()
             },
             tokens=getattr(inner, "_total_train_tokens", 0),
             evaluation_due=getattr(inner, "evaluation_due", False),
@@ -126,16 +125,19 @@ class LoggingState:
         inner._globalstep_last_logged = self.last_logged
         inner.current_flos = self.flos
         inner.evaluation_due = self.evaluation_due
-        for mode, windows in self.metrics.items():
-            for name, window in windows.items():
-                _windows(inner)[mode][name] = list(window)
+        for mode, names in self.metrics.items():
+            for name, window in names.items():
+                windows(inner)[mode][name] = list(window)
         if hasattr(inner, "_total_train_tokens"):
             inner._total_train_tokens = self.tokens
 
 
-def _windows(trainer: Any) -> dict[str, dict[str, list[float]]]:
-    windows: dict[str, dict[str, list[float]]] = getattr(trainer, "_metrics", {})
-    return windows
+def windows(trainer: Any) -> dict[str, dict[str, list[float]]]:
+    """TRL's metrics since the last log, by mode (train, eval) and name; its older trainers have another word for it."""
+    found: dict[str, dict[str, list[float]]] = getattr(trainer, "_metrics", None) or getattr(
+        trainer, "_stored_metrics", {}
+    )
+    return found
 
 
 def folder_name(step: int) -> str:

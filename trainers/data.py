@@ -1,7 +1,5 @@
-"""Rows to train on: read from JSON lines, recognised, checked, weighed and split. Deterministic by seed, row for row.
-
-Three kinds are known: `text` (`{"text": …}`), `prompt_completion` (`{"prompt": …, "completion": …}`, both text or
-both lists of messages) and `chat` (`{"messages": [{"role": …, "content": …}, …]}`).
+"""Rows to train on: read from JSON lines, weighed and split. Deterministic by seed, row for row. What a row is, and
+what is wrong with one, `trainers.rows` says.
 """
 
 import glob
@@ -15,16 +13,10 @@ from typing import Any
 
 from relay.runfile import Data, Source, Split
 from trainers.errors import ConfigError
+from trainers.rows import Row, checked, kind_of, readable, shown, trained_as, wanted
 
-Row = dict[str, Any]
 Fetch = Callable[[Source], Iterable[Mapping[str, Any]]]  #: rows of a data set on the Hub
 
-#: Which columns make a kind, in the order they are looked for.
-COLUMNS: Mapping[str, tuple[str, ...]] = {
-    "chat": ("messages",),
-    "prompt_completion": ("prompt", "completion"),
-    "text": ("text",),
-}
 #: How files begin that are not JSON lines but are often named in their place.
 _MAGIC: Mapping[bytes, str] = {
     b"\x1f\x8b": "gzip",
@@ -111,11 +103,20 @@ class _Reader:
     """Reads sources of one data section; the first row decides the kind where the run file does not."""
 
     def __init__(self, data: Data, kinds: Sequence[str], fetch: Fetch, base: Path) -> None:
-        self.kind: str = "" if data.format == "auto" else data.format
+        self._kind: str = "" if data.format == "auto" else data.format  #: as it is in the files
         self._shape = ""  #: what the first row's columns hold
-        self._kinds, self._columns, self._fetch, self._base = kinds, data.columns, fetch, base
-        if self.kind and self.kind not in kinds:
-            raise ConfigError(f"data.format: {self.kind} cannot be used with this method; it takes {', '.join(kinds)}")
+        self._names: frozenset[str] = frozenset()  #: the first row's columns
+        self._kinds, self._columns, self._fetch, self._base = readable(kinds), data.columns, fetch, base
+        if self._kind and self._kind not in self._kinds:
+            raise ConfigError(
+                f"data.format: {self._kind} cannot be used with this method; it takes {', '.join(self._kinds)} "
+                f"({wanted(self._kinds)})"
+            )
+
+    @property
+    def kind(self) -> str:
+        """Of the rows that were read."""
+        return trained_as(self._kind)
 
     def parts(self, sources: Sequence[Source], name: str) -> list[_Part]:
         parts = [_Part(source, list(self._rows(source))) for source in sources]
@@ -128,18 +129,22 @@ class _Reader:
             renamed = {self._columns.get(name, name): value for name, value in row.items()}
             if len(renamed) < len(row):
                 raise ConfigError(f"{place}: data.columns gives two columns one name, of {', '.join(map(str, row))}")
-            if not self.kind:
-                self.kind = _kind_of(renamed, self._kinds, place)
-            checked = _checked(renamed, self.kind, place)
-            self._require_alike(checked, place)
-            yield checked
+            if not self._kind:
+                self._kind = kind_of(renamed, self._kinds, place)
+            good = checked(renamed, self._kind, place)
+            self._require_alike(good, place)
+            yield good
 
     def _require_alike(self, row: Row, place: str) -> None:
-        """Text and messages are told apart once for all rows, by the first."""
-        shape = "text" if all(isinstance(value, str) for value in row.values()) else "messages"
-        self._shape = self._shape or shape
+        """Text and messages, and whether there is a prompt, are told once for all rows, by the first."""
+        said = {name: value for name, value in row.items() if not isinstance(value, bool)}
+        shape = "text" if all(isinstance(value, str) for value in said.values()) else "messages"
+        self._shape, self._names = self._shape or shape, self._names or frozenset(row)
         if shape != self._shape:
-            raise ConfigError(f"{place}: {' and '.join(row)} are {shape}, in the rows before {self._shape}")
+            raise ConfigError(f"{place}: {' and '.join(said)} are {shape}, in the rows before {self._shape}")
+        if odd := self._names ^ row.keys():
+            has = "has a" if odd <= row.keys() else "has no"
+            raise ConfigError(f"{place}: {has} {', '.join(odd)}, other than the rows before; give it in all or in none")
 
     def _raw(self, source: Source) -> Iterator[tuple[str, Mapping[str, Any]]]:
         path = source.path or ""
@@ -186,55 +191,9 @@ def read_jsonl(path: Path, name: str) -> Iterator[tuple[int, Row]]:
             except (json.JSONDecodeError, RecursionError) as error:
                 raise ConfigError(f"{name}:{number}: not JSON ({error}); each line is one object") from error
             if not isinstance(row, dict):
-                raise ConfigError(f'{name}:{number}: a row is an object like {{"text": "…"}}, found {_shown(row)}')
+                raise ConfigError(f'{name}:{number}: a row is an object like {{"text": "…"}}, found {shown(row)}')
             yield number, row
 
 
 def _other_kind(start: bytes) -> str | None:
     return next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), None)
-
-
-def _kind_of(row: Row, kinds: Sequence[str], place: str) -> str:
-    for kind, columns in COLUMNS.items():
-        if kind in kinds and all(column in row for column in columns):
-            return kind
-    wanted = " or ".join("+".join(columns) for kind, columns in COLUMNS.items() if kind in kinds)
-    names = ", ".join(map(str, row)) or "none"
-    raise ConfigError(
-        f"{place}: columns are {names}; wanted {wanted} (data.columns renames, for instance {{body: text}})"
-    )
-
-
-def _checked(row: Row, kind: str, place: str) -> Row:
-    """The row with only its kind's columns; ConfigError says what is wrong with it."""
-    for column in COLUMNS[kind]:
-        if column not in row:
-            raise ConfigError(f"{place}: no column {column}, which every row of format {kind} has")
-    if row.get("tools"):
-        raise ConfigError(f"{place}: rows with tools are not supported yet")
-    kept = {column: row[column] for column in COLUMNS[kind]}
-    if kind == "chat":
-        return {"messages": _messages(kept["messages"], f"{place}: messages")}
-    if kind == "prompt_completion" and not all(isinstance(value, str) for value in kept.values()):
-        return {column: _messages(value, f"{place}: {column}") for column, value in kept.items()}
-    for column, value in kept.items():
-        if not isinstance(value, str):
-            raise ConfigError(f"{place}: {column} is text, found {_shown(value)}")
-    return kept
-
-
-def _messages(value: Any, place: str) -> list[Row]:
-    if not isinstance(value, list) or not value:
-        raise ConfigError(f"{place}: a list of messages is wanted, found {_shown(value)}")
-    for number, message in enumerate(value, 1):
-        texts = [message.get(key) for key in ("role", "content")] if isinstance(message, dict) else []
-        if not texts or not all(isinstance(text, str) for text in texts):
-            raise ConfigError(f'{place}: message {number} is {{"role": "…", "content": "…"}}, found {_shown(message)}')
-        if message.get("tool_calls"):
-            raise ConfigError(f"{place}: message {number} has tool_calls, which are not supported yet")
-    return [{"role": message["role"], "content": message["content"]} for message in value]
-
-
-def _shown(value: Any, limit: int = 60) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= limit else text[: limit - 1] + "…"

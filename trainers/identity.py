@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from relay.runfile import RunFile
-from trainers.data import Row
 from trainers.errors import ConfigError
 from trainers.hub import ModelSource
+from trainers.rows import Row
 
 Identity = Mapping[str, Any]
 

@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging
 
 from relay.runfile import RunFile, parse
 from trainers import data, hub, methods
+from trainers.beginning import load
 from trainers.errors import ConfigError, HostError
 
 ROWS, TOKENS = 4, 256  #: what is compared
@@ -85,11 +86,10 @@ def texts(run: RunFile, tokenizer: Any) -> list[str]:
 
 
 def _text(row: Mapping[str, Any], tokenizer: Any) -> str:
-    if "messages" in row:
-        return str(tokenizer.apply_chat_template(row["messages"], tokenize=False))
-    if isinstance(row.get("prompt"), list):
-        return str(tokenizer.apply_chat_template([*row["prompt"], *row["completion"]], tokenize=False))
-    return str(row.get("text") or f"{row.get('prompt', '')}{row.get('completion', '')}")
+    parts = [row[name] for name in ("messages", "text", "prompt", "completion", "chosen") if name in row]
+    if isinstance(parts[0], list):
+        return str(tokenizer.apply_chat_template([message for part in parts for message in part], tokenize=False))
+    return "".join(parts)
 
 
 def _base(adapter: Path, run: RunFile) -> Path:
@@ -102,7 +102,7 @@ def _base(adapter: Path, run: RunFile) -> Path:
 
 def _float(folder: Path, run: RunFile) -> Any:
     how = {name: value for name, value in run.model_init.items() if name != "dtype"}
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **how).eval()
+    return load(folder, methods.load(run.method).TASK, dtype=torch.float32, **how).eval()
 
 
 def _logits(model: Any, inputs: list[Any]) -> list[torch.Tensor]:

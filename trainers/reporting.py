@@ -12,10 +12,15 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from trainers.events import EventLog
 
+_SHOWN = (
+    *("train_loss", "eval_loss", "train_loss_mean"),
+    *("rewards/accuracies", "rewards/margins", "accuracy", "eval_rewards/accuracies", "eval_accuracy"),
+    *("learning_rate", "grad_norm", "samples_per_second"),
+)
 _PROGRESS_SECONDS = 1.0  #: a progress line at most this often between logs
 _RENAMED = {"loss": "train_loss", "train_tokens_per_second": "tokens_per_second"}
 _EVAL_SPEEDS = ("eval_runtime", "eval_steps_per_second")
-_JUDGED = re.compile(r"loss|eval_(?!.*(per_second|runtime|num_tokens))\w+")  #: what a checkpoint is judged by
+_JUDGED = re.compile(r"loss|eval_(?!.*(per_second|runtime|num_tokens))[\w/]+")  #: what a checkpoint is judged by
 
 
 class Reporter(TrainerCallback):
@@ -23,6 +28,7 @@ class Reporter(TrainerCallback):
 
     def __init__(self, trainer: Trainer, events: EventLog) -> None:
         self._trainer, self._events = trainer, events
+        self._likelihood = getattr(trainer, "likelihood", False)
         self._clock = StepClock()
         self._reported_at = 0.0
         self._tokens: float | None = None
@@ -58,14 +64,15 @@ class Reporter(TrainerCallback):
             self._warn_when_lost(values["train_loss"], state.global_step)
         else:
             values = {name: value for name, value in numbers.items() if name not in _EVAL_SPEEDS}
-            if "eval_loss" in values:
+            if "eval_loss" in values and self._likelihood:
                 values["eval_perplexity"] = perplexity(values["eval_loss"])
         self._events.metric(state.global_step, values)
         print(line(state.global_step, state.max_steps, values), flush=True)
 
     def _training(self, numbers: Mapping[str, float], args: TrainingArguments) -> dict[str, float]:
         values = {_RENAMED.get(name, name): value for name, value in numbers.items()}
-        values["perplexity"] = perplexity(values["train_loss"])
+        if self._likelihood:
+            values["perplexity"] = perplexity(values["train_loss"])
         steps, seconds = self._clock.take()
         if seconds > 0:
             values["samples_per_second"] = (
@@ -147,9 +154,5 @@ def gpu_readings(device: torch.device) -> dict[str, float]:
 
 def line(step: int, total: int, values: Mapping[str, float]) -> str:
     """One line for people: `step 10/40  train_loss 2.31  learning_rate 0.0002 …`."""
-    shown = [
-        name
-        for name in ("train_loss", "eval_loss", "train_loss_mean", "learning_rate", "grad_norm", "samples_per_second")
-        if name in values
-    ]
+    shown = [name for name in _SHOWN if name in values]
     return "  ".join([f"step {step}/{total}", *(f"{name} {values[name]:.4g}" for name in shown)])

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,10 @@ import numpy
 import torch
 from transformers import Trainer
 
+from trainers.checkpoints import windows
 from trainers.hub import LocalModel
+
+_REFERENCE = "ref"  #: TRL's name of the adapter that it compares with
 
 
 class EvaluationPutOff(Exception):
@@ -24,16 +28,22 @@ class Resumable(Trainer):
     save_hook: Callable[[], None]
     base: LocalModel  #: what the model was before training
     evaluation_due = False  #: of the step last done; a stop put it off
+    likelihood = False  #: the loss is a mean over tokens of -log(p), and exp(loss) a perplexity
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """In place of the library's own, which writes into the final folder, without fsync, and rotates."""
         self.save_hook()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As the library does; but an adapter names its base as others can find it, not by a folder of this host."""
+        """As the library does; but an adapter names its base as others can find it, not by a folder of this host. The
+        one that it is compared with is not saved: every attempt copies it from what the run began with.
+        """
         super().save_model(output_dir, _internal_call)
         if self.is_world_process_zero():
-            name_base(Path(output_dir or str(self.args.output_dir)), self.base)
+            folder = Path(output_dir or str(self.args.output_dir))
+            if (folder / _REFERENCE / "adapter_config.json").is_file():
+                shutil.rmtree(folder / _REFERENCE)
+            name_base(folder, self.base)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Resumed from the last step there is nothing to do; the library would train one step more."""
@@ -50,7 +60,7 @@ class Resumable(Trainer):
         except EvaluationPutOff:
             assert before is not None
             restore_random(before)
-            getattr(self, "_metrics", {}).get("eval", {}).clear()
+            windows(self).get("eval", {}).clear()
             self.evaluation_due = self.control.should_training_stop = True
             self.save_hook()
 

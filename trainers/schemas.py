@@ -27,6 +27,7 @@ _LAUNCH = "use launch"
 _BEST = "use checkpoint.keep (best, metric, mode)"
 _TRACKERS = "use trackers"
 _ITSELF = "Relay decides this itself"
+_REFERENCE = "the reference is what the run began with, so that it is the same after a resume"
 
 #: Options of `TrainingArguments` that belong to Relay, and what to write instead.
 OWNED: Mapping[str, str] = {
@@ -63,6 +64,10 @@ OWNED: Mapping[str, str] = {
     "use_cpu": "use resources.gpus_per_node and resources.require_cuda",
     "model_init_kwargs": "use model_init",
     "dataset_text_field": "use data.columns, for instance {body: text}",
+    "sync_ref_model": _REFERENCE,
+    "ref_model_mixup_alpha": _REFERENCE,
+    "ref_model_sync_steps": _REFERENCE,
+    "generate_during_eval": "completions are not shown yet",
     "auto_find_batch_size": "use lifecycle.on_oom",
     "fsdp": _LAUNCH,
     "fsdp_config": _LAUNCH,
@@ -85,7 +90,16 @@ _LEAST: Mapping[str, int] = {
     "gradient_accumulation_steps": 1,
     "dataloader_num_workers": 0,
 }
-_LOSSES: Mapping[str, tuple[str, ...]] = {"sft": ("nll", "dft")}
+_LOSSES: Mapping[str, tuple[str, ...]] = {
+    "sft": ("nll", "dft"),
+    "cpt": ("nll", "dft"),
+    "dpo": (
+        *("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard"),
+        *("aot", "aot_unpaired", "apo_zero", "apo_down", "discopop", "sft"),
+    ),
+    "cpo": ("sigmoid", "hinge", "ipo", "simpo", "alphapo"),
+    "kto": ("kto", "apo_zero_unpaired"),
+}
 _LORA_SET_BY_METHOD = (
     "task_type",
     "peft_type",
@@ -135,7 +149,7 @@ def _properties(
     for field in fields:
         schema = _type(hints[field.name])
         if field.name in choices:
-            schema = {"enum": list(choices[field.name])}
+            schema = _one_of(choices[field.name], several=schema.get("type") == "array")
         if field.name in _LEAST:
             schema["minimum"] = _LEAST[field.name]
         default = _default(field)
@@ -145,6 +159,11 @@ def _properties(
             schema["description"] = text
         properties[field.name] = schema
     return properties
+
+
+def _one_of(choices: tuple[str, ...], *, several: bool) -> dict[str, Any]:
+    one = {"enum": list(choices)}
+    return {"anyOf": [one, {"type": "array", "items": one}]} if several else one
 
 
 def _type(hint: Any) -> dict[str, Any]:

@@ -426,6 +426,9 @@ class TestMistakes:
             ({"options": {"save_steps": 5}}, "options.save_steps: is set by Relay; use checkpoint.every"),
             ({"options": {"lr": 5}}, "options.lr: unknown option; it is called learning_rate here"),
             ({"options": {"lr_scheduler_type": "cosin"}}, "did you mean cosine?"),
+            ({"method": "dpo", "options": {"bta": 0.1}}, "options.bta: unknown option; did you mean beta?"),
+            ({"method": "dpo", "options": {"loss_type": ["ipo", "sigmoyd"]}}, "options.loss_type[1]: "),
+            ({"method": "kto", "options": {"sync_ref_model": True}}, "options.sync_ref_model: is set by Relay"),
             ({"model_init": {"revision": "x"}}, "model_init.revision: does not go here; write model.revision"),
         ],
     )
@@ -435,8 +438,8 @@ class TestMistakes:
         assert text in caught.value.mistakes[0].text
 
     def test_a_method_of_later_is_named_as_such(self) -> None:
-        with pytest.raises(RunFileErrors, match=r"method: dpo is not supported yet; this release has sft or command"):
-            parse({**SFT, "method": "dpo"})
+        with pytest.raises(RunFileErrors, match=r"method: ppo is not supported yet; this release has sft, .*command"):
+            parse({**SFT, "method": "ppo"})
 
     def test_no_message_is_the_validation_librarys(self) -> None:
         rubbish = [None, 1, -1.5, "x", True, [], {}, [1], {"a": {"b": 1}}, float("nan")]

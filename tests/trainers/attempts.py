@@ -19,7 +19,7 @@ from trainers import imports
 from trainers.contract import Contract
 from trainers.control import CONTROL, PROCESSES, Control, Outcome
 
-_TIMES = re.compile(r".*(runtime|per_second)")
+TIMES = re.compile(r".*(runtime|per_second)")
 THREADS = 1
 
 
@@ -40,7 +40,7 @@ class Attempt:
             (event["step"], name): value
             for event in metrics
             for name, value in event["values"].items()
-            if not _TIMES.match(name)
+            if not TIMES.match(name)
         }
 
     @property
@@ -73,8 +73,10 @@ def make(
     absolute. `before` is called in each fork. Its code is the first rank's that is not 0.
     """
     with imports.uncollected():
-        import trainers.methods.sft
         import trainers.runtime  # noqa: F401
+        from trainers import methods
+
+        methods.load(run["method"])
 
     folder.mkdir(parents=True)
     contract = Contract(

@@ -10,13 +10,13 @@ from tests import tiny
 
 @pytest.fixture(scope="session")
 def work(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `model` and the rows `rows.jsonl`, `text.jsonl` and `chat.jsonl`. Nothing else may be written
-    there.
+    """A folder with `model`, `rows.jsonl` (prompts and completions) and rows of other kinds, in files that are called
+    as they are. Nothing else may be written there.
     """
     folder = tmp_path_factory.mktemp("tiny")
     (folder / "model").symlink_to(tiny_model)
     tiny.make_rows(folder / "rows.jsonl")
-    for kind in ("text", "chat"):
+    for kind in ("text", "chat", "preference", "unpaired_preference"):
         tiny.make_rows(folder / f"{kind}.jsonl", kind=kind)
     return folder
 

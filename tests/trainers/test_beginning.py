@@ -96,6 +96,61 @@ def test_another_adapter_than_the_one_it_begins_with_is_refused(
     assert "has r: 4, not 16; write the same, or leave lora out" in made.said.line
 
 
+def preferring(work: Path, method: str, **changes: Any) -> dict[str, Any]:
+    """A run of preferences, logged and saved as in `spec_of`; without dropout, which makes any two passes differ."""
+    kind = "unpaired_preference" if method == "kto" else "preference"
+    rows = {"train": [{"path": str(work / f"{kind}.jsonl")}]}
+    spec = {**spec_of(work), "method": method, "data": rows, "model_init": {"attention_dropout": 0.0}, **changes}
+    evaluation = {"eval_steps", "eval_on_start"}
+    options = {name: value for name, value in spec["options"].items() if name not in evaluation}
+    return {**spec, "options": {**options, "logging_steps": 1}}
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+@pytest.mark.parametrize("lora", [LORA, None])
+def test_the_reference_is_what_it_began_with(
+    work: Path, adapter: attempts.Attempt, tmp_path: Path, method: str, lora: dict[str, Any] | None
+) -> None:
+    """Not the bare base: before the first step nothing is preferred to it. And the same after a cut."""
+    before = begun(tmp_path, adapter.folder / "output", work / "model")
+    spec = preferring(work, method, **({"lora": lora} if lora else {}))
+    made = attempts.make(tmp_path / "b", spec, before=before)
+    assert made.code == 0, made.said
+    rewards = {key: value for key, value in made.curve.items() if key[1] in ("rewards/chosen", "rewards/rejected")}
+    assert [value for (step, _), value in rewards.items() if step == 1] == pytest.approx([0, 0], abs=1e-6)
+    assert max(map(abs, rewards.values())) > 1e-3
+    assert not (made.folder / "output" / "ref").exists() and not (made.checkpoint(3) / "ref").exists()
+
+    again = attempts.make(tmp_path / "again", spec, resume=made.checkpoint(3), before=before)
+    assert again.code == 0, again.said
+    assert again.weights() == made.weights()
+    assert again.curve == {key: value for key, value in made.curve.items() if key[0] > 3}
+
+
+def test_a_reward_model_goes_on_from_a_reward_model(work: Path, adapter: attempts.Attempt, tmp_path: Path) -> None:
+    """Its adapter brings the head; the adapter of a language model, which has none, is refused."""
+    rows = tmp_path / "easy.jsonl"
+    rows.write_text('{"prompt": "Well?", "chosen": " yes", "rejected": " no"}\n' * 8)
+    easy = {"data": {"train": [{"path": str(rows)}]}}
+    fresh = {"model": {"name_or_path": str(work / "model")}, "lora": LORA, **easy}
+    first = attempts.make(tmp_path / "first", preferring(work, "reward", **fresh))
+    assert first.code == 0, first.said
+    before = begun(tmp_path, first.folder / "output", work / "model")
+    second = attempts.make(tmp_path / "second", preferring(work, "reward", lora=LORA, **easy), before=before)
+    assert second.code == 0, second.said
+    assert second.curve[1, "train_loss"] < first.curve[6, "train_loss"] < first.curve[1, "train_loss"] / 2
+    merged = attempts.make(tmp_path / "merged", preferring(work, "reward", **easy), before=before)
+    assert merged.curve[1, "train_loss"] == pytest.approx(second.curve[1, "train_loss"], rel=1e-3)
+
+    other = tmp_path / "other"
+    other.mkdir()
+    refused = attempts.make(
+        other / "run", preferring(work, "reward"), before=begun(other, adapter.folder / "output", work / "model")
+    )
+    assert refused.code == REFUSED and refused.said is not None
+    assert "its adapter was trained for CAUSAL_LM, and this method trains SEQ_CLS; merge it" in refused.said.line
+
+
 def test_without_a_coordinator_nobody_finds_another_runs_weights(work: Path, tmp_path: Path) -> None:
     made = attempts.make(tmp_path / "b", spec_of(work), before=partial(os.chdir, tmp_path))
     assert made.code == REFUSED and made.said is not None

@@ -9,14 +9,18 @@ from typing import Any
 import pytest
 
 from relay.runfile import Data, parse, travelling
-from trainers import data
+from trainers import data, rows
 from trainers.errors import ConfigError
 
 KINDS = ("text", "prompt_completion", "chat")
+PREFERENCES = ("preference",)
+UNPAIRED = ("unpaired_preference",)
 
 
-def _load(section: dict[str, Any], base: Path, seed: int = 1) -> tuple[data.Rows, data.Rows | None]:
-    return data.load(Data.model_validate(section), seed=seed, kinds=KINDS, fetch=lambda source: [], base=base)
+def _load(
+    section: dict[str, Any], base: Path, seed: int = 1, kinds: tuple[str, ...] = KINDS
+) -> tuple[data.Rows, data.Rows | None]:
+    return data.load(Data.model_validate(section), seed=seed, kinds=kinds, fetch=lambda source: [], base=base)
 
 
 def _write(path: Path, *rows: Any) -> Path:
@@ -40,7 +44,110 @@ def test_kinds_are_recognised_and_other_columns_dropped(tmp_path: Path, row: dic
     _write(tmp_path / "rows.jsonl", row)
     train, held_out = _load({"train": "rows.jsonl"}, tmp_path)
     assert (train.kind, held_out) == (kind, None)
-    assert list(train.rows) == [{name: row[name] for name in data.COLUMNS[kind]}]
+    assert list(train.rows) == [{name: row[name] for name in rows.COLUMNS[kind]}]
+
+
+HUMAN = {"from": "human", "value": "hi"}
+ANSWER = {"role": "assistant", "content": "ho"}
+OTHER = {"role": "assistant", "content": "hum"}
+
+
+@pytest.mark.parametrize(
+    ("row", "kinds"),
+    [
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, PREFERENCES),
+        ({"chosen": "ab", "rejected": "ac"}, PREFERENCES),
+        ({"prompt": [TURN], "chosen": [ANSWER], "rejected": [OTHER]}, PREFERENCES),
+        ({"chosen": [TURN, ANSWER], "rejected": [TURN, OTHER]}, PREFERENCES),
+        ({"prompt": "a", "completion": "b", "label": True}, UNPAIRED),
+        ({"prompt": [TURN], "completion": [ANSWER], "label": False}, UNPAIRED),
+    ],
+)
+@pytest.mark.parametrize("named", [False, True])
+def test_preferences(tmp_path: Path, row: dict[str, Any], kinds: tuple[str, ...], named: bool) -> None:
+    _write(tmp_path / "rows.jsonl", {**row, "score": 3})
+    section = {"train": "rows.jsonl", **({"format": kinds[0]} if named else {})}
+    train, _ = _load(section, tmp_path, kinds=kinds)
+    assert (train.kind, list(train.rows)) == (kinds[0], [row])
+
+
+@pytest.mark.parametrize(
+    ("row", "kind", "becomes"),
+    [
+        (
+            {"instruction": "Add.", "input": "1 + 1", "output": "2"},
+            "prompt_completion",
+            {
+                "prompt": [{"role": "user", "content": "Add.\n\n1 + 1"}],
+                "completion": [{"role": "assistant", "content": "2"}],
+            },
+        ),
+        (
+            {"instruction": "hi", "input": None, "output": "ho"},
+            "prompt_completion",
+            {"prompt": [TURN], "completion": [ANSWER]},
+        ),
+        (
+            {"conversations": [{"from": "system", "value": "Be short."}, HUMAN, {"from": "gpt", "value": "ho"}]},
+            "chat",
+            {"messages": [{"role": "system", "content": "Be short."}, TURN, ANSWER]},
+        ),
+    ],
+)
+def test_rows_of_other_tools_become_our_own(
+    tmp_path: Path, row: dict[str, Any], kind: str, becomes: dict[str, Any]
+) -> None:
+    _write(tmp_path / "rows.jsonl", row)
+    train, _ = _load({"train": "rows.jsonl"}, tmp_path)
+    assert (train.kind, list(train.rows)) == (kind, [becomes])
+
+
+@pytest.mark.parametrize(
+    ("row", "kinds", "said"),
+    [
+        ({"prompt": "a", "completion": "b"}, PREFERENCES, "wanted chosen+rejected and perhaps prompt (data.columns"),
+        ({"chosen": "a", "rejected": "b"}, UNPAIRED, "columns are chosen, rejected; wanted prompt+completion+label"),
+        ({"chosen": "a", "rejected": "b"}, KINDS, "columns are chosen, rejected; wanted messages or prompt+completion"),
+        (
+            {"prompt": "a", "completion": "b", "label": 1},
+            UNPAIRED,
+            "label is true (a good completion) or false, found 1",
+        ),
+        ({"chosen": "a", "rejected": "a"}, PREFERENCES, "chosen and rejected are the same"),
+        ({"chosen": [TURN, ANSWER], "rejected": [ANSWER]}, PREFERENCES, "give what is before them as prompt"),
+        ({"prompt": "a", "chosen": [ANSWER], "rejected": [OTHER]}, PREFERENCES, "prompt: a list of messages is wanted"),
+        ({"chosen": "a", "rejected": None}, PREFERENCES, "chosen: a list of messages is wanted, found"),
+        ({"instruction": "a", "output": 2}, KINDS, "output is text, found 2"),
+        ({"conversations": []}, KINDS, "conversations: a list of turns is wanted"),
+        ({"conversations": [HUMAN, {"from": "bing", "value": "x"}]}, KINDS, "conversations: turn 2 is"),
+        ({"conversations": [{"from": "human", "value": 1}]}, KINDS, "conversations: turn 1 is"),
+    ],
+)
+def test_what_is_wrong_with_other_rows(tmp_path: Path, row: Any, kinds: tuple[str, ...], said: str) -> None:
+    _write(tmp_path / "rows.jsonl", row)
+    with pytest.raises(ConfigError, match=r"^rows\.jsonl:1: ") as wrong:
+        _load({"train": "rows.jsonl"}, tmp_path, kinds=kinds)
+    assert said in str(wrong.value)
+
+
+def test_a_format_that_the_method_does_not_learn_from(tmp_path: Path) -> None:
+    _write(tmp_path / "rows.jsonl", {"text": "a"})
+    with pytest.raises(ConfigError) as wrong:
+        _load({"train": "rows.jsonl", "format": "text"}, tmp_path, kinds=PREFERENCES)
+    assert str(wrong.value) == (
+        "data.format: text cannot be used with this method; it takes preference (chosen+rejected and perhaps prompt)"
+    )
+
+
+def test_a_prompt_is_in_all_rows_or_in_none(tmp_path: Path) -> None:
+    """TRL looks at the first row only."""
+    pair = {"chosen": "ab", "rejected": "ac"}
+    _write(tmp_path / "without.jsonl", pair, {"prompt": "a", **pair})
+    with pytest.raises(ConfigError, match=r"without\.jsonl:2: has a prompt, other than the rows before"):
+        _load({"train": "without.jsonl"}, tmp_path, kinds=PREFERENCES)
+    _write(tmp_path / "with.jsonl", {"prompt": "a", **pair}, pair)
+    with pytest.raises(ConfigError, match=r"with\.jsonl:2: has no prompt, other than the rows before"):
+        _load({"train": "with.jsonl"}, tmp_path, kinds=PREFERENCES)
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,19 @@ def test_fresh(method: str) -> None:
     assert (schemas.FOLDER / f"{method}.json").read_text() == schemas.render(method), "run `make schemas`"
 
 
-def test_every_option_is_either_the_users_or_relays() -> None:
-    from trl import SFTConfig
-
-    schema = schemas.method_schema("sft")
-    names = {field.name for field in dataclasses.fields(SFTConfig) if field.init}
+@pytest.mark.parametrize("method", methods.NAMES)
+def test_every_option_is_either_the_users_or_relays(method: str) -> None:
+    schema = schemas.method_schema(method)
+    names = {field.name for field in dataclasses.fields(methods.load(method).config_class()) if field.init}
     assert set(schema["properties"]) | set(schema["x-relay-owned"]) == names
     assert set(schema["properties"]).isdisjoint(schema["x-relay-owned"])
+
+
+def test_a_loss_of_several_or_one() -> None:
+    """DPO mixes losses; a list of them is checked name by name."""
+    validator = jsonschema.Draft202012Validator(json.loads((schemas.FOLDER / "dpo.json").read_text()))
+    given = ({"loss_type": "ipo"}, {"loss_type": ["sigmoid", "sft"]}, {"loss_type": ["sigmoyd"]}, {"loss_type": "x"})
+    assert [validator.is_valid(options) for options in given] == [True, True, False, False]
 
 
 @pytest.mark.parametrize(
@@ -42,7 +48,8 @@ def test_values(options: dict[str, object], wrong: list[str]) -> None:
     assert [error.path[0] for error in validator.iter_errors(options)] == wrong
 
 
-def test_defaults_and_types_agree() -> None:
-    for property_ in schemas.method_schema("sft")["properties"].values():
+@pytest.mark.parametrize("method", methods.NAMES)
+def test_defaults_and_types_agree(method: str) -> None:
+    for property_ in schemas.method_schema(method)["properties"].values():
         if "default" in property_:
             jsonschema.validate(property_["default"], property_, cls=jsonschema.Draft202012Validator)

@@ -4,6 +4,7 @@ A method module has `config_class`, `configure` and `build` (see `Method`); ever
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from trainers.errors import ConfigError
@@ -16,14 +17,18 @@ if TYPE_CHECKING:
     from trainers.hub import LocalModel
     from trainers.resumable import Resumable
 
-NAMES = ("sft",)
+NAMES = ("sft", "cpt", "dpo", "orpo", "cpo", "kto", "reward")
+
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # docs/runfile.md says which these are, once
 
 
 class Method(Protocol):
     """What a method's module defines."""
 
-    #: The kinds of rows it learns from (see `trainers.data`).
+    #: The kinds of rows it learns from (see `trainers.rows`).
     KINDS: tuple[str, ...]
+    #: What the model is trained to give (see `trainers.beginning`).
+    TASK: str
 
     def config_class(self) -> type[Any]:
         """The library's config class; its fields are the method's options."""

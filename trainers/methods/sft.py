@@ -2,20 +2,23 @@
 
 from typing import Any
 
-from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 from relay.runfile import RunFile
-from trainers.beginning import begin
+from trainers.beginning import LANGUAGE
 from trainers.data import Rows
 from trainers.hub import LocalModel
+from trainers.methods import building
 from trainers.resumable import Resumable
 
 KINDS = ("text", "prompt_completion", "chat")
+TASK = LANGUAGE
 
 
 class ResumableSFT(Resumable, SFTTrainer):
     """TRL's trainer; nothing of ours changes how it trains."""
+
+    likelihood = True
 
 
 def config_class() -> type[Any]:
@@ -27,15 +30,4 @@ def configure(run: RunFile, owned: dict[str, Any]) -> SFTConfig:
 
 
 def build(run: RunFile, args: SFTConfig, model: LocalModel, train: Rows, held_out: Rows | None) -> Resumable:
-    begun = begin(run, model)
-    args.model_init_kwargs = begun.model_init
-    trainer = ResumableSFT(
-        model=begun.model,
-        args=args,
-        train_dataset=Dataset.from_list(list(train.rows)),
-        eval_dataset=Dataset.from_list(list(held_out.rows)) if held_out else None,
-        processing_class=begun.tokenizer,
-        peft_config=begun.lora,
-    )
-    trainer.base = model
-    return trainer
+    return building.build(ResumableSFT, run, args, model, train, held_out)

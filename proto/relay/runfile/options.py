@@ -105,7 +105,14 @@ def _check_section(
             missing = [name for name in error.validator_value if name not in error.instance]
             yield from ((Mistake((*path, name), "is missing"), True) for name in missing)
         else:
-            yield Mistake(path, *_problem(error)), False
+            inner = _inner(error)
+            yield Mistake((*section, *inner.absolute_path), *_problem(inner)), False
+
+
+def _inner(error: jsonschema.ValidationError) -> jsonschema.ValidationError:
+    """Of a value that may have several shapes: what is wrong inside the one that it has."""
+    inner = [each for each in error.context or () if each.path]
+    return _inner(inner[0]) if inner else error
 
 
 def _errors(rules: Mapping[str, Any], options: Mapping[str, Any]) -> Iterator[Any]:

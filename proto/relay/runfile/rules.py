@@ -12,7 +12,7 @@ _NEVER_COMMAND = ("model", "model_init", "lora", "quantization", "preset", "data
 _REWARDED = ("grpo", "rloo", "ppo", "online_dpo")
 
 #: Rows that the trainers of this release read.
-_FORMATS = ("auto", "text", "prompt_completion", "chat")
+_FORMATS = ("auto", "text", "prompt_completion", "chat", "alpaca", "sharegpt", "preference", "unpaired_preference")
 
 #: What the format knows and this release does not do: path → when a run asks for it. Refused, never ignored.
 NOT_YET: Mapping[str, Callable[[RunFile], bool]] = {

@@ -1,0 +1,141 @@
+"""Every method trains as its library does, survives a cut, and learns what it is for."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.trainers import attempts
+
+LORA = {"r": 4, "lora_dropout": 0.1, "target_modules": "all-linear"}
+#: The rows that a method learns from, options that matter for it, and where TRL keeps it.
+METHODS: dict[str, tuple[str, dict[str, Any], str, str]] = {
+    "cpt": ("text", {"max_length": 64, "packing": True, "packing_strategy": "wrapped"}, "trl", "SFT"),
+    "dpo": ("preference", {"disable_dropout": False}, "trl", "DPO"),
+    "orpo": ("preference", {"disable_dropout": False}, "trl.experimental.orpo", "ORPO"),
+    "cpo": ("preference", {"disable_dropout": False}, "trl.experimental.cpo", "CPO"),
+    "kto": ("unpaired_preference", {"disable_dropout": False}, "trl", "KTO"),
+    "reward": ("preference", {"disable_dropout": False}, "trl", "Reward"),
+}
+#: The names that TRL's own logs have and ours have not, and those that Relay adds.
+RENAMED = {"loss": "train_loss"}
+ADDED = {"perplexity", "eval_perplexity", "train_loss_mean", "total_flos"}
+
+PRECOMPUTE = {"options": {"precompute_ref_log_probs": True}}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{method: (method, {}) for method in METHODS},
+    **{f"{method}-lora": (method, {"lora": LORA}) for method in METHODS},
+    **{f"{method}-precomputed": (method, PRECOMPUTE) for method in ("dpo", "kto")},
+    **{f"{method}-precomputed-lora": (method, {"lora": LORA, **PRECOMPUTE}) for method in ("dpo", "kto")},
+}
+
+
+def spec(work: Path, method: str, **changes: Any) -> dict[str, Any]:
+    """Six steps with a save in the middle, between two logs."""
+    kind, options, *_ = METHODS[method]
+    rows = [{"path": str(work / f"{kind}.jsonl")}]
+    return {
+        "version": "relay/v1",
+        "method": method,
+        "model": {"name_or_path": str(work / "model")},
+        "data": {"train": rows, "eval": rows},
+        "checkpoint": {"every": "3 steps"},
+        **changes,
+        "options": {
+            "max_steps": 6,
+            "logging_steps": 2,
+            "eval_steps": 4,
+            "per_device_train_batch_size": 4,
+            "learning_rate": 1e-3,
+            "gradient_checkpointing": False,
+            **options,
+            **changes.get("options", {}),
+        },
+    }
+
+
+def driven_directly(run: dict[str, Any], folder: Path) -> int:
+    """What a person would write with TRL alone; leaves model and log in `folder`."""
+    import importlib
+
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+
+    torch.set_num_threads(attempts.THREADS)
+    _, _, module, name = METHODS[run["method"]]
+    library = importlib.import_module(module)
+    rows = Dataset.from_json(run["data"]["train"][0]["path"], cache_dir=str(folder / "cache"))
+    args = getattr(library, f"{name}Config")(
+        output_dir=str(folder),
+        use_cpu=True,
+        bf16=False,
+        seed=42,
+        report_to="none",
+        save_strategy="no",
+        eval_strategy="steps",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        model_init_kwargs={"dtype": "float32", "device_map": None},
+        **run["options"],
+    )
+    task = "SEQ_CLS" if run["method"] == "reward" else "CAUSAL_LM"
+    trainer = getattr(library, f"{name}Trainer")(
+        model=run["model"]["name_or_path"],
+        args=args,
+        train_dataset=rows,
+        eval_dataset=rows,
+        peft_config=LoraConfig(task_type=task, **run["lora"]) if "lora" in run else None,
+    )
+    trainer.train()
+    trainer.save_model(str(folder / "output"))
+    (folder / "log.json").write_text(json.dumps(trainer.state.log_history))
+    return 0
+
+
+@dataclass(frozen=True)
+class Straight:
+    """A run that went to its end in one piece."""
+
+    run: dict[str, Any]
+    attempt: attempts.Attempt
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def straight(request: pytest.FixtureRequest, work: Path, tmp_path_factory: pytest.TempPathFactory) -> Straight:
+    method, changes = VARIANTS[request.param]
+    run = spec(work, method, **changes)
+    made = attempts.make(tmp_path_factory.mktemp("straight") / "run", run)
+    assert made.code == 0, (made.folder / "stderr.log").read_text()
+    return Straight(run, made)
+
+
+def test_a_method_trains_as_its_library_does(straight: Straight, tmp_path: Path) -> None:
+    """Weights by SHA-256, and all that is logged except times and speeds; every name of the library's is there."""
+    pid = attempts.fork(partial(driven_directly, straight.run, tmp_path), tmp_path / "stderr.log")
+    assert attempts.ended(pid) == 0, (tmp_path / "stderr.log").read_text()
+    files = sorted((tmp_path / "output").glob("*.safetensors"))
+    assert straight.attempt.weights() == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    logged = {
+        (entry["step"], RENAMED.get(name, name)): value
+        for entry in json.loads((tmp_path / "log.json").read_text())
+        if "train_runtime" not in entry
+        for name, value in entry.items()
+        if name != "step" and not attempts.TIMES.match(name)
+    }
+    assert {step for step, _ in logged} == {2, 4, 6}
+    assert {key: value for key, value in straight.attempt.curve.items() if key[1] not in ADDED} == logged
+
+
+def test_a_cut_leaves_no_trace(straight: Straight, tmp_path: Path) -> None:
+    """Cut at step 3, in the middle of what is logged at step 4."""
+    whole = straight.attempt
+    assert whole.steps_saved == [3, 6]
+    resumed = attempts.make(tmp_path / "resumed", straight.run, resume=whole.checkpoint(3))
+    assert (resumed.code, resumed.weights()) == (0, whole.weights())
+    assert resumed.curve == {key: value for key, value in whole.curve.items() if key[0] > 3}
+    assert {step for step, _ in resumed.curve} == {4, 6}

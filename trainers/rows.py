@@ -1,0 +1,171 @@
+"""What a row is: its kind is recognised by its columns, and what is wrong with it is said in one line.
+
+| kind | a row |
+| --- | --- |
+| `text` | `{"text": …}` |
+| `prompt_completion` | `{"prompt": …, "completion": …}` |
+| `chat` | `{"messages": [{"role": …, "content": …}, …]}` |
+| `preference` | `{"prompt": …, "chosen": …, "rejected": …}`, or without prompt: then both begin with it |
+| `unpaired_preference` | `{"prompt": …, "completion": …, "label": true}` |
+| `alpaca` | `{"instruction": …, "input": …, "output": …}`; becomes `prompt_completion`, as messages |
+| `sharegpt` | `{"conversations": [{"from": "human", "value": …}, …]}`; becomes `chat` |
+
+Prompts and what answers them are all text or all lists of messages.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from trainers.errors import ConfigError
+
+Row = dict[str, Any]
+
+#: Which columns make a kind, in the order they are looked for.
+COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "chat": ("messages",),
+    "preference": ("chosen", "rejected"),
+    "unpaired_preference": ("prompt", "completion", "label"),
+    "prompt_completion": ("prompt", "completion"),
+    "text": ("text",),
+    "alpaca": ("instruction", "output"),
+    "sharegpt": ("conversations",),
+}
+#: Columns that rows of a kind may have.
+_OPTIONAL: Mapping[str, tuple[str, ...]] = {"preference": ("prompt",), "alpaca": ("input",)}
+#: Kinds that are trained on as another.
+_BECOMES: Mapping[str, str] = {"alpaca": "prompt_completion", "sharegpt": "chat"}
+_ROLES: Mapping[str, str] = {"human": "user", "gpt": "assistant", "system": "system"} | {
+    role: role for role in ("user", "assistant")
+}
+
+
+def readable(kinds: Sequence[str]) -> tuple[str, ...]:
+    """The kinds of rows that can be given to a method which learns from `kinds`."""
+    return (*kinds, *(kind for kind, other in _BECOMES.items() if other in kinds))
+
+
+def trained_as(kind: str) -> str:
+    """The kind that rows of `kind` have once they are checked."""
+    return _BECOMES.get(kind, kind)
+
+
+def kind_of(row: Row, kinds: Sequence[str], place: str) -> str:
+    """The kind of a row, one of `kinds`; ConfigError says what was wanted."""
+    for kind, columns in COLUMNS.items():
+        if kind in kinds and all(column in row for column in columns):
+            return kind
+    names = ", ".join(map(str, row)) or "none"
+    raise ConfigError(
+        f"{place}: columns are {names}; wanted {wanted(kinds)} (data.columns renames, for instance {{body: text}})"
+    )
+
+
+def wanted(kinds: Sequence[str]) -> str:
+    """The columns of each kind, in words."""
+    return " or ".join(
+        " and perhaps ".join(("+".join(columns), *_OPTIONAL.get(kind, ())))
+        for kind, columns in COLUMNS.items()
+        if kind in kinds
+    )
+
+
+def checked(row: Row, kind: str, place: str) -> Row:
+    """The row with only its kind's columns, as it is trained on; ConfigError says what is wrong with it."""
+    for column in COLUMNS[kind]:
+        if column not in row:
+            raise ConfigError(f"{place}: no column {column}, which every row of format {kind} has")
+    if row.get("tools"):
+        raise ConfigError(f"{place}: rows with tools are not supported yet")
+    columns = (*_OPTIONAL.get(kind, ()), *COLUMNS[kind])
+    return _CHECKS[kind]({column: row[column] for column in columns if column in row}, place)
+
+
+def shown(value: Any, limit: int = 60) -> str:
+    """A value for people, cut where it is long."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _texts(row: Row, place: str) -> Row:
+    for column, value in row.items():
+        if not isinstance(value, str):
+            raise ConfigError(f"{place}: {column} is text, found {shown(value)}")
+    return row
+
+
+def _turns(row: Row, place: str) -> Row:
+    """Every column text, or every column messages."""
+    if all(isinstance(value, str) for value in row.values()):
+        return row
+    return {column: _messages(value, f"{place}: {column}") for column, value in row.items()}
+
+
+def _chat(row: Row, place: str) -> Row:
+    return {"messages": _messages(row["messages"], f"{place}: messages")}
+
+
+def _preference(row: Row, place: str) -> Row:
+    turns = _turns(row, place)
+    chosen, rejected = turns["chosen"], turns["rejected"]
+    if "prompt" in turns:
+        return turns
+    if chosen == rejected:
+        raise ConfigError(f"{place}: chosen and rejected are the same, and there is no prompt to tell from them")
+    if isinstance(chosen, list) and chosen[0] != rejected[0]:
+        raise ConfigError(f"{place}: chosen and rejected begin with other messages; give what is before them as prompt")
+    return turns
+
+
+def _unpaired_preference(row: Row, place: str) -> Row:
+    if not isinstance(row["label"], bool):
+        raise ConfigError(f"{place}: label is true (a good completion) or false, found {shown(row['label'])}")
+    return {**_turns({name: row[name] for name in ("prompt", "completion")}, place), "label": row["label"]}
+
+
+def _alpaca(row: Row, place: str) -> Row:
+    given = _texts({column: value for column, value in row.items() if value is not None}, place)
+    question = "\n\n".join(filter(None, (given["instruction"], given.get("input"))))
+    return {
+        "prompt": [{"role": "user", "content": question}],
+        "completion": [{"role": "assistant", "content": given["output"]}],
+    }
+
+
+def _sharegpt(row: Row, place: str) -> Row:
+    turns = row["conversations"]
+    if not isinstance(turns, list) or not turns:
+        raise ConfigError(f"{place}: conversations: a list of turns is wanted, found {shown(turns)}")
+    messages = []
+    for number, turn in enumerate(turns, 1):
+        role = _ROLES.get(str(turn.get("from"))) if isinstance(turn, dict) else None
+        if role is None or not isinstance(turn.get("value"), str):
+            raise ConfigError(
+                f'{place}: conversations: turn {number} is {{"from": "human", "value": "…"}} (or gpt, or system), '
+                f"found {shown(turn)}"
+            )
+        messages.append({"role": role, "content": turn["value"]})
+    return {"messages": messages}
+
+
+def _messages(value: Any, place: str) -> list[Row]:
+    if not isinstance(value, list) or not value:
+        raise ConfigError(f"{place}: a list of messages is wanted, found {shown(value)}")
+    for number, message in enumerate(value, 1):
+        texts = [message.get(key) for key in ("role", "content")] if isinstance(message, dict) else []
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise ConfigError(f'{place}: message {number} is {{"role": "…", "content": "…"}}, found {shown(message)}')
+        if message.get("tool_calls"):
+            raise ConfigError(f"{place}: message {number} has tool_calls, which are not supported yet")
+    return [{"role": message["role"], "content": message["content"]} for message in value]
+
+
+_CHECKS: Mapping[str, Callable[[Row, str], Row]] = {
+    "chat": _chat,
+    "preference": _preference,
+    "unpaired_preference": _unpaired_preference,
+    "prompt_completion": _turns,
+    "text": _texts,
+    "alpaca": _alpaca,
+    "sharegpt": _sharegpt,
+}
