@@ -71,7 +71,7 @@ def driven_directly(run: dict[str, Any], folder: Path) -> int:
     torch.set_num_threads(attempts.THREADS)
     _, _, module, name = METHODS[run["method"]]
     library = importlib.import_module(module)
-    rows = Dataset.from_json(run["data"]["train"][0]["path"], cache_dir=str(folder / "cache"))
+    rows = [json.loads(line) for line in Path(run["data"]["train"][0]["path"]).read_text().splitlines()]
     args = getattr(library, f"{name}Config")(
         output_dir=str(folder),
         use_cpu=True,
@@ -89,8 +89,9 @@ def driven_directly(run: dict[str, Any], folder: Path) -> int:
     trainer = getattr(library, f"{name}Trainer")(
         model=run["model"]["name_or_path"],
         args=args,
-        train_dataset=rows,
-        eval_dataset=rows,
+        train_dataset=Dataset.from_list(rows),
+        eval_dataset=Dataset.from_list(rows),  # one object for both would share TRL's cache of reference log-probs,
+        # and the pass that it saves draws from the random numbers that training goes on with
         peft_config=LoraConfig(task_type=task, **run["lora"]) if "lora" in run else None,
     )
     trainer.train()
