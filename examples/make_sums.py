@@ -1,5 +1,5 @@
 """Make `examples/data/sums.*.jsonl` again, byte for byte: sums from reasoning-gym's `chain_sum`, held-out ones
-disjoint.
+disjoint; and the first of them as the other methods learn from them (preferences, judged answers, plain text).
 
     python examples/make_sums.py            writes the files
     python examples/make_sums.py --check    says whether they are what this script makes
@@ -11,14 +11,16 @@ model, which likes whole sentences, has to learn.
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from reasoning_gym import create_dataset
 
 FOLDER = Path(__file__).parent / "data"
 SEED = 11
 SIZES = {"train": 1200, "heldout": 64}
+FEW = 120  #: rows of the other kinds
 
 
 def sums() -> Iterator[tuple[str, str]]:
@@ -39,17 +41,41 @@ def sums() -> Iterator[tuple[str, str]]:
 def files() -> dict[str, str]:
     """The text of each file by name."""
     source = sums()
-    made = {}
-    for part, size in SIZES.items():
-        rows = (next(source) for _ in range(size))
-        made[f"sums.{part}.jsonl"] = "".join(f"{json.dumps(_row(*row))}\n" for row in rows)
-    return made
+    parts = {part: [next(source) for _ in range(size)] for part, size in SIZES.items()}
+    few = list(enumerate(parts["train"][:FEW]))
+    return {
+        **{f"sums.{part}.jsonl": _lines(_row(*row) for row in rows) for part, rows in parts.items()},
+        "sums.preferences.jsonl": _lines(_preference(*row) for _, row in few),
+        "sums.judged.jsonl": _lines(_judged(number, *row) for number, row in few),
+        "sums.text.jsonl": _lines({"text": f"{expression} = {answer}"} for _, (expression, answer) in few),
+    }
+
+
+def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(f"{json.dumps(row)}\n" for row in rows)
+
+
+def _preference(expression: str, answer: str) -> dict[str, Any]:
+    """The bare number is better than a sentence."""
+    row = _row(expression, answer)
+    return {"prompt": row["prompt"], "chosen": row["completion"], "rejected": _said(f"The answer is {answer}.")}
+
+
+def _judged(number: int, expression: str, answer: str) -> dict[str, Any]:
+    """Every other answer is the bare number, which is good."""
+    good = number % 2 == 0
+    row = _row(expression, answer)
+    return {**row, "completion": row["completion"] if good else _said(f"The answer is {answer}."), "label": good}
+
+
+def _said(answer: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": answer}]
 
 
 def _row(expression: str, answer: str) -> dict[str, list[dict[str, str]]]:
     return {
         "prompt": [{"role": "user", "content": f"{expression} ="}],
-        "completion": [{"role": "assistant", "content": answer}],
+        "completion": _said(answer),
     }
 
 

@@ -78,6 +78,23 @@ def test_a_merged_model_gives_the_logits_of_the_unmerged_one(folder: Path) -> No
     assert digests(folder / "adapter") == before
 
 
+@pytest.mark.slow
+def test_a_reward_models_adapter_is_merged_with_its_head(folder: Path) -> None:
+    """Its number is compared, not the words of a language model; and its rows are preferences."""
+    tiny.make_rows(folder / "rows.jsonl", count=6, kind="preference")
+    (folder / "run.json").write_text(json.dumps({**RUN, "method": "reward", "model": {"name_or_path": "./model"}}))
+    script = ADAPTER.replace("AutoModelForCausalLM", "AutoModelForSequenceClassification")
+    script = script.replace("from_pretrained(base), Lora", "from_pretrained(base, num_labels=1), Lora")
+    script = script.replace("LoraConfig(r=4, target", 'LoraConfig(task_type="SEQ_CLS", r=4, target')
+    made = python("-c", script, "model", "scoring", cwd=folder)
+    assert made.returncode == 0, made.stderr
+    done = python("-m", "trainers.merge", "scoring", "merged", "--run-file", "run.json", cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "on 4 rows" in done.stdout
+    config = json.loads((folder / "merged" / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForSequenceClassification"] and len(config["id2label"]) == 1
+
+
 def test_a_model_that_is_another_is_refused() -> None:
     check = """
 import torch
