@@ -12,6 +12,8 @@ import pytest
 from relay.runfile import reading
 from tests.trainers import attempts
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LORA = {"r": 4, "lora_dropout": 0.1, "target_modules": "all-linear"}
 #: The rows that a method learns from, options that matter for it, and where TRL keeps it.
