@@ -64,8 +64,9 @@ def _group() -> Iterator[tuple[Path, dict[str, str]]]:
                 yield group, {file: text}
                 return
         finally:
-            for pid in (group / "cgroup.procs").read_text().split():
-                with contextlib.suppress(ProcessLookupError):
-                    (parent / "cgroup.procs").write_text(pid)
+            while pids := (group / "cgroup.procs").read_text().split():
+                for pid in pids:
+                    with contextlib.suppress(ProcessLookupError):
+                        (parent / "cgroup.procs").write_text(pid)
             group.rmdir()
     raise Unthrottled("control groups for disks are not to be had by this user")

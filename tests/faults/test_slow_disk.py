@@ -18,9 +18,10 @@ STEPS, SAVED = 6, 3
 
 
 @pytest.fixture
-def within(fleet: Fleet) -> Iterator[Sequence[str]]:
+def within(tmp_path: Path) -> Iterator[Sequence[str]]:
+    """Asked for before the fleet: when it goes, nothing of that is alive any more."""
     try:
-        with slow_disk(fleet.folder) as throttle:
+        with slow_disk(tmp_path) as throttle:
             yield throttle
     except Unthrottled as reason:
         pytest.skip(str(reason))
@@ -51,18 +52,18 @@ async def keeps_its_lease(fleet: Fleet, within: Sequence[str], store: str) -> No
     assert step.time.ToSeconds() - granted.time.ToSeconds() > TEST.ttl, "the disk was not slow"
 
 
-async def test_with_the_coordinators_own_store(fleet: Fleet, within: Sequence[str]) -> None:
+async def test_with_the_coordinators_own_store(within: Sequence[str], fleet: Fleet) -> None:
     await keeps_its_lease(fleet, within, "relay://")
 
 
-async def test_with_a_folder_on_the_same_disk(fleet: Fleet, within: Sequence[str]) -> None:
+async def test_with_a_folder_on_the_same_disk(within: Sequence[str], fleet: Fleet) -> None:
     share = fleet.folder / "share"
     share.mkdir()
     await keeps_its_lease(fleet, within, share.as_uri())
 
 
 async def test_with_a_bucket(
-    fleet: Fleet, within: Sequence[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    within: Sequence[str], fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with seaweed(tmp_path) as address:
         for name, value in environment(address).items():
