@@ -11,7 +11,7 @@ from agent.stores.transfers import Transfers, counting
 from agent.stores.unfinished import Unfinished
 from relay.manifest import Manifest
 from relay.runfile import RunFile
-from relay.stores.base import Discards, Place, Store, Where
+from relay.stores.base import Discards, Place, Store, StoreRefused, Where
 from relay.stores.hub.store import HubStore
 from relay.stores.layout import Layout
 from relay.stores.opening import open_store
@@ -31,9 +31,10 @@ def store_of(run: RunFile, stores: Mapping[str, Store], *, writer: str, pace: Pa
 
 
 def hub_of(stores: Mapping[str, Store]) -> HubStore:
-    """This host's store on the Hub."""
-    hub = stores[HubStore.scheme]
-    assert isinstance(hub, HubStore)
+    """This host's store on the Hub; StoreRefused where it has none."""
+    hub = stores.get(HubStore.scheme)
+    if not isinstance(hub, HubStore):
+        raise StoreRefused("this agent has no way to the Hub")
     return hub
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -71,6 +72,7 @@ def driven_directly(run: dict[str, Any], folder: Path) -> int:
     from peft import LoraConfig
 
     torch.set_num_threads(attempts.THREADS)
+    warnings.simplefilter("ignore")  # what TRL says of itself is not looked at here
     _, _, module, name = METHODS[run["method"]]
     library = importlib.import_module(module)
     rows = [json.loads(line) for line in Path(run["data"]["train"][0]["path"]).read_text().splitlines()]

@@ -58,7 +58,8 @@ class Kept:
     def leftovers(self) -> list[str]:
         """What no whole folder has: neither a file of its manifest, nor the index."""
         names = self.names()
-        whole = {name.removesuffix(NAME) for name in names if name.rpartition("/")[2] == NAME}
+        placed = (name for name in names if not name.startswith(".relay/"))  # what is on its way has half a manifest
+        whole = {name.removesuffix(NAME) for name in placed if name.rpartition("/")[2] == NAME}
         owned = {"index.jsonl"}
         for folder in whole:
             manifest = Manifest.from_bytes(self.read(f"{folder}{NAME}"))
