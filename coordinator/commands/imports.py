@@ -18,7 +18,7 @@ import asyncpg
 
 from coordinator import lines, retention
 from coordinator.commands.retention import keep_of
-from coordinator.commands.runs import Blobs, Checked, Created, begun, check, check_inputs, placed
+from coordinator.commands.runs import Blobs, Checked, Created, begun, check, check_inputs, placed, require_whole
 from coordinator.database import Database
 from coordinator.lifecycle import Ended, Granted, HeadMoved, Outcome, Pause, RunState, Started
 from coordinator.store import checkpoints, events, history, leases, planning, requests, runs
@@ -80,12 +80,12 @@ def steps_going(wanted: Import, spec: Mapping[str, Any]) -> list[int]:
 
 def _check_content(blobs: Blobs, found: Sequence[ImportedCheckpoint]) -> None:
     """InputMissing unless every byte is in the store, where it then stays until it is named. Blocking."""
-    _require(blobs, {each.manifest_digest: f"the manifest of step {each.step}" for each in found})
+    require_whole(blobs, {each.manifest_digest: f"the manifest of step {each.step}" for each in found})
     wanted: dict[str, str] = {}
     for each in found:
         for file in _manifest(blobs, each).files:
             wanted.setdefault(file.digest, f"{file.path} of step {each.step}")
-    _require(blobs, wanted)
+    require_whole(blobs, wanted)
 
 
 def _manifest(blobs: Blobs, said: ImportedCheckpoint) -> Manifest:
@@ -99,13 +99,6 @@ def _manifest(blobs: Blobs, said: ImportedCheckpoint) -> Manifest:
             f" of step {manifest.step}, and not {said.files} files of {said.size} bytes"
         )
     return manifest
-
-
-def _require(blobs: Blobs, wanted: Mapping[str, str]) -> None:
-    missing = sorted(wanted[stat.digest] for stat in blobs.stats(list(wanted)) if not stat.complete)
-    if missing:
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise InputMissing(f"not in the artifact store: {', '.join(missing[:5])}{more}")
 
 
 def _curve(blobs: Blobs, wanted: Import, now: float) -> Curve:

@@ -131,9 +131,14 @@ async def check_inputs(blobs: Blobs, inputs: Sequence[Mapping[str, Any]]) -> Non
             raise InvalidRequest(str(wrong)) from wrong
         if not DIGEST.match(entry["digest"]):
             raise InvalidRequest(f"{entry['path']}: {entry['digest']!r} is not a digest like sha256:<64 hex digits>")
-    wanted = {entry["digest"]: entry["path"] for entry in inputs}
-    stats = await in_thread(blobs.stats, list(wanted))
-    if missing := sorted(wanted[stat.digest] for stat in stats if not stat.complete):
+    await in_thread(require_whole, blobs, {entry["digest"]: entry["path"] for entry in inputs})
+
+
+def require_whole(blobs: Blobs, wanted: Mapping[str, str]) -> None:
+    """InputMissing names what of these (names by digest) is not whole in the store, where the rest then stays for a
+    while. Blocking.
+    """
+    if missing := sorted(wanted[stat.digest] for stat in blobs.stats(list(wanted)) if not stat.complete):
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise InputMissing(f"not in the artifact store: {', '.join(missing[:5])}{more}")
 
