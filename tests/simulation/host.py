@@ -85,6 +85,7 @@ class Host:
         folder.mkdir(exist_ok=True)
         self.boots = 0
         self.off = False
+        self.frozen = False
         self.boot = f"{name}-boot-0"
         self.keepers: list[Keeper] = []
         self.agent: Process | None = None
@@ -131,6 +132,8 @@ class Host:
             self.agent = Process(self.loop, f"{self.label}/agent-{next(self._place.numbers)}")
             self._orders = asyncio.Queue()
             self.agent.spawn(self._run(self.agent, self._orders))
+            if self.frozen:
+                self.agent.freeze()
 
     async def _run(self, process: Process, orders: asyncio.Queue[WayOut]) -> None:
         try:
@@ -232,17 +235,19 @@ class Host:
 
     def freeze(self) -> None:
         """The host is suspended."""
+        self.frozen = True
         for process in self.processes():
             process.freeze()
 
     def thaw(self) -> None:
         """It goes on."""
+        self.frozen = False
         for process in self.processes():
             process.thaw()
 
     def power_off(self) -> None:
         """All processes are gone; the disk stays."""
-        self.off = True
+        self.off, self.frozen = True, False
         self.kill_agent()
         for keeper in self.keepers:
             keeper.kill()

@@ -66,7 +66,7 @@ async def test_f22_any_request_of_a_put_may_fail(fault: Fault, s3: str, sky: Wea
 async def test_f22_any_request_of_a_fetch_may_fail(fault: Fault, sky: Weather, tmp_path: Path) -> None:
     manifest = folder(tmp_path / "from", big=LARGE)
     base = f"s3://{BUCKET}/{uuid4().hex}"
-    uri = await impatient(base).put(place(), manifest, lying(tmp_path / "from"))
+    uri = await outlast(lambda: impatient(base).put(place(), manifest, lying(tmp_path / "from")))
     number = 0
     sky.requests = 1
     while sky.requests > number:
