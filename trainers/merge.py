@@ -78,7 +78,7 @@ def texts(run: RunFile, tokenizer: Any) -> list[str]:
     rows, _ = data.load(
         run.data,
         seed=run.seed,
-        kinds=methods.load(run.method).KINDS,
+        kinds=methods.load(run.method).kinds,
         fetch=lambda source: hub.dataset_rows(source, hub.dataset_commit(source, pins)),
         base=Path.cwd(),
     )
@@ -102,7 +102,7 @@ def _base(adapter: Path, run: RunFile) -> Path:
 
 def _float(folder: Path, run: RunFile) -> Any:
     how = {name: value for name, value in run.model_init.items() if name != "dtype"}
-    return load(folder, methods.load(run.method).TASK, dtype=torch.float32, **how).eval()
+    return load(folder, methods.load(run.method).task, dtype=torch.float32, **how).eval()
 
 
 def _logits(model: Any, inputs: list[Any]) -> list[torch.Tensor]:

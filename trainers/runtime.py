@@ -114,7 +114,7 @@ def prepare(job: Job, scratch: str) -> Prepared:
         [fresh] = broadcast_object_list([fresh])
     pins |= fresh
     train_rows, held_out = data.load(
-        rows, seed=run.seed, kinds=method.KINDS, fetch=lambda source: _fetched(source, pins), base=Path.cwd()
+        rows, seed=run.seed, kinds=method.kinds, fetch=lambda source: _fetched(source, pins), base=Path.cwd()
     )
     return Prepared(args, train_rows, held_out, hub.model_source(model, pins), fresh)
 

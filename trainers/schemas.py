@@ -118,7 +118,7 @@ def method_schema(method: str) -> dict[str, Any]:
 
     from trainers import methods
 
-    config = methods.load(method).config_class()
+    config = methods.load(method).config
     hidden = {*OWNED, "model_init_kwargs"}
     fields = [field for field in dataclasses.fields(config) if field.init and field.name not in hidden]
     choices = {**_CHOICES, **({"loss_type": _LOSSES[method]} if method in _LOSSES else {})}

@@ -17,7 +17,7 @@ def test_fresh(method: str) -> None:
 @pytest.mark.parametrize("method", methods.NAMES)
 def test_every_option_is_either_the_users_or_relays(method: str) -> None:
     schema = schemas.method_schema(method)
-    names = {field.name for field in dataclasses.fields(methods.load(method).config_class()) if field.init}
+    names = {field.name for field in dataclasses.fields(methods.load(method).config) if field.init}
     assert set(schema["properties"]) | set(schema["x-relay-owned"]) == names
     assert set(schema["properties"]).isdisjoint(schema["x-relay-owned"])
 

@@ -6,19 +6,11 @@ and no block is padded. And rows are `text` only: in dialogues a part is usually
 """
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from trl import SFTConfig, SFTTrainer
 
-from relay.runfile import RunFile
-from trainers.beginning import LANGUAGE
-from trainers.data import Rows
-from trainers.hub import LocalModel
-from trainers.methods import building
+from trainers.methods.method import Method
 from trainers.resumable import Resumable
-
-KINDS = ("text",)
-TASK = LANGUAGE
 
 
 @dataclass
@@ -30,18 +22,7 @@ class CPTConfig(SFTConfig):
 
 
 class ResumableCPT(Resumable, SFTTrainer):
-    """TRL's trainer; nothing of ours changes how it trains."""
-
     likelihood = True
 
 
-def config_class() -> type[Any]:
-    return CPTConfig
-
-
-def configure(run: RunFile, owned: dict[str, Any]) -> CPTConfig:
-    return CPTConfig(**{**run.options, **owned})
-
-
-def build(run: RunFile, args: CPTConfig, model: LocalModel, train: Rows, held_out: Rows | None) -> Resumable:
-    return building.build(ResumableCPT, run, args, model, train, held_out)
+METHOD = Method(ResumableCPT, CPTConfig, ("text",))

@@ -1,0 +1,55 @@
+"""What a method is: a library's trainer, its options, and what has to be found for a run that uses it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from datasets import Dataset
+from transformers import TrainingArguments
+
+from relay.runfile import RunFile
+from trainers.beginning import LANGUAGE, begin, reference
+from trainers.data import Rows
+from trainers.hub import LocalModel
+from trainers.resumable import Resumable
+
+#: For trainers that, left to themselves, load the type that lies on disk and spread the model over all GPUs in every
+#: rank.
+AS_THE_OTHERS: Mapping[str, Any] = {"dtype": "float32", "device_map": None}
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One way to train; each module of `trainers.methods` defines one."""
+
+    library: type[Resumable]  #: the library's trainer, able to resume; nothing of ours changes how it trains
+    config: type[TrainingArguments]  #: its config class, whose fields are the method's options
+    kinds: tuple[str, ...]  #: of rows that it learns from (see `trainers.rows`)
+    task: str = LANGUAGE  #: what the model is trained to give (see `trainers.beginning`)
+    compares: bool = False  #: with a reference model that its trainer takes
+    loads: Mapping[str, Any] = field(default_factory=dict)  #: what `model_init` is where the run file does not say
+
+    def configure(self, run: RunFile, owned: Mapping[str, Any]) -> TrainingArguments:
+        """The library's config from the run's options and those Relay sets; the library's own errors pass through."""
+        return self.config(**{**run.options, **owned})
+
+    def build(self, run: RunFile, args: Any, model: LocalModel, train: Rows, held_out: Rows | None) -> Resumable:
+        """The library's trainer with its model loaded."""
+        begun = begin(run, model, self.task)
+        args.model_init_kwargs = None if begun.model_init is None else {**self.loads, **begun.model_init}
+        made: Any = self.library
+        trainer: Resumable = made(
+            model=begun.model,
+            args=args,
+            train_dataset=_dataset(train),
+            eval_dataset=_dataset(held_out) if held_out else None,
+            processing_class=begun.tokenizer,
+            peft_config=begun.lora,
+            **({"ref_model": reference(begun)} if self.compares else {}),
+        )
+        trainer.base = model
+        return trainer
+
+
+def _dataset(rows: Rows) -> Dataset:
+    return Dataset.from_list(list(rows.rows))
