@@ -1,13 +1,15 @@
 """Checkpoints that another host can go on from, bit for bit: written aside, made durable, then renamed into place.
 
 A folder holds what the library trainer saves (weights as safetensors, optimizer, scheduler, random states of every
-rank, its own state), tokenizer and chat template, and two things of ours:
+rank, its own state), tokenizer and chat template, and three things of ours:
 
 - `relay_state.json`: the step, what was trained (see `trainers.identity`), the world it was trained in (processes,
   threads: both change the bits) and every file's size. An import puts one without world and identity into what another
   trainer saved;
 - `rank_00000.json`, one for each rank: the logging state. The library restores weights but not the sums since the
-  last log, so the first values logged after a resume would differ from those of a run that was never interrupted.
+  last log, so the first values logged after a resume would differ from those of a run that was never interrupted;
+- `rank_00000.pt`, where a trainer has more to remember (`Resumable.extra_state`): completions that are yet to be
+  trained on, for instance.
 
 Nothing in it needs unpickling without `weights_only` (the library's `training_args.bin` does, and is left out).
 """
@@ -25,6 +27,8 @@ from trainers.errors import HostError
 
 if TYPE_CHECKING:
     from transformers import Trainer
+
+    from trainers.resumable import Resumable
 
 FORMAT = 1
 STATE = "relay_state.json"
@@ -73,8 +77,16 @@ class Checkpoint:
 
     def logging_state(self, rank: int) -> dict[str, Any] | None:
         """What `LoggingState.to_dict` gave for that rank; None for a rank that was not there."""
-        path = self.folder / _rank_file(rank)
+        path = self.folder / f"{_rank(rank)}.json"
         state: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
+        return state
+
+    def extra_state(self, rank: int, device: Any) -> dict[str, Any]:
+        """What `Resumable.extra_state` gave for that rank, tensors on `device`; empty where it gave nothing."""
+        import torch  # not above: whoever starts the ranks stays small
+
+        path = self.folder / f"{_rank(rank)}.pt"
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True) if path.is_file() else {}
         return state
 
     @property
@@ -144,7 +156,7 @@ def folder_name(step: int) -> str:
     return f"step_{step:08d}"
 
 
-def save(trainer: "Trainer", staging: Path, world: World, identity: Mapping[str, Any]) -> Path:
+def save(trainer: "Resumable", staging: Path, world: World, identity: Mapping[str, Any]) -> Path:
     """Write the trainer's whole state to `staging/step_%08d` and return that. Every rank calls it.
 
     Until the rename the folder's name begins with `.tmp-`, so whoever looks at `step_*` sees only whole checkpoints.
@@ -162,14 +174,19 @@ def save(trainer: "Trainer", staging: Path, world: World, identity: Mapping[str,
     return final
 
 
-def _write(trainer: "Trainer", draft: Path) -> None:
+def _write(trainer: "Resumable", draft: Path) -> None:
     """This rank's part of the state."""
+    import torch
+
     inner: Any = trainer
     trainer.save_model(str(draft), _internal_call=True)
     inner._save_optimizer_and_scheduler(str(draft))
     inner._save_scaler(str(draft))
     inner._save_rng_state(str(draft))
-    (draft / _rank_file(trainer.args.process_index)).write_text(json.dumps(asdict(LoggingState.of(trainer))))
+    own = draft / _rank(trainer.args.process_index)
+    own.with_suffix(".json").write_text(json.dumps(asdict(LoggingState.of(trainer))))
+    if extra := trainer.extra_state():
+        torch.save(extra, own.with_suffix(".pt"))
 
 
 def save_result(trainer: "Trainer", output: Path, facts: Mapping[str, Any]) -> None:
@@ -256,8 +273,8 @@ def _seal(draft: Path, facts: Mapping[str, Any]) -> None:
     (draft / STATE).write_text(json.dumps({**facts, "files": files}, indent=2) + "\n")
 
 
-def _rank_file(rank: int) -> str:
-    return f"rank_{rank:05d}.json"
+def _rank(rank: int) -> str:
+    return f"rank_{rank:05d}"
 
 
 def _make_empty(folder: Path) -> None:

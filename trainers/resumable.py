@@ -45,6 +45,17 @@ class Resumable(Trainer):
                 shutil.rmtree(folder / _REFERENCE)
             name_base(folder, self.base)
 
+    def extra_state(self) -> dict[str, Any]:
+        """What this rank needs to go on exactly, beyond what the library saves of it: tensors, numbers, text, None, and
+        lists and mappings of those.
+        """
+        return {}
+
+    def restore_extra(self, state: dict[str, Any]) -> None:
+        """`extra_state` of the checkpoint that is gone on from; empty when it has none for this rank, or was saved by
+        another number of processes. Called when training begins.
+        """
+
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Resumed from the last step there is nothing to do; the library would train one step more."""
         if self.state.global_step >= self.state.max_steps:

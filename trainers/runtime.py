@@ -239,7 +239,7 @@ def _attach(
 
 
 def _restore(trainer: Resumable, resume: Checkpoint | None) -> Any:
-    """What puts the logging state back, once the library has set its own to zero."""
+    """What puts back the logging state, once the library has set its own to zero, and what else the trainer had."""
 
     def restore() -> None:
         rank = trainer.args.process_index
@@ -249,6 +249,9 @@ def _restore(trainer: Resumable, resume: Checkpoint | None) -> Any:
         elif resume:
             inner: Any = trainer
             inner._total_loss_scalar = resume.loss_so_far()
+        if resume:
+            same = resume.world is not None and resume.world.processes == trainer.args.world_size
+            trainer.restore_extra(resume.extra_state(rank, trainer.args.device) if same else {})
 
     return restore
 
