@@ -56,6 +56,8 @@ def _row(kind: str, question: str, answer: str, wrong: str) -> dict[str, object]
         return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
     if kind == "preference":
         return {"prompt": question, "chosen": answer, "rejected": wrong}
+    if kind == "prompt":
+        return {"prompt": question, "answer": answer.strip()}
     if kind == "unpaired_preference":
         good = question[0] in "13579"
         return {"prompt": question, "completion": answer if good else wrong, "label": good}

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from relay.runfile import Data, Source, Split
+from trainers import tasks
 from trainers.errors import ConfigError
-from trainers.rows import Row, checked, kind_of, readable, shown, trained_as, wanted
+from trainers.rows import COLUMNS, Row, checked, kind_of, readable, shown, trained_as, wanted
 
 Fetch = Callable[[Source], Iterable[Mapping[str, Any]]]  #: rows of a data set on the Hub
 
@@ -36,6 +37,11 @@ class Rows:
     kind: str
     rows: Sequence[Row]
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Of every row."""
+        return tuple(self.rows[0]) if self.rows else ()
+
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -50,19 +56,31 @@ class _Part:
 
 def load(data: Data, *, seed: int, kinds: Sequence[str], fetch: Fetch, base: Path) -> tuple[Rows, Rows | None]:
     """The rows to train on and those held out (None when `data.eval` says nothing). ConfigError names file and line."""
-    reader = _Reader(data, kinds, fetch, base)
+    reader = _Reader(data, seed, kinds, fetch, base)
     parts = reader.parts(data.train, "data.train")
     held_out: Rows | None = None
     if isinstance(data.eval, Split):
         parts, rows = split(parts, data.eval.split, seed)
         held_out = Rows(reader.kind, rows)
     elif data.eval is not None:
-        held_out = Rows(reader.kind, mix(reader.parts(data.eval, "data.eval"), seed))
+        held = reader.parts(data.eval, "data.eval")
+        parts = _without(parts, [part for part in held if part.source.disjoint_from])
+        held_out = Rows(reader.kind, mix(held, seed))
     train = Rows(reader.kind, mix(parts, seed))
     for name, rows_ in (("data.train", train), ("data.eval", held_out)):
         if rows_ is not None and not rows_.rows:
             raise ConfigError(f"{name}: no rows are left")
     return train, held_out
+
+
+def _without(parts: list[_Part], held: Sequence[_Part]) -> list[_Part]:
+    """The parts without the rows that ask what a row of `held` asks."""
+    asked = {_question(row) for part in held for row in part.rows}
+    return [_Part(part.source, [row for row in part.rows if _question(row) not in asked]) for part in parts]
+
+
+def _question(row: Row) -> str:
+    return json.dumps(row.get("prompt", row), sort_keys=True)
 
 
 def mix(parts: Iterable[_Part], seed: int) -> list[Row]:
@@ -102,7 +120,8 @@ def _chosen(total: int, count: int, salt: str) -> set[int]:
 class _Reader:
     """Reads sources of one data section; the first row decides the kind where the run file does not."""
 
-    def __init__(self, data: Data, kinds: Sequence[str], fetch: Fetch, base: Path) -> None:
+    def __init__(self, data: Data, seed: int, kinds: Sequence[str], fetch: Fetch, base: Path) -> None:
+        self._seed = seed
         self._kind: str = "" if data.format == "auto" else data.format  #: as it is in the files
         self._shape = ""  #: what the first row's columns hold
         self._names: frozenset[str] = frozenset()  #: the first row's columns
@@ -121,7 +140,9 @@ class _Reader:
     def parts(self, sources: Sequence[Source], name: str) -> list[_Part]:
         parts = [_Part(source, list(self._rows(source))) for source in sources]
         if not any(part.rows for part in parts):
-            raise ConfigError(f"{name}: {', '.join(str(source.path) for source in sources)} has no rows")
+            raise ConfigError(
+                f"{name}: {', '.join(str(source.path or source.reasoning_gym) for source in sources)} has no rows"
+            )
         return parts
 
     def _rows(self, source: Source) -> Iterator[Row]:
@@ -137,7 +158,7 @@ class _Reader:
 
     def _require_alike(self, row: Row, place: str) -> None:
         """Text and messages, and whether there is a prompt, are told once for all rows, by the first."""
-        said = {name: value for name, value in row.items() if not isinstance(value, bool)}
+        said = {name: value for name, value in row.items() if name in COLUMNS[self.kind] and name != "label"}
         shape = "text" if all(isinstance(value, str) for value in said.values()) else "messages"
         self._shape, self._names = self._shape or shape, self._names or frozenset(row)
         if shape != self._shape:
@@ -148,6 +169,10 @@ class _Reader:
 
     def _raw(self, source: Source) -> Iterator[tuple[str, Mapping[str, Any]]]:
         path = source.path or ""
+        if source.reasoning_gym is not None:
+            for number, task in enumerate(tasks.rows(source, self._seed), 1):
+                yield f"{source.reasoning_gym} task {number}", task
+            return
         if path.startswith("hf://"):
             for number, row in enumerate(self._fetch(source), 1):
                 yield f"{path} row {number}", row

@@ -1,4 +1,4 @@
-"""What can be wrong before a run trains: with the run, or with the host."""
+"""What can be wrong with a run, with what a person brought along for it, or with the host."""
 
 
 class ConfigError(Exception):
@@ -8,6 +8,10 @@ class ConfigError(Exception):
     It ends the attempt unretried (exit code 78), so it is never raised for what another host or another minute may
     cure.
     """
+
+
+class RewardError(Exception):
+    """A reward function failed on a sample, or gave what is no number; one line that names reward and sample."""
 
 
 class HostError(Exception):

@@ -67,13 +67,30 @@ def model_source(model: Model, pins: Mapping[str, str]) -> ModelSource:
     if model.init_from is not None:
         return _another_runs(model.init_from, pins)
     name = model.name_or_path or ""
+    return _here(name, model.known_as or name) or ModelSource(
+        name, pins.get("model") or commit_of(name, model.revision, "model"), name
+    )
+
+
+def reward_pin(name: str) -> str:
+    """The pin's name of a reward model on the Hub."""
+    return f"reward:{name}"
+
+
+def reward_source(name: str, pins: Mapping[str, str]) -> ModelSource:
+    """A reward model; of the Hub's, the pinned commit or today's. Raises ConfigError for one that does not exist."""
+    return _here(name, name) or ModelSource(name, pins.get(reward_pin(name)) or commit_of(name, None, "model"), name)
+
+
+def _here(name: str, known_as: str) -> ModelSource | None:
+    """The model that is a folder of this host; None for a name on the Hub."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         _require_model(folder, name)
-        return ModelSource(str(folder.absolute()), None, model.known_as or name)
+        return ModelSource(str(folder.absolute()), None, known_as)
     if name.startswith((".", "/", "~")):
-        raise ConfigError(f"model.name_or_path: there is no folder {name}")
-    return ModelSource(name, pins.get("model") or commit_of(name, model.revision, "model"), name)
+        raise ConfigError(f"model: there is no folder {name}")
+    return None
 
 
 def _another_runs(asked: str, pins: Mapping[str, str]) -> ModelSource:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from relay.runfile import RunFile
+from relay.runfile import Reward, RunFile
 from trainers.errors import ConfigError
 from trainers.hub import ModelSource
 from trainers.rows import Row
@@ -35,8 +35,15 @@ def of(run: RunFile, model: ModelSource, rows: Iterable[Row]) -> Identity:
         "full training": run.lora is None,
         "seed": run.seed,
         "rows": _digest(rows),
+        **({"rewards": [_said_of(reward) for reward in run.rewards]} if run.rewards else {}),
         **{f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()},
     }
+
+
+def _said_of(reward: Reward) -> dict[str, Any]:
+    """What decides what a reward gives; how long it may take does not."""
+    deciding = {"name", "call", "model", "weight", "config"}
+    return reward.model_dump(mode="json", include=deciding, exclude_defaults=True)
 
 
 def require_same(checkpoint: Path, before: Identity, now: Identity) -> None:

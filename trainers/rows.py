@@ -7,6 +7,7 @@
 | `chat` | `{"messages": [{"role": …, "content": …}, …]}` |
 | `preference` | `{"prompt": …, "chosen": …, "rejected": …}`, or without prompt: then both begin with it |
 | `unpaired_preference` | `{"prompt": …, "completion": …, "label": true}` |
+| `prompt` | `{"prompt": …}`, and whatever columns the rewards read, for instance `answer` |
 | `alpaca` | `{"instruction": …, "input": …, "output": …}`; becomes `prompt_completion`, as messages |
 | `sharegpt` | `{"conversations": [{"from": "human", "value": …}, …]}`; becomes `chat` |
 
@@ -30,7 +31,10 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "text": ("text",),
     "alpaca": ("instruction", "output"),
     "sharegpt": ("conversations",),
+    "prompt": ("prompt",),
 }
+#: What a trainer gives reward functions beside the rows' own columns, so no column may be called that.
+_TRAINERS_OWN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
 #: Columns that rows of a kind may have.
 _OPTIONAL: Mapping[str, tuple[str, ...]] = {"preference": ("prompt",), "alpaca": ("input",)}
 #: Kinds that are trained on as another.
@@ -77,7 +81,7 @@ def checked(row: Row, kind: str, place: str) -> Row:
             raise ConfigError(f"{place}: no column {column}, which every row of format {kind} has")
     if row.get("tools"):
         raise ConfigError(f"{place}: rows with tools are not supported yet")
-    columns = (*_OPTIONAL.get(kind, ()), *COLUMNS[kind])
+    columns = tuple(row) if kind == "prompt" else (*_OPTIONAL.get(kind, ()), *COLUMNS[kind])
     return _CHECKS[kind]({column: row[column] for column in columns if column in row}, place)
 
 
@@ -115,6 +119,14 @@ def _preference(row: Row, place: str) -> Row:
     if isinstance(chosen, list) and chosen[0] != rejected[0]:
         raise ConfigError(f"{place}: chosen and rejected begin with other messages; give what is before them as prompt")
     return turns
+
+
+def _prompt(row: Row, place: str) -> Row:
+    """Its own columns stay: they are what rewards read."""
+    if taken := [name for name in _TRAINERS_OWN if name in row]:
+        raise ConfigError(f"{place}: reward functions are given {taken[0]} by the trainer; call the column otherwise")
+    rest = {name: value for name, value in row.items() if name not in ("prompt", "completion")}
+    return {**_turns({"prompt": row["prompt"]}, place), **rest}
 
 
 def _unpaired_preference(row: Row, place: str) -> Row:
@@ -168,4 +180,5 @@ _CHECKS: Mapping[str, Callable[[Row, str], Row]] = {
     "text": _texts,
     "alpaca": _alpaca,
     "sharegpt": _sharegpt,
+    "prompt": _prompt,
 }

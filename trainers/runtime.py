@@ -3,7 +3,7 @@
 import importlib.metadata
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +16,11 @@ from transformers import PrinterCallback, TrainingArguments
 from transformers.utils import logging
 
 from relay.runfile import Data, Every, Model, RunFile, Source, Split
-from trainers import checkpoints, data, hub, identity, methods
+from trainers import checkpoints, data, hub, identity, methods, rewards
 from trainers.checkpoints import Checkpoint, World
 from trainers.contract import Contract
 from trainers.control import FAILED, REFUSED, STOPPED, SUCCEEDED, Control, Outcome
-from trainers.errors import ConfigError, HostError
+from trainers.errors import ConfigError, HostError, RewardError
 from trainers.events import EventLog
 from trainers.identity import Identity
 from trainers.pace import Pace
@@ -53,6 +53,7 @@ class Prepared:
     held_out: data.Rows | None
     model: hub.ModelSource
     pins: Mapping[str, str]
+    rewards: Sequence[rewards.Judge | rewards.Scorer]
 
 
 def train(job: Job, events: EventLog) -> Outcome:
@@ -71,7 +72,7 @@ def train(job: Job, events: EventLog) -> Outcome:
         resume, world = _resume(job, log, trained)
         method, model = methods.load(job.run.method), hub.local(prepared.model)
         with _blamed_on("model, lora or options"):
-            trainer = method.build(job.run, prepared.args, model, prepared.train, prepared.held_out)
+            trainer = method.build(job.run, prepared.args, model, prepared.train, prepared.held_out, prepared.rewards)
         _require_rows(trainer)
         ends = _attach(job, trainer, log, world, resume, trained)
         trainer.train(resume_from_checkpoint=str(resume.folder) if resume else None)
@@ -116,7 +117,9 @@ def prepare(job: Job, scratch: str) -> Prepared:
     train_rows, held_out = data.load(
         rows, seed=run.seed, kinds=method.kinds, fetch=lambda source: _fetched(source, pins), base=Path.cwd()
     )
-    return Prepared(args, train_rows, held_out, hub.model_source(model, pins), fresh)
+    source = hub.model_source(model, pins)
+    judges = rewards.of(run, train_rows.columns, pins) if method.rewarded else ()
+    return Prepared(args, train_rows, held_out, source, fresh, judges)
 
 
 def _require_gpus(run: RunFile, processes: int) -> None:
@@ -171,6 +174,9 @@ def _resolved(run: RunFile, model: Model, pins: Mapping[str, str]) -> dict[str, 
     fresh: dict[str, str] = {}
     if commit := hub.model_source(model, pins).revision:
         fresh["model"] = commit
+    for reward in run.rewards:
+        if reward.model is not None and (commit := hub.reward_source(reward.model, pins).revision):
+            fresh[hub.reward_pin(reward.model)] = commit
     for source in _sources(run.data):
         if (source.path or "").startswith("hf://"):
             fresh[hub.dataset_pin(source)] = hub.dataset_commit(source, pins)
@@ -308,6 +314,6 @@ def outcome_of(error: Exception) -> Outcome | None:
             return Outcome(REFUSED, str(error))
         case torch.OutOfMemoryError():
             return Outcome(FAILED, _out_of_memory(str(error)))
-        case checkpoints.CheckpointError() | HostError():
+        case checkpoints.CheckpointError() | HostError() | RewardError():
             return Outcome(FAILED, str(error))
     return None

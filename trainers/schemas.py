@@ -63,6 +63,8 @@ OWNED: Mapping[str, str] = {
     "data_seed": "use seed",
     "use_cpu": "use resources.gpus_per_node and resources.require_cuda",
     "model_init_kwargs": "use model_init",
+    "reward_weights": "use rewards, each with its weight",
+    "log_completions_hub_repo": _HUB,
     "dataset_text_field": "use data.columns, for instance {body: text}",
     "sync_ref_model": _REFERENCE,
     "ref_model_mixup_alpha": _REFERENCE,

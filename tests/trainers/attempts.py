@@ -19,7 +19,7 @@ from trainers import imports
 from trainers.contract import Contract
 from trainers.control import CONTROL, PROCESSES, Control, Outcome
 
-TIMES = re.compile(r".*(runtime|per_second)")
+TIMES = re.compile(r".*(runtime|per_second|step_time)")
 THREADS = 1
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import runpy
 import warnings
 from dataclasses import dataclass
 from functools import partial
@@ -25,17 +26,23 @@ METHODS: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "cpo": ("preference", {"disable_dropout": False}, "trl.experimental.cpo", "CPO"),
     "kto": ("unpaired_preference", {"disable_dropout": False}, "trl", "KTO"),
     "reward": ("preference", {"disable_dropout": False}, "trl", "Reward"),
+    "grpo": ("prompt", {"num_generations": 4, "max_completion_length": 6, "beta": 0.1}, "trl", "GRPO"),
+    "rloo": ("prompt", {"num_generations": 4, "max_completion_length": 6}, "trl", "RLOO"),
 }
+REWARDED = ("grpo", "rloo")
 #: The names that TRL's own logs have and ours have not, and those that Relay adds.
 RENAMED = {"loss": "train_loss"}
 ADDED = {"perplexity", "eval_perplexity", "train_loss_mean", "total_flos"}
 
 PRECOMPUTE = {"options": {"precompute_ref_log_probs": True}}
+#: Completions serve three steps, twice over: the cut at step 3 finds some that are yet to be trained on.
+REUSE = {"options": {"steps_per_generation": 2, "num_iterations": 2}}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{method: (method, {}) for method in METHODS},
     **{f"{method}-lora": (method, {"lora": LORA}) for method in METHODS},
     **{f"{method}-precomputed": (method, PRECOMPUTE) for method in ("dpo", "kto")},
     **{f"{method}-precomputed-lora": (method, {"lora": LORA, **PRECOMPUTE}) for method in ("dpo", "kto")},
+    **{f"{method}-reused": (method, REUSE) for method in REWARDED},
 }
 
 
@@ -43,7 +50,10 @@ def spec(work: Path, method: str, **changes: Any) -> dict[str, Any]:
     """Six steps with a save in the middle, between two logs."""
     kind, options, *_ = METHODS[method]
     rows = [{"path": str(work / f"{kind}.jsonl")}]
+    file = str(work / "rewards.py")
+    rewards = [{"call": f"{file}:short"}, {"call": f"{file}:digits", "weight": 0.5}]
     return {
+        **({"rewards": rewards, "files": [file]} if method in REWARDED else {}),
         "version": "relay/v1",
         "method": method,
         "model": {"name_or_path": str(work / "model")},
@@ -75,6 +85,13 @@ def driven_directly(run: dict[str, Any], folder: Path) -> int:
     warnings.simplefilter("ignore")  # what TRL says of itself is not looked at here
     _, _, module, name = METHODS[run["method"]]
     library = importlib.import_module(module)
+    rewards = {}
+    if "rewards" in run:
+        mine = runpy.run_path(run["files"][0])
+        rewards = {
+            "reward_funcs": [mine["short"], lambda completions, answer, **_: mine["digits"](completions, answer)]
+        }
+        rewards["reward_funcs"][1].__name__ = "digits"
     rows = [json.loads(line) for line in Path(run["data"]["train"][0]["path"]).read_text().splitlines()]
     args = getattr(library, f"{name}Config")(
         output_dir=str(folder),
@@ -87,6 +104,7 @@ def driven_directly(run: dict[str, Any], folder: Path) -> int:
         disable_tqdm=True,
         dataloader_pin_memory=False,
         model_init_kwargs={"dtype": "float32", "device_map": None},
+        **({"reward_weights": [1.0, 0.5]} if rewards else {}),
         **run["options"],
     )
     task = "SEQ_CLS" if run["method"] == "reward" else "CAUSAL_LM"
@@ -97,6 +115,7 @@ def driven_directly(run: dict[str, Any], folder: Path) -> int:
         eval_dataset=Dataset.from_list(rows),  # one object for both would share TRL's cache of reference log-probs,
         # and the pass that it saves draws from the random numbers that training goes on with
         peft_config=LoraConfig(task_type=task, **run["lora"]) if "lora" in run else None,
+        **rewards,
     )
     trainer.train()
     trainer.save_model(str(folder / "output"))
@@ -152,8 +171,11 @@ def test_a_cut_leaves_no_trace(straight: Straight, tmp_path: Path) -> None:
 def test_the_example_of_a_method_trains(work: Path, tmp_path: Path, method: str) -> None:
     """`examples/sums-<method>.yaml`, two steps of it and with the tiny model."""
     run = dict(reading.read(EXAMPLES / f"sums-{method}.yaml").data)
-    rows = [{"path": str(EXAMPLES / source["path"])} for source in run["data"]["train"]]
+    rows = [{"path": str(EXAMPLES / source["path"])} if "path" in source else source for source in run["data"]["train"]]
     run |= {"model": {"name_or_path": str(work / "model")}, "data": {**run["data"], "train": rows}}
+    if "rewards" in run:
+        mine = [{**reward, "call": f"{EXAMPLES}/{reward['call']}"} for reward in run["rewards"] if "call" in reward]
+        run |= {"files": [str(EXAMPLES)], "rewards": [run["rewards"][0], *mine]}
     run["options"] |= {"max_steps": 2, "eval_steps": 2, "gradient_checkpointing": False}
     made = attempts.make(tmp_path / "run", run)
     assert made.code == 0, (made.folder / "stderr.log").read_text()

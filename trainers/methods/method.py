@@ -1,6 +1,6 @@
 """What a method is: a library's trainer, its options, and what has to be found for a run that uses it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +8,7 @@ from datasets import Dataset
 from transformers import TrainingArguments
 
 from relay.runfile import RunFile
+from trainers import rewards
 from trainers.beginning import LANGUAGE, begin, reference
 from trainers.data import Rows
 from trainers.hub import LocalModel
@@ -27,13 +28,23 @@ class Method:
     kinds: tuple[str, ...]  #: of rows that it learns from (see `trainers.rows`)
     task: str = LANGUAGE  #: what the model is trained to give (see `trainers.beginning`)
     compares: bool = False  #: with a reference model that its trainer takes
+    rewarded: bool = False  #: it learns from completions of its own, by the run's rewards (see `trainers.rewards`)
     loads: Mapping[str, Any] = field(default_factory=dict)  #: what `model_init` is where the run file does not say
 
     def configure(self, run: RunFile, owned: Mapping[str, Any]) -> TrainingArguments:
         """The library's config from the run's options and those Relay sets; the library's own errors pass through."""
-        return self.config(**{**run.options, **owned})
+        rewarded = {"reward_weights": rewards.weights(run)} if self.rewarded else {}
+        return self.config(**{**run.options, **owned, **rewarded})
 
-    def build(self, run: RunFile, args: Any, model: LocalModel, train: Rows, held_out: Rows | None) -> Resumable:
+    def build(
+        self,
+        run: RunFile,
+        args: Any,
+        model: LocalModel,
+        train: Rows,
+        held_out: Rows | None,
+        judges: Sequence[rewards.Judge | rewards.Scorer] = (),
+    ) -> Resumable:
         """The library's trainer with its model loaded."""
         begun = begin(run, model, self.task)
         args.model_init_kwargs = None if begun.model_init is None else {**self.loads, **begun.model_init}
@@ -46,6 +57,7 @@ class Method:
             processing_class=begun.tokenizer,
             peft_config=begun.lora,
             **({"ref_model": reference(begun)} if self.compares else {}),
+            **(rewards.loaded(judges, {**self.loads, **run.model_init}) if self.rewarded else {}),
         )
         trainer.base = model
         return trainer

@@ -87,12 +87,16 @@ class Source(Section):
     size: Annotated[Whole, Field(gt=0)] | None = None
     seed: Whole | None = None
     config: Free = Field(default_factory=dict)
-    disjoint_from: Literal["train"] | None = None
+    chat: Flag = False  #: generated tasks as messages, for a model with a chat template
+    disjoint_from: Literal["train"] | None = None  #: of held-out rows: training passes over those
 
     @model_validator(mode="after")
     def _one(self) -> "Source":
         if (self.path is None) == (self.reasoning_gym is None):
             raise ValueError("give path or reasoning_gym, one of the two")
+        said = [name for name in ("size", "seed", "config", "chat") if getattr(self, name)]
+        if self.path is not None and said:
+            raise ValueError(f"{' and '.join(said)} goes with reasoning_gym, not with path")
         return self
 
 
@@ -251,18 +255,26 @@ class Lifecycle(Section):
 
 
 class Reward(Section):
-    """One part of the reward: a built-in by name, or a function of a file that travels (`file.py:function`)."""
+    """One part of the reward: a built-in by name, a function of a file that travels (`file.py:function`) or of a module
+    that is installed (`package.module:function`), or a reward model (a folder, or a name on the Hub).
+    """
 
     name: Text | None = None
-    call: Annotated[Text, Field(pattern=r"^[^:]+\.py:[A-Za-z_]\w*$")] | None = None
+    call: Annotated[Text, Field(pattern=r"^([^:]+\.py:|[A-Za-z_]\w*(\.\w+)*[.:])[A-Za-z_]\w*$")] | None = None
+    model: Text | None = None
     weight: Number = 1.0
-    timeout: Duration | None = None
-    config: Free = Field(default_factory=dict)
+    timeout: Duration | None = None  #: for a batch; the function then runs in a process of its own
+    isolated: Flag = False  #: it does so without a timeout too
+    config: Free = Field(default_factory=dict)  #: of a built-in
 
     @model_validator(mode="after")
     def _one(self) -> "Reward":
-        if (self.name is None) == (self.call is None):
-            raise ValueError("give name or call, one of the two")
+        if sum(each is not None for each in (self.name, self.call, self.model)) != 1:
+            raise ValueError("give name, call or model, one of the three")
+        if self.call is None and (self.timeout is not None or self.isolated):
+            raise ValueError("timeout and isolated go with call")
+        if self.name is None and self.config:
+            raise ValueError("config goes with name; a function takes what it needs from the rows' columns")
         return self
 
 

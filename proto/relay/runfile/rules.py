@@ -1,6 +1,7 @@
 """What must hold between the parts of a run file, and what this release cannot do yet."""
 
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import PurePath
 from typing import Any
 
 from relay.runfile.mistakes import Mistake, Path
@@ -12,7 +13,17 @@ _NEVER_COMMAND = ("model", "model_init", "lora", "quantization", "preset", "data
 _REWARDED = ("grpo", "rloo", "ppo", "online_dpo")
 
 #: Rows that the trainers of this release read.
-_FORMATS = ("auto", "text", "prompt_completion", "chat", "alpaca", "sharegpt", "preference", "unpaired_preference")
+_FORMATS = (
+    "auto",
+    "text",
+    "prompt_completion",
+    "chat",
+    "alpaca",
+    "sharegpt",
+    "preference",
+    "unpaired_preference",
+    "prompt",
+)
 
 #: What the format knows and this release does not do: path → when a run asks for it. Refused, never ignored.
 NOT_YET: Mapping[str, Callable[[RunFile], bool]] = {
@@ -20,7 +31,6 @@ NOT_YET: Mapping[str, Callable[[RunFile], bool]] = {
     "preset": lambda run: bool(run.preset),
     "quantization": lambda run: bool(run.quantization),
     "image": lambda run: run.image is not None,
-    "rewards": lambda run: bool(run.rewards),
     "samples": lambda run: run.samples is not None,
     "adopt.metrics": lambda run: run.adopt is not None and run.adopt.metrics is not None,
     "resources.nodes": lambda run: run.resources.nodes.max > 1,
@@ -79,6 +89,22 @@ def _for_training(method: str, data: Mapping[str, Any]) -> Iterator[Mistake]:
         yield Mistake(("data",), "is missing", "for instance data: {train: data/train.jsonl}")
     if data.get("rewards") and method not in _REWARDED:
         yield Mistake(("rewards",), f"does not go with method: {method}", f"it belongs to {', '.join(_REWARDED)}")
+    if not data.get("rewards") and method in _REWARDED:
+        yield Mistake(("rewards",), "is missing", "for instance rewards: [{call: rewards.py:score}]")
+    yield from _calls_that_stay(data)
+
+
+def _calls_that_stay(data: Mapping[str, Any]) -> Iterator[Mistake]:
+    """Functions of files that do not travel with the run."""
+    files, rewards = data.get("files"), data.get("rewards")
+    taken = [PurePath(each) for each in files if isinstance(each, str)] if isinstance(files, list) else []
+    for index, reward in enumerate(rewards if isinstance(rewards, list) else ()):
+        call = reward.get("call") if isinstance(reward, Mapping) else None
+        if not isinstance(call, str) or not call.partition(":")[0].endswith(".py"):
+            continue
+        file = PurePath(call.partition(":")[0])
+        if not any(file == each or each in file.parents or file.match(str(each)) for each in taken):
+            yield Mistake(("rewards", index, "call"), f"{file} does not travel with the run", f"add files: [{file}]")
 
 
 def not_supported(run: RunFile) -> Iterator[Mistake]:
@@ -91,13 +117,7 @@ def not_supported(run: RunFile) -> Iterator[Mistake]:
 
 def _sources_not_supported(run: RunFile) -> Iterator[Mistake]:
     for path, source in _sources(run):
-        if source.reasoning_gym is not None:
-            yield Mistake(
-                (*path, "reasoning_gym"),
-                "generated data is not supported yet",
-                "write the rows to a file and name that",
-            )
-        elif source.path and (scheme := source.path.partition("://")[0]) != source.path and scheme != "hf":
+        if source.path and (scheme := source.path.partition("://")[0]) != source.path and scheme != "hf":
             yield Mistake(
                 (*path, "path"), f"{scheme}:// is not supported yet", "name a local file or hf://owner/dataset"
             )

@@ -62,6 +62,11 @@ def references(data: Mapping[str, Any]) -> Iterator[Reference]:
     name = model.get("name_or_path") if isinstance(model, Mapping) else None
     if isinstance(name, str) and _is_folder_name(name):
         yield Reference(("model", "name_or_path"), name, "model")
+    rewards = data.get("rewards")
+    for index, reward in enumerate(rewards if isinstance(rewards, list) else ()):
+        name = reward.get("model") if isinstance(reward, Mapping) else None
+        if isinstance(name, str) and _is_folder_name(name):
+            yield Reference(("rewards", index, "model"), name, "model")
 
 
 def _rows(path: Path, value: Any) -> Iterator[Reference]:
@@ -164,7 +169,7 @@ def gather(data: dict[str, Any], base: FilePath) -> tuple[dict[str, Any], list[T
         text = _joined(folder, look.rest)
         if reference.kind == "model":
             text = f"./{text}"
-            if text != reference.text:
+            if text != reference.text and reference.path[0] == "model":
                 data["model"].setdefault("known_as", reference.text)
         _put(data, reference.path, text)
     return data, [Travel(source, path) for path, source in sorted(travels.items())], mistakes

@@ -1,0 +1,53 @@
+"""A person's own function, by the name that a run file gives it."""
+
+import asyncio
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from trainers.errors import ConfigError
+
+
+def function_of(call: str) -> Callable[..., Any]:
+    """The function that `call` names: `file.py:function`, relative to this process's folder, or
+    `package.module:function` (also with a dot for the colon). ConfigError says what is not there.
+    """
+    where, _, name = call.rpartition(":") if ":" in call else call.rpartition(".")
+    try:
+        module = _from_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{call}: there is no module {error.name}") from error
+    except OSError as error:
+        raise ConfigError(f"{call}: {where} cannot be read: {error.strerror}; name it in files") from error
+    except Exception as error:  # its code runs here for the first time
+        raise ConfigError(f"{call}: {where} cannot be imported: {type(error).__name__}: {error}") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ConfigError(f"{call}: {where} has no function {name}")
+    return function  # type: ignore[no-any-return]
+
+
+def _from_file(path: Path) -> Any:
+    path.open().close()
+    folder = str(path.absolute().parent)
+    if folder not in sys.path:  # it may import what lies beside it
+        sys.path.insert(0, folder)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # as an import does; dataclasses look there
+    spec.loader.exec_module(module)
+    return module
+
+
+def call_with(function: Callable[..., Any], given: Mapping[str, Any]) -> Any:
+    """What it returns (awaited, where it is async) for those of the arguments that it takes."""
+    parameters = inspect.signature(function).parameters.values()
+    takes_all = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters)
+    taken = {name: value for name, value in given.items() if takes_all or name in {each.name for each in parameters}}
+    answer = function(**taken)
+    return asyncio.run(answer) if inspect.iscoroutine(answer) else answer

@@ -1,0 +1,17 @@
+"""Group relative policy optimization on TRL's GRPOTrainer, all weights or LoRA.
+
+Its rewards are the run file's. Completions come from transformers or vLLM (`use_vllm`); what vLLM draws is not part of
+a checkpoint, so with it a resumed run is not bit for bit the one that was never cut.
+"""
+
+from trl import GRPOConfig, GRPOTrainer
+
+from trainers.generating import Generating
+from trainers.methods.method import Method
+
+
+class ResumableGRPO(Generating, GRPOTrainer):
+    pass
+
+
+METHOD = Method(ResumableGRPO, GRPOConfig, ("prompt",), rewarded=True)

@@ -1,0 +1,17 @@
+"""REINFORCE leave-one-out on TRL's RLOOTrainer, all weights or LoRA.
+
+Its rewards are the run file's. Completions come from transformers or vLLM (`use_vllm`); what vLLM draws is not part of
+a checkpoint, so with it a resumed run is not bit for bit the one that was never cut.
+"""
+
+from trl import RLOOConfig, RLOOTrainer
+
+from trainers.generating import Generating
+from trainers.methods.method import Method
+
+
+class ResumableRLOO(Generating, RLOOTrainer):
+    pass
+
+
+METHOD = Method(ResumableRLOO, RLOOConfig, ("prompt",), rewarded=True)
