@@ -1,5 +1,5 @@
 """Make `examples/data/sums.*.jsonl` again, byte for byte: sums from reasoning-gym's `chain_sum`, held-out ones
-disjoint; and the first of them as the other methods learn from them (preferences, judged answers, plain text).
+disjoint; and the first of them as the other methods learn from them (preferences, judged answers, dialogues, text).
 
     python examples/make_sums.py            writes the files
     python examples/make_sums.py --check    says whether they are what this script makes
@@ -46,6 +46,7 @@ def files() -> dict[str, str]:
     return {
         **{f"sums.{part}.jsonl": _lines(_row(*row) for row in rows) for part, rows in parts.items()},
         "sums.preferences.jsonl": _lines(_preference(*row) for _, row in few),
+        "sums.chat.jsonl": _lines(_chat(*row) for _, row in few),
         "sums.judged.jsonl": _lines(_judged(number, *row) for number, row in few),
         "sums.text.jsonl": _lines({"text": f"{expression} = {answer}"} for _, (expression, answer) in few),
     }
@@ -59,6 +60,12 @@ def _preference(expression: str, answer: str) -> dict[str, Any]:
     """The bare number is better than a sentence."""
     row = _row(expression, answer)
     return {"prompt": row["prompt"], "chosen": row["completion"], "rejected": _said(f"The answer is {answer}.")}
+
+
+def _chat(expression: str, answer: str) -> dict[str, Any]:
+    """Question and answer as one dialogue."""
+    row = _row(expression, answer)
+    return {"messages": [*row["prompt"], *row["completion"]]}
 
 
 def _judged(number: int, expression: str, answer: str) -> dict[str, Any]:

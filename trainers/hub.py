@@ -72,6 +72,12 @@ def model_source(model: Model, pins: Mapping[str, str]) -> ModelSource:
     )
 
 
+def teacher_source(model: Model, pins: Mapping[str, str]) -> ModelSource:
+    """The model that a run learns from; of the Hub's, the pinned commit or today's."""
+    name = model.name_or_path or ""
+    return _here(name, name) or ModelSource(name, pins.get("teacher") or commit_of(name, model.revision, "model"), name)
+
+
 def reward_pin(name: str) -> str:
     """The pin's name of a reward model on the Hub."""
     return f"reward:{name}"

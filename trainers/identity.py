@@ -25,19 +25,24 @@ _FREE = re.compile(
 )
 
 
-def of(run: RunFile, model: ModelSource, rows: Iterable[Row]) -> Identity:
+def of(run: RunFile, model: ModelSource, rows: Iterable[Row], teacher: ModelSource | None = None) -> Identity:
     """The identity of a run that trains `model` on `rows`; plain JSON values."""
     options = {name: value for name, value in run.options.items() if not _FREE.fullmatch(name)}
     sections = {"model_init": run.model_init, "lora": run.lora or {}, "options": options}
     return {
         "method": run.method,
-        "model": model.origin or (f"{model.path}@{model.revision}" if model.revision else Path(model.path).name),
+        "model": model.origin or _called(model),
+        **({"teacher": _called(teacher)} if teacher else {}),
         "full training": run.lora is None,
         "seed": run.seed,
         "rows": _digest(rows),
         **({"rewards": [_said_of(reward) for reward in run.rewards]} if run.rewards else {}),
         **{f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()},
     }
+
+
+def _called(model: ModelSource) -> str:
+    return f"{model.path}@{model.revision}" if model.revision else Path(model.path).name
 
 
 def _said_of(reward: Reward) -> dict[str, Any]:

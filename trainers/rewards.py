@@ -155,7 +155,7 @@ def loaded(rewards: Sequence["Judge | Scorer"], model_init: Mapping[str, Any]) -
             tokenizers.append(None)
             continue
         folder = local(each.source).folder
-        scorer = load(folder, SCORE, **model_init)
+        scorer = load(folder, SCORE, **{"dtype": "float32", "device_map": None, **model_init})
         scorer.config._name_or_path = each.name  # as its curve is called
         functions.append(scorer)
         tokenizers.append(AutoTokenizer.from_pretrained(folder))

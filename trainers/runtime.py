@@ -3,7 +3,7 @@
 import importlib.metadata
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from trainers.control import FAILED, REFUSED, STOPPED, SUCCEEDED, Control, Outco
 from trainers.errors import ConfigError, HostError, RewardError
 from trainers.events import EventLog
 from trainers.identity import Identity
+from trainers.methods.method import Beside
 from trainers.pace import Pace
 from trainers.reporting import Reporter, judged_by
 from trainers.resumable import Resumable
@@ -53,7 +54,7 @@ class Prepared:
     held_out: data.Rows | None
     model: hub.ModelSource
     pins: Mapping[str, str]
-    rewards: Sequence[rewards.Judge | rewards.Scorer]
+    beside: Beside
 
 
 def train(job: Job, events: EventLog) -> Outcome:
@@ -68,11 +69,11 @@ def train(job: Job, events: EventLog) -> Outcome:
         log = events if main else stack.enter_context(EventLog(Path("/dev/null")))
         for name, value in prepared.pins.items():
             log.pin(name, value)
-        trained = identity.of(job.run, prepared.model, prepared.train.rows)
+        trained = identity.of(job.run, prepared.model, prepared.train.rows, prepared.beside.teacher)
         resume, world = _resume(job, log, trained)
         method, model = methods.load(job.run.method), hub.local(prepared.model)
         with _blamed_on("model, lora or options"):
-            trainer = method.build(job.run, prepared.args, model, prepared.train, prepared.held_out, prepared.rewards)
+            trainer = method.build(job.run, prepared.args, model, prepared.train, prepared.held_out, prepared.beside)
         _require_rows(trainer)
         ends = _attach(job, trainer, log, world, resume, trained)
         trainer.train(resume_from_checkpoint=str(resume.folder) if resume else None)
@@ -118,8 +119,11 @@ def prepare(job: Job, scratch: str) -> Prepared:
         rows, seed=run.seed, kinds=method.kinds, fetch=lambda source: _fetched(source, pins), base=Path.cwd()
     )
     source = hub.model_source(model, pins)
-    judges = rewards.of(run, train_rows.columns, pins) if method.rewarded else ()
-    return Prepared(args, train_rows, held_out, source, fresh, judges)
+    beside = Beside(
+        rewards.of(run, train_rows.columns, pins) if method.rewarded else (),
+        hub.teacher_source(run.teacher, pins) if run.teacher else None,
+    )
+    return Prepared(args, train_rows, held_out, source, fresh, beside)
 
 
 def _require_gpus(run: RunFile, processes: int) -> None:
@@ -174,6 +178,8 @@ def _resolved(run: RunFile, model: Model, pins: Mapping[str, str]) -> dict[str, 
     fresh: dict[str, str] = {}
     if commit := hub.model_source(model, pins).revision:
         fresh["model"] = commit
+    if run.teacher and (commit := hub.teacher_source(run.teacher, pins).revision):
+        fresh["teacher"] = commit
     for reward in run.rewards:
         if reward.model is not None and (commit := hub.reward_source(reward.model, pins).revision):
             fresh[hub.reward_pin(reward.model)] = commit

@@ -23,13 +23,15 @@ def digits(completions, answer):
 @pytest.fixture(scope="session")
 def work(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `model`, `rows.jsonl` (prompts and completions), rows of other kinds, in files that are called as
-    they are, and `rewards.py`. Nothing else may be written there.
+    they are, `rewards.py` and
+    `teacher`, a model with other weights. Nothing else may be written there.
     """
     folder = tmp_path_factory.mktemp("tiny")
     (folder / "model").symlink_to(tiny_model)
     tiny.make_rows(folder / "rows.jsonl")
     for kind in ("text", "chat", "preference", "unpaired_preference", "prompt"):
         tiny.make_rows(folder / f"{kind}.jsonl", kind=kind)
+    tiny.make_model(folder / "teacher", seed=1)
     (folder / "rewards.py").write_text(REWARDS)
     return folder
 

@@ -28,7 +28,10 @@ METHODS: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "reward": ("preference", {"disable_dropout": False}, "trl", "Reward"),
     "grpo": ("prompt", {"num_generations": 4, "max_completion_length": 6, "beta": 0.1}, "trl", "GRPO"),
     "rloo": ("prompt", {"num_generations": 4, "max_completion_length": 6}, "trl", "RLOO"),
+    "gkd": ("chat", {"max_length": 64, "max_new_tokens": 6, "lmbda": 0.5}, "trl.experimental.gkd", "GKD"),
+    "distillation": ("prompt", {"max_completion_length": 6}, "trl", "Distillation"),
 }
+TAUGHT = ("gkd", "distillation")
 REWARDED = ("grpo", "rloo")
 #: The names that TRL's own logs have and ours have not, and those that Relay adds.
 RENAMED = {"loss": "train_loss"}
@@ -54,6 +57,7 @@ def spec(work: Path, method: str, **changes: Any) -> dict[str, Any]:
     rewards = [{"call": f"{file}:short"}, {"call": f"{file}:digits", "weight": 0.5}]
     return {
         **({"rewards": rewards, "files": [file]} if method in REWARDED else {}),
+        **({"teacher": {"name_or_path": str(work / "teacher")}} if method in TAUGHT else {}),
         "version": "relay/v1",
         "method": method,
         "model": {"name_or_path": str(work / "model")},
@@ -80,7 +84,9 @@ def driven_directly(run: dict[str, Any], folder: Path) -> int:
     import torch
     from datasets import Dataset
     from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    loaded = AutoModelForCausalLM.from_pretrained
     torch.set_num_threads(attempts.THREADS)
     warnings.simplefilter("ignore")  # what TRL says of itself is not looked at here
     _, _, module, name = METHODS[run["method"]]
@@ -92,6 +98,8 @@ def driven_directly(run: dict[str, Any], folder: Path) -> int:
             "reward_funcs": [mine["short"], lambda completions, answer, **_: mine["digits"](completions, answer)]
         }
         rewards["reward_funcs"][1].__name__ = "digits"
+    teacher = {"teacher_model": loaded(run["teacher"]["name_or_path"])} if "teacher" in run else {}
+    tokenizer = AutoTokenizer.from_pretrained(run["model"]["name_or_path"]) if run["method"] == "gkd" else None
     rows = [json.loads(line) for line in Path(run["data"]["train"][0]["path"]).read_text().splitlines()]
     args = getattr(library, f"{name}Config")(
         output_dir=str(folder),
@@ -115,7 +123,9 @@ def driven_directly(run: dict[str, Any], folder: Path) -> int:
         eval_dataset=Dataset.from_list(rows),  # one object for both would share TRL's cache of reference log-probs,
         # and the pass that it saves draws from the random numbers that training goes on with
         peft_config=LoraConfig(task_type=task, **run["lora"]) if "lora" in run else None,
+        processing_class=tokenizer,
         **rewards,
+        **teacher,
     )
     trainer.train()
     trainer.save_model(str(folder / "output"))
@@ -173,6 +183,8 @@ def test_the_example_of_a_method_trains(work: Path, tmp_path: Path, method: str)
     run = dict(reading.read(EXAMPLES / f"sums-{method}.yaml").data)
     rows = [{"path": str(EXAMPLES / source["path"])} if "path" in source else source for source in run["data"]["train"]]
     run |= {"model": {"name_or_path": str(work / "model")}, "data": {**run["data"], "train": rows}}
+    if "teacher" in run:
+        run |= {"teacher": {"name_or_path": str(work / "teacher")}}
     if "rewards" in run:
         mine = [{**reward, "call": f"{EXAMPLES}/{reward['call']}"} for reward in run["rewards"] if "call" in reward]
         run |= {"files": [str(EXAMPLES)], "rewards": [run["rewards"][0], *mine]}
@@ -182,7 +194,7 @@ def test_the_example_of_a_method_trains(work: Path, tmp_path: Path, method: str)
     assert {(2, "train_loss"), (2, "eval_loss")} <= made.curve.keys()
 
 
-@pytest.mark.parametrize("method", ["dpo", "orpo", "cpo", "kto", "reward"])
+@pytest.mark.parametrize("method", ["dpo", "orpo", "cpo", "kto", "reward", "gkd"])
 def test_ten_rows_are_learnt_by_heart(work: Path, tmp_path: Path, method: str) -> None:
     """By what each method calls learning: every pair told apart, by a margin that has grown."""
     kind = METHODS[method][0]
@@ -192,6 +204,9 @@ def test_ten_rows_are_learnt_by_heart(work: Path, tmp_path: Path, method: str) -
     run = spec(work, method, data={"train": [{"path": str(rows)}]}, options={**options, "disable_dropout": True})
     del run["options"]["eval_steps"]
     curve = attempts.make(tmp_path / "run", run | {"checkpoint": {"every": "60 steps"}}).curve
+    if method == "gkd":  # what it calls learning is to be nearer to its teacher
+        assert curve[60, "train_loss"] < curve[10, "train_loss"] / 2
+        return
     margin = "margin" if method == "reward" else "rewards/margins"
     assert curve[60, margin] > 2 * abs(curve[10, margin])
     assert curve[60, "train_loss"] < curve[10, "train_loss"] / 2

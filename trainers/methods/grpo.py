@@ -6,11 +6,11 @@ a checkpoint, so with it a resumed run is not bit for bit the one that was never
 
 from trl import GRPOConfig, GRPOTrainer
 
-from trainers.generating import Generating
+from trainers.generating import Rewarded
 from trainers.methods.method import Method
 
 
-class ResumableGRPO(Generating, GRPOTrainer):
+class ResumableGRPO(Rewarded, GRPOTrainer):
     pass
 
 

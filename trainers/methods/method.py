@@ -5,18 +5,28 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from datasets import Dataset
-from transformers import TrainingArguments
+from transformers import AutoTokenizer, TrainingArguments
 
 from relay.runfile import RunFile
 from trainers import rewards
-from trainers.beginning import LANGUAGE, begin, reference
+from trainers.beginning import LANGUAGE, begin, load, reference
 from trainers.data import Rows
-from trainers.hub import LocalModel
+from trainers.errors import ConfigError
+from trainers.hub import LocalModel, ModelSource, local
 from trainers.resumable import Resumable
+from trainers.rewards import Judge, Scorer
 
 #: For trainers that, left to themselves, load the type that lies on disk and spread the model over all GPUs in every
 #: rank.
 AS_THE_OTHERS: Mapping[str, Any] = {"dtype": "float32", "device_map": None}
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What a run needs besides its model and rows."""
+
+    rewards: Sequence[Judge | Scorer] = ()
+    teacher: ModelSource | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +39,8 @@ class Method:
     task: str = LANGUAGE  #: what the model is trained to give (see `trainers.beginning`)
     compares: bool = False  #: with a reference model that its trainer takes
     rewarded: bool = False  #: it learns from completions of its own, by the run's rewards (see `trainers.rewards`)
+    taught: bool = False  #: by the run's teacher
+    tokenizes: bool = False  #: its trainer does not find the tokenizer by itself
     loads: Mapping[str, Any] = field(default_factory=dict)  #: what `model_init` is where the run file does not say
 
     def configure(self, run: RunFile, owned: Mapping[str, Any]) -> TrainingArguments:
@@ -43,7 +55,7 @@ class Method:
         model: LocalModel,
         train: Rows,
         held_out: Rows | None,
-        judges: Sequence[rewards.Judge | rewards.Scorer] = (),
+        beside: Beside = Beside(),
     ) -> Resumable:
         """The library's trainer with its model loaded."""
         begun = begin(run, model, self.task)
@@ -54,13 +66,25 @@ class Method:
             args=args,
             train_dataset=_dataset(train),
             eval_dataset=_dataset(held_out) if held_out else None,
-            processing_class=begun.tokenizer,
+            processing_class=begun.tokenizer or self._tokenizer(model),
             peft_config=begun.lora,
             **({"ref_model": reference(begun)} if self.compares else {}),
-            **(rewards.loaded(judges, {**self.loads, **run.model_init}) if self.rewarded else {}),
+            **(rewards.loaded(beside.rewards, run.model_init) if self.rewarded else {}),
+            **({"teacher_model": _teacher(beside.teacher, run.model_init)} if self.taught else {}),
         )
         trainer.base = model
         return trainer
+
+    def _tokenizer(self, model: LocalModel) -> Any:
+        return AutoTokenizer.from_pretrained(model.folder) if self.tokenizes else None
+
+
+def _teacher(source: ModelSource | None, model_init: Mapping[str, Any]) -> Any:
+    if source is None:
+        raise ConfigError(
+            "teacher: is missing; for instance teacher: {name_or_path: HuggingFaceTB/SmolLM2-1.7B-Instruct}"
+        )
+    return load(local(source).folder, LANGUAGE, **{"dtype": "float32", "device_map": None, **model_init})
 
 
 def _dataset(rows: Rows) -> Dataset:

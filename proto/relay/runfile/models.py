@@ -354,6 +354,7 @@ class RunFile(Section):
     method: Text
     framework: Literal["hf", "nemo", "meta"] = "hf"
     model: Model | None = None
+    teacher: Model | None = None  #: of gkd and distillation
     model_init: Free = Field(default_factory=dict)
     lora: Free | None = None
     quantization: Free | None = None

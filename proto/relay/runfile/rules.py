@@ -9,7 +9,8 @@ from relay.runfile.models import METHODS, RunFile, Source, Split
 
 #: Keys that mean something to command runs only, and those that mean nothing to them.
 _COMMAND_ONLY = ("command", "workdir", "resume_args", "adopt", "outputs", "image")
-_NEVER_COMMAND = ("model", "model_init", "lora", "quantization", "preset", "data", "rewards", "samples")
+_NEVER_COMMAND = ("model", "teacher", "model_init", "lora", "quantization", "preset", "data", "rewards", "samples")
+_TAUGHT = ("gkd", "distillation")
 _REWARDED = ("grpo", "rloo", "ppo", "online_dpo")
 
 #: Rows that the trainers of this release read.
@@ -89,9 +90,22 @@ def _for_training(method: str, data: Mapping[str, Any]) -> Iterator[Mistake]:
         yield Mistake(("data",), "is missing", "for instance data: {train: data/train.jsonl}")
     if data.get("rewards") and method not in _REWARDED:
         yield Mistake(("rewards",), f"does not go with method: {method}", f"it belongs to {', '.join(_REWARDED)}")
+    yield from _for_teacher(method, data)
     if not data.get("rewards") and method in _REWARDED:
         yield Mistake(("rewards",), "is missing", "for instance rewards: [{call: rewards.py:score}]")
     yield from _calls_that_stay(data)
+
+
+def _for_teacher(method: str, data: Mapping[str, Any]) -> Iterator[Mistake]:
+    teacher = data.get("teacher")
+    if teacher and method not in _TAUGHT:
+        yield Mistake(("teacher",), f"does not go with method: {method}", f"it belongs to {' and '.join(_TAUGHT)}")
+    if not teacher and method in _TAUGHT:
+        yield Mistake(
+            ("teacher",), "is missing", "for instance teacher: {name_or_path: HuggingFaceTB/SmolLM2-1.7B-Instruct}"
+        )
+    if isinstance(teacher, Mapping) and teacher.get("init_from") is not None:
+        yield Mistake(("teacher", "init_from"), "is not supported yet", "pull the run's result and name its folder")
 
 
 def _calls_that_stay(data: Mapping[str, Any]) -> Iterator[Mistake]:

@@ -58,10 +58,11 @@ def references(data: Mapping[str, Any]) -> Iterator[Reference]:
     for index, text in enumerate(files if isinstance(files, list) else ()):
         if isinstance(text, str) and text:
             yield Reference(("files", index), text, "files")
-    model = data.get("model")
-    name = model.get("name_or_path") if isinstance(model, Mapping) else None
-    if isinstance(name, str) and _is_folder_name(name):
-        yield Reference(("model", "name_or_path"), name, "model")
+    for key in ("model", "teacher"):
+        model = data.get(key)
+        name = model.get("name_or_path") if isinstance(model, Mapping) else None
+        if isinstance(name, str) and _is_folder_name(name):
+            yield Reference((key, "name_or_path"), name, "model")
     rewards = data.get("rewards")
     for index, reward in enumerate(rewards if isinstance(rewards, list) else ()):
         name = reward.get("model") if isinstance(reward, Mapping) else None

@@ -1,0 +1,15 @@
+"""On-policy distillation on TRL's DistillationTrainer, all weights or LoRA: a student answers, and learns a teacher's
+distribution over every token of its answer.
+"""
+
+from trl import DistillationConfig, DistillationTrainer
+
+from trainers.generating import Generating
+from trainers.methods.method import Method
+
+
+class ResumableDistillation(Generating, DistillationTrainer):
+    pass
+
+
+METHOD = Method(ResumableDistillation, DistillationConfig, ("prompt",), taught=True)
