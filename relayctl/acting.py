@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Sequence
 from pathlib import Path
 
 from relay.manifest import NAME, Manifest
-from relay.runfile import INIT_FROM
+from relay.runfile import INIT_FROM, presets
 from relay.stores.base import Damaged, Progress, StoreAway, StoreRefused
 from relay.v1 import runs_pb2 as pb
 from relayctl import submission, views, watching
@@ -58,6 +58,7 @@ async def submit(
 def _plan(prepared: submission.Submission, checked: pb.CreateRunResponse | None) -> str:
     entries = views.spec_block(prepared.runfile, str(prepared.path))
     entries.append(("hub", hub_words(prepared.runfile, _weights(prepared))))
+    entries += [("preset", line.removeprefix("preset ")) for line in presets.described(prepared.runfile.to_dict())]
     entries.append(("travels", submission.travel_words(prepared)))
     if checked is not None and (found := checked.run.pins.get("init_from")):
         entries.append(("begins with", _beginning_words(found, checked.run.inputs)))

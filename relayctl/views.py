@@ -337,7 +337,7 @@ def _data_words(run: RunFile) -> str:
         case Split(split=part):
             return f"{train}; {part:.3g} of it held out"
         case sources:
-            return f"{train}; evaluated on {', '.join(source.path or '' for source in sources)}"
+            return f"{train}; evaluated on {', '.join(source.path or source.reasoning_gym or '' for source in sources)}"
 
 
 def _resource_words(run: RunFile) -> str:

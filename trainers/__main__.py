@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from relay.runfile import RunFile, RunFileErrors, load, parse
+from relay.runfile import RunFile, RunFileErrors, load, parse, presets
 from trainers import alone, launch
 from trainers.contract import Contract, under_agent
 from trainers.control import REFUSED, STOPPED, Control, Outcome
@@ -46,8 +46,13 @@ def _train(run: RunFile, arguments: argparse.Namespace, control: Control, hosted
         root = control.root if checking else Path(arguments.runs)
         contract = alone.contract(run, arguments.file, root)
         _announce(contract, checking)
+    print(*presets.described(run.to_dict()), sep="\n", end="\n" if run.preset else "", flush=True)
     processes = 1 if checking else max(contract.gpus or 0, 1)
-    argv = launch.check_command() if checking else launch.command(processes, launch.threads_for(processes))
+    argv = (
+        launch.check_command()
+        if checking
+        else launch.command(processes, launch.threads_for(processes), run.launch, control.root)
+    )
     environ = {**launch.cpu_defaults(contract.gpus), **os.environ, **contract.to_environ()}
     if contract.gpus is not None and not hosted:  # an agent says which
         environ["CUDA_VISIBLE_DEVICES"] = alone.first_gpus(contract.gpus)

@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedModel,
     set_seed,
 )
@@ -46,15 +47,21 @@ def begin(run: RunFile, model: LocalModel, task: str = LANGUAGE) -> Beginning:
     """
     if model.adapter is None:
         lora = LoraConfig(task_type=task, **run.lora) if run.lora is not None else None
-        return Beginning(str(model.folder), dict(run.model_init), lora)
+        return Beginning(str(model.folder), _how(run), lora)
     require_task(task, model.adapter)
     tokenizer = AutoTokenizer.from_pretrained(model.adapter)
     set_seed(run.seed)  # a head that the base has not is drawn anew, before the adapter brings its own
     if run.lora is None:
         return Beginning(_merged(run, model.folder, model.adapter, task), None, None, tokenizer)
     require_same(run.lora, model.adapter)
-    base = load(model.folder, task, **{"dtype": "float32"} | run.model_init)
+    base = load(model.folder, task, **{"dtype": "float32"} | _how(run))
     return Beginning(PeftModel.from_pretrained(base, str(model.adapter), is_trainable=True), None, None, tokenizer)
+
+
+def _how(run: RunFile) -> dict[str, Any]:
+    """What a model is loaded with."""
+    quantized = {"quantization_config": BitsAndBytesConfig(**run.quantization)} if run.quantization else {}
+    return {**run.model_init, **quantized}
 
 
 def load(folder: Path, task: str, **how: Any) -> Any:

@@ -28,7 +28,12 @@ _FREE = re.compile(
 def of(run: RunFile, model: ModelSource, rows: Iterable[Row], teacher: ModelSource | None = None) -> Identity:
     """The identity of a run that trains `model` on `rows`; plain JSON values."""
     options = {name: value for name, value in run.options.items() if not _FREE.fullmatch(name)}
-    sections = {"model_init": run.model_init, "lora": run.lora or {}, "options": options}
+    sections = {
+        "model_init": run.model_init,
+        "lora": run.lora or {},
+        "quantization": run.quantization or {},
+        "options": options,
+    }
     return {
         "method": run.method,
         "model": model.origin or _called(model),

@@ -1,28 +1,43 @@
 """Starting the ranks and waiting for them, from a parent that imports no ML library."""
 
 import ctypes
+import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from trainers.control import CONTROL, FAILED, PROCESSES, STOPPED, Control, Outcome
 
 _PR_SET_PDEATHSIG = 1
 
 
-def command(processes: int, threads: int) -> list[str]:
-    """`accelerate launch` of the rank. Without `--multi_gpu` accelerate would make one process, whatever was asked
-    for.
+#: What a section of accelerate's configuration makes of the ranks; otherwise they are DDP's.
+_KINDS = {"fsdp_config": "FSDP", "deepspeed_config": "DEEPSPEED"}
+
+
+def command(processes: int, threads: int, settings: Mapping[str, Any], folder: Path) -> list[str]:
+    """`accelerate launch` of the rank, under the run file's `launch`: sections of accelerate's configuration file,
+    which is written to `folder`. Without `--multi_gpu` accelerate would make one process, whatever was asked for.
     """
-    several = ["--multi_gpu", "--main_process_port", "0"] if processes > 1 else []
+    kind = next((kind for section, kind in _KINDS.items() if section in settings), None)
+    several = ["--main_process_port", "0", *([] if kind else ["--multi_gpu"])] if processes > 1 else []
     return [
         *(sys.executable, "-m", "trainers.launcher", *several),
+        *(["--config_file", str(_configuration(settings, kind, folder))] if settings else []),
         *("--num_processes", str(processes), "--num_machines", "1", "--num_cpu_threads_per_process", str(threads)),
         *("--mixed_precision", "no", "--dynamo_backend", "no", "--module", "trainers.rank"),
     ]
+
+
+def _configuration(settings: Mapping[str, Any], kind: str | None, folder: Path) -> Path:
+    path = folder / "accelerate.json"
+    path.write_text(json.dumps({"distributed_type": kind or "MULTI_GPU", "use_cpu": False, **settings}))
+    return path
 
 
 def check_command() -> list[str]:

@@ -16,7 +16,7 @@ from transformers import PrinterCallback, TrainingArguments
 from transformers.utils import logging
 
 from relay.runfile import Data, Every, Model, RunFile, Source, Split
-from trainers import checkpoints, data, hub, identity, methods, rewards
+from trainers import abilities, checkpoints, data, hub, identity, methods, rewards
 from trainers.checkpoints import Checkpoint, World
 from trainers.contract import Contract
 from trainers.control import FAILED, REFUSED, STOPPED, SUCCEEDED, Control, Outcome
@@ -102,7 +102,7 @@ def prepare(job: Job, scratch: str) -> Prepared:
     """The library's config first, then rows, then the model's name: what is cheap to refuse is refused first."""
     run, method = job.run, methods.load(job.run.method)
     rows, model = _needed(run)
-    _require_gpus(run, job.processes)
+    abilities.require(run, job.processes)
     with _blamed_on("options"), warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", "`gradient_checkpointing` is deprecated", FutureWarning
@@ -124,14 +124,6 @@ def prepare(job: Job, scratch: str) -> Prepared:
         hub.teacher_source(run.teacher, pins) if run.teacher else None,
     )
     return Prepared(args, train_rows, held_out, source, fresh, beside)
-
-
-def _require_gpus(run: RunFile, processes: int) -> None:
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if run.resources.require_cuda and found < processes:
-        raise HostError(
-            f"{processes} CUDA GPUs are needed, torch finds {found} (resources.require_cuda: false trains on CPUs)"
-        )
 
 
 def owned_options(run: RunFile, scratch: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ instead.
 import argparse
 import dataclasses
 import enum
+import inspect
 import json
 import re
 import sys
@@ -141,6 +142,8 @@ def method_schema(method: str) -> dict[str, Any]:
         "x-relay-sections": {
             "lora": {"type": "object", "additionalProperties": False, "properties": _properties(LoraConfig, lora, {})},
             "model_init": _model_init(),
+            "quantization": _quantization(),
+            "launch": _launch(),
         },
     }
 
@@ -249,6 +252,43 @@ def _model_init() -> dict[str, Any]:
             "use_kernels": {"type": "boolean"},
             "device_map": {"type": ["string", "object", "null"]},
             "revision": False,
+        },
+    }
+
+
+def _quantization() -> dict[str, Any]:
+    """The arguments of bitsandbytes' configuration, as transformers has it."""
+    from transformers import BitsAndBytesConfig
+
+    parameters = inspect.signature(BitsAndBytesConfig.__init__).parameters.values()
+    named = [each for each in parameters if each.kind is not inspect.Parameter.VAR_KEYWORD and each.name != "self"]
+    choices = {
+        "bnb_4bit_quant_type": ("fp4", "nf4"),
+        "bnb_4bit_compute_dtype": ("float32", "bfloat16", "float16"),
+        "bnb_4bit_quant_storage": ("uint8", "float16", "float32", "int8", "float64", "bfloat16"),
+    }
+    properties = {
+        each.name: {"enum": list(choices[each.name])}
+        if each.name in choices
+        else _type(type(each.default))
+        if each.default is not None
+        else {"type": "array", "items": {"type": "string"}}
+        for each in named
+    }
+    return {"type": "object", "additionalProperties": False, "properties": properties}
+
+
+def _launch() -> dict[str, Any]:
+    """Sections of accelerate's own configuration file; what is in them is passed through."""
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {
+            "fsdp_config": {"type": "object", "description": "FSDP2, as in accelerate's configuration file."},
+            "deepspeed_config": {"type": "object", "description": "DeepSpeed, as in accelerate's configuration file."},
+            "parallelism_config": {"type": "object", "description": "Context and tensor parallelism."},
+            "dynamo_config": {"type": "object", "description": "torch.compile."},
+            "enable_cpu_affinity": {"type": "boolean"},
         },
     }
 

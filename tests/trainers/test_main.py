@@ -92,7 +92,9 @@ def test_another_world_than_asked_for_is_refused(run: dict[str, Any], tmp_path: 
         PROCESSES: "2",
     }
     argv = [
-        argument for argument in launch.command(2, 1) if argument not in ("--multi_gpu", "--main_process_port", "0")
+        argument
+        for argument in launch.command(2, 1, {}, control.root)
+        if argument not in ("--multi_gpu", "--main_process_port", "0")
     ]
     argv.insert(argv.index("--num_processes"), "--cpu")
     done = subprocess.run(argv, env=os.environ | contract, capture_output=True, text=True, timeout=TIMEOUT)

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from relay.runfile import explain, options, reading, rules, sound
+from relay.runfile import explain, options, presets, reading, rules, sound
 from relay.runfile import travelling as _travelling
 from relay.runfile.mistakes import Mark, Mistake, RunFileErrors
 from relay.runfile.models import (
@@ -113,7 +113,7 @@ def travelling(runfile: RunFile, base: FilePath | str) -> Travelling:
 def _checked(document: Document, *, base: FilePath | None = None, supported: bool = True) -> RunFile:
     if found_unsound := list(sound.unsound(document.data)):
         raise RunFileErrors((document.locate(mistake) for mistake in found_unsound), document.name)
-    data: dict[str, Any] = _without_empty(document.data)
+    data: dict[str, Any] = presets.applied(_without_empty(document.data))
     run, found = _validated(data, units=base is not None)
     found += _around(data, run, supported)
     if base is not None:
@@ -134,7 +134,7 @@ def _validated(data: Mapping[str, Any], *, units: bool) -> tuple[RunFile | None,
 def _around(data: Mapping[str, Any], run: RunFile | None, supported: bool) -> list[tuple[Mistake, bool]]:
     """The mistakes that the types alone do not show."""
     method = data.get("method")
-    found = [(mistake, True) for mistake in rules.between_sections(data)]
+    found = [(mistake, True) for mistake in (*rules.between_sections(data), *presets.mistakes(data))]
     if wrong := options.method_mistake(method) if supported else None:
         found.append((wrong, False))
     if isinstance(method, str):

@@ -358,7 +358,9 @@ class RunFile(Section):
     model_init: Free = Field(default_factory=dict)
     lora: Free | None = None
     quantization: Free | None = None
-    preset: tuple[Text, ...] = ()
+    preset: Annotated[
+        tuple[Text, ...], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
+    ] = ()
     data: Data | None = None
     seed: Annotated[Whole, Field(ge=0, lt=2**32)] = 42
     options: Free = Field(default_factory=dict)

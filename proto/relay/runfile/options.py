@@ -132,6 +132,8 @@ def _unknown(method: str, path: Path, rules: Mapping[str, Any]) -> Mistake:
         return Mistake(path, "unknown option", f"it is called {ours} here")
     if close := nearest(name, known):
         return Mistake(path, "unknown option", f"did you mean {close}?")
+    if alias == path[0]:
+        return Mistake(path, "unknown option", f"there is {one_of(list(known))}")
     return Mistake(
         path,
         "unknown option",

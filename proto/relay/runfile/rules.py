@@ -29,13 +29,10 @@ _FORMATS = (
 #: What the format knows and this release does not do: path → when a run asks for it. Refused, never ignored.
 NOT_YET: Mapping[str, Callable[[RunFile], bool]] = {
     "framework": lambda run: run.framework != "hf",
-    "preset": lambda run: bool(run.preset),
-    "quantization": lambda run: bool(run.quantization),
     "image": lambda run: run.image is not None,
     "samples": lambda run: run.samples is not None,
     "adopt.metrics": lambda run: run.adopt is not None and run.adopt.metrics is not None,
     "resources.nodes": lambda run: run.resources.nodes.max > 1,
-    "launch": lambda run: bool(run.launch),
     "data.format": lambda run: run.data is not None and run.data.format not in _FORMATS,
     "lifecycle.on_oom": lambda run: run.lifecycle.on_oom != "fail",
     "lifecycle.max_runtime": lambda run: run.lifecycle.max_runtime is not None,

@@ -1,0 +1,56 @@
+"""What a run asks of a host, looked at before anything is loaded: each lack is one line that says why, and another host
+may not have it.
+"""
+
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+
+import torch
+
+from relay.runfile import RunFile
+from trainers.errors import HostError
+
+
+def require(run: RunFile, processes: int) -> None:
+    """Raises HostError with all that this host lacks."""
+    if lacks := list(_lacks(run, processes)):
+        raise HostError("; ".join(lacks))
+
+
+def _lacks(run: RunFile, processes: int) -> Iterator[str]:
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if run.resources.require_cuda and found < processes:
+        yield (f"{processes} CUDA GPUs are needed, torch finds {found} (resources.require_cuda: false trains on CPUs)")
+    for asked, what, packages, gpu in _ASKED:
+        if not asked(run):
+            continue
+        if gpu and not found:
+            yield f"{what} needs a CUDA GPU, and torch finds none"
+        yield from (f"{what} needs the package {name}" for name in packages if find_spec(name) is None)
+    if run.options.get("bf16") and found and not torch.cuda.is_bf16_supported():
+        yield f"options.bf16: {torch.cuda.get_device_name()} has no bfloat16 (fp16: true is what it can)"
+
+
+def _attention(run: RunFile) -> str:
+    return str(run.model_init.get("attn_implementation", ""))
+
+
+#: When it is asked for, what it is called, the packages it needs, and whether it needs a GPU.
+_ASKED: tuple[tuple[Callable[[RunFile], object], str, tuple[str, ...], bool], ...] = (
+    (
+        lambda run: _attention(run) in ("flash_attention_2", "flash_attention_3"),
+        "model_init.attn_implementation: flash attention",
+        ("flash_attn",),
+        True,
+    ),
+    (lambda run: "/" in _attention(run), "model_init.attn_implementation: a kernel of the Hub", ("kernels",), True),
+    (lambda run: run.model_init.get("use_kernels"), "model_init.use_kernels", ("kernels",), True),
+    (lambda run: run.quantization, "quantization", ("bitsandbytes",), True),
+    (lambda run: "bnb" in str(run.options.get("optim")), "options.optim", ("bitsandbytes",), True),
+    (lambda run: run.options.get("activation_offloading"), "options.activation_offloading", (), True),
+    (lambda run: run.options.get("use_vllm"), "options.use_vllm", ("vllm",), True),
+    # On CPUs accelerate makes DDP of it, and says nothing.
+    (lambda run: "fsdp_config" in run.launch, "launch.fsdp_config", (), True),
+    (lambda run: "deepspeed_config" in run.launch, "launch.deepspeed_config", ("deepspeed",), True),
+    (lambda run: "parallelism_config" in run.launch, "launch.parallelism_config", (), True),
+)
