@@ -24,7 +24,7 @@ CODE := $(wildcard $(PACKAGES) proto/generate.py migrations benchmarks examples 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test simulate mutants soak kills check format proto schemas baseline bench clean
+.PHONY: help setup demo test simulate mutants soak kills check format proto schemas matrix baseline bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,9 @@ format: $(READY) ## Format the code and sort its imports
 
 proto: $(READY) ## Generate the code beside proto/relay/v1/*.proto
 	@$(BIN)/python proto/generate.py
+
+matrix: $(READY) ## Train every method in every way that this machine can, and write docs/methods.md's tables
+	@$(BIN)/python -m tests.trainers.matrix
 
 schemas: $(READY) ## Generate the methods' option schemas from the training libraries
 	@$(BIN)/python -m trainers.schemas

@@ -5,34 +5,15 @@ from typing import Any
 
 import pytest
 
-from tests import tiny
-
-REWARDS = '''
-"""What completions are worth, whatever they say: a model that has learnt nothing has answers that differ in length."""
-
-
-def short(completions, **_):
-    return [-len(completion) / 10 for completion in completions]
-
-
-def digits(completions, answer):
-    return [float(sum(letter in right for letter in said)) for said, right in zip(completions, answer, strict=True)]
-'''
+from tests.trainers import specs
 
 
 @pytest.fixture(scope="session")
 def work(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `model`, `rows.jsonl` (prompts and completions), rows of other kinds, in files that are called as
-    they are, `rewards.py` and
-    `teacher`, a model with other weights. Nothing else may be written there.
-    """
+    """A folder with `model` and all that `specs.fill` puts there. Nothing else may be written there."""
     folder = tmp_path_factory.mktemp("tiny")
     (folder / "model").symlink_to(tiny_model)
-    tiny.make_rows(folder / "rows.jsonl")
-    for kind in ("text", "chat", "preference", "unpaired_preference", "prompt"):
-        tiny.make_rows(folder / f"{kind}.jsonl", kind=kind)
-    tiny.make_model(folder / "teacher", seed=1)
-    (folder / "rewards.py").write_text(REWARDS)
+    specs.fill(folder)
     return folder
 
 

@@ -13,26 +13,11 @@ import pytest
 
 from relay.runfile import reading
 from tests.trainers import attempts
+from tests.trainers.specs import LORA, METHODS, REWARDED, spec
 
 pytestmark = pytest.mark.slow
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-LORA = {"r": 4, "lora_dropout": 0.1, "target_modules": "all-linear"}
-#: The rows that a method learns from, options that matter for it, and where TRL keeps it.
-METHODS: dict[str, tuple[str, dict[str, Any], str, str]] = {
-    "cpt": ("text", {"max_length": 64, "packing": True, "packing_strategy": "wrapped"}, "trl", "SFT"),
-    "dpo": ("preference", {"disable_dropout": False}, "trl", "DPO"),
-    "orpo": ("preference", {"disable_dropout": False}, "trl.experimental.orpo", "ORPO"),
-    "cpo": ("preference", {"disable_dropout": False}, "trl.experimental.cpo", "CPO"),
-    "kto": ("unpaired_preference", {"disable_dropout": False}, "trl", "KTO"),
-    "reward": ("preference", {"disable_dropout": False}, "trl", "Reward"),
-    "grpo": ("prompt", {"num_generations": 4, "max_completion_length": 6, "beta": 0.1}, "trl", "GRPO"),
-    "rloo": ("prompt", {"num_generations": 4, "max_completion_length": 6}, "trl", "RLOO"),
-    "gkd": ("chat", {"max_length": 64, "max_new_tokens": 6, "lmbda": 0.5}, "trl.experimental.gkd", "GKD"),
-    "distillation": ("prompt", {"max_completion_length": 6}, "trl", "Distillation"),
-}
-TAUGHT = ("gkd", "distillation")
-REWARDED = ("grpo", "rloo")
 #: The names that TRL's own logs have and ours have not, and those that Relay adds.
 RENAMED = {"loss": "train_loss"}
 ADDED = {"perplexity", "eval_perplexity", "train_loss_mean", "total_flos"}
@@ -47,34 +32,6 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{f"{method}-precomputed-lora": (method, {"lora": LORA, **PRECOMPUTE}) for method in ("dpo", "kto")},
     **{f"{method}-reused": (method, REUSE) for method in REWARDED},
 }
-
-
-def spec(work: Path, method: str, **changes: Any) -> dict[str, Any]:
-    """Six steps with a save in the middle, between two logs."""
-    kind, options, *_ = METHODS[method]
-    rows = [{"path": str(work / f"{kind}.jsonl")}]
-    file = str(work / "rewards.py")
-    rewards = [{"call": f"{file}:short"}, {"call": f"{file}:digits", "weight": 0.5}]
-    return {
-        **({"rewards": rewards, "files": [file]} if method in REWARDED else {}),
-        **({"teacher": {"name_or_path": str(work / "teacher")}} if method in TAUGHT else {}),
-        "version": "relay/v1",
-        "method": method,
-        "model": {"name_or_path": str(work / "model")},
-        "data": {"train": rows, "eval": rows},
-        "checkpoint": {"every": "3 steps"},
-        **changes,
-        "options": {
-            "max_steps": 6,
-            "logging_steps": 2,
-            "eval_steps": 4,
-            "per_device_train_batch_size": 4,
-            "learning_rate": 1e-3,
-            "gradient_checkpointing": False,
-            **options,
-            **changes.get("options", {}),
-        },
-    }
 
 
 def driven_directly(run: dict[str, Any], folder: Path) -> int:
@@ -179,8 +136,8 @@ def test_a_cut_leaves_no_trace(straight: Straight, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_example_of_a_method_trains(work: Path, tmp_path: Path, method: str) -> None:
-    """`examples/sums-<method>.yaml`, two steps of it and with the tiny model."""
-    run = dict(reading.read(EXAMPLES / f"sums-{method}.yaml").data)
+    """`examples/sums-<method>.yaml` (`sums.yaml` for sft), two steps of it and with the tiny model."""
+    run = dict(reading.read(EXAMPLES / ("sums.yaml" if method == "sft" else f"sums-{method}.yaml")).data)
     rows = [{"path": str(EXAMPLES / source["path"])} if "path" in source else source for source in run["data"]["train"]]
     run |= {"model": {"name_or_path": str(work / "model")}, "data": {**run["data"], "train": rows}}
     if "teacher" in run:
