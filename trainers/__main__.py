@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from relay.runfile import RunFile, RunFileErrors, load, parse, presets
-from trainers import alone, launch
+from trainers import alone, launch, plotting
 from trainers.contract import Contract, under_agent
 from trainers.control import REFUSED, STOPPED, Control, Outcome
 from trainers.events import EventLog
@@ -59,6 +59,8 @@ def _train(run: RunFile, arguments: argparse.Namespace, control: Control, hosted
     outcome = launch.Ranks(control).run(argv, environ, processes, base)
     if outcome.code == 0 and not hosted and not checking:
         print(f"the result is in {contract.output}")
+        if curve := plotting.draw(contract.output.parent):
+            print(f"its curve: {os.path.relpath(curve)}")
     elif outcome.code == STOPPED and not hosted:
         print("run the same command again to go on from there", file=sys.stderr)
     return outcome

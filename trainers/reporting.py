@@ -3,17 +3,20 @@
 import contextlib
 import math
 import re
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from tqdm import tqdm
+from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from trainers.events import EventLog
 
 _SHOWN = (
     *("train_loss", "eval_loss", "train_loss_mean"),
+    *("reward", "eval_reward", "kl"),
     *("rewards/accuracies", "rewards/margins", "accuracy", "eval_rewards/accuracies", "eval_accuracy"),
     *("learning_rate", "grad_norm", "samples_per_second"),
 )
@@ -67,7 +70,8 @@ class Reporter(TrainerCallback):
             if "eval_loss" in values and self._likelihood:
                 values["eval_perplexity"] = perplexity(values["eval_loss"])
         self._events.metric(state.global_step, values)
-        print(line(state.global_step, state.max_steps, values), flush=True)
+        tqdm.write(line(state.global_step, state.max_steps, values))  # above a bar, where there is one
+        sys.stdout.flush()
 
     def _training(self, numbers: Mapping[str, float], args: TrainingArguments) -> dict[str, float]:
         values = {_RENAMED.get(name, name): value for name, value in numbers.items()}
@@ -103,6 +107,13 @@ class Reporter(TrainerCallback):
                 "warning", f"the training loss is {'NaN' if math.isnan(loss) else 'infinite'} at step {step}"
             )
         self._warned = not math.isfinite(loss)
+
+
+class Bar(ProgressCallback):
+    """The library's progress bar; what is logged, `Reporter` says."""
+
+    def on_log(self, *_: Any, **__: Any) -> None:
+        """Nothing."""
 
 
 class StepClock:

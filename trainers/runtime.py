@@ -1,6 +1,7 @@
 """One attempt at a run, from the run file to the result: what all methods share."""
 
 import importlib.metadata
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -25,7 +26,7 @@ from trainers.events import EventLog
 from trainers.identity import Identity
 from trainers.methods.method import Beside
 from trainers.pace import Pace
-from trainers.reporting import Reporter, judged_by
+from trainers.reporting import Bar, Reporter, judged_by
 from trainers.resumable import Resumable
 from trainers.stepping import StepEnds, agreement
 
@@ -239,6 +240,8 @@ def _attach(
     trainer.add_callback(ends)
     if main:
         trainer.add_callback(Reporter(trainer, log))
+        if sys.stderr.isatty():  # somebody watches
+            trainer.add_callback(Bar)
     return ends
 
 

@@ -56,6 +56,10 @@ def test_of_two_presets_the_first_stands() -> None:
     assert made.options["gradient_checkpointing"] is True and made.options["dataloader_num_workers"] == 2
 
 
+def test_rl_is_a_mode_and_grpo_its_method() -> None:
+    assert run(method="rl", rewards=[{"name": "exact_match"}]).method == "grpo"
+
+
 @pytest.mark.parametrize(
     ("keys", "said"),
     [

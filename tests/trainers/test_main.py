@@ -1,7 +1,9 @@
 """`python -m trainers` as a real process: alone, under the contract, with signals."""
 
+import contextlib
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -10,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from trainers import launch
+from trainers import launch, plotting
 from trainers.control import CONTROL, PROCESSES, Control, Outcome
 
 PYTHON = [sys.executable, "-m", "trainers"]
@@ -75,6 +77,38 @@ def test_alone_stopped_and_started_again(run: dict[str, Any], tmp_path: Path) ->
     steps = [event["step"] for event in _events(tmp_path, 2) if event["type"] == "metric"]
     assert min(steps) == stopped_at + 1
     assert (tmp_path / "runs" / "tiny" / "output" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_a_person_sees_a_bar_and_gets_a_picture(run: dict[str, Any], tmp_path: Path) -> None:
+    """B5. In a terminal a bar counts the steps, with what is logged above it; in the end there is the curve."""
+    path = _file(tmp_path, run, max_steps=6, logging_steps=2, eval_steps=4)
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [*PYTHON, str(path)], cwd=tmp_path, env=os.environ | ONE_THREAD, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    said = b""
+    with contextlib.suppress(OSError):  # EIO: the other end is closed
+        while block := os.read(ours, 4096):
+            said += block
+    os.close(ours)
+    assert process.wait(TIMEOUT) == 0, said.decode()
+    assert b"6/6" in said and b"step 4/6  train_loss " in said
+    curve = tmp_path / "runs" / "tiny" / "curve.png"
+    assert curve.read_bytes().startswith(b"\x89PNG") and b"its curve: runs/tiny/curve.png" in said
+
+
+def test_a_curve_is_that_of_all_attempts(tmp_path: Path) -> None:
+    """What a later attempt did again counts; a torn line and what is not finite do not."""
+    for attempt, steps in ((1, (1, 2, 3)), (2, (3, 4))):
+        folder = tmp_path / "attempts" / str(attempt)
+        folder.mkdir(parents=True)
+        lines = [
+            json.dumps({"type": "metric", "step": s, "values": {"loss": attempt + s / 10, "n": "NaN"}}) for s in steps
+        ]
+        (folder / "events.jsonl").write_text("\n".join(lines) + '\n{"type": "metric", "st')
+    assert plotting.curves(tmp_path) == {"loss": {1: 1.1, 2: 1.2, 3: 2.3, 4: 2.4}}
 
 
 @pytest.mark.slow

@@ -113,7 +113,7 @@ def travelling(runfile: RunFile, base: FilePath | str) -> Travelling:
 def _checked(document: Document, *, base: FilePath | None = None, supported: bool = True) -> RunFile:
     if found_unsound := list(sound.unsound(document.data)):
         raise RunFileErrors((document.locate(mistake) for mistake in found_unsound), document.name)
-    data: dict[str, Any] = presets.applied(_without_empty(document.data))
+    data: dict[str, Any] = presets.applied(rules.by_mode(_without_empty(document.data)))
     run, found = _validated(data, units=base is not None)
     found += _around(data, run, supported)
     if base is not None:

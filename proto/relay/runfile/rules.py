@@ -42,6 +42,11 @@ NOT_YET: Mapping[str, Callable[[RunFile], bool]] = {
 }
 
 
+def by_mode(data: Mapping[str, Any]) -> dict[str, Any]:
+    """`sft` and `rl` are the modes of the worker that Relay replaces; the latter is no method of its own."""
+    return {**data, **({"method": "grpo"} if data.get("method") == "rl" else {})}
+
+
 def between_sections(data: Mapping[str, Any]) -> Iterator[Mistake]:
     """Keys that do not go with the method, and those that it needs; looks at the file as written."""
     method = data.get("method")
