@@ -5,6 +5,7 @@ are long over. Nothing here may deadlock: a lock taken out of order would come o
 """
 
 import asyncio
+import itertools
 import random
 import uuid
 from collections.abc import Awaitable, Callable
@@ -169,8 +170,9 @@ async def test_whatever_happens_at_once_the_rules_hold(
     chaos = Chaos(db, FolderArtifacts(tmp_path, limit=1 << 30), random.Random(seed))
     await chaos.hello("a")
     await chaos.hello("b")
-    for step in range(STEPS):
+    for step in itertools.count():
+        if step >= STEPS and chaos.written > 5 and len(chaos.leases) > 5:  # who is served first decides how soon
+            break
         await asyncio.gather(*(chaos.one() for _ in range(TOGETHER)))
         found = violations(await recorded(database_url), but=AT_WILL)
         assert not found, f"step {step}: {', '.join(map(str, found))}"
-    assert chaos.written > 2 and len(chaos.leases) > 2  # how many is decided by who is served first, too
