@@ -288,7 +288,7 @@ def renewal_by_name() -> Sequence[Patch]:
     return [carried_out(agents.beat, mutated)]
 
 
-@mutant("a heartbeat of an older session changes nothing (§2 Sessions)", "line_stalls deaf")
+@mutant("a heartbeat of an older session changes nothing (§2 Sessions)", "line_stalls database_slow")
 def beats_of_older_sessions() -> Sequence[Patch]:
     heartbeat = REPERTOIRE[agents.beat]
 
