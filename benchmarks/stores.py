@@ -178,15 +178,19 @@ async def _slowed(kind: Kind, source: Path, root: Path, step: int) -> float:
 
 @contextlib.contextmanager
 def _kept_off(core: int, cores: list[int]) -> Iterator[None]:
-    """This process, those that it has started and those that it starts have the other cores."""
-    ours = [psutil.Process(), *psutil.Process().children(recursive=True)]
-    for process in ours:
-        process.cpu_affinity([each for each in cores if each != core])
+    """This process, those that it has started and those that it starts have the other cores, with all their threads."""
+    _confine([each for each in cores if each != core])
     try:
         yield
     finally:
-        for process in ours:
-            process.cpu_affinity(cores)
+        _confine(cores)
+
+
+def _confine(cores: list[int]) -> None:
+    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+        for thread in process.threads():
+            with contextlib.suppress(ProcessLookupError):  # it has ended
+                os.sched_setaffinity(thread.id, cores)
 
 
 def _worked(core: int, seconds: float, beside: asyncio.Task[dict[str, float]] | None) -> list[float]:

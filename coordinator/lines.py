@@ -19,11 +19,14 @@ MAX_VALUES = 1000  #: metrics in one line
 MAX_METRICS = 2000  #: metrics of one run
 MAX_MESSAGES = 50  #: of one stretch
 MAX_TEXT = 4096  #: characters of a message
+MAX_SAMPLES = 200  #: of one stretch
+MAX_SHOWN = 16 * 1024  #: characters of a sample's prompt, and of its completion
 MAX_PINS = 100  #: of one stretch
 MAX_NAMED = 5  #: dropped things that are named
 METRIC = re.compile(r"[\w][\w./@:%+*()\[\]=,#~ -]{0,127}")
 PIN = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
 LEVELS = ("info", "warning", "error")
+SAMPLES = ("prompt", "rollout")
 _WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -49,6 +52,18 @@ class Message:
     kind: str = "message"  #: of the history's entry
 
 
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A completion that the trainer shows: of a fixed prompt, or a rollout with its rewards."""
+
+    step: int
+    kind: str
+    prompt: str
+    completion: str
+    rewards: dict[str, float]
+    time: float  #: epoch seconds by the trainer's clock
+
+
 @dataclass(slots=True)
 class Parsed:
     """All that a stretch of lines says."""
@@ -58,6 +73,7 @@ class Parsed:
     total: int | None = None
     epoch: float | None = None
     messages: list[Message] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
     pins: dict[str, str] = field(default_factory=dict)
     dropped: int = 0
     named: list[str] = field(default_factory=list)  #: the first few that were dropped: where, and why
@@ -107,6 +123,8 @@ def _take(parsed: Parsed, line: Mapping[str, Any], offset: int, now: float, know
             parsed.epoch = _finite(line.get("epoch"), parsed.epoch)
         case "message" | "upload_failing" as kind:
             _take_message(parsed, line, offset, kind)
+        case "sample":
+            _take_sample(parsed, line, now)
         case "pin":
             _take_pin(parsed, line)
         case "checkpoint":
@@ -154,6 +172,22 @@ def _take_message(parsed: Parsed, line: Mapping[str, Any], offset: int, kind: st
         parsed.drop(offset, f"more than {MAX_MESSAGES} messages at once")
         return
     parsed.messages.append(Message(level if level in LEVELS else "info", text[:MAX_TEXT], kind))
+
+
+def _take_sample(parsed: Parsed, line: Mapping[str, Any], now: float) -> None:
+    kind, prompt, completion = line.get("kind"), line.get("prompt"), line.get("completion")
+    if kind not in SAMPLES or not (isinstance(prompt, str) and isinstance(completion, str)):
+        raise BadLine("a sample line has `kind` (prompt or rollout), `prompt` and `completion`, all text")
+    given = line.get("rewards") or {}
+    if not isinstance(given, dict) or len(given) > MAX_VALUES:
+        raise BadLine(f"a sample's `rewards` is an object of at most {MAX_VALUES} numbers")
+    rewards = {name: _number(value) for name, value in given.items() if value is not None}
+    if bad := next((name for name in rewards if not METRIC.fullmatch(name)), None):
+        raise BadLine(f"{bad[:50]!r} is not a name for a reward")
+    if len(parsed.samples) >= MAX_SAMPLES:
+        raise BadLine(f"more than {MAX_SAMPLES} samples at once")
+    shown = prompt[:MAX_SHOWN], completion[:MAX_SHOWN]
+    parsed.samples.append(Sample(_step(line), kind, *shown, rewards, _time(line.get("time"), now)))
 
 
 def _take_pin(parsed: Parsed, line: Mapping[str, Any]) -> None:

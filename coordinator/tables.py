@@ -33,7 +33,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 #: The migration that makes these tables.
-REVISION = "0004"
+REVISION = "0005"
 
 _CLOCK = func.clock_timestamp()
 _EMPTY = text("'{}'::jsonb")
@@ -245,6 +245,22 @@ class MetricChunk(Base):
     values: Mapped[list[float]] = mapped_column("points")
     times: Mapped[list[float]]  #: seconds since the epoch, by the trainer's clock
     __table_args__ = (Index("metric_chunks_of_run", "run_id", "metric", "id"),)
+
+
+class Sample(Base):
+    """A completion that the trainer showed: of a fixed prompt, or a rollout with its rewards."""
+
+    __tablename__ = "samples"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
+    lease_id: Mapped[UUID] = mapped_column(ForeignKey("leases.id", ondelete="CASCADE"))
+    step: Mapped[int]
+    kind: Mapped[str]  #: `prompt` or `rollout`
+    prompt: Mapped[str]
+    completion: Mapped[str]
+    rewards: Mapped[dict[str, Any]] = mapped_column(server_default=_EMPTY)
+    time: Mapped[float]  #: seconds since the epoch, by the trainer's clock
+    __table_args__ = (Index("samples_of_run", "run_id", "id"),)
 
 
 class LogChunk(Base):

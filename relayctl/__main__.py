@@ -271,6 +271,26 @@ def metrics(
     _run(context, work)
 
 
+@app.command()
+def samples(
+    context: typer.Context,
+    run: Run,
+    step: Annotated[int | None, typer.Option(min=0, help="Those made at this step.", show_default=False)] = None,
+    steps: Annotated[int, typer.Option("-n", "--steps", min=1, help="Of the newest so many steps.")] = 1,
+    every: Annotated[bool, typer.Option("-a", "--all", help="Of all steps.")] = False,
+    kind: Annotated[str | None, typer.Option(help="Only these: prompt or rollout.", show_default=False)] = None,
+    output: Formatted = Format.table,
+) -> None:
+    """Show what the model says: completions of the same prompts over time, rollouts with their rewards."""
+
+    async def work(client: RelayClient, terminal: Terminal) -> ExitCode:
+        from relayctl import looking
+
+        return await looking.samples(client, run, _output(output), step, 0 if every else steps, kind or "")
+
+    _run(context, work)
+
+
 Reason = Annotated[str, typer.Option(help="Kept in the run's history.")]
 
 

@@ -207,6 +207,20 @@ class RelayClient:
 
         return await self.line.retried(whole)
 
+    async def samples(
+        self, run: str, *, kind: str = "", step: int | None = None, last_steps: int = 0
+    ) -> list[pb.Sample]:
+        """What the model said at a step, or at the newest so many steps that have samples; 0 for all."""
+        request = pb.ReadSamplesRequest(name=run_name(run), kind=kind, last_steps=0 if step is not None else last_steps)
+        if step is not None:
+            request.from_step = request.to_step = step
+
+        async def whole() -> list[pb.Sample]:
+            replies = self._runs.ReadSamples(request, metadata=self.line.metadata)
+            return [sample async for reply in replies for sample in reply.samples]
+
+        return await self.line.retried(whole)
+
     async def logs(
         self,
         run: str,

@@ -22,7 +22,7 @@ from relayctl.words import size
 EVENTS = "events.jsonl"
 MAX_CURVE = 64 << 20  #: bytes of event lines that a coordinator takes
 MAX_LINE = 256 * 1024
-_KNOWN = ("message", "pin", "upload_failing")  #: event lines that say nothing of the curve
+_KNOWN = ("message", "pin", "sample", "upload_failing")  #: event lines that say nothing of the curve
 _RENAMED = {"loss": "train_loss", "train_tokens_per_second": "tokens_per_second"}
 _AT_THE_END = {"train_loss": "train_loss_mean", "total_flos": "total_flos", "train_runtime": "train_runtime"}
 _EVAL_SPEEDS = ("eval_runtime", "eval_steps_per_second")

@@ -1,4 +1,4 @@
-"""The commands that only look: runs, show, why, logs, metrics, agents."""
+"""The commands that only look: runs, show, why, logs, metrics, samples, agents."""
 
 from __future__ import annotations
 
@@ -236,6 +236,22 @@ def _listed(curves: Sequence[views.Series]) -> str:
 def _curve(curve: views.Series) -> dict[str, Any]:
     values = [value if value == value and abs(value) != float("inf") else str(value) for value in curve.values]
     return {"name": curve.name, "steps": list(curve.steps), "values": values, "restarts": list(curve.restarts)}
+
+
+async def samples(
+    client: RelayClient, run: str, output: Output, step: int | None, last_steps: int, kind: str
+) -> ExitCode:
+    """What the model said, oldest first."""
+    found = await client.samples(run, kind=kind, step=step, last_steps=last_steps)
+    if machine(output):
+        say_all(listing("samples", [plain(sample) for sample in found], output))
+    elif found:
+        say("\n\n".join(views.sample(each, whole=output is Output.WIDE) for each in found))
+    elif step is not None or kind:
+        note(f"{run} has no such samples; all: relayctl samples {short(run)} --all")
+    else:
+        note(f"{run} has no samples; `samples: {{prompts: 8, every: 50}}` in the run file asks for them")
+    return ExitCode.OK
 
 
 async def agents(client: RelayClient, terminal: Terminal, output: Output, *, labels: Sequence[str]) -> ExitCode:

@@ -18,6 +18,7 @@ from relayctl.client import short
 from relayctl.words import ago, block, count, number, printable, size, span, table
 
 _EVENT_MARKS = {"warning": "! ", "error": "!! "}
+_QUOTED = 1000  #: characters of a text that is shown in part
 _SHOWN_FIRST = ("train_loss", "loss", "reward", "eval_loss", "learning_rate", "grad_norm", "tokens_per_second")
 
 
@@ -261,6 +262,19 @@ def metrics_table(curves: Sequence[Series], width: int | None = None) -> str:
         last = number(curve.values[-1])
         rows.append([curve.name, str(curve.steps[-1]), last, low, high, str(len(curve.steps))])
     return table(["METRIC", "STEP", "LAST", "MIN", "MAX", "POINTS"], rows, width)
+
+
+def sample(made: pb.Sample, *, whole: bool) -> str:
+    """A completion below its prompt, long ones cut unless they are wanted whole."""
+    rewards = "".join(f"  {printable(name)} {number(made.rewards[name])}" for name in sorted(made.rewards))
+    prompt, completion = (_quoted(text, whole) for text in (made.prompt, made.completion))
+    return "\n".join([f"step {made.step}  {made.kind}{rewards}", f"    {prompt}", f"  → {completion}"])
+
+
+def _quoted(text: str, whole: bool) -> str:
+    """Lines below each other, the end of them where there are too many."""
+    shown = text if whole or len(text) <= _QUOTED else "…" + text[-_QUOTED:]
+    return "\n    ".join(printable(line) for line in shown.splitlines()) or "(nothing)"
 
 
 def event_line(event: pb.RunEvent) -> str:

@@ -10,7 +10,10 @@ from types import TracebackType
 from typing import Any, Literal
 
 Level = Literal["info", "warning", "error"]
+SampleKind = Literal["prompt", "rollout"]
 Value = float | int | str
+
+_SHOWN = 8192  #: characters of a sample's prompt, and of its completion
 
 
 def number(value: float | int) -> Value:
@@ -55,6 +58,20 @@ class EventLog:
         """The folder `path` (relative to the staging root) is whole and on disk."""
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         self._append(type="checkpoint", step=step, path=path, metrics=finite, time=_now())
+
+    def sample(
+        self, step: int, kind: SampleKind, prompt: str, completion: str, rewards: Mapping[str, float] | None = None
+    ) -> None:
+        """A completion for people to look at; texts are cut so that the line stays short enough to travel."""
+        self._append(
+            type="sample",
+            step=step,
+            kind=kind,
+            prompt=prompt[:_SHOWN],
+            completion=completion[:_SHOWN],
+            rewards={name: number(value) for name, value in (rewards or {}).items()},
+            time=_now(),
+        )
 
     def message(self, level: Level, text: str) -> None:
         self._append(type="message", level=level, text=text, time=_now())

@@ -1,11 +1,14 @@
 """Trainers that learn from completions of their own."""
 
-from typing import Any
+import math
+from collections.abc import Sequence
+from typing import Any, cast
 
 from transformers import PreTrainedModel
 
 from trainers.errors import ConfigError
 from trainers.resumable import Resumable
+from trainers.samples import Rollout
 
 #: What TRL's adaptive entropy bonus keeps between steps.
 _ENTROPY = ("entropy_coef", "_last_world_entropy", "_entropy_window_stats")
@@ -33,6 +36,8 @@ class Generating(Resumable):
 class Rewarded(Generating):
     """What TRL's GRPOTrainer and RLOOTrainer have in common."""
 
+    _trained_on = False  #: the newest completions
+
     def __init__(self, *, model: Any, args: Any, **rest: Any) -> None:
         if args.beta and isinstance(model, PreTrainedModel):
             raise ConfigError(
@@ -41,3 +46,24 @@ class Rewarded(Generating):
             )
         library: Any = super()
         library.__init__(model=model, args=args, **rest)
+
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        model, library = cast(Any, self.model), cast(Any, super())
+        self._trained_on = bool(model.training)
+        return library._generate_and_score_completions(inputs)
+
+    def rollouts(self) -> Sequence[Rollout]:
+        """TRL keeps the newest, gathered from all processes; they may be those of an evaluation."""
+        logs = cast(Any, self)._logs
+        if not self._trained_on:
+            return ()
+        judged = {name: list(values) for name, values in logs["rewards"].items()}
+        return [
+            Rollout(prompt, completion, {name: _given(values[at]) for name, values in judged.items()})
+            for at, (prompt, completion) in enumerate(zip(logs["prompt"], logs["completion"], strict=True))
+        ]
+
+
+def _given(reward: float) -> float | None:
+    """TRL notes a function that gave None as NaN."""
+    return None if math.isnan(reward) else reward

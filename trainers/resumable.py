@@ -4,9 +4,9 @@ import json
 import math
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy
 import torch
@@ -14,6 +14,9 @@ from transformers import Trainer
 
 from trainers.checkpoints import windows
 from trainers.hub import LocalModel
+
+if TYPE_CHECKING:
+    from trainers.samples import Rollout
 
 _REFERENCE = "ref"  #: TRL's name of the adapter that it compares with
 
@@ -55,6 +58,10 @@ class Resumable(Trainer):
         """`extra_state` of the checkpoint that is gone on from; empty when it has none for this rank, or was saved by
         another number of processes. Called when training begins.
         """
+
+    def rollouts(self) -> "Sequence[Rollout]":
+        """The newest completions of its own that it trained on, where it does such."""
+        return ()
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Resumed from the last step there is nothing to do; the library would train one step more."""

@@ -28,6 +28,7 @@ from trainers.methods.method import Beside
 from trainers.pace import Pace
 from trainers.reporting import Bar, Reporter, judged_by
 from trainers.resumable import Resumable
+from trainers.samples import Show
 from trainers.stepping import StepEnds, agreement
 
 _ANOTHERS = (
@@ -77,6 +78,9 @@ def train(job: Job, events: EventLog) -> Outcome:
             trainer = method.build(job.run, prepared.args, model, prepared.train, prepared.held_out, prepared.beside)
         _require_rows(trainer)
         ends = _attach(job, trainer, log, world, resume, trained)
+        if main:
+            rows, evaluates = prepared.held_out or prepared.train, prepared.held_out is not None
+            trainer.add_callback(Show(trainer, job.run.samples, rows, log, evaluates=evaluates))
         trainer.train(resume_from_checkpoint=str(resume.folder) if resume else None)
         if ends.stopped:
             return Outcome(

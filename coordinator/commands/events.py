@@ -202,6 +202,8 @@ async def _write(conn: asyncpg.Connection, batch: _Batch) -> None:
     if batch.logs:
         await events.add_logs(conn, batch.logs)
     await events.add_points(conn, _points(batch))
+    if samples := [(batch.writers[key[0]], each) for key, parsed in batch.parsed for each in parsed.samples]:
+        await events.add_samples(conn, samples)
     await events.progress(conn, _news(batch))
     for key, parsed in batch.parsed:
         await _tell(conn, batch.writers[key[0]], key, parsed)

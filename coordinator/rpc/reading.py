@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import replace
 
-from coordinator import render, wire
+from coordinator import lines, render, wire
 from coordinator.database import Database
 from coordinator.lifecycle import RunState
-from coordinator.store import history, logs, metrics, watching
+from coordinator.store import history, logs, metrics, samples, watching
 from coordinator.store.history import CHANNEL, Entry
 from coordinator.store.runs import OVER
 from relay.errors import InvalidRequest
@@ -21,6 +21,7 @@ from relay.v1 import runs_pb2 as pb
 ENTRIES = 200  # of a history, read at once
 CHUNKS = 1000  # of a curve
 POINTS = 10_000  # in one message
+SAMPLES = 16  # in one message, each of 32 Ki characters at most
 LOG_CHUNKS = 16  # up to 64 KiB each, as agents send them
 
 
@@ -112,6 +113,52 @@ def _stretch(chunk: metrics.Chunk, lease: str, superseded: bool) -> pb.ReadMetri
     return pb.ReadMetricsResponse(metric=chunk.metric, attempt=chunk.attempt, lease=lease, superseded=superseded)
 
 
+async def read_samples(db: Database, request: pb.ReadSamplesRequest) -> AsyncIterator[pb.ReadSamplesResponse]:
+    """Samples oldest first."""
+    which, after = _sample_filter(request), 0
+    async with db.connection() as conn:
+        await watching.look(conn, which.run_id)
+        if request.last_steps:
+            first = await samples.first_of_last(conn, which, request.last_steps)
+            which = replace(which, from_step=max(which.from_step, first))
+    while True:
+        async with db.connection() as conn:
+            found = await samples.read(conn, which, after, SAMPLES)
+        if found:
+            yield pb.ReadSamplesResponse(samples=[_sample(which.run_id, each) for each in found])
+        if len(found) < SAMPLES:
+            return
+        after = found[-1].id
+
+
+def _sample_filter(request: pb.ReadSamplesRequest) -> samples.SampleFilter:
+    if request.kind and request.kind not in lines.SAMPLES:
+        raise InvalidRequest(f"{request.kind[:50]!r} is no kind of sample: {', '.join(lines.SAMPLES)}")
+    if request.last_steps < 0:
+        raise InvalidRequest("last_steps is not negative")
+    return samples.SampleFilter(
+        run_id=wire.run_id(request.name),
+        kinds=(request.kind,) if request.kind else lines.SAMPLES,
+        from_step=request.from_step if request.HasField("from_step") else 0,
+        to_step=request.to_step if request.HasField("to_step") else 2**62,
+        superseded=request.include_superseded,
+    )
+
+
+def _sample(run_id: str, shown: samples.Shown) -> pb.Sample:
+    return pb.Sample(
+        attempt=shown.attempt,
+        lease=wire.lease_name(run_id, shown.lease_id),
+        step=shown.step,
+        kind=shown.kind,
+        prompt=shown.prompt,
+        completion=shown.completion,
+        rewards={name: float(value) for name, value in shown.rewards.items()},
+        time=shown.time,
+        superseded=shown.superseded,
+    )
+
+
 async def read_logs(db: Database, request: pb.ReadLogsRequest) -> AsyncIterator[pb.ReadLogsResponse]:
     """Logs oldest first; with `follow`, until the run ends."""
     which = _log_filter(request)
@@ -150,15 +197,15 @@ def _log_filter(request: pb.ReadLogsRequest) -> logs.LogFilter:
 async def _tail(db: Database, which: logs.LogFilter, wanted: int) -> list[logs.Chunk]:
     """The chunks with the last lines, oldest first, the first of them cut to where those begin."""
     found: list[logs.Chunk] = []
-    before, lines = 2**62, 0
-    while lines <= wanted:
+    before, counted = 2**62, 0
+    while counted <= wanted:
         async with db.connection() as conn:
             chunks = await logs.read_back(conn, which, before, LOG_CHUNKS)
         for chunk in chunks:
-            lines += chunk.data.count(b"\n")
+            counted += chunk.data.count(b"\n")
             found.append(chunk)
-            if lines > wanted:
-                found[-1] = _without_lines(chunk, lines - wanted)
+            if counted > wanted:
+                found[-1] = _without_lines(chunk, counted - wanted)
                 break
         if len(chunks) < LOG_CHUNKS:
             break

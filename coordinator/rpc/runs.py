@@ -101,6 +101,9 @@ class RunsService(runs_pb2_grpc.RunsServicer):
     def ReadMetrics(self, request: pb.ReadMetricsRequest, context: _Context) -> AsyncIterator[pb.ReadMetricsResponse]:
         return reading.read_metrics(self._db, request)
 
+    def ReadSamples(self, request: pb.ReadSamplesRequest, context: _Context) -> AsyncIterator[pb.ReadSamplesResponse]:
+        return reading.read_samples(self._db, request)
+
     def ReadLogs(self, request: pb.ReadLogsRequest, context: _Context) -> AsyncIterator[pb.ReadLogsResponse]:
         return reading.read_logs(self._db, request)
 

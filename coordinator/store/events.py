@@ -9,7 +9,8 @@ from uuid import UUID
 
 import asyncpg
 
-from coordinator.lines import Series
+from coordinator.database import storable_text
+from coordinator.lines import Sample, Series
 from coordinator.store.statement import statement
 
 Key = tuple[UUID, int, str]  #: lease, node, source
@@ -101,6 +102,24 @@ async def add_points(conn: asyncpg.Connection, points: Sequence[tuple[Writer, Ma
     ]
     columns = ["run_id", "lease_id", "metric", "steps", "points", "times"]
     await conn.copy_records_to_table("metric_chunks", records=records, columns=columns)
+
+
+@statement
+async def add_samples(conn: asyncpg.Connection, samples: Sequence[tuple[Writer, Sample]]) -> None:
+    """Completions that trainers show."""
+    rows = (
+        (
+            *(writer.run_id, writer.lease_id, each.step, each.kind),
+            *(storable_text(each.prompt), storable_text(each.completion), each.rewards, each.time),
+        )
+        for writer, each in samples
+    )
+    await conn.execute(
+        """INSERT INTO samples (run_id, lease_id, step, kind, prompt, completion, rewards, time)
+           SELECT * FROM unnest($1::text[], $2::uuid[], $3::bigint[], $4::text[], $5::text[], $6::text[],
+                                $7::jsonb[], $8::float8[])""",
+        *_columns(rows, 8),
+    )
 
 
 @statement

@@ -315,6 +315,36 @@ async def test_the_curve_is_one_curve(coordinator: RunningCoordinator, db: Datab
     assert await _curve(coordinator, metrics=["accuracy"]) == []
 
 
+def _sample(step: int, kind: str = "prompt", **more: Any) -> dict[str, Any]:
+    return {"type": "sample", "step": step, "kind": kind, "prompt": "2 + 2", "completion": str(step), **more}
+
+
+async def _samples(replica: RunningCoordinator, **request: Any) -> list[tuple[int, str, bool]]:
+    call = replica.runs.ReadSamples(runs_pb2.ReadSamplesRequest(name="runs/r", **request), timeout=20)
+    return [(each.step, each.completion, each.superseded) async for reply in call for each in reply.samples]
+
+
+async def test_samples_once_and_on_the_curve(coordinator: RunningCoordinator, db: Database) -> None:
+    """S7: as points are, those of steps that were trained again are kept, marked, and not shown."""
+    first, data = await _lease(db), _lines([_sample(10), _sample(20, "rollout", rewards={"a": 0.5}), _sample(30)])
+    assert await append(db, [_stretch(first, data)] * 2) == [len(data)] * 2
+    await _end(db, first)
+    async with db.connection() as conn:
+        await conn.execute("UPDATE leases SET kept_until_step = 20 WHERE id = $1", first)
+    again = [_sample(30, completion="nul \x00"), *(_sample(40, completion=str(n)) for n in range(20))]
+    await append(db, [_stretch(await _lease(db, attempt=2), _lines(again))])
+    last = [(40, str(n), False) for n in range(20)]
+    assert await _samples(coordinator) == [(10, "10", False), (20, "20", False), (30, "nul \ufffd", False), *last]
+    assert await _samples(coordinator, last_steps=1) == last
+    assert len(await _samples(coordinator, last_steps=2)) == 21 and len(await _samples(coordinator, last_steps=9)) == 23
+    assert await _samples(coordinator, kind="rollout", last_steps=1) == [(20, "20", False)]
+    assert await _samples(coordinator, from_step=30, to_step=30) == [(30, "nul \ufffd", False)]
+    assert (30, "30", True) in await _samples(coordinator, include_superseded=True)
+    with pytest.raises(grpc.RpcError) as wrong:
+        await _samples(coordinator, kind="joke")
+    assert "prompt, rollout" in (wrong.value.details() or "")
+
+
 async def _logs(replica: RunningCoordinator, **request: Any) -> bytes:
     call = replica.runs.ReadLogs(runs_pb2.ReadLogsRequest(name="runs/r", **request), timeout=20)
     return b"".join([piece.data async for piece in call])

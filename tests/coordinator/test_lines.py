@@ -56,6 +56,15 @@ def test_nan_and_infinities_are_values_as_words_and_as_python_writes_them() -> N
         (_metric(1, **{"x" * 200: 1}), "not a name"),
         ({"type": "message"}, "text"),
         ({"type": "pin", "name": "Model!", "value": "x"}, "pin"),
+        ({"type": "sample", "step": 1, "kind": "joke", "prompt": "", "completion": ""}, "kind"),
+        ({"type": "sample", "step": 1, "kind": "prompt", "prompt": ["a"], "completion": ""}, "text"),
+        ({"type": "sample", "kind": "prompt", "prompt": "", "completion": ""}, "step"),
+        ({"type": "sample", "step": 1, "kind": "prompt", "prompt": "", "completion": "", "rewards": [1]}, "rewards"),
+        (
+            {"type": "sample", "step": 1, "kind": "prompt", "prompt": "", "completion": "", "rewards": {"a": "x"}},
+            "number",
+        ),
+        ({"type": "sample", "step": 1, "kind": "prompt", "prompt": "", "completion": "", "rewards": {"\n": 1}}, "name"),
     ],
 )
 def test_what_cannot_be_taken_is_counted_and_named(row: Any, why: str) -> None:
@@ -108,3 +117,16 @@ _types = st.sampled_from(["metric", "progress", "message", "pin", "checkpoint", 
 def test_no_values_are_a_reason_to_stop(row: dict[str, Any]) -> None:
     """F18."""
     _parse(row)
+
+
+def test_samples_are_cut_and_no_more_than_so_many_are_taken() -> None:
+    sample = {"type": "sample", "step": 3, "kind": "rollout", "prompt": "p" * 10**5, "completion": "c"}
+    parsed = _parse({**sample, "rewards": {"exact": 1, "none": None, "odd": "NaN"}, "time": 7})
+    [taken] = parsed.samples
+    assert (taken.step, taken.kind, len(taken.prompt), taken.completion, taken.time) == (
+        *(3, "rollout", lines.MAX_SHOWN, "c"),
+        7.0,
+    )
+    assert taken.rewards["exact"] == 1 and math.isnan(taken.rewards["odd"]) and "none" not in taken.rewards
+    many = _parse(*[{**sample, "prompt": "p"}] * (lines.MAX_SAMPLES + 2))
+    assert (len(many.samples), many.dropped) == (lines.MAX_SAMPLES, 2)

@@ -46,6 +46,9 @@ while step < total and not stop:
     tell(type="metric", step=step, values={"train_loss": 1 / step})
     tell(type="progress", step=step, total=total)
     if step % 5 == 0:
+        tell(
+            type="sample", step=step, kind="rollout", prompt="2 +\n2", completion=f"{step}\x1b", rewards={"exact": 0.25}
+        )
         save()
     if step == int(os.environ.get("HOLD_AT", "0")):
         signal.pause()  # until it is asked to stop

@@ -37,6 +37,14 @@ def test_a_run_from_submission_to_its_result(tmp_path: Path) -> None:
     relayctl("metrics", "first", "--png", str(tmp_path / "curve.png"))
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert "it has train_loss" in relayctl("metrics", "first", "loss", code=2).stderr
+    assert relayctl("samples", "first").stdout == "step 10  rollout  exact 0.25\n    2 +\n    2\n  → 10\n"
+    assert [each["step"] for each in json.loads(relayctl("samples", "first", "-ao", "json").stdout)["samples"]] == [
+        5,
+        10,
+    ]
+    assert relayctl("samples", "first", "--step", "5", "--kind", "rollout").stdout.count("→") == 1
+    assert "no such samples" in relayctl("samples", "first", "--step", "6").stderr
+    assert "prompt, rollout" in relayctl("samples", "first", "--kind", "joke", code=4).stderr
     steps = [
         point["step"] for point in json.loads(relayctl("checkpoints", "first", "-o", "json").stdout)["checkpoints"]
     ]

@@ -235,6 +235,7 @@ class Trace:
             {"type": "message", "level": "warning", "text": "odd \x00"},
             {"type": "pin", "name": "model", "value": f"v{step % 2}"},
             {"type": "checkpoint", "step": step, "path": "p"},
+            {"type": "sample", "step": step, "kind": "prompt", "prompt": "\x00", "completion": "", "rewards": {"r": 1}},
             {"type": "nonsense"},
         ])  # fmt: skip
 

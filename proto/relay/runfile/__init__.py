@@ -30,6 +30,7 @@ from relay.runfile.models import (
     Resources,
     Reward,
     RunFile,
+    Samples,
     Source,
     Split,
 )
@@ -59,6 +60,7 @@ __all__ = [
     "Reward",
     "RunFile",
     "RunFileErrors",
+    "Samples",
     "Source",
     "Split",
     "Travel",

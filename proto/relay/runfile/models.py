@@ -279,10 +279,11 @@ class Reward(Section):
 
 
 class Samples(Section):
-    """Completions shown while an RL run goes on."""
+    """Completions shown while a run goes on: of the first prompts at every evaluation, of RL the newest rollouts."""
 
-    prompts: Annotated[Whole, Field(ge=1)] = 8
-    every: Annotated[Whole, Field(ge=1)] = 50  #: optimizer steps
+    prompts: Annotated[Whole, Field(ge=1, le=64)] = 8  #: and rollouts, at once
+    every: Annotated[Whole, Field(ge=1)] = 50  #: optimizer steps between rollouts; without data.eval, for prompts too
+    max_new_tokens: Annotated[Whole, Field(ge=1, le=4096)] = 128  #: of a completion of a prompt
 
 
 class Complete(Section):

@@ -30,7 +30,6 @@ _FORMATS = (
 NOT_YET: Mapping[str, Callable[[RunFile], bool]] = {
     "framework": lambda run: run.framework != "hf",
     "image": lambda run: run.image is not None,
-    "samples": lambda run: run.samples is not None,
     "adopt.metrics": lambda run: run.adopt is not None and run.adopt.metrics is not None,
     "resources.nodes": lambda run: run.resources.nodes.max > 1,
     "data.format": lambda run: run.data is not None and run.data.format not in _FORMATS,
@@ -92,6 +91,8 @@ def _for_training(method: str, data: Mapping[str, Any]) -> Iterator[Mistake]:
         yield Mistake(("data",), "is missing", "for instance data: {train: data/train.jsonl}")
     if data.get("rewards") and method not in _REWARDED:
         yield Mistake(("rewards",), f"does not go with method: {method}", f"it belongs to {', '.join(_REWARDED)}")
+    if data.get("samples") is not None and method == "reward":
+        yield Mistake(("samples",), "does not go with method: reward", "a reward model gives numbers, no text")
     yield from _for_teacher(method, data)
     if not data.get("rewards") and method in _REWARDED:
         yield Mistake(("rewards",), "is missing", "for instance rewards: [{call: rewards.py:score}]")

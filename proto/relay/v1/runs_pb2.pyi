@@ -1749,6 +1749,157 @@ class ReadMetricsResponse(_message.Message):
 Global___ReadMetricsResponse: _TypeAlias = ReadMetricsResponse  # noqa: Y015
 
 @_typing.final
+class ReadSamplesRequest(_message.Message):
+    """Which samples to read."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    FROM_STEP_FIELD_NUMBER: _builtins.int
+    TO_STEP_FIELD_NUMBER: _builtins.int
+    LAST_STEPS_FIELD_NUMBER: _builtins.int
+    INCLUDE_SUPERSEDED_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`runs/{run}`."""
+    kind: _builtins.str
+    """`prompt` (a completion of a prompt that stays the same all through the run) or `rollout` (one that was trained on);
+    empty means both.
+    """
+    from_step: _builtins.int
+    """Only steps from this one on."""
+    to_step: _builtins.int
+    """Only steps up to this one."""
+    last_steps: _builtins.int
+    """Only those of the newest so many steps that have any; 0 means all."""
+    include_superseded: _builtins.bool
+    """Also those that a later attempt replaced."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        from_step: _builtins.int | None = ...,
+        to_step: _builtins.int | None = ...,
+        last_steps: _builtins.int = ...,
+        include_superseded: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_from_step", b"_from_step", "_to_step", b"_to_step", "from_step", b"from_step", "to_step", b"to_step"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_from_step", b"_from_step", "_to_step", b"_to_step", "from_step", b"from_step", "include_superseded", b"include_superseded", "kind", b"kind", "last_steps", b"last_steps", "name", b"name", "to_step", b"to_step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__from_step: _TypeAlias = _typing.Literal["from_step"]  # noqa: Y015
+    _WhichOneofArgType__from_step: _TypeAlias = _typing.Literal["_from_step", b"_from_step"]  # noqa: Y015
+    _WhichOneofReturnType__to_step: _TypeAlias = _typing.Literal["to_step"]  # noqa: Y015
+    _WhichOneofArgType__to_step: _TypeAlias = _typing.Literal["_to_step", b"_to_step"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__from_step) -> _WhichOneofReturnType__from_step | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__to_step) -> _WhichOneofReturnType__to_step | None: ...
+
+Global___ReadSamplesRequest: _TypeAlias = ReadSamplesRequest  # noqa: Y015
+
+@_typing.final
+class ReadSamplesResponse(_message.Message):
+    """Samples in the order of arrival."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def samples(self) -> _containers.RepeatedCompositeFieldContainer[Global___Sample]:
+        """At least one."""
+
+    def __init__(
+        self,
+        *,
+        samples: _abc.Iterable[Global___Sample] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["samples", b"samples"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadSamplesResponse: _TypeAlias = ReadSamplesResponse  # noqa: Y015
+
+@_typing.final
+class Sample(_message.Message):
+    """A completion that the model made while it was trained."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class RewardsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    LEASE_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    PROMPT_FIELD_NUMBER: _builtins.int
+    COMPLETION_FIELD_NUMBER: _builtins.int
+    REWARDS_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    SUPERSEDED_FIELD_NUMBER: _builtins.int
+    attempt: _builtins.int
+    """The attempt that made it."""
+    lease: _builtins.str
+    """`runs/{run}/leases/{lease}` of that attempt."""
+    step: _builtins.int
+    """Optimizer steps done when it was made."""
+    kind: _builtins.str
+    """`prompt` or `rollout`."""
+    prompt: _builtins.str
+    """What the model was given, as text; long ones are cut."""
+    completion: _builtins.str
+    """What it made of it."""
+    time: _builtins.float
+    """When it was made: seconds since the epoch, by the trainer's clock."""
+    superseded: _builtins.bool
+    """True when a later attempt resumed from before its step."""
+    @_builtins.property
+    def rewards(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """What each reward function gave, for a rollout; unset where one did not judge it."""
+
+    def __init__(
+        self,
+        *,
+        attempt: _builtins.int = ...,
+        lease: _builtins.str = ...,
+        step: _builtins.int = ...,
+        kind: _builtins.str = ...,
+        prompt: _builtins.str = ...,
+        completion: _builtins.str = ...,
+        rewards: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        time: _builtins.float = ...,
+        superseded: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "completion", b"completion", "kind", b"kind", "lease", b"lease", "prompt", b"prompt", "rewards", b"rewards", "step", b"step", "superseded", b"superseded", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Sample: _TypeAlias = Sample  # noqa: Y015
+
+@_typing.final
 class ReadLogsRequest(_message.Message):
     """Which logs to read."""
 

@@ -105,6 +105,11 @@ class RunsStub:
                 request_serializer=relay_dot_v1_dot_runs__pb2.ReadMetricsRequest.SerializeToString,
                 response_deserializer=relay_dot_v1_dot_runs__pb2.ReadMetricsResponse.FromString,
                 _registered_method=True)
+        self.ReadSamples = channel.unary_stream(
+                '/relay.v1.Runs/ReadSamples',
+                request_serializer=relay_dot_v1_dot_runs__pb2.ReadSamplesRequest.SerializeToString,
+                response_deserializer=relay_dot_v1_dot_runs__pb2.ReadSamplesResponse.FromString,
+                _registered_method=True)
         self.ReadLogs = channel.unary_stream(
                 '/relay.v1.Runs/ReadLogs',
                 request_serializer=relay_dot_v1_dot_runs__pb2.ReadLogsRequest.SerializeToString,
@@ -221,6 +226,13 @@ class RunsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReadSamples(self, request, context):
+        """Streams completions that the trainer showed: of fixed prompts, and rollouts with their rewards. On the curve's steps.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReadLogs(self, request, context):
         """Streams what the trainer and the agent printed.
         """
@@ -300,6 +312,11 @@ def add_RunsServicer_to_server(servicer, server):
                     servicer.ReadMetrics,
                     request_deserializer=relay_dot_v1_dot_runs__pb2.ReadMetricsRequest.FromString,
                     response_serializer=relay_dot_v1_dot_runs__pb2.ReadMetricsResponse.SerializeToString,
+            ),
+            'ReadSamples': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadSamples,
+                    request_deserializer=relay_dot_v1_dot_runs__pb2.ReadSamplesRequest.FromString,
+                    response_serializer=relay_dot_v1_dot_runs__pb2.ReadSamplesResponse.SerializeToString,
             ),
             'ReadLogs': grpc.unary_stream_rpc_method_handler(
                     servicer.ReadLogs,
@@ -686,6 +703,33 @@ class Runs:
             '/relay.v1.Runs/ReadMetrics',
             relay_dot_v1_dot_runs__pb2.ReadMetricsRequest.SerializeToString,
             relay_dot_v1_dot_runs__pb2.ReadMetricsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadSamples(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/relay.v1.Runs/ReadSamples',
+            relay_dot_v1_dot_runs__pb2.ReadSamplesRequest.SerializeToString,
+            relay_dot_v1_dot_runs__pb2.ReadSamplesResponse.FromString,
             options,
             channel_credentials,
             insecure,

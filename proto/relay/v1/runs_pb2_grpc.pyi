@@ -56,6 +56,8 @@ class RunsStub:
     """
     ReadMetrics: _aio.UnaryStreamMultiCallable[_runs_pb2.ReadMetricsRequest, _runs_pb2.ReadMetricsResponse]
     """Streams the metric curve of a run: one curve, however many attempts made it."""
+    ReadSamples: _aio.UnaryStreamMultiCallable[_runs_pb2.ReadSamplesRequest, _runs_pb2.ReadSamplesResponse]
+    """Streams completions that the trainer showed: of fixed prompts, and rollouts with their rewards. On the curve's steps."""
     ReadLogs: _aio.UnaryStreamMultiCallable[_runs_pb2.ReadLogsRequest, _runs_pb2.ReadLogsResponse]
     """Streams what the trainer and the agent printed."""
 
@@ -185,6 +187,14 @@ class RunsServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_runs_pb2.ReadMetricsRequest, _abc.AsyncIterator[_runs_pb2.ReadMetricsResponse]],
     ) -> _abc.AsyncIterator[_runs_pb2.ReadMetricsResponse]:
         """Streams the metric curve of a run: one curve, however many attempts made it."""
+
+    @_abc_1.abstractmethod
+    def ReadSamples(
+        self,
+        request: _runs_pb2.ReadSamplesRequest,
+        context: _aio.ServicerContext[_runs_pb2.ReadSamplesRequest, _abc.AsyncIterator[_runs_pb2.ReadSamplesResponse]],
+    ) -> _abc.AsyncIterator[_runs_pb2.ReadSamplesResponse]:
+        """Streams completions that the trainer showed: of fixed prompts, and rollouts with their rewards. On the curve's steps."""
 
     @_abc_1.abstractmethod
     def ReadLogs(

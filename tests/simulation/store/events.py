@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from uuid import UUID
 
-from coordinator.lines import Series
+from coordinator.database import storable_text
+from coordinator.lines import Sample, Series
 from coordinator.store import events
 from coordinator.store.events import Key, Progress, Writer
 from tests.simulation.store.execution import Execution
@@ -80,6 +81,22 @@ async def add_points(ex: Execution, points: Sequence[tuple[Writer, Mapping[str, 
                 points=list(series.values),
                 times=list(series.times),
             )
+
+
+@repertoire.carries_out(events.add_samples)
+async def add_samples(ex: Execution, samples: Sequence[tuple[Writer, Sample]]) -> None:
+    for writer, sample in samples:
+        await ex.insert(
+            "samples",
+            run_id=writer.run_id,
+            lease_id=writer.lease_id,
+            step=sample.step,
+            kind=sample.kind,
+            prompt=storable_text(sample.prompt),
+            completion=storable_text(sample.completion),
+            rewards=jsonb(sample.rewards),
+            time=sample.time,
+        )
 
 
 @repertoire.carries_out(events.add_logs)

@@ -1,0 +1,153 @@
+"""What the model says while it is trained, for people: completions of the same few prompts at every evaluation, and of
+RL the newest rollouts with their rewards. Nothing here changes the training: the completions are the likeliest ones, so
+no random number is drawn for them.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from relay.runfile import Samples
+from trainers.data import Rows
+from trainers.events import EventLog
+from trainers.resumable import Resumable
+
+_BEGINNING = 32  #: tokens of a row of plain text that the model goes on from
+
+Turns = str | Sequence[Mapping[str, str]]  #: text, or messages
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """A completion that was trained on, and what each reward function gave for it; None where one did not judge it."""
+
+    prompt: Turns
+    completion: Turns
+    rewards: Mapping[str, float | None] = field(default_factory=dict)
+
+
+class Show(TrainerCallback):
+    """Writes samples to the event file; only the main process has one."""
+
+    def __init__(
+        self, trainer: Resumable, samples: Samples | None, rows: Rows, events: EventLog, *, evaluates: bool
+    ) -> None:
+        """`rows` give the prompts; without evaluations their completions come every `samples.every` steps too. Where
+        the run asks for no `samples`, rollouts are shown all the same: they are there anyway.
+        """
+        self._trainer, self._events, self._evaluates = trainer, events, evaluates
+        self._samples = samples or Samples()
+        count = min(samples.prompts, len(rows)) if samples else 0
+        prompts = [prompt_of(rows.kind, rows.rows[index]) for index in range(count)]
+        self._prompts = [_beginning(trainer, each) for each in prompts] if rows.kind == "text" else prompts
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step % self._samples.every == 0:
+            self._show_rollouts(state.global_step)
+            if not self._evaluates:
+                self._show_prompts(state.global_step)
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._show_prompts(state.global_step)
+
+    def _show_rollouts(self, step: int) -> None:
+        for rollout in spread(self._trainer.rollouts(), self._samples.prompts):
+            rewards = {name: value for name, value in rollout.rewards.items() if value is not None}
+            self._events.sample(step, "rollout", as_text(rollout.prompt), as_text(rollout.completion), rewards)
+
+    def _show_prompts(self, step: int) -> None:
+        if not self._prompts or self._sharded():
+            return
+        answers = completions(self._trainer, self._prompts, self._samples.max_new_tokens)
+        for prompt, answer in zip(self._prompts, answers, strict=True):
+            self._events.sample(step, "prompt", as_text(prompt), answer)
+
+    def _sharded(self) -> bool:
+        """Whether one process alone cannot run the model."""
+        return self._trainer.is_fsdp_enabled or self._trainer.is_deepspeed_enabled
+
+
+def prompt_of(kind: str, row: Mapping[str, Any]) -> Turns:
+    """What the model is asked by a row of a kind (see `trainers.rows`): all before what it is to learn."""
+    match kind:
+        case "text":
+            return str(row["text"])
+        case "chat":
+            last = max((at for at, turn in enumerate(row["messages"]) if turn["role"] == "assistant"), default=None)
+            return list(row["messages"][:last])
+        case "preference" if "prompt" not in row:
+            chosen, rejected = row["chosen"], row["rejected"]
+            same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False)))
+            return chosen[:same] if isinstance(chosen, str) else list(chosen[:same])
+    prompt: Turns = row["prompt"]
+    return prompt
+
+
+def _beginning(trainer: Resumable, text: Turns) -> str:
+    tokenizer: Any = trainer.processing_class
+    return str(tokenizer.decode(tokenizer(text)["input_ids"][:_BEGINNING], skip_special_tokens=True))
+
+
+def as_text(turns: Turns) -> str:
+    """For people: messages as `role: content`, one below the other; a lone answer of the assistant without its role."""
+    if isinstance(turns, str):
+        return turns
+    if len(turns) == 1 and turns[0].get("role") == "assistant":
+        return str(turns[0].get("content") or "")
+    return "\n".join(f"{turn.get('role')}: {turn.get('content') or ''}" for turn in turns)
+
+
+def spread(found: Sequence[Rollout], most: int) -> list[Rollout]:
+    """At most so many, evenly chosen: neighbours answer the same prompt."""
+    return [found[index * len(found) // most] for index in range(most)] if len(found) > most else list(found)
+
+
+def completions(trainer: Resumable, prompts: Sequence[Turns], max_new_tokens: int) -> list[str]:
+    """The likeliest completion of each prompt, by the model as it is now."""
+    model: Any = trainer.model
+    tokenizer: Any = trainer.processing_class
+    room = getattr(model.config, "max_position_embeddings", None) or 1 << 20
+    new = min(max_new_tokens, max(1, room // 2))
+    encoded = [_encoded(tokenizer, prompt)[-(room - new) :] for prompt in prompts]
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    width = max(map(len, encoded))
+    ids = torch.tensor([[pad] * (width - len(each)) + each for each in encoded], device=model.device)
+    mask = torch.tensor([[0] * (width - len(each)) + [1] * len(each) for each in encoded], device=model.device)
+    ends = model.generation_config.eos_token_id if model.generation_config is not None else None
+    how = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=new,
+        pad_token_id=pad,
+        eos_token_id=ends if ends is not None else tokenizer.eos_token_id,
+        use_cache=True,
+    )
+    with torch.no_grad(), trainer.accelerator.autocast(), _evaluating(model):
+        made = model.generate(input_ids=ids, attention_mask=mask, generation_config=how)
+    return [str(tokenizer.decode(each, skip_special_tokens=True)) for each in made[:, width:]]
+
+
+def _encoded(tokenizer: Any, prompt: Turns) -> list[int]:
+    """Tokens of a prompt, at least one."""
+    if isinstance(prompt, str):
+        ids = list(tokenizer(prompt)["input_ids"])
+    else:
+        text = tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, tokenize=False)
+        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return ids or [tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id]
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """Without dropout; afterwards each part is in the mode it was in."""
+    modes = [(part, part.training) for part in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
