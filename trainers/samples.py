@@ -3,23 +3,20 @@ RL the newest rollouts with their rewards. Nothing here changes the training: th
 no random number is drawn for them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
 
-import torch
 from transformers import GenerationConfig, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from relay.runfile import Samples
+from trainers.completing import Turns, complete, ends_of, tokens_of
 from trainers.data import Rows
 from trainers.events import EventLog
 from trainers.resumable import Resumable
 
 _BEGINNING = 32  #: tokens of a row of plain text that the model goes on from
-
-Turns = str | Sequence[Mapping[str, str]]  #: text, or messages
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,42 +109,12 @@ def completions(trainer: Resumable, prompts: Sequence[Turns], max_new_tokens: in
     model: Any = trainer.model
     tokenizer: Any = trainer.processing_class
     room = getattr(model.config, "max_position_embeddings", None) or 1 << 20
-    new = min(max_new_tokens, max(1, room // 2))
-    encoded = [_encoded(tokenizer, prompt)[-(room - new) :] for prompt in prompts]
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    width = max(map(len, encoded))
-    ids = torch.tensor([[pad] * (width - len(each)) + each for each in encoded], device=model.device)
-    mask = torch.tensor([[0] * (width - len(each)) + [1] * len(each) for each in encoded], device=model.device)
-    ends = model.generation_config.eos_token_id if model.generation_config is not None else None
+    new, ends = min(max_new_tokens, max(1, room // 2)), ends_of(model, tokenizer)
+    filling = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(ends), 0)
     how = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=new,
-        pad_token_id=pad,
-        eos_token_id=ends if ends is not None else tokenizer.eos_token_id,
-        use_cache=True,
+        do_sample=False, max_new_tokens=new, pad_token_id=filling, eos_token_id=ends or None, use_cache=True
     )
-    with torch.no_grad(), trainer.accelerator.autocast(), _evaluating(model):
-        made = model.generate(input_ids=ids, attention_mask=mask, generation_config=how)
-    return [str(tokenizer.decode(each, skip_special_tokens=True)) for each in made[:, width:]]
-
-
-def _encoded(tokenizer: Any, prompt: Turns) -> list[int]:
-    """Tokens of a prompt, at least one."""
-    if isinstance(prompt, str):
-        ids = list(tokenizer(prompt)["input_ids"])
-    else:
-        text = tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, tokenize=False)
-        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    return ids or [tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id]
-
-
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    """Without dropout; afterwards each part is in the mode it was in."""
-    modes = [(part, part.training) for part in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
+    asked = [tokens_of(tokenizer, prompt)[-(room - new) :] for prompt in prompts]
+    with trainer.accelerator.autocast():
+        made, _, begin = complete(model, asked, how)
+    return [str(tokenizer.decode(each, skip_special_tokens=True)) for each in made[:, begin:]]

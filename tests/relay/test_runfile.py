@@ -438,8 +438,8 @@ class TestMistakes:
         assert text in caught.value.mistakes[0].text
 
     def test_a_method_of_later_is_named_as_such(self) -> None:
-        with pytest.raises(RunFileErrors, match=r"method: ppo is not supported yet; this release has sft, .*command"):
-            parse({**SFT, "method": "ppo"})
+        with pytest.raises(RunFileErrors, match=r"method: online_dpo is not supported yet; this release has sft, .*command"):
+            parse({**SFT, "method": "online_dpo"})
 
     def test_no_message_is_the_validation_librarys(self) -> None:
         rubbish = [None, 1, -1.5, "x", True, [], {}, [1], {"a": {"b": 1}}, float("nan")]

@@ -17,11 +17,17 @@ METHODS: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "reward": ("preference", {"disable_dropout": False}, "trl", "Reward"),
     "grpo": ("prompt", {"num_generations": 4, "max_completion_length": 6, "beta": 0.1}, "trl", "GRPO"),
     "rloo": ("prompt", {"num_generations": 4, "max_completion_length": 6}, "trl", "RLOO"),
+    "ppo": (
+        "prompt",
+        {"max_completion_length": 6, "num_mini_batches": 2, "num_ppo_epochs": 2, "kl_target": 0.5, "kl_horizon": 50},
+        "trainers.ppo",
+        "PPO",
+    ),
     "gkd": ("chat", {"max_length": 64, "max_new_tokens": 6, "lmbda": 0.5}, "trl.experimental.gkd", "GKD"),
     "distillation": ("prompt", {"max_completion_length": 6}, "trl", "Distillation"),
 }
 TAUGHT = ("gkd", "distillation")
-REWARDED = ("grpo", "rloo")
+REWARDED = ("grpo", "rloo", "ppo")
 REWARDS = '''
 """What completions are worth, whatever they say: a model that has learnt nothing has answers that differ in length."""
 

@@ -13,7 +13,7 @@ import pytest
 
 from relay.runfile import reading
 from tests.trainers import attempts
-from tests.trainers.specs import LORA, METHODS, REWARDED, spec
+from tests.trainers.specs import LORA, METHODS, spec
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +30,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{f"{method}-lora": (method, {"lora": LORA}) for method in METHODS},
     **{f"{method}-precomputed": (method, PRECOMPUTE) for method in ("dpo", "kto")},
     **{f"{method}-precomputed-lora": (method, {"lora": LORA, **PRECOMPUTE}) for method in ("dpo", "kto")},
-    **{f"{method}-reused": (method, REUSE) for method in REWARDED},
+    **{f"{method}-reused": (method, REUSE) for method in ("grpo", "rloo")},
 }
 
 
@@ -108,7 +108,11 @@ def straight(request: pytest.FixtureRequest, work: Path, tmp_path_factory: pytes
 
 
 def test_a_method_trains_as_its_library_does(straight: Straight, tmp_path: Path) -> None:
-    """Weights by SHA-256, and all that is logged except times and speeds; every name of the library's is there."""
+    """Weights by SHA-256, and all that is logged except times and speeds; every name of the library's is there.
+    Of a trainer that is ours, see test_ppo.py.
+    """
+    if straight.run["method"] == "ppo":
+        pytest.skip("no library has it")
     pid = attempts.fork(partial(driven_directly, straight.run, tmp_path), tmp_path / "stderr.log")
     assert attempts.ended(pid) == 0, (tmp_path / "stderr.log").read_text()
     files = sorted((tmp_path / "output").glob("*.safetensors"))
@@ -145,7 +149,7 @@ def test_the_example_of_a_method_trains(work: Path, tmp_path: Path, method: str)
     if "rewards" in run:
         mine = [{**reward, "call": f"{EXAMPLES}/{reward['call']}"} for reward in run["rewards"] if "call" in reward]
         run |= {"files": [str(EXAMPLES)], "rewards": [run["rewards"][0], *mine]}
-    run["options"] |= {"max_steps": 2, "eval_steps": 2, "gradient_checkpointing": False}
+    run["options"] |= {"max_steps": 2, "logging_steps": 1, "eval_steps": 2, "gradient_checkpointing": False}
     made = attempts.make(tmp_path / "run", run)
     assert made.code == 0, (made.folder / "stderr.log").read_text()
     assert {(2, "train_loss"), (2, "eval_loss")} <= made.curve.keys()

@@ -9,7 +9,7 @@ from trainers.errors import ConfigError
 if TYPE_CHECKING:
     from trainers.methods.method import Method
 
-NAMES = ("sft", "cpt", "dpo", "orpo", "cpo", "kto", "reward", "grpo", "rloo", "gkd", "distillation")
+NAMES = ("sft", "cpt", "dpo", "orpo", "cpo", "kto", "reward", "grpo", "rloo", "ppo", "gkd", "distillation")
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # docs/runfile.md says which these are, once
 

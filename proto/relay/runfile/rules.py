@@ -93,10 +93,24 @@ def _for_training(method: str, data: Mapping[str, Any]) -> Iterator[Mistake]:
         yield Mistake(("rewards",), f"does not go with method: {method}", f"it belongs to {', '.join(_REWARDED)}")
     if data.get("samples") is not None and method == "reward":
         yield Mistake(("samples",), "does not go with method: reward", "a reward model gives numbers, no text")
+    if method == "ppo":
+        yield from _for_ppo(data)
     yield from _for_teacher(method, data)
     if not data.get("rewards") and method in _REWARDED:
         yield Mistake(("rewards",), "is missing", "for instance rewards: [{call: rewards.py:score}]")
     yield from _calls_that_stay(data)
+
+
+def _for_ppo(data: Mapping[str, Any]) -> Iterator[Mistake]:
+    """Its trainer is Relay's own, and knows neither sharded models nor another generator than transformers."""
+    launch, options = data.get("launch"), data.get("options")
+    for section in ("fsdp_config", "deepspeed_config", "parallelism_config"):
+        if isinstance(launch, Mapping) and section in launch:
+            yield Mistake(("launch", section), "does not go with method: ppo", "it trains with DDP only; grpo takes it")
+    if isinstance(options, Mapping) and "use_vllm" in options:
+        yield Mistake(
+            ("options", "use_vllm"), "does not go with method: ppo", "transformers generates; grpo and rloo take vLLM"
+        )
 
 
 def _for_teacher(method: str, data: Mapping[str, Any]) -> Iterator[Mistake]:

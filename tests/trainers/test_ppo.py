@@ -1,0 +1,393 @@
+"""PPO is ours, so its arithmetic is checked by hand, and its training against a loop that shares nothing with it."""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from relay.runfile import parse
+from relay.runfile.mistakes import RunFileErrors
+from tests.trainers import attempts
+from tests.trainers.specs import LORA, spec
+from trainers.ppo import estimates, losses
+from trainers.ppo.control import KLControl
+
+E = math.e
+
+
+def test_a_completion_ends_with_its_first_end() -> None:
+    ids = torch.tensor([[5, 2, 7, 2], [5, 6, 7, 8], [2, 2, 2, 2], [5, 6, 3, 9]])
+    t, f = True, False
+    wanted = [[t, t, f, f], [t, t, t, t], [t, f, f, f], [t, t, t, f]]
+    assert estimates.until_end(ids, torch.tensor([2, 3])).tolist() == wanted
+
+
+def test_the_score_comes_with_the_last_token_and_straying_costs_at_each() -> None:
+    kl = torch.tensor([[0.5, 1.0, 9.0], [2.0, -1.0, 4.0]])
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    rewards = estimates.token_rewards(torch.tensor([3.0, -1.0]), kl, mask, 0.1)
+    # 0.1 times what was strayed, taken off; 3 at the second token of the first row, -1 at the third of the second
+    torch.testing.assert_close(rewards, torch.tensor([[-0.05, 2.9, 0.0], [-0.2, 0.1, -1.4]]))
+
+
+def test_advantages_are_the_discounted_sums_of_errors() -> None:
+    rewards = torch.tensor([[1.0, 0.0, 2.0], [1.0, 4.0, 9.0]])
+    values = torch.tensor([[0.5, 1.0, 1.5], [1.0, 2.0, 9.0]])
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    found, returns = estimates.advantages(rewards, values, mask, gamma=0.9, lam=0.5)
+    # row 1, from its end: 2 - 1.5 = 0.5; 0 + 0.9 * 1.5 - 1 = 0.35, + 0.45 * 0.5 = 0.575;
+    #        1 + 0.9 * 1 - 0.5 = 1.4, + 0.45 * 0.575 = 1.65875
+    # row 2 ends after two: 4 - 2 = 2; 1 + 0.9 * 2 - 1 = 1.8, + 0.45 * 2 = 2.7; what is behind the end does not count
+    torch.testing.assert_close(found, torch.tensor([[1.65875, 0.575, 0.5], [2.7, 2.0, 0.0]]))
+    torch.testing.assert_close(returns, torch.tensor([[2.15875, 1.575, 2.0], [3.7, 4.0, 0.0]]))
+
+
+def test_with_lambda_1_returns_are_sums_of_rewards() -> None:
+    rewards, values = torch.tensor([[1.0, 2.0, 4.0]]), torch.tensor([[7.0, -3.0, 0.25]])
+    _, returns = estimates.advantages(rewards, values, torch.ones(1, 3, dtype=torch.bool), gamma=1.0, lam=1.0)
+    torch.testing.assert_close(returns, torch.tensor([[7.0, 6.0, 4.0]]))
+
+
+def test_whitening_is_over_the_mask_and_over_all_processes() -> None:
+    values = torch.tensor([[1.0, 2.0, 50.0], [3.0, 6.0, 50.0]])
+    mask = torch.tensor([[True, True, False], [True, True, False]])
+    ours = estimates.moments(values, mask)
+    assert ours.tolist() == [4.0, 12.0, 50.0]  # 1 + 4 + 9 + 36
+    mean, variance = estimates.mean_and_variance(ours)
+    assert float(mean) == 3.0 and float(variance) == pytest.approx(14 / 3)  # (4 + 1 + 0 + 9) / 3
+    scale = (14 / 3) ** -0.5
+    wanted = torch.tensor([[-2 * scale, -scale, 0.0], [0.0, 3 * scale, 0.0]])
+    torch.testing.assert_close(estimates.whitened(values, mask, ours), wanted)
+    kept = torch.where(mask, wanted + 3.0, 0.0)
+    torch.testing.assert_close(estimates.whitened(values, mask, ours, centered=False), kept)
+    halves = sum(estimates.moments(values[each : each + 1], mask[each : each + 1]) for each in range(2))
+    torch.testing.assert_close(halves, ours)
+
+
+def test_the_policy_is_pushed_until_its_ratio_leaves_the_range() -> None:
+    new = torch.log(torch.tensor([[1.5, 1.5, 0.5, 0.5, 1.1]]))
+    pushed, clipped = losses.clipped_policy(new, torch.zeros(1, 5), torch.tensor([[2.0, -2.0, 2.0, -2.0, 2.0]]), 0.2)
+    # good and too likely already: 1.2 * 2; bad and likely: pushed on; good and unlikely: pushed on; bad and too
+    # unlikely already: 0.8 * 2; within the range: as it is
+    torch.testing.assert_close(pushed, torch.tensor([[-2.4, 3.0, -1.0, 1.6, -2.2]]))
+    assert clipped.tolist() == [[True, False, False, True, False]]
+
+
+def test_values_are_fitted_no_further_than_the_range() -> None:
+    new, old = torch.tensor([[1.0, 1.0, 0.1]]), torch.zeros(1, 3)
+    fitted, clipped = losses.clipped_value(new, old, torch.tensor([[2.0, 0.0, 1.0]]), 0.2)
+    # held at 0.2: 1.8**2 against 1; held at 0.2: 0.04 against 1; not held
+    torch.testing.assert_close(fitted, torch.tensor([[1.62, 0.5, 0.405]]))
+    assert clipped.tolist() == [[True, False, False]]
+
+
+def test_entropy_and_divergence() -> None:
+    torch.testing.assert_close(losses.entropy(torch.tensor([[0.0, 0.0, 0.0, 0.0]])), torch.tensor([math.log(4)]))
+    torch.testing.assert_close(
+        losses.entropy(torch.log(torch.tensor([[0.75, 0.25]]))),
+        torch.tensor([-(0.75 * math.log(0.75) + 0.25 * math.log(0.25))]),
+    )
+    policy, reference = torch.tensor([-1.0, -2.0]), torch.tensor([-2.0, -1.0])
+    torch.testing.assert_close(losses.divergence(policy, reference, "k1"), torch.tensor([1.0, -1.0]))
+    torch.testing.assert_close(losses.divergence(policy, reference, "k3"), torch.tensor([1 / E, E - 2]))
+
+
+def test_the_coefficient_is_steered_by_a_fifth_at_most() -> None:
+    control = KLControl(0.1, target=6.0, horizon=100)
+    control.update(60.0, 10)  # ten times too far: 1 + 0.2 * 10 / 100
+    assert control.coefficient == pytest.approx(0.102)
+    control.update(5.4, 50)  # a tenth too near: 1 - 0.1 * 50 / 100
+    assert control.coefficient == pytest.approx(0.102 * 0.95)
+    control.update(0.0, 100)
+    assert control.coefficient == pytest.approx(0.102 * 0.95 * 0.8)
+    fixed = KLControl(0.1)
+    fixed.update(60.0, 10)
+    assert fixed.coefficient == 0.1
+
+
+OPTIONS: dict[str, Any] = {
+    "per_device_train_batch_size": 3,
+    "gradient_accumulation_steps": 2,
+    "num_mini_batches": 2,
+    "num_ppo_epochs": 2,
+    "max_completion_length": 5,
+    "max_steps": 10,
+    "learning_rate": 2e-3,
+    "weight_decay": 0.1,
+    "kl_coef": 0.2,
+    "kl_target": 0.3,
+    "kl_horizon": 60,
+    "entropy_coef": 0.01,
+    "missing_eos_penalty": 0.5,
+    "gamma": 0.98,
+    "temperature": 0.9,
+    "whiten_rewards": True,
+    "logging_steps": 1,
+}
+
+
+def short(completions: Sequence[str], **_: Any) -> list[float | None]:
+    return [-len(completion) / 10 for completion in completions]
+
+
+def digits(completions: Sequence[str], answer: Sequence[str], **_: Any) -> list[float | None]:
+    return [float(sum(letter in right for letter in said)) for said, right in zip(completions, answer, strict=True)]
+
+
+def train_recorded(work: Path, folder: Path) -> int:
+    """Ten steps of ours; leaves the weights, the log, and of each rollout what was drawn: tokens and orders."""
+    from datasets import Dataset
+
+    from relay.runfile import Model
+    from trainers.hub import local, model_source
+    from trainers.ppo.config import PPOConfig
+    from trainers.ppo.rollout import Batch, Buffer
+    from trainers.ppo.trainer import PPOTrainer
+
+    torch.set_num_threads(1)
+    drawn: list[dict[str, Any]] = []
+
+    class Recorded(PPOTrainer):
+        def _roll_out(self, rows: Any, mode: str) -> Batch:
+            batch = super()._roll_out(rows, mode)
+            drawn.append({"rows": rows, "completions": batch.ids[:, -batch.completion :].tolist()})
+            return batch
+
+        def _arranged(self, batch: Batch) -> Buffer:
+            buffer = super()._arranged(batch)
+            drawn[-1]["orders"] = buffer.orders.tolist()
+            return buffer
+
+    rows = [json.loads(line) for line in (work / "prompt.jsonl").read_text().splitlines()]
+    own = {"use_cpu": True, "bf16": False, "report_to": "none", "save_strategy": "no", "disable_tqdm": True}
+    args = PPOConfig(output_dir=str(folder), seed=42, dataloader_pin_memory=False, **own, **OPTIONS)  # type: ignore[arg-type]
+    trainer = Recorded(
+        model=str(work / "model"), args=args, train_dataset=Dataset.from_list(rows), reward_funcs=[short, digits]
+    )
+    trainer.base = local(model_source(Model(name_or_path=str(work / "model")), {}))
+    trainer.train()
+    trainer.save_model(str(folder / "output"))
+    (folder / "drawn.json").write_text(json.dumps(drawn))
+    (folder / "log.json").write_text(json.dumps(trainer.state.log_history))
+    return 0
+
+
+class Plain:
+    """PPO as one would write it for a single row at a time: no filling, no batches, no Trainer, nothing of ours."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        load: Callable[..., Any] = partial(AutoModelForCausalLM.from_pretrained, folder, dtype=torch.float32)
+        self.policy, self.reference = load().eval(), load().eval()
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        self.weight = torch.zeros(1, self.policy.config.hidden_size, requires_grad=True)
+        self.bias = torch.zeros(1, requires_grad=True)
+        self.kl_coef = float(OPTIONS["kl_coef"])
+
+    def look(self, model: Any, prompt: list[int], said: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probability, value and entropy for each token said."""
+        out = model(torch.tensor([prompt + said]), output_hidden_states=True)
+        at = slice(len(prompt) - 1, len(prompt) + len(said) - 1)
+        logs = torch.log_softmax(out.logits[0, at] / OPTIONS["temperature"], dim=-1)
+        values = out.hidden_states[-1][0, at] @ self.weight[0] + self.bias
+        return logs[range(len(said)), said], values, -(logs.exp() * logs).sum(-1)
+
+    def rollout(self, drawn: dict[str, Any]) -> list[dict[str, Any]]:
+        """All that is known of each row when it has been judged."""
+        end, made = self.tokenizer.eos_token_id, []
+        for row, tokens in zip(drawn["rows"], drawn["completions"], strict=True):
+            said = tokens[: tokens.index(end) + 1] if end in tokens else tokens
+            text = self.tokenizer.decode(said, skip_special_tokens=True)
+            score = sum(each or 0.0 for each in (*short([text]), *digits([text], [row["answer"]])))
+            score -= 0.0 if end in said else 0.5
+            prompt = self.tokenizer(row["prompt"])["input_ids"]
+            with torch.no_grad():
+                logps, values, _ = self.look(self.policy, prompt, said)
+                strayed = logps - self.look(self.reference, prompt, said)[0]
+            rewards = -self.kl_coef * strayed
+            rewards[-1] += score
+            made.append(
+                {"prompt": prompt, "said": said, "logps": logps, "values": values, "rewards": rewards, "kl": strayed}
+            )
+        self.judge(made)
+        return made
+
+    def judge(self, made: list[dict[str, Any]]) -> None:
+        given = torch.cat([each["rewards"] for each in made])
+        for each in made:
+            rewards, values, after = (each["rewards"] - given.mean()) / given.std() + given.mean(), each["values"], 0.0
+            each["advantages"] = torch.zeros_like(rewards)
+            for at in reversed(range(len(rewards))):
+                following = values[at + 1] if at + 1 < len(rewards) else 0.0
+                error = rewards[at] + OPTIONS["gamma"] * following - values[at]
+                after = error + OPTIONS["gamma"] * 0.95 * after
+                each["advantages"][at] = after
+            each["returns"] = each["advantages"] + values
+        all_of = torch.cat([each["advantages"] for each in made])
+        for each in made:
+            each["advantages"] = (each["advantages"] - all_of.mean()) / all_of.std()
+        strayed = sum(float(each["kl"].sum()) for each in made) / len(made)
+        error = min(max(strayed / OPTIONS["kl_target"] - 1, -0.2), 0.2)
+        self.kl_coef *= 1 + error * len(made) / OPTIONS["kl_horizon"]
+
+    def loss(self, minibatch: list[dict[str, Any]]) -> Tensor:
+        total, tokens = torch.zeros(()), 0
+        for each in minibatch:
+            logps, values, entropy = self.look(self.policy, each["prompt"], each["said"])
+            ratio = (logps - each["logps"]).exp()
+            gain = torch.min(ratio * each["advantages"], ratio.clamp(0.8, 1.2) * each["advantages"])
+            held = each["values"] + (values - each["values"]).clamp(-0.2, 0.2)
+            miss = torch.max((values - each["returns"]) ** 2, (held - each["returns"]) ** 2)
+            total = total + (-gain + 0.1 * 0.5 * miss - 0.01 * entropy).sum()
+            tokens += len(each["said"])
+        return total / tokens
+
+    def train(self, drawn: list[dict[str, Any]]) -> list[float]:
+        """The loss of each step."""
+        named = dict(self.policy.named_parameters())
+        decays = [each for name, each in named.items() if "norm" not in name and "bias" not in name]
+        others = [each for name, each in named.items() if "norm" in name or "bias" in name]
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": [*decays, self.weight], "weight_decay": 0.1},
+                {"params": [*others, self.bias], "weight_decay": 0.0},
+            ],
+            lr=OPTIONS["learning_rate"],
+        )
+        found: list[float] = []
+        for rollout in drawn:
+            made = self.rollout(rollout)
+            for order in rollout["orders"]:
+                for minibatch in (order[:6], order[6:]):
+                    if len(found) == OPTIONS["max_steps"]:
+                        return found
+                    for group in optimizer.param_groups:
+                        group["lr"] = OPTIONS["learning_rate"] * (1 - len(found) / OPTIONS["max_steps"])
+                    loss = self.loss([made[index] for index in minibatch])
+                    optimizer.zero_grad()
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    torch.nn.utils.clip_grad_norm_([*named.values(), self.weight, self.bias], 1.0)
+                    optimizer.step()
+                    found.append(float(loss.detach()))
+        raise AssertionError("too few rollouts")
+
+
+def train_plainly(work: Path, folder: Path) -> int:
+    """In a process of its own too: one that has computed gradients cannot be forked from any more."""
+    from safetensors.torch import save_file
+
+    torch.set_num_threads(1)
+    plain = Plain(work / "model")
+    lost = plain.train(json.loads((folder / "drawn.json").read_text()))
+    (folder / "lost.json").write_text(json.dumps(lost))
+    weights = {name: parameter.detach() for name, parameter in plain.policy.named_parameters()}
+    save_file({**weights, "value.weight": plain.weight.detach(), "value.bias": plain.bias.detach()}, folder / "plain")
+    return 0
+
+
+@pytest.mark.slow
+def test_ten_steps_are_those_of_a_plain_loop(work: Path, tmp_path: Path) -> None:
+    """Weights and losses to 1e-5: single precision, in another order."""
+    from safetensors.torch import load_file
+
+    for train in (train_recorded, train_plainly):
+        pid = attempts.fork(partial(train, work, tmp_path), tmp_path / "stderr.log")
+        assert attempts.ended(pid) == 0, (tmp_path / "stderr.log").read_text()
+    drawn = json.loads((tmp_path / "drawn.json").read_text())
+    assert len(drawn) == 3 and {len(each["completions"]) for each in drawn} == {12}
+    log = [entry for entry in json.loads((tmp_path / "log.json").read_text()) if "loss" in entry]
+    assert log[8]["kl_coef"] != log[0]["kl_coef"]  # of the first rollout and the third
+    lost = json.loads((tmp_path / "lost.json").read_text())
+    torch.testing.assert_close(torch.tensor([entry["loss"] for entry in log]), torch.tensor(lost), atol=1e-5, rtol=1e-4)
+    ours, plain = load_file(tmp_path / "output" / "model.safetensors"), load_file(tmp_path / "plain")
+    head = load_file(tmp_path / "output" / "value_head.safetensors")
+    ours |= {f"value.{name}": value for name, value in head.items()}
+    assert ours.keys() == plain.keys()
+    for name, value in plain.items():
+        torch.testing.assert_close(ours[name], value, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [{}, {"lora": LORA}])
+def test_a_cut_anywhere_in_a_rollout_leaves_no_trace(work: Path, tmp_path: Path, lora: dict[str, Any]) -> None:
+    run = spec(work, "ppo", **lora) | {"checkpoint": {"every": "1 steps", "keep": {"last": 10}}}
+    run["options"] |= {"gradient_accumulation_steps": 2, "max_steps": 6}
+    whole = attempts.make(tmp_path / "whole", run)
+    assert whole.code == 0 and whole.steps_saved == [1, 2, 3, 4, 5, 6], (whole.folder / "stderr.log").read_text()
+    for step in (1, 2, 4, 5):  # a rollout serves four steps
+        rest = attempts.make(tmp_path / f"from-{step}", run, resume=whole.checkpoint(step))
+        assert (rest.code, rest.weights()) == (0, whole.weights())
+        assert rest.curve == {key: value for key, value in whole.curve.items() if key[0] > step}
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(work: Path, tmp_path: Path) -> None:
+    """The likeliest completions, so that nothing is drawn; sums in another order, to 1e-5."""
+    from safetensors.torch import load_file
+
+    run = spec(work, "ppo")
+    run["options"] |= {"top_k": 1, "num_mini_batches": 1, "eval_steps": 6, "logging_steps": 1}
+    one = attempts.make(tmp_path / "one", run | {"options": {**run["options"], "per_device_train_batch_size": 8}})
+    two = attempts.make(tmp_path / "two", run, ranks=2)
+    assert (one.code, two.code) == (0, 0), (two.folder / "stderr.log").read_text()
+    first, second = (load_file(each.folder / "output" / "model.safetensors") for each in (one, two))
+    began = load_file(work / "model" / "model.safetensors")
+    assert abs(one.curve[1, "kl"]) < 1e-6 and one.curve[1, "approx_kl"] < 1e-12  # nothing has moved yet
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, atol=1e-5, rtol=1e-4)
+    assert any((began[name] - value).abs().max() > 1e-3 for name, value in first.items() if name in began)
+    for name in ("reward", "kl", "kl_coef", "explained_variance", "completions/mean_length"):  # of the third rollout
+        assert two.curve[5, name] == pytest.approx(one.curve[5, name], abs=1e-5), name
+    for name in ("train_loss", "policy_loss", "value_loss", "entropy", "approx_kl", "grad_norm"):
+        assert two.curve[6, name] == pytest.approx(one.curve[6, name], abs=1e-5, rel=1e-4), name
+
+
+@pytest.mark.slow
+def test_a_reward_model_judges_dialogues(work: Path, tmp_path: Path) -> None:
+    judge = attempts.make(tmp_path / "judge", spec(work, "reward"))
+    assert judge.code == 0
+    rows = tmp_path / "chats.jsonl"
+    texts = [json.loads(line)["prompt"] for line in (work / "prompt.jsonl").read_text().splitlines()]
+    asked = [[{"role": "user", "content": text}] for text in texts]
+    rows.write_text("".join(f"{json.dumps({'prompt': each})}\n" for each in asked))
+    sources = [{"path": str(rows)}]
+    run = spec(work, "ppo", data={"train": sources, "eval": sources}, rewards=[{"model": str(judge.folder / "output")}])
+    made = attempts.make(tmp_path / "run", run)
+    assert made.code == 0, (made.folder / "stderr.log").read_text()
+    logged = {(6, "reward"), (4, "eval_reward"), (6, "rewards/output/mean"), (6, "explained_variance")}
+    assert logged <= made.curve.keys()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"launch": {"fsdp_config": {"fsdp_version": 2}}}, "launch.fsdp_config: does not go with method: ppo"),
+        ({"launch": {"deepspeed_config": {"zero_stage": 2}}}, "launch.deepspeed_config: does not go with method: ppo"),
+        ({"options": {"use_vllm": True}}, "options.use_vllm: does not go with method: ppo"),
+    ],
+)
+def test_what_it_does_not_do_is_refused_by_name(work: Path, change: dict[str, Any], said: str) -> None:
+    with pytest.raises(RunFileErrors, match=said):
+        parse(spec(work, "ppo") | change)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"gamma": 1.5}, "gamma lies between 0 and 1, found 1.5"),
+        ({"kl_target": 1.0, "kl_coef": 0.0}, "kl_target is more than 0, and needs a kl_coef"),
+        ({"num_mini_batches": 100}, "a rollout takes 400 prompts"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(work: Path, tmp_path: Path, options: dict[str, Any], said: str) -> None:
+    run = spec(work, "ppo")
+    made = attempts.make(tmp_path / "run", run | {"options": {**run["options"], **options}})
+    assert made.code != 0 and made.said is not None and said in made.said.line

@@ -1,0 +1,56 @@
+"""What the tokens of a completion were worth. Pure; tensors are (rows, tokens) unless said otherwise."""
+
+import torch
+from torch import Tensor
+
+
+def until_end(ids: Tensor, ends: Tensor) -> Tensor:
+    """True for the tokens of a completion: all up to and with the first of `ends` (token ids, one dimension)."""
+    ended = torch.isin(ids, ends).int()
+    return ended.cumsum(dim=1) - ended == 0
+
+
+def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
+    """The reward at each token: what straying from the reference costs there, and at the last one the score as well
+    (Ziegler et al. 2019, section 2).
+
+    `scores` is (rows,); every row of `mask` has a True.
+    """
+    rewards = -kl_coef * kl * mask
+    last = mask.sum(dim=1, keepdim=True) - 1
+    return rewards.scatter_add(1, last, scores[:, None].to(rewards.dtype))
+
+
+def advantages(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    """Generalized advantage estimation (Schulman et al. 2015, arXiv:1506.02438, equation 16), and the returns that
+    values are fitted to: advantage plus value. The value after the last token is 0; so is everything off the mask.
+    """
+    found = torch.zeros_like(rewards)
+    after = torch.zeros_like(rewards[:, 0])
+    next_value = torch.zeros_like(rewards[:, 0])
+    for at in range(rewards.shape[1] - 1, -1, -1):
+        error = rewards[:, at] + gamma * next_value - values[:, at]
+        after = torch.where(mask[:, at], error + gamma * lam * after, 0.0)
+        next_value = torch.where(mask[:, at], values[:, at], 0.0)
+        found[:, at] = after
+    return found, torch.where(mask, found + values, 0.0)
+
+
+def moments(values: Tensor, mask: Tensor) -> Tensor:
+    """Count, sum and sum of squares on the mask, to be added up over processes. (3,), double."""
+    kept = values.double() * mask
+    return torch.stack([mask.sum().double(), kept.sum(), (kept**2).sum()])
+
+
+def mean_and_variance(found: Tensor) -> tuple[Tensor, Tensor]:
+    """From `moments`: the mean and the unbiased variance."""
+    count, total, squares = found
+    mean = total / count
+    return mean, (squares - count * mean**2) / (count - 1).clamp(min=1)
+
+
+def whitened(values: Tensor, mask: Tensor, found: Tensor, *, centered: bool = True) -> Tensor:
+    """Scaled by the `moments` given to a variance of 1, and a mean of 0 where `centered`; 0 off the mask."""
+    mean, variance = mean_and_variance(found)
+    scaled = (values.double() - mean) * torch.rsqrt(variance.clamp(min=0) + 1e-8)
+    return ((scaled if centered else scaled + mean) * mask).to(values.dtype)

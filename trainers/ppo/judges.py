@@ -1,0 +1,63 @@
+"""What completions are worth by each of the run's rewards."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from trl.data_utils import apply_chat_template, is_conversational
+
+Reward = Callable[..., list[float | None]] | nn.Module
+
+
+class Judges:
+    """Functions, called as TRL calls them, and sequence classifiers, each with its tokenizer."""
+
+    def __init__(self, rewards: Sequence[Reward], tokenizers: Sequence[Any], device: torch.device) -> None:
+        self._device = device
+        self._rewards = [
+            each.to(device).eval().requires_grad_(False) if isinstance(each, nn.Module) else each for each in rewards
+        ]
+        self._tokenizers = list(tokenizers) or [None] * len(rewards)
+        self.names = [_name(each) for each in rewards]
+
+    def __call__(
+        self, rows: Sequence[Mapping[str, Any]], completions: list[Any], ids: list[list[int]], state: Any
+    ) -> Tensor:
+        """(rows, rewards); NaN where one has no opinion. `ids` are the completions' tokens."""
+        prompts = [row["prompt"] for row in rows]
+        columns = {name: [row[name] for row in rows] for name in rows[0] if name not in ("prompt", "completion")}
+        given = {"prompts": prompts, "completions": completions, "completion_ids": ids, "trainer_state": state}
+        found = [
+            self._by_model(reward, tokenizer, prompts, completions)
+            if isinstance(reward, nn.Module)
+            else self._by_function(reward, {**given, **columns})
+            for reward, tokenizer in zip(self._rewards, self._tokenizers, strict=True)
+        ]
+        return torch.stack(found, dim=1)
+
+    def named(self, values: Sequence[float]) -> dict[str, float | None]:
+        """One row's, by name; None where one had no opinion."""
+        return {name: None if value != value else value for name, value in zip(self.names, values, strict=True)}
+
+    def _by_function(self, reward: Callable[..., list[float | None]], given: Mapping[str, Any]) -> Tensor:
+        values = [float("nan") if value is None else value for value in reward(**given)]
+        return torch.tensor(values, dtype=torch.float32, device=self._device)
+
+    def _by_model(self, scorer: nn.Module, tokenizer: Any, prompts: list[Any], completions: list[Any]) -> Tensor:
+        if is_conversational({"prompt": prompts[0]}):
+            pairs = [{"messages": [*prompt, *said]} for prompt, said in zip(prompts, completions, strict=True)]
+            texts = [apply_chat_template(each, tokenizer)["text"] for each in pairs]
+        else:
+            texts = [prompt + said for prompt, said in zip(prompts, completions, strict=True)]
+        asked = tokenizer(
+            text=texts, return_tensors="pt", padding=True, padding_side="right", add_special_tokens=False
+        ).to(self._device)
+        return cast(Tensor, scorer(**asked).logits[:, 0].float())
+
+
+def _name(reward: Any) -> str:
+    """What its curve is called."""
+    if isinstance(reward, nn.Module):
+        return str(cast(Any, reward).config._name_or_path).rpartition("/")[2]
+    return str(reward.__name__)

@@ -1,0 +1,91 @@
+"""A language model with a value head: one number for each token, from the last hidden state."""
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from trl.trainer.utils import use_adapter
+
+REFERENCE = "ref"  #: an adapter
+HEAD = "value_head"  #: the submodule of the model, and the file beside it
+FILE = f"{HEAD}.safetensors"
+
+
+def add_value_head(model: Any) -> None:
+    """As a submodule, so that it is moved, wrapped and optimized with the model. It begins at zero: a value that knows
+    nothing, whatever the model's size.
+    """
+    width = model.get_output_embeddings().weight.shape[-1]
+    like = model.get_output_embeddings().weight
+    head = nn.Linear(width, 1, device=like.device, dtype=torch.float32)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    setattr(model, HEAD, head)
+
+
+def drop_nothing(model: nn.Module) -> None:
+    """No dropout any more, neither by modules nor (attention's, in transformers) by numbers that functions take."""
+    for part in model.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+        for name in [name for name, value in vars(part).items() if "dropout" in name and isinstance(value, float)]:
+            setattr(part, name, 0.0)
+
+
+def without_head(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A model's state as it would be without the value head."""
+    return {name: value for name, value in state.items() if not name.startswith(f"{HEAD}.")}
+
+
+def save_head(model: Any, folder: Path) -> None:
+    head: nn.Module = getattr(model, HEAD)
+    save_file({name: value.detach().cpu().contiguous() for name, value in head.state_dict().items()}, folder / FILE)
+
+
+def load_head(model: Any, folder: Path) -> None:
+    head: nn.Module = getattr(model, HEAD)
+    head.load_state_dict(load_file(folder / FILE))
+
+
+def logits_and_states(
+    model: Any, ids: Tensor, attention: Tensor, completion: int, temperature: float, *, with_states: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The logits that the last `completion` tokens of `ids` were drawn from, (rows, completion, vocabulary), and the
+    states before those tokens, (rows, completion, width). `model` may be wrapped (DDP).
+    """
+    out = model(
+        input_ids=ids,
+        attention_mask=attention,
+        position_ids=(attention.cumsum(dim=1) - 1).clamp(min=0),
+        use_cache=False,
+        output_hidden_states=with_states,
+        logits_to_keep=completion + 1,
+    )
+    logits = out.logits[:, -completion - 1 : -1].float() / temperature
+    return logits, out.hidden_states[-1][:, -completion - 1 : -1] if with_states else None
+
+
+def values_of(model: Any, states: Tensor) -> Tensor:
+    """What the value head makes of states, (rows, tokens). A token's value is that of the state it was chosen in."""
+    head: nn.Linear = getattr(model, HEAD)
+    values: Tensor = head(states.to(head.weight.dtype)).squeeze(-1)
+    return values
+
+
+def remember(model: Any) -> None:
+    """Keep an adapter that comes from another run as it is now: it is what the policy is compared with."""
+    model.add_adapter(REFERENCE, model.peft_config["default"])
+    for name, parameter in model.named_parameters():
+        if ".default." in name:
+            kept = model.get_parameter(name.replace(".default.", f".{REFERENCE}."))
+            kept.data.copy_(parameter.data)
+            kept.requires_grad_(False)
+
+
+def as_it_began(model: Any) -> AbstractContextManager[None]:
+    """A context in which a model with an adapter is the reference: without the adapter, or with the remembered one."""
+    context: AbstractContextManager[None] = use_adapter(model, REFERENCE if REFERENCE in model.peft_config else None)
+    return context

@@ -1,0 +1,326 @@
+"""The training: a rollout, then minibatch epochs over it, each minibatch one optimizer step of the library's Trainer.
+
+Order of data, accumulation, schedules, mixed precision, DDP, saving and resuming are the Trainer's. Where a checkpoint
+falls into a rollout, what is left of it belongs to the checkpoint, and so does the KL coefficient.
+"""
+
+from collections.abc import Sequence, Sized
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from datasets import Dataset
+from peft import PeftModel, get_peft_model
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from trl.trainer.utils import RepeatSampler
+
+from trainers.completing import Turns, complete, ends_of, said, tokens_of
+from trainers.ppo import estimates, losses, policy
+from trainers.ppo.config import PPOConfig
+from trainers.ppo.control import KLControl
+from trainers.ppo.judges import Judges, Reward
+from trainers.ppo.notes import Notes, windows
+from trainers.ppo.rollout import Batch, Buffer
+from trainers.resumable import Resumable
+from trainers.samples import Rollout
+
+Row = dict[str, Any]
+
+
+class PPOTrainer(Resumable):
+    """Trains a policy by rewards of its own completions, held near to where it began.
+
+    `model` is a folder, or a model that is loaded; `ref_model` what a merged one is compared with. Rows have `prompt`
+    (text or messages) and whatever columns the rewards read. A reward is a function as TRL calls them, or a sequence
+    classifier with its tokenizer in `reward_processing_classes`.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: Any,
+        args: PPOConfig,
+        train_dataset: Dataset,
+        eval_dataset: Dataset | None = None,
+        processing_class: Any = None,
+        peft_config: Any = None,
+        ref_model: Any = None,
+        reward_funcs: Sequence[Reward] = (),
+        reward_processing_classes: Sequence[Any] = (),
+    ) -> None:
+        tokenizer = processing_class or AutoTokenizer.from_pretrained(
+            model if isinstance(model, str) else model.name_or_path
+        )
+        policy_model, reference = _models(model, args, peft_config, ref_model)
+        self.ends = torch.tensor(ends_of(policy_model, tokenizer))
+        if not len(self.ends):
+            raise ValueError("the tokenizer has no token that ends a text (eos_token): completions would have no end")
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token_id = int(self.ends[0])
+        wanted = args.rollout_rows * args.world_size
+        if len(train_dataset) < wanted:
+            raise ValueError(
+                f"a rollout takes {wanted} prompts (per_device_train_batch_size x gradient_accumulation_steps x "
+                f"num_mini_batches x processes), and there are {len(train_dataset)}"
+            )
+        self._metrics = windows()
+        self._control = KLControl(args.kl_coef, args.kl_target, args.kl_horizon)
+        self._buffer: Buffer | None = None
+        self._position = 0  #: micro-batches taken, of all rollouts
+        self._newest: list[Rollout] = []
+        super().__init__(
+            model=policy_model,
+            args=args,
+            data_collator=_as_they_are,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+        )
+        self.model_accepts_loss_kwargs = False  # the loss is divided by tokens of the whole minibatch already
+        self._reference = reference and reference.to(self.accelerator.device).eval().requires_grad_(False)
+        self._judges = Judges(reward_funcs, reward_processing_classes, self.accelerator.device)
+        weights = args.reward_weights or [1.0] * len(reward_funcs)
+        self._weights = torch.tensor(weights, device=self.accelerator.device)
+
+    @property
+    def options(self) -> PPOConfig:
+        return cast(PPOConfig, self.args)
+
+    @property
+    def _net(self) -> Any:
+        """The model, not wrapped."""
+        return cast(Any, self.model)
+
+    # Data
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Each batch is a whole rollout's prompts, and comes once for every micro-batch that is made of it."""
+        inner: Any = self
+        loader: DataLoader[Any] = inner._get_dataloader(
+            dataset=self.train_dataset,
+            description="Training",
+            batch_size=self.options.rollout_rows,
+            sampler_fn=self._get_train_sampler,
+            is_training=True,
+        )
+        return loader
+
+    def _get_train_sampler(self, dataset: Any = None) -> Sampler[int]:
+        return RepeatSampler(
+            data_source=cast(Sized, self.train_dataset if dataset is None else dataset),
+            mini_repeat_count=1,
+            batch_size=self.options.rollout_rows * self.args.world_size,
+            repeat_count=self.options.num_ppo_epochs * self.options.micro_batches,
+            shuffle=self.options.shuffle_dataset,
+            seed=self.args.seed,
+        )
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        """The micro-batch that is due, and the tokens of its minibatch."""
+        if not self._net.training:
+            return inputs
+        every = self.options.num_ppo_epochs * self.options.micro_batches
+        if self._position % every == 0 or self._buffer is None:
+            self._buffer = self._arranged(self._roll_out(inputs, "train"))
+        share = self._buffer.share(
+            self._position % every, self.options.per_device_train_batch_size, self.args.gradient_accumulation_steps
+        )
+        self._position += 1
+        return share
+
+    def _arranged(self, batch: Batch) -> Buffer:
+        """The order in which each epoch goes through a rollout is drawn at once."""
+        epochs, rows = self.options.num_ppo_epochs, batch.ids.shape[0]
+        orders = torch.stack([torch.randperm(rows) for _ in range(epochs)]).to(batch.ids.device)
+        tokens = batch.mask.sum(dim=1)[orders].view(epochs, self.options.num_mini_batches, -1).sum(dim=-1).double()
+        return Buffer(batch, orders, cast(Tensor, self.accelerator.reduce(tokens, "sum")))
+
+    # Rollouts
+
+    @torch.no_grad()
+    def _roll_out(self, rows: Sequence[Row], mode: str) -> Batch:
+        """Complete the prompts, judge the completions, and work out what their tokens were worth."""
+        ids, attention, width = self._completed([row["prompt"] for row in rows])
+        mask = estimates.until_end(ids[:, width:], self.ends.to(ids.device))
+        attention = torch.cat([attention[:, :width], mask.to(attention.dtype)], dim=1)
+        scores = self._scores(rows, ids[:, width:], mask, mode)
+        logps, values, reference = self._judged_by_models(ids, attention, mask.shape[1])
+        kl = losses.divergence(logps, reference, self.options.kl_estimator) * mask
+        rewards = estimates.token_rewards(scores, kl, mask, self._control.coefficient)
+        notes = self._notes(mode)
+        if self.options.whiten_rewards:
+            rewards = estimates.whitened(rewards, mask, notes.moments(rewards, mask), centered=False)
+        advantages, returns = estimates.advantages(rewards, values * mask, mask, self.options.gamma, self.options.lam)
+        notes.fit(values, returns, mask)
+        if self.options.whiten_advantages:
+            advantages = estimates.whitened(advantages, mask, notes.moments(advantages, mask))
+        strayed, completed = notes.straying(kl, mask)
+        if mode == "train":
+            notes.note({"kl_coef": self._control.coefficient})
+            self._control.update(strayed, completed)
+        return Batch(ids, attention, mask, logps, values * mask, advantages, returns)
+
+    def _completed(self, prompts: Sequence[Turns]) -> tuple[Tensor, Tensor, int]:
+        """See `trainers.completing.complete`."""
+        how = GenerationConfig(
+            do_sample=True,
+            temperature=self.options.temperature,
+            top_k=self.options.top_k,
+            top_p=self.options.top_p,
+            max_new_tokens=self.options.max_completion_length,
+            pad_token_id=cast(Any, self.processing_class).pad_token_id,
+            eos_token_id=self.ends.tolist(),
+            use_cache=True,
+        )
+        longest = self.options.max_prompt_length or 0
+        with self.accelerator.autocast():
+            return complete(self._net, [tokens_of(self.processing_class, each)[-longest:] for each in prompts], how)
+
+    def _judged_by_models(self, ids: Tensor, attention: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities and values by the policy, log-probabilities by the reference; micro-batch by micro-batch,
+        as a rollout may be far larger than what a model can take at once.
+        """
+        found: list[tuple[Tensor, Tensor, Tensor]] = []
+        size = self.options.per_device_train_batch_size
+        for part, attended in zip(torch.split(ids, size), torch.split(attention, size), strict=True):
+            with self.accelerator.autocast():
+                asked = (part, attended, width, self.options.temperature)
+                logits, states = policy.logits_and_states(self._net, *asked, with_states=True)
+                values = policy.values_of(self._net, cast(Tensor, states))
+                logps = losses.log_probabilities(logits, part[:, -width:])
+                found.append((logps, values, self._reference_logps(*asked) if self.options.kl_coef else logps))
+        logps, values, reference = (torch.cat(each) for each in zip(*found, strict=True))
+        return logps, values, reference
+
+    def _reference_logps(self, ids: Tensor, attention: Tensor, width: int, temperature: float) -> Tensor:
+        if self._reference is not None:
+            logits, _ = policy.logits_and_states(self._reference, ids, attention, width, temperature, with_states=False)
+        else:
+            with policy.as_it_began(self._net):
+                logits, _ = policy.logits_and_states(self._net, ids, attention, width, temperature, with_states=False)
+        return losses.log_probabilities(logits, ids[:, -width:])
+
+    def _scores(self, rows: Sequence[Row], ids: Tensor, mask: Tensor, mode: str) -> Tensor:
+        """What each completion is worth, (rows,)."""
+        kept = [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
+        completions = said(self.processing_class, kept, as_messages=not isinstance(rows[0]["prompt"], str))
+        parts = self._judges(rows, completions, kept, self.state)
+        ended = (torch.isin(ids, self.ends.to(ids.device)) & mask).any(dim=1)
+        scores = (parts * self._weights).nansum(dim=1)
+        if self.options.missing_eos_penalty is not None:
+            scores = scores - self.options.missing_eos_penalty * ~ended
+        self._notes(mode).scores(self._judges.names, parts, scores, ended, mask)
+        if mode == "train":
+            self._newest = [
+                Rollout(row["prompt"], completion, self._judges.named(values))
+                for row, completion, values in zip(rows, completions, parts.tolist(), strict=True)
+            ]
+        return scores
+
+    # Learning
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The mean over the minibatch's tokens of all processes: DDP takes the mean over processes and the Trainer the
+        mean over micro-batches, so both are multiplied in.
+        """
+        batch, tokens = inputs
+        mean_of_means = self.accelerator.num_processes * self.args.gradient_accumulation_steps
+        return self._loss(model, batch, "train") / tokens * mean_of_means
+
+    def _loss(self, model: Any, batch: Batch, mode: str) -> Tensor:
+        """Summed over the tokens of a batch."""
+        options, mask = self.options, batch.mask
+        logits, states = policy.logits_and_states(
+            model, batch.ids, batch.attention, batch.completion, options.temperature, with_states=True
+        )
+        logps = losses.log_probabilities(logits, batch.ids[:, -batch.completion :])
+        values = policy.values_of(self._net, cast(Tensor, states))
+        pushed, policy_clipped = losses.clipped_policy(logps, batch.logps, batch.advantages, options.cliprange)
+        fitted, value_clipped = losses.clipped_value(values, batch.values, batch.returns, options.cliprange_value)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and options.entropy_coef != 0):
+            entropy = losses.entropy(logits)
+        notes = {
+            "policy_loss": pushed,
+            "value_loss": fitted,
+            "entropy": entropy,
+            "clip_ratio/policy": policy_clipped,
+            "clip_ratio/value": value_clipped,
+            "approx_kl": 0.5 * (logps - batch.logps) ** 2,
+        }
+        self._notes(mode).tokens(notes, mask)
+        loss: Tensor = ((pushed + options.vf_coef * fitted - options.entropy_coef * entropy) * mask).sum()
+        return loss
+
+    def prediction_step(
+        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Tensor, None, None]:
+        """Held-out prompts: completions, their rewards, and the loss before any step is made."""
+        batch = self._roll_out(inputs, "eval")
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = self._loss(self._net, batch, "eval") / batch.mask.sum()
+        return loss.detach(), None, None
+
+    # What is logged
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        training = self._net.training
+        for name, value in self._notes("train" if training else "eval").take().items():
+            logs[name if training else f"eval_{name}"] = value
+        super().log(logs, *args, **kwargs)
+
+    def _notes(self, mode: str) -> Notes:
+        return Notes(self.accelerator, self._metrics[mode])
+
+    def rollouts(self) -> Sequence[Rollout]:
+        return self._newest
+
+    # Saving
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """The model as any other of its kind, so that it can be loaded as such; the value head beside it."""
+        folder = output_dir or str(self.args.output_dir)
+        super()._save(folder, policy.without_head(self._net.state_dict() if state_dict is None else state_dict))
+        policy.save_head(self._net, Path(folder))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        policy.load_head(self._net, Path(resume_from_checkpoint))
+
+    def extra_state(self) -> dict[str, Any]:
+        state: dict[str, Any] = {"position": self._position, "kl_coef": self._control.coefficient}
+        if self._buffer and self._position % (self.options.num_ppo_epochs * self.options.micro_batches):
+            state |= {"batch": self._buffer.batch.state(), "orders": self._buffer.orders, "counts": self._buffer.counts}
+        return state
+
+    def restore_extra(self, state: dict[str, Any]) -> None:
+        self._position = state.get("position", self.state.global_step * self.args.gradient_accumulation_steps)
+        self._control.coefficient = state.get("kl_coef", self._control.coefficient)
+        if "batch" in state:
+            self._buffer = Buffer(Batch(**state["batch"]), state["orders"], state["counts"])
+
+
+def _models(model: Any, args: PPOConfig, peft_config: Any, ref_model: Any) -> tuple[Any, Any]:
+    """The policy with its value head, and the reference; None where that is the policy without its adapter, or not
+    needed.
+    """
+    how: Any = args.model_init_kwargs or {}
+    loaded = AutoModelForCausalLM.from_pretrained(model, **how) if isinstance(model, str) else model
+    reference = ref_model
+    if peft_config is not None:
+        loaded = get_peft_model(loaded, peft_config)
+    elif isinstance(loaded, PeftModel):
+        policy.remember(loaded)
+    elif reference is None and isinstance(loaded, PreTrainedModel) and args.kl_coef:
+        reference = AutoModelForCausalLM.from_pretrained(str(loaded.name_or_path), **how)
+    if args.disable_dropout:
+        policy.drop_nothing(loaded)
+    policy.add_value_head(loaded)
+    return loaded, reference if args.kl_coef else None
+
+
+def _as_they_are(rows: list[Row]) -> Any:
+    return rows
