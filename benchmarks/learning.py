@@ -1,7 +1,7 @@
 """Does RL learn: reasoning-gym's `spell_backward`, a Llama of 0.9 million weights from scratch, words apart.
 
-SFT on spelt words, stopped early; then GRPO from there, on words that are in neither. What counts is the verified
-reward of answers sampled at temperature 1 on held-out words, four to each, before and after: the mean of the
+SFT on spelt words, stopped early; then GRPO, and PPO, from there, on words that are in neither. What counts is the
+verified reward of answers sampled at temperature 1 on held-out words, four to each, before and after: the mean of the
 differences by word, with its interval. Every stage is a run file and `python -m trainers`, as a person would start it.
 Greedy answers may get worse meanwhile, so they are not looked at.
 """
@@ -20,7 +20,7 @@ from benchmarks.report import Table
 from relay.runfile import Source
 from trainers import tasks
 
-METHODS = ("grpo",)
+METHODS = ("grpo", "ppo")
 LETTERS = "abcdefghijklmnopqrstuvwxyz>"
 WORDS = {"min_word_len": 3, "max_word_len": 6}
 ANSWERS = 4  #: to each held-out word
@@ -73,7 +73,19 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "beta": 0.0,
         "logging_steps": 10,
         "gradient_checkpointing": False,
-    }
+    },
+    "ppo": {
+        "max_steps": 320,
+        "per_device_train_batch_size": 128,
+        "num_mini_batches": 2,
+        "num_ppo_epochs": 2,
+        "max_completion_length": 8,
+        "learning_rate": 3e-4,
+        "kl_coef": 0.01,
+        "vf_coef": 0.2,
+        "logging_steps": 20,
+        "gradient_checkpointing": False,
+    },
 }
 
 

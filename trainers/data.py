@@ -1,33 +1,21 @@
-"""Rows to train on: read from JSON lines, weighed and split. Deterministic by seed, row for row. What a row is, and
+"""Rows to train on: read, weighed and split. Deterministic by seed, row for row. What a row is, and
 what is wrong with one, `trainers.rows` says.
 """
 
 import glob
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from relay.runfile import Data, Source, Split
-from trainers import tasks
+from relay.runfile import ROWS, Data, Source, Split, rows_in
+from trainers import files, tasks
 from trainers.errors import ConfigError
-from trainers.rows import COLUMNS, Row, checked, kind_of, readable, shown, trained_as, wanted
+from trainers.rows import COLUMNS, Row, checked, kind_of, readable, trained_as, wanted
 
 Fetch = Callable[[Source], Iterable[Mapping[str, Any]]]  #: rows of a data set on the Hub
-
-#: How files begin that are not JSON lines but are often named in their place.
-_MAGIC: Mapping[bytes, str] = {
-    b"\x1f\x8b": "gzip",
-    b"\x28\xb5\x2f\xfd": "zstd",
-    b"\xfd7zXZ": "xz",
-    b"PK\x03\x04": "zip",
-    b"PAR1": "parquet",
-    b"ARROW1": "arrow",
-}
-_HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,46 +167,18 @@ class _Reader:
             return
         for file in self._files(path):
             name = str(file.relative_to(self._base) if file.is_relative_to(self._base) else file)
-            for number, row in read_jsonl(file, name):
-                yield f"{name}:{number}", row
+            yield from files.read(file, name)
 
     def _files(self, path: str) -> list[Path]:
         whole = self._base / Path(path).expanduser()
         if whole.is_file():
             return [whole]
         if whole.is_dir():
-            raise ConfigError(f"{path}: is a folder; name the files in it, for instance {path}/*.jsonl")
+            if inside := rows_in(whole):
+                return [whole / name for name in inside]
+            raise ConfigError(f"{path}: the folder holds no file of rows ({', '.join(ROWS)})")
         found = glob.glob(str(Path(path).expanduser()), root_dir=self._base, recursive=True)
-        files = [self._base / name for name in sorted(found) if (self._base / name).is_file()]
-        if not files:
+        hits = [self._base / name for name in sorted(found) if (self._base / name).is_file()]
+        if not hits:
             raise ConfigError(f"data: there is no file {path}")
-        return files
-
-
-def read_jsonl(path: Path, name: str) -> Iterator[tuple[int, Row]]:
-    """Line numbers (from 1) and objects of a JSON lines file; blank lines are passed over, a byte order mark too.
-
-    ConfigError calls it by `name`.
-    """
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if number == 1 and (kind := _other_kind(line)):
-                raise ConfigError(f"{name}: is a {kind} file; rows are read from JSON lines, uncompressed")
-            text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-            if not text.strip():
-                continue
-            try:
-                row = json.loads(text.decode())
-                if _HALF_PAIR.search(text):  # JSON can say half a character; no tokenizer can read it
-                    json.dumps(row, ensure_ascii=False).encode()
-            except (UnicodeDecodeError, UnicodeEncodeError) as error:
-                raise ConfigError(f"{name}:{number}: not UTF-8 text ({error.reason})") from error
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise ConfigError(f"{name}:{number}: not JSON ({error}); each line is one object") from error
-            if not isinstance(row, dict):
-                raise ConfigError(f'{name}:{number}: a row is an object like {{"text": "…"}}, found {shown(row)}')
-            yield number, row
-
-
-def _other_kind(start: bytes) -> str | None:
-    return next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), None)
+        return hits

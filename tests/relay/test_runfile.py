@@ -438,7 +438,7 @@ class TestMistakes:
         assert text in caught.value.mistakes[0].text
 
     def test_a_method_of_later_is_named_as_such(self) -> None:
-        with pytest.raises(RunFileErrors, match=r"method: online_dpo is not supported yet; this release has sft, .*command"):
+        with pytest.raises(RunFileErrors, match=r"online_dpo is not supported yet; this release has sft, .*command"):
             parse({**SFT, "method": "online_dpo"})
 
     def test_no_message_is_the_validation_librarys(self) -> None:
@@ -633,7 +633,8 @@ class TestTravelling:
             'line 4, column 23: model.name_or_path: there is no folder "./nowhere"; looked in ' + str(tmp_path),
             'line 5, column 16: data.train[0]: there is no file "train.json"; did you mean train.jsonl?',
             f'line 5, column 28: data.train[1]: no file matches "x/*.jsonl"; looked in {tmp_path}/x',
-            'line 5, column 41: data.train[2]: "empty" is a folder; name the files in it, for instance empty/*.jsonl',
+            'line 5, column 41: data.train[2]: "empty" holds no file of rows; these end in '
+            ".jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow, .feather (or .gz, .zst after that)",
             'line 5, column 48: data.train[3]: there is no file "owner/rows"; a data set on the Hub is written hf://owner/rows',
             'line 5, column 60: data.train[4]: "none.jsonl" is empty; each line of it is a row',
             'line 6, column 9: files[0]: the folder "empty" is empty',

@@ -1,6 +1,5 @@
 """Rows: recognised, checked with file and line, weighed and split by seed alone."""
 
-import gzip
 import json
 import shutil
 from pathlib import Path
@@ -195,12 +194,6 @@ def test_half_a_character_is_refused_and_a_whole_one_read(tmp_path: Path) -> Non
         _load({"train": "rows.jsonl"}, tmp_path)
 
 
-def test_a_compressed_file_is_called_that(tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n'))
-    with pytest.raises(ConfigError, match="is a gzip file"):
-        _load({"train": "*.gz"}, tmp_path)
-
-
 def test_two_columns_cannot_become_one(tmp_path: Path) -> None:
     _write(tmp_path / "rows.jsonl", {"question": "a", "prompt": "b", "completion": "c"})
     with pytest.raises(ConfigError, match=r"rows\.jsonl:1: data\.columns gives two columns one name"):
@@ -214,7 +207,9 @@ def test_a_glob_takes_files_only_and_its_base_is_no_pattern(tmp_path: Path) -> N
     _write(base / "data" / "more" / "a.jsonl", {"text": "a"})
     train, _ = _load({"train": "data/**"}, base)
     assert list(train.rows) == [{"text": "a"}]
-    with pytest.raises(ConfigError, match="is a folder"):
+    assert list(_load({"train": "data"}, base)[0].rows) == [{"text": "a"}]
+    (base / "data" / "more" / "a.jsonl").rename(base / "data" / "more" / ".a.jsonl")
+    with pytest.raises(ConfigError, match="data: the folder holds no file of rows"):
         _load({"train": "data"}, base)
 
 

@@ -35,13 +35,14 @@ from relay.runfile.models import (
     Split,
 )
 from relay.runfile.reading import Document
-from relay.runfile.travelling import INIT_BASE, INIT_FROM, Travel
+from relay.runfile.travelling import INIT_BASE, INIT_FROM, ROWS, Travel, rows_in
 from relay.runfile.units import Every, UnitError, format_duration, format_size, parse_duration, parse_size
 
 __all__ = [
     "INIT_BASE",
     "INIT_FROM",
     "METHODS",
+    "ROWS",
     "Adopt",
     "AdoptCheckpoints",
     "Checkpoint",
@@ -72,6 +73,7 @@ __all__ = [
     "parse",
     "parse_duration",
     "parse_size",
+    "rows_in",
     "travelling",
 ]
 

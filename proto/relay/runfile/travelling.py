@@ -17,6 +17,7 @@ from relay.runfile.mistakes import Mistake, Path, nearest
 EXTERNAL = "external"
 INIT_FROM = "init_from"  #: where a host finds the files that `model.init_from` names; the coordinator adds them
 INIT_BASE = f"{INIT_FROM}/base"  #: and the base model that they adapt, where the Hub does not have it
+ROWS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather")  #: what files of rows end in
 _SKIPPED = {".git", "__pycache__", ".DS_Store"}
 _MAGIC = frozenset("*?[")
 
@@ -102,6 +103,8 @@ def _look(reference: Reference, base: FilePath) -> Found | Mistake:
         return _look_glob(reference, base, text)
     if whole.is_dir() and reference.kind != "data":
         return _look_folder(reference, whole)
+    if whole.is_dir() and (rows := rows_in(whole)):
+        return Found(whole, ".", tuple(rows))
     if whole.is_file() and reference.kind != "model":
         if reference.kind == "data" and not whole.stat().st_size:
             return Mistake(reference.path, f'"{reference.text}" is empty', "each line of it is a row")
@@ -109,12 +112,22 @@ def _look(reference: Reference, base: FilePath) -> Found | Mistake:
     return Mistake(reference.path, *_absent(reference, whole))
 
 
+def rows_in(folder: FilePath) -> list[str]:
+    """The files of rows below a folder that is named as data, relative to it, in order. By their names: what they are,
+    whoever reads them finds out.
+    """
+    found: list[str] = []
+    for here, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if name not in _SKIPPED and not name.startswith("."))
+        plain = {name: name.lower().removesuffix(".gz").removesuffix(".zst") for name in names}
+        rows = sorted(name for name in names if plain[name].endswith(ROWS) and not name.startswith("."))
+        found += [os.path.relpath(os.path.join(here, name), folder) for name in rows]
+    return found
+
+
 def _absent(reference: Reference, whole: FilePath) -> tuple[str, str]:
     if whole.is_dir():
-        return (
-            f'"{reference.text}" is a folder',
-            f"name the files in it, for instance {reference.text.rstrip('/')}/*.jsonl",
-        )
+        return f'"{reference.text}" holds no file of rows', f"these end in {', '.join(ROWS)} (or .gz, .zst after that)"
     if whole.is_file():
         return f'"{reference.text}" is a file', "a model is a folder or a name on the Hub"
     if whole.exists() or whole.is_symlink():
