@@ -56,7 +56,7 @@ def _learn(folder: Path, seed: int, steps: int | None) -> Iterator[tuple[str, ..
 
 
 _SFT = {
-    "max_steps": 300,
+    "max_steps": 100,
     "per_device_train_batch_size": 64,
     "learning_rate": 1e-3,
     "max_length": 16,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from relay.stores.leaving import end
+from relayctl import rows
 from relayctl.exits import ExitCode
 from relayctl.verbs import Verbs
 
@@ -39,6 +40,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(rows.app, name="data")
 
 Run = Annotated[str, typer.Argument(help="Name of the run.", show_default=False)]
 Formatted = Annotated[Format, typer.Option("-o", "--output", help="How to print.")]

@@ -1,5 +1,5 @@
 """`python -m trainers run.yaml`: train what the run file says, here. `python -m trainers check run.yaml`: look,
-don't train.
+don't train. `python -m trainers data FILE… --method sft [--model M]`: look at rows.
 
 This process stays small (no ML library): it checks the run file, starts the ranks by `accelerate launch`, turns
 SIGTERM and SIGINT into an orderly stop, and ends with 0 (trained), 143 (stopped as asked, saved), 78 (the run file,
@@ -22,7 +22,12 @@ from trainers.events import EventLog
 
 def main(argv: list[str] | None = None) -> int:
     """The exit code."""
-    arguments = _parser().parse_args(_with_verb(sys.argv[1:] if argv is None else argv))
+    asked = sys.argv[1:] if argv is None else argv
+    if asked[:1] == ["data"]:
+        from trainers import inspecting  # needs the libraries; nothing else here does
+
+        return inspecting.main(asked[1:])
+    arguments = _parser().parse_args(_with_verb(asked))
     hosted = under_agent()
     try:
         run = parse(json.loads(arguments.file.read_text())) if hosted else load(arguments.file, arguments.set)

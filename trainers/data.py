@@ -44,7 +44,7 @@ class _Part:
 
 def load(data: Data, *, seed: int, kinds: Sequence[str], fetch: Fetch, base: Path) -> tuple[Rows, Rows | None]:
     """The rows to train on and those held out (None when `data.eval` says nothing). ConfigError names file and line."""
-    reader = _Reader(data, seed, kinds, fetch, base)
+    reader = Reader(data, seed, kinds, fetch, base)
     parts = reader.parts(data.train, "data.train")
     held_out: Rows | None = None
     if isinstance(data.eval, Split):
@@ -105,7 +105,7 @@ def _chosen(total: int, count: int, salt: str) -> set[int]:
     return set(sorted(range(total), key=lambda number: hashlib.sha256(f"{salt}:{number}".encode()).digest())[:count])
 
 
-class _Reader:
+class Reader:
     """Reads sources of one data section; the first row decides the kind where the run file does not."""
 
     def __init__(self, data: Data, seed: int, kinds: Sequence[str], fetch: Fetch, base: Path) -> None:
@@ -134,15 +134,30 @@ class _Reader:
         return parts
 
     def _rows(self, source: Source) -> Iterator[Row]:
+        for found in self.examined(source):
+            if isinstance(found, ConfigError):
+                raise found
+            yield found
+
+    def examined(self, source: Source) -> Iterator[Row | ConfigError]:
+        """The rows of a source as they are trained on; in the place of one that is wrong, why. Raises ConfigError where
+        nothing more can be read.
+        """
         for place, row in self._raw(source):
-            renamed = {self._columns.get(name, name): value for name, value in row.items()}
-            if len(renamed) < len(row):
-                raise ConfigError(f"{place}: data.columns gives two columns one name, of {', '.join(map(str, row))}")
-            if not self._kind:
-                self._kind = kind_of(renamed, self._kinds, place)
-            good = checked(renamed, self._kind, place)
-            self._require_alike(good, place)
-            yield good
+            try:
+                yield self._good(row, place)
+            except ConfigError as error:
+                yield error
+
+    def _good(self, row: Mapping[str, Any], place: str) -> Row:
+        renamed = {self._columns.get(name, name): value for name, value in row.items()}
+        if len(renamed) < len(row):
+            raise ConfigError(f"{place}: data.columns gives two columns one name, of {', '.join(map(str, row))}")
+        if not self._kind:
+            self._kind = kind_of(renamed, self._kinds, place)
+        good = checked(renamed, self._kind, place)
+        self._require_alike(good, place)
+        return good
 
     def _require_alike(self, row: Row, place: str) -> None:
         """Text and messages, and whether there is a prompt, are told once for all rows, by the first."""

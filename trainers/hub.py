@@ -29,6 +29,7 @@ Kind = Literal["model", "dataset"]
 _TIMEOUT = 30.0  #: seconds; the client has none of its own
 #: A model's files at the top of its repository; a repository may hold the same weights again in other formats.
 _LOADED = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.py", "*.safetensors")
+_TOKENIZERS = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt")
 _OTHER_COPIES = ("*/*.safetensors", "consolidated*.safetensors")
 _OLD_WEIGHTS = ("pytorch_model*.bin", "pytorch_model*.json")
 _TRANSPORT: type[BaseException] = HfHubHTTPError.__mro__[
@@ -134,6 +135,14 @@ def local(source: ModelSource) -> LocalModel:
             folder = _snapshot(source, _OLD_WEIGHTS)
     _require_model(folder, source.path)
     return LocalModel(folder, source)
+
+
+def tokenizer_folder(source: ModelSource) -> Path:
+    """What tokenizes for a model, on this host's disk; of one on the Hub no weights are fetched. Raises as `local`."""
+    if source.revision is None:
+        return Path(source.path)
+    with _asking("model", source.path, source.revision):
+        return _snapshot(source, _TOKENIZERS, _OTHER_COPIES)
 
 
 def _require_model(folder: Path, name: str) -> None:

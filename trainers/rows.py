@@ -100,8 +100,8 @@ def _texts(row: Row, place: str) -> Row:
 
 def _turns(row: Row, place: str) -> Row:
     """Every column text, or every column messages."""
-    if all(isinstance(value, str) for value in row.values()):
-        return row
+    if not any(isinstance(value, list) for value in row.values()):
+        return _texts(row, place)
     return {column: _messages(value, f"{place}: {column}") for column, value in row.items()}
 
 

@@ -17,7 +17,7 @@ from transformers import PrinterCallback, TrainingArguments
 from transformers.utils import logging
 
 from relay.runfile import Data, Every, Model, RunFile, Source, Split
-from trainers import abilities, checkpoints, data, hub, identity, methods, rewards
+from trainers import abilities, checkpoints, data, hub, identity, inspecting, methods, rewards
 from trainers.checkpoints import Checkpoint, World
 from trainers.contract import Contract
 from trainers.control import FAILED, REFUSED, STOPPED, SUCCEEDED, Control, Outcome
@@ -71,6 +71,9 @@ def train(job: Job, events: EventLog) -> Outcome:
         log = events if main else stack.enter_context(EventLog(Path("/dev/null")))
         for name, value in prepared.pins.items():
             log.pin(name, value)
+        if job.contract.resume_from is None:
+            for remark in inspecting.remarks(prepared.train.rows):
+                log.message("warning", f"data.train: {remark}")
         trained = identity.of(job.run, prepared.model, prepared.train.rows, prepared.beside.teacher)
         resume, world = _resume(job, log, trained)
         method, model = methods.load(job.run.method), hub.local(prepared.model)
@@ -91,15 +94,19 @@ def train(job: Job, events: EventLog) -> Outcome:
 
 
 def check(job: Job) -> str:
-    """Look at options, data and model without training; a few lines for people."""
+    """Look at options, data and model without training; lines for people."""
     with tempfile.TemporaryDirectory(prefix="relay-trainer-") as scratch:
         prepared = prepare(job, scratch)
     held_out = f", {len(prepared.held_out)} held out" if prepared.held_out else ""
     at = f" at {prepared.model.revision}" if prepared.model.revision else ""
+    folder = hub.tokenizer_folder(prepared.model)
+    with _blamed_on("data.train"):
+        made = inspecting.tokens(methods.load(job.run.method), prepared.train.rows, folder, job.run.options)
     return (
         f"{job.run.method} with {type(prepared.args).__name__}: options are good\n"
         f"data: {prepared.train.kind}, {len(prepared.train)} rows{held_out}\n"
-        f"model: {prepared.model.path}{at}"
+        f"model: {prepared.model.path}{at}\n\n"
+        f"{inspecting.report(inspecting.Found(prepared.train.kind, prepared.train.rows), made)}"
     )
 
 

@@ -148,6 +148,12 @@ def fork(work: Callable[[], int], log: Path) -> int:
     return child
 
 
+def apart(check: Callable[[], object], folder: Path) -> None:
+    """Carry out a check in a fork: a process in which the libraries have begun to compute cannot be forked any more."""
+    code = ended(fork(lambda: 0 if check() is None else 1, folder / "apart.log"))
+    assert code == 0, (folder / "apart.log").read_text()
+
+
 def ended(pid: int) -> int:
     """The exit code of a fork, once it has ended; 128 + number for a signal, as in a shell."""
     _, status = os.waitpid(pid, 0)

@@ -115,7 +115,7 @@ def test_rows_of_other_tools_become_our_own(
         ({"chosen": "a", "rejected": "a"}, PREFERENCES, "chosen and rejected are the same"),
         ({"chosen": [TURN, ANSWER], "rejected": [ANSWER]}, PREFERENCES, "give what is before them as prompt"),
         ({"prompt": "a", "chosen": [ANSWER], "rejected": [OTHER]}, PREFERENCES, "prompt: a list of messages is wanted"),
-        ({"chosen": "a", "rejected": None}, PREFERENCES, "chosen: a list of messages is wanted, found"),
+        ({"chosen": "a", "rejected": None}, PREFERENCES, "rejected is text, found null"),
         ({"instruction": "a", "output": 2}, KINDS, "output is text, found 2"),
         ({"conversations": []}, KINDS, "conversations: a list of turns is wanted"),
         ({"conversations": [HUMAN, {"from": "bing", "value": "x"}]}, KINDS, "conversations: turn 2 is"),

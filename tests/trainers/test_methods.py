@@ -25,9 +25,11 @@ ADDED = {"perplexity", "eval_perplexity", "train_loss_mean", "total_flos"}
 PRECOMPUTE = {"options": {"precompute_ref_log_probs": True}}
 #: Completions serve three steps, twice over: the cut at step 3 finds some that are yet to be trained on.
 REUSE = {"options": {"steps_per_generation": 2, "num_iterations": 2}}
+#: Methods whose trainers treat an adapter in a way of their own; `make matrix` runs the others with one too.
+ADAPTED = ("sft", "dpo", "kto", "reward", "grpo", "gkd")
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{method: (method, {}) for method in METHODS},
-    **{f"{method}-lora": (method, {"lora": LORA}) for method in METHODS},
+    **{f"{method}-lora": (method, {"lora": LORA}) for method in ADAPTED},
     **{f"{method}-precomputed": (method, PRECOMPUTE) for method in ("dpo", "kto")},
     **{f"{method}-precomputed-lora": (method, {"lora": LORA, **PRECOMPUTE}) for method in ("dpo", "kto")},
     **{f"{method}-reused": (method, REUSE) for method in ("grpo", "rloo")},
