@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 from relayctl.exits import ExitCode
-from relayctl.terminal import note
 
 app = typer.Typer(no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
 _CANNOT = 78  #: of `python -m trainers`: what was asked for makes no sense
@@ -40,6 +39,8 @@ def check(
     The exit code is 1 when something is wrong with a row. Needs Relay's trainers on this machine.
     """
     if importlib.util.find_spec("trainers") is None or importlib.util.find_spec("trl") is None:
+        from relayctl.terminal import note
+
         note("looking at rows needs Relay's trainers on this machine: pip install 'relay-training[trainers]'")
         raise typer.Exit(ExitCode.ERROR)
     asked = [f"--method={method}", f"--format={format}", *(f"--column={each}" for each in columns or ())]
