@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from benchmarks.report import machine
 
-NAMES = ("start", "shim", "ingest", "stores", "trainer", "overhead", "recovery", "stop", "learning")
+NAMES = ("start", "shim", "ingest", "stores", "trainer", "overhead", "recovery", "stop", "throughput", "learning")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

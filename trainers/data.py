@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from relay.runfile import ROWS, Data, Source, Split, rows_in
-from trainers import files, tasks
+from trainers import files, objects, tasks
 from trainers.errors import ConfigError
 from trainers.rows import COLUMNS, Row, checked, kind_of, readable, trained_as, wanted
 
@@ -179,6 +179,10 @@ class Reader:
         if path.startswith("hf://"):
             for number, row in enumerate(self._fetch(source), 1):
                 yield f"{path} row {number}", row
+            return
+        if objects.is_in_a_bucket(path):
+            for file, name in objects.fetched(path):
+                yield from files.read(file, name)
             return
         for file in self._files(path):
             name = str(file.relative_to(self._base) if file.is_relative_to(self._base) else file)

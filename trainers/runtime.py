@@ -127,9 +127,10 @@ def prepare(job: Job, scratch: str) -> Prepared:
     if args.world_size > 1:
         [fresh] = broadcast_object_list([fresh])
     pins |= fresh
-    train_rows, held_out = data.load(
-        rows, seed=run.seed, kinds=method.kinds, fetch=lambda source: _fetched(source, pins), base=Path.cwd()
-    )
+    with args.main_process_first(local=True, desc="reading rows"):  # what has to be fetched is fetched once
+        train_rows, held_out = data.load(
+            rows, seed=run.seed, kinds=method.kinds, fetch=lambda source: _fetched(source, pins), base=Path.cwd()
+        )
     source = hub.model_source(model, pins)
     beside = Beside(
         rewards.of(run, train_rows.columns, pins) if method.rewarded else (),

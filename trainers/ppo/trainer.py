@@ -13,7 +13,7 @@ from datasets import Dataset
 from peft import PeftModel, get_peft_model
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, set_seed
 from trl.trainer.utils import RepeatSampler
 
 from trainers.completing import Turns, complete, ends_of, said, tokens_of
@@ -53,6 +53,7 @@ class PPOTrainer(Resumable):
         tokenizer = processing_class or AutoTokenizer.from_pretrained(
             model if isinstance(model, str) else model.name_or_path
         )
+        set_seed(args.seed)  # a new adapter is drawn
         policy_model, reference = _models(model, args, peft_config, ref_model)
         self.ends = torch.tensor(ends_of(policy_model, tokenizer))
         if not len(self.ends):

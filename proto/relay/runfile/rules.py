@@ -6,6 +6,7 @@ from typing import Any
 
 from relay.runfile.mistakes import Mistake, Path
 from relay.runfile.models import METHODS, RunFile, Source, Split
+from relay.stores.address import BUCKETS, AddressError, parse
 
 #: Keys that mean something to command runs only, and those that mean nothing to them.
 _COMMAND_ONLY = ("command", "workdir", "resume_args", "adopt", "outputs", "image")
@@ -148,10 +149,15 @@ def not_supported(run: RunFile) -> Iterator[Mistake]:
 
 def _sources_not_supported(run: RunFile) -> Iterator[Mistake]:
     for path, source in _sources(run):
-        if source.path and (scheme := source.path.partition("://")[0]) != source.path and scheme != "hf":
-            yield Mistake(
-                (*path, "path"), f"{scheme}:// is not supported yet", "name a local file or hf://owner/dataset"
-            )
+        scheme, there, rest = (source.path or "").partition("://")
+        if there and scheme in BUCKETS:
+            try:
+                parse(f"{scheme}://{rest.partition('/')[0]}")
+            except AddressError as error:
+                yield Mistake((*path, "path"), str(error))
+        elif there and scheme != "hf":
+            hint = "name a local file, hf://owner/dataset, or s3://, gs://, az:// and a bucket"
+            yield Mistake((*path, "path"), f"{scheme}:// is not supported yet", hint)
 
 
 def _sources(run: RunFile) -> Iterator[tuple[Path, Source]]:
