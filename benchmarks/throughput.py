@@ -2,8 +2,8 @@
 
 A batch of rows is as wide as its longest; packing fills blocks with rows, so that little is filling. Only real tokens
 count. Each training is a fork of one process that has the libraries loaded; they take turns, and the ratio is to the
-plain one of the same turn. TRL's own strategy (`bfd`) puts all blocks of a batch into one long sequence, which pays with
-flash attention and costs without; `wrapped` cuts the stream of rows into blocks, whose rows see each other.
+plain one of the same turn. TRL's own strategy (`bfd`) puts all blocks of a batch into one long sequence, which pays
+with flash attention and costs without; `wrapped` cuts the stream of rows into blocks, whose rows see each other.
 """
 
 import json
@@ -34,7 +34,7 @@ def measure(quick: bool) -> Table:
     import trainers.methods.sft
     import trainers.runtime  # noqa: F401
 
-    turns, steps = (2, 10) if quick else (8, 40)
+    turns, steps = (2, 10) if quick else (6, 20)
     speeds: dict[str, list[float]] = {name: [] for name in VARIANTS}
     with tempfile.TemporaryDirectory(prefix="relay-bench-") as name:
         root = Path(name)
