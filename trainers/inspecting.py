@@ -81,12 +81,14 @@ def examine(section: Data, kinds: Sequence[str], seed: int, fetch: data.Fetch, b
     return Found(reader.kind, rows, bad, count, ended)
 
 
-def remarks(rows: Sequence[Row]) -> list[str]:
-    """What may be odd about rows that are right, each in a few words; cheap enough for every start."""
+def remarks(rows: Sequence[Row], *, repeated: bool = False) -> list[str]:
+    """What may be odd about rows that are right, each in a few words; cheap enough for every start. Rows that are
+    `repeated` by their source's weight are there more than once on purpose.
+    """
     found = []
     if empty := sum(_is_empty(row) for row in rows):
         found.append(f"{empty} of {len(rows)} rows teach nothing: what is learnt in them is empty")
-    if twice := len(rows) - len({json.dumps(row, sort_keys=True, default=str) for row in rows}):
+    if not repeated and (twice := len(rows) - len({json.dumps(row, sort_keys=True, default=str) for row in rows})):
         found.append(f"{twice} of {len(rows)} rows are there more than once")
     return found
 

@@ -72,7 +72,8 @@ def train(job: Job, events: EventLog) -> Outcome:
         for name, value in prepared.pins.items():
             log.pin(name, value)
         if job.contract.resume_from is None:
-            for remark in inspecting.remarks(prepared.train.rows):
+            repeated = any(source.weight > 1 for source in _sources(job.run.data))
+            for remark in inspecting.remarks(prepared.train.rows, repeated=repeated):
                 log.message("warning", f"data.train: {remark}")
         trained = identity.of(job.run, prepared.model, prepared.train.rows, prepared.beside.teacher)
         resume, world = _resume(job, log, trained)

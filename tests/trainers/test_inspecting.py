@@ -161,3 +161,9 @@ def test_check_and_the_command_say_the_same(work: Path, run: dict[str, Any], tmp
     assert looked.stdout.splitlines()[-6:] == checked.stdout.splitlines()[-6:]
     wrong = subprocess.run([*argv[:-1], "sfd"], capture_output=True, text=True, cwd=tmp_path)
     assert wrong.returncode == 2 and "method: sfd cannot be trained here" in wrong.stderr
+
+
+def test_rows_that_their_weight_repeats_are_not_remarked_on() -> None:
+    rows = [{"text": "a"}, {"text": "a"}]
+    assert inspecting.remarks(rows) == ["1 of 2 rows are there more than once"]
+    assert inspecting.remarks(rows, repeated=True) == []
