@@ -30,12 +30,12 @@ def ends_of(model: Any, tokenizer: Any) -> list[int]:
 
 def complete(model: Any, prompts: Sequence[Sequence[int]], how: GenerationConfig) -> tuple[Tensor, Tensor, int]:
     """Prompts and completions, (rows, tokens); which of them are a prompt's or come after it, as 1; and where the
-    completions begin. Prompts are filled up on the left with the token that `how` says.
+    completions begin. Prompts are filled up on the left with the token that `how` says, and `how` is all that counts.
     """
     width = max(map(len, prompts))
     ids = [[how.pad_token_id] * (width - len(each)) + list(each) for each in prompts]
     mask = torch.tensor([[0] * (width - len(each)) + [1] * len(each) for each in prompts], device=model.device)
-    with torch.no_grad(), evaluating(model):
+    with torch.no_grad(), evaluating(model), unbiased(model):
         made: Tensor = model.generate(
             input_ids=torch.tensor(ids, device=model.device), attention_mask=mask, generation_config=how
         )
@@ -46,6 +46,19 @@ def said(tokenizer: Any, completions: Sequence[Sequence[int]], *, as_messages: b
     """Completions as text, or each as the one message of an assistant: as rewards are given them."""
     texts = tokenizer.batch_decode([list(each) for each in completions], skip_special_tokens=True)
     return [[{"role": "assistant", "content": text}] for text in texts] if as_messages else list(texts)
+
+
+@contextmanager
+def unbiased(model: Any) -> Iterator[None]:
+    """Without the generation config that the model came with: the library takes from it whatever the caller leaves open
+    (a repetition penalty, banned tokens), and then completions are drawn from another distribution than the model's.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # an adapter looks it up there
+    came_with, inner.generation_config = inner.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        inner.generation_config = came_with
 
 
 @contextmanager

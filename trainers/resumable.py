@@ -12,7 +12,7 @@ import numpy
 import torch
 from transformers import Trainer
 
-from trainers.checkpoints import windows
+from trainers.checkpoints import Checkpoint, windows
 from trainers.hub import LocalModel
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ class Resumable(Trainer):
     save_hook: Callable[[], None]
     base: LocalModel  #: what the model was before training
     evaluation_due = False  #: of the step last done; a stop put it off
+    alike: tuple[str, ...] = ()  #: what of `extra_state` is the same in every rank
     likelihood = False  #: the loss is a mean over tokens of -log(p), and exp(loss) a perplexity
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -55,9 +56,14 @@ class Resumable(Trainer):
         return {}
 
     def restore_extra(self, state: dict[str, Any]) -> None:
-        """`extra_state` of the checkpoint that is gone on from; empty when it has none for this rank, or was saved by
-        another number of processes. Called when training begins.
+        """`extra_state` of the checkpoint that is gone on from; empty when it has none for this rank, and only what is
+        `alike` when it was saved by another number of processes. Called when training begins.
         """
+
+    @classmethod
+    def begun_anew(cls, checkpoint: Checkpoint) -> str:
+        """What a checkpoint of another trainer lacks, in words; nothing where it lacks nothing."""
+        return "it has no optimizer, which begins anew" if checkpoint.lacks_optimizer else ""
 
     def rollouts(self) -> "Sequence[Rollout]":
         """The newest completions of its own that it trained on, where it does such."""

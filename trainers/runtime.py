@@ -215,8 +215,8 @@ def _resume(job: Job, log: EventLog, trained: Identity) -> tuple[Checkpoint | No
     checkpoint = Checkpoint.open(job.contract.resume_from)
     if checkpoint.world is None or checkpoint.identity is None:
         identity.require_same_kind(checkpoint.folder, job.run)
-        anew = "; it has no optimizer, which begins anew" if checkpoint.lacks_optimizer else ""
-        log.message("warning", f"{_ANOTHERS}{anew}")
+        anew = methods.load(job.run.method).library.begun_anew(checkpoint)
+        log.message("warning", "; ".join(filter(None, (_ANOTHERS, anew))))
         return checkpoint, world
     identity.require_same(checkpoint.folder, checkpoint.identity, trained)
     if checkpoint.world.processes != world.processes:
@@ -271,7 +271,9 @@ def _restore(trainer: Resumable, resume: Checkpoint | None) -> Any:
             inner._total_loss_scalar = resume.loss_so_far()
         if resume:
             same = resume.world is not None and resume.world.processes == trainer.args.world_size
-            trainer.restore_extra(resume.extra_state(rank, trainer.args.device) if same else {})
+            extra = resume.extra_state(rank if same else 0, trainer.args.device)
+            alike = {name: value for name, value in extra.items() if name in trainer.alike}
+            trainer.restore_extra(extra if same else alike)
 
     return restore
 

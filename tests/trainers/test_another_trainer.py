@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.trainers import attempts
+from tests.trainers.specs import spec
 
 SEALED = "relay_state.json"
 
@@ -91,6 +92,15 @@ def test_its_optimizer_goes_on_too(elsewhere: Path, run: dict[str, Any], tmp_pat
     assert (whole.code, without.code) == (0, 0)
     assert whole.curve[6, "train_loss"] != without.curve[6, "train_loss"]
     assert "it has no optimizer, which begins anew" in without.messages("warning")[0]
+
+
+def test_values_begin_anew_where_another_trainer_had_none(elsewhere: Path, work: Path, tmp_path: Path) -> None:
+    """Its optimizer cannot be gone on with: it knows fewer weights than are trained now."""
+    point = imported(elsewhere / "checkpoint-4", tmp_path / "step_00000004")
+    on = attempts.make(tmp_path / "on", longer(spec(work, "ppo")), resume=point)
+    assert on.code == 0, (on.said, (on.folder / "stderr.log").read_text())
+    assert "it has no value head, which begins anew, and so does the optimizer" in on.messages("warning")[0]
+    assert [step for step, name in on.curve if name == "train_loss"] == [5, 6]
 
 
 def test_all_weights_are_no_adapter(elsewhere: Path, run: dict[str, Any], tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -321,6 +323,7 @@ def test_a_cut_anywhere_in_a_rollout_leaves_no_trace(work: Path, tmp_path: Path,
     run["options"] |= {"gradient_accumulation_steps": 2, "max_steps": 6}
     whole = attempts.make(tmp_path / "whole", run)
     assert whole.code == 0 and whole.steps_saved == [1, 2, 3, 4, 5, 6], (whole.folder / "stderr.log").read_text()
+    assert abs(whole.curve[2, "kl"]) < 1e-6 < abs(whole.curve[6, "kl"])  # the reference stays where it was
     for step in (1, 2, 4, 5):  # a rollout serves four steps
         rest = attempts.make(tmp_path / f"from-{step}", run, resume=whole.checkpoint(step))
         assert (rest.code, rest.weights()) == (0, whole.weights())
@@ -347,6 +350,87 @@ def test_two_processes_train_as_one(work: Path, tmp_path: Path) -> None:
         assert two.curve[5, name] == pytest.approx(one.curve[5, name], abs=1e-5), name
     for name in ("train_loss", "policy_loss", "value_loss", "entropy", "approx_kl", "grad_norm"):
         assert two.curve[6, name] == pytest.approx(one.curve[6, name], abs=1e-5, rel=1e-4), name
+
+
+def compare_adapters(work: Path) -> int:
+    """What a policy is compared with, once it has moved: the bare model, or the adapter as another run left it."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from trainers.ppo import policy
+
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")  # what the libraries say of each other is not looked at here
+    ids = torch.arange(6, 18).view(2, 6)
+    lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    model: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(work / "model").eval(), lora)
+
+    def moved() -> None:
+        for name, parameter in model.named_parameters():
+            if ".default." in name:
+                parameter.data.add_(torch.randn_like(parameter))
+
+    with torch.no_grad():
+        bare = model(ids).logits
+        moved()
+        adapted = model(ids).logits
+        with policy.as_it_began(model):
+            assert torch.equal(model(ids).logits, bare)
+        policy.remember(model)
+        moved()
+        with policy.as_it_began(model):
+            assert torch.equal(model(ids).logits, adapted)
+        again = model(ids).logits
+    assert not any(torch.equal(one, other) for one, other in ((bare, adapted), (adapted, again), (bare, again)))
+    return 0
+
+
+def test_a_policy_with_an_adapter_is_compared_with_where_it_began(work: Path, tmp_path: Path) -> None:
+    pid = attempts.fork(partial(compare_adapters, work), tmp_path / "stderr.log")
+    assert attempts.ended(pid) == 0, (tmp_path / "stderr.log").read_text()
+
+
+@pytest.mark.slow
+def test_the_coefficient_outlives_another_number_of_processes(work: Path, tmp_path: Path) -> None:
+    run = spec(work, "ppo")
+    run["options"] |= {"num_mini_batches": 1, "logging_steps": 1, "learning_rate": 1e-2}
+    whole = attempts.make(tmp_path / "whole", run | {"checkpoint": {"every": "4 steps"}})
+    assert whole.curve[5, "kl_coef"] != whole.curve[1, "kl_coef"]
+    rest = attempts.make(tmp_path / "rest", run, resume=whole.checkpoint(4), ranks=2)
+    assert rest.code == 0, (rest.folder / "stderr.log").read_text()
+    assert rest.curve[5, "kl_coef"] == whole.curve[5, "kl_coef"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [{}, {"lora": LORA}])
+def test_how_a_model_likes_to_be_sampled_is_no_part_of_it(work: Path, tmp_path: Path, lora: dict[str, Any]) -> None:
+    """Its probabilities know nothing of a penalty, so completions must not either; and the result keeps it."""
+    run = spec(work, "ppo", **lora)
+    penalized = shutil.copytree(work / "model", tmp_path / "model")
+    settings = json.loads((penalized / "generation_config.json").read_text())
+    (penalized / "generation_config.json").write_text(json.dumps({**settings, "repetition_penalty": 1000.0}))
+    plain = attempts.make(tmp_path / "plain", run)
+    made = attempts.make(tmp_path / "penalized", run | {"model": {"name_or_path": str(penalized)}})
+    assert (made.code, made.weights()) == (0, plain.weights()), (made.folder / "stderr.log").read_text()
+    if not lora:
+        left = json.loads((made.folder / "output" / "generation_config.json").read_text())
+        assert left["repetition_penalty"] == 1000.0
+
+
+@pytest.mark.slow
+def test_a_reward_model_need_not_know_what_texts_are_filled_up_with(work: Path, tmp_path: Path) -> None:
+    judge = attempts.make(tmp_path / "judge", spec(work, "reward")).folder / "output"
+    bare = shutil.copytree(judge, tmp_path / "bare" / "output")
+    for name, key in (("config.json", "pad_token_id"), ("tokenizer_config.json", "pad_token")):
+        known = json.loads((bare / name).read_text())
+        assert known.pop(key) is not None
+        (bare / name).write_text(json.dumps(known))
+    one, other = (
+        attempts.make(tmp_path / name, spec(work, "ppo", rewards=[{"model": str(folder)}]))
+        for name, folder in (("one", judge), ("other", bare))
+    )
+    assert (one.code, other.code) == (0, 0), (other.folder / "stderr.log").read_text()
+    assert other.curve == one.curve
 
 
 @pytest.mark.slow

@@ -15,10 +15,13 @@ class Judges:
 
     def __init__(self, rewards: Sequence[Reward], tokenizers: Sequence[Any], device: torch.device) -> None:
         self._device = device
+        self._tokenizers = list(tokenizers) or [None] * len(rewards)
         self._rewards = [
             each.to(device).eval().requires_grad_(False) if isinstance(each, nn.Module) else each for each in rewards
         ]
-        self._tokenizers = list(tokenizers) or [None] * len(rewards)
+        for reward, tokenizer in zip(rewards, self._tokenizers, strict=True):
+            if isinstance(reward, nn.Module):
+                _fill_alike(reward, tokenizer)
         self.names = [_name(each) for each in rewards]
 
     def __call__(
@@ -54,6 +57,13 @@ class Judges:
             text=texts, return_tensors="pt", padding=True, padding_side="right", add_special_tokens=False
         ).to(self._device)
         return cast(Tensor, scorer(**asked).logits[:, 0].float())
+
+
+def _fill_alike(scorer: Any, tokenizer: Any) -> None:
+    """A classifier finds the last token of a text by what its tokenizer fills up with, and may know another or none."""
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    scorer.config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
 
 def _name(reward: Any) -> str:

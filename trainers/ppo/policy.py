@@ -1,6 +1,6 @@
 """A language model with a value head: one number for each token, from the last hidden state."""
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from trl.trainer.utils import use_adapter
+
+from trainers.ppo.losses import log_probabilities
 
 REFERENCE = "ref"  #: an adapter
 HEAD = "value_head"  #: the submodule of the model, and the file beside it
@@ -45,9 +47,16 @@ def save_head(model: Any, folder: Path) -> None:
     save_file({name: value.detach().cpu().contiguous() for name, value in head.state_dict().items()}, folder / FILE)
 
 
+def has_head(folder: Path) -> bool:
+    """Whether `save_head` wrote one there."""
+    return (folder / FILE).is_file()
+
+
 def load_head(model: Any, folder: Path) -> None:
+    """Where there is one."""
     head: nn.Module = getattr(model, HEAD)
-    head.load_state_dict(load_file(folder / FILE))
+    if has_head(folder):
+        head.load_state_dict(load_file(folder / FILE))
 
 
 def logits_and_states(
@@ -89,3 +98,13 @@ def as_it_began(model: Any) -> AbstractContextManager[None]:
     """A context in which a model with an adapter is the reference: without the adapter, or with the remembered one."""
     context: AbstractContextManager[None] = use_adapter(model, REFERENCE if REFERENCE in model.peft_config else None)
     return context
+
+
+def reference_logps(
+    model: Any, reference: Any, ids: Tensor, attention: Tensor, completion: int, temperature: float
+) -> Tensor:
+    """Log-probabilities of the completions by the reference, or by the model as it began where there is none."""
+    with nullcontext() if reference is not None else as_it_began(model):
+        judge = model if reference is None else reference
+        logits, _ = logits_and_states(judge, ids, attention, completion, temperature, with_states=False)
+    return log_probabilities(logits, ids[:, -completion:])

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, set_seed
 from trl.trainer.utils import RepeatSampler
 
+from trainers.checkpoints import Checkpoint
 from trainers.completing import Turns, complete, ends_of, said, tokens_of
 from trainers.ppo import estimates, losses, policy
 from trainers.ppo.config import PPOConfig
@@ -36,6 +37,8 @@ class PPOTrainer(Resumable):
     (text or messages) and whatever columns the rewards read. A reward is a function as TRL calls them, or a sequence
     classifier with its tokenizer in `reward_processing_classes`.
     """
+
+    alike = ("kl_coef",)
 
     def __init__(
         self,
@@ -191,17 +194,10 @@ class PPOTrainer(Resumable):
                 logits, states = policy.logits_and_states(self._net, *asked, with_states=True)
                 values = policy.values_of(self._net, cast(Tensor, states))
                 logps = losses.log_probabilities(logits, part[:, -width:])
-                found.append((logps, values, self._reference_logps(*asked) if self.options.kl_coef else logps))
+                before = policy.reference_logps(self._net, self._reference, *asked) if self.options.kl_coef else logps
+                found.append((logps, values, before))
         logps, values, reference = (torch.cat(each) for each in zip(*found, strict=True))
         return logps, values, reference
-
-    def _reference_logps(self, ids: Tensor, attention: Tensor, width: int, temperature: float) -> Tensor:
-        if self._reference is not None:
-            logits, _ = policy.logits_and_states(self._reference, ids, attention, width, temperature, with_states=False)
-        else:
-            with policy.as_it_began(self._net):
-                logits, _ = policy.logits_and_states(self._net, ids, attention, width, temperature, with_states=False)
-        return losses.log_probabilities(logits, ids[:, -width:])
 
     def _scores(self, rows: Sequence[Row], ids: Tensor, mask: Tensor, mode: str) -> Tensor:
         """What each completion is worth, (rows,)."""
@@ -290,6 +286,17 @@ class PPOTrainer(Resumable):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         policy.load_head(self._net, Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Of a model without a value head, an optimizer knows nothing of the weights that are trained here."""
+        if checkpoint is None or policy.has_head(Path(checkpoint)):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    @classmethod
+    def begun_anew(cls, checkpoint: Checkpoint) -> str:
+        if policy.has_head(checkpoint.folder):
+            return super().begun_anew(checkpoint)
+        return "it has no value head, which begins anew, and so does the optimizer"
 
     def extra_state(self) -> dict[str, Any]:
         state: dict[str, Any] = {"position": self._position, "kl_coef": self._control.coefficient}
