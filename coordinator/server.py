@@ -34,6 +34,7 @@ from coordinator.rpc.runs import RunsService
 from coordinator.services import collector, planner, reaper
 from coordinator.sessions import Heartbeats, Sessions
 from coordinator.store import deployment
+from relay import runfile
 from relay.v1 import (
     agents_pb2,
     agents_pb2_grpc,
@@ -93,6 +94,7 @@ async def serve(config: Config, stop: asyncio.Event, announce: Callable[[Running
         await migrate.require_head(url)
         database = await stack.enter_async_context(connected(url))
         artifacts = await asyncio.to_thread(_artifacts, config)
+        await asyncio.to_thread(runfile.preload)
         healthy = health.aio.HealthServicer()
         heartbeats, appender = Heartbeats(database, config.timing), Appender(database)
         services = (

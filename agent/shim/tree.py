@@ -101,7 +101,7 @@ def _become_trainer(job: Mapping[str, Any], mark: str, shim: int, streams: list[
         die_with_parent()
         if os.getppid() != shim:
             os._exit(127)
-        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ):
+        for signum in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
             signal.signal(signum, signal.SIG_DFL)  # what is ignored here would stay ignored past exec
         for number, fd in enumerate(streams):
             os.dup2(fd, number)

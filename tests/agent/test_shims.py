@@ -184,8 +184,10 @@ async def test_a_trainer_that_cannot_start_has_ended(
     await shim.forget()
 
 
-async def test_signals_the_shim_ignores_are_not_ignored_by_the_trainer(job: Job, runtime_dir: Path) -> None:
+async def test_signals_that_shim_or_agent_ignore_are_not_ignored_by_the_trainer(job: Job, runtime_dir: Path) -> None:
+    before = signal.signal(signal.SIGQUIT, signal.SIG_IGN)  # as of an agent that a script has put in the background
     shim = await Shim.start(replace(job, argv=("grep", "SigIgn", "/proc/self/status")), runtime_dir)
+    signal.signal(signal.SIGQUIT, before)
     await ended(shim)
     ignored = int((job.folder / "stdout.log").read_text().split()[1], 16)
     assert not any(ignored >> (signum - 1) & 1 for signum in signal.valid_signals() if signum < 32)

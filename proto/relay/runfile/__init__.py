@@ -34,6 +34,7 @@ from relay.runfile.models import (
     Source,
     Split,
 )
+from relay.runfile.options import preload
 from relay.runfile.reading import Document
 from relay.runfile.travelling import INIT_BASE, INIT_FROM, ROWS, Travel, rows_in
 from relay.runfile.units import Every, UnitError, format_duration, format_size, parse_duration, parse_size
@@ -73,6 +74,7 @@ __all__ = [
     "parse",
     "parse_duration",
     "parse_size",
+    "preload",
     "rows_in",
     "travelling",
 ]

@@ -47,6 +47,13 @@ def schema(method: str) -> dict[str, Any] | None:
     return loaded
 
 
+def preload() -> None:
+    """Load now what the first run file would load: for a process that must not pause then. Blocking."""
+    import jsonschema  # noqa: F401
+
+    available()
+
+
 @cache
 def available() -> tuple[str, ...]:
     """The methods that this release can run."""
