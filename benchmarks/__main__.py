@@ -16,7 +16,19 @@ from collections.abc import Sequence
 
 from benchmarks.report import machine
 
-NAMES = ("start", "shim", "ingest", "stores", "trainer", "overhead", "recovery", "stop", "throughput", "learning")
+NAMES = (
+    "start",
+    "shim",
+    "ingest",
+    "stores",
+    "trainer",
+    "overhead",
+    "recovery",
+    "stop",
+    "throughput",
+    "learning",
+    "large",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 from relay.runfile import RunFile, RunFileErrors, load, parse, presets
 from trainers import alone, launch, plotting
 from trainers.contract import Contract, under_agent
-from trainers.control import REFUSED, STOPPED, Control, Outcome
+from trainers.control import FAILED, REFUSED, STOPPED, Control, Outcome
 from trainers.events import EventLog
 
 
@@ -52,6 +52,9 @@ def _train(run: RunFile, arguments: argparse.Namespace, control: Control, hosted
         contract = alone.contract(run, arguments.file, root)
         _announce(contract, checking)
     print(*presets.described(run.to_dict()), sep="\n", end="\n" if run.preset else "", flush=True)
+    if not checking and (lack := launch.lack(run.launch)):
+        _tell(lack)
+        return Outcome(FAILED, lack)
     processes = 1 if checking else max(contract.gpus or 0, 1)
     argv = (
         launch.check_command()
@@ -78,12 +81,16 @@ def _announce(contract: Contract, checking: bool) -> None:
 
 
 def _refused(report: str) -> int:
-    """Say it where people look and where the coordinator does."""
     print(report, file=sys.stderr)
+    _tell(report)
+    return REFUSED
+
+
+def _tell(report: str) -> None:
+    """Where the coordinator looks."""
     if under_agent():
         with EventLog(Path(os.environ["RELAY_EVENTS"])) as events:
             events.message("error", report)
-    return REFUSED
 
 
 def _with_verb(argv: list[str]) -> list[str]:

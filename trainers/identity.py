@@ -4,17 +4,15 @@ Resumed under another batch size, with other rows or another learning rate, the 
 wrong rows are skipped, the old learning rate stays.
 """
 
-import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from relay.runfile import Reward, RunFile
 from trainers.errors import ConfigError
 from trainers.hub import ModelSource
-from trainers.rows import Row
 
 Identity = Mapping[str, Any]
 
@@ -25,8 +23,8 @@ _FREE = re.compile(
 )
 
 
-def of(run: RunFile, model: ModelSource, rows: Iterable[Row], teacher: ModelSource | None = None) -> Identity:
-    """The identity of a run that trains `model` on `rows`; plain JSON values."""
+def of(run: RunFile, model: ModelSource, rows: str, teacher: ModelSource | None = None) -> Identity:
+    """The identity of a run that trains `model` on rows of this digest; plain JSON values."""
     options = {name: value for name, value in run.options.items() if not _FREE.fullmatch(name)}
     sections = {
         "model_init": run.model_init,
@@ -40,7 +38,7 @@ def of(run: RunFile, model: ModelSource, rows: Iterable[Row], teacher: ModelSour
         **({"teacher": _called(teacher)} if teacher else {}),
         "full training": run.lora is None,
         "seed": run.seed,
-        "rows": _digest(rows),
+        "rows": rows,
         **({"rewards": [_said_of(reward) for reward in run.rewards]} if run.rewards else {}),
         **{f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()},
     }
@@ -84,10 +82,3 @@ def _differences(before: Identity, now: Identity) -> Iterator[str]:
 
 def _said(identity: Identity, name: str) -> str:
     return json.dumps(identity[name]) if name in identity else "not given"
-
-
-def _digest(rows: Iterable[Row]) -> str:
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(json.dumps(row).encode())
-    return f"sha256:{digest.hexdigest()}"

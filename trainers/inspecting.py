@@ -6,6 +6,7 @@ own library trainer, on a stand-in for the model, so nothing here can differ fro
 """
 
 import argparse
+import hashlib
 import json
 import sys
 import tempfile
@@ -16,9 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from relay.runfile import Data, Model, RunFileErrors, parse
 from trainers import data, hub, methods
 from trainers.errors import ConfigError, HostError
+from trainers.large import gathered
 from trainers.methods.method import Method
 from trainers.rows import Row
 
@@ -62,22 +66,26 @@ class Tokens:
         return sorted(max((len(each.ids) for each in row), default=0) for row in self.rows)
 
 
-def examine(section: Data, kinds: Sequence[str], seed: int, fetch: data.Fetch, base: Path) -> Found:
-    """Read all training rows, past those that are wrong."""
-    reader = data.Reader(section, seed, kinds, fetch, base)
-    rows: list[Row] = []
+def examine(section: Data, kinds: Sequence[str], seed: int, base: Path, scratch: Path) -> Found:
+    """Read all training rows, past those that are wrong; large ones stay in `scratch`."""
+    reader = data.Reader(section, seed, kinds, base, {})
     bad: list[str] = []
     count, ended = 0, ""
-    for source in section.train:
-        try:
-            for found in reader.examined(source):
-                if isinstance(found, ConfigError):
-                    count += 1
-                    bad += [str(found)] if len(bad) < BAD else []
-                else:
-                    rows.append(found)
-        except ConfigError as error:
-            ended = str(error)
+
+    def good() -> Iterator[Row]:
+        nonlocal count, ended
+        for source in section.train:
+            try:
+                for found in reader.examined(source):
+                    if isinstance(found, ConfigError):
+                        count += 1
+                        bad.extend([str(found)] if len(bad) < BAD else [])
+                    else:
+                        yield found
+            except ConfigError as error:
+                ended = str(error)
+
+    rows = gathered(good(), scratch / "rows", dict)
     return Found(reader.kind, rows, bad, count, ended)
 
 
@@ -88,9 +96,15 @@ def remarks(rows: Sequence[Row], *, repeated: bool = False) -> list[str]:
     found = []
     if empty := sum(_is_empty(row) for row in rows):
         found.append(f"{empty} of {len(rows)} rows teach nothing: what is learnt in them is empty")
-    if not repeated and (twice := len(rows) - len({json.dumps(row, sort_keys=True, default=str) for row in rows})):
+    if not repeated and (twice := len(rows) - len(np.unique(np.fromiter(map(_brief, rows), np.uint64, len(rows))))):
         found.append(f"{twice} of {len(rows)} rows are there more than once")
     return found
+
+
+def _brief(row: Row) -> int:
+    """A number that next to no other row has."""
+    said = json.dumps(row, sort_keys=True, default=str).encode()
+    return int.from_bytes(hashlib.blake2b(said, digest_size=8).digest())
 
 
 def _is_empty(row: Row) -> bool:
@@ -110,7 +124,7 @@ def tokens(method: Method, rows: Sequence[Row], folder: Path, options: Mapping[s
     from transformers import AutoTokenizer
 
     step = max(1, len(rows) // LOOKED_AT)
-    some = list(rows[::step])
+    some = [rows[at] for at in range(0, len(rows), step)]
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     notes = [*_notes_of(tokenizer, folder, options, rows)]
     if "prompt" in method.kinds:
@@ -311,12 +325,12 @@ def main(argv: list[str]) -> int:
     try:
         method = methods.load(arguments.method)
         section = _section(arguments)
-        found = examine(section, method.kinds, 42, _fetched, Path.cwd())
-        made = _made(arguments, method, found)
+        with tempfile.TemporaryDirectory(prefix="relay-data-") as scratch:
+            found = examine(section, method.kinds, 42, Path.cwd(), Path(scratch))
+            print(report(found, _made(arguments, method, found)))
     except (ConfigError, HostError, RunFileErrors, OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 78
-    print(report(found, made))
     return 1 if found.bad_count or found.ended or not found.rows else 0
 
 
@@ -339,10 +353,6 @@ def _made(arguments: argparse.Namespace, method: Method, found: Found) -> Tokens
     if arguments.assistant_only_loss:
         options["assistant_only_loss"] = True
     return tokens(method, found.rows, folder, options)
-
-
-def _fetched(source: Any) -> Any:
-    return hub.dataset_rows(source, hub.dataset_commit(source, {}))
 
 
 def _parser() -> argparse.ArgumentParser:

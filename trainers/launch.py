@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,6 +19,12 @@ _PR_SET_PDEATHSIG = 1
 
 #: What a section of accelerate's configuration makes of the ranks; otherwise they are DDP's.
 _KINDS = {"fsdp_config": "FSDP", "deepspeed_config": "DEEPSPEED"}
+
+
+def lack(settings: Mapping[str, Any]) -> str:
+    """What the launcher itself would miss on this host, in a line; nothing where it has all."""
+    missing = "deepspeed_config" in settings and find_spec("deepspeed") is None
+    return "launch.deepspeed_config needs the package deepspeed" if missing else ""
 
 
 def command(processes: int, threads: int, settings: Mapping[str, Any], folder: Path) -> list[str]:

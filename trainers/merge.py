@@ -79,8 +79,8 @@ def texts(run: RunFile, tokenizer: Any) -> list[str]:
         run.data,
         seed=run.seed,
         kinds=methods.load(run.method).kinds,
-        fetch=lambda source: hub.dataset_rows(source, hub.dataset_commit(source, pins)),
         base=Path.cwd(),
+        pins=pins,
     )
     return [_text(row, tokenizer) for _, row in zip(range(ROWS), rows.rows, strict=False)]
 

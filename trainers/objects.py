@@ -4,14 +4,12 @@ Objects are fetched once and kept on this host, each under what the store says o
 has changed there is fetched anew and what has not is not. Credentials come from the environment, as for checkpoints.
 """
 
-import hashlib
-import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import obstore
 
@@ -20,9 +18,9 @@ from relay.stores.address import BUCKETS, Address, AddressError, parse
 from relay.stores.base import StoreAway, StoreRefused
 from relay.stores.clients import Client, Clients
 from relay.stores.faults import Gone, told
+from trainers import cache
 from trainers.errors import ConfigError, HostError
 
-CACHE = "RELAY_DATA_CACHE"  #: names the folder where objects are kept
 _REQUEST, _RETRY = timedelta(seconds=120), timedelta(seconds=120)
 _MAGIC = re.compile(r"[*?[]")
 
@@ -83,21 +81,23 @@ def _translated(pattern: str) -> str:
 
 
 def _kept(client: Client, at: Address, said: Object) -> Path:
-    """The object's file here; fetched unless it is there, under another name until it is whole."""
-    root = Path(os.environ.get(CACHE) or Path.home() / ".cache" / "relay" / "data")
-    known = hashlib.sha256(f"{at} {said.get('e_tag')} {said['size']} {said['last_modified']}".encode()).hexdigest()[:32]
-    final = root / known / Path(at.path).name
-    if final.is_file() and final.stat().st_size == said["size"]:
-        return final
-    final.parent.mkdir(parents=True, exist_ok=True)
-    draft = final.with_name(f".tmp-{uuid4().hex}")
-    try:
-        with draft.open("wb") as file:
-            for chunk in obstore.get(client, at.path).stream():
-                file.write(chunk)
-        if draft.stat().st_size != said["size"]:
-            raise HostError(f"data: {at} changed while it was fetched; try again")
-        draft.rename(final)
-    finally:
-        draft.unlink(missing_ok=True)
-    return final
+    """The object's file here; fetched unless it is there."""
+    folder = cache.place("object", str(at), said.get("e_tag"), said["size"], str(said["last_modified"]))
+    file = folder / Path(at.path).name
+    if not file.is_file() or file.stat().st_size != said["size"]:
+        shutil.rmtree(folder, ignore_errors=True)
+        with cache.making(folder) as draft:
+            _fetch(client, at, said["size"], draft / file.name)
+    return file
+
+
+def _fetch(client: Client, at: Address, size: int, to: Path) -> None:
+    arrived = 0
+    with cache.writing(to):
+        file = to.open("wb", buffering=0)
+    with file:
+        for chunk in obstore.get(client, at.path).stream():
+            with cache.writing(to):
+                arrived += file.write(chunk)
+    if arrived != size:
+        raise HostError(f"data: {at} changed while it was fetched; try again")

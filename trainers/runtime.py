@@ -1,10 +1,11 @@
 """One attempt at a run, from the run file to the result: what all methods share."""
 
 import importlib.metadata
+import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from trainers.control import FAILED, REFUSED, STOPPED, SUCCEEDED, Control, Outco
 from trainers.errors import ConfigError, HostError, RewardError
 from trainers.events import EventLog
 from trainers.identity import Identity
+from trainers.large import Large
 from trainers.methods.method import Beside
 from trainers.pace import Pace
 from trainers.reporting import Bar, Reporter, judged_by
@@ -34,6 +36,7 @@ from trainers.stepping import StepEnds, agreement
 _ANOTHERS = (
     "saved by another trainer: it goes on, but not bit for bit; options and data are not compared with what it trained"
 )
+_PREPARING = 16  #: processes that make tokens of large rows, at most, where the options do not say
 _NEEDS_ROWS = ("eval_steps", "eval_strategy", "eval_on_start")
 
 
@@ -71,11 +74,11 @@ def train(job: Job, events: EventLog) -> Outcome:
         log = events if main else stack.enter_context(EventLog(Path("/dev/null")))
         for name, value in prepared.pins.items():
             log.pin(name, value)
-        if job.contract.resume_from is None:
+        if job.contract.resume_from is None and not isinstance(prepared.train.rows, Large):  # of those it takes minutes
             repeated = any(source.weight > 1 for source in _sources(job.run.data))
             for remark in inspecting.remarks(prepared.train.rows, repeated=repeated):
                 log.message("warning", f"data.train: {remark}")
-        trained = identity.of(job.run, prepared.model, prepared.train.rows, prepared.beside.teacher)
+        trained = identity.of(job.run, prepared.model, prepared.train.digest, prepared.beside.teacher)
         resume, world = _resume(job, log, trained)
         method, model = methods.load(job.run.method), hub.local(prepared.model)
         with _blamed_on("model, lora or options"):
@@ -129,9 +132,9 @@ def prepare(job: Job, scratch: str) -> Prepared:
         [fresh] = broadcast_object_list([fresh])
     pins |= fresh
     with args.main_process_first(local=True, desc="reading rows"):  # what has to be fetched is fetched once
-        train_rows, held_out = data.load(
-            rows, seed=run.seed, kinds=method.kinds, fetch=lambda source: _fetched(source, pins), base=Path.cwd()
-        )
+        train_rows, held_out = data.load(rows, seed=run.seed, kinds=method.kinds, base=Path.cwd(), pins=pins)
+    if not rows.streaming and isinstance(train_rows.rows, Large) and getattr(args, "dataset_num_proc", 0) is None:
+        args.dataset_num_proc = min(len(os.sched_getaffinity(0)), _PREPARING)  # type: ignore[attr-defined]
     source = hub.model_source(model, pins)
     beside = Beside(
         rewards.of(run, train_rows.columns, pins) if method.rewarded else (),
@@ -199,10 +202,6 @@ def _sources(rows: Data | None) -> Iterator[Source]:
     if rows is not None:
         yield from rows.train
         yield from () if rows.eval is None or isinstance(rows.eval, Split) else rows.eval
-
-
-def _fetched(source: Source, pins: Mapping[str, str]) -> Any:
-    return hub.dataset_rows(source, hub.dataset_commit(source, pins))
 
 
 def _resume(job: Job, log: EventLog, trained: Identity) -> tuple[Checkpoint | None, World]:
@@ -296,7 +295,7 @@ def _facts(job: Job, prepared: Prepared, trainer: Resumable) -> dict[str, Any]:
 def _require_rows(trainer: Resumable) -> None:
     """The library drops rows that `max_length` leaves nothing to learn of, and trips over having none."""
     for name, rows in (("data.train", trainer.train_dataset), ("data.eval", trainer.eval_dataset)):
-        if rows is not None and not len(rows):  # type: ignore[arg-type]
+        if isinstance(rows, Sized) and not len(rows):  # a stream does not say
             raise ConfigError(f"{name}: no row has anything left to learn within options.max_length")
 
 

@@ -395,6 +395,22 @@ class TestMistakes:
             parse({"method": "sft"})
         assert [m.dotted for m in caught.value.mistakes] == ["model", "data"]
 
+    def test_a_stream_of_rows(self) -> None:
+        """Only for trainers that take one, and with an end."""
+        rows = {"train": "a.jsonl", "streaming": True}
+        trained = {"version": "relay/v1", "model": {"name_or_path": "a/b"}, "data": rows}
+        assert parse({**trained, "method": "sft", "options": {"max_steps": 9}}).data.streaming  # type: ignore[union-attr]
+        for method, text in (
+            ("sft", "options.max_steps: is missing; a stream of rows does not say where it ends"),
+            (
+                "orpo",
+                "data.streaming: does not go with method: orpo; leave it out: it belongs to sft, cpt, dpo, kto, reward",
+            ),
+        ):
+            with pytest.raises(RunFileErrors) as wrong:
+                parse({**trained, "method": method})
+            assert text in str(wrong.value)
+
     def test_a_missing_method_is_one_mistake(self) -> None:
         with pytest.raises(RunFileErrors) as caught:
             parse({})

@@ -19,7 +19,7 @@ UNPAIRED = ("unpaired_preference",)
 def _load(
     section: dict[str, Any], base: Path, seed: int = 1, kinds: tuple[str, ...] = KINDS
 ) -> tuple[data.Rows, data.Rows | None]:
-    return data.load(Data.model_validate(section), seed=seed, kinds=kinds, fetch=lambda source: [], base=base)
+    return data.load(Data.model_validate(section), seed=seed, kinds=kinds, base=base)
 
 
 def _write(path: Path, *rows: Any) -> Path:
@@ -279,9 +279,6 @@ def test_the_host_reads_the_rows_that_the_submitter_would(tmp_path: Path) -> Non
         shutil.copy(file.source, host / file.path)
     there, here = parse(json.loads(travel.runfile.to_json())).data, run.data
     assert there is not None and here is not None and there != here
-    loaded = [
-        data.load(section, seed=1, kinds=KINDS, fetch=lambda source: [], base=base)
-        for section, base in ((here, home), (there, host))
-    ]
+    loaded = [data.load(section, seed=1, kinds=KINDS, base=base) for section, base in ((here, home), (there, host))]
     assert loaded[0] == loaded[1]
     assert len(loaded[0][0]) == 15

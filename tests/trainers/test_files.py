@@ -95,7 +95,7 @@ def test_dialogues_too(tmp_path: Path, name: str) -> None:
 def test_labels_of_a_table_are_true_or_false(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("prompt,completion,label\na,true,true\nb,c,False\n")
     section = Data.model_validate({"train": "rows.csv"})
-    train, _ = data.load(section, seed=1, kinds=("unpaired_preference",), fetch=lambda source: [], base=tmp_path)
+    train, _ = data.load(section, seed=1, kinds=("unpaired_preference",), base=tmp_path)
     assert [(row["completion"], row["label"]) for row in train.rows] == [("true", True), ("c", False)]
 
 
@@ -148,7 +148,7 @@ def test_wrong_types_halfway_are_named_with_their_row(tmp_path: Path) -> None:
     (tmp_path / "rows.parquet").write_bytes(parquet(rows))
     section = Data.model_validate({"train": "rows.parquet"})
     with pytest.raises(ConfigError, match=r"^rows\.parquet row 4: messages: message 1 is .* found .*null"):
-        data.load(section, seed=1, kinds=("chat",), fetch=lambda source: [], base=tmp_path)
+        data.load(section, seed=1, kinds=("chat",), base=tmp_path)
 
 
 def test_a_folder_is_its_files_of_rows_and_travels_as_such(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_a_folder_is_its_files_of_rows_and_travels_as_such(tmp_path: Path) -> No
         (folder / other).write_text("no rows")
     assert rows_in(folder) == ["a.parquet", "b.jsonl.gz", "more/c.csv"]
     section = Data.model_validate({"train": "rows"})
-    train, _ = data.load(section, seed=1, kinds=("text",), fetch=lambda source: [], base=tmp_path)
+    train, _ = data.load(section, seed=1, kinds=("text",), base=tmp_path)
     assert [row["text"] for row in train.rows] == ["a.parquet", "b.jsonl.gz", "more/c.csv"]
     run = parse({"version": "relay/v1", "method": "sft", "model": {"name_or_path": "a/b"}, "data": {"train": "rows"}})
     sent = travelling(run, tmp_path)

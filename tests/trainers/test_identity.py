@@ -7,6 +7,7 @@ import pytest
 
 from relay.runfile import parse
 from trainers import identity
+from trainers.data import Rows
 from trainers.errors import ConfigError
 from trainers.hub import ModelSource
 
@@ -23,7 +24,7 @@ SOURCE = ModelSource("org/tiny", "abc", "org/tiny")
 
 
 def _of(rows: list[dict[str, Any]] = ROWS, source: ModelSource = SOURCE, **changes: Any) -> identity.Identity:
-    return identity.of(parse(RUN | changes), source, rows)
+    return identity.of(parse(RUN | changes), source, Rows("text", rows).digest)
 
 
 def _refusal(now: identity.Identity) -> str:

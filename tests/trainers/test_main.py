@@ -7,6 +7,7 @@ import pty
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,14 @@ def test_under_an_agent_the_refusal_is_an_event_too(run: dict[str, Any], tmp_pat
     assert done.returncode == 78
     [event] = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert (event["type"], event["level"]) == ("message", "error")
+
+
+@pytest.mark.skipif(find_spec("deepspeed") is not None, reason="the host has it")
+def test_what_the_launcher_would_miss_is_one_line(run: dict[str, Any], tmp_path: Path) -> None:
+    path = _file(tmp_path, run | {"launch": {"deepspeed_config": {"zero_stage": 2}}})
+    done = _train(tmp_path, str(path))
+    assert done.returncode == 1
+    assert done.stderr == "launch.deepspeed_config needs the package deepspeed\n"
 
 
 def test_the_parent_stays_light() -> None:

@@ -9,7 +9,7 @@ from obstore.store import S3Store
 
 from relay.runfile import Data, RunFileErrors, parse
 from tests.seaweed import BUCKET, environment, seaweed
-from trainers import data, objects
+from trainers import cache, data, objects
 from trainers.errors import ConfigError, HostError
 
 
@@ -24,7 +24,7 @@ def bucket(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S3St
     """With rows under several keys; the environment has what is needed."""
     for name, value in environment(server).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv(objects.CACHE, str(tmp_path / "cache"))
+    monkeypatch.setenv(cache.FOLDER, str(tmp_path / "cache"))
     client = S3Store(BUCKET, client_options={"allow_http": True})
     for key, text in {
         "rows/a.jsonl": "a",
@@ -40,7 +40,7 @@ def bucket(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S3St
 
 def read(path: str) -> list[str]:
     section = Data.model_validate({"train": path})
-    train, _ = data.load(section, seed=1, kinds=("text",), fetch=lambda source: [], base=Path("/nowhere"))
+    train, _ = data.load(section, seed=1, kinds=("text",), base=Path("/nowhere"))
     return [row["text"] for row in train.rows]
 
 

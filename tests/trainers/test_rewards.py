@@ -262,7 +262,7 @@ def test_training_passes_over_what_is_held_out() -> None:
     asked = {"train": [{**source, "size": 300}], "eval": [{**source, "size": 20, "seed": 7, "disjoint_from": "train"}]}
     run = parse({"version": "relay/v1", "method": "sft", "model": {"name_or_path": "x/y"}, "data": asked})
     assert run.data is not None
-    train, held = reading.load(run.data, seed=1, kinds=("prompt_completion",), fetch=lambda _: (), base=Path.cwd())
+    train, held = reading.load(run.data, seed=1, kinds=("prompt_completion",), base=Path.cwd())
     assert held is not None and len(held) == 20 and 200 < len(train) < 300
     assert not {json.dumps(row["prompt"]) for row in train.rows} & {json.dumps(row["prompt"]) for row in held.rows}
     assert set(train.rows[0]) == {"prompt", "completion"} and train.rows[0]["prompt"][0]["role"] == "user"

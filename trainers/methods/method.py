@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from datasets import Dataset
 from transformers import AutoTokenizer, TrainingArguments
 
 from relay.runfile import RunFile
@@ -13,6 +12,7 @@ from trainers.beginning import LANGUAGE, begin, load, reference
 from trainers.data import Rows
 from trainers.errors import ConfigError
 from trainers.hub import LocalModel, ModelSource, local
+from trainers.large import as_dataset, as_stream
 from trainers.resumable import Resumable
 from trainers.rewards import Judge, Scorer
 
@@ -64,8 +64,8 @@ class Method:
         trainer: Resumable = made(
             model=begun.model,
             args=args,
-            train_dataset=_dataset(train),
-            eval_dataset=_dataset(held_out) if held_out else None,
+            train_dataset=as_stream(train.rows, run.seed) if _streaming(run) else as_dataset(train.rows),
+            eval_dataset=as_dataset(held_out.rows) if held_out else None,
             processing_class=begun.tokenizer or self._tokenizer(model),
             peft_config=begun.lora,
             **({"ref_model": reference(begun)} if self.compares else {}),
@@ -79,13 +79,13 @@ class Method:
         return AutoTokenizer.from_pretrained(model.folder) if self.tokenizes else None
 
 
+def _streaming(run: RunFile) -> bool:
+    return run.data is not None and run.data.streaming
+
+
 def _teacher(source: ModelSource | None, model_init: Mapping[str, Any]) -> Any:
     if source is None:
         raise ConfigError(
             "teacher: is missing; for instance teacher: {name_or_path: HuggingFaceTB/SmolLM2-1.7B-Instruct}"
         )
     return load(local(source).folder, LANGUAGE, **{"dtype": "float32", "device_map": None, **model_init})
-
-
-def _dataset(rows: Rows) -> Dataset:
-    return Dataset.from_list(list(rows.rows))

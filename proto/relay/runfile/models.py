@@ -118,7 +118,9 @@ def _eval_kind(value: Any) -> str:
 
 
 class Data(Section):
-    """The rows. `format: auto` looks at them; `columns` renames, old name to new."""
+    """The rows. `format: auto` looks at them; `columns` renames, old name to new; with `streaming` tokens are made of
+    them as they are needed, not before.
+    """
 
     train: Sources
     eval: (
@@ -129,6 +131,7 @@ class Data(Section):
         "auto", "text", "prompt_completion", "chat", "alpaca", "sharegpt", "preference", "unpaired_preference", "prompt"
     ] = "auto"
     columns: dict[Text, Text] = Field(default_factory=dict)
+    streaming: Flag = False
 
 
 class Nodes(Section):

@@ -12,6 +12,7 @@ from relay.stores.address import BUCKETS, AddressError, parse
 _COMMAND_ONLY = ("command", "workdir", "resume_args", "adopt", "outputs", "image")
 _NEVER_COMMAND = ("model", "teacher", "model_init", "lora", "quantization", "preset", "data", "rewards", "samples")
 _TAUGHT = ("gkd", "distillation")
+_STREAMED = ("sft", "cpt", "dpo", "kto", "reward")  #: their trainers make tokens of rows as these come
 _REWARDED = ("grpo", "rloo", "ppo", "online_dpo")
 
 #: Rows that the trainers of this release read.
@@ -97,6 +98,7 @@ def _for_training(method: str, data: Mapping[str, Any]) -> Iterator[Mistake]:
     if method == "ppo":
         yield from _for_ppo(data)
     yield from _for_teacher(method, data)
+    yield from _for_streaming(method, data)
     if not data.get("rewards") and method in _REWARDED:
         yield Mistake(("rewards",), "is missing", "for instance rewards: [{call: rewards.py:score}]")
     yield from _calls_that_stay(data)
@@ -112,6 +114,17 @@ def _for_ppo(data: Mapping[str, Any]) -> Iterator[Mistake]:
         yield Mistake(
             ("options", "use_vllm"), "does not go with method: ppo", "transformers generates; grpo and rloo take vLLM"
         )
+
+
+def _for_streaming(method: str, data: Mapping[str, Any]) -> Iterator[Mistake]:
+    section, options = data.get("data"), data.get("options")
+    if not isinstance(section, Mapping) or section.get("streaming") is not True:
+        return
+    if method not in _STREAMED:
+        hint = f"leave it out: it belongs to {', '.join(_STREAMED)}"
+        yield Mistake(("data", "streaming"), f"does not go with method: {method}", hint)
+    elif not isinstance(options, Mapping) or "max_steps" not in options:
+        yield Mistake(("options", "max_steps"), "is missing", "a stream of rows does not say where it ends")
 
 
 def _for_teacher(method: str, data: Mapping[str, Any]) -> Iterator[Mistake]:
