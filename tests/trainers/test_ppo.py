@@ -31,7 +31,7 @@ def test_a_completion_ends_with_its_first_end() -> None:
 
 
 def test_the_score_comes_with_the_last_token_and_straying_costs_at_each() -> None:
-    kl = torch.tensor([[0.5, 1.0, 9.0], [2.0, -1.0, 4.0]])
+    kl = torch.tensor([[0.5, 1.0, math.inf], [2.0, -1.0, 4.0]])
     mask = torch.tensor([[True, True, False], [True, True, True]])
     rewards = estimates.token_rewards(torch.tensor([3.0, -1.0]), kl, mask, 0.1)
     # 0.1 times what was strayed, taken off; 3 at the second token of the first row, -1 at the third of the second
@@ -57,7 +57,7 @@ def test_with_lambda_1_returns_are_sums_of_rewards() -> None:
 
 
 def test_whitening_is_over_the_mask_and_over_all_processes() -> None:
-    values = torch.tensor([[1.0, 2.0, 50.0], [3.0, 6.0, 50.0]])
+    values = torch.tensor([[1.0, 2.0, math.inf], [3.0, 6.0, math.nan]])
     mask = torch.tensor([[True, True, False], [True, True, False]])
     ours = estimates.moments(values, mask)
     assert ours.tolist() == [4.0, 12.0, 50.0]  # 1 + 4 + 9 + 36

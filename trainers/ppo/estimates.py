@@ -16,7 +16,7 @@ def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> T
 
     `scores` is (rows,); every row of `mask` has a True.
     """
-    rewards = -kl_coef * kl * mask
+    rewards = torch.where(mask, -kl_coef * kl, 0.0)
     last = mask.sum(dim=1, keepdim=True) - 1
     return rewards.scatter_add(1, last, scores[:, None].to(rewards.dtype))
 
@@ -38,7 +38,7 @@ def advantages(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam:
 
 def moments(values: Tensor, mask: Tensor) -> Tensor:
     """Count, sum and sum of squares on the mask, to be added up over processes. (3,), double."""
-    kept = values.double() * mask
+    kept = torch.where(mask, values.double(), 0.0)
     return torch.stack([mask.sum().double(), kept.sum(), (kept**2).sum()])
 
 
@@ -53,4 +53,4 @@ def whitened(values: Tensor, mask: Tensor, found: Tensor, *, centered: bool = Tr
     """Scaled by the `moments` given to a variance of 1, and a mean of 0 where `centered`; 0 off the mask."""
     mean, variance = mean_and_variance(found)
     scaled = (values.double() - mean) * torch.rsqrt(variance.clamp(min=0) + 1e-8)
-    return ((scaled if centered else scaled + mean) * mask).to(values.dtype)
+    return torch.where(mask, scaled if centered else scaled + mean, 0.0).to(values.dtype)

@@ -151,7 +151,7 @@ class PPOTrainer(Resumable):
         attention = torch.cat([attention[:, :width], mask.to(attention.dtype)], dim=1)
         scores = self._scores(rows, ids[:, width:], mask, mode)
         logps, values, reference = self._judged_by_models(ids, attention, mask.shape[1])
-        kl = losses.divergence(logps, reference, self.options.kl_estimator) * mask
+        kl = torch.where(mask, losses.divergence(logps, reference, self.options.kl_estimator), 0.0)
         rewards = estimates.token_rewards(scores, kl, mask, self._control.coefficient)
         notes = self._notes(mode)
         if self.options.whiten_rewards:
@@ -160,10 +160,11 @@ class PPOTrainer(Resumable):
         notes.fit(values, returns, mask)
         if self.options.whiten_advantages:
             advantages = estimates.whitened(advantages, mask, notes.moments(advantages, mask))
-        strayed, completed = notes.straying(kl, mask)
-        if mode == "train":
-            notes.note({"kl_coef": self._control.coefficient})
-            self._control.update(strayed, completed)
+        if self.options.kl_coef:  # else there is no reference to stray from
+            strayed, completed = notes.straying(kl, mask)
+            if mode == "train":
+                notes.note({"kl_coef": self._control.coefficient})
+                self._control.update(strayed, completed)
         return Batch(ids, attention, mask, logps, values * mask, advantages, returns)
 
     def _completed(self, prompts: Sequence[Turns]) -> tuple[Tensor, Tensor, int]:
@@ -234,7 +235,8 @@ class PPOTrainer(Resumable):
         logits, states = policy.logits_and_states(
             model, batch.ids, batch.attention, batch.completion, options.temperature, with_states=True
         )
-        logps = losses.log_probabilities(logits, batch.ids[:, -batch.completion :])
+        taken = losses.log_probabilities(logits, batch.ids[:, -batch.completion :])
+        logps = torch.where(mask, taken, batch.logps)  # what comes after the end may stray without bound
         values = policy.values_of(self._net, cast(Tensor, states))
         pushed, policy_clipped = losses.clipped_policy(logps, batch.logps, batch.advantages, options.cliprange)
         fitted, value_clipped = losses.clipped_value(values, batch.values, batch.returns, options.cliprange_value)
