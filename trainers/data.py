@@ -213,7 +213,7 @@ class Reader:
         """
         for place, row in self._raw(source):
             try:
-                yield self._good(row, place)
+                yield row if isinstance(row, ConfigError) else self._good(row, place)
             except ConfigError as error:
                 yield error
 
@@ -239,7 +239,7 @@ class Reader:
             has = "has a" if odd <= row.keys() else "has no"
             raise ConfigError(f"{place}: {has} {', '.join(odd)}, other than the rows before; give it in all or in none")
 
-    def _raw(self, source: Source) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    def _raw(self, source: Source) -> Iterator[tuple[str, Mapping[str, Any] | ConfigError]]:
         if source.reasoning_gym is not None:
             for number, task in enumerate(tasks.rows(source, self._seed), 1):
                 yield f"{source.reasoning_gym} task {number}", task

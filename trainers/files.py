@@ -44,11 +44,12 @@ _HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
 _LARGEST_CELL = 1 << 30
 _AT_ONCE = 1000  #: rows
 
-Numbered = Iterator[tuple[str, Row]]  #: where a row stands, for people, and the row
+#: Where a row stands, for people, and the row, or what is wrong with it where the next ones can be read all the same.
+Numbered = Iterator[tuple[str, Row | ConfigError]]
 
 
 def read(path: Path, name: str) -> Numbered:
-    """The rows of a file that errors call `name`. ConfigError says what is wrong, and where."""
+    """The rows of a file that errors call `name`. Raises ConfigError where nothing more can be read, and why."""
     with path.open("rb") as file:
         begins = file.read(8)
     if begins.startswith(_PARQUET):
@@ -120,7 +121,15 @@ def _lines(lines: Iterator[bytes], name: str) -> Numbered:
     for number, line in enumerate(lines, 1):
         if line.strip():
             place = f"{name}:{number}"
-            yield place, _row(_parsed(line, place, "; each line is one object"), place)
+            yield place, _of_line(line, place)
+
+
+def _of_line(line: bytes, place: str) -> Row | ConfigError:
+    try:
+        found = _parsed(line, place, "; each line is one object")
+    except ConfigError as error:
+        return error
+    return _row(found, place)
 
 
 def _array(content: bytes, name: str) -> Numbered:
@@ -141,10 +150,10 @@ def _parsed(text: bytes, place: str, hint: str) -> Any:
     return found
 
 
-def _row(row: Any, place: str) -> Row:
-    if not isinstance(row, dict):
-        raise ConfigError(f'{place}: a row is an object like {{"text": "…"}}, found {shown(row)}')
-    return row
+def _row(row: Any, place: str) -> Row | ConfigError:
+    if isinstance(row, dict):
+        return row
+    return ConfigError(f'{place}: a row is an object like {{"text": "…"}}, found {shown(row)}')
 
 
 def _table(lines: Iterator[bytes], name: str, delimiter: str) -> Numbered:
@@ -158,9 +167,11 @@ def _table(lines: Iterator[bytes], name: str, delimiter: str) -> Numbered:
             place = f"{name}:{reader.line_num}"
             if not cells:
                 continue
-            if len(cells) != len(columns):
-                raise ConfigError(f"{place}: {len(cells)} values, and {len(columns)} columns in the first line")
-            yield place, {column: _cell(column, cell) for column, cell in zip(columns, cells, strict=True)}
+            if len(cells) == len(columns):
+                yield place, {column: _cell(column, cell) for column, cell in zip(columns, cells, strict=True)}
+            else:
+                said = f"{place}: {len(cells)} values, and {len(columns)} columns in the first line"
+                yield place, ConfigError(said)
     except csv.Error as error:
         raise ConfigError(f"{name}:{reader.line_num}: not a table of values ({error})") from error
 

@@ -138,9 +138,26 @@ def test_a_huge_line_is_read(tmp_path: Path) -> None:
 )
 def test_what_is_wrong_with_a_file(tmp_path: Path, name: str, content: bytes, said: str) -> None:
     (tmp_path / name).write_bytes(content)
+    section = Data.model_validate({"train": name, "columns": {"a": "text"}})
     with pytest.raises(ConfigError) as wrong:
-        list(files.read(tmp_path / name, name))
+        data.load(section, seed=1, kinds=("text",), base=tmp_path)
     assert str(wrong.value).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "wrong"),
+    [
+        ("rows.jsonl", b'{"text": "a"}\n{"torn\n{"text": "caf\xe9"}\n[1]\n{"text": "b"}\n', [":2: ", ":3: ", ":4: "]),
+        ("rows.json", b'[{"text": "a"}, 3, {"text": "b"}]', [" row 2: "]),
+        ("rows.csv", b"text\na\n1,2\nb\n", [":3: "]),
+    ],
+)
+def test_reading_goes_on_past_what_is_no_row(tmp_path: Path, name: str, content: bytes, wrong: list[str]) -> None:
+    (tmp_path / name).write_bytes(content)
+    found = [row for _, row in files.read(tmp_path / name, name)]
+    assert [row for row in found if isinstance(row, dict)] == [{"text": "a"}, {"text": "b"}]
+    said = [str(error) for error in found if isinstance(error, ConfigError)]
+    assert all(each.startswith(name + place) for each, place in zip(said, wrong, strict=True))
 
 
 def test_wrong_types_halfway_are_named_with_their_row(tmp_path: Path) -> None:

@@ -42,10 +42,10 @@ def test_every_row_that_is_wrong_is_counted_and_the_first_are_named(
     assert "1 of 2 rows are there more than once" in said
 
 
-def test_reading_goes_on_to_what_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_reading_goes_on_past_a_line_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write(tmp_path / "rows.jsonl", {"text": "a"}, {"text": " "}, '{"torn', {"text": "c"})
     said = looked_at(capsys, file, "--method", "cpt", code=1)
-    assert "text: 2 rows" in said and "rows.jsonl:3: not JSON" in said and "1 of 2 rows teach nothing" in said
+    assert "text: 3 rows" in said and "rows.jsonl:3: not JSON" in said and "1 of 3 rows teach nothing" in said
 
 
 @pytest.mark.parametrize(
