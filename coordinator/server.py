@@ -31,7 +31,7 @@ from coordinator.rpc.artifacts import ArtifactsService
 from coordinator.rpc.fleet import FleetService
 from coordinator.rpc.guard import LARGEST_BYTES, Deployment, Guard, Secret
 from coordinator.rpc.runs import RunsService
-from coordinator.services import collector, planner, reaper
+from coordinator.services import collector, follower, planner, reaper
 from coordinator.sessions import Heartbeats, Sessions
 from coordinator.store import deployment
 from relay import runfile
@@ -103,6 +103,7 @@ async def serve(config: Config, stop: asyncio.Event, announce: Callable[[Running
             appender.run,
             lambda: planner.run(database, config.timing),
             lambda: reaper.run(database, config.timing),
+            lambda: follower.run(database, artifacts),
             lambda: collector.run(database, artifacts, config.collecting),
         )
         await stack.enter_async_context(_background(*services))

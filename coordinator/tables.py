@@ -33,7 +33,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 #: The migration that makes these tables.
-REVISION = "0005"
+REVISION = "0006"
 
 _CLOCK = func.clock_timestamp()
 _EMPTY = text("'{}'::jsonb")
@@ -99,6 +99,7 @@ class Run(Base):
     update_time: Mapped[datetime] = mapped_column(server_default=_CLOCK)
     end_time: Mapped[datetime | None]
     eligible_time: Mapped[datetime | None]  #: not granted before
+    waits_for: Mapped[str | None] = mapped_column(ForeignKey("runs.id"))  #: not granted until that one has succeeded
     failures: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     faults: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     attempts: Mapped[int] = mapped_column(Integer, server_default=text("0"))
@@ -121,6 +122,7 @@ class Run(Base):
             postgresql_where=text("state IN ('queued', 'running')"),
         ),
         Index("runs_newest", text("create_time DESC"), "id"),
+        Index("runs_that_wait", "waits_for", postgresql_where=text("waits_for IS NOT NULL")),
     )
 
 

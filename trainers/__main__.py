@@ -35,6 +35,8 @@ def main(argv: list[str] | None = None) -> int:
         return _refused(str(error))
     if run.method == "command":
         return _refused(f"{arguments.file}: method: command runs under an agent; here only training methods do")
+    if run.after and not hosted:
+        return _refused(f"after: only a coordinator waits for {run.after}; here, leave it out when that is done")
     with tempfile.TemporaryDirectory(prefix="relay-control-") as folder:
         outcome = _train(run, arguments, Control(Path(folder)), hosted)
     if outcome.line:

@@ -5,7 +5,7 @@ Their files become inputs of the new run, by content, so it no longer depends on
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
@@ -13,7 +13,6 @@ from coordinator.database import Database
 from coordinator.store import checkpoints, views
 from coordinator.store.views import RunView
 from coordinator.tables import Run
-from coordinator.values import Submission
 from relay.errors import BlobUnknown, DigestMismatch, RunUnknown, SpecInvalid
 from relay.loadable import is_adapter, is_model, loadable
 from relay.manifest import MAX_BYTES, Manifest, ManifestError
@@ -44,15 +43,10 @@ def asked(spec: Mapping[str, Any]) -> str:
     return (spec.get("model") or {}).get("init_from") or ""
 
 
-async def find(db: Database, blobs: Blobs, what: str, submission: Submission, run_id: str) -> Beginning:
-    """The weights that a run file asks for. SpecInvalid says why they cannot be had.
-
-    A run that is queued again and asks for the same keeps those that it has.
-    """
-    if taken := [each["path"] for each in submission.inputs if _under(INIT_FROM, each)]:
+async def find(db: Database, blobs: Blobs, what: str, inputs: Sequence[Mapping[str, Any]]) -> Beginning:
+    """The weights that a run file asks for, beside the inputs that it has. SpecInvalid says why they cannot be had."""
+    if taken := [each["path"] for each in inputs if _under(INIT_FROM, each)]:
         raise _wrong(what, f"{taken[0]} is in the way: {INIT_FROM}/ is where its files are put")
-    if submission.resume and (before := await _before(db, run_id, what)):
-        return before
     point = Point.parse(what)
     async with db.begin() as connection:
         try:
@@ -69,13 +63,14 @@ async def find(db: Database, blobs: Blobs, what: str, submission: Submission, ru
     return Beginning((*files, *base), {PIN: f"{label} {digest}"})
 
 
-async def _before(db: Database, run_id: str, what: str) -> Beginning | None:
+async def before(db: Database, what: str, run_id: str) -> Beginning | None:
+    """The weights that a run has already, asked for in the same words; None when it has none."""
     async with db.begin() as connection:
         try:
             run = (await views.run(connection, run_id)).run
         except RunUnknown:
             return None
-    if asked(run.spec) != what:
+    if asked(run.spec) != what or PIN not in run.pins:
         return None
     return Beginning(tuple(each for each in _inputs(run) if _under(INIT_FROM, each)), {PIN: run.pins[PIN]})
 

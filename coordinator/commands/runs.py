@@ -12,7 +12,8 @@ from typing import Any, Protocol
 import asyncpg
 
 from coordinator import scheduling
-from coordinator.commands import initial_weights
+from coordinator.commands import following, initial_weights
+from coordinator.commands.initial_weights import Beginning
 from coordinator.database import Database
 from coordinator.lifecycle import Cancel, Event, IllegalTransition, Pause, Phase, Requeue, Resume
 from coordinator.store import history, planning, requests, runs
@@ -90,7 +91,12 @@ async def placed(db: Database, checked: Checked, run_id: str, created: bool, ttl
     async with db.connection() as conn:
         need, fleet = planning.need(checked.order.spec), await planning.fleet(conn, ttl)
     ready = tuple(host.name for host in scheduling.candidates(need, fleet))
-    return Created(run_id, checked.order, created, ready, scheduling.explain(need, fleet))
+    placement = _waits(checked.order) if checked.order.waits_for else scheduling.explain(need, fleet)
+    return Created(run_id, checked.order, created, ready, placement)
+
+
+def _waits(order: Order) -> str:
+    return f"waits until runs/{order.waits_for} has succeeded"
 
 
 def check(submission: Submission) -> Checked:
@@ -107,16 +113,30 @@ def check(submission: Submission) -> Checked:
 
 
 async def begun(db: Database, blobs: Blobs, submission: Submission, checked: Checked) -> Checked:
-    """With the weights of another run, where it asks for them; not for a request that has been carried out."""
+    """With the weights of another run, where it asks for them, or with the run that has to come first; not for a
+    request that has been carried out.
+    """
     order = checked.order
-    if not (asked := initial_weights.asked(order.spec)):
+    what = initial_weights.asked(order.spec)
+    if not what and not order.spec.get("after"):
         return checked
     if submission.request_id:
         async with db.connection() as conn:
             if await requests.known(conn, submission.request_id):
                 return checked
-    beginning = await initial_weights.find(db, blobs, asked, submission, checked.run_id)
+    if submission.resume and what and (had := await initial_weights.before(db, what, checked.run_id)):
+        return _with(checked, had)
+    if awaited := await following.awaited(db, order.spec, checked.run_id):
+        return Checked(checked.run_id, replace(order, waits_for=awaited))
+    if not what:
+        return checked
+    beginning = await initial_weights.find(db, blobs, what, submission.inputs)
     await check_inputs(blobs, beginning.inputs)
+    return _with(checked, beginning)
+
+
+def _with(checked: Checked, beginning: Beginning) -> Checked:
+    order = checked.order
     return Checked(checked.run_id, replace(order, inputs=(*order.inputs, *beginning.inputs), pins=beginning.pins))
 
 
@@ -163,6 +183,8 @@ async def _insert(conn: asyncpg.Connection, submission: Submission, checked: Che
     if not await runs.add(conn, run_id, checked.order, submission.provenance):
         return False
     await history.record(conn, run_id, "created", "submitted", details=dict(submission.provenance), state="queued")
+    if checked.order.waits_for:
+        await planning.explain(conn, {run_id: _waits(checked.order)})
     await planning.wake(conn)
     return True
 

@@ -15,7 +15,7 @@ import asyncpg
 from coordinator.database import Database, DatabaseAway
 from coordinator.store import leadership
 
-PLANNER, REAPER, COLLECTOR = 0x52454C41, 0x52454C42, 0x52454C43
+PLANNER, REAPER, COLLECTOR, FOLLOWER = 0x52454C41, 0x52454C42, 0x52454C43, 0x52454C44
 _AGAIN = 1.0  #: seconds before another try
 _log = logging.getLogger(__name__)
 

@@ -61,7 +61,7 @@ async def claimable(conn: asyncpg.Connection) -> Sequence[Mapping[str, Any]]:
                          WHERE l.run_id = r.id AND l.outcome = 'faulted'
                            AND l.end_time > clock_timestamp() - interval '{AVOID_WITHIN}') AS avoid
             FROM runs r
-            WHERE r.wanted = 'run' AND (r.state = 'queued' OR (r.state = 'running' AND EXISTS (
+            WHERE r.wanted = 'run' AND r.waits_for IS NULL AND (r.state = 'queued' OR (r.state = 'running' AND EXISTS (
                 SELECT FROM leases l JOIN places p ON p.lease_id = l.id
                 WHERE l.run_id = r.id AND l.end_time IS NULL AND l.state = 'lapsed'
                   AND p.expire_time < clock_timestamp())))"""

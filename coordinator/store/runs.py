@@ -51,14 +51,16 @@ class Order:
     inputs: Sequence[Mapping[str, Any]]
     digest: str
     pins: Mapping[str, str] = field(default_factory=dict)  #: what was resolved when it was asked for
+    waits_for: str | None = None  #: the run that has to succeed first
 
 
 @statement
 async def add(conn: asyncpg.Connection, run_id: str, order: Order, provenance: Mapping[str, str]) -> bool:
     """A new run, queued; False when there is one of the name."""
     added = await conn.fetchval(
-        """INSERT INTO runs (id, state, wanted, spec, inputs, labels, priority, request_digest, pins, provenance)
-           VALUES ($1, 'queued', 'run', $2, $3, $4, $5, $6, $7, $8) ON CONFLICT DO NOTHING RETURNING id""",
+        """INSERT INTO runs (id, state, wanted, spec, inputs, labels, priority, request_digest, pins, provenance,
+                             waits_for)
+           VALUES ($1, 'queued', 'run', $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT DO NOTHING RETURNING id""",
         run_id,
         order.spec,
         list(order.inputs),
@@ -67,6 +69,7 @@ async def add(conn: asyncpg.Connection, run_id: str, order: Order, provenance: M
         order.digest,
         order.pins,
         provenance,
+        order.waits_for,
     )
     return added is not None
 
@@ -75,7 +78,8 @@ async def add(conn: asyncpg.Connection, run_id: str, order: Order, provenance: M
 async def reorder(conn: asyncpg.Connection, run_id: str, order: Order) -> None:
     """Changes what a run is to do."""
     await conn.execute(
-        """UPDATE runs SET spec = $2, inputs = $3, labels = $4, priority = $5, request_digest = $6, pins = pins || $7
+        """UPDATE runs SET spec = $2, inputs = $3, labels = $4, priority = $5, request_digest = $6, pins = pins || $7,
+                  waits_for = $8
            WHERE id = $1""",
         run_id,
         order.spec,
@@ -84,6 +88,7 @@ async def reorder(conn: asyncpg.Connection, run_id: str, order: Order) -> None:
         order.spec.get("priority", 0),
         order.digest,
         order.pins,
+        order.waits_for,
     )
 
 

@@ -7,11 +7,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Select, and_, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.orm import aliased
 
+from coordinator.lifecycle import RunState
+from coordinator.store.runs import OVER
 from coordinator.tables import Agent, Deployment, Lease, Place, Run
 from relay.errors import AgentUnknown, InvalidRequest, RunUnknown
 
@@ -52,6 +56,18 @@ class RunFilter:
     limit: int = 50
 
 
+@dataclass(frozen=True, slots=True)
+class Follower:
+    """A queued run that waits for another, which is over."""
+
+    run_id: str
+    spec: Mapping[str, Any]
+    inputs: tuple[Mapping[str, Any], ...]
+    request_digest: str
+    awaited: str
+    outcome: RunState  #: of that other
+
+
 async def run(connection: AsyncConnection, run_id: str) -> RunView:
     """One run; RunUnknown."""
     async with AsyncSession(connection) as session:
@@ -89,6 +105,22 @@ def _untoken(token: str) -> tuple[datetime, str]:
         return datetime.fromisoformat(created), str(last)
     except (ValueError, TypeError) as error:
         raise InvalidRequest("page_token is not one that was given out") from error
+
+
+async def followers(connection: AsyncConnection) -> list[Follower]:
+    """Runs whose waiting is over."""
+    other = aliased(Run)
+    query = (
+        select(Run.id, Run.spec, Run.inputs, Run.request_digest, other.id, other.state)
+        .join(other, other.id == Run.waits_for)
+        .where(Run.state == RunState.QUEUED.value, other.state.in_([state.value for state in OVER]))
+        .order_by(Run.id)
+    )
+    async with AsyncSession(connection) as session:
+        rows = (await session.execute(query)).all()
+    return [
+        Follower(run, spec, tuple(inputs), digest, it, RunState(state)) for run, spec, inputs, digest, it, state in rows
+    ]
 
 
 async def attempts(connection: AsyncConnection, run_id: str) -> list[AttemptView]:

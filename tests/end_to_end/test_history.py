@@ -12,10 +12,14 @@ pytestmark = pytest.mark.slow
 
 #: Property, what is done to the database, and what undoes it.
 ALTERED = [
-    ("S1", "UPDATE leases SET attempt = 2", "UPDATE leases SET attempt = 1"),
+    ("S1", "UPDATE leases SET attempt = attempt + 1", "UPDATE leases SET attempt = attempt - 1"),
     ("S2", "UPDATE log_chunks SET time = time + interval '1 h'", "UPDATE log_chunks SET time = time - interval '1 h'"),
     ("S5", "UPDATE cursors SET offset_bytes = offset_bytes - 1", "UPDATE cursors SET offset_bytes = offset_bytes + 1"),
-    ("S6", "UPDATE leases SET kept_until_step = 1", "UPDATE leases SET kept_until_step = NULL"),
+    (
+        "S6",
+        "UPDATE leases SET kept_until_step = 1 WHERE kept_until_step IS NULL",
+        "UPDATE leases SET kept_until_step = NULL WHERE kept_until_step = 1",
+    ),
     ("S7", "UPDATE metric_chunks SET points[1] = -points[1]", "UPDATE metric_chunks SET points[1] = -points[1]"),
     ("S8", "UPDATE run_events SET sequence = -sequence", "UPDATE run_events SET sequence = -sequence"),
     ("S9", "UPDATE requests SET run_id = 's'", "UPDATE requests SET run_id = 'r'"),

@@ -369,6 +369,7 @@ class TestMistakes:
                 {"checkpoint": {"store": "hf://me/x", "layout": "framework"}},
                 "checkpoint: layout: framework goes with file://, s3://, gs:// and az://, not with hf://me/x",
             ),
+            ({"after": "runs/x@best"}, "after: it waits for a run as a whole: runs/x"),
             (
                 {"checkpoint": {"keep": {"best": 1}}},
                 "checkpoint.keep: best needs a metric to compare by, for instance metric: eval_loss",

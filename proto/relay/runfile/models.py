@@ -353,6 +353,7 @@ class RunFile(Section):
 
     version: Literal["relay/v1"] = "relay/v1"
     name: Name | None = None
+    after: Text | None = None  #: `runs/x`: it waits until that one has succeeded
     labels: dict[Text, Annotated[str, Strict()]] = Field(default_factory=dict)
     priority: Annotated[Whole, Field(ge=-1000, le=1000)] = 0
     method: Text
@@ -386,6 +387,13 @@ class RunFile(Section):
     secrets: tuple[Secret, ...] = ()
     trackers: dict[Text, Free] = Field(default_factory=dict)
     alerts: tuple[Alert, ...] = ()
+
+    @field_validator("after")
+    @classmethod
+    def _names_a_run(cls, value: str | None) -> str | None:
+        if value is not None and (point := points.Point.parse(value)).which:
+            raise ValueError(f"it waits for a run as a whole: runs/{point.run}")
+        return value
 
     def to_dict(self) -> dict[str, Any]:
         """The resolved run as plain values, defaults filled in; `parse` reads it back to an equal value."""

@@ -30,7 +30,8 @@ async def moment(ex: Execution) -> tuple[datetime, datetime | None]:
 
 @repertoire.carries_out(planning.claimable)
 async def claimable(ex: Execution) -> Sequence[Row]:
-    return [_claim(ex, run) for run in ex.rows("runs") if run["wanted"] == "run" and _is_claimable(ex, run)]
+    wanted = (run for run in ex.rows("runs") if run["wanted"] == "run" and run["waits_for"] is None)
+    return [_claim(ex, run) for run in wanted if _is_claimable(ex, run)]
 
 
 def _is_claimable(ex: Execution, run: Row) -> bool:

@@ -23,6 +23,7 @@ def _ordered(order: Order) -> dict[str, Any]:
         "labels": jsonb(order.spec.get("labels", {})),
         "priority": order.spec.get("priority", 0),
         "request_digest": order.digest,
+        "waits_for": order.waits_for,
     }
 
 
