@@ -6,11 +6,15 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trainers import imports
 from trainers.contract import Contract
 from trainers.control import FAILED, PROCESSES, SUCCEEDED, Control, Outcome
 from trainers.events import EventLog
+
+if TYPE_CHECKING:
+    from relay.runfile import RunFile
 
 _PR_SET_PDEATHSIG = 1
 #: Quiet, reproducible libraries: no bars among the lines of a log, no threads that outlive a fork, nothing sent to
@@ -51,6 +55,8 @@ def _run(contract: Contract, control: Control, events: EventLog) -> Outcome:
 
     try:
         run = parse(json.loads(contract.run_file.read_text()))
+        if run.method == "evaluate":
+            return _evaluate(run, contract, events)
         with imports.uncollected():
             methods.load(run.method)
         job = runtime.Job(run, contract, control, int(os.environ[PROCESSES]))
@@ -66,6 +72,16 @@ def _run(contract: Contract, control: Control, events: EventLog) -> Outcome:
         if expected is None:
             raise
         return outcome
+
+
+def _evaluate(run: "RunFile", contract: Contract, events: EventLog) -> Outcome:
+    from trainers import evaluating
+
+    processes = int(os.environ[PROCESSES])
+    if sys.argv[1:] == ["check"]:
+        print(evaluating.check(run, contract, processes))
+        return Outcome(SUCCEEDED)
+    return evaluating.evaluate(run, contract, processes, events)
 
 
 if __name__ == "__main__":

@@ -122,9 +122,7 @@ def method_schema(method: str) -> dict[str, Any]:
     """The JSON Schema of one method's `options`; ImportError or KeyError when there is no such method."""
     from peft import LoraConfig
 
-    from trainers import methods
-
-    config = methods.load(method).config
+    config = _config(method)
     hidden = {*OWNED, "model_init_kwargs"}
     fields = [field for field in dataclasses.fields(config) if field.init and field.name not in hidden]
     choices = {**_CHOICES, **({"loss_type": _LOSSES[method]} if method in _LOSSES else {})}
@@ -146,6 +144,12 @@ def method_schema(method: str) -> dict[str, Any]:
             "launch": _launch(),
         },
     }
+
+
+def _config(method: str) -> type:
+    from trainers import evaluating, methods
+
+    return evaluating.EvaluateConfig if method == evaluating.METHOD else methods.load(method).config
 
 
 def _properties(
@@ -300,12 +304,12 @@ def render(method: str) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Write every method's schema, or with --check say which are stale."""
-    from trainers import methods
+    from trainers import evaluating, methods
 
     parser = argparse.ArgumentParser(prog="python -m trainers.schemas", description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when a schema is stale")
     check = parser.parse_args(argv).check
-    stale = [method for method in methods.NAMES if not _is_fresh(method, write=not check)]
+    stale = [method for method in (*methods.NAMES, evaluating.METHOD) if not _is_fresh(method, write=not check)]
     if check and stale:
         print(f"stale: {', '.join(stale)}; run `make schemas`", file=sys.stderr)
     return int(check and bool(stale))

@@ -68,6 +68,7 @@ def make(
     stop: bool = False,
     ranks: int = 1,
     before: Callable[[], object] = lambda: None,
+    pins: dict[str, str] | None = None,
 ) -> Attempt:
     """One attempt in `folder`, to its end; with `stop` it is asked to stop before its first step. Paths in `run` are
     absolute. `before` is called in each fork. Its code is the first rank's that is not 0.
@@ -76,7 +77,8 @@ def make(
         import trainers.runtime  # noqa: F401
         from trainers import methods
 
-        methods.load(run["method"])
+        if run["method"] in methods.NAMES:
+            methods.load(run["method"])
 
     folder.mkdir(parents=True)
     contract = Contract(
@@ -87,7 +89,7 @@ def make(
         staging=folder / "staging",
         events=folder / "events.jsonl",
         resume_from=resume,
-        pins={},
+        pins=pins or {},
     )
     contract.run_file.write_text(json.dumps(run))
     control = Control(folder)
@@ -141,7 +143,7 @@ def fork(work: Callable[[], int], log: Path) -> int:
             signal.alarm(100)
             code = work()
         except BaseException:
-            traceback.print_exc()
+            os.write(2, traceback.format_exc().encode())  # sys.stderr is the tests' own
         finally:
             sys.stdout.flush()
             os._exit(code)

@@ -251,7 +251,7 @@ class PPOTrainer(Resumable):
             "approx_kl": 0.5 * (logps - batch.logps) ** 2,
         }
         self._notes(mode).tokens(notes, mask)
-        return cast(Tensor, ((pushed + options.vf_coef * fitted - options.entropy_coef * entropy) * mask).sum())
+        return ((pushed + options.vf_coef * fitted - options.entropy_coef * entropy) * mask).sum()
 
     def prediction_step(
         self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None

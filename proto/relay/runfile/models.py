@@ -344,6 +344,7 @@ METHODS = (
     "gkd",
     "online_dpo",
     "distillation",
+    "evaluate",
     "command",
 )
 

@@ -11,6 +11,7 @@ from relay.stores.address import BUCKETS, AddressError, parse
 #: Keys that mean something to command runs only, and those that mean nothing to them.
 _COMMAND_ONLY = ("command", "workdir", "resume_args", "adopt", "outputs", "image")
 _NEVER_COMMAND = ("model", "teacher", "model_init", "lora", "quantization", "preset", "data", "rewards", "samples")
+_NEVER_EVALUATED = (*(key for key in _NEVER_COMMAND if key not in ("model", "model_init")), "launch", "hub")
 _TAUGHT = ("gkd", "distillation")
 _STREAMED = ("sft", "cpt", "dpo", "kto", "reward")  #: their trainers make tokens of rows as these come
 _REWARDED = ("grpo", "rloo", "ppo", "online_dpo")
@@ -54,6 +55,8 @@ def between_sections(data: Mapping[str, Any]) -> Iterator[Mistake]:
     yield from _for_hub(data)
     if method == "command":
         yield from _for_command(data)
+    elif method == "evaluate":
+        yield from _for_evaluating(data)
     elif method in METHODS:
         yield from _for_training(method, data)
 
@@ -102,6 +105,17 @@ def _for_training(method: str, data: Mapping[str, Any]) -> Iterator[Mistake]:
     if not data.get("rewards") and method in _REWARDED:
         yield Mistake(("rewards",), "is missing", "for instance rewards: [{call: rewards.py:score}]")
     yield from _calls_that_stay(data)
+
+
+def _for_evaluating(data: Mapping[str, Any]) -> Iterator[Mistake]:
+    for key in (*_COMMAND_ONLY, *_NEVER_EVALUATED):
+        if _given(data, key):
+            yield Mistake((key,), "does not go with method: evaluate", "it takes model, model_init and options")
+    if "model" not in data:
+        yield Mistake(("model",), "is missing", "for instance model: {init_from: runs/x@best}, with after: runs/x")
+    options = data.get("options")
+    if not isinstance(options, Mapping) or not options.get("tasks"):
+        yield Mistake(("options", "tasks"), "is missing", "for instance tasks: [gsm8k, hellaswag]")
 
 
 def _for_ppo(data: Mapping[str, Any]) -> Iterator[Mistake]:
