@@ -337,8 +337,9 @@ def _model_words(run: RunFile) -> str:
     if run.model is None:
         return ""
     name = run.model.name_or_path or run.model.init_from or ""
-    how = f"LoRA r={run.lora.get('r', 8)}" if run.lora is not None else "all weights"
-    return f"{name}{f' @ {run.model.revision}' if run.model.revision else ''}, {how}"
+    trained = f", LoRA r={run.lora.get('r', 8)}" if run.lora is not None else ", all weights"
+    revision = f" @ {run.model.revision}" if run.model.revision else ""
+    return f"{name}{revision}{'' if run.method == 'evaluate' else trained}"
 
 
 def _data_words(run: RunFile) -> str:
