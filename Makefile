@@ -81,7 +81,7 @@ baseline: $(READY) ## Take today's contract as the one that later changes may no
 	@$(BIN)/python proto/generate.py --image .build/contract.binpb
 	@$(BIN)/buf build .build/contract.binpb --exclude-source-info --output proto/baseline.binpb
 
-bench: $(READY) ## Measure latency, overhead and recovery (about 25 minutes; ARGS="start shim" or ARGS=--quick)
+bench: $(READY) ## Measure latency, overhead and recovery (about 35 minutes; ARGS="start shim" or ARGS=--quick)
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 clean: ## Remove what was built, .venv included

@@ -85,7 +85,8 @@ def right_by_hand(folder: Path, adapter: Path | None = None) -> float:
         return float(sum(logs[at - 1, whole[at]] for at in range(len(asked), len(whole))))
 
     best = [max(range(3), key=lambda at: likelihood(row["question"], CHOICES[at])) for row in QUESTIONS]
-    return sum(at == row["answer"] for at, row in zip(best, QUESTIONS, strict=True)) / len(QUESTIONS)
+    right = [at == row["answer"] for at, row in zip(best, QUESTIONS, strict=True)]
+    return sum(right) / len(right)
 
 
 def expect(made: attempts.Attempt, folder: Path, adapter: Path | None, step: int) -> None:
