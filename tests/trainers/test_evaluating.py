@@ -85,7 +85,7 @@ def right_by_hand(folder: Path, adapter: Path | None = None) -> float:
         return float(sum(logs[at - 1, whole[at]] for at in range(len(asked), len(whole))))
 
     best = [max(range(3), key=lambda at: likelihood(row["question"], CHOICES[at])) for row in QUESTIONS]
-    right = [at == row["answer"] for at, row in zip(best, QUESTIONS, strict=True)]
+    right = [at == int(row["answer"]) for at, row in zip(best, QUESTIONS, strict=True)]
     return sum(right) / len(right)
 
 
