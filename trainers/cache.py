@@ -14,7 +14,8 @@ from uuid import uuid4
 from trainers.errors import HostError
 
 FOLDER = "RELAY_DATA_CACHE"  #: names the folder of all
-UNUSED = 30 * 24 * 3600  #: seconds after which a thing goes
+UNUSED, UNFINISHED = 30 * 24 * 3600, 24 * 3600  #: seconds after which a thing goes, and what became none
+_DRAFT = ".tmp-"
 
 
 def place(*what: Any) -> Path:
@@ -30,7 +31,7 @@ def making(folder: Path) -> Iterator[Path]:
     """A folder to fill, which becomes `folder` when that went well, unless another process was first. What nobody has
     used for long goes. Raises HostError when this host's disk fails, where the writer says so by `writing`.
     """
-    draft = folder.with_name(f".tmp-{uuid4().hex}")
+    draft = folder.with_name(f"{_DRAFT}{uuid4().hex}")
     try:
         with writing(draft):
             draft.mkdir(parents=True)
@@ -70,5 +71,6 @@ def _root() -> Path:
 def _tidy(root: Path) -> None:
     for folder in root.iterdir():
         with suppress(FileNotFoundError):
-            if time.time() - folder.stat().st_mtime > UNUSED:
+            limit = UNFINISHED if folder.name.startswith(_DRAFT) else UNUSED
+            if time.time() - folder.stat().st_mtime > limit:
                 shutil.rmtree(folder, ignore_errors=True)

@@ -125,9 +125,11 @@ def _write(rows: Iterable[Row], path: Path) -> None:
         try:
             table = pa.Table.from_pydict({name: [row[name] for row in batch] for name in batch[0]})
             schema = pa.unify_schemas([into.schema or table.schema, table.schema], promote_options="permissive")
-        except pa.ArrowException as error:
+        except (pa.ArrowException, OverflowError) as error:
             said = " ".join(str(error).split())
-            raise ConfigError(f"data: rows {number + 1} to {number + len(batch)} differ in type: {said}") from error
+            raise ConfigError(
+                f"data: rows {number + 1} to {number + len(batch)} have no type in common: {said}"
+            ) from error
         if into.schema is not None and schema != into.schema:
             widened += 1
             into = into.again(path.with_name(f"{widened}-{_ROWS}"), schema)

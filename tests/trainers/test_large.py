@@ -105,9 +105,16 @@ def test_columns_that_widen(tmp_path: Path) -> None:
 def test_columns_that_hold_two_things(tmp_path: Path, folder: Path) -> None:
     rows: list[Any] = [{"prompt": "a", "answer": 1}] * 1000 + [{"prompt": "a", "answer": "one"}] * 1000
     written(tmp_path / "big.jsonl", rows)
-    with pytest.raises(ConfigError, match=r"rows 1001 to 2000 differ in type: .*answer"):
+    with pytest.raises(ConfigError, match=r"rows 1001 to 2000 have no type in common: .*answer"):
         load(tmp_path, {"train": "big.jsonl"}, ("prompt",))
     assert not [*folder.iterdir()], "nothing half made stays"
+
+
+@pytest.mark.usefixtures("little")
+def test_a_number_that_is_too_large(tmp_path: Path) -> None:
+    written(tmp_path / "big.jsonl", [{"prompt": "a" * 2000, "answer": 2**70}])
+    with pytest.raises(ConfigError, match=r"rows 1 to 1 have no type in common: .*too large"):
+        load(tmp_path, {"train": "big.jsonl"}, ("prompt",))
 
 
 @pytest.mark.usefixtures("little")
@@ -138,8 +145,12 @@ def test_what_nobody_has_used_for_long_goes(tmp_path: Path, folder: Path) -> Non
     load(tmp_path, {"train": "other.jsonl"})
     assert len([*folder.iterdir()]) == 2
     os.utime(old, (long_ago, long_ago))
+    torn = folder / ".tmp-of-one-that-was-killed"
+    torn.mkdir()
+    yesterday = time.time() - cache.UNFINISHED - 60
+    os.utime(torn, (yesterday, yesterday))
     load(tmp_path, {"train": {"path": "other.jsonl"}, "columns": {"a": "b"}})
-    assert len([*folder.iterdir()]) == 2 and not old.exists()
+    assert len([*folder.iterdir()]) == 2 and not old.exists() and not torn.exists()
 
 
 @pytest.mark.slow
