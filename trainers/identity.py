@@ -39,6 +39,7 @@ def of(run: RunFile, model: ModelSource, rows: str, teacher: ModelSource | None 
         "full training": run.lora is None,
         "seed": run.seed,
         "rows": rows,
+        **({"data.streaming": True} if run.data is not None and run.data.streaming else {}),  # the order is another
         **({"rewards": [_said_of(reward) for reward in run.rewards]} if run.rewards else {}),
         **{f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()},
     }

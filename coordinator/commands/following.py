@@ -15,6 +15,7 @@ from coordinator.store.runs import OVER, Order
 from coordinator.store.views import Follower
 from relay.errors import RunUnknown, SpecInvalid
 from relay.points import Point
+from relay.stores.base import StoreAway
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +51,8 @@ async def release(db: Database, blobs: Blobs) -> None:
             beginning = await _beginning(db, blobs, follower)
         except SpecInvalid as wrong:
             await _give_up(db, follower, str(wrong))
+        except (OSError, StoreAway) as away:  # the store's folder or bucket; the next round tries again
+            _log.error("run=%s after=%s not released: %s", follower.run_id, follower.awaited, away)
         else:
             await _let_go(db, follower, beginning)
 

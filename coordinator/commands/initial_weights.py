@@ -45,8 +45,7 @@ def asked(spec: Mapping[str, Any]) -> str:
 
 async def find(db: Database, blobs: Blobs, what: str, inputs: Sequence[Mapping[str, Any]]) -> Beginning:
     """The weights that a run file asks for, beside the inputs that it has. SpecInvalid says why they cannot be had."""
-    if taken := [each["path"] for each in inputs if _under(INIT_FROM, each)]:
-        raise _wrong(what, f"{taken[0]} is in the way: {INIT_FROM}/ is where its files are put")
+    require_room(what, inputs)
     point = Point.parse(what)
     async with db.begin() as connection:
         try:
@@ -61,6 +60,12 @@ async def find(db: Database, blobs: Blobs, what: str, inputs: Sequence[Mapping[s
     files = [_input(INIT_FROM, file.path, file.digest, file.size) for file in manifest.files if file.path in names]
     base = _base_of(source) if is_adapter(names) else ()
     return Beginning((*files, *base), {PIN: f"{label} {digest}"})
+
+
+def require_room(what: str, inputs: Sequence[Mapping[str, Any]]) -> None:
+    """SpecInvalid when an input lies where the weights will be put."""
+    if taken := [each["path"] for each in inputs if _under(INIT_FROM, each)]:
+        raise _wrong(what, f"{taken[0]} is in the way: {INIT_FROM}/ is where its files are put")
 
 
 async def before(db: Database, what: str, run_id: str) -> Beginning | None:

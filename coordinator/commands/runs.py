@@ -124,6 +124,8 @@ async def begun(db: Database, blobs: Blobs, submission: Submission, checked: Che
         async with db.connection() as conn:
             if await requests.known(conn, submission.request_id):
                 return checked
+    if what:  # said now, also where they are looked up later
+        initial_weights.require_room(what, submission.inputs)
     if submission.resume and what and (had := await initial_weights.before(db, what, checked.run_id)):
         return _with(checked, had)
     if awaited := await following.awaited(db, order.spec, checked.run_id):

@@ -8,6 +8,8 @@ import pytest
 from google.protobuf import struct_pb2
 from grpc import aio
 
+from coordinator.commands import following
+from relay.stores.base import StoreAway
 from relay.v1 import agents_pb2, runs_pb2
 from tests.coordinator.agent_client import STOPPED, SUCCEEDED, ScriptedAgent, connected, failed
 from tests.coordinator.fleet import World, reason
@@ -99,6 +101,27 @@ async def test_weights_that_are_not_there_then(world: World) -> None:
         await a.complete(lease, **SUCCEEDED)
         run = await ended(world)
         assert 'model.init_from: "runs/x@30" cannot be begun with: x has no checkpoint' in run.reason
+
+
+class Away:
+    """A store that cannot be reached."""
+
+    def read(self, digest: str, limit: int, /) -> bytes:
+        raise StoreAway("the bucket is away")
+
+
+async def test_a_store_that_is_away_is_waited_for(world: World) -> None:
+    """The round ends well, the run waits on, and the next that happens in the queue is another round."""
+    async with connected(world.replica.agents, "a", "b") as [a, b]:
+        lease = await begin(world, a)
+        await save(world, a, lease, 10, WHOLE)
+        await follow(world, model={"init_from": "runs/x@10"})
+        async with world.db.connection() as conn:  # without a word to the coordinator's own follower
+            await conn.execute("UPDATE runs SET state = 'succeeded' WHERE id = 'x'")
+        await following.release(world.db, Away())
+        assert (await world.run("next")).state == runs_pb2.Run.QUEUED
+        await world.submit("free", resources={"gpus_per_node": 8})
+        assert "runs/next/" in (await b.take()).lease
 
 
 async def test_what_it_could_not_wait_for_is_refused(world: World) -> None:

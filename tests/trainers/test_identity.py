@@ -41,6 +41,7 @@ def _refusal(now: identity.Identity) -> str:
         (_of(lora={"r": 8}), "lora.r was 4 and is 8"),
         (_of(lora=None), "full training was false and is true"),
         (_of(seed=7), "seed was 42 and is 7"),
+        (_of(data={"train": "rows.jsonl", "streaming": True}), "data.streaming was not given and is true"),
         (_of(ROWS[::-1]), "rows are others"),
         (_of(source=ModelSource("org/tiny", "def", "org/tiny")), 'model was "org/tiny@abc" and is "org/tiny@def"'),
     ],
