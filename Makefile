@@ -19,7 +19,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 # Tests start hundreds of processes, which load what the first has compiled.
 unexport PYTHONDONTWRITEBYTECODE
-PACKAGES := proto/relay coordinator agent trainers relayctl
+PACKAGES := proto/relay runfile storage coordinator agent trainers relayctl
 CODE := $(wildcard $(PACKAGES) proto/generate.py migrations benchmarks examples tests)
 
 .DEFAULT_GOAL := help
@@ -34,8 +34,8 @@ setup: $(READY) ## Create or update .venv (every other target does it when neede
 demo: $(READY) ## Train a small model on two hosts, kill one in the middle, see the other finish
 	@$(BIN)/relayctl demo $(ARGS)
 
-test: $(READY) ## Run the tests whose inputs have changed since they passed here (ALL=1: all tests)
-	@$(BIN)/python -m tests.incremental $(if $(ALL),--all) -n $(WORKERS) $(ARGS)
+test: $(READY) ## Run the tests
+	@$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 simulate: $(READY) ## Run the lease protocol's simulator on SEEDS (20000) seeds
 	@$(BIN)/python -m tests.simulation seeds 0 $$(($(SEEDS) - 1))

@@ -44,15 +44,15 @@ from agent.stores.unfinished import Unfinished
 from agent.supervisor import Supervisor, WayOut
 from agent.vitals import Vitals
 from relay.errors import DeploymentForeign, RelayError, Unauthenticated
-from relay.stores.base import Store
-from relay.stores.hub.budget import Budget
-from relay.stores.hub.store import HubStore
-from relay.stores.hub.worker import Worker
-from relay.stores.leaving import end
-from relay.stores.opening import Readers, open_store
-from relay.stores.pace import Pace
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import agents_pb2_grpc, runs_pb2_grpc
+from storage.base import Store
+from storage.exit import end
+from storage.hub.commit_rate_limit import Budget
+from storage.hub.store import HubStore
+from storage.hub.worker import Worker
+from storage.opening import Readers, open_store
+from storage.rate_limit import Pace
 
 log = logging.getLogger("agent")
 

@@ -40,8 +40,8 @@ from agent.verdict import Cause, Order, Stop, Success, verdict
 from agent.watch import Watch, scanner_of
 from agent.wire import Assignment
 from relay.errors import LeaseLost
-from relay.runfile import RunFile
 from relay.v1 import agents_pb2 as pb
+from runfile import RunFile
 
 log = logging.getLogger(__name__)
 

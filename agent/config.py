@@ -14,8 +14,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from relay.runfile import Hub, UnitError, parse_duration, parse_size
-from relay.runfile.scalars import NAME
+from runfile import Hub, UnitError, parse_duration, parse_size
+from runfile.scalars import NAME
 
 
 class ConfigError(Exception):

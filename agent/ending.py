@@ -18,11 +18,11 @@ from agent.stores.publishing import Publishing
 from agent.verdict import Cause, Stop
 from agent.wire import Assignment, failure
 from relay.errors import BlobTooLarge, CheckpointMissing, EventsMissing, LeaseLost, RelayError
-from relay.manifest import Manifest, ManifestError
-from relay.runfile import RunFile
-from relay.stores.base import StoreRefused
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import runs_pb2
+from runfile import RunFile
+from storage.base import StoreRefused
+from storage.manifest import Manifest, ManifestError
 
 log = logging.getLogger(__name__)
 

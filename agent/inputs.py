@@ -14,8 +14,8 @@ from pathlib import Path
 from weakref import WeakValueDictionary
 
 from agent.stores.blobs import Blobs
-from relay.manifest import check_path, hash_file
 from relay.v1 import runs_pb2
+from storage.manifest import check_path, hash_file
 
 
 class Cache:

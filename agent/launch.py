@@ -14,7 +14,7 @@ from pathlib import Path
 
 from agent.folder import AttemptFolder
 from agent.wire import Assignment
-from relay.runfile import RunFile
+from runfile import RunFile
 
 _ALLOWED = re.compile(
     r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|LC_\w+|TZ|TMPDIR|TERM|LD_LIBRARY_PATH|PYTHONPATH|PYTHONUNBUFFERED"

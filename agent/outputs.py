@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from relay.manifest import Manifest, ManifestFile, hash_file, list_files
+from storage.manifest import Manifest, ManifestFile, hash_file, list_files
 
 
 def whole_folder(folder: Path) -> dict[str, Path]:

@@ -32,12 +32,12 @@ from agent.stores.transfers import Transfers
 from agent.stores.unfinished import Unfinished
 from agent.wire import Assignment
 from relay.errors import LeaseLost, RelayError
-from relay.manifest import ManifestError
-from relay.runfile import RunFile
-from relay.stores.base import Damaged, Store, StoreRefused
-from relay.stores.pace import Pace
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import agents_pb2_grpc, runs_pb2
+from runfile import RunFile
+from storage.base import Damaged, Store, StoreRefused
+from storage.manifest import ManifestError
+from storage.rate_limit import Pace
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from agent.checkpoints.staging import Rule, Scanner
 from agent.events.reports import Reader, Report, Saved, Stepped
 from agent.folder import AttemptFolder
 from agent.progress import Progress
-from relay.runfile import RunFile
+from runfile import RunFile
 
 log = logging.getLogger(__name__)
 

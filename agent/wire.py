@@ -13,11 +13,11 @@ from agent.capability import Capability, Readings
 from agent.folder import write_atomically
 from agent.leases import Beat, StopReason, Wish
 from relay.errors import DOMAIN
-from relay.runfile import RunFile
-from relay.stores.base import Place
 from relay.timing import LeaseTiming
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import fleet_pb2
+from runfile import RunFile
+from storage.base import Place
 
 INTERNAL = 13  #: google.rpc.Code of failures that are data, not of RPCs
 

@@ -17,7 +17,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.report import Table
-from relay.runfile import Source
+from runfile import Source
 from trainers import tasks
 
 METHODS = ("grpo", "ppo")

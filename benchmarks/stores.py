@@ -24,8 +24,8 @@ from statistics import median
 import psutil
 
 from benchmarks.report import Table, interval
-from relay.manifest import NAME, describe
 from relayctl.local import Coordinator
+from storage.manifest import NAME, describe
 from tests.seaweed import BUCKET, environment, seaweed
 
 FILES = 20

@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.report import Table, interval
 from benchmarks.trainer import measured, ours
 from benchmarks.workload import Workload, prepare
-from relay.runfile import load
+from runfile import load
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},

@@ -23,10 +23,10 @@ from obstore.store import S3Store
 from agent.contact import Contact, Coordinator
 from agent.stores.blobs import Blobs
 from agent.stores.relay import RelayStore
-from relay.manifest import NAME, Manifest, ManifestFile, hash_file
-from relay.stores.base import Place, Store
-from relay.stores.leaving import end
-from relay.stores.opening import open_store
+from storage.base import Place, Store
+from storage.exit import end
+from storage.manifest import NAME, Manifest, ManifestFile, hash_file
+from storage.opening import open_store
 
 CHUNK = 4 * 1024 * 1024
 AT_ONCE = 4

@@ -20,8 +20,8 @@ import uvloop
 from coordinator import config, migrate, postgres, server
 from coordinator.artifacts.collecting import Pace
 from relay import timing
-from relay.runfile import UnitError, parse_duration, parse_size
-from relay.stores.leaving import end
+from runfile import UnitError, parse_duration, parse_size
+from storage.exit import end
 
 T = TypeVar("T")
 

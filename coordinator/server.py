@@ -20,6 +20,7 @@ from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+import runfile
 from coordinator import migrate, postgres
 from coordinator.artifacts.base import Artifacts
 from coordinator.artifacts.folder import FolderArtifacts
@@ -34,7 +35,6 @@ from coordinator.rpc.runs import RunsService
 from coordinator.services import collector, follower, planner, reaper
 from coordinator.sessions import Heartbeats, Sessions
 from coordinator.store import deployment
-from relay import runfile
 from relay.v1 import (
     agents_pb2,
     agents_pb2_grpc,

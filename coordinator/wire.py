@@ -34,8 +34,8 @@ from coordinator.values import (
     Submission,
 )
 from relay.errors import DOMAIN, InvalidRequest, TooLarge
-from relay.manifest import DIGEST
 from relay.v1 import agents_pb2, fleet_pb2, runs_pb2
+from storage.manifest import DIGEST
 
 MAX_HELD = 1024
 MAX_LISTED = 10_000

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from relay.stores.leaving import end
 from relayctl import rows
 from relayctl.exits import ExitCode
 from relayctl.verbs import Verbs
+from storage.exit import end
 
 if TYPE_CHECKING:
     from relayctl.client import RelayClient
@@ -215,8 +215,8 @@ def wait(
     """Wait until runs have ended; the exit code is 10 if one failed, 11 if one was cancelled, 12 if time ran out."""
 
     async def work(client: RelayClient, terminal: Terminal) -> ExitCode:
-        from relay.runfile import parse_duration
         from relayctl import watching
+        from runfile import parse_duration
 
         return await watching.wait(client, runs, parse_duration(timeout) if timeout else None)
 

@@ -6,9 +6,6 @@ import asyncio
 from collections.abc import Awaitable, Sequence
 from pathlib import Path
 
-from relay.manifest import NAME, Manifest
-from relay.runfile import INIT_FROM, presets
-from relay.stores.base import Damaged, Progress, StoreAway, StoreRefused
 from relay.v1 import runs_pb2 as pb
 from relayctl import submission, views, watching
 from relayctl.artifacts import PullFailed
@@ -20,6 +17,9 @@ from relayctl.plain import Output, plain, single
 from relayctl.terminal import Terminal, byte_bars, note, say
 from relayctl.volume import hub_words
 from relayctl.words import block, count, printable, size
+from runfile import INIT_FROM, presets
+from storage.base import Damaged, Progress, StoreAway, StoreRefused
+from storage.manifest import NAME, Manifest
 
 _QUIET = (Output.NAME, Output.JSON, Output.JSONL, Output.YAML)
 

@@ -13,10 +13,11 @@ from typing import Any, BinaryIO, TypeVar
 
 import grpc
 
-from relay import errors, manifest
+from relay import errors
 from relay.v1 import artifacts_pb2 as pb
 from relay.v1 import artifacts_pb2_grpc as pb_grpc
 from relayctl.line import Line, Trial
+from storage import manifest
 
 CHUNK = 512 * 1024
 AT_ONCE = 4

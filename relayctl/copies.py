@@ -12,12 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from relay.errors import BlobUnknown, DigestMismatch, RelayError
-from relay.manifest import NAME, Manifest
-from relay.stores.base import Damaged, Progress, Store, StoreAway, StoreRefused, untold
-from relay.stores.hub.budget import Budget
-from relay.stores.hub.store import HubStore
-from relay.stores.hub.worker import Worker
-from relay.stores.opening import Readers
 from relay.v1 import runs_pb2 as pb
 from relayctl import points
 from relayctl.artifacts import Blob, PullFailed
@@ -27,6 +21,12 @@ from relayctl.looking import machine, say_all
 from relayctl.plain import Output, listing
 from relayctl.terminal import Terminal, byte_bars, note, say
 from relayctl.words import count, size, table
+from storage.base import Damaged, Progress, Store, StoreAway, StoreRefused, untold
+from storage.hub.commit_rate_limit import Budget
+from storage.hub.store import HubStore
+from storage.hub.worker import Worker
+from storage.manifest import NAME, Manifest
+from storage.opening import Readers
 
 HOST, RELAY = "host", "relay"
 

@@ -7,7 +7,6 @@ import os
 from collections.abc import Awaitable, Callable
 
 from relay import errors
-from relay.runfile import RunFileErrors, UnitError
 from relayctl import context
 from relayctl.artifacts import PullFailed, SendFailed
 from relayctl.client import RelayClient
@@ -18,6 +17,7 @@ from relayctl.looking import UsageMistake
 from relayctl.plain import Output, single
 from relayctl.terminal import Terminal, note, say
 from relayctl.words import block
+from runfile import RunFileErrors, UnitError
 
 Work = Callable[[RelayClient, Terminal], Awaitable[ExitCode]]
 

@@ -14,15 +14,6 @@ from pathlib import Path
 
 from google.protobuf import json_format
 
-from relay.manifest import Manifest
-from relay.runfile import RunFile, RunFileErrors, parse
-from relay.stores import address
-from relay.stores.base import Damaged, Progress, StoreAway, StoreRefused
-from relay.stores.hub import parcel
-from relay.stores.hub.marks import Mark
-from relay.stores.hub.uris import MAIN, REPO, model_branch
-from relay.stores.hub.worker import Worker
-from relay.stores.opening import open_store
 from relay.v1 import runs_pb2 as pb
 from relayctl import acting, copies, views
 from relayctl.artifacts import PullFailed, SendFailed
@@ -32,6 +23,15 @@ from relayctl.looking import UsageMistake
 from relayctl.pushing import telling
 from relayctl.terminal import Terminal, byte_bars, note, say
 from relayctl.words import count, size
+from runfile import RunFile, RunFileErrors, parse
+from storage import address
+from storage.base import Damaged, Progress, StoreAway, StoreRefused
+from storage.hub import publication_files
+from storage.hub.commit_markers import Mark
+from storage.hub.uris import MAIN, REPO, model_branch
+from storage.hub.worker import Worker
+from storage.manifest import Manifest
+from storage.opening import open_store
 
 HUB = "hf://"
 HERE = "path/to/this/folder"  #: what the card of files that are not on the Hub says to load
@@ -148,11 +148,11 @@ async def _fetched(client: RelayClient, source: Source, folder: Path, bars: Bars
 
 
 async def _made(client: RelayClient, source: Source, folder: Path) -> Export:
-    files = await asyncio.to_thread(parcel.files_of, folder)
+    files = await asyncio.to_thread(publication_files.files_of, folder)
     if not files:
         raise PullFailed(f"{source.title} has no files")
-    told = await asyncio.to_thread(parcel.told_of, folder)
-    facts = parcel.facts(
+    told = await asyncio.to_thread(publication_files.told_of, folder)
+    facts = publication_files.facts(
         source.mark,
         _run_file(source.run),
         files,
@@ -163,7 +163,7 @@ async def _made(client: RelayClient, source: Source, folder: Path) -> Export:
         pins=source.run.pins,
         attempts=await client.attempts(source.run.name),
     )
-    return Export(source.title, source.mark, files, partial(parcel.texts, facts, told))
+    return Export(source.title, source.mark, files, partial(publication_files.texts, facts, told))
 
 
 def _run_file(run: pb.Run) -> RunFile:
@@ -198,7 +198,7 @@ async def _to_bucket(place: address.Address, made: Export, beside: Path, bars: B
     total = sum([(await asyncio.to_thread(source.stat)).st_size for source in files.values()])
     with telling(str(place)):
         open_store(str(place))  # says what is missing where buckets cannot be used
-        from relay.stores.objects import put_files
+        from storage.bucket_files import put_files
 
         await put_files(place, files, bars("sending", total))
     say(f"{made.title} is in {place}: {count(len(files), 'file')}, {size(total)}")

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from relay import manifest
-from relay.manifest import ManifestError, check_path
+from storage import manifest
+from storage.manifest import ManifestError, check_path
 
 _LAYOUTS = (("ckpt", "step_"), ("", "step_"), ("", "checkpoint-"))
 _LOOKED_FOR = "ckpt/step_*, step_* or checkpoint-*"

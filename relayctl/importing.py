@@ -14,7 +14,6 @@ from pathlib import Path
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from relay.errors import RunExists, RunUnknown
-from relay.manifest import Manifest, ManifestFile
 from relay.v1 import runs_pb2 as pb
 from relayctl import curves, foreign, submission, views
 from relayctl.artifacts import Blob, describe
@@ -29,6 +28,7 @@ from relayctl.submission import Stage, Submission
 from relayctl.terminal import Terminal, byte_bars, say
 from relayctl.volume import hub_words
 from relayctl.words import block, count, printable, size
+from storage.manifest import Manifest, ManifestFile
 
 MOST = 1000  #: checkpoints that are taken at once
 

@@ -8,7 +8,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from relay.runfile import parse_duration
 from relay.v1 import runs_pb2 as pb
 from relayctl import logs as log_lines
 from relayctl import plots, views
@@ -16,6 +15,7 @@ from relayctl.client import ENDED, UNENDED, RelayClient, short
 from relayctl.exits import ExitCode
 from relayctl.plain import Output, listing, plain, single
 from relayctl.terminal import Terminal, note, say
+from runfile import parse_duration
 
 _REFRESH = 2.0  #: seconds between two looks of `runs -w`
 _LAST_ENDED = 10

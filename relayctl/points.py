@@ -5,10 +5,10 @@ from __future__ import annotations
 from google.protobuf import json_format
 
 from relay.errors import CheckpointUnknown
-from relay.points import BEST, LATEST, NoMetric, NoPoint, Point, choose
 from relay.v1 import runs_pb2 as pb
 from relayctl.client import RelayClient
 from relayctl.looking import UsageMistake
+from storage.checkpoint_ref import BEST, LATEST, NoMetric, NoPoint, Point, choose
 
 
 async def at(client: RelayClient, text: str) -> pb.Checkpoint:

@@ -7,11 +7,11 @@ import sys
 
 from google.protobuf import json_format
 
-from relay.stores.base import StoreAway, StoreRefused
-from relay.stores.hub.worker import Worker
 from relayctl.client import RelayClient, short
 from relayctl.exits import ExitCode
 from relayctl.terminal import note, say
+from storage.base import StoreAway, StoreRefused
+from storage.hub.worker import Worker
 
 
 async def promote(client: RelayClient, run: str, repo: str | None) -> ExitCode:

@@ -12,11 +12,6 @@ from typing import Any, Protocol
 from google.protobuf import json_format
 
 from relay.errors import BlobUnknown, CheckpointRemoved, DigestMismatch
-from relay.manifest import Manifest
-from relay.stores.address import AddressError, parse
-from relay.stores.base import Discards, Place, Progress, StoreAway, StoreRefused, Where, untold
-from relay.stores.layout import Layout
-from relay.stores.opening import open_store
 from relay.v1 import runs_pb2 as pb
 from relayctl import copies
 from relayctl.artifacts import Artifacts, Blob, PullFailed, SendFailed
@@ -25,6 +20,11 @@ from relayctl.exits import ExitCode
 from relayctl.looking import UsageMistake
 from relayctl.terminal import Terminal, byte_bars, say
 from relayctl.words import count, size
+from storage.address import AddressError, parse
+from storage.base import Discards, Place, Progress, StoreAway, StoreRefused, Where, untold
+from storage.layout import Layout
+from storage.manifest import Manifest
+from storage.opening import open_store
 
 OWN = "relay://"  #: the coordinator's own store
 Bars = Callable[[str, int], Progress]

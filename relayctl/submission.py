@@ -13,12 +13,12 @@ from typing import Any
 from google.protobuf import json_format
 
 from relay import errors
-from relay.runfile import INIT_FROM, RunFile, RunFileErrors, Travel, load, parse, travelling
 from relay.v1 import runs_pb2 as pb
 from relayctl import provenance
 from relayctl.artifacts import Blob, Progress, describe
 from relayctl.client import RelayClient, run_name
 from relayctl.words import count, size
+from runfile import INIT_FROM, RunFile, RunFileErrors, Travel, find_inputs, load, parse
 
 Stage = Callable[[str, int], Progress]  #: told what begins and how many bytes it is; gives what to report progress to
 
@@ -45,7 +45,7 @@ async def prepare(path: Path, sets: Sequence[str] = (), name: str | None = None)
     """Reads the run file and finds what travels; RunFileErrors with every mistake."""
     more = [f"name={json.dumps(name)}"] if name else []
     runfile = await asyncio.to_thread(load, path, [*sets, *more])
-    found = await asyncio.to_thread(travelling, runfile, path.parent)
+    found = await asyncio.to_thread(find_inputs, runfile, path.parent)
     return Submission(path, found.runfile, found.files)
 
 

@@ -9,13 +9,13 @@ from itertools import pairwise
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from relay.runfile import RunFile, Split, format_duration
-from relay.runfile.models import Keep
-from relay.runfile.units import Every
 from relay.v1 import fleet_pb2
 from relay.v1 import runs_pb2 as pb
 from relayctl.client import short
 from relayctl.words import ago, block, count, number, printable, size, span, table
+from runfile import RunFile, Split, format_duration
+from runfile.models import Keep
+from runfile.units import Every
 
 _EVENT_MARKS = {"warning": "! ", "error": "!! "}
 _QUOTED = 1000  #: characters of a text that is shown in part

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from relay.runfile import Hub, RunFile, format_duration
 from relayctl.words import size, span
+from runfile import Hub, RunFile, format_duration
 
 DAY = 86400.0
 _BILLIONS = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)\s*([bm])(?![a-z0-9])", re.IGNORECASE)

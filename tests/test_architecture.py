@@ -9,16 +9,14 @@ from sysconfig import get_path
 
 import pytest
 
-from tests import incremental
-
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("relay", "coordinator", "agent", "trainers", "relayctl")
+PACKAGES = ("relay", "runfile", "storage", "coordinator", "agent", "trainers", "relayctl")
 SOURCES = [ROOT / "proto" / "relay", *(ROOT / name for name in PACKAGES[1:])]
 
 #: Modules that decide and nothing else: no I/O, no clock, no SQL, no protobuf.
 PURE = (
     *("coordinator/lifecycle.py", "coordinator/retention.py", "coordinator/scheduling.py"),
-    *("agent/leases.py", "proto/relay/timing.py", "proto/relay/stores/address.py"),
+    *("agent/leases.py", "proto/relay/timing.py", "storage/address.py"),
 )
 IMPURE_LIBRARY = {"asyncio", "os", "random", "socket", "subprocess", "threading", "time"}
 
@@ -97,24 +95,6 @@ def test_no_other_distribution_ships_our_package_names() -> None:
         if (folder / name).exists() or (folder / f"{name}.py").exists()
     }
     assert not shadows
-
-
-@pytest.mark.parametrize("group", incremental.INPUTS)
-def test_a_group_of_tests_reaches_no_further_than_its_inputs(group: str) -> None:
-    """Otherwise `make test` would pass over tests of what has changed."""
-    reached = {top(name) for path in modules(ROOT / "tests" / group) for name in imported(path)}
-    allowed = {"relay" if folder == "proto" else folder for folder in incremental.INPUTS[group]}
-    assert reached & {*PACKAGES, "benchmarks", "examples"} <= allowed
-    assert set(incremental.groups()) >= set(incremental.INPUTS)
-
-
-@pytest.mark.parametrize("group", incremental.groups())
-def test_a_group_of_tests_reaches_no_other_than_it_stands_on(group: str) -> None:
-    """Otherwise `make test` would pass over tests of what has changed beside them."""
-    inside = [] if group == incremental.BESIDE else modules(ROOT / "tests" / group)
-    reached = {name.split(".")[1] for path in inside for name in imported(path) if name.startswith("tests.")}
-    folders = {name for name in reached if (ROOT / "tests" / name).is_dir()}
-    assert folders <= {group, *incremental.STANDS_ON.get(group, ())}
 
 
 def test_no_module_is_a_drawer_for_odds_and_ends() -> None:

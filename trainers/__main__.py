@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from relay.runfile import RunFile, RunFileErrors, load, parse, presets
+from runfile import RunFile, RunFileErrors, load, parse, presets
 from trainers import alone, launch, plotting
 from trainers.contract import Contract, under_agent
 from trainers.control import FAILED, REFUSED, STOPPED, Control, Outcome

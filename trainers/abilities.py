@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 import torch
 
-from relay.runfile import RunFile
+from runfile import RunFile
 from trainers.errors import HostError
 
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from relay.runfile import RunFile
+from runfile import RunFile
 from trainers import checkpoints
 from trainers.contract import Contract
 

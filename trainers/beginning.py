@@ -19,8 +19,8 @@ from transformers import (
     set_seed,
 )
 
-from relay.loadable import ADAPTER
-from relay.runfile import RunFile
+from runfile import RunFile
+from storage.loadable import ADAPTER
 from trainers.errors import ConfigError
 from trainers.hub import LocalModel
 

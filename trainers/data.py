@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from relay.manifest import hash_file
-from relay.runfile import ROWS, Data, Source, Split, rows_in
+from runfile import ROWS, Data, Source, Split, rows_in
+from storage.manifest import hash_file
 from trainers import cache, files, hub, objects, tasks
 from trainers.errors import ConfigError
 from trainers.large import Large, found, gathered, joined, taken

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from relay.runfile import RunFile
+from runfile import RunFile
 from trainers import abilities, hub
 from trainers.checkpoints import commit
 from trainers.contract import Contract

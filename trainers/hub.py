@@ -21,8 +21,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from relay.loadable import ADAPTER
-from relay.runfile import INIT_BASE, INIT_FROM, Model, Source
+from runfile import INIT_BASE, INIT_FROM, Model, Source
+from storage.loadable import ADAPTER
 from trainers.errors import ConfigError, HostError
 
 Kind = Literal["model", "dataset"]

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from relay.runfile import Reward, RunFile
+from runfile import Reward, RunFile
 from trainers.errors import ConfigError
 from trainers.hub import ModelSource
 

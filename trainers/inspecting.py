@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from relay.runfile import Data, Model, RunFileErrors, parse
+from runfile import Data, Model, RunFileErrors, parse
 from trainers import data, hub, methods
 from trainers.errors import ConfigError, HostError
 from trainers.large import gathered

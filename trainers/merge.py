@@ -20,7 +20,7 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging
 
-from relay.runfile import RunFile, parse
+from runfile import RunFile, parse
 from trainers import data, hub, methods
 from trainers.beginning import load
 from trainers.errors import ConfigError, HostError

@@ -13,11 +13,11 @@ from typing import Any
 
 import obstore
 
-from relay.runfile import ROWS
-from relay.stores.address import BUCKETS, Address, AddressError, parse
-from relay.stores.base import StoreAway, StoreRefused
-from relay.stores.clients import Client, Clients
-from relay.stores.faults import Gone, told
+from runfile import ROWS
+from storage.address import BUCKETS, Address, AddressError, parse
+from storage.base import StoreAway, StoreRefused
+from storage.clients import Client, Clients
+from storage.obstore_errors import Gone, told
 from trainers import cache
 from trainers.errors import ConfigError, HostError
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from relay.runfile import Every
+from runfile import Every
 
 
 @dataclass(slots=True)

@@ -14,7 +14,7 @@ from trainers.control import FAILED, PROCESSES, SUCCEEDED, Control, Outcome
 from trainers.events import EventLog
 
 if TYPE_CHECKING:
-    from relay.runfile import RunFile
+    from runfile import RunFile
 
 _PR_SET_PDEATHSIG = 1
 #: Quiet, reproducible libraries: no bars among the lines of a log, no threads that outlive a fork, nothing sent to
@@ -50,7 +50,7 @@ def main() -> int:
 
 def _run(contract: Contract, control: Control, events: EventLog) -> Outcome:
     with imports.uncollected():  # seconds of it, and only here
-        from relay.runfile import parse
+        from runfile import parse
         from trainers import methods, runtime
 
     try:

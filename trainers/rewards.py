@@ -11,8 +11,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from relay.runfile import Reward, RunFile
-from relay.runfile.mistakes import nearest
+from runfile import Reward, RunFile
+from runfile.mistakes import nearest
 from trainers import tasks
 from trainers.beginning import SCORE, load
 from trainers.calls import call_with, function_of

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainingArguments
 from transformers.utils import logging
 
-from relay.runfile import Data, Every, Model, RunFile, Source, Split
+from runfile import Data, Every, Model, RunFile, Source, Split
 from trainers import abilities, checkpoints, data, hub, identity, inspecting, methods, rewards
 from trainers.checkpoints import Checkpoint, World
 from trainers.contract import Contract

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import GenerationConfig, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from relay.runfile import Samples
+from runfile import Samples
 from trainers.completing import Turns, complete, ends_of, tokens_of
 from trainers.data import Rows
 from trainers.events import EventLog

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
-from relay.runfile import Source
-from relay.runfile.mistakes import nearest
+from runfile import Source
+from runfile.mistakes import nearest
 from trainers.errors import ConfigError, HostError
 from trainers.rows import Row
 

@@ -26,10 +26,10 @@ from agent.folder import AttemptFolder
 from agent.stores.publishing import Publishing
 from agent.wire import Assignment
 from relay.errors import EventsMissing, InputMissing, LeaseLost, RelayError
-from relay.manifest import Manifest, ManifestError
-from relay.stores.base import Place, StoreRefused
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import agents_pb2_grpc, runs_pb2
+from storage.base import Place, StoreRefused
+from storage.manifest import Manifest, ManifestError
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

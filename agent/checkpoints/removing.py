@@ -27,9 +27,9 @@ from agent.folder import AttemptFolder, RunFolder, clean_checkpoints
 from agent.retiring import Begun
 from agent.wire import Assignment
 from relay.errors import RelayError
-from relay.stores.base import Store, StoreAway, StoreRefused
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import agents_pb2_grpc
+from storage.base import Store, StoreAway, StoreRefused
 
 log = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from agent.events.journal import Journal
 from agent.stores.patience import Patience
 from relay.errors import RelayError
-from relay.manifest import NAME, Manifest, ManifestError, verify
-from relay.stores.base import Damaged, Mends, Progress, Store, StoreAway, StoreRefused
 from relay.v1 import runs_pb2
+from storage.base import Damaged, Mends, Progress, Store, StoreAway, StoreRefused
+from storage.manifest import NAME, Manifest, ManifestError, verify
 
 Skipped = runs_pb2.SkippedCheckpoint
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from agent.events.reports import Saved
 from agent.folder import remove_temporaries, write_atomically
-from relay.manifest import NAME, Manifest, ManifestError, check_path, describe, list_files
+from storage.manifest import NAME, Manifest, ManifestError, check_path, describe, list_files
 
 _TRAILING = re.compile(r"(\d+)\D*$")  #: `global_step_120`, `checkpoint-120`, `model_120.pt`
 _SEALING = ".sealing-"

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import grpc
 
 from agent.contact import CALL_TIMEOUT
-from relay.runfile import Hub
-from relay.stores.hub.budget import Budget
-from relay.stores.hub.worker import Worker
 from relay.v1 import runs_pb2, runs_pb2_grpc
+from runfile import Hub
+from storage.hub.commit_rate_limit import Budget
+from storage.hub.worker import Worker
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,10 +24,10 @@ from agent.launch import allowed
 from agent.preparing import Means
 from agent.stores.publishing import hub_of, store_of
 from agent.wire import Assignment
-from relay.runfile import Hub, RunFile
-from relay.stores.hub.store import HubStore
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import runs_pb2
+from runfile import Hub, RunFile
+from storage.hub.store import HubStore
 
 #: Seconds that publishing may hold up the end of an attempt: with a result; that stops or fails; whose host leaves.
 RESULT, STOPPING, LEAVING = 3600.0, 60.0, 30.0

@@ -15,10 +15,10 @@ from agent.folder import AttemptFolder
 from agent.hub import facts, merging
 from agent.hub.publication import Model, Parcel
 from agent.wire import Assignment
-from relay.loadable import is_adapter
-from relay.runfile import Hub, RunFile
-from relay.stores.hub import card, parcel
-from relay.stores.hub.marks import Kind, Mark
+from runfile import Hub, RunFile
+from storage.hub import card, publication_files
+from storage.hub.commit_markers import Kind, Mark
+from storage.loadable import is_adapter
 
 
 def mark_of(assignment: Assignment, model: Model) -> Mark:
@@ -41,23 +41,23 @@ class Packing:
     environment: Mapping[str, str]
 
     async def __call__(self, published: Model) -> Parcel:
-        files = await asyncio.to_thread(parcel.files_of, published.folder)
+        files = await asyncio.to_thread(publication_files.files_of, published.folder)
         merged, check = await self._merged(published, files)
         if merged and self.hub.push == "merged":
             files = merged
         elif merged:
-            files |= {f"{parcel.MERGED}/{name}": path for name, path in merged.items()}
+            files |= {f"{publication_files.MERGED}/{name}": path for name, path in merged.items()}
         if picture := await self._picture():
-            files[parcel.CURVE] = picture
-        told = await asyncio.to_thread(parcel.told_of, published.folder)
+            files[publication_files.CURVE] = picture
+        told = await asyncio.to_thread(publication_files.told_of, published.folder)
         tell = await self._facts(published, files, told, check)
-        texts = partial(parcel.texts, tell, told, self.hub.repo)
+        texts = partial(publication_files.texts, tell, told, self.hub.repo)
         return Parcel({name: str(path) for name, path in files.items()}, texts)
 
     async def _facts(
         self, published: Model, files: Mapping[str, Path], told: Mapping[str, Any], check: str
     ) -> card.Facts:
-        return parcel.facts(
+        return publication_files.facts(
             mark_of(self.assignment, published),
             self.run,
             files,
@@ -88,12 +88,12 @@ class Packing:
         except merging.MergeFailed as error:
             await self.journal.say("error", f"the adapter is published unmerged: {error}")
             return {}, ""
-        return await asyncio.to_thread(parcel.files_of, into), check
+        return await asyncio.to_thread(publication_files.files_of, into), check
 
     async def _picture(self) -> Path | None:
         """The curve drawn, where that can be done."""
         series = await self.known.curve()
-        target = self.folder.path / parcel.CURVE
+        target = self.folder.path / publication_files.CURVE
         process = await asyncio.create_subprocess_exec(
             *(self.python, "-m", "agent.hub.curve", str(target)),
             env={**self.environment, "MPLBACKEND": "agg"},

@@ -2,7 +2,7 @@
 
     registered checkpoint → (due?) → loadable files, card, relay.json → one commit → hf/last_synced.json
 
-A commit is made by a process that can be killed (`relay.stores.hub`), so training, the lease and the agent's end wait
+A commit is made by a process that can be killed (`storage.hub`), so training, the lease and the agent's end wait
 for nothing here. What goes wrong is said once in the run's events, and tried again with what is newest then.
 """
 
@@ -21,13 +21,13 @@ from typing import Any, Never
 from agent.checkpoints.publisher import Newest
 from agent.events.journal import Journal
 from agent.hub.patience import Patience
-from relay.manifest import ManifestError
-from relay.runfile import Hub
-from relay.stores.base import Damaged, StoreAway, StoreRefused
-from relay.stores.hub.budget import Budget
-from relay.stores.hub.marks import Mark
-from relay.stores.hub.uris import MAIN, model_branch
-from relay.stores.hub.worker import Worker
+from runfile import Hub
+from storage.base import Damaged, StoreAway, StoreRefused
+from storage.hub.commit_markers import Mark
+from storage.hub.commit_rate_limit import Budget
+from storage.hub.uris import MAIN, model_branch
+from storage.hub.worker import Worker
+from storage.manifest import ManifestError
 
 log = logging.getLogger(__name__)
 

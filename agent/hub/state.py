@@ -12,9 +12,9 @@ from agent.events.journal import Journal
 from agent.folder import AttemptFolder
 from agent.hub.patience import Patience
 from relay.errors import LeaseLost, RelayError
-from relay.runfile import Every
-from relay.stores.base import Damaged, Place, StoreAway, StoreRefused
-from relay.stores.hub.store import HubStore
+from runfile import Every
+from storage.base import Damaged, Place, StoreAway, StoreRefused
+from storage.hub.store import HubStore
 
 log = logging.getLogger(__name__)
 

@@ -15,11 +15,11 @@ import grpc
 
 from agent.contact import CALL_TIMEOUT, Contact, Coordinator, insist
 from relay.errors import BlobUnknown, DigestMismatch, InvalidRequest
-from relay.manifest import hash_file
-from relay.stores.base import Damaged
-from relay.stores.pace import Pace
 from relay.v1 import artifacts_pb2 as pb
 from relay.v1 import artifacts_pb2_grpc
+from storage.base import Damaged
+from storage.manifest import hash_file
+from storage.rate_limit import Pace
 
 log = logging.getLogger(__name__)
 

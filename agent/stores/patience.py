@@ -11,7 +11,7 @@ from random import Random
 from typing import TypeVar
 
 from agent.events.journal import Journal
-from relay.stores.base import StoreAway
+from storage.base import StoreAway
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

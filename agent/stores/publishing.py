@@ -9,15 +9,15 @@ from functools import partial
 from agent.stores.patience import Patience
 from agent.stores.transfers import Transfers, counting
 from agent.stores.unfinished import Unfinished
-from relay.manifest import Manifest
-from relay.runfile import RunFile
-from relay.stores.base import Discards, Place, Store, StoreRefused, Where
-from relay.stores.hub.store import HubStore
-from relay.stores.layout import Layout
-from relay.stores.opening import open_store
-from relay.stores.pace import Pace
-from relay.threads import in_thread
 from relay.v1 import fleet_pb2
+from runfile import RunFile
+from storage.base import Discards, Place, Store, StoreRefused, Where
+from storage.hub.store import HubStore
+from storage.layout import Layout
+from storage.manifest import Manifest
+from storage.opening import open_store
+from storage.rate_limit import Pace
+from storage.threads import in_thread
 
 
 def store_of(run: RunFile, stores: Mapping[str, Store], *, writer: str, pace: Pace) -> Store:

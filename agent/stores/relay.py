@@ -6,9 +6,9 @@ import asyncio
 from pathlib import Path
 
 from agent.stores.blobs import Blobs
-from relay.manifest import NAME, Manifest, ManifestError, ManifestFile
-from relay.stores.base import Damaged, Place, Progress, Where, untold
-from relay.stores.streams import each
+from storage.base import Damaged, Place, Progress, Where, untold
+from storage.manifest import NAME, Manifest, ManifestError, ManifestFile
+from storage.streams import each
 
 STREAMS = 4  #: files on their way at once
 

@@ -7,8 +7,8 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from relay.stores.base import Progress
 from relay.v1 import fleet_pb2
+from storage.base import Progress
 
 
 @dataclass(slots=True)

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.folder import write_atomically
-from relay.stores.base import Discards, Store, StoreAway, StoreRefused
-from relay.threads import in_thread
+from storage.base import Discards, Store, StoreAway, StoreRefused
+from storage.threads import in_thread
 
 log = logging.getLogger(__name__)
 

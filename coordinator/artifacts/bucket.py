@@ -41,7 +41,7 @@ from coordinator.artifacts.folder import name_of
 from coordinator.artifacts.partial import Incoming, Partials
 from coordinator.artifacts.room import Room
 from relay.errors import BlobTooLarge, BlobUnknown, DigestMismatch
-from relay.stores.base import StoreAway
+from storage.base import StoreAway
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore, RetryConfig

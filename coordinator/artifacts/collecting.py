@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from coordinator.artifacts.base import Artifacts, Swept
 from relay.errors import BlobTooLarge, BlobUnknown, DigestMismatch, InputMissing
-from relay.manifest import MAX_BYTES, Manifest, ManifestError
+from storage.manifest import MAX_BYTES, Manifest, ManifestError
 
 _log = logging.getLogger(__name__)
 

@@ -36,7 +36,7 @@ from coordinator.artifacts.base import CHECK_BYTES, CHUNK, Stat, Swept
 from coordinator.artifacts.partial import Incoming, Partials, forget_old
 from coordinator.artifacts.room import Room
 from relay.errors import BlobTooLarge, BlobUnknown, DigestMismatch, InvalidRequest
-from relay.manifest import DIGEST
+from storage.manifest import DIGEST
 
 _log = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from coordinator.store import history, planning, runs, views
 from coordinator.store.runs import OVER, Order
 from coordinator.store.views import Follower
 from relay.errors import RunUnknown, SpecInvalid
-from relay.points import Point
-from relay.stores.base import StoreAway
+from storage.base import StoreAway
+from storage.checkpoint_ref import Point
 
 _log = logging.getLogger(__name__)
 

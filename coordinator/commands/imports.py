@@ -25,8 +25,8 @@ from coordinator.store import checkpoints, events, history, leases, planning, re
 from coordinator.store import imports as store
 from coordinator.values import Import, ImportedCheckpoint
 from relay.errors import BlobUnknown, InputMissing, InvalidRequest, RunExists
-from relay.manifest import MAX_BYTES, Manifest, ManifestError
-from relay.threads import in_thread
+from storage.manifest import MAX_BYTES, Manifest, ManifestError
+from storage.threads import in_thread
 
 MAX_CURVE = 64 << 20  #: bytes of its event lines
 ATTEMPT = 1

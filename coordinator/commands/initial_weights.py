@@ -14,11 +14,11 @@ from coordinator.store import checkpoints, views
 from coordinator.store.views import RunView
 from coordinator.tables import Run
 from relay.errors import BlobUnknown, DigestMismatch, RunUnknown, SpecInvalid
-from relay.loadable import is_adapter, is_model, loadable
-from relay.manifest import MAX_BYTES, Manifest, ManifestError
-from relay.points import NoPoint, Point, choose
-from relay.runfile import INIT_BASE, INIT_FROM
-from relay.threads import in_thread
+from runfile import INIT_BASE, INIT_FROM
+from storage.checkpoint_ref import NoPoint, Point, choose
+from storage.loadable import is_adapter, is_model, loadable
+from storage.manifest import MAX_BYTES, Manifest, ManifestError
+from storage.threads import in_thread
 
 PIN = "init_from"  #: names what was found, and the digest of its manifest
 Inputs = tuple[Mapping[str, Any], ...]

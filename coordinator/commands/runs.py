@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import asyncpg
 
+import runfile
 from coordinator import scheduling
 from coordinator.commands import following, initial_weights
 from coordinator.commands.initial_weights import Beginning
@@ -19,7 +20,6 @@ from coordinator.lifecycle import Cancel, Event, IllegalTransition, Pause, Phase
 from coordinator.store import history, planning, requests, runs
 from coordinator.store.runs import Order
 from coordinator.values import Submission
-from relay import runfile
 from relay.errors import (
     IllegalVerb,
     InputMissing,
@@ -29,8 +29,8 @@ from relay.errors import (
     RunExists,
     SpecInvalid,
 )
-from relay.manifest import DIGEST, ManifestError, check_path
-from relay.threads import in_thread
+from storage.manifest import DIGEST, ManifestError, check_path
+from storage.threads import in_thread
 
 MAX_INPUTS = 10_000
 _OVER = (Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED)

@@ -18,10 +18,10 @@ from coordinator.database import Database
 from coordinator.rpc.events import append_events
 from coordinator.sessions import Heartbeat, LiveSession, SessionOver, Sessions
 from relay.errors import InvalidRequest
-from relay.threads import in_thread
 from relay.timing import LeaseTiming
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import agents_pb2_grpc
+from storage.threads import in_thread
 
 _Context = aio.ServicerContext[Any, Any]
 

@@ -10,9 +10,9 @@ from grpc import aio
 
 from coordinator.artifacts.base import Artifacts, Stat, Upload
 from relay.errors import InvalidRequest, TooLarge
-from relay.threads import in_thread
 from relay.v1 import artifacts_pb2 as pb
 from relay.v1 import artifacts_pb2_grpc
+from storage.threads import in_thread
 
 MAX_DIGESTS = 10_000
 _Context = aio.ServicerContext[Any, Any]

@@ -23,7 +23,7 @@ from grpc_status import rpc_status
 
 from coordinator.database import DatabaseAway
 from relay.errors import DEPLOYMENT, DeploymentForeign, RelayError, TooLarge, Unauthenticated
-from relay.stores.base import StoreAway
+from storage.base import StoreAway
 
 KIB = 1024
 CONTROL_BYTES = 256 * KIB  # 4 MiB of empty submessages become half a GB of Python objects

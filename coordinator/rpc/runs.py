@@ -19,10 +19,10 @@ from coordinator.rpc import reading
 from coordinator.store import checkpoints, views
 from coordinator.store.views import RunFilter
 from relay.errors import CheckpointUnknown, InvalidRequest
-from relay.threads import in_thread
 from relay.timing import LeaseTiming
 from relay.v1 import runs_pb2 as pb
 from relay.v1 import runs_pb2_grpc
+from storage.threads import in_thread
 
 PAGE, LARGEST_PAGE = 50, 1000
 _NO_HEAD = UUID(int=0)

@@ -22,8 +22,8 @@ from coordinator.services.leadership import COLLECTOR, lead
 from coordinator.store import artifacts as store
 from coordinator.store import deployment
 from coordinator.store.leadership import still_leads
-from relay.stores.base import StoreAway
-from relay.threads import in_thread
+from storage.base import StoreAway
+from storage.threads import in_thread
 
 _SIGN = 5.0  #: seconds between two signs of life of a leader
 _log = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ from coordinator.database import Database
 from coordinator.services.leadership import PLANNER, lead, set_within
 from coordinator.store import planning
 from coordinator.store.leadership import still_leads
-from relay.threads import in_thread
 from relay.timing import LeaseTiming
+from storage.threads import in_thread
 
 TICK = 5.0  #: seconds
 _SOON = 0.01

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import asyncpg
 
-from relay.manifest import DIGEST
+from storage.manifest import DIGEST
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,10 +28,10 @@ from relay.errors import (
     RelayError,
     StartMissing,
 )
-from relay.manifest import Manifest, digest_of
 from relay.timing import TEST, LeaseTiming
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import agents_pb2_grpc, artifacts_pb2, artifacts_pb2_grpc, runs_pb2
+from storage.manifest import Manifest, digest_of
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

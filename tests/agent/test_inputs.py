@@ -4,8 +4,8 @@ import asyncio
 from pathlib import Path
 
 from agent.inputs import Cache
-from relay.manifest import digest_of
 from relay.v1 import runs_pb2
+from storage.manifest import digest_of
 
 
 class Store:

@@ -8,8 +8,8 @@ import pytest
 from agent.folder import AttemptFolder
 from agent.launch import Launch, allowed, launch
 from agent.wire import Assignment
-from relay.runfile import RunFile
 from relay.v1 import agents_pb2 as pb
+from runfile import RunFile
 from tests.agent.hosts import stub
 
 FOLDER = AttemptFolder(Path("/r/runs/x/attempts/1-abc"))

@@ -13,9 +13,9 @@ from agent.inputs import Cache
 from agent.stores.blobs import Blobs
 from agent.stores.relay import RelayStore
 from relay.errors import DigestMismatch
-from relay.manifest import NAME, Manifest, ManifestError, describe, digest_of
-from relay.stores.base import Damaged, Place
 from relay.v1 import runs_pb2
+from storage.base import Damaged, Place
+from storage.manifest import NAME, Manifest, ManifestError, describe, digest_of
 from tests.agent.fake_coordinator import FakeCoordinator
 from tests.proxy import Proxy
 

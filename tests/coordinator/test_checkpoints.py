@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from grpc import aio
 
-from relay.manifest import Manifest, ManifestFile, digest_of
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import artifacts_pb2, runs_pb2
+from storage.manifest import Manifest, ManifestFile, digest_of
 from tests.coordinator.agent_client import FAULTED, LEAVING, ScriptedAgent, connected
 from tests.coordinator.fleet import World, reason
 

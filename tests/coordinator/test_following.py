@@ -9,8 +9,8 @@ from google.protobuf import struct_pb2
 from grpc import aio
 
 from coordinator.commands import following
-from relay.stores.base import StoreAway
 from relay.v1 import agents_pb2, runs_pb2
+from storage.base import StoreAway
 from tests.coordinator.agent_client import STOPPED, SUCCEEDED, ScriptedAgent, connected, failed
 from tests.coordinator.fleet import World, reason
 from tests.coordinator.test_initial_weights import WHOLE, contents, placed, put_folder, save

@@ -20,9 +20,9 @@ from coordinator.artifacts.folder import FolderArtifacts
 from coordinator.commands import imports
 from coordinator.rpc.guard import LARGER_BYTES
 from coordinator.services.collector import collect_once
-from relay.manifest import Manifest, ManifestFile, digest_of
 from relay.v1 import artifacts_pb2
 from relay.v1 import runs_pb2 as pb
+from storage.manifest import Manifest, ManifestFile, digest_of
 from tests.conftest import RunningCoordinator
 from tests.coordinator.agent_client import SUCCEEDED, connected
 from tests.coordinator.fleet import COMMAND, World, reason

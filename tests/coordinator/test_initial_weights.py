@@ -9,8 +9,8 @@ import pytest
 from google.protobuf import struct_pb2
 from grpc import aio
 
-from relay.manifest import Manifest, ManifestFile, digest_of
 from relay.v1 import agents_pb2, artifacts_pb2, runs_pb2
+from storage.manifest import Manifest, ManifestFile, digest_of
 from tests.coordinator.agent_client import SUCCEEDED, ScriptedAgent, connected
 from tests.coordinator.fleet import World, reason
 

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from grpc import aio
 
-from relay.manifest import Manifest, ManifestFile, digest_of
 from relay.v1 import runs_pb2 as pb
+from storage.manifest import Manifest, ManifestFile, digest_of
 from tests.coordinator.agent_client import DIGEST, FAULTED, connected
 from tests.coordinator.fleet import World, reason
 from tests.coordinator.test_checkpoints import KEEP_ONE, OTHER, checkpoints_of, put_folder, upload

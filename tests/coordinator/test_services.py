@@ -8,9 +8,9 @@ from coordinator.artifacts.collecting import Pace
 from coordinator.config import Config
 from coordinator.database import connected
 from coordinator.services.planner import TICK, plan_once
-from relay.manifest import digest_of
 from relay.timing import DEFAULT
 from relay.v1 import artifacts_pb2, fleet_pb2
+from storage.manifest import digest_of
 from tests.conftest import serving
 from tests.coordinator.agent_client import SUCCEEDED, failed
 from tests.coordinator.agent_client import connected as agents_connected

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from relay.stores.hub.marks import Mark
 from relay.v1 import runs_pb2 as pb
+from storage.hub.commit_markers import Mark
 from tests import tiny
 from tests.end_to_end.fleet import Fleet
 from tests.hub.checker import disagreements

@@ -6,9 +6,9 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from relay.manifest import NAME, Manifest, digest_of
-from relay.stores.hub.marks import Mark
-from relay.stores.hub.uris import Uri
+from storage.hub.commit_markers import Mark
+from storage.hub.uris import Uri
+from storage.manifest import NAME, Manifest, digest_of
 from tests.hub.repository import Commit, File, Lfs, Repository
 
 

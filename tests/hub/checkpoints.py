@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 
-from relay.manifest import Manifest, ManifestFile, describe
-from relay.stores.base import Place
-from relay.stores.hub.budget import Budget
-from relay.stores.hub.store import HubStore
-from relay.stores.hub.worker import Worker
+from storage.base import Place
+from storage.hub.commit_rate_limit import Budget
+from storage.hub.store import HubStore
+from storage.hub.worker import Worker
+from storage.manifest import Manifest, ManifestFile, describe
 from tests.hub.server import Hub
 
 TOKEN = "hf_canary"  #: to be found nowhere but at the Hub

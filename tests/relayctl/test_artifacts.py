@@ -14,11 +14,12 @@ from grpc import aio
 from coordinator.artifacts.folder import FolderArtifacts as Store
 from coordinator.rpc.artifacts import ArtifactsService
 from coordinator.rpc.guard import Guard
-from relay import errors, manifest
+from relay import errors
 from relay.v1 import artifacts_pb2 as pb
 from relay.v1 import artifacts_pb2_grpc
 from relayctl.artifacts import Blob, PullFailed, describe
 from relayctl.client import RelayClient
+from storage import manifest
 from tests.relayctl.flaky import serving
 
 

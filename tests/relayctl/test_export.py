@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from relay.stores.hub.marks import Mark
-from relay.stores.hub.uris import model_branch
+from storage.hub.commit_markers import Mark
+from storage.hub.uris import model_branch
 from tests.hub.server import Hub, serving
 from tests.relayctl.deployed import relayctl, run_file
 from tests.seaweed import BUCKET, environment, objects, seaweed

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from relay.manifest import NAME, describe
 from relayctl import curves, foreign
 from relayctl.foreign import Found, NotImportable
+from storage.manifest import NAME, describe
 from tests.relayctl.older import Lines, hf_checkpoint, point, run_folder
 
 

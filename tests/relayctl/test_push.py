@@ -12,12 +12,12 @@ import asyncpg
 import pytest
 
 from relay.errors import CheckpointRemoved
-from relay.manifest import Manifest, describe
 from relayctl import copies, pushing
 from relayctl.artifacts import Blob, PullFailed
 from relayctl.client import RelayClient
 from relayctl.exits import ExitCode
 from relayctl.terminal import Terminal
+from storage.manifest import Manifest, describe
 from tests.conftest import RunningCoordinator
 from tests.relayctl.deployed import relayctl, run_file
 from tests.seaweed import BUCKET, environment, objects, seaweed

@@ -5,11 +5,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from relay.runfile import parse
 from relay.v1 import fleet_pb2
 from relay.v1 import runs_pb2 as pb
 from relayctl import views
 from relayctl.words import block
+from runfile import parse
 
 NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from relay.runfile import parse
 from relayctl.volume import hub_words, state_size
+from runfile import parse
 
 GB = 1e9
 

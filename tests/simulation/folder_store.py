@@ -10,8 +10,8 @@ from pathlib import Path
 from random import Random
 
 from relay.errors import DigestMismatch
-from relay.manifest import NAME, Manifest, verify
-from relay.stores.base import Damaged, Place, Progress, Where, untold
+from storage.base import Damaged, Place, Progress, Where, untold
+from storage.manifest import NAME, Manifest, verify
 
 
 @dataclass(slots=True)

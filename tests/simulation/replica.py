@@ -15,9 +15,9 @@ from coordinator.rpc.agents import AgentsService
 from coordinator.rpc.guard import Guard
 from coordinator.services import planner, reaper
 from coordinator.sessions import Heartbeats, Sessions
-from relay.manifest import Manifest
 from relay.timing import LeaseTiming
 from relay.v1 import agents_pb2_grpc
+from storage.manifest import Manifest
 from tests.simulation.loop import Process, VirtualLoop
 from tests.simulation.store.database import SimulatedDatabase
 

@@ -102,7 +102,7 @@ def _trainers(folder: str, ranks: int, verb: str) -> str | None:
 
 def configure(path: Path) -> int:
     """Only the library's config, on a machine that cannot train with it."""
-    from relay.runfile import parse
+    from runfile import parse
     from trainers.runtime import owned_options
 
     run = parse(json.loads(path.read_text()))

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from relay.runfile import parse
+from runfile import parse
 from trainers import abilities
 from trainers.errors import HostError
 

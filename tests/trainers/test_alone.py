@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.runfile import parse
+from runfile import parse
 from trainers import alone
 
 SFT = {"version": "relay/v1", "method": "sft", "data": {"train": "rows.jsonl"}}

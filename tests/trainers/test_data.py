@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from relay.runfile import Data, parse, travelling
+from runfile import Data, find_inputs, parse
 from trainers import data, rows
 from trainers.errors import ConfigError
 
@@ -273,7 +273,7 @@ def test_the_host_reads_the_rows_that_the_submitter_would(tmp_path: Path) -> Non
             },
         }
     )
-    travel = travelling(run, home)
+    travel = find_inputs(run, home)
     for file in travel.files:
         (host / file.path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file.source, host / file.path)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from relay.runfile import RunFileErrors, parse
+from runfile import RunFileErrors, parse
 from tests.trainers import attempts
 from tests.trainers.specs import LORA, spec
 from trainers import evaluating

@@ -13,7 +13,7 @@ import pyarrow.feather
 import pyarrow.parquet
 import pytest
 
-from relay.runfile import Data, parse, rows_in, travelling
+from runfile import Data, find_inputs, parse, rows_in
 from trainers import data, files
 from trainers.errors import ConfigError
 
@@ -184,7 +184,7 @@ def test_a_folder_is_its_files_of_rows_and_travels_as_such(tmp_path: Path) -> No
     train, _ = data.load(section, seed=1, kinds=("text",), base=tmp_path)
     assert [row["text"] for row in train.rows] == ["a.parquet", "b.jsonl.gz", "more/c.csv"]
     run = parse({"version": "relay/v1", "method": "sft", "model": {"name_or_path": "a/b"}, "data": {"train": "rows"}})
-    sent = travelling(run, tmp_path)
+    sent = find_inputs(run, tmp_path)
     assert [travel.path for travel in sent.files] == [f"rows/{name}" for name in rows_in(folder)]
     assert sent.runfile.data is not None
     assert [each.path for each in sent.runfile.data.train] == ["rows"]

@@ -114,7 +114,7 @@ def test_a_hub_that_is_away_is_the_hosts_fault(hub_run: dict[str, Any], tmp_path
 #: What a process that was told of the Hub before it imported the client finds, one JSON line for each question.
 ASK = """
 import json, sys
-from relay.runfile import Model, Source
+from runfile import Model, Source
 from trainers import errors, hub
 
 def model(name, revision=None, pins={}):

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from relay.runfile import parse
+from runfile import parse
 from trainers import identity
 from trainers.data import Rows
 from trainers.errors import ConfigError

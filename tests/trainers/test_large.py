@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from relay.runfile import Data
+from runfile import Data
 from tests.trainers import attempts
 from tests.trainers.specs import spec
 from trainers import cache, data, large

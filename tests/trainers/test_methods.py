@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from relay.runfile import reading
+from runfile import reading
 from tests.trainers import attempts
 from tests.trainers.specs import LORA, METHODS, spec
 

@@ -7,7 +7,7 @@ import obstore
 import pytest
 from obstore.store import S3Store
 
-from relay.runfile import Data, RunFileErrors, parse
+from runfile import Data, RunFileErrors, parse
 from tests.seaweed import BUCKET, environment, seaweed
 from trainers import cache, data, objects
 from trainers.errors import ConfigError, HostError

@@ -2,7 +2,7 @@
 
 import pytest
 
-from relay.runfile import Every
+from runfile import Every
 from trainers.pace import Pace
 
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from relay.runfile import parse
-from relay.runfile.mistakes import RunFileErrors
+from runfile import parse
+from runfile.mistakes import RunFileErrors
 from tests.trainers import attempts
 from tests.trainers.specs import LORA, spec
 from trainers.ppo import estimates, losses
@@ -146,7 +146,7 @@ def train_recorded(work: Path, folder: Path) -> int:
     """Ten steps of ours; leaves the weights, the log, and of each rollout what was drawn: tokens and orders."""
     from datasets import Dataset
 
-    from relay.runfile import Model
+    from runfile import Model
     from trainers.hub import local, model_source
     from trainers.ppo.config import PPOConfig
     from trainers.ppo.rollout import Batch, Buffer

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from relay.runfile import parse
-from relay.runfile.mistakes import RunFileErrors
+from runfile import parse
+from runfile.mistakes import RunFileErrors
 from tests.trainers import attempts
 from trainers import rewards
 from trainers.errors import ConfigError, RewardError
@@ -136,7 +136,7 @@ def test_what_a_function_apart_draws_is_drawn_again(mine: Path) -> None:
 
 
 def test_the_rewards_that_have_names() -> None:
-    from relay.runfile import Source
+    from runfile import Source
     from trainers import tasks
 
     (row, *_) = tasks.rows(Source(reasoning_gym="spell_backward", size=3), seed=1)
@@ -276,7 +276,7 @@ def test_training_passes_over_what_is_held_out() -> None:
     ],
 )
 def test_tasks_that_cannot_be_generated(source: dict[str, Any], said: str) -> None:
-    from relay.runfile import Source
+    from runfile import Source
     from trainers import tasks
 
     with pytest.raises(ConfigError, match=said):

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from relay.runfile import parse
-from relay.runfile.mistakes import RunFileErrors
+from runfile import parse
+from runfile.mistakes import RunFileErrors
 from tests.trainers import attempts
 from tests.trainers.specs import LORA, REWARDED, spec
 from trainers import samples

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, TrainingArguments
 
-from relay.runfile import RunFile
+from runfile import RunFile
 from trainers import rewards
 from trainers.beginning import LANGUAGE, begin, load, reference
 from trainers.data import Rows

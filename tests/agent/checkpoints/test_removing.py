@@ -18,9 +18,9 @@ from agent.folder import RunFolder
 from agent.retiring import Begun
 from agent.wire import Assignment
 from relay.errors import SessionReplaced
-from relay.stores.base import Store, StoreAway
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import agents_pb2_grpc, runs_pb2
+from storage.base import Store, StoreAway
 from tests.agent.fake_coordinator import FakeCoordinator, Lease
 from tests.agent.hosts import MakeHost, stub
 

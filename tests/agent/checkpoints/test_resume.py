@@ -10,10 +10,10 @@ import pytest
 from agent.checkpoints.resume import WAIT, Resume, Unreachable, choose, mend
 from agent.events.journal import Journal
 from agent.stores.patience import Patience, Pauses
-from relay.manifest import NAME, describe, verify
-from relay.stores.base import Place, Store
-from relay.stores.folder import FolderStore
 from relay.v1 import runs_pb2
+from storage.base import Place, Store
+from storage.folder import FolderStore
+from storage.manifest import NAME, describe, verify
 
 
 class Copies:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from agent.checkpoints.staging import Rule, Scanner, inside, seal, step_of
-from relay.manifest import NAME, Manifest, ManifestError, verify
+from storage.manifest import NAME, Manifest, ManifestError, verify
 
 ROOT = Path(__file__).resolve().parents[2]
 

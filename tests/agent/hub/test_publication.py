@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from relay.stores.hub.marks import Mark
+from storage.hub.commit_markers import Mark
 from tests.agent.fake_coordinator import FakeCoordinator, Lease
 from tests.agent.hosts import Gate, Host, MakeHost, stub
 from tests.hub.server import Hub, serving

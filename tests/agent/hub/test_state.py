@@ -4,7 +4,7 @@ from random import Random
 
 from agent.hub.patience import LONGEST, Patience
 from agent.hub.state import cost
-from relay.runfile import Every
+from runfile import Every
 
 
 def test_the_cost_of_a_save_and_of_a_day() -> None:

@@ -7,7 +7,7 @@ from random import Random
 
 from agent.events.journal import Journal
 from agent.stores.patience import Patience, Pauses
-from relay.stores.base import StoreAway
+from storage.base import StoreAway
 
 PAUSES = Pauses(first=0.0, longest=0.0, tell_after=30.0)
 

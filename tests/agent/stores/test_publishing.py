@@ -10,13 +10,13 @@ from agent.stores.patience import Patience, Pauses
 from agent.stores.publishing import Publishing, store_of
 from agent.stores.transfers import Transfers
 from agent.stores.unfinished import Unfinished
-from relay.manifest import Manifest, describe
-from relay.runfile import RunFile
-from relay.stores.base import Place, StoreRefused
-from relay.stores.folder import FolderStore
-from relay.stores.opening import Readers, open_store
-from relay.stores.pace import Pace
 from relay.v1 import fleet_pb2
+from runfile import RunFile
+from storage.base import Place, StoreRefused
+from storage.folder import FolderStore
+from storage.manifest import Manifest, describe
+from storage.opening import Readers, open_store
+from storage.rate_limit import Pace
 
 LEASE = "runs/r/leases/" + "1" * 32
 PLACE = Place(run="r", framework="hf", attempt=1, lease="1" * 32, step=4)

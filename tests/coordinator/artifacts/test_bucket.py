@@ -17,9 +17,9 @@ from coordinator.artifacts.bucket import BucketArtifacts, opened
 from coordinator.artifacts.collecting import Collector, missing
 from coordinator.config import Config, ConfigError
 from relay.errors import BlobTooLarge, BlobUnknown, DigestMismatch, OffsetGap, StoreFull
-from relay.manifest import Manifest, ManifestFile, digest_of
-from relay.stores.base import StoreAway
 from relay.v1 import artifacts_pb2 as pb
+from storage.base import StoreAway
+from storage.manifest import Manifest, ManifestFile, digest_of
 from tests.conftest import serving
 from tests.seaweed import environment, seaweed
 

@@ -15,7 +15,7 @@ import pytest
 
 from coordinator.artifacts.collecting import Collector, missing
 from coordinator.artifacts.folder import FolderArtifacts
-from relay.manifest import Manifest, ManifestFile, digest_of
+from storage.manifest import Manifest, ManifestFile, digest_of
 
 LONG_AGO = 1_000_000.0
 

@@ -27,12 +27,12 @@ from coordinator.database import Database
 from coordinator.services.collector import collect_once
 from coordinator.store import artifacts as store
 from relay.errors import BlobUnknown, InputMissing, OffsetGap, from_rpc, is_transient
-from relay.manifest import Manifest, ManifestFile, digest_of
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import artifacts_pb2, runs_pb2
 from relay.v1.agents_pb2_grpc import AgentsStub
 from relay.v1.artifacts_pb2_grpc import ArtifactsStub
 from relay.v1.runs_pb2_grpc import RunsStub
+from storage.manifest import Manifest, ManifestFile, digest_of
 from tests.coordinator.agent_client import ScriptedAgent
 from tests.coordinator.fleet import COMMAND
 from tests.seaweed import environment, seaweed

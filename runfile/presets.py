@@ -1,0 +1,114 @@
+"""Presets: values under a name, that stand where a run file says nothing.
+
+A resolved run carries them like values that were written, and the names beside them; resolved again it stays as it is.
+"""
+
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any
+
+from runfile import options
+from runfile.mistakes import Mistake, nearest, one_of
+
+_LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "target_modules": "all-linear"}
+#: 4 bits as the QLoRA paper (arXiv:2305.14314) takes them: NormalFloat4, the constants quantized too.
+_NF4 = {
+    "load_in_4bit": True,
+    "bnb_4bit_quant_type": "nf4",
+    "bnb_4bit_use_double_quant": True,
+    "bnb_4bit_compute_dtype": "bfloat16",
+}
+#: What each sets. Options that a method does not have are passed over.
+PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "lora": {"lora": _LORA},
+    "qlora": {"lora": _LORA, "quantization": _NF4, "model_init": {"dtype": "bfloat16"}},
+    "full": {},
+    "long-context": {
+        "options": {
+            "max_length": 8192,
+            "packing": True,
+            "gradient_checkpointing": True,
+            "per_device_train_batch_size": 1,
+            "gradient_accumulation_steps": 16,
+        },
+        "model_init": {"attn_implementation": "flash_attention_2"},
+    },
+    "small-memory": {
+        "options": {
+            "gradient_checkpointing": True,
+            "per_device_train_batch_size": 1,
+            "gradient_accumulation_steps": 16,
+            "optim": "adafactor",
+        }
+    },
+    "fast": {"options": {"packing": True, "gradient_checkpointing": False, "dataloader_num_workers": 2}},
+}
+#: Of the method's own learning rate: adapters learn best with about ten times that of all weights, whatever the size
+#: (Schulman et al., "LoRA Without Regret", 2025).
+_FASTER = 10.0
+_ADAPTING = ("lora", "qlora")
+
+
+def mistakes(data: Mapping[str, Any]) -> Iterator[Mistake]:
+    """Names that are no presets, and presets that cannot be together."""
+    names = _names(data)
+    for index, name in enumerate(names):
+        if name not in PRESETS:
+            close = nearest(name, PRESETS)
+            hint = f"did you mean {close}?" if close else f"there is {one_of(list(PRESETS))}"
+            yield Mistake(("preset", index), f'there is no preset "{name}"', hint)
+    adapting = [name for name in names if name in _ADAPTING]
+    if "full" in names and (adapting or data.get("lora") is not None):
+        other = adapting[0] if adapting else "lora"
+        yield Mistake(("preset",), f"full trains all weights, and {other} an adapter", "leave one of them out")
+    if data.get("quantization") and data.get("lora") is None and not adapting:
+        yield Mistake(
+            ("quantization",), "needs lora", "weights of 4 or 8 bits cannot be trained; an adapter on them can"
+        )
+
+
+def applied(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The run file with its presets' values where it says nothing; of two presets the first one stands."""
+    resolved = dict(data)
+    for name in _names(data):
+        for section, values in _sets(name, str(data.get("method"))).items():
+            if isinstance(given := resolved.get(section, {}), Mapping):
+                resolved[section] = {**values, **given}
+    return resolved
+
+
+def described(run: Mapping[str, Any]) -> Iterator[str]:
+    """For people: what each preset of a resolved run sets, and where the run file has a value of its own."""
+    for name in _names(run):
+        said = [
+            f"{section}.{key}={_plain(value)}"
+            + ("" if _has(run, section, key, value) else " (the run file says otherwise)")
+            for section, values in _sets(name, str(run.get("method"))).items()
+            for key, value in values.items()
+        ]
+        yield f"preset {name}: {', '.join(said) or 'all weights are trained'}"
+
+
+def _names(data: Mapping[str, Any]) -> list[str]:
+    named = data.get("preset")
+    listed = named if isinstance(named, list | tuple) else [named]
+    return [name for name in listed if isinstance(name, str)]
+
+
+@cache
+def _sets(name: str, method: str) -> Mapping[str, Mapping[str, Any]]:
+    """What a preset sets for a method: only options that it has."""
+    known = options.names(method)
+    sets = {section: dict(values) for section, values in PRESETS.get(name, {}).items()}
+    if name in _ADAPTING and (usual := known.get("learning_rate", {}).get("default")):
+        sets["options"] = {"learning_rate": float(f"{_FASTER * usual:.6g}")}
+    sets["options"] = {key: value for key, value in sets.get("options", {}).items() if key in known}
+    return {section: values for section, values in sets.items() if values}
+
+
+def _has(run: Mapping[str, Any], section: str, key: str, value: Any) -> bool:
+    return bool((run.get(section) or {}).get(key) == value)
+
+
+def _plain(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,197 @@
+"""What must hold between the parts of a run file, and what this release cannot do yet."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import PurePath
+from typing import Any
+
+from runfile.mistakes import Mistake, Path
+from runfile.models import METHODS, RunFile, Source, Split
+from storage.address import BUCKETS, AddressError, parse
+
+#: Keys that mean something to command runs only, and those that mean nothing to them.
+_COMMAND_ONLY = ("command", "workdir", "resume_args", "adopt", "outputs", "image")
+_NEVER_COMMAND = ("model", "teacher", "model_init", "lora", "quantization", "preset", "data", "rewards", "samples")
+_NEVER_EVALUATED = (*(key for key in _NEVER_COMMAND if key not in ("model", "model_init")), "launch", "hub")
+_TAUGHT = ("gkd", "distillation")
+_STREAMED = ("sft", "cpt", "dpo", "kto", "reward")  #: their trainers make tokens of rows as these come
+_REWARDED = ("grpo", "rloo", "ppo", "online_dpo")
+
+#: Rows that the trainers of this release read.
+_FORMATS = (
+    "auto",
+    "text",
+    "prompt_completion",
+    "chat",
+    "alpaca",
+    "sharegpt",
+    "preference",
+    "unpaired_preference",
+    "prompt",
+)
+
+#: What the format knows and this release does not do: path → when a run asks for it. Refused, never ignored.
+NOT_YET: Mapping[str, Callable[[RunFile], bool]] = {
+    "framework": lambda run: run.framework != "hf",
+    "image": lambda run: run.image is not None,
+    "adopt.metrics": lambda run: run.adopt is not None and run.adopt.metrics is not None,
+    "resources.nodes": lambda run: run.resources.nodes.max > 1,
+    "data.format": lambda run: run.data is not None and run.data.format not in _FORMATS,
+    "lifecycle.on_oom": lambda run: run.lifecycle.on_oom != "fail",
+    "lifecycle.max_runtime": lambda run: run.lifecycle.max_runtime is not None,
+    "secrets": lambda run: bool(run.secrets),
+    "trackers": lambda run: bool(run.trackers),
+    "alerts": lambda run: bool(run.alerts),
+}
+
+
+def by_mode(data: Mapping[str, Any]) -> dict[str, Any]:
+    """`sft` and `rl` are the modes of the worker that Relay replaces; the latter is no method of its own."""
+    return {**data, **({"method": "grpo"} if data.get("method") == "rl" else {})}
+
+
+def between_sections(data: Mapping[str, Any]) -> Iterator[Mistake]:
+    """Keys that do not go with the method, and those that it needs; looks at the file as written."""
+    method = data.get("method")
+    yield from _for_hub(data)
+    if method == "command":
+        yield from _for_command(data)
+    elif method == "evaluate":
+        yield from _for_evaluating(data)
+    elif method in METHODS:
+        yield from _for_training(method, data)
+
+
+def _given(data: Mapping[str, Any], key: str) -> bool:
+    """Whether a key says something; a resolved run also carries keys at their defaults."""
+    default = RunFile.model_fields[key].get_default(call_default_factory=True)
+    value = data.get(key)
+    return value is not None and (tuple(value) if isinstance(value, list) else value) != default
+
+
+def _for_command(data: Mapping[str, Any]) -> Iterator[Mistake]:
+    if not data.get("command"):
+        yield Mistake(("command",), "is missing", "method: command runs one, for instance command: [python, train.py]")
+    for key in _NEVER_COMMAND:
+        if _given(data, key):
+            yield Mistake(
+                (key,), "does not go with method: command", "a command takes what it needs from files, command and env"
+            )
+
+
+def _for_hub(data: Mapping[str, Any]) -> Iterator[Mistake]:
+    push = data["hub"].get("push", "adapter") if isinstance(data.get("hub"), Mapping) else "adapter"
+    if push in ("merged", "both") and data.get("lora") is None:
+        yield Mistake(("hub", "push"), "needs lora", "leave it out: without an adapter all weights are pushed")
+
+
+def _for_training(method: str, data: Mapping[str, Any]) -> Iterator[Mistake]:
+    for key in _COMMAND_ONLY:
+        if _given(data, key):
+            yield Mistake((key,), f"does not go with method: {method}", "it belongs to method: command")
+    if "model" not in data:
+        yield Mistake(
+            ("model",), "is missing", "for instance model: {name_or_path: HuggingFaceTB/SmolLM2-135M-Instruct}"
+        )
+    if "data" not in data:
+        yield Mistake(("data",), "is missing", "for instance data: {train: data/train.jsonl}")
+    if data.get("rewards") and method not in _REWARDED:
+        yield Mistake(("rewards",), f"does not go with method: {method}", f"it belongs to {', '.join(_REWARDED)}")
+    if data.get("samples") is not None and method == "reward":
+        yield Mistake(("samples",), "does not go with method: reward", "a reward model gives numbers, no text")
+    if method == "ppo":
+        yield from _for_ppo(data)
+    yield from _for_teacher(method, data)
+    yield from _for_streaming(method, data)
+    if not data.get("rewards") and method in _REWARDED:
+        yield Mistake(("rewards",), "is missing", "for instance rewards: [{call: rewards.py:score}]")
+    yield from _calls_that_stay(data)
+
+
+def _for_evaluating(data: Mapping[str, Any]) -> Iterator[Mistake]:
+    for key in (*_COMMAND_ONLY, *_NEVER_EVALUATED):
+        if _given(data, key):
+            yield Mistake((key,), "does not go with method: evaluate", "it takes model, model_init and options")
+    if "model" not in data:
+        yield Mistake(("model",), "is missing", "for instance model: {init_from: runs/x@best}, with after: runs/x")
+    options = data.get("options")
+    if not isinstance(options, Mapping) or not options.get("tasks"):
+        yield Mistake(("options", "tasks"), "is missing", "for instance tasks: [gsm8k, hellaswag]")
+
+
+def _for_ppo(data: Mapping[str, Any]) -> Iterator[Mistake]:
+    """Its trainer is Relay's own, and knows neither sharded models nor another generator than transformers."""
+    launch, options = data.get("launch"), data.get("options")
+    for section in ("fsdp_config", "deepspeed_config", "parallelism_config"):
+        if isinstance(launch, Mapping) and section in launch:
+            yield Mistake(("launch", section), "does not go with method: ppo", "it trains with DDP only; grpo takes it")
+    if isinstance(options, Mapping) and "use_vllm" in options:
+        yield Mistake(
+            ("options", "use_vllm"), "does not go with method: ppo", "transformers generates; grpo and rloo take vLLM"
+        )
+
+
+def _for_streaming(method: str, data: Mapping[str, Any]) -> Iterator[Mistake]:
+    section, options = data.get("data"), data.get("options")
+    if not isinstance(section, Mapping) or section.get("streaming") is not True:
+        return
+    if method not in _STREAMED:
+        hint = f"leave it out: it belongs to {', '.join(_STREAMED)}"
+        yield Mistake(("data", "streaming"), f"does not go with method: {method}", hint)
+    elif not isinstance(options, Mapping) or "max_steps" not in options:
+        yield Mistake(("options", "max_steps"), "is missing", "a stream of rows does not say where it ends")
+
+
+def _for_teacher(method: str, data: Mapping[str, Any]) -> Iterator[Mistake]:
+    teacher = data.get("teacher")
+    if teacher and method not in _TAUGHT:
+        yield Mistake(("teacher",), f"does not go with method: {method}", f"it belongs to {' and '.join(_TAUGHT)}")
+    if not teacher and method in _TAUGHT:
+        yield Mistake(
+            ("teacher",), "is missing", "for instance teacher: {name_or_path: HuggingFaceTB/SmolLM2-1.7B-Instruct}"
+        )
+    if isinstance(teacher, Mapping) and teacher.get("init_from") is not None:
+        yield Mistake(("teacher", "init_from"), "is not supported yet", "pull the run's result and name its folder")
+
+
+def _calls_that_stay(data: Mapping[str, Any]) -> Iterator[Mistake]:
+    """Functions of files that do not travel with the run."""
+    files, rewards = data.get("files"), data.get("rewards")
+    taken = [PurePath(each) for each in files if isinstance(each, str)] if isinstance(files, list) else []
+    for index, reward in enumerate(rewards if isinstance(rewards, list) else ()):
+        call = reward.get("call") if isinstance(reward, Mapping) else None
+        if not isinstance(call, str) or not call.partition(":")[0].endswith(".py"):
+            continue
+        file = PurePath(call.partition(":")[0])
+        if not any(file == each or each in file.parents or file.match(str(each)) for each in taken):
+            yield Mistake(("rewards", index, "call"), f"{file} does not travel with the run", f"add files: [{file}]")
+
+
+def not_supported(run: RunFile) -> Iterator[Mistake]:
+    """What the run asks for and this release would have to ignore."""
+    for path, asked in NOT_YET.items():
+        if asked(run):
+            yield Mistake(tuple(path.split(".")), "is not supported yet", "leave it out")
+    yield from _sources_not_supported(run)
+
+
+def _sources_not_supported(run: RunFile) -> Iterator[Mistake]:
+    for path, source in _sources(run):
+        scheme, there, rest = (source.path or "").partition("://")
+        if there and scheme in BUCKETS:
+            try:
+                parse(f"{scheme}://{rest.partition('/')[0]}")
+            except AddressError as error:
+                yield Mistake((*path, "path"), str(error))
+        elif there and scheme != "hf":
+            hint = "name a local file, hf://owner/dataset, or s3://, gs://, az:// and a bucket"
+            yield Mistake((*path, "path"), f"{scheme}:// is not supported yet", hint)
+
+
+def _sources(run: RunFile) -> Iterator[tuple[Path, Source]]:
+    if run.data is None:
+        return
+    for index, source in enumerate(run.data.train):
+        yield ("data", "train", index), source
+    if run.data.eval is not None and not isinstance(run.data.eval, Split):
+        for index, source in enumerate(run.data.eval):
+            yield ("data", "eval", index), source

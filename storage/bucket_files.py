@@ -1,0 +1,76 @@
+"""Plain files under a prefix of a bucket, for whoever reads them there: no manifest, no paths of Relay's.
+
+What is there already is left as it is, and is not sent again when it is the same: nothing is ever overwritten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+
+import obstore
+from obstore.exceptions import AlreadyExistsError
+
+from storage.address import Address
+from storage.base import Progress, StoreRefused
+from storage.bucket import DIGEST
+from storage.clients import Client, Clients
+from storage.manifest import ManifestFile, hash_file
+from storage.obstore_errors import told
+from storage.rate_limit import Pace
+from storage.threads import in_thread
+from storage.upload import SINGLE, Sender
+
+REQUEST, RETRY = timedelta(seconds=120), timedelta(seconds=30)
+
+
+async def put_files(to: Address, files: Mapping[str, Path], progress: Progress) -> None:
+    """Puts each file below the prefix, in the order given. StoreRefused when something else lies there."""
+    client = Clients(to.scheme, REQUEST, RETRY).of(to.bucket)
+    described = {path: await in_thread(_described, path, source) for path, source in files.items()}
+    there = await _same(client, to, described)
+    for path, source in files.items():
+        if path in there:
+            progress(described[path].size)
+        else:
+            await _put(client, to / path, source, described[path], progress)
+
+
+def _described(path: str, source: Path) -> ManifestFile:
+    digest, size = hash_file(source)
+    return ManifestFile(path, size, digest)
+
+
+async def _same(client: Client, to: Address, files: Mapping[str, ManifestFile]) -> set[str]:
+    """Those that lie there already."""
+    prefix, found = f"{to.path}/" if to.path else "", set()
+    with told(str(to)):
+        async for page in obstore.list(client, prefix or None):
+            for key in (meta["path"] for meta in page):
+                path = key.removeprefix(prefix)
+                if path not in files or await _digest(client, key) != files[path].digest:
+                    raise StoreRefused(f"{to / path} is something else, which is not overwritten; name another prefix")
+                found.add(path)
+    return found
+
+
+async def _digest(client: Client, key: str) -> str | None:
+    """What an object says of itself."""
+    answer = await obstore.get_async(client, key, options={"head": True})
+    return answer.attributes.get(DIGEST)
+
+
+async def _put(client: Client, at: Address, source: Path, file: ManifestFile, progress: Progress) -> None:
+    sender = Sender(source, file, Pace(), progress)
+    if file.size > SINGLE:
+        await sender.in_parts(client, at, {DIGEST: file.digest})
+        return
+    data = await sender.whole()
+    try:
+        with told(str(at)):
+            await obstore.put_async(
+                client, at.path, data, attributes={DIGEST: file.digest}, mode="create", use_multipart=False
+            )
+    except AlreadyExistsError as error:
+        raise StoreRefused(f"{at} was put there by somebody else just now, and nothing is overwritten") from error

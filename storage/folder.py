@@ -1,0 +1,389 @@
+"""`file://`: a folder that hosts share. Nothing there is ever seen in part, and nothing is ever overwritten.
+
+A folder is made aside, synced, and renamed into place as a whole: of two who write to one place, one is refused. What
+an earlier folder of the same run has too is linked, after its bytes were looked at, so a link never spreads damage.
+The base must be there: a share that is not mounted would otherwise be a folder on the host's own disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO
+
+from storage import index
+from storage.address import Address, AddressError, parse
+from storage.base import Damaged, Place, Progress, StoreAway, StoreRefused, Where, untold
+from storage.download import Arriving, is_here, keep_manifest, read_manifest
+from storage.layout import Layout, path_of, room_of
+from storage.manifest import NAME, Manifest, ManifestError, ManifestFile, hash_file
+from storage.rate_limit import Pace
+from storage.scratch import aside, clean
+from storage.streams import each
+from storage.threads import in_thread
+
+CHUNK = 4 * 1024 * 1024
+EARLIER = 3  #: folders of a run whose files are looked at for links
+_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP}
+
+
+class FolderStore:
+    """Reads, mends and removes any `file://` uri; puts below `base`, whose leftovers of `writer` it removes first."""
+
+    scheme = "file"
+
+    def __init__(
+        self, base: str = "", layout: Layout = Layout.RELAY, *, writer: str | None = None, pace: Pace | None = None
+    ) -> None:
+        self._base = _address(base) if base else None
+        self._layout = layout
+        self._writer = writer or socket.gethostname()
+        self._pace = pace or Pace()
+        self._cleaned = False
+
+    async def put(self, place: Place, manifest: Manifest, where: Where, progress: Progress = untold) -> str:
+        uri = self.uri_of(place)
+        assert self._base is not None
+        await self.clean()
+        earlier = await in_thread(self._earlier, place)
+        if await in_thread(_standing, _path(uri), manifest):
+            progress(manifest.size)
+        else:
+            await self._make(Path(self._base.path), _path(uri), manifest, where, progress, earlier)
+        line = index.line_of(place, manifest, uri, time.time())
+        await in_thread(_note, Path(self._base.path) / index.NAME, line, uri)
+        return uri
+
+    def uri_of(self, place: Place) -> str:
+        """Where a folder is to lie."""
+        if self._base is None:
+            raise StoreRefused("this file:// store has no base folder to put anything below")
+        return str(self._base / path_of(place, self._layout))
+
+    async def clean(self) -> None:
+        """Remove what dead writers of this name have left, once in this store's life."""
+        if self._base is not None and not self._cleaned:
+            await in_thread(_clean, Path(self._base.path), self._writer)
+            self._cleaned = True
+
+    async def mend(self, uri: str, manifest: Manifest, where: Where, progress: Progress = untold) -> None:
+        folder = _path(uri)
+        base = await in_thread(_base_of, folder, self._base)
+        await self._make(base, folder, manifest, where, progress, None)
+
+    async def has(self, uri: str, digest: str) -> bool:
+        def look() -> bool:
+            if self._base is not None and _is_empty(Path(self._base.path)):
+                return False
+            try:
+                manifest = _manifest(_path(uri), digest)
+            except Damaged:
+                return False
+            return all(is_here(_path(uri), file) for file in manifest.files)
+
+        return await in_thread(look)
+
+    async def fetch(self, uri: str, digest: str, folder: Path, progress: Progress = untold) -> Manifest:
+        source = _path(uri)
+        manifest = await in_thread(_manifest, source, digest)
+
+        async def bring(file: ManifestFile) -> None:
+            if await in_thread(is_here, folder, file):
+                progress(file.size)
+            else:
+                await self._bring(source, folder, file, progress)
+
+        await each(manifest.files, bring)
+        await in_thread(keep_manifest, folder, manifest)
+        return manifest
+
+    async def remove(self, uri: str) -> None:
+        await in_thread(_remove, _path(uri))
+
+    async def discard(self, uri: str) -> None:
+        """Nothing of an upload lies at its place before it is whole; what dead writers have left lies aside."""
+        await self.clean()
+
+    async def _make(
+        self,
+        base: Path,
+        folder: Path,
+        manifest: Manifest,
+        where: Where,
+        progress: Progress,
+        earlier: Mapping[str, Path] | None,
+    ) -> None:
+        """`earlier` are the files that may be linked; None to mend: what is there is replaced."""
+        with contextlib.ExitStack() as stack:
+            try:
+                making = await in_thread(_enter, stack, base, self._writer)
+
+                async def add(file: ManifestFile) -> None:
+                    if await in_thread(_linked, (earlier or {}).get(file.digest), making / file.path, file):
+                        progress(file.size)
+                    else:
+                        await self._copy(where(file), making / file.path, file, progress)
+
+                await each(manifest.files, add)
+                await in_thread(_settle, making, folder, manifest, earlier is None)
+            finally:
+                await in_thread(stack.close)
+
+    async def _copy(self, source: Path, target: Path, file: ManifestFile, progress: Progress) -> None:
+        """What arrives is what the manifest says, or OSError for this host's disk, ManifestError for its bytes."""
+        digest = hashlib.sha256()
+        with contextlib.ExitStack() as stack:
+            read = await in_thread(lambda: stack.enter_context(source.open("rb", buffering=0)))
+            write = await in_thread(lambda: stack.enter_context(_created(target, file)))
+            while size := await in_thread(_carry, read, write, digest):
+                progress(size)
+                await self._pace.take(size)
+            await in_thread(_sync, write)
+        if f"sha256:{digest.hexdigest()}" != file.digest:
+            raise ManifestError(f"{file.path} is not what its manifest says any more")
+
+    async def _bring(self, source: Path, folder: Path, file: ManifestFile, progress: Progress) -> None:
+        with contextlib.ExitStack() as stack:
+            read = await in_thread(lambda: stack.enter_context(_opened(source / file.path)))
+            part = await in_thread(stack.enter_context, Arriving(folder, file))
+            progress(part.offset)
+            await in_thread(_seek, read, part)
+            while size := await in_thread(_arrive, read, part):
+                progress(size)
+                await self._pace.take(size)
+            if not part.right:  # what an earlier try had left may be what is wrong
+                progress(-part.offset)
+                part.restart()
+                await in_thread(_seek, read, part)
+                while size := await in_thread(_arrive, read, part):
+                    progress(size)
+                    await self._pace.take(size)
+            await in_thread(part.settle)
+
+    def _earlier(self, place: Place) -> dict[str, Path]:
+        """The files of the newest folders of this kind that the run has here, by digest. Blocking."""
+        assert self._base is not None
+        room = Path((self._base / room_of(place, self._layout)).path)
+        found: dict[str, Path] = {}
+        with _store():
+            whole = sorted(_whole_below(room), key=lambda path: path.stat().st_mtime)
+            for path in whole[-EARLIER:]:
+                with contextlib.suppress(ManifestError):
+                    manifest = Manifest.from_bytes(path.read_bytes())
+                    found |= {file.digest: path.parent / file.path for file in manifest.files}
+        return found
+
+
+def _address(uri: str) -> Address:
+    try:
+        address = parse(uri)
+    except AddressError as error:
+        raise StoreRefused(str(error)) from error
+    if address.scheme != "file":
+        raise StoreRefused(f"{uri} is not a file:// uri")
+    return address
+
+
+def _path(uri: str) -> Path:
+    return Path(_address(uri).path)
+
+
+@contextlib.contextmanager
+def _store() -> Iterator[None]:
+    """What goes wrong in here is the store's doing, not this host's."""
+    try:
+        yield
+    except OSError as error:
+        text = f"{error.filename or ''}: {error.strerror}".removeprefix(": ")
+        if error.errno in _REFUSED:
+            raise StoreRefused(f"{text}; the folder must be writable by the agent's user") from error
+        raise StoreAway(text) from error
+
+
+def _there(base: Path) -> None:
+    if not base.is_dir():
+        raise StoreAway(f"{base} is not there: mount it, or make the folder")
+
+
+def _clean(base: Path, writer: str) -> None:
+    with _store():
+        _there(base)
+        clean(base, writer)
+
+
+def _base_of(folder: Path, base: Address | None) -> Path:
+    """Where to make what is to be mended: the same file system, at the base if it is known."""
+    if base is not None and folder.is_relative_to(base.path):
+        return Path(base.path)
+    return next((parent for parent in folder.parents if (parent / index.NAME).exists()), folder.parent)
+
+
+def _is_empty(base: Path) -> bool:
+    """Whether nothing was ever put below a base that is there."""
+    with _store():
+        _there(base)
+        return not (base / index.NAME).exists()
+
+
+def _enter(stack: contextlib.ExitStack, base: Path, writer: str) -> Path:
+    with _store():
+        _there(base)
+        return stack.enter_context(aside(base, writer))
+
+
+def _manifest(folder: Path, digest: str) -> Manifest:
+    """Damaged when it is gone or another one; StoreAway when there is no store at all."""
+    with _readable(folder):
+        data = (folder / NAME).read_bytes()
+    return read_manifest(data, digest)
+
+
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    with _store():
+        try:
+            yield
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if not any((parent / index.NAME).exists() for parent in folder.parents):
+                raise StoreAway(f"{folder} is not there, and no store is above it: is it mounted?") from error
+            raise Damaged(f"{error.filename} is gone") from error
+        except OSError as error:
+            if error.errno == errno.EIO:
+                raise Damaged(f"{error.filename} cannot be read: {error.strerror}") from error
+            raise
+
+
+def _standing(folder: Path, manifest: Manifest) -> bool:
+    """Whether this very folder is there whole; False when it is to be made, again if something is missing in it."""
+    with _store():
+        try:
+            found = (folder / NAME).read_bytes()
+        except FileNotFoundError:
+            return False
+    if found != manifest.to_bytes():
+        raise StoreRefused(f"{folder} holds another content already, and nothing is ever overwritten")
+    return all(is_here(folder, file) for file in manifest.files)
+
+
+def _linked(earlier: Path | None, target: Path, file: ManifestFile) -> bool:
+    """Whether a sound file that is there already could be given this name too."""
+    if earlier is None:
+        return False
+    try:
+        if hash_file(earlier) != (file.digest, file.size) or os.access(earlier, os.X_OK) != file.executable:
+            return False
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.link(earlier, target)
+    except OSError:  # gone meanwhile, or a file system without links: it is copied
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _created(target: Path, file: ManifestFile) -> Iterator[IO[bytes]]:
+    with _store():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o755 if file.executable else 0o644)
+    with open(descriptor, "wb", buffering=0) as opened:
+        yield opened
+
+
+def _carry(read: IO[bytes], write: IO[bytes], digest: hashlib._Hash) -> int:
+    """One chunk; 0 at the end."""
+    chunk = read.read(CHUNK)
+    digest.update(chunk)
+    with _store():
+        view = memoryview(chunk)
+        while view:
+            view = view[write.write(view) :]
+    return len(chunk)
+
+
+def _sync(write: IO[bytes]) -> None:
+    with _store():
+        os.fsync(write.fileno())
+
+
+def _settle(making: Path, folder: Path, manifest: Manifest, mending: bool) -> None:
+    """Give the folder its name. What lies there in part, or was found damaged, makes room; the same is left alone."""
+    with _store():
+        with (making / NAME).open("xb") as file:
+            file.write(manifest.to_bytes())
+            file.flush()
+            os.fsync(file.fileno())
+        for parent, _, _ in os.walk(making, topdown=False):
+            _sync_folder(Path(parent))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            making.rename(folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            if mending or not _standing(folder, manifest):
+                folder.rename(making.with_name("old"))
+                making.rename(folder)
+        _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _opened(path: Path) -> IO[bytes]:
+    with _readable(path.parent):
+        return path.open("rb", buffering=0)
+
+
+def _seek(read: IO[bytes], part: Arriving) -> None:
+    with _store():
+        read.seek(part.offset)
+
+
+def _arrive(read: IO[bytes], part: Arriving) -> int:
+    with _readable(Path(read.name).parent):
+        chunk = read.read(CHUNK)
+    part.take(chunk)
+    return len(chunk)
+
+
+def _remove(folder: Path) -> None:
+    with _store():
+        (folder / NAME).unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            raise StoreAway(f"{folder} cannot be removed whole")
+    with contextlib.suppress(OSError):  # others are still in there
+        folder.parent.rmdir()
+
+
+def _whole_below(room: Path) -> Iterator[Path]:
+    """Manifests of whole folders, without looking into the folders themselves."""
+    for parent, folders, names in os.walk(room):
+        if NAME in names:
+            folders.clear()
+            yield Path(parent, NAME)
+
+
+def _note(path: Path, line: bytes, uri: str) -> None:
+    """Append a line to the index unless it has one of this folder. Writers take turns where the file system can."""
+    with _store(), path.open("a+b") as file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        said = file.read()
+        if not index.names(said, uri):
+            file.write(index.mended(said) + line)
+            file.flush()
+            os.fsync(file.fileno())

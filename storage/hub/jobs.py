@@ -1,0 +1,128 @@
+"""The jobs a worker knows, by name: plain values in, plain values out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from storage.base import StoreRefused
+from storage.hub import uris
+from storage.hub.client import Gone, asking, client
+from storage.hub.commit_markers import Mark
+from storage.hub.download import Fetching
+from storage.hub.repository import Content, Foreign, Published, Repository
+from storage.hub.uris import MAIN
+from storage.manifest import NAME, digest_of
+
+Told = Callable[[int], None]
+
+
+def _repository(job: Mapping[str, Any]) -> Repository:
+    return Repository(client(job["timeout"]), job["repo"], private=job.get("private", True))
+
+
+def _content(job: Mapping[str, Any], texts: Mapping[str, str], within: str = "") -> Content:
+    files: dict[str, Path | bytes] = {path: Path(source) for path, source in job["files"].items()}
+    return Content(files | {path: text.encode() for path, text in texts.items()}, within)
+
+
+def keep(job: Mapping[str, Any], told: Told) -> dict[str, Any]:
+    """A checkpoint's whole state, or a run's result, as a tagged commit on the run's branch."""
+    repository, mark = _repository(job), Mark(**job["mark"])
+    repository.make()
+    content = _content(job, job["texts"], job["folder"])
+    what = f"State of step {mark.step} of" if mark.kind == "state" else "Result of"
+    title = f"{what} {mark.run}, attempt {mark.attempt}"
+    done = repository.publish(uris.state_branch(mark.run), mark, content, title, job["expected"])
+    repository.tag(job["tag"], done.commit)
+    return asdict(done)
+
+
+def publish(job: Mapping[str, Any], told: Told) -> dict[str, Any]:
+    """A run's model, on `main` where that is the run's to write, else on the run's own branch."""
+    repository, mark = _repository(job), Mark(**job["mark"])
+    repository.make()
+    title = f"Step {mark.step} of {mark.run}"
+    own = uris.model_branch(mark.run)
+    branch, note = repository.model_branch(mark.run, own)
+    try:
+        content = _content(job, job["texts"][branch])
+        done = repository.publish(branch, mark, content, title, job["expected"])
+    except Foreign as error:  # somebody took main at this very moment
+        if branch != MAIN:
+            raise
+        content = _content(job, job["texts"][own])
+        note, done = str(error), repository.publish(own, mark, content, title, None)
+    return asdict(Published(done.commit, done.branch, note))
+
+
+def promote(job: Mapping[str, Any], told: Told) -> dict[str, Any]:
+    """`main` becomes the run's, with what is on the run's own branch."""
+    try:
+        return asdict(_repository(job).promote(job["run"], uris.model_branch(job["run"])))
+    except Gone as gone:
+        raise StoreRefused(f"{job['repo']} has no branch of {job['run']}'s to promote: {gone}") from gone
+
+
+def newest(job: Mapping[str, Any], told: Told) -> dict[str, Any] | None:
+    """The newest model of a run that is published."""
+    repository, run = _repository(job), job["run"]
+    for branch in (MAIN, uris.model_branch(run)):
+        try:
+            seen = repository.history(branch)[0]
+        except Gone:
+            continue
+        if seen.mark is not None and seen.mark.run == run:
+            return {"commit": seen.id, "branch": branch, "step": seen.mark.step, "time": seen.time}
+    return None
+
+
+def has(job: Mapping[str, Any], told: Told) -> bool:
+    """Whether a tag names the commit, and the folder there has this manifest and its large files."""
+    repository, uri = _repository(job), uris.Uri.parse(job["uri"])
+    try:
+        if uri.commit not in repository.tags().values():
+            return False
+        with asking(f"looking at {uri}"):
+            api = client(job["timeout"])
+            path = api.hf_hub_download(uri.repo, f"{uri.folder}/{NAME}", revision=uri.commit)
+    except Gone:
+        return False
+    return bool(digest_of(Path(path).read_bytes()) == job["digest"])
+
+
+def fetch(job: Mapping[str, Any], told: Told) -> None:
+    """A folder at a commit."""
+    into = Path(job["into"])
+    into.mkdir(parents=True, exist_ok=True)
+    fetching = Fetching(client(job["timeout"]), uris.Uri.parse(job["uri"]), into)
+    for size in fetching.files(fetching.manifest(job["digest"])):
+        told(size)
+
+
+def free(job: Mapping[str, Any], told: Told) -> None:
+    """A checkpoint's state, gone for good."""
+    repository, uri = _repository(job), uris.Uri.parse(job["uri"])
+    try:
+        mark = repository.history(uri.commit)[0].mark
+    except Gone:
+        return
+    if mark is not None and mark.kind in ("state", "output"):
+        repository.free(uri.commit, uri.folder, uris.state_branch(mark.run))
+
+
+def sweep(job: Mapping[str, Any], told: Told) -> int:
+    """What earlier attempts at a run left there, that nobody knows of."""
+    repository, mark = _repository(job), Mark(**job["mark"])
+    try:
+        return repository.sweep(mark, job["known"], partial(uris.tagged_folder, mark.run), uris.state_branch(mark.run))
+    except Gone:  # there is no repository yet
+        return 0
+
+
+JOBS: Mapping[str, Callable[[Mapping[str, Any], Told], Any]] = {
+    job.__name__: job for job in (keep, publish, promote, newest, has, fetch, free, sweep)
+}

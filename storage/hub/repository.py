@@ -1,0 +1,292 @@
+"""One model repository on the Hub, and what Relay does there. Blocking; runs in a worker's process.
+
+Nothing is ever overwritten: a commit names its parent, a branch that somebody else has moved is left alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import build_hf_headers, paginate, parse_datetime
+
+from storage.base import StoreAway, StoreRefused
+from storage.hub.client import Gone, Lost, Stale, asking
+from storage.hub.commit_markers import Done, Go, Mark, Moved, Seen, judge
+from storage.hub.uris import MAIN
+
+_OURS_TO_KEEP = (".gitattributes",)  #: the Hub's own file
+_LOOK_BACK = 200  #: commits of a history that are looked at
+_TRIES = 5  #: of one commit whose branch moves, by ours, or whose replies are lost
+
+
+Operation = CommitOperationAdd | CommitOperationCopy | CommitOperationDelete
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A commit that is on the Hub."""
+
+    commit: str
+    branch: str
+    note: str = ""  #: what people should know
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a commit is to hold: these files and no others, by their paths there."""
+
+    files: Mapping[str, Path | bytes]
+    within: str = ""  #: one node's folder of a checkpoint: those of the same step's other nodes stay
+
+
+class Foreign(StoreRefused):
+    """A branch that somebody else has moved; it is left alone."""
+
+
+class Repository:
+    """Raises StoreAway (Lost), StoreRefused, Gone, and OSError when this host's disk fails."""
+
+    def __init__(self, api: HfApi, name: str, *, private: bool = True) -> None:
+        self._api = api
+        self._name = name
+        self._private = private
+
+    def make(self) -> None:
+        """See that it is there."""
+        try:
+            with asking(f"looking for {self._name}"):
+                self._api.repo_info(self._name)
+        except (Gone, StoreRefused):
+            with asking(f"creating {self._name}"):
+                self._api.create_repo(self._name, private=self._private, exist_ok=True)
+
+    def publish(self, branch: str, mark: Mark, content: Content, title: str, expected: str | None) -> Published:
+        """One commit on a branch, which begins at `main` where there is none; the one of this mark when it is there."""
+        fresh = self._begun(branch)
+        uploaded = False
+        for _ in range(_TRIES):
+            match judge(mark, self.history(branch), expected, fresh):
+                case Done(commit):
+                    return Published(commit, branch)
+                case Moved() as moved:
+                    raise self._moved(branch, mark, moved)
+                case Go(parent):
+                    operations = self._operations(parent, content)
+                    if not uploaded:
+                        self._upload(branch, operations)
+                        uploaded = True
+                    try:
+                        return Published(self._commit(branch, parent, operations, mark, title), branch)
+                    except (Stale, Lost) as error:  # somebody was faster; or it was done and the answer was lost
+                        unsure = error
+        raise StoreAway(f"{self._name}: {branch} keeps moving or its answers are lost ({unsure})")
+
+    def model_branch(self, run: str, own: str) -> tuple[str, str]:
+        """Where the run's model goes: `main` where that is the run's or nobody's, otherwise its own branch; and why."""
+        head = self.history(MAIN)[0]
+        if head.mark is not None and head.mark.run == run:
+            return MAIN, ""
+        if head.mark is not None:
+            return own, f"main of {self._name} belongs to run {head.mark.run}"
+        if not self._written(head.id):
+            return MAIN, ""
+        return own, f"main of {self._name} was last written by {head.said} and not by this run"
+
+    def history(self, revision: str) -> list[Seen]:
+        """Its newest commits, newest first."""
+        api = self._api
+        url = f"{api.endpoint}/api/models/{self._name}/commits/{_quoted(revision)}"
+        with asking(f"reading the history of {self._name}"):
+            items = itertools.islice(paginate(url, params={}, headers=build_hf_headers(token=api.token)), _LOOK_BACK)
+            return [_seen(item) for item in items]
+
+    def tag(self, name: str, commit: str) -> None:
+        with asking(f"tagging {self._name}"):
+            self._api.create_tag(self._name, tag=name, revision=commit, exist_ok=True)
+
+    def tags(self) -> dict[str, str]:
+        """Commits by tag."""
+        with asking(f"reading the tags of {self._name}"):
+            return {ref.name: ref.target_commit for ref in self._api.list_repo_refs(self._name).tags}
+
+    def branches(self) -> dict[str, str]:
+        """Heads by branch."""
+        with asking(f"reading the branches of {self._name}"):
+            return {ref.name: ref.target_commit for ref in self._api.list_repo_refs(self._name).branches}
+
+    def entries(self, revision: str) -> dict[str, RepoFile]:
+        """The files of a commit by path."""
+        with asking(f"listing {self._name} at {revision[:8]}"):
+            tree = self._api.list_repo_tree(self._name, recursive=True, revision=revision)
+            return {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+
+    def promote(self, run: str, own: str) -> Published:
+        """The run's model becomes what `main` holds, whoever's that was; what was there stays in its history."""
+        shown = self.history(own)[0]
+        if shown.mark is None or shown.mark.run != run:
+            raise Foreign(f"{own} of {self._name} was moved by {shown.said}; it is not this run's any more")
+        parent = self.branches()[MAIN]
+        files = [path for path in self._paths(shown.id) if path not in _OURS_TO_KEEP]
+        readme = self._read("README.md", shown.id).replace(f', revision="{own}"'.encode(), b"")
+        gone = set(self._paths(parent)) - set(files) - set(_OURS_TO_KEEP)
+        operations: list[Operation] = [CommitOperationDelete(path) for path in sorted(gone)]
+        operations += [CommitOperationCopy(path, path, src_revision=shown.id) for path in files if path != "README.md"]
+        operations.append(CommitOperationAdd("README.md", readme))
+        try:
+            return Published(self._commit(MAIN, parent, operations, shown.mark, f"Promote {run}"), MAIN)
+        except Stale as error:
+            raise StoreAway(f"main of {self._name} moves just now: {error}") from error
+
+    def _read(self, path: str, commit: str) -> bytes:
+        with asking(f"reading {path} of {self._name}"):
+            return Path(self._api.hf_hub_download(self._name, path, revision=commit)).read_bytes()
+
+    def free(self, commit: str, folder: str, branch: str) -> None:
+        """Take a folder's commit away: its tag first, its large files last; what another commit uses stays.
+
+        The branch is squashed, which moves its head; commits that are tagged stay as they are.
+        """
+        try:
+            doomed = self._large(commit, folder)
+        except Gone:  # an earlier try got this far
+            return
+        self._unname(commit, folder, branch)
+        kept = {*self.branches().values(), *self.tags().values()}
+        self._delete(doomed - {digest for each in kept for digest in self._large(each)})
+
+    def sweep(self, ours: Mark, known: Collection[str], folder_of: Callable[[str], str], branch: str) -> int:
+        """Free what earlier attempts at a run have tagged and the registry does not know; how many that were."""
+        swept = 0
+        for tag, commit in self.tags().items():
+            folder = folder_of(tag)
+            if folder and commit not in known:
+                mark = self.history(commit)[0].mark
+                if mark is not None and mark.run == ours.run and mark.attempt < ours.attempt:
+                    self.free(commit, folder, branch)
+                    swept += 1
+        return swept
+
+    def _unname(self, commit: str, folder: str, branch: str) -> None:
+        """No tag and no branch has it any more."""
+        for name, target in self.tags().items():
+            if target == commit:
+                self._untag(name)
+        branches = self.branches()
+        if branch not in branches:
+            return
+        try:
+            self._squash(branch, branches[branch], folder)
+        except Stale as error:
+            raise StoreAway(f"{branch} of {self._name} moves just now: {error}") from error
+
+    # In steps
+
+    def _begun(self, branch: str) -> str | None:
+        """The commit that a branch of ours begins at; None when it was there before."""
+        branches = self.branches()
+        if MAIN not in branches:
+            raise StoreRefused(f"{self._name} has no branch main")
+        if branch == MAIN:
+            return None if self._written(branches[MAIN]) else branches[MAIN]
+        if branch in branches:
+            return branches[branch] if branches[branch] == branches[MAIN] else None
+        with asking(f"creating the branch {branch} of {self._name}"):
+            self._api.create_branch(self._name, branch=branch, revision=branches[MAIN], exist_ok=True)
+        return branches[MAIN]
+
+    def _moved(self, branch: str, ours: Mark, moved: Moved) -> StoreRefused:
+        theirs = moved.by.mark
+        if not moved.newer or theirs is None:
+            return Foreign(f"{branch} of {self._name} was moved by {moved.by.said}; what is there is not overwritten")
+        what = f"at step {theirs.step} of this run" if theirs.lease == ours.lease else "a later attempt's"
+        return StoreRefused(f"{branch} of {self._name} is {what} by now: {moved.by.said}")
+
+    def _operations(self, parent: str, content: Content) -> list[Operation]:
+        added = [CommitOperationAdd(path, source) for path, source in content.files.items()]
+        step = content.within.partition("-node")[0]
+        kept = {path for path in self._paths(parent) if content.within and path.startswith(f"{step}-node")}
+        kept = {path for path in kept if not path.startswith(f"{content.within}/")}
+        gone = set(self._paths(parent)) - set(content.files) - set(_OURS_TO_KEEP) - kept
+        return [*added, *(CommitOperationDelete(path) for path in sorted(gone))]
+
+    def _upload(self, branch: str, operations: Iterable[Operation]) -> None:
+        additions = [each for each in operations if isinstance(each, CommitOperationAdd)]
+        with asking(f"uploading to {self._name}"):
+            self._api.preupload_lfs_files(self._name, additions, revision=branch, free_memory=False)
+
+    def _commit(
+        self,
+        branch: str,
+        parent: str,
+        operations: Sequence[Operation],
+        mark: Mark,
+        title: str,
+    ) -> str:
+        with asking(f"committing to {branch} of {self._name}"):
+            done = self._api.create_commit(
+                self._name,
+                operations,
+                commit_message=title,
+                commit_description=mark.trailer,
+                revision=branch,
+                parent_commit=parent,
+            )
+        return str(done.oid)
+
+    def _written(self, commit: str) -> bool:
+        """Whether anybody has put anything there."""
+        return bool(set(self._paths(commit)) - set(_OURS_TO_KEEP))
+
+    def _paths(self, commit: str) -> list[str]:
+        return list(self.entries(commit))
+
+    def _large(self, commit: str, folder: str = "") -> set[str]:
+        """Digests of a commit's LFS files."""
+        entries = self.entries(commit).values()
+        return {
+            each.lfs.sha256 for each in entries if each.lfs and each.path.startswith(f"{folder}/" if folder else "")
+        }
+
+    def _untag(self, name: str) -> None:
+        try:
+            with asking(f"removing a tag of {self._name}"):
+                self._api.delete_tag(self._name, tag=name)
+        except Gone:
+            return
+
+    def _squash(self, branch: str, head: str, folder: str) -> None:
+        newest = self.history(branch)[0].mark
+        if newest is None:
+            raise StoreRefused(f"{branch} of {self._name} was moved by somebody else; it is left as it is")
+        mark = Mark("free", newest.run, newest.attempt, newest.lease, newest.step)
+        if any(path.startswith(f"{folder}/") for path in self._paths(head)):
+            gone = [CommitOperationDelete(f"{folder}/", is_folder=True)]
+            self._commit(branch, head, gone, mark, f"Remove {folder}")
+        with asking(f"squashing {branch} of {self._name}"):
+            message = f"Squash\n\n{mark.trailer}"
+            self._api.super_squash_history(self._name, branch=branch, commit_message=message)
+
+    def _delete(self, digests: set[str]) -> None:
+        if not digests:
+            return
+        with asking(f"freeing space of {self._name}"):
+            files = [file for file in self._api.list_lfs_files(self._name) if file.file_oid in digests]
+            # Rewriting the history would give other names to the commits that the registry knows.
+            self._api.permanently_delete_lfs_files(self._name, files, rewrite_history=False)
+
+
+def _seen(item: Mapping[str, object]) -> Seen:
+    authors = item.get("authors")
+    author = authors[0].get("user", "") if isinstance(authors, list) and authors else ""
+    message = f"{item.get('title', '')}\n{item.get('message', '')}"
+    time = parse_datetime(str(item["date"])).timestamp()
+    return Seen(str(item["id"]), str(item.get("title", "")), str(author), Mark.found(message), time)
+
+
+def _quoted(revision: str) -> str:
+    return revision.replace("%", "%25").replace("/", "%2F")

@@ -1,0 +1,70 @@
+"""From a uri to its store. What buckets need is loaded when it is first used, and said plainly when it is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from storage.address import BUCKETS, SCHEMES, AddressError, parse
+from storage.base import Store, StoreRefused
+from storage.folder import FolderStore
+from storage.layout import Layout
+from storage.rate_limit import Pace
+
+if TYPE_CHECKING:
+    from storage.bucket import BucketStore
+
+
+def open_store(
+    base: str, layout: Layout = Layout.RELAY, *, writer: str | None = None, pace: Pace | None = None
+) -> Store:
+    """The store whose folders lie below `base`. StoreRefused when there is no such kind of store, or it is misnamed."""
+    try:
+        address = parse(base)
+    except AddressError as error:
+        raise StoreRefused(str(error)) from error
+    if address.scheme == "file":
+        return FolderStore(base, layout, writer=writer, pace=pace)
+    return _buckets(address.scheme)(address.scheme, base, layout, pace=pace)
+
+
+class Readers(Mapping[str, Store]):
+    """By scheme, what fetches, mends and removes any uri of it. A scheme that cannot be used here is not in it."""
+
+    def __init__(
+        self, others: Mapping[str, Store] | None = None, *, writer: str | None = None, pace: Pace | None = None
+    ) -> None:
+        """`others` are stores that need more than a uri."""
+        self._writer = writer
+        self._pace = pace
+        self._opened: dict[str, Store] = dict(others or {})
+
+    def __getitem__(self, scheme: str) -> Store:
+        if scheme not in self._opened:
+            self._opened[scheme] = self._open(scheme)
+        return self._opened[scheme]
+
+    def _open(self, scheme: str) -> Store:
+        if scheme == "file":
+            return FolderStore(writer=self._writer, pace=self._pace)
+        if scheme not in BUCKETS:
+            raise KeyError(scheme)
+        try:
+            return _buckets(scheme)(scheme, pace=self._pace)
+        except StoreRefused as refused:
+            raise KeyError(scheme) from refused
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys((*self._opened, *SCHEMES)))
+
+    def __len__(self) -> int:
+        return len(dict.fromkeys((*self._opened, *SCHEMES)))
+
+
+def _buckets(scheme: str) -> type[BucketStore]:
+    try:
+        from storage.bucket import BucketStore
+    except ImportError as error:
+        hint = "pip install 'relay-training[stores]'"
+        raise StoreRefused(f"{scheme}:// needs obstore, which is not installed: {hint}") from error
+    return BucketStore

@@ -1,0 +1,50 @@
+"""Stores to test: a folder, and a bucket of a real server, which starts when it is first wanted."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from storage.base import Store
+from storage.layout import Layout
+from storage.opening import open_store
+from tests.seaweed import BUCKET, environment, seaweed
+from tests.storage.kept import Kept
+
+MakeStore = Callable[..., Store]
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a real S3."""
+    with seaweed(tmp_path_factory.mktemp("seaweed")) as address:
+        yield address
+
+
+@pytest.fixture
+def bucket(s3: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A uri in a bucket where nothing is yet; the environment has what is needed."""
+    for name, value in environment(s3).items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{BUCKET}/{uuid4().hex}"
+
+
+@pytest.fixture(params=["file", "s3"])
+def base(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where each kind of store is."""
+    if request.param == "s3":
+        return str(request.getfixturevalue("bucket"))
+    (tmp_path / "share").mkdir()
+    return (tmp_path / "share").as_uri()
+
+
+@pytest.fixture
+def store(base: str) -> Store:
+    return open_store(base, Layout.RELAY, writer="a")
+
+
+@pytest.fixture
+def kept(base: str, request: pytest.FixtureRequest) -> Kept:
+    """What really lies there."""
+    return Kept(base, request.getfixturevalue("s3") if base.startswith("s3") else "")

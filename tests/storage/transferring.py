@@ -1,0 +1,43 @@
+"""A process that puts folders, or fetches them, until it is killed.
+
+    python -m tests.storage.transferring put|fetch BASE FOLDER
+
+It says on stdout what has begun and what is done, a line of JSON for each.
+"""
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+from storage.base import Store
+from storage.manifest import NAME, Manifest
+from storage.opening import open_store
+from tests.storage.kept import lying, place
+
+
+async def put(store: Store, folder: Path) -> None:
+    """One place after another, each with the folder's bytes; places that are there already cost nothing."""
+    manifest = Manifest.from_bytes((folder / NAME).read_bytes())
+    for step in range(1, 1000):
+        say(begun=step)
+        uri = await store.put(place(step), manifest, lying(folder))
+        say(done=step, uri=uri, digest=manifest.digest)
+
+
+async def fetch(store: Store, folder: Path) -> None:
+    """What it is told on stdin, into one folder after another."""
+    said = json.loads(sys.stdin.readline())
+    for number in range(int(said["first"]), 1000):
+        say(begun=number)
+        await store.fetch(said["uri"], said["digest"], folder / str(number))
+        say(done=number)
+
+
+def say(**values: object) -> None:
+    print(json.dumps(values), flush=True)
+
+
+if __name__ == "__main__":
+    verb, base, path = sys.argv[1:]
+    asyncio.run({"put": put, "fetch": fetch}[verb](open_store(base, writer="killed"), Path(path)))
