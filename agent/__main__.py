@@ -24,25 +24,25 @@ from random import Random
 from typing import IO
 
 from agent import wire
+from agent.attempt.inputs import Cache
+from agent.attempt.launch import allowed
+from agent.attempt.setup import Means
 from agent.capability import detect
 from agent.checkpoints.removing import Removals
+from agent.cleanup import Begun
 from agent.config import Config, ConfigError, config
-from agent.contact import Contact, Coordinator
-from agent.events.notice import Notice
+from agent.coordinator_client import Contact, Coordinator
+from agent.events.inotify import Notice
 from agent.events.spool import Spool
-from agent.hub.means import HubMeans
-from agent.inputs import Cache
-from agent.launch import allowed
-from agent.preparing import Means
-from agent.retiring import Begun
+from agent.host_metrics import Vitals
+from agent.hub.context import HubMeans
 from agent.session import Identity, Session, grpc_dial
 from agent.shim.processes import boot_id, boottime
-from agent.shims import SpareShim, prepare_runtime_dir
+from agent.shim_client.shims import SpareShim, prepare_runtime_dir
 from agent.stores.blobs import Blobs
 from agent.stores.relay import RelayStore
 from agent.stores.unfinished import Unfinished
 from agent.supervisor import Supervisor, WayOut
-from agent.vitals import Vitals
 from relay.errors import DeploymentForeign, RelayError, Unauthenticated
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import agents_pb2_grpc, runs_pb2_grpc

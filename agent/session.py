@@ -25,7 +25,7 @@ from typing import Never, Protocol
 import grpc
 
 from agent import wire
-from agent.contact import Contact, Coordinator
+from agent.coordinator_client import Contact, Coordinator
 from agent.folder import write_atomically
 from agent.leases import Beat, Standing
 from relay.errors import DeploymentForeign, IdentityInUse, RelayError, Unauthenticated, from_rpc

@@ -17,13 +17,13 @@ from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any
 
-from agent.attempt import Attempt
-from agent.ending import complete, stopped
+from agent.attempt.attempt import Attempt
+from agent.attempt.completion import complete, stopped
+from agent.attempt.exit_classification import Order, Stop
+from agent.attempt.setup import Means
 from agent.folder import AttemptFolder
 from agent.leases import Beat, Standing, Term, plan
-from agent.preparing import Means
-from agent.shims import Shim, ShimError, ShimGone
-from agent.verdict import Order, Stop
+from agent.shim_client.shims import Shim, ShimError, ShimGone
 from agent.wire import Assignment
 from relay.errors import LeaseLost
 from relay.timing import LeaseTiming

@@ -23,10 +23,10 @@ from pathlib import Path
 
 import asyncpg
 
-from agent.shims import Exit, Shim
+from agent.shim_client.shims import Exit, Shim
 from relay.v1 import runs_pb2 as pb
-from relayctl.client import RelayClient, short
-from relayctl.local import Host
+from relayctl.client.client import RelayClient, short
+from relayctl.local.deployment import Host
 
 STUBBORN = Path(__file__).parent / "stubborn.py"
 BRANCHES, BUSY = 3, 8  #: processes of a tree that left its session; that compute, where the shim is starved

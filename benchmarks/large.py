@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.report import Table
-from trainers.cache import FOLDER
+from trainers.data.cache import FOLDER
 
 GB, QUICK = 5, 0.2
 STEPS = 10

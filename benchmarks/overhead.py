@@ -31,8 +31,8 @@ from benchmarks.report import Table, cores, interval
 from benchmarks.workload import Workload, prepare
 from relay.v1 import runs_pb2 as pb
 from relayctl import submission
-from relayctl.client import RelayClient
-from relayctl.local import LocalCluster, local_cluster
+from relayctl.client.client import RelayClient
+from relayctl.local.deployment import LocalCluster, local_cluster
 
 LOG_EVERY = 10  #: steps
 IDLE = 10.0  #: seconds

@@ -27,9 +27,9 @@ from benchmarks.report import Table, cores, seconds, spread
 from benchmarks.workload import Workload, prepare
 from relay.v1 import runs_pb2 as pb
 from relayctl import submission
-from relayctl.client import RelayClient, short
-from relayctl.local import Host, LocalCluster, local_cluster
-from relayctl.recovery import Recovery, recovery
+from relayctl.client.client import RelayClient, short
+from relayctl.local.deployment import Host, LocalCluster, local_cluster
+from relayctl.local.recovery import Recovery, recovery
 
 SAVE_EVERY = 100
 PAST = 40  #: steps past a checkpoint at which a host goes

@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from agent.shims import Job, Shim, SpareShim, prepare_runtime_dir
+from agent.shim_client.shims import Job, Shim, SpareShim, prepare_runtime_dir
 from benchmarks.report import Table, p99
 
 Start = Callable[[Job], Awaitable[Shim]]

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.report import Table, p99, seconds
-from relayctl.client import RelayClient
-from relayctl.local import local_cluster
+from relayctl.client.client import RelayClient
+from relayctl.local.deployment import local_cluster
 
 METRIC = "started"
 SCRIPT = f"""now=$(date +%s.%N)

@@ -21,8 +21,8 @@ from statistics import median
 from benchmarks.lapses import Lapse, Scene, Situation, witnessing
 from benchmarks.report import Table, p99
 from relay.timing import TEST
-from relayctl.client import RelayClient
-from relayctl.local import Coordinator, Host
+from relayctl.client.client import RelayClient
+from relayctl.local.deployment import Coordinator, Host
 
 TOGETHER = 2  #: runs that lapse with one host
 SLOTS = 8  #: of a host: enough that the runs before never keep the next ones from it

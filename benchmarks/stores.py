@@ -24,7 +24,7 @@ from statistics import median
 import psutil
 
 from benchmarks.report import Table, interval
-from relayctl.local import Coordinator
+from relayctl.local.deployment import Coordinator
 from storage.manifest import NAME, describe
 from tests.seaweed import BUCKET, environment, seaweed
 

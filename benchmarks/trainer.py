@@ -19,9 +19,9 @@ from statistics import median
 from benchmarks import bare_sft
 from benchmarks.report import Table, interval
 from benchmarks.workload import Workload, prepare
-from trainers import rank
-from trainers.contract import Contract
-from trainers.control import CONTROL, PROCESSES
+from trainers.environment import Contract
+from trainers.launch import rank
+from trainers.launch.control import CONTROL, PROCESSES
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from pathlib import Path
 import obstore
 from obstore.store import S3Store
 
-from agent.contact import Contact, Coordinator
+from agent.coordinator_client import Contact, Coordinator
 from agent.stores.blobs import Blobs
 from agent.stores.relay import RelayStore
 from storage.base import Place, Store

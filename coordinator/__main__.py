@@ -17,8 +17,9 @@ import asyncpg
 import typer
 import uvloop
 
-from coordinator import config, migrate, postgres, server
-from coordinator.artifacts.collecting import Pace
+from coordinator import config, server
+from coordinator.artifacts.garbage_collection import Pace
+from coordinator.database import migrate, postgres
 from relay import timing
 from runfile import UnitError, parse_duration, parse_size
 from storage.exit import end

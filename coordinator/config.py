@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from coordinator.artifacts.collecting import Pace
+from coordinator.artifacts.garbage_collection import Pace
 from relay.timing import DEFAULT, LeaseTiming
 
 SECRET = "RELAY_SHARED_SECRET"

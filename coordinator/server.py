@@ -21,18 +21,18 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 import runfile
-from coordinator import migrate, postgres
 from coordinator.artifacts.base import Artifacts
 from coordinator.artifacts.folder import FolderArtifacts
+from coordinator.background import garbage_collection, planner, reaper, run_dependencies
 from coordinator.commands.events import Appender
 from coordinator.config import Config, ConfigError
-from coordinator.database import Database, DatabaseAway, connected
+from coordinator.database import migrate, postgres
+from coordinator.database.connections import Database, DatabaseAway, connected
 from coordinator.rpc.agents import AgentsService
 from coordinator.rpc.artifacts import ArtifactsService
 from coordinator.rpc.fleet import FleetService
-from coordinator.rpc.guard import LARGEST_BYTES, Deployment, Guard, Secret
+from coordinator.rpc.interceptors import LARGEST_BYTES, Deployment, Guard, Secret
 from coordinator.rpc.runs import RunsService
-from coordinator.services import collector, follower, planner, reaper
 from coordinator.sessions import Heartbeats, Sessions
 from coordinator.store import deployment
 from relay.v1 import (
@@ -103,8 +103,8 @@ async def serve(config: Config, stop: asyncio.Event, announce: Callable[[Running
             appender.run,
             lambda: planner.run(database, config.timing),
             lambda: reaper.run(database, config.timing),
-            lambda: follower.run(database, artifacts),
-            lambda: collector.run(database, artifacts, config.collecting),
+            lambda: run_dependencies.run(database, artifacts),
+            lambda: garbage_collection.run(database, artifacts, config.collecting),
         )
         await stack.enter_async_context(_background(*services))
         parts = _Parts(database, artifacts, heartbeats, appender, await _deployment_id(database))

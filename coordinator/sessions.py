@@ -17,7 +17,7 @@ from typing import Never
 from uuid import UUID
 
 from coordinator.commands import sessions as commands
-from coordinator.database import Database, DatabaseAway
+from coordinator.database.connections import Database, DatabaseAway
 from coordinator.values import Hello, LeaseRecord, Pulse, Wish
 from relay.errors import SessionReplaced
 from relay.timing import LeaseTiming

@@ -1,4 +1,4 @@
-"""Runs the migrations on the connection that it is given: one transaction each (`coordinator/migrate.py`)."""
+"""Runs the migrations on the connection that it is given: one transaction each (`coordinator/database/migrate.py`)."""
 
 from alembic import context
 

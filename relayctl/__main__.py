@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from relayctl import rows
+from relayctl.commands import data_check
 from relayctl.exits import ExitCode
-from relayctl.verbs import Verbs
+from relayctl.verb_suggestions import Verbs
 from storage.exit import end
 
 if TYPE_CHECKING:
-    from relayctl.client import RelayClient
-    from relayctl.plain import Output
-    from relayctl.terminal import Terminal
+    from relayctl.client.client import RelayClient
+    from relayctl.output.serialize import Output
+    from relayctl.output.terminal import Terminal
 
 
 class Format(StrEnum):
@@ -41,7 +41,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-app.add_typer(rows.app, name="data")
+app.add_typer(data_check.app, name="data")
 
 Run = Annotated[str, typer.Argument(help="Name of the run.", show_default=False)]
 Formatted = Annotated[Format, typer.Option("-o", "--output", help="How to print.")]
@@ -64,13 +64,13 @@ def _run(
     context: typer.Context, work: Callable[[RelayClient, Terminal], Awaitable[ExitCode]], leaving: str = ""
 ) -> None:
     """Connects, carries the command out, and ends the process with its exit code."""
-    from relayctl.errands import carry_out
+    from relayctl.runner import carry_out
 
     raise typer.Exit(carry_out(context.obj, work, leaving))
 
 
 def _output(format: Format, quiet: bool = False) -> Output:
-    from relayctl.plain import Output
+    from relayctl.output.serialize import Output
 
     return Output.NAME if quiet else Output(format.value)
 
@@ -92,7 +92,7 @@ def submit(
     """Submit a run: checks the file, shows the plan, sends what must travel."""
 
     async def work(client: RelayClient, terminal: Terminal) -> ExitCode:
-        from relayctl import acting
+        from relayctl.commands import acting
 
         form = _output(output, quiet)
         return await acting.submit(
@@ -124,11 +124,11 @@ def bring(
     """Make a training that ran elsewhere a run, which rests until it is resumed: its checkpoints and its curve."""
 
     async def work(client: RelayClient, terminal: Terminal) -> ExitCode:
-        from relayctl import importing
+        from relayctl.commands import import_run
 
         form = _output(output, quiet)
-        asked = importing.Asked(file, folder, tuple(sets or ()), name, last, dry_run)
-        return await importing.bring(client, asked, terminal, form)
+        asked = import_run.Asked(file, folder, tuple(sets or ()), name, last, dry_run)
+        return await import_run.bring(client, asked, terminal, form)
 
     _run(context, work, "nothing was imported yet; the same command sends the rest")
 
@@ -148,7 +148,7 @@ def runs(
     """List runs: the unfinished ones and the last finished."""
 
     async def work(client: RelayClient, terminal: Terminal) -> ExitCode:
-        from relayctl import looking
+        from relayctl.commands import looking
 
         return await looking.runs(
             client,
@@ -175,7 +175,7 @@ def show(
     """Show one run: state, progress, attempts, newest checkpoint."""
 
     async def work(client: RelayClient, terminal: Terminal) -> ExitCode:
-        from relayctl import looking
+        from relayctl.commands import looking
 
         return await looking.show(client, run, _output(output), spec=spec)
 
@@ -187,7 +187,7 @@ def why(context: typer.Context, run: Run, output: Formatted = Format.table) -> N
     """Say why a run is where it is, at length."""
 
     async def work(client: RelayClient, terminal: Terminal) -> ExitCode:
-        from relayctl import looking
+        from relayctl.commands import looking
 
         return await looking.why(client, run, _output(output))
 
@@ -199,9 +199,9 @@ def watch(context: typer.Context, run: Run) -> None:
     """Watch a run until it ends; the exit code says how."""
 
     async def work(client: RelayClient, terminal: Terminal) -> ExitCode:
-        from relayctl import watching
+        from relayctl.commands import watch
 
-        return await watching.watch(client, run, terminal)
+        return await watch.watch(client, run, terminal)
 
     _run(context, work, f"the run continues; watch it again with: relayctl watch {run}")
 
@@ -215,10 +215,10 @@ def wait(
     """Wait until runs have ended; the exit code is 10 if one failed, 11 if one was cancelled, 12 if time ran out."""
 
     async def work(client: RelayClient, terminal: Terminal) -> ExitCode:
-        from relayctl import watching
+        from relayctl.commands import watch
         from runfile import parse_duration
 
-        return await watching.wait(client, runs, parse_duration(timeout) if timeout else None)
+        return await watch.wait(client, runs, parse_duration(timeout) if timeout else None)
 
     _run(context, work, "the runs continue without you")
 
@@ -238,7 +238,7 @@ def logs(
     """Print what the trainer printed."""
 
     async def work(client: RelayClient, terminal: Terminal) -> ExitCode:
-        from relayctl import looking
+        from relayctl.commands import looking
 
         return await looking.logs(
             client,
@@ -267,7 +267,7 @@ def metrics(
     """Show a run's metrics: one curve each, however many attempts made it."""
 
     async def work(client: RelayClient, terminal: Terminal) -> ExitCode:
-        from relayctl import looking
+        from relayctl.commands import looking
 
         return await looking.metrics(client, run, names or [], terminal, _output(output), plot=plot, png=png)
 
@@ -287,7 +287,7 @@ def samples(
     """Show what the model says: completions of the same prompts over time, rollouts with their rewards."""
 
     async def work(client: RelayClient, terminal: Terminal) -> ExitCode:
-        from relayctl import looking
+        from relayctl.commands import looking
 
         return await looking.samples(client, run, _output(output), step, 0 if every else steps, kind or "")
 
@@ -309,7 +309,7 @@ def checkpoints(
     """List a run's checkpoints, and why each stays; or pin one (RUN@STEP, RUN@latest), so that it stays."""
 
     async def work(client: RelayClient, terminal: Terminal) -> ExitCode:
-        from relayctl import checkpoints as commands
+        from relayctl.commands import checkpoints as commands
 
         form = _output(output, quiet)
         match words:
@@ -324,7 +324,7 @@ def checkpoints(
 
 def _verb(context: typer.Context, act: Callable[[RelayClient], Awaitable[Any]], output: Format) -> None:
     async def work(client: RelayClient, terminal: Terminal) -> ExitCode:
-        from relayctl import acting
+        from relayctl.commands import acting
 
         return await acting.told(act(client), _output(output))
 
@@ -362,7 +362,8 @@ def pull(
     """Fetch a run's result, or one of its checkpoints, every file verified."""
 
     async def work(client: RelayClient, terminal: Terminal) -> ExitCode:
-        from relayctl import acting, copies
+        from relayctl import copies
+        from relayctl.commands import acting
 
         if "@" in what:
             return await copies.pull(client, what, folder, terminal)
@@ -385,9 +386,9 @@ def push(
     """Put a checkpoint into another store too, for hosts to resume from; it is pinned, so that it stays."""
 
     async def work(client: RelayClient, terminal: Terminal) -> ExitCode:
-        from relayctl import pushing
+        from relayctl.commands import push
 
-        return await pushing.push(client, point, to, terminal, pin=pin)
+        return await push.push(client, point, to, terminal, pin=pin)
 
     _run(context, work, "nothing was told to the coordinator of what had not arrived; push it again")
 
@@ -409,9 +410,9 @@ def export(
     """Write what can be loaded of a run's result or checkpoint, with a card; no trainer's state."""
 
     async def work(client: RelayClient, terminal: Terminal) -> ExitCode:
-        from relayctl import exporting
+        from relayctl.commands import export
 
-        return await exporting.export(client, what, to, terminal, private=private)
+        return await export.export(client, what, to, terminal, private=private)
 
     _run(context, work, "export it again with the same command")
 
@@ -446,9 +447,9 @@ def promote(
     """Make a run's model what `main` of its Hub repository holds; HF_TOKEN must be one that may write there."""
 
     async def work(client: RelayClient, terminal: Terminal) -> ExitCode:
-        from relayctl import publishing
+        from relayctl.commands import promote
 
-        return await publishing.promote(client, run, repo)
+        return await promote.promote(client, run, repo)
 
     _run(context, work)
 
@@ -460,7 +461,7 @@ def agents(
     """List the hosts."""
 
     async def work(client: RelayClient, terminal: Terminal) -> ExitCode:
-        from relayctl import looking
+        from relayctl.commands import looking
 
         return await looking.agents(client, terminal, _output(output, quiet), labels=labels or [])
 
@@ -476,7 +477,7 @@ def config(
     output: Formatted = Format.table,
 ) -> None:
     """Show which coordinator is used and why, or set the default."""
-    from relayctl.errands import configure
+    from relayctl.runner import configure
 
     raise typer.Exit(configure(context.obj, use, _output(output)))
 
@@ -491,7 +492,7 @@ def up(
     timing: Annotated[str, typer.Option(help="Lease timing: default, wan or test.")] = "default",
 ) -> None:
     """Run everything on this machine until Ctrl-C: database, coordinator, agents."""
-    from relayctl.up import up as bring_up
+    from relayctl.commands.up import up as bring_up
 
     raise typer.Exit(bring_up(data_dir, listen, hosts, timing))
 
@@ -501,7 +502,7 @@ def demo(
     folder: Annotated[Path, typer.Option(help="Where its things are kept.")] = Path(".demo"),
 ) -> None:
     """Train a small model on two hosts, kill one in the middle, see the other finish."""
-    from relayctl.demo import demo as show
+    from relayctl.commands.demo import demo as show
 
     raise typer.Exit(show(folder))
 

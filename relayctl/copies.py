@@ -13,14 +13,14 @@ from pathlib import Path
 
 from relay.errors import BlobUnknown, DigestMismatch, RelayError
 from relay.v1 import runs_pb2 as pb
-from relayctl import points
-from relayctl.artifacts import Blob, PullFailed
-from relayctl.client import RelayClient, short
+from relayctl import checkpoint_ref
+from relayctl.client.artifacts import Blob, PullFailed
+from relayctl.client.client import RelayClient, short
+from relayctl.commands.looking import machine, say_all
 from relayctl.exits import ExitCode
-from relayctl.looking import machine, say_all
-from relayctl.plain import Output, listing
-from relayctl.terminal import Terminal, byte_bars, note, say
-from relayctl.words import count, size, table
+from relayctl.output.format import count, size, table
+from relayctl.output.serialize import Output, listing
+from relayctl.output.terminal import Terminal, byte_bars, note, say
 from storage.base import Damaged, Progress, Store, StoreAway, StoreRefused, untold
 from storage.hub.commit_rate_limit import Budget
 from storage.hub.store import HubStore
@@ -39,7 +39,7 @@ def readers() -> Readers:
 
 async def complete(client: RelayClient, point: str) -> pb.Checkpoint:
     """The checkpoint that a person means; PullFailed when a part of it is not there yet."""
-    checkpoint = await points.at(client, point)
+    checkpoint = await checkpoint_ref.at(client, point)
     if not checkpoint.complete:
         raise PullFailed(f"step {checkpoint.step} is not complete: not all nodes have saved their part")
     return checkpoint
@@ -110,7 +110,7 @@ class Found:
 async def verify(client: RelayClient, which: str, terminal: Terminal, output: Output, *, deep: bool) -> ExitCode:
     """Looks at every copy of a run's checkpoints, or of one: whether it is there whole; when `deep`, at every byte."""
     if "@" in which:
-        checkpoints: Sequence[pb.Checkpoint] = [await points.at(client, which)]
+        checkpoints: Sequence[pb.Checkpoint] = [await checkpoint_ref.at(client, which)]
     else:
         checkpoints = await client.checkpoints(which)
     found = []

@@ -15,9 +15,9 @@ from google.protobuf import json_format
 from relay import errors
 from relay.v1 import runs_pb2 as pb
 from relayctl import provenance
-from relayctl.artifacts import Blob, Progress, describe
-from relayctl.client import RelayClient, run_name
-from relayctl.words import count, size
+from relayctl.client.artifacts import Blob, Progress, describe
+from relayctl.client.client import RelayClient, run_name
+from relayctl.output.format import count, size
 from runfile import INIT_FROM, RunFile, RunFileErrors, Travel, find_inputs, load, parse
 
 Stage = Callable[[str, int], Progress]  #: told what begins and how many bytes it is; gives what to report progress to

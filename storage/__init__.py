@@ -8,5 +8,5 @@ bucket      `s3://`, `gs://`, `az://`; clients, sending, faults: what its client
 arriving    files on their way here, every byte verified; streams, pace: how many and how fast
 
 `relay://`, the coordinator's own store, goes over its owner's line to the coordinator: `agent.stores.relay`,
-`relayctl.artifacts`.
+`relayctl.client.artifacts`.
 """

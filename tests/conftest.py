@@ -17,10 +17,10 @@ from grpc import aio
 from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
-from coordinator import migrate, postgres
 from coordinator.config import Config
+from coordinator.database import migrate, postgres
+from coordinator.database.tables import Base
 from coordinator.server import Running, serve
-from coordinator.tables import Base
 from relay.timing import TEST
 from relay.v1.agents_pb2_grpc import AgentsStub
 from relay.v1.artifacts_pb2_grpc import ArtifactsStub
@@ -30,7 +30,7 @@ from relay.v1.runs_pb2_grpc import RunsStub
 REPOSITORY = Path(__file__).resolve().parent.parent
 TEMPLATE = "relay_template"
 #: Tests of commands that share what `relayctl up` brought up.
-UP = [f"tests/relayctl/test_{name}.py" for name in ("commands", "export", "importing", "push")]
+UP = [f"tests/relayctl/test_{name}.py" for name in ("commands", "export", "import_run", "push")]
 #: Tests in which the training libraries are loaded into the worker itself.
 LOADING = [f"tests/trainers/test_{name}.py" for name in ("another_trainer", "gpu", "resumable", "runtime", "schemas")]
 

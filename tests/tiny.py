@@ -39,7 +39,7 @@ def make_model(folder: Path, seed: int = 0) -> Path:
 
 
 def make_rows(path: Path, count: int = 48, seed: int = 0, kind: str = "prompt_completion") -> Path:
-    """Sums as JSON lines, of a kind that `trainers.rows` knows."""
+    """Sums as JSON lines, of a kind that `trainers.data.row_formats` knows."""
     draw = random.Random(seed)
     with path.open("w") as file:
         for _ in range(count):

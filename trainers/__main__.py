@@ -14,19 +14,20 @@ import tempfile
 from pathlib import Path
 
 from runfile import RunFile, RunFileErrors, load, parse, presets
-from trainers import alone, launch, plotting
-from trainers.contract import Contract, under_agent
-from trainers.control import FAILED, REFUSED, STOPPED, Control, Outcome
+from trainers import plotting, standalone
+from trainers.environment import Contract, under_agent
 from trainers.events import EventLog
+from trainers.launch import ranks
+from trainers.launch.control import FAILED, REFUSED, STOPPED, Control, Outcome
 
 
 def main(argv: list[str] | None = None) -> int:
     """The exit code."""
     asked = sys.argv[1:] if argv is None else argv
     if asked[:1] == ["data"]:
-        from trainers import inspecting  # needs the libraries; nothing else here does
+        from trainers.data import report  # needs the libraries; nothing else here does
 
-        return inspecting.main(asked[1:])
+        return report.main(asked[1:])
     arguments = _parser().parse_args(_with_verb(asked))
     hosted = under_agent()
     try:
@@ -51,22 +52,22 @@ def _train(run: RunFile, arguments: argparse.Namespace, control: Control, hosted
         contract = Contract.from_environ(os.environ, arguments.file)
     else:
         root = control.root if checking else Path(arguments.runs)
-        contract = alone.contract(run, arguments.file, root)
+        contract = standalone.contract(run, arguments.file, root)
         _announce(contract, checking)
     print(*presets.described(run.to_dict()), sep="\n", end="\n" if run.preset else "", flush=True)
-    if not checking and (lack := launch.lack(run.launch)):
+    if not checking and (lack := ranks.lack(run.launch)):
         _tell(lack)
         return Outcome(FAILED, lack)
     processes = 1 if checking else max(contract.gpus or 0, 1)
     argv = (
-        launch.check_command()
+        ranks.check_command()
         if checking
-        else launch.command(processes, launch.threads_for(processes), run.launch, control.root)
+        else ranks.command(processes, ranks.threads_for(processes), run.launch, control.root)
     )
-    environ = {**launch.cpu_defaults(contract.gpus), **os.environ, **contract.to_environ()}
+    environ = {**ranks.cpu_defaults(contract.gpus), **os.environ, **contract.to_environ()}
     if contract.gpus is not None and not hosted:  # an agent says which
-        environ["CUDA_VISIBLE_DEVICES"] = alone.first_gpus(contract.gpus)
-    outcome = launch.Ranks(control).run(argv, environ, processes, base)
+        environ["CUDA_VISIBLE_DEVICES"] = standalone.first_gpus(contract.gpus)
+    outcome = ranks.Ranks(control).run(argv, environ, processes, base)
     if outcome.code == 0 and not hosted and not checking:
         print(f"the result is in {contract.output}")
         if curve := plotting.draw(contract.output.parent):

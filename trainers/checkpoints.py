@@ -3,7 +3,7 @@
 A folder holds what the library trainer saves (weights as safetensors, optimizer, scheduler, random states of every
 rank, its own state), tokenizer and chat template, and three things of ours:
 
-- `relay_state.json`: the step, what was trained (see `trainers.identity`), the world it was trained in (processes,
+- `relay_state.json`: the step, what was trained (see `trainers.fingerprint`), the world it was trained in (processes,
   threads: both change the bits) and every file's size. An import puts one without world and identity into what another
   trainer saved;
 - `rank_00000.json`, one for each rank: the logging state. The library restores weights but not the sums since the

@@ -13,7 +13,7 @@ import torch
 from transformers import Trainer
 
 from trainers.checkpoints import Checkpoint, windows
-from trainers.hub import LocalModel
+from trainers.models.hub import LocalModel
 
 if TYPE_CHECKING:
     from trainers.samples import Rollout

@@ -18,20 +18,23 @@ from transformers import PrinterCallback, TrainingArguments
 from transformers.utils import logging
 
 from runfile import Data, Every, Model, RunFile, Source, Split
-from trainers import abilities, checkpoints, data, hub, identity, inspecting, methods, rewards
+from trainers import checkpoints, fingerprint, methods, requirements
+from trainers.callbacks import StepEnds, agreement
+from trainers.checkpoint_interval import Pace
 from trainers.checkpoints import Checkpoint, World
-from trainers.contract import Contract
-from trainers.control import FAILED, REFUSED, STOPPED, SUCCEEDED, Control, Outcome
+from trainers.data import loading, report
+from trainers.data.disk_rows import Large
+from trainers.environment import Contract
 from trainers.errors import ConfigError, HostError, RewardError
 from trainers.events import EventLog
-from trainers.identity import Identity
-from trainers.large import Large
+from trainers.fingerprint import Identity
+from trainers.launch.control import FAILED, REFUSED, STOPPED, SUCCEEDED, Control, Outcome
 from trainers.methods.method import Beside
-from trainers.pace import Pace
+from trainers.models import hub
 from trainers.reporting import Bar, Reporter, judged_by
 from trainers.resumable import Resumable
+from trainers.rewards import functions
 from trainers.samples import Show
-from trainers.stepping import StepEnds, agreement
 
 _ANOTHERS = (
     "saved by another trainer: it goes on, but not bit for bit; options and data are not compared with what it trained"
@@ -55,8 +58,8 @@ class Prepared:
     """All that can be wrong with a run has been looked at."""
 
     args: TrainingArguments
-    train: data.Rows
-    held_out: data.Rows | None
+    train: loading.Rows
+    held_out: loading.Rows | None
     model: hub.ModelSource
     pins: Mapping[str, str]
     beside: Beside
@@ -76,9 +79,9 @@ def train(job: Job, events: EventLog) -> Outcome:
             log.pin(name, value)
         if job.contract.resume_from is None and not isinstance(prepared.train.rows, Large):  # of those it takes minutes
             repeated = any(source.weight > 1 for source in _sources(job.run.data))
-            for remark in inspecting.remarks(prepared.train.rows, repeated=repeated):
+            for remark in report.remarks(prepared.train.rows, repeated=repeated):
                 log.message("warning", f"data.train: {remark}")
-        trained = identity.of(job.run, prepared.model, prepared.train.digest, prepared.beside.teacher)
+        trained = fingerprint.of(job.run, prepared.model, prepared.train.digest, prepared.beside.teacher)
         resume, world = _resume(job, log, trained)
         method, model = methods.load(job.run.method), hub.local(prepared.model)
         with _blamed_on("model, lora or options"):
@@ -105,12 +108,12 @@ def check(job: Job) -> str:
     at = f" at {prepared.model.revision}" if prepared.model.revision else ""
     folder = hub.tokenizer_folder(prepared.model)
     with _blamed_on("data.train"):
-        made = inspecting.tokens(methods.load(job.run.method), prepared.train.rows, folder, job.run.options)
+        made = report.tokens(methods.load(job.run.method), prepared.train.rows, folder, job.run.options)
     return (
         f"{job.run.method} with {type(prepared.args).__name__}: options are good\n"
         f"data: {prepared.train.kind}, {len(prepared.train)} rows{held_out}\n"
         f"model: {prepared.model.path}{at}\n\n"
-        f"{inspecting.report(inspecting.Found(prepared.train.kind, prepared.train.rows), made)}"
+        f"{report.report(report.Found(prepared.train.kind, prepared.train.rows), made)}"
     )
 
 
@@ -118,7 +121,7 @@ def prepare(job: Job, scratch: str) -> Prepared:
     """The library's config first, then rows, then the model's name: what is cheap to refuse is refused first."""
     run, method = job.run, methods.load(job.run.method)
     rows, model = _needed(run)
-    abilities.require(run, job.processes)
+    requirements.require(run, job.processes)
     with _blamed_on("options"), warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", "`gradient_checkpointing` is deprecated", FutureWarning
@@ -132,12 +135,12 @@ def prepare(job: Job, scratch: str) -> Prepared:
         [fresh] = broadcast_object_list([fresh])
     pins |= fresh
     with args.main_process_first(local=True, desc="reading rows"):  # what has to be fetched is fetched once
-        train_rows, held_out = data.load(rows, seed=run.seed, kinds=method.kinds, base=Path.cwd(), pins=pins)
+        train_rows, held_out = loading.load(rows, seed=run.seed, kinds=method.kinds, base=Path.cwd(), pins=pins)
     if not rows.streaming and isinstance(train_rows.rows, Large) and getattr(args, "dataset_num_proc", 0) is None:
         args.dataset_num_proc = min(len(os.sched_getaffinity(0)), _PREPARING)  # type: ignore[attr-defined]
     source = hub.model_source(model, pins)
     beside = Beside(
-        rewards.of(run, train_rows.columns, pins) if method.rewarded else (),
+        functions.of(run, train_rows.columns, pins) if method.rewarded else (),
         hub.teacher_source(run.teacher, pins) if run.teacher else None,
     )
     return Prepared(args, train_rows, held_out, source, fresh, beside)
@@ -213,11 +216,11 @@ def _resume(job: Job, log: EventLog, trained: Identity) -> tuple[Checkpoint | No
         return None, world
     checkpoint = Checkpoint.open(job.contract.resume_from)
     if checkpoint.world is None or checkpoint.identity is None:
-        identity.require_same_kind(checkpoint.folder, job.run)
+        fingerprint.require_same_kind(checkpoint.folder, job.run)
         anew = methods.load(job.run.method).library.begun_anew(checkpoint)
         log.message("warning", "; ".join(filter(None, (_ANOTHERS, anew))))
         return checkpoint, world
-    identity.require_same(checkpoint.folder, checkpoint.identity, trained)
+    fingerprint.require_same(checkpoint.folder, checkpoint.identity, trained)
     if checkpoint.world.processes != world.processes:
         log.message(
             "warning",

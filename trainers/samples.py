@@ -11,9 +11,9 @@ from typing import Any
 from transformers import GenerationConfig, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from runfile import Samples
-from trainers.completing import Turns, complete, ends_of, tokens_of
-from trainers.data import Rows
+from trainers.data.loading import Rows
 from trainers.events import EventLog
+from trainers.models.generation import Turns, complete, ends_of, tokens_of
 from trainers.resumable import Resumable
 
 _BEGINNING = 32  #: tokens of a row of plain text that the model goes on from
@@ -70,7 +70,7 @@ class Show(TrainerCallback):
 
 
 def prompt_of(kind: str, row: Mapping[str, Any]) -> Turns:
-    """What the model is asked by a row of a kind (see `trainers.rows`): all before what it is to learn."""
+    """What the model is asked by a row of a kind (see `trainers.data.row_formats`): all before what it is to learn."""
     match kind:
         case "text":
             return str(row["text"])

@@ -147,9 +147,9 @@ def method_schema(method: str) -> dict[str, Any]:
 
 
 def _config(method: str) -> type:
-    from trainers import evaluating, methods
+    from trainers import evaluation, methods
 
-    return evaluating.EvaluateConfig if method == evaluating.METHOD else methods.load(method).config
+    return evaluation.EvaluateConfig if method == evaluation.METHOD else methods.load(method).config
 
 
 def _properties(
@@ -304,12 +304,12 @@ def render(method: str) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Write every method's schema, or with --check say which are stale."""
-    from trainers import evaluating, methods
+    from trainers import evaluation, methods
 
     parser = argparse.ArgumentParser(prog="python -m trainers.schemas", description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when a schema is stale")
     check = parser.parse_args(argv).check
-    stale = [method for method in (*methods.NAMES, evaluating.METHOD) if not _is_fresh(method, write=not check)]
+    stale = [method for method in (*methods.NAMES, evaluation.METHOD) if not _is_fresh(method, write=not check)]
     if check and stale:
         print(f"stale: {', '.join(stale)}; run `make schemas`", file=sys.stderr)
     return int(check and bool(stale))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Generic, Never, TypeVar
 
 from agent.checkpoints.staging import inside, seal
-from agent.contact import CALL_TIMEOUT, Contact, insist
+from agent.coordinator_client import CALL_TIMEOUT, Contact, insist
 from agent.events.journal import Journal
 from agent.events.reports import Saved
 from agent.events.sources import Source

@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Never
 
-from agent.contact import CALL_TIMEOUT, Contact, Coordinator, insist
+from agent.cleanup import Begun
+from agent.coordinator_client import CALL_TIMEOUT, Contact, Coordinator, insist
 from agent.folder import AttemptFolder, RunFolder, clean_checkpoints
-from agent.retiring import Begun
 from agent.wire import Assignment
 from relay.errors import RelayError
 from relay.v1 import agents_pb2 as pb

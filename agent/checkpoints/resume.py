@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent.events.journal import Journal
-from agent.stores.patience import Patience
+from agent.stores.retry import Patience
 from relay.errors import RelayError
 from relay.v1 import runs_pb2
 from storage.base import Damaged, Mends, Progress, Store, StoreAway, StoreRefused

@@ -19,8 +19,8 @@ from typing import Never
 
 import grpc
 
-from agent.contact import Contact, Coordinator, refusal_in
-from agent.events.notice import Notice
+from agent.coordinator_client import Contact, Coordinator, refusal_in
+from agent.events.inotify import Notice
 from agent.events.sources import STRETCH, Source, Stretch
 from relay.errors import LeaseLost, OffsetGap, from_status
 from relay.v1 import agents_pb2 as pb

@@ -13,7 +13,7 @@ from typing import Any
 
 import grpc
 
-from agent.contact import CALL_TIMEOUT
+from agent.coordinator_client import CALL_TIMEOUT
 from agent.wire import Assignment
 from relay.v1 import runs_pb2, runs_pb2_grpc
 

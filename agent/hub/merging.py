@@ -16,7 +16,16 @@ async def merge(
 ) -> str:
     """Merge an adapter into its base model, in a process, into a folder of its own; what the check said."""
     process = await asyncio.create_subprocess_exec(
-        *(python, "-m", "trainers.merge", str(adapter), str(into), "--run-file", str(run_file), "--until-stdin-ends"),
+        *(
+            python,
+            "-m",
+            "trainers.models.merge",
+            str(adapter),
+            str(into),
+            "--run-file",
+            str(run_file),
+            "--until-stdin-ends",
+        ),
         cwd=cwd,
         env={**environment, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
         stdin=asyncio.subprocess.PIPE,  # it ends when we do

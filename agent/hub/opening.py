@@ -10,18 +10,18 @@ from functools import partial
 from random import Random
 from typing import Any, Never
 
+from agent.attempt.launch import allowed
+from agent.attempt.setup import Means
 from agent.checkpoints.publisher import Registered
-from agent.contact import CALL_TIMEOUT, insist
+from agent.coordinator_client import CALL_TIMEOUT, insist
 from agent.events.journal import Journal
 from agent.folder import AttemptFolder
+from agent.hub.context import HubMeans
 from agent.hub.facts import Facts
-from agent.hub.means import HubMeans
 from agent.hub.packing import Packing, mark_of
-from agent.hub.patience import Patience
 from agent.hub.publication import Model, Publication
+from agent.hub.retry import Patience
 from agent.hub.state import StateCopies, sweep
-from agent.launch import allowed
-from agent.preparing import Means
 from agent.stores.publishing import hub_of, store_of
 from agent.wire import Assignment
 from relay.v1 import agents_pb2 as pb

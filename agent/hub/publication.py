@@ -20,7 +20,7 @@ from typing import Any, Never
 
 from agent.checkpoints.publisher import Newest
 from agent.events.journal import Journal
-from agent.hub.patience import Patience
+from agent.hub.retry import Patience
 from runfile import Hub
 from storage.base import Damaged, StoreAway, StoreRefused
 from storage.hub.commit_markers import Mark

@@ -10,7 +10,7 @@ from typing import Never
 from agent.checkpoints.publisher import Newest, Registered
 from agent.events.journal import Journal
 from agent.folder import AttemptFolder
-from agent.hub.patience import Patience
+from agent.hub.retry import Patience
 from relay.errors import LeaseLost, RelayError
 from runfile import Every
 from storage.base import Damaged, Place, StoreAway, StoreRefused

@@ -12,7 +12,7 @@ What is promised
   * Trust is a moment on CLOCK_BOOTTIME, which also counts while the host sleeps. It only moves forward; once the kill
     has begun nothing undoes it.
   * A dead shim takes the trainer with it (PR_SET_PDEATHSIG). That signal does not reach the grandchildren: whoever
-    finds the shim dead looks for its mark, `RELAY_SHIM=<id>`, in their environments (`agent.survivors`).
+    finds the shim dead looks for its mark, `RELAY_SHIM=<id>`, in their environments (`agent.shim_client.orphans`).
 What is not promised
   * A process in uninterruptible sleep dies when the kernel lets it. Until then the shim keeps sweeping and `wait` is
     not answered.
@@ -33,6 +33,6 @@ then one `start` with the job. Before that it is a *spare*, which ends when nobo
     processes   what all this needs of Linux
 
 All that runs in the shim's process is in this package, and nothing else is: standard library only, and few modules of
-it, since a run waits for this to start. One thread, one selector, no sleeping. The agent's side is `agent.shims` (start
-one, find those that live, talk to them), `agent.jobs` (what the two say to each other) and `agent.survivors`.
+it, since a run waits for this to start. One thread, one selector, no sleeping. The agent's side is `agent.shim_client`:
+`shims` (start one, find those that live, talk to them), `jobs` (what the two say to each other) and `orphans`.
 """

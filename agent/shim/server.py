@@ -10,8 +10,8 @@ import signal
 import socket
 import sys
 
-from agent.shim.keeper import Keeper
 from agent.shim.processes import AlarmClock, become_subreaper, boottime
+from agent.shim.trainer_supervisor import Keeper
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` costs milliseconds that every run would wait for

@@ -13,7 +13,7 @@ from typing import IO
 
 import grpc
 
-from agent.contact import CALL_TIMEOUT, Contact, Coordinator, insist
+from agent.coordinator_client import CALL_TIMEOUT, Contact, Coordinator, insist
 from relay.errors import BlobUnknown, DigestMismatch, InvalidRequest
 from relay.v1 import artifacts_pb2 as pb
 from relay.v1 import artifacts_pb2_grpc

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from agent.stores.patience import Patience
+from agent.stores.retry import Patience
 from agent.stores.transfers import Transfers, counting
 from agent.stores.unfinished import Unfinished
 from relay.v1 import fleet_pb2

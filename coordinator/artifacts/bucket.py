@@ -39,7 +39,7 @@ from urllib.parse import urlsplit
 from coordinator.artifacts.base import CHECK_BYTES, CHUNK, Stat, Swept
 from coordinator.artifacts.folder import name_of
 from coordinator.artifacts.partial import Incoming, Partials
-from coordinator.artifacts.room import Room
+from coordinator.artifacts.quota import Room
 from relay.errors import BlobTooLarge, BlobUnknown, DigestMismatch
 from storage.base import StoreAway
 

@@ -34,7 +34,7 @@ from pathlib import Path
 
 from coordinator.artifacts.base import CHECK_BYTES, CHUNK, Stat, Swept
 from coordinator.artifacts.partial import Incoming, Partials, forget_old
-from coordinator.artifacts.room import Room
+from coordinator.artifacts.quota import Room
 from relay.errors import BlobTooLarge, BlobUnknown, DigestMismatch, InvalidRequest
 from storage.manifest import DIGEST
 

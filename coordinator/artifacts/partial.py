@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coordinator.artifacts.base import CHUNK
-from coordinator.artifacts.room import Room
+from coordinator.artifacts.quota import Room
 from relay.errors import DigestMismatch, InvalidRequest, OffsetGap, StoreFull
 
 KEPT_SECONDS = 7 * 24 * 3600.0  #: nobody comes back to an upload after that

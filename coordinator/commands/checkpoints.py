@@ -7,7 +7,7 @@ from uuid import UUID
 import asyncpg
 
 from coordinator.commands import retention
-from coordinator.database import Database
+from coordinator.database.connections import Database
 from coordinator.lifecycle import HeadMoved
 from coordinator.store import checkpoints, history, leases, runs
 from coordinator.values import CheckpointView, Copy, NewCheckpoint

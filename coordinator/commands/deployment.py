@@ -6,7 +6,7 @@ import logging
 from uuid import UUID
 
 from coordinator.commands.sessions import end_all
-from coordinator.database import Database
+from coordinator.database.connections import Database
 from coordinator.lifecycle import Ended, Outcome
 from coordinator.store import deployment, runs
 from coordinator.store.deployment import Identity

@@ -20,8 +20,8 @@ from uuid import UUID
 
 import asyncpg
 
-from coordinator import lines
-from coordinator.database import Database, DatabaseAway
+from coordinator import event_lines
+from coordinator.database.connections import Database, DatabaseAway
 from coordinator.store import events, history
 from coordinator.store.events import Key, Progress, Writer
 from relay.errors import InvalidRequest, LeaseLost, OffsetGap, StartMissing
@@ -159,7 +159,7 @@ class _Batch:
     now: float  #: epoch seconds
     moved: dict[Key, int] = field(default_factory=lambda: defaultdict(int))  #: with the lines dropped on the way
     logs: list[tuple[Key, int, bytes]] = field(default_factory=list)
-    parsed: list[tuple[Key, lines.Parsed]] = field(default_factory=list)
+    parsed: list[tuple[Key, event_lines.Parsed]] = field(default_factory=list)
 
     def take(self, stretch: Stretch) -> Answer:
         writer = self.writers.get(stretch.lease_id)
@@ -184,7 +184,7 @@ class _Batch:
                 data, end = data[:whole], max(stored, stretch.offset) + whole
             if end == stored:
                 return
-            parsed = lines.parse(data, stored, now=self.now, known=writer.metrics)
+            parsed = event_lines.parse(data, stored, now=self.now, known=writer.metrics)
             if (skipped := end - max(stored, stretch.offset + len(stretch.data))) > 0:
                 parsed.drop(end - skipped, f"a line of {skipped} bytes was not even sent")
             self.parsed.append((stretch.key, parsed))
@@ -210,12 +210,12 @@ async def _write(conn: asyncpg.Connection, batch: _Batch) -> None:
     await history.announce(conn, sorted({batch.writers[lease].run_id for lease, _, _ in batch.moved}))
 
 
-def _points(batch: _Batch) -> list[tuple[Writer, dict[str, lines.Series]]]:
+def _points(batch: _Batch) -> list[tuple[Writer, dict[str, event_lines.Series]]]:
     """One chunk per lease and metric, however many stretches brought its points."""
-    merged: dict[UUID, dict[str, lines.Series]] = defaultdict(dict)
+    merged: dict[UUID, dict[str, event_lines.Series]] = defaultdict(dict)
     for (lease_id, _, _), parsed in batch.parsed:
         for metric, series in parsed.series.items():
-            whole = merged[lease_id].setdefault(metric, lines.Series())
+            whole = merged[lease_id].setdefault(metric, event_lines.Series())
             whole.steps += series.steps
             whole.values += series.values
             whole.times += series.times
@@ -236,7 +236,7 @@ def _news(batch: _Batch) -> dict[str, Progress]:
     return {run: learned for run, learned in sorted(news.items()) if learned != Progress()}
 
 
-async def _tell(conn: asyncpg.Connection, writer: Writer, key: Key, parsed: lines.Parsed) -> None:
+async def _tell(conn: asyncpg.Connection, writer: Writer, key: Key, parsed: event_lines.Parsed) -> None:
     """What belongs into the run's history."""
     entries: list[tuple[str, str, str, dict[str, Any]]]
     entries = [(message.kind, message.text, message.level, {}) for message in parsed.messages]

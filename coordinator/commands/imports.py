@@ -16,10 +16,10 @@ from uuid import UUID
 
 import asyncpg
 
-from coordinator import lines, retention
+from coordinator import event_lines, retention
 from coordinator.commands.retention import keep_of
 from coordinator.commands.runs import Blobs, Checked, Created, begun, check, check_inputs, placed, require_whole
-from coordinator.database import Database
+from coordinator.database.connections import Database
 from coordinator.lifecycle import Ended, Granted, HeadMoved, Outcome, Pause, RunState, Started
 from coordinator.store import checkpoints, events, history, leases, planning, requests, runs
 from coordinator.store import imports as store
@@ -38,7 +38,7 @@ _RUNNING = RunState.RUNNING.value
 class Curve:
     """What the event lines say, up to the head's step, each step of a metric once."""
 
-    series: Mapping[str, lines.Series] = field(default_factory=dict)
+    series: Mapping[str, event_lines.Series] = field(default_factory=dict)
     total: int | None = None
     epoch: float | None = None
     dropped: int = 0
@@ -109,16 +109,16 @@ def _curve(blobs: Blobs, wanted: Import, now: float) -> Curve:
         data = blobs.read(wanted.curve_digest, MAX_CURVE)
     except BlobUnknown:
         raise InputMissing("not in the artifact store: the curve") from None
-    parsed = lines.parse(data, 0, now=now, known=set())
+    parsed = event_lines.parse(data, 0, now=now, known=set())
     head = wanted.checkpoints[-1].step
     series = {metric: _in_order(points, head, now) for metric, points in parsed.series.items()}
     series = {metric: points for metric, points in series.items() if points.steps}
     return Curve(series, parsed.total, parsed.epoch, parsed.dropped, parsed.named)
 
 
-def _in_order(points: lines.Series, head: int, now: float) -> lines.Series:
+def _in_order(points: event_lines.Series, head: int, now: float) -> event_lines.Series:
     """Up to the head's step: where the steps go back, a training was resumed, and what came after counts no more."""
-    kept = lines.Series()
+    kept = event_lines.Series()
     for step, value, at in zip(points.steps, points.values, points.times, strict=True):
         while kept.steps and kept.steps[-1] >= step:
             for column in (kept.steps, kept.values, kept.times):
@@ -204,11 +204,11 @@ async def _draw(conn: asyncpg.Connection, run_id: str, lease_id: UUID, head: int
         await _tell(conn, run_id, lease_id, "dropped", text, details, level="warning")
 
 
-def _chunks(curve: Curve) -> Iterator[tuple[str, lines.Series]]:
+def _chunks(curve: Curve) -> Iterator[tuple[str, event_lines.Series]]:
     for metric, points in curve.series.items():
         for begin in range(0, len(points.steps), _POINTS):
             part = slice(begin, begin + _POINTS)
-            yield metric, lines.Series(points.steps[part], points.values[part], points.times[part])
+            yield metric, event_lines.Series(points.steps[part], points.values[part], points.times[part])
 
 
 async def _tell(

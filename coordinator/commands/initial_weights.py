@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
-from coordinator.database import Database
-from coordinator.store import checkpoints, views
-from coordinator.store.views import RunView
-from coordinator.tables import Run
+from coordinator.database.connections import Database
+from coordinator.database.tables import Run
+from coordinator.store import checkpoints, queries
+from coordinator.store.queries import RunView
 from relay.errors import BlobUnknown, DigestMismatch, RunUnknown, SpecInvalid
 from runfile import INIT_BASE, INIT_FROM
 from storage.checkpoint_ref import NoPoint, Point, choose
@@ -49,7 +49,7 @@ async def find(db: Database, blobs: Blobs, what: str, inputs: Sequence[Mapping[s
     point = Point.parse(what)
     async with db.begin() as connection:
         try:
-            source = await views.run(connection, point.run)
+            source = await queries.run(connection, point.run)
         except RunUnknown as unknown:
             raise _wrong(what, str(unknown)) from unknown
     label, digest = await _manifest_of(db, source, point, what)
@@ -72,7 +72,7 @@ async def before(db: Database, what: str, run_id: str) -> Beginning | None:
     """The weights that a run has already, asked for in the same words; None when it has none."""
     async with db.begin() as connection:
         try:
-            run = (await views.run(connection, run_id)).run
+            run = (await queries.run(connection, run_id)).run
         except RunUnknown:
             return None
     if asked(run.spec) != what or PIN not in run.pins:

@@ -11,7 +11,7 @@ import asyncpg
 
 from coordinator import scheduling
 from coordinator.commands import retention
-from coordinator.database import Database
+from coordinator.database.connections import Database
 from coordinator.lifecycle import (
     Cause,
     Ended,

@@ -11,7 +11,7 @@ from uuid import UUID
 import asyncpg
 
 from coordinator import retention
-from coordinator.database import Database
+from coordinator.database.connections import Database
 from coordinator.retention import Decision, Keep, Kept
 from coordinator.store import agents, checkpoints, history, runs
 from coordinator.store import retention as store

@@ -13,9 +13,9 @@ import asyncpg
 
 import runfile
 from coordinator import scheduling
-from coordinator.commands import following, initial_weights
+from coordinator.commands import initial_weights, run_dependencies
 from coordinator.commands.initial_weights import Beginning
-from coordinator.database import Database
+from coordinator.database.connections import Database
 from coordinator.lifecycle import Cancel, Event, IllegalTransition, Pause, Phase, Requeue, Resume
 from coordinator.store import history, planning, requests, runs
 from coordinator.store.runs import Order
@@ -128,7 +128,7 @@ async def begun(db: Database, blobs: Blobs, submission: Submission, checked: Che
         initial_weights.require_room(what, submission.inputs)
     if submission.resume and what and (had := await initial_weights.before(db, what, checked.run_id)):
         return _with(checked, had)
-    if awaited := await following.awaited(db, order.spec, checked.run_id):
+    if awaited := await run_dependencies.awaited(db, order.spec, checked.run_id):
         return Checked(checked.run_id, replace(order, waits_for=awaited))
     if not what:
         return checked

@@ -16,8 +16,8 @@ from uuid import UUID
 import asyncpg
 
 from coordinator.commands import leases as lease_commands
-from coordinator.database import Database
-from coordinator.store import agents, deployment, leases, planning, wishes
+from coordinator.database.connections import Database
+from coordinator.store import agents, deployment, desired_state, leases, planning
 from coordinator.values import Hello, LeaseRecord, Pulse, Wish
 from relay.errors import DeploymentForeign, IdentityInUse, SessionReplaced
 from relay.timing import LeaseTiming
@@ -80,7 +80,7 @@ async def beat(db: Database, pulses: Sequence[Pulse], ttl: float) -> dict[str, W
             await planning.wake(conn)
         missing = await leases.missing(conn, [pulse.agent for pulse in pulses])
         if not lapsed and not missing:
-            return await wishes.read(conn, [pulse.agent for pulse in pulses])
+            return await desired_state.read(conn, [pulse.agent for pulse in pulses])
     for lease_id in lapsed:
         await lease_commands.unlapse(db, lease_id)
     for lease_id in missing:
@@ -91,13 +91,13 @@ async def beat(db: Database, pulses: Sequence[Pulse], ttl: float) -> dict[str, W
 async def wished(db: Database, names: Sequence[str]) -> dict[str, Wish]:
     """What is wished of agents now."""
     async with db.connection() as conn:
-        return await wishes.read(conn, names)
+        return await desired_state.read(conn, names)
 
 
 async def records(db: Database, hello: Hello) -> list[LeaseRecord]:
     """What is stored of the leases that the hello names."""
     async with db.connection() as conn:
-        return await wishes.records(conn, hello.agent, [held.lease_id for held in hello.held])
+        return await desired_state.records(conn, hello.agent, [held.lease_id for held in hello.held])
 
 
 async def end_all(conn: asyncpg.Connection) -> None:

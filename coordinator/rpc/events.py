@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
-from coordinator import wire
 from coordinator.commands.events import Answer, Appender, Stretch
+from coordinator.rpc import requests
 from relay.errors import InvalidRequest, LeaseLost, OffsetGap
 from relay.v1 import agents_pb2 as pb
 
@@ -15,11 +15,11 @@ _Pending = tuple[pb.AppendEventsRequest, "asyncio.Future[Answer]"]
 
 
 async def append_events(
-    appender: Appender, requests: AsyncIterator[pb.AppendEventsRequest]
+    appender: Appender, stream: AsyncIterator[pb.AppendEventsRequest]
 ) -> AsyncIterator[pb.AppendEventsResponse]:
     """Serve one stream to its end. What refuses a single stretch is an answer; anything else is raised."""
     pending: asyncio.Queue[_Pending | None] = asyncio.Queue(_AHEAD)
-    reading = asyncio.create_task(_read(appender, requests, pending))
+    reading = asyncio.create_task(_read(appender, stream, pending))
     try:
         while (item := await pending.get()) is not None:
             request, answer = item
@@ -31,10 +31,10 @@ async def append_events(
 
 
 async def _read(
-    appender: Appender, requests: AsyncIterator[pb.AppendEventsRequest], pending: asyncio.Queue[_Pending | None]
+    appender: Appender, stream: AsyncIterator[pb.AppendEventsRequest], pending: asyncio.Queue[_Pending | None]
 ) -> None:
     try:
-        async for request in requests:
+        async for request in stream:
             await pending.put((request, appender.append(_stretch(request))))
     except Exception:
         await pending.put(None)
@@ -43,11 +43,11 @@ async def _read(
 
 
 def _stretch(request: pb.AppendEventsRequest) -> Stretch:
-    if request.source not in wire.SOURCES:
-        raise InvalidRequest(f"{request.source[:50]!r} is not a source: {', '.join(wire.SOURCES)}")
+    if request.source not in requests.SOURCES:
+        raise InvalidRequest(f"{request.source[:50]!r} is not a source: {', '.join(requests.SOURCES)}")
     if min(request.node, request.offset, request.skipped) < 0 or request.offset + request.skipped >= 2**62:
         raise InvalidRequest("node, offset and skipped are not negative, and not beyond any file")
-    lease_id = wire.lease_id(request.lease)
+    lease_id = requests.lease_id(request.lease)
     run_id = request.lease.split("/")[1]
     return Stretch(run_id, lease_id, request.node, request.source, request.offset, request.data, request.skipped)
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from grpc import aio
 
-from coordinator import render, wire
-from coordinator.database import Database
-from coordinator.store import views
+from coordinator.database.connections import Database
+from coordinator.rpc import requests, responses
+from coordinator.store import queries
 from relay.timing import LeaseTiming
 from relay.v1 import fleet_pb2 as pb
 from relay.v1 import fleet_pb2_grpc
@@ -26,16 +26,16 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
 
     async def ListAgents(self, request: pb.ListAgentsRequest, context: _Context) -> pb.ListAgentsResponse:
         async with self._db.begin() as connection:
-            found = await views.agents(connection, labels=request.labels)
-        return pb.ListAgentsResponse(agents=[render.agent(view, self._ttl) for view in found])
+            found = await queries.agents(connection, labels=request.labels)
+        return pb.ListAgentsResponse(agents=[responses.agent(view, self._ttl) for view in found])
 
     async def GetAgent(self, request: pb.GetAgentRequest, context: _Context) -> pb.Agent:
         async with self._db.begin() as connection:
-            (found,) = await views.agents(connection, name=wire.agent_name(request.name))
-        return render.agent(found, self._ttl)
+            (found,) = await queries.agents(connection, name=requests.agent_name(request.name))
+        return responses.agent(found, self._ttl)
 
     async def GetDeployment(self, request: pb.GetDeploymentRequest, context: _Context) -> pb.Deployment:
         async with self._db.begin() as connection:
-            deployment_id, now = await views.deployment(connection)
+            deployment_id, now = await queries.deployment(connection)
         version = metadata.version("relay-training")
-        return pb.Deployment(deployment_id=str(deployment_id), version=version, time=wire.timestamp(now))
+        return pb.Deployment(deployment_id=str(deployment_id), version=version, time=requests.timestamp(now))

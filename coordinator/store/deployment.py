@@ -10,7 +10,7 @@ from uuid import UUID
 
 import asyncpg
 
-from coordinator.database import DatabaseAway
+from coordinator.database.connections import DatabaseAway
 from coordinator.lifecycle import MAX_BACKOFF
 from coordinator.store.statement import statement
 

@@ -9,8 +9,8 @@ from uuid import UUID
 
 import asyncpg
 
-from coordinator.database import storable_text
-from coordinator.lines import Sample, Series
+from coordinator.database.connections import storable_text
+from coordinator.event_lines import Sample, Series
 from coordinator.store.statement import statement
 
 Key = tuple[UUID, int, str]  #: lease, node, source

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import asyncpg
 
-from coordinator.database import storable_text
+from coordinator.database.connections import storable_text
 from coordinator.store.statement import statement
 
 CHANNEL = "relay_runs"

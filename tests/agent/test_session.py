@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from agent.contact import Contact
+from agent.coordinator_client import Contact
 from agent.leases import Beat, Standing
 from agent.session import Identity, LineBroken, Session, alive
 from relay.errors import DeploymentForeign, IdentityInUse, SessionReplaced

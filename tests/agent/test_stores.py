@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.contact import Contact, Coordinator
-from agent.inputs import Cache
+from agent.attempt.inputs import Cache
+from agent.coordinator_client import Contact, Coordinator
 from agent.stores.blobs import Blobs
 from agent.stores.relay import RelayStore
 from relay.errors import DigestMismatch

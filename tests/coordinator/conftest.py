@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from coordinator.config import Config
-from coordinator.database import Database, connected
+from coordinator.database.connections import Database, connected
 from tests.coordinator import fleet
 
 

@@ -8,9 +8,9 @@ from typing import Any
 from google.protobuf import struct_pb2
 from grpc import aio
 
+from coordinator.background import reaper
 from coordinator.config import Config
-from coordinator.database import Database, connected
-from coordinator.services import reaper
+from coordinator.database.connections import Database, connected
 from relay.errors import RelayError, from_rpc
 from relay.timing import DEFAULT
 from relay.v1 import agents_pb2, runs_pb2

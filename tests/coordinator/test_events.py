@@ -16,9 +16,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from coordinator import database, postgres
 from coordinator.commands.events import Answer, Appender, Stretch, append
-from coordinator.database import Database
+from coordinator.database import connections, postgres
+from coordinator.database.connections import Database
 from relay.errors import InvalidRequest, LeaseLost, OffsetGap, StartMissing, from_status
 from relay.v1 import agents_pb2, runs_pb2
 from tests.conftest import RunningCoordinator, cloned, serving
@@ -26,7 +26,7 @@ from tests.conftest import RunningCoordinator, cloned, serving
 
 @pytest.fixture
 async def db(database_url: str) -> AsyncIterator[Database]:
-    async with database.connected(database_url) as connected:
+    async with connections.connected(database_url) as connected:
         yield connected
 
 
@@ -232,7 +232,7 @@ def test_however_it_is_cut_doubled_and_reordered_each_line_counts_once(postgres_
     """S7, F17."""
     with asyncio.Runner() as runner:
         clone = cloned(postgres_server)
-        connected = database.connected(runner.run(clone.__aenter__()))
+        connected = connections.connected(runner.run(clone.__aenter__()))
         try:
             _check_cuts(runner, runner.run(connected.__aenter__()))
         finally:
@@ -449,5 +449,5 @@ async def test_a_database_that_goes_away_is_unavailable_and_comes_back(
                 break
             except grpc.RpcError as error:
                 assert error.code() is grpc.StatusCode.UNAVAILABLE
-    async with database.connected(coordinator.database_url) as fresh:
+    async with connections.connected(coordinator.database_url) as fresh:
         assert await _points(fresh) == [(1, 0.5)]

@@ -15,11 +15,11 @@ from google.protobuf import struct_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc import aio
 
-from coordinator.artifacts.collecting import Collector
 from coordinator.artifacts.folder import FolderArtifacts
+from coordinator.artifacts.garbage_collection import Collector
+from coordinator.background.garbage_collection import collect_once
 from coordinator.commands import imports
-from coordinator.rpc.guard import LARGER_BYTES
-from coordinator.services.collector import collect_once
+from coordinator.rpc.interceptors import LARGER_BYTES
 from relay.v1 import artifacts_pb2
 from relay.v1 import runs_pb2 as pb
 from storage.manifest import Manifest, ManifestFile, digest_of

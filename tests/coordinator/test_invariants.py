@@ -16,10 +16,10 @@ from uuid import UUID
 import pytest
 
 from coordinator.artifacts.folder import FolderArtifacts
+from coordinator.background.planner import plan_once
 from coordinator.commands import checkpoints, leases, runs, sessions
-from coordinator.database import Database
+from coordinator.database.connections import Database
 from coordinator.lifecycle import Cause, Outcome
-from coordinator.services.planner import plan_once
 from coordinator.store import checkpoints as stored_checkpoints
 from coordinator.values import Completion, CursorAt, Held, Hello, NewCheckpoint, Pulse, Readiness, Submission
 from relay.errors import IdentityInUse, RelayError

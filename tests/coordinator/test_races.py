@@ -15,11 +15,11 @@ import pytest
 
 from coordinator import scheduling
 from coordinator.artifacts.folder import FolderArtifacts
+from coordinator.background import reaper
+from coordinator.background.planner import plan_once
 from coordinator.commands import leases, runs, sessions
-from coordinator.database import Database, DatabaseAway, DatabaseTimeouts, connected
-from coordinator.postgres import Cluster
-from coordinator.services import reaper
-from coordinator.services.planner import plan_once
+from coordinator.database.connections import Database, DatabaseAway, DatabaseTimeouts, connected
+from coordinator.database.postgres import Cluster
 from coordinator.store import checkpoints, planning
 from coordinator.store import leases as stored_leases
 from coordinator.values import Held, Hello, Pulse, Readiness, Submission

@@ -9,9 +9,9 @@ import grpc
 import pytest
 from grpc import aio
 
-from coordinator import wire
+from coordinator.background.planner import plan_once
 from coordinator.commands import sessions
-from coordinator.services.planner import plan_once
+from coordinator.rpc import requests
 from coordinator.values import Hello, Pulse, Readiness
 from relay.errors import SessionReplaced
 from relay.timing import DEFAULT
@@ -189,7 +189,7 @@ def hello_of(agent: ScriptedAgent, **more: Any) -> Hello:
     """What the agent would say."""
     plain: dict[str, Any] = {
         "agent": agent.name, "instance_id": agent.instance, "boot_id": agent.boot, "deployment_id": "", "labels": {},
-        "capability": {}, "slots": (0,), "held": wire.held(list(agent.held.values())), "readiness": Readiness(),
+        "capability": {}, "slots": (0,), "held": requests.held(list(agent.held.values())), "readiness": Readiness(),
     }  # fmt: skip
     return Hello(**{**plain, **more})
 
@@ -209,7 +209,7 @@ async def test_the_hello_says_at_once_what_is_free_and_whether_work_is_welcome(w
     """S9: between the hello and the first heartbeat nothing is granted by what an older session said."""
     async with connected(world.replica.agents, "a") as [a]:
         await a.beat()
-        dying = wire.held([pb.HeldLease(lease=f"runs/gone/leases/{uuid.uuid4()}", slots=[0])])
+        dying = requests.held([pb.HeldLease(lease=f"runs/gone/leases/{uuid.uuid4()}", slots=[0])])
         await sessions.open_session(world.db, hello_of(a, held=dying, readiness=Readiness(ready=False)), DEFAULT)
         agent = await world.replica.fleet.GetAgent(_named("a"))
         assert (agent.state, list(agent.free_slots)) == (Fleet.NOT_READY, [])
@@ -256,7 +256,7 @@ async def test_only_the_current_session_renews(world: World) -> None:
         stale = Pulse(
             agent="a",
             session_id=uuid.UUID(a.beats[-1].session_id),
-            held=wire.held(list(a.held.values())),
+            held=requests.held(list(a.held.values())),
             readiness=Readiness(ready=False),
         )
         before = await stored(world)

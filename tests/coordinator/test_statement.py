@@ -3,7 +3,7 @@
 from typing import Any
 from uuid import uuid4
 
-from coordinator.database import Database
+from coordinator.database.connections import Database
 from coordinator.store import leases
 from coordinator.store.statement import Interpreter
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from coordinator import postgres
+from coordinator.database import postgres
 from tests.conftest import cloned
 from tests.end_to_end.fleet import Deployment, Fleet, deployed, fleet_of
 

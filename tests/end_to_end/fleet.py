@@ -19,11 +19,11 @@ import asyncpg
 import grpc
 import yaml
 
-from coordinator.tables import Base
+from coordinator.database.tables import Base
 from relay import errors
 from relay.v1 import runs_pb2 as pb
 from relay.v1 import runs_pb2_grpc
-from relayctl.local import Coordinator, Host
+from relayctl.local.deployment import Coordinator, Host
 from tests.conftest import delete
 from tests.end_to_end.conductor import Conductor, Trainer, conducting, true_loss
 from tests.history.checker import violations

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.artifacts.collecting import Collector, files_of
 from coordinator.artifacts.folder import FolderArtifacts
-from coordinator.database import connected
-from coordinator.services.collector import collect_once
+from coordinator.artifacts.garbage_collection import Collector, files_of
+from coordinator.background.garbage_collection import collect_once
+from coordinator.database.connections import connected
 from relay.v1 import runs_pb2 as pb
-from relayctl.local import Host
+from relayctl.local.deployment import Host
 from tests.end_to_end.conductor import true_loss
 from tests.end_to_end.fleet import Deployment, Fleet, Kind, Watched
 

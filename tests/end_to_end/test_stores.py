@@ -11,7 +11,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from coordinator.tables import Base
+from coordinator.database.tables import Base
 from relay.v1 import runs_pb2 as pb
 from tests.end_to_end.fleet import Fleet, Kind, Watched
 from tests.hub.checker import disagreements

@@ -26,8 +26,8 @@ from benchmarks.lapses import moment
 from relay.errors import RelayError
 from relay.v1 import runs_pb2 as pb
 from relayctl import submission
-from relayctl.client import ENDED, RelayClient
-from relayctl.local import Coordinator, DaemonFailed, Host
+from relayctl.client.client import ENDED, RelayClient
+from relayctl.local.deployment import Coordinator, DaemonFailed, Host
 from tests.end_to_end.conductor import Trainer
 from tests.end_to_end.fleet import Fleet, Watched
 from tests.faults.database.clusters import Site

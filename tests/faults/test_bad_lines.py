@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from coordinator import postgres
+from coordinator.database import postgres
 from relay.timing import DEFAULT
 from relay.v1 import runs_pb2 as pb
 from tests.conftest import cloned

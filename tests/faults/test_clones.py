@@ -10,7 +10,7 @@ import uuid
 import pytest
 
 from relay.v1 import runs_pb2 as pb
-from relayctl.local import Host
+from relayctl.local.deployment import Host
 from tests.end_to_end.fleet import Fleet, Kind
 
 BOOT_ID = "/proc/sys/kernel/random/boot_id"

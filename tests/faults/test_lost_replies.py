@@ -6,7 +6,7 @@ import pytest
 
 from relay.errors import RunExists
 from relay.v1 import runs_pb2 as pb
-from relayctl.client import RelayClient
+from relayctl.client.client import RelayClient
 from tests.end_to_end.fleet import Fleet
 from tests.faults.gateway import gateway
 

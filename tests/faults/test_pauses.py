@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from relay.v1 import runs_pb2 as pb
-from relayctl.local import Host
+from relayctl.local.deployment import Host
 from tests.end_to_end.conductor import Trainer
 from tests.end_to_end.fleet import Fleet, Kind, Watched
 from tests.faults.zombie import refused_everywhere

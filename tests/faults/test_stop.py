@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.lapses import Lapse, Scene, Situation, witnessing
 from relay.timing import TEST
-from relayctl.client import RelayClient
+from relayctl.client.client import RelayClient
 from tests.end_to_end.fleet import Fleet
 
 pytestmark = pytest.mark.slow

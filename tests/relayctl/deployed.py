@@ -16,7 +16,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from relayctl.__main__ import app
-from relayctl.local import Host
+from relayctl.local.deployment import Host
 
 HERE = Path(__file__).parent
 

@@ -13,7 +13,7 @@ from grpc import aio
 
 from relay.v1 import runs_pb2 as pb
 from relay.v1 import runs_pb2_grpc
-from relayctl.client import RelayClient
+from relayctl.client.client import RelayClient
 
 
 @asynccontextmanager

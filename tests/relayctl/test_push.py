@@ -12,11 +12,12 @@ import asyncpg
 import pytest
 
 from relay.errors import CheckpointRemoved
-from relayctl import copies, pushing
-from relayctl.artifacts import Blob, PullFailed
-from relayctl.client import RelayClient
+from relayctl import copies
+from relayctl.client.artifacts import Blob, PullFailed
+from relayctl.client.client import RelayClient
+from relayctl.commands import push
 from relayctl.exits import ExitCode
-from relayctl.terminal import Terminal
+from relayctl.output.terminal import Terminal
 from storage.manifest import Manifest, describe
 from tests.conftest import RunningCoordinator
 from tests.relayctl.deployed import relayctl, run_file
@@ -213,7 +214,7 @@ async def test_each_nodes_part_goes_to_its_own_place(
     lease = await registered(coordinator, client, tmp_path / "made", 2, complete=True)
     (tmp_path / "other").mkdir()
     to = (tmp_path / "other").as_uri()
-    assert await pushing.push(client, "gang@7", to, PLAIN, pin=True) == ExitCode.OK
+    assert await push.push(client, "gang@7", to, PLAIN, pin=True) == ExitCode.OK
     [found] = await client.checkpoints("gang")
     place = f"{to}/gang/checkpoints/0001-{lease}/step_00000007"
     assert [[copy.uri for copy in part.copies if copy.store == "file"] for part in found.parts] == [
@@ -224,7 +225,7 @@ async def test_each_nodes_part_goes_to_its_own_place(
     (coordinator.artifact_dir / "blobs").mkdir()
     assert await copies.pull(client, "gang@7", tmp_path / "back", PLAIN) == ExitCode.OK
     assert (tmp_path / "back/node_0001/rank").read_text() == "rank 1"
-    assert await pushing.push(client, "gang@7", "relay://", PLAIN, pin=True) == ExitCode.OK  # it lacked them
+    assert await push.push(client, "gang@7", "relay://", PLAIN, pin=True) == ExitCode.OK  # it lacked them
 
 
 async def test_a_checkpoint_that_is_not_whole_or_was_let_go_is_not_pushed(
@@ -232,9 +233,9 @@ async def test_a_checkpoint_that_is_not_whole_or_was_let_go_is_not_pushed(
 ) -> None:
     await registered(coordinator, client, tmp_path / "made", 1, complete=False)
     with pytest.raises(PullFailed, match="step 7 is not complete"):
-        await pushing.push(client, "gang@7", tmp_path.as_uri(), PLAIN, pin=True)
+        await push.push(client, "gang@7", tmp_path.as_uri(), PLAIN, pin=True)
     connection = await asyncpg.connect(coordinator.database_url)
     await connection.execute("UPDATE checkpoints SET complete = true, remove_time = now(), remove_reason = 'too old'")
     await connection.close()
     with pytest.raises(CheckpointRemoved, match="let go: too old"):
-        await pushing.push(client, "gang@7", tmp_path.as_uri(), PLAIN, pin=False)
+        await push.push(client, "gang@7", tmp_path.as_uri(), PLAIN, pin=False)

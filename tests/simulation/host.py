@@ -11,16 +11,16 @@ from pathlib import Path
 from random import Random
 from typing import cast
 
+from agent.attempt.inputs import Cache
+from agent.attempt.setup import Means
 from agent.checkpoints.removing import Removals, Room
-from agent.contact import Contact
-from agent.events.notice import Notice
+from agent.cleanup import Begun
+from agent.coordinator_client import Contact
+from agent.events.inotify import Notice
 from agent.events.spool import Spool
-from agent.inputs import Cache
-from agent.jobs import Job
-from agent.preparing import Means
-from agent.retiring import Begun
 from agent.session import Identity, Session, grpc_dial
-from agent.shims import Shim
+from agent.shim_client.jobs import Job
+from agent.shim_client.shims import Shim
 from agent.stores.blobs import Blobs
 from agent.supervisor import Supervisor, WayOut
 from relay.errors import RelayError

@@ -15,14 +15,14 @@ from typing import Any, cast
 from unittest.mock import patch
 from uuid import UUID
 
-from agent import preparing
 from agent import supervisor as supervising
-from agent.attempt import Attempt
+from agent.attempt import setup
+from agent.attempt.attempt import Attempt
+from agent.attempt.start_attempt import FirstWrite
 from agent.checkpoints import resume
-from agent.first_write import FirstWrite
 from agent.leases import Beat, Plan, Standing, Wish, plan
 from agent.session import Session
-from agent.shim.sentence import Sentence
+from agent.shim.kill_deadlines import Sentence
 from agent.supervisor import Supervisor
 from coordinator import lifecycle, outage, retention
 from coordinator import sessions as live_sessions
@@ -32,14 +32,14 @@ from coordinator.commands import events as event_commands
 from coordinator.commands import leases as lease_commands
 from coordinator.commands import sessions as session_commands
 from coordinator.lifecycle import Change, Lapsed, LeaseState, Phase, Status
-from coordinator.store import agents, checkpoints, deployment, events, leases, runs, wishes
+from coordinator.store import agents, checkpoints, deployment, desired_state, events, leases, runs
 from coordinator.store.leases import LeaseRow
 from coordinator.store.statement import Statement
 from relay.errors import LeaseLost
 from relay.timing import TEST
+from tests.simulation.store import desired_state as simulated_wishes
 from tests.simulation.store import events as simulated_events
 from tests.simulation.store import leases as simulated_leases
-from tests.simulation.store import wishes as simulated_wishes
 from tests.simulation.store.execution import Execution
 from tests.simulation.store.repertoire import REPERTOIRE
 from tests.simulation.store.storage import Snapshot, Storage
@@ -203,13 +203,13 @@ def stale_read() -> Sequence[Patch]:
     spare="with one writer per session it comes before the push, and the next beat is whole again",
 )
 def mixed_beat() -> Sequence[Patch]:
-    read = wishes.read
+    read = desired_state.read
 
     async def mutated(conn: Any, names: Sequence[str]) -> Any:
         older, newer = await read(conn, names), await read(conn, names)
         return {name: replace(older[name], version=newer[name].version) for name in older}
 
-    return [patch.object(wishes, "read", mutated)]
+    return [patch.object(desired_state, "read", mutated)]
 
 
 @mutant("the wish version is raised in the transaction that changes the wish (§2 Beats)", "weather pause")
@@ -501,7 +501,7 @@ def resume_from_the_oldest() -> Sequence[Patch]:
     async def mutated(offered: Sequence[Any], *args: Any, **more: Any) -> Any:
         return await choose(list(reversed(offered)), *args, **more)
 
-    return [patch.object(preparing, "choose", mutated)]
+    return [patch.object(setup, "choose", mutated)]
 
 
 @mutant("the newest beyond its host stays, however old it is (§4, S6)", "store_away")

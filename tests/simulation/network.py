@@ -23,7 +23,7 @@ from typing import Any, Protocol, cast
 import grpc
 from grpc import aio
 
-from agent.contact import Coordinator
+from agent.coordinator_client import Coordinator
 from tests.simulation.loop import Process, VirtualLoop
 
 PINGS = 5.0  #: seconds without an answer to a ping that break a connection

@@ -9,11 +9,11 @@ from typing import Any, cast
 import grpc
 
 from coordinator.artifacts.base import Artifacts
+from coordinator.background import planner, reaper
 from coordinator.commands.events import Appender
-from coordinator.database import Database
+from coordinator.database.connections import Database
 from coordinator.rpc.agents import AgentsService
-from coordinator.rpc.guard import Guard
-from coordinator.services import planner, reaper
+from coordinator.rpc.interceptors import Guard
 from coordinator.sessions import Heartbeats, Sessions
 from relay.timing import LeaseTiming
 from relay.v1 import agents_pb2_grpc

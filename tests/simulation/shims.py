@@ -8,9 +8,9 @@ from pathlib import Path
 from random import Random
 from typing import Any, Protocol
 
-from agent.jobs import Exit, Job, Record, ShimGone, ShimSilent
-from agent.shim.sentence import Sentence
-from agent.shims import ANSWER, PULSE, Shim
+from agent.shim.kill_deadlines import Sentence
+from agent.shim_client.jobs import Exit, Job, Record, ShimGone, ShimSilent
+from agent.shim_client.shims import ANSWER, PULSE, Shim
 from relay.timing import LeaseTiming
 from tests.simulation.loop import Process, VirtualLoop
 from tests.simulation.trainer import Trainer

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import coordinator.store
-from coordinator.postgres import Cluster
+from coordinator.database.postgres import Cluster
 from coordinator.store.statement import Statement
 from tests.simulation.store.repertoire import REPERTOIRE
 from tests.simulation.traces import Trace

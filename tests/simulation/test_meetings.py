@@ -9,12 +9,12 @@ from uuid import UUID
 import pytest
 
 from coordinator import scheduling
+from coordinator.background.planner import plan_once
+from coordinator.background.reaper import reap
 from coordinator.commands import checkpoints, deployment, events, leases, runs, sessions
 from coordinator.commands.events import Stretch
+from coordinator.database.postgres import Cluster
 from coordinator.lifecycle import Cause, Outcome, RunState
-from coordinator.postgres import Cluster
-from coordinator.services.planner import plan_once
-from coordinator.services.reaper import reap
 from coordinator.values import Completion, Copy, CursorAt, Held, Hello, NewCheckpoint, Pulse, Readiness, Submission
 from relay.errors import LeaseLost
 from relay.timing import DEFAULT

@@ -15,10 +15,10 @@ from uuid import UUID
 import asyncpg
 import pytest
 
+from coordinator.background import planner, reaper
 from coordinator.commands import runs as commands
-from coordinator.database import DatabaseAway
+from coordinator.database.connections import DatabaseAway
 from coordinator.lifecycle import Policy
-from coordinator.services import planner, reaper
 from coordinator.sessions import Heartbeat, Heartbeats, Sessions, Told
 from coordinator.store import history, leadership, leases, planning, runs
 from coordinator.store.runs import Order

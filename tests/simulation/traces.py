@@ -12,11 +12,11 @@ from uuid import UUID, uuid5
 
 from coordinator import scheduling
 from coordinator.artifacts.base import Stat
+from coordinator.background.planner import plan_once
+from coordinator.background.reaper import Looked, reap
 from coordinator.commands import checkpoints, deployment, events, leases, retention, runs, sessions
 from coordinator.commands.events import Stretch
 from coordinator.lifecycle import Cause, Outcome
-from coordinator.services.planner import plan_once
-from coordinator.services.reaper import Looked, reap
 from coordinator.store import leadership
 from coordinator.store import retention as retention_store
 from coordinator.values import (

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
-from agent.jobs import Job
+from agent.shim_client.jobs import Job
 from tests.simulation.loop import Process
 from tests.simulation.truth import BEGIN, Execution, Truth, Written, advanced, loss
 

@@ -18,11 +18,11 @@ from typing import Any, ParamSpec, TypeVar
 
 import asyncpg
 
-from coordinator.database import CHANNELS, Database, DatabaseTimeouts, connected
-from coordinator.postgres import Cluster
+from coordinator.database.connections import CHANNELS, Database, DatabaseTimeouts, connected
+from coordinator.database.postgres import Cluster
+from coordinator.database.tables import Base
 from coordinator.store import deployment
 from coordinator.store.statement import Interpreter, Statement
-from coordinator.tables import Base
 from tests.conftest import cloned
 from tests.simulation.store.database import SimulatedDatabase, SimulatedNotifications
 from tests.simulation.store.storage import Storage

@@ -15,7 +15,7 @@ from random import Random
 from typing import Any
 
 from coordinator.commands import runs
-from coordinator.database import Database, DatabaseAway
+from coordinator.database.connections import Database, DatabaseAway
 from coordinator.values import Submission
 from relay.errors import BlobUnknown, RelayError
 from relay.timing import TEST, LeaseTiming

@@ -17,7 +17,7 @@ from storage.manifest import NAME, Manifest, verify
 from storage.opening import open_store
 from tests.storage.kept import Kept, folder, place, unfinished
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 KILLS = 50
 SIZE = 9 * 1024 * 1024  #: of the large file, which a bucket takes in parts
 LONGEST = 0.4  #: seconds from the first sign of life of a process to its end, at most

@@ -10,7 +10,7 @@ from storage.base import StoreRefused
 from storage.opening import Readers, open_store
 from tests.storage.kept import folder, lying, place
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("base", ["file:///mnt/x", "s3://bucket/x", "gs://bucket", "az://container/y"])

@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trainers import imports
-from trainers.contract import Contract
-from trainers.control import CONTROL, PROCESSES, Control, Outcome
+from trainers.environment import Contract
+from trainers.launch import imports
+from trainers.launch.control import CONTROL, PROCESSES, Control, Outcome
 
 TIMES = re.compile(r".*(runtime|per_second|step_time)")
 THREADS = 1
@@ -117,7 +117,7 @@ def _free_port() -> int:
 def _rank(contract: Contract, world: dict[str, str], before: Callable[[], object]) -> int:
     import torch
 
-    from trainers import rank
+    from trainers.launch import rank
 
     os.environ |= contract.to_environ() | {
         CONTROL: str(contract.run_file.parent),

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from trainers import launch, plotting
-from trainers.control import CONTROL, PROCESSES, Control, Outcome
+from trainers import plotting
+from trainers.launch import ranks
+from trainers.launch.control import CONTROL, PROCESSES, Control, Outcome
 
 PYTHON = [sys.executable, "-m", "trainers"]
 TIMEOUT = 120
@@ -128,7 +129,7 @@ def test_another_world_than_asked_for_is_refused(run: dict[str, Any], tmp_path: 
     }
     argv = [
         argument
-        for argument in launch.command(2, 1, {}, control.root)
+        for argument in ranks.command(2, 1, {}, control.root)
         if argument not in ("--multi_gpu", "--main_process_port", "0")
     ]
     argv.insert(argv.index("--num_processes"), "--cpu")
@@ -178,5 +179,5 @@ def test_the_parent_stays_light() -> None:
 
 def test_threads_that_wait_sleep_on_cpus() -> None:
     """On a shared machine spinning takes the cores from the work; on GPUs the host's threads are left alone."""
-    assert launch.cpu_defaults(0) == launch.cpu_defaults(None) == {"OMP_WAIT_POLICY": "passive"}
-    assert launch.cpu_defaults(2) == {}
+    assert ranks.cpu_defaults(0) == ranks.cpu_defaults(None) == {"OMP_WAIT_POLICY": "passive"}
+    assert ranks.cpu_defaults(2) == {}

@@ -147,7 +147,7 @@ def train_recorded(work: Path, folder: Path) -> int:
     from datasets import Dataset
 
     from runfile import Model
-    from trainers.hub import local, model_source
+    from trainers.models.hub import local, model_source
     from trainers.ppo.config import PPOConfig
     from trainers.ppo.rollout import Batch, Buffer
     from trainers.ppo.trainer import PPOTrainer

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.trainers import attempts
-from trainers.control import Control
+from trainers.launch.control import Control
 
 LORA = {"r": 4, "lora_dropout": 0.1, "target_modules": "all-linear"}
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -4,8 +4,8 @@ distribution over every token of its answer.
 
 from trl import DistillationConfig, DistillationTrainer
 
-from trainers.generating import Generating
 from trainers.methods.method import Method
+from trainers.on_policy import Generating
 
 
 class ResumableDistillation(Generating, DistillationTrainer):

@@ -6,8 +6,8 @@ a checkpoint, so with it a resumed run is not bit for bit the one that was never
 
 from trl import GRPOConfig, GRPOTrainer
 
-from trainers.generating import Rewarded
 from trainers.methods.method import Method
+from trainers.on_policy import Rewarded
 
 
 class ResumableGRPO(Rewarded, GRPOTrainer):

@@ -7,14 +7,14 @@ from typing import Any
 from transformers import AutoTokenizer, TrainingArguments
 
 from runfile import RunFile
-from trainers import rewards
-from trainers.beginning import LANGUAGE, begin, load, reference
-from trainers.data import Rows
+from trainers.data.disk_rows import as_dataset, as_stream
+from trainers.data.loading import Rows
 from trainers.errors import ConfigError
-from trainers.hub import LocalModel, ModelSource, local
-from trainers.large import as_dataset, as_stream
+from trainers.models.hub import LocalModel, ModelSource, local
+from trainers.models.loading import LANGUAGE, begin, load, reference
 from trainers.resumable import Resumable
-from trainers.rewards import Judge, Scorer
+from trainers.rewards import functions
+from trainers.rewards.functions import Judge, Scorer
 
 #: For trainers that, left to themselves, load the type that lies on disk and spread the model over all GPUs in every
 #: rank.
@@ -35,17 +35,17 @@ class Method:
 
     library: type[Resumable]  #: the library's trainer, able to resume; nothing of ours changes how it trains
     config: type[TrainingArguments]  #: its config class, whose fields are the method's options
-    kinds: tuple[str, ...]  #: of rows that it learns from (see `trainers.rows`)
-    task: str = LANGUAGE  #: what the model is trained to give (see `trainers.beginning`)
+    kinds: tuple[str, ...]  #: of rows that it learns from (see `trainers.data.row_formats`)
+    task: str = LANGUAGE  #: what the model is trained to give (see `trainers.models.loading`)
     compares: bool = False  #: with a reference model that its trainer takes
-    rewarded: bool = False  #: it learns from completions of its own, by the run's rewards (see `trainers.rewards`)
+    rewarded: bool = False  #: it learns from completions of its own, by the run's `rewards`
     taught: bool = False  #: by the run's teacher
     tokenizes: bool = False  #: its trainer does not find the tokenizer by itself
     loads: Mapping[str, Any] = field(default_factory=dict)  #: what `model_init` is where the run file does not say
 
     def configure(self, run: RunFile, owned: Mapping[str, Any]) -> TrainingArguments:
         """The library's config from the run's options and those Relay sets; the library's own errors pass through."""
-        rewarded = {"reward_weights": rewards.weights(run)} if self.rewarded else {}
+        rewarded = {"reward_weights": functions.weights(run)} if self.rewarded else {}
         return self.config(**{**run.options, **owned, **rewarded})
 
     def build(
@@ -69,7 +69,7 @@ class Method:
             processing_class=begun.tokenizer or self._tokenizer(model),
             peft_config=begun.lora,
             **({"ref_model": reference(begun)} if self.compares else {}),
-            **(rewards.loaded(beside.rewards, run.model_init) if self.rewarded else {}),
+            **(functions.loaded(beside.rewards, run.model_init) if self.rewarded else {}),
             **({"teacher_model": _teacher(beside.teacher, run.model_init)} if self.taught else {}),
         )
         trainer.base = model

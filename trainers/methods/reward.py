@@ -6,8 +6,8 @@ adapter, as PEFT does for its task SEQ_CLS.
 
 from trl import RewardConfig, RewardTrainer
 
-from trainers.beginning import SCORE
 from trainers.methods.method import Method
+from trainers.models.loading import SCORE
 from trainers.resumable import Resumable
 
 

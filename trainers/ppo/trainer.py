@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from trl.trainer.utils import RepeatSampler
 
 from trainers.checkpoints import Checkpoint
-from trainers.completing import Turns, complete, ends_of, said, tokens_of
+from trainers.models.generation import Turns, complete, ends_of, said, tokens_of
 from trainers.ppo import estimates, losses, policy
 from trainers.ppo.config import PPOConfig
 from trainers.ppo.control import KLControl
@@ -168,7 +168,7 @@ class PPOTrainer(Resumable):
         return Batch(ids, attention, mask, logps, values * mask, advantages, returns)
 
     def _completed(self, prompts: Sequence[Turns]) -> tuple[Tensor, Tensor, int]:
-        """See `trainers.completing.complete`."""
+        """See `trainers.models.generation.complete`."""
         how = GenerationConfig(
             do_sample=True,
             temperature=self.options.temperature,

@@ -13,9 +13,9 @@ from typing import cast
 import pytest
 
 from agent.checkpoints.removing import Removals, Room
-from agent.contact import Contact, Coordinator
+from agent.cleanup import Begun
+from agent.coordinator_client import Contact, Coordinator
 from agent.folder import RunFolder
-from agent.retiring import Begun
 from agent.wire import Assignment
 from relay.errors import SessionReplaced
 from relay.v1 import agents_pb2 as pb

@@ -9,7 +9,7 @@ import pytest
 
 from agent.checkpoints.resume import WAIT, Resume, Unreachable, choose, mend
 from agent.events.journal import Journal
-from agent.stores.patience import Patience, Pauses
+from agent.stores.retry import Patience, Pauses
 from relay.v1 import runs_pb2
 from storage.base import Place, Store
 from storage.folder import FolderStore

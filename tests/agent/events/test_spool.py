@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.contact import Contact, Coordinator
-from agent.events.notice import Notice
+from agent.coordinator_client import Contact, Coordinator
+from agent.events.inotify import Notice
 from agent.events.sources import MAX_LINE, STRETCH, Source, final_length, read_stretch
 from agent.events.spool import LARGEST, SMALLEST, Spool, Window
 from relay.v1 import agents_pb2 as pb

@@ -2,7 +2,7 @@
 
 from random import Random
 
-from agent.hub.patience import LONGEST, Patience
+from agent.hub.retry import LONGEST, Patience
 from agent.hub.state import cost
 from runfile import Every
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from agent.events.journal import Journal
-from agent.stores.patience import Patience, Pauses
 from agent.stores.publishing import Publishing, store_of
+from agent.stores.retry import Patience, Pauses
 from agent.stores.transfers import Transfers
 from agent.stores.unfinished import Unfinished
 from relay.v1 import fleet_pb2

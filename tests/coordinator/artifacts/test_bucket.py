@@ -14,7 +14,7 @@ import obstore
 import pytest
 
 from coordinator.artifacts.bucket import BucketArtifacts, opened
-from coordinator.artifacts.collecting import Collector, missing
+from coordinator.artifacts.garbage_collection import Collector, missing
 from coordinator.config import Config, ConfigError
 from relay.errors import BlobTooLarge, BlobUnknown, DigestMismatch, OffsetGap, StoreFull
 from relay.v1 import artifacts_pb2 as pb

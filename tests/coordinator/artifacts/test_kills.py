@@ -21,10 +21,10 @@ from grpc import aio
 
 from coordinator.artifacts.base import Artifacts
 from coordinator.artifacts.bucket import BucketArtifacts, opened
-from coordinator.artifacts.collecting import Collector, files_of, missing
 from coordinator.artifacts.folder import FolderArtifacts
-from coordinator.database import Database
-from coordinator.services.collector import collect_once
+from coordinator.artifacts.garbage_collection import Collector, files_of, missing
+from coordinator.background.garbage_collection import collect_once
+from coordinator.database.connections import Database
 from coordinator.store import artifacts as store
 from relay.errors import BlobUnknown, InputMissing, OffsetGap, from_rpc, is_transient
 from relay.v1 import agents_pb2 as pb

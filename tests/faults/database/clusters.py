@@ -21,9 +21,9 @@ from typing import Any
 
 import asyncpg
 
-from coordinator import migrate, postgres
-from coordinator.postgres_programs import Identity
-from relayctl.local import Daemon
+from coordinator.database import migrate, postgres
+from coordinator.database.postgres_programs import Identity
+from relayctl.local.deployment import Daemon
 from tests.proxy import Proxy
 
 DATABASE = USER = postgres.USER

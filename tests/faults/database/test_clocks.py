@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from relayctl.local import Host
+from relayctl.local.deployment import Host
 from tests.end_to_end.fixtures import short_folder
 from tests.end_to_end.fleet import Deployment, Fleet, Kind, Watched, deployed
 from tests.faults.database.clocks import HOUR, Clock, library

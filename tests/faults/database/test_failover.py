@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from relay.v1 import runs_pb2 as pb
 from relay.v1 import runs_pb2_grpc
-from relayctl.local import Coordinator
+from relayctl.local.deployment import Coordinator
 from tests.end_to_end.fleet import Fleet, Kind, Watched
 from tests.faults.database.clusters import DATABASE, USER, Server, Site, connected
 from tests.faults.database.expectations import refused, succeeded, trains, undisturbed

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 import pytest_asyncio
 
-from coordinator import migrate
+from coordinator.database import migrate
 from tests.end_to_end.fleet import Fleet
 from tests.faults.database.clusters import DATABASE, Server, Site
 from tests.faults.database.expectations import refused, succeeded, trains, undisturbed

@@ -1,4 +1,4 @@
-"""The simulated database as one process sees it, in place of `coordinator.database.Database`.
+"""The simulated database as one process sees it, in place of `coordinator.database.connections.Database`.
 
 There is no pool that could be empty, no statement is too slow, and nobody is sent away for idling (but see `sever`).
 What goes through SQLAlchemy, operators' lists, is not there.
@@ -14,7 +14,7 @@ from typing import ParamSpec, TypeVar
 
 import asyncpg
 
-from coordinator.database import CHANNELS, Database, DatabaseAway, Notifications
+from coordinator.database.connections import CHANNELS, Database, DatabaseAway, Notifications
 from coordinator.store.statement import Interpreter, Statement
 from tests.simulation.store.execution import Execution
 from tests.simulation.store.repertoire import REPERTOIRE

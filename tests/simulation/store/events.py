@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from uuid import UUID
 
-from coordinator.database import storable_text
-from coordinator.lines import Sample, Series
+from coordinator.database.connections import storable_text
+from coordinator.event_lines import Sample, Series
 from coordinator.store import events
 from coordinator.store.events import Key, Progress, Writer
 from tests.simulation.store.execution import Execution

@@ -14,7 +14,7 @@ from uuid import UUID
 
 import asyncpg
 
-from coordinator.database import DatabaseAway
+from coordinator.database.connections import DatabaseAway
 from coordinator.store.deployment import Identity
 from tests.simulation.store.storage import Changed, Lock, Slot, Transaction
 from tests.simulation.store.tables import TABLES, Key, Row

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-from coordinator.database import storable_text
+from coordinator.database.connections import storable_text
 from coordinator.store import history
 from tests.simulation.store.execution import Execution
 from tests.simulation.store.interpreter import Repertoire

@@ -10,6 +10,7 @@ from tests.simulation.store import (
     agents,
     checkpoints,
     deployment,
+    desired_state,
     events,
     history,
     leadership,
@@ -18,7 +19,6 @@ from tests.simulation.store import (
     requests,
     retention,
     runs,
-    wishes,
 )
 from tests.simulation.store.interpreter import Function
 
@@ -34,7 +34,7 @@ _NOUNS = (
     requests,
     retention,
     runs,
-    wishes,
+    desired_state,
 )
 
 REPERTOIRE: Mapping[Statement[..., Any], Function[..., Any]] = {

@@ -17,7 +17,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from coordinator.database import DatabaseAway, DatabaseTimeouts
+from coordinator.database.connections import DatabaseAway, DatabaseTimeouts
 from coordinator.store.deployment import Identity
 from tests.simulation.store.tables import LOOKED_UP, TABLES, Key, Row, Sources
 

@@ -1,4 +1,4 @@
-"""The tables of the simulated database: columns, defaults and unique indexes are those of `coordinator.tables`.
+"""The tables of the simulated database, with the columns, defaults and unique indexes of `coordinator.database.tables`.
 
 A row is a dict by column name that nobody changes: a write puts another in its place.
 """
@@ -15,8 +15,8 @@ from uuid import UUID
 
 import sqlalchemy
 
-from coordinator.database import storable_text
-from coordinator.tables import Base
+from coordinator.database.connections import storable_text
+from coordinator.database.tables import Base
 
 Row = Mapping[str, Any]
 Key = Any  #: of a row: its primary key, a tuple where that has several columns

@@ -1,0 +1,1 @@
+"""One attempt at a run on this host, from its assignment to its completion."""

@@ -1,0 +1,166 @@
+"""The end of a lease: its result stored, its last bytes with the coordinator, its outcome reported."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from agent.attempt.exit_classification import Cause, Stop
+from agent.attempt.outputs import manifest_of, matching, whole_folder
+from agent.attempt.setup import Fault, Means
+from agent.coordinator_client import CALL_TIMEOUT, insist
+from agent.events.journal import Journal
+from agent.events.sources import Source, final_length
+from agent.folder import AttemptFolder
+from agent.stores.publishing import Publishing
+from agent.wire import Assignment, failure
+from relay.errors import BlobTooLarge, CheckpointMissing, EventsMissing, LeaseLost, RelayError
+from relay.v1 import agents_pb2 as pb
+from relay.v1 import runs_pb2
+from runfile import RunFile
+from storage.base import StoreRefused
+from storage.manifest import Manifest, ManifestError
+
+log = logging.getLogger(__name__)
+
+RECORDS = 60.0  #: seconds that an attempt's logs may take on their way to a store
+
+#: Waits for what the coordinator must have before the end; the newest step that is registered then.
+First = Callable[[], Awaitable[int | None]]
+
+_CAUSES = {Stop.WISHED: pb.Stopped.WISHED, Stop.LEAVING: pb.Stopped.LEAVING, Stop.TRUST_LOST: pb.Stopped.TRUST_LOST}
+
+
+def stopped(cause: Stop) -> pb.CompleteLeaseRequest:
+    """It was stopped."""
+    return pb.CompleteLeaseRequest(stopped=pb.Stopped(cause=_CAUSES[cause]))
+
+
+def failed(cause: Cause) -> pb.CompleteLeaseRequest:
+    """The trainer failed; or the infrastructure did, where the cause says so."""
+    if cause.infrastructure:
+        return faulted(cause.reason, cause.text)
+    error = failure(cause.reason, cause.text)
+    return pb.CompleteLeaseRequest(
+        failed=pb.Failed(error=error, permanent=cause.permanent, last_lines=cause.last_lines)
+    )
+
+
+def faulted(reason: str, text: str) -> pb.CompleteLeaseRequest:
+    """The infrastructure failed."""
+    return pb.CompleteLeaseRequest(faulted=pb.Faulted(error=failure(reason, text)))
+
+
+async def publish_result(
+    publishing: Publishing, assignment: Assignment, run: RunFile, folder: AttemptFolder, journal: Journal
+) -> pb.CompleteLeaseRequest:
+    """Success, with the run's result stored where it has one; a failure when it is nothing that can be stored anywhere.
+
+    Raises Fault when it cannot be stored here and now.
+    """
+    try:
+        files = await _result_files(run, folder, journal)
+        if not files:
+            return pb.CompleteLeaseRequest(succeeded=pb.Succeeded())
+        manifest = await asyncio.to_thread(manifest_of, files)
+        uri = await publishing.put(assignment.place(run, None), manifest, lambda file: files[file.path])
+    except (BlobTooLarge, ManifestError) as error:
+        return failed(Cause("OUTPUT_INVALID", f"the run's result cannot be stored: {error}", permanent=True))
+    except (RelayError, StoreRefused, OSError) as error:
+        raise Fault("OUTPUT_NOT_STORED", f"the run's result cannot be stored: {error}") from error
+    return pb.CompleteLeaseRequest(succeeded=pb.Succeeded(output=_output(manifest, uri or "")))
+
+
+async def _result_files(run: RunFile, folder: AttemptFolder, journal: Journal) -> dict[str, Path]:
+    if not run.outputs:
+        return await asyncio.to_thread(whole_folder, folder.output)
+    files, empty = await asyncio.to_thread(matching, folder.work / run.workdir, run.outputs)
+    for pattern in empty:
+        await journal.say("warning", f"outputs: {pattern} matches no file")
+    return files
+
+
+def _output(manifest: Manifest, uri: str) -> runs_pb2.Output:
+    elsewhere = "" if uri.startswith("relay://") else uri
+    return runs_pb2.Output(
+        manifest_digest=manifest.digest, files=len(manifest.files), size=manifest.size, uri=elsewhere
+    )
+
+
+async def publish_records(
+    publishing: Publishing, assignment: Assignment, run: RunFile, folder: AttemptFolder, journal: Journal
+) -> None:
+    """Logs and run file beside the checkpoints, where the layout has room for them. Never in the way of the end."""
+    if run.checkpoint.layout != "framework" or publishing.scheme == "relay":
+        return
+    rooms = {"logs": (folder.stdout, folder.stderr, folder.events), "config": (folder.run_file,)}
+    for room, paths in rooms.items():
+        place = replace(assignment.place(run, None), room=room)
+        files = {path.name: path for path in paths if path.exists()}
+        try:
+            manifest = await asyncio.to_thread(manifest_of, files)
+            async with asyncio.timeout(RECORDS):
+                await publishing.put(place, manifest, lambda file: folder.path / file.path)
+        except (TimeoutError, ManifestError, StoreRefused, OSError) as error:
+            why = str(error) or "it takes too long"
+            await journal.say("warning", f"the attempt's {room} are not in {publishing.scheme}://: {why}")
+
+
+async def complete(
+    means: Means,
+    assignment: Assignment,
+    sources: Iterable[Source],
+    outcome: pb.CompleteLeaseRequest,
+    reporting: asyncio.Lock,
+    first: First | None = None,
+) -> None:
+    """Report how the lease ended, after everything its sources hold is stored, and what is to come `first`.
+
+    Raises LeaseLost. `reporting` is held while an answer is awaited: it alone says then whether the lease was lost.
+    An end that the coordinator refuses becomes a fault; a lease whose fault is refused too is let go, and what its
+    holder lists no more the coordinator ends by itself.
+    """
+    try:
+        await _complete(means, assignment, sources, outcome, reporting, first)
+    except LeaseLost:
+        raise
+    except RelayError as refusal:
+        log.error("lease=%s end=refused outcome=%s reason=%r", assignment.lease, outcome.WhichOneof("outcome"), refusal)
+        if not outcome.HasField("faulted"):
+            fault = faulted("END_REFUSED", f"its end was refused: {refusal}")
+            await complete(means, assignment, (), fault, reporting)
+
+
+async def _complete(
+    means: Means,
+    assignment: Assignment,
+    sources: Iterable[Source],
+    outcome: pb.CompleteLeaseRequest,
+    reporting: asyncio.Lock,
+    first: First | None,
+) -> None:
+    sources = list(sources)
+    lengths = [await asyncio.to_thread(final_length, source.path, lines=source.lines) for source in sources]
+    outcome.lease, outcome.node = assignment.lease, assignment.node
+    for source, length in zip(sources, lengths, strict=True):
+        outcome.final.add(node=source.node, source=source.name, offset=length)
+    while True:
+        for source, length in zip(sources, lengths, strict=True):
+            await source.stored(length)
+        outcome.ClearField("registered_step")
+        if first is not None and (step := await first()) is not None:
+            outcome.registered_step = step
+        try:
+            async with reporting:
+                answer = await insist(
+                    means.contact,
+                    lambda: means.stub.CompleteLease(outcome, metadata=means.metadata, timeout=CALL_TIMEOUT),
+                )
+            break
+        except (EventsMissing, CheckpointMissing):  # a failover lost what had been acknowledged: it is sent again first
+            await means.contact.sign()
+    state = runs_pb2.Run.State.Name(answer.state)
+    log.info("lease=%s completed=%s run=%s", assignment.lease, outcome.WhichOneof("outcome"), state)

@@ -1,0 +1,72 @@
+"""An attempt's first write: what it resumes from (S6). Kept beside the attempt, and said again when it was lost.
+
+The coordinator takes events and checkpoints only after it, so a failover that lost it holds those up, no more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Never
+
+from agent.coordinator_client import CALL_TIMEOUT, Contact, insist
+from agent.folder import write_atomically
+from relay.errors import LeaseLost, RelayError
+from relay.v1 import agents_pb2 as pb
+from relay.v1 import agents_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+
+class FirstWrite:
+    """A failover may lose it and keep the grant: then the welcome says so, and the attempt's end waits for it (F9)."""
+
+    def __init__(
+        self, path: Path, stub: agents_pb2_grpc.AgentsStub, metadata: tuple[tuple[str, str], ...], contact: Contact
+    ) -> None:
+        self._path = path
+        self._stub = stub
+        self._metadata = metadata
+        self._contact = contact
+        self._lost = asyncio.Event()
+        self._stored = asyncio.Event()
+
+    async def say(self, request: pb.StartAttemptRequest) -> None:
+        """Until the coordinator has it. Raises RelayError, and OSError when it cannot be kept."""
+        await asyncio.to_thread(write_atomically, self._path, request.SerializeToString())
+        await self._send(request)
+
+    def rejoin(self) -> None:
+        """An agent before this one has said it."""
+        self._stored.set()
+
+    def sync(self, started: bool) -> None:
+        """Whether the coordinator has it, as it says when a session begins."""
+        if self._stored.is_set() and not started:
+            self._stored.clear()
+            self._lost.set()
+
+    async def stored(self) -> None:
+        """Until the coordinator has it, as far as is known."""
+        await self._stored.wait()
+
+    async def keep(self) -> Never:
+        """Says it again whenever it was lost, until cancelled. Raises LeaseLost."""
+        while True:
+            await self._lost.wait()
+            self._lost.clear()
+            try:
+                kept = await asyncio.to_thread(self._path.read_bytes)
+                await self._send(pb.StartAttemptRequest.FromString(kept))
+            except LeaseLost:
+                raise
+            except (OSError, RelayError) as error:  # nothing of this attempt can count any more: another one may
+                log.error("first_write=lost path=%s reason=%r", self._path, str(error))
+                raise LeaseLost from error
+
+    async def _send(self, request: pb.StartAttemptRequest) -> None:
+        await insist(
+            self._contact, lambda: self._stub.StartAttempt(request, metadata=self._metadata, timeout=CALL_TIMEOUT)
+        )
+        self._stored.set()

@@ -1,0 +1,132 @@
+"""What a host sees of one trainer from outside: steps, checkpoints, signs of life. It only reads files."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from agent.attempt.progress import Progress
+from agent.checkpoints.staging import Rule, Scanner
+from agent.events.reports import Reader, Report, Saved, Stepped
+from agent.folder import AttemptFolder
+from runfile import RunFile
+
+log = logging.getLogger(__name__)
+
+_CGROUP_EVENTS = Path("/sys/fs/cgroup/memory.events")
+_TAIL = 64 * 1024
+_NO_ROOM = 64 * 1024  #: bytes free of a disk that is called full
+UNNAMED = 2.0  #: seconds that the line naming a checkpoint may come after its folder
+
+
+def scanner_of(run: RunFile, folder: AttemptFolder, now: Callable[[], float]) -> Scanner:
+    """What finds checkpoints that no line names, by the rule of the run file."""
+    adopt = run.adopt.checkpoints if run.adopt else None
+    if adopt is None:
+        return Scanner(folder.staging, folder.staging, Rule(), now)
+    root = folder.work / run.workdir / adopt.folder if adopt.folder else folder.staging
+    rule = Rule(pattern=adopt.pattern, marker=adopt.complete.marker, still_for=adopt.complete.still_for)
+    return Scanner(root, folder.staging, rule, now)
+
+
+class Watch:
+    """One trainer's files, looked at from time to time. `now` counts seconds, also while the host sleeps."""
+
+    def __init__(
+        self, folder: AttemptFolder, progress: Progress, scanner: Scanner, now: Callable[[], float], *, rejoined: bool
+    ) -> None:
+        self._folder = folder
+        self.progress = progress
+        self._scanner = scanner
+        self._now = now
+        self._events = Reader(folder.events)
+        self._agent = Reader(folder.agent_log, source="agent") if rejoined else None
+        self._unnamed: dict[str, tuple[Saved, float]] = {}
+        self._written = -1
+        self._live = not rejoined  #: what an agent before this one has read says nothing of speed
+        self._killed_before = oom_kills()
+
+    async def look(self, *, final: bool = False) -> list[Saved]:
+        """Checkpoints that the trainer has finished since the last look. `final` when it has ended."""
+        reports, found, written = await asyncio.to_thread(self._read, final)
+        now = self._now()
+        if written != self._written:
+            self._written = written
+            self.progress.wrote(now)
+        for report in reports:
+            if isinstance(report, Stepped):
+                self.progress.reached(report.step, now, live=self._live)
+        self._live = True
+        named = [report for report in reports if isinstance(report, Saved)]
+        return named + self._still_unnamed(found, {saved.path for saved in named}, now, final)
+
+    def _read(self, final: bool) -> tuple[list[Report], list[Saved], int]:
+        reports = self._events.read()
+        if self._agent is not None:
+            reports, self._agent = self._agent.read() + reports, None
+        self._scanner.named(report.path for report in reports if isinstance(report, Saved))
+        written = sum(_size(path) for path in (self._folder.events, self._folder.stdout, self._folder.stderr))
+        return reports, self._found(final), written
+
+    def _found(self, final: bool) -> list[Saved]:
+        try:
+            return self._scanner.look(final=final)
+        except OSError as error:  # a volume that fails for a while: what was read of the events must not be lost
+            log.warning("staging=unread folder=%s reason=%r", self._folder.staging, str(error))
+            return []
+
+    def _still_unnamed(self, found: list[Saved], named: set[str], now: float, final: bool) -> list[Saved]:
+        """Those whose line has not come for a while: their program writes none."""
+        self._unnamed |= {saved.path: (saved, now) for saved in found}
+        waiting = {path: each for path, each in self._unnamed.items() if path not in named}
+        due = [saved for saved, since in waiting.values() if final or now - since >= UNNAMED]
+        self._unnamed = {path: each for path, each in waiting.items() if each[0] not in due}
+        return due
+
+    async def stderr(self) -> str:
+        """The end of what the trainer printed there."""
+        return await asyncio.to_thread(_tail, self._folder.stderr)
+
+    async def disk_full(self) -> bool:
+        """Whether there is no room left for its files."""
+        return await asyncio.to_thread(_is_full, self._folder.path)
+
+    @property
+    def oom_kills(self) -> int:
+        """How many processes of this container the kernel has killed for memory since."""
+        return oom_kills() - self._killed_before
+
+
+def oom_kills() -> int:
+    """The kernel's count for this control group; 0 where it keeps none."""
+    try:
+        counts = dict(line.split() for line in _CGROUP_EVENTS.read_text().splitlines())
+    except OSError:
+        return 0
+    return int(counts.get("oom_kill", 0))
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _is_full(folder: Path) -> bool:
+    try:
+        return shutil.disk_usage(folder).free < _NO_ROOM
+    except OSError:
+        return False
+
+
+def _tail(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - _TAIL))
+            return file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return ""

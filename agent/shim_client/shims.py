@@ -1,0 +1,415 @@
+"""The agent's side of the shims: start one, find those that live, talk to them, bury the dead.
+
+A `Shim` is a handle without a connection of its own: each request dials, asks one line and reads one.
+Only `wait` stays connected, and so is told by the kernel when the shim itself was killed. Beside that it asks now and
+then: the shim learns that it is no orphan, and the agent that the shim is not frozen. A frozen shim keeps no deadline
+and takes no orders, so it is told to go on, and killed when that does not help; its trainer dies with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import secrets
+import signal
+import socket
+import stat
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+from agent.shim_client.jobs import Exit, Job, Record, ShimError, ShimGone, ShimRefused, ShimSilent, Status, value_of
+from agent.shim_client.orphans import end_survivors, signal_shim
+
+__all__ = [
+    "Exit",
+    "Job",
+    "Record",
+    "Shim",
+    "ShimError",
+    "ShimGone",
+    "ShimRefused",
+    "ShimSilent",
+    "Shims",
+    "SpareShim",
+    "Status",
+    "discover",
+    "prepare_runtime_dir",
+]
+
+log = logging.getLogger(__name__)
+
+ANSWER = 5.0  #: seconds within which a living, running shim answers
+PULSE = 5.0  #: seconds between two looks whether the shim of a trainer that is waited for still answers
+PATIENCE = {"continue": 60.0, "stop": 10.0}  #: seconds of silence after which it is killed, by policy
+START = 30.0  #: the same for a start, whose folder may lie on a slow volume
+MAX_SOCKET_PATH = 107  #: bytes, the kernel's `sun_path` without its end
+MAX_REPLY = 8 << 20  #: bytes
+
+_BOOT = "import sys; sys.path.append(sys.argv.pop()); from agent.shim.server import main; main()"
+_ROOT = str(Path(__file__).resolve().parent.parent.parent)
+
+
+class Shim:
+    """A handle on one shim, living or dead."""
+
+    def __init__(self, path: Path, record: Record, *, child: int | None = None) -> None:
+        self.path = path
+        self.record = record
+        self._child = child  #: its pid where this process started it, to be reaped
+
+    @classmethod
+    async def start(cls, job: Job, runtime_dir: Path, *, python: str = sys.executable) -> Self:
+        """Start a shim and the trainer under it. A trainer that cannot be started has an `Exit` with an error.
+
+        Raises ShimError when the shim itself cannot be had; nothing is left running then.
+        """
+        return await cls._begin(await asyncio.to_thread(_Seed.plant, runtime_dir, python), job)
+
+    @classmethod
+    async def _begin(cls, seed: _Seed, job: Job) -> Self:
+        try:
+            async with asyncio.timeout(START):
+                reply = await _converse(
+                    *await asyncio.open_unix_connection(sock=seed.lifeline, limit=MAX_REPLY), _start_line(job)
+                )
+        except BaseException as error:
+            await seed.uproot()
+            if isinstance(error, TimeoutError):
+                raise ShimSilent(f"shim {seed.path} did not start {job.lease} in {START} s") from error
+            raise
+        return cls(seed.path, value_of(Record, reply["record"]), child=seed.pid)
+
+    @classmethod
+    async def attach(cls, path: Path) -> Self:
+        """The living shim behind a socket. Raises ShimGone, ShimSilent, or ShimRefused for a spare."""
+        reply = await _request(path, {"op": "status"})
+        if reply["phase"] == "spare":
+            raise ShimRefused(f"{path} is a spare")
+        return cls(path, value_of(Record, reply["record"]))
+
+    async def status(self) -> Status:
+        """What it does now. Any request counts as contact and puts its orphan limit off."""
+        return value_of(Status, await self._ask("status"))
+
+    async def stop(self, grace: float, reason: str = "asked") -> None:
+        """SIGTERM now, SIGKILL to the whole tree after `grace`; said again, it can only come sooner."""
+        await self._ask("stop", grace=grace, reason=reason)
+
+    async def kill(self, reason: str = "asked") -> None:
+        """SIGKILL to the whole tree; `wait` tells when it is gone."""
+        await self._ask("kill", reason=reason)
+
+    async def trust(self, deadline: float) -> bool:
+        """Trust it until `deadline` (CLOCK_BOOTTIME); False when it is being killed or has ended."""
+        return bool((await self._ask("trust", deadline=deadline))["trusted"])
+
+    async def dump(self) -> Path:
+        """The file in which the shim has written what each process of the tree is doing."""
+        return Path((await self._ask("dump"))["path"])
+
+    async def wait(self) -> Exit:
+        """How the trainer ended, once nothing of it is left.
+
+        When the shim itself was killed, or stayed silent and had to be, what it leaves is found and killed first; the
+        exit is `lost` unless it had been written.
+        """
+        async with asyncio.TaskGroup() as group:
+            pulse = group.create_task(self._feel_pulse())
+            ended = await self._exit()
+            pulse.cancel()
+        return ended
+
+    async def _feel_pulse(self) -> None:
+        """Until it is dead, by our hand if need be."""
+        heard = time.monotonic()
+        while (silence := time.monotonic() - heard) < PATIENCE[self.record.policy]:
+            try:
+                await self._ask("status")
+            except ShimSilent as error:
+                log.warning("lease=%s shim=silent for=%.0fs reason=%r", self.record.lease, silence, str(error))
+                await asyncio.to_thread(signal_shim, self.record, signal.SIGCONT)
+            except ShimGone:  # dead, and `_exit` buries it; or so silent that its backlog is full
+                await asyncio.sleep(PULSE)
+            else:
+                await asyncio.sleep(PULSE)
+                heard = time.monotonic()
+        if await asyncio.to_thread(signal_shim, self.record, signal.SIGKILL):
+            log.error("lease=%s shim=killed reason='it does not answer'", self.record.lease)
+
+    async def _exit(self) -> Exit:
+        while True:
+            try:
+                reply = await _converse(*await _dial(self.path), {"op": "wait"})
+                return value_of(Exit, reply["exit"])
+            except ShimGone:
+                if not await asyncio.to_thread(_listens, self.path):
+                    return await self._bury()
+
+    async def forget(self) -> None:
+        """The exit has been taken: the shim ends, its socket and record go."""
+        with contextlib.suppress(ShimGone):
+            await self._ask("forget")
+        await self._reap()
+        for path in (self.path, self.path.with_suffix(".json")):
+            path.unlink(missing_ok=True)
+
+    async def _ask(self, operation: str, **arguments: object) -> Mapping[str, Any]:
+        return await _request(self.path, {"op": operation, **arguments})
+
+    async def _bury(self) -> Exit:
+        await self._reap()
+        await end_survivors(self.path.stem, self.record)
+        written = await asyncio.to_thread(_read_json, Path(self.record.folder, "exit.json"))
+        if written is not None and written.get("lease") == self.record.lease:
+            return value_of(Exit, written)
+        return Exit(lease=self.record.lease, started=self.record.started, lost=True)
+
+    async def _reap(self) -> None:
+        if self._child is not None:
+            child, self._child = self._child, None
+            await _wait_for_child(child)
+
+
+class Shims(Protocol):
+    """Where a host's shims come from."""
+
+    async def start(self, job: Job) -> Shim:
+        """Like `Shim.start`."""
+
+    async def discover(self) -> list[Shim]:
+        """Those that an earlier agent left, the dead ones included: their `wait` buries them and tells."""
+
+
+class SpareShim:
+    """One shim, started ahead and waiting, so that a start costs a fork and not an interpreter.
+
+    The spare ends with this process, whatever happens to it: it holds on to a connection.
+    """
+
+    def __init__(self, runtime_dir: Path, *, python: str = sys.executable) -> None:
+        self._runtime_dir = runtime_dir
+        self._python = python
+        self._ready: _Seed | None = None
+        self._planting = asyncio.Lock()
+        self._background = asyncio.TaskGroup()
+
+    async def __aenter__(self) -> Self:
+        await self._replace()
+        await self._background.__aenter__()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._background.__aexit__(None, None, None)  # one that is being planted must not be left behind
+        if (seed := self._take()) is not None:
+            await seed.uproot()
+
+    async def start(self, job: Job) -> Shim:
+        """Like `Shim.start`, on the spare; a new one is made meanwhile, which is not waited for."""
+        seed = self._take()
+        try:
+            if seed is not None:
+                with contextlib.suppress(ShimGone):  # the spare had been killed; nothing of it is left
+                    return await Shim._begin(seed, job)
+            return await Shim.start(job, self._runtime_dir, python=self._python)
+        finally:
+            self._background.create_task(self._replace())
+
+    async def discover(self) -> list[Shim]:
+        """Those that an earlier agent left in the runtime folder."""
+        return await discover(self._runtime_dir)
+
+    async def ready(self) -> None:
+        """Until there is a spare and it answers: a start after this costs no interpreter's start."""
+        await self._replace()
+        if self._ready is not None:
+            await _request(self._ready.path, {"op": "status"})
+
+    def _take(self) -> _Seed | None:
+        seed, self._ready = self._ready, None
+        return seed
+
+    async def _replace(self) -> None:
+        """Without a spare the next start is only slower, so one that cannot be had is no error."""
+        async with self._planting:
+            if self._ready is None:
+                try:
+                    self._ready = await asyncio.to_thread(_Seed.plant, self._runtime_dir, self._python)
+                except OSError as error:
+                    log.warning("shim=no-spare reason=%r", str(error))
+
+
+async def discover(runtime_dir: Path) -> list[Shim]:
+    """The shims an earlier agent left, the dead ones included: their `wait` buries them and tells.
+
+    Sockets that nobody listens on and that name no lease are removed.
+    """
+    records = await asyncio.to_thread(_read_records, runtime_dir)
+    found = {path: Shim(path, record) for path, record in records.items()}
+    for path in await asyncio.to_thread(_sockets, runtime_dir):
+        if path not in found and (shim := await _without_record(path)) is not None:
+            found[path] = shim
+    return list(found.values())
+
+
+async def _without_record(path: Path) -> Shim | None:
+    """The shim behind a socket that names no lease: just starting a trainer, or its record is lost."""
+    try:
+        return await Shim.attach(path)
+    except ShimGone:
+        await asyncio.to_thread(path.unlink, missing_ok=True)
+    except (ShimSilent, ShimRefused):
+        pass  # a spare; it ends with the agent that holds it
+    return None
+
+
+def _sockets(runtime_dir: Path) -> list[Path]:
+    return sorted(runtime_dir.glob("*.sock"))
+
+
+def _read_records(runtime_dir: Path) -> dict[Path, Record]:
+    shown = {path.with_suffix(".sock"): _read_json(path) for path in sorted(runtime_dir.glob("*.json"))}
+    return {path: value_of(Record, record) for path, record in shown.items() if record is not None}
+
+
+def prepare_runtime_dir(path: Path) -> None:
+    """Create the folder of the sockets; PermissionError when others could put theirs there.
+
+    Raises ValueError when a socket's path in it would be longer than the kernel takes.
+    """
+    longest = len(os.fsencode(path)) + len("/0123456789ab.sock")
+    if longest > MAX_SOCKET_PATH:
+        raise ValueError(f"the runtime folder's path is {longest - MAX_SOCKET_PATH} bytes too long for sockets: {path}")
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = path.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise PermissionError(f"{path} must be a folder of this user that nobody else can write to")
+
+
+# --- a shim before it has a job --------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Seed:
+    """A started shim that has no job; it ends when `lifeline` is closed."""
+
+    path: Path
+    pid: int
+    lifeline: socket.socket
+
+    @classmethod
+    def plant(cls, runtime_dir: Path, python: str) -> _Seed:
+        """Start it. The socket listens before the process does, so nobody waits for it to be ready."""
+        shim_id = secrets.token_hex(6)
+        path = runtime_dir / f"{shim_id}.sock"
+        lifeline = socket.socket(socket.AF_UNIX)
+        try:
+            with socket.socket(socket.AF_UNIX) as listener:
+                listener.bind(str(path))
+                listener.listen(64)
+                lifeline.connect(str(path))
+                pid = _spawn([python, "-I", "-S", "-c", _BOOT, shim_id, str(runtime_dir), _ROOT], listener.fileno())
+        except OSError:
+            lifeline.close()
+            path.unlink(missing_ok=True)
+            raise
+        lifeline.setblocking(False)
+        return cls(path, pid, lifeline)
+
+    async def uproot(self) -> None:
+        """End it and whatever it may have started."""
+        self.lifeline.close()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)  # our own unreaped child: the pid is still its
+        await _wait_for_child(self.pid)
+        await end_survivors(self.path.stem, None)
+        for path in (self.path, self.path.with_suffix(".json")):
+            path.unlink(missing_ok=True)
+
+
+def _spawn(argv: list[str], stdin: int) -> int:
+    """A process in a session of its own, with next to no environment: the trainer's comes with the job.
+
+    Not asyncio's: that kills its children when the loop is closed, and shims outlive the agent.
+    """
+    null = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_WRONLY, 0) for fd in (1, 2)]
+    environment = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "LANG", "LC_ALL") if name in os.environ}
+    return os.posix_spawn(
+        argv[0],
+        argv,
+        environment,
+        file_actions=[(os.POSIX_SPAWN_DUP2, stdin, 0), *null],
+        setsid=True,
+        setsigmask=(),
+        setsigdef=(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2),
+    )
+
+
+async def _wait_for_child(pid: int) -> None:
+    with contextlib.suppress(ChildProcessError):
+        await asyncio.to_thread(os.waitpid, pid, 0)
+
+
+# --- the line --------------------------------------------------------------------------------
+
+
+def _start_line(job: Job) -> Mapping[str, Any]:
+    return {"op": "start", "job": job.to_json()}
+
+
+async def _request(path: Path, message: Mapping[str, Any]) -> Mapping[str, Any]:
+    try:
+        async with asyncio.timeout(ANSWER):
+            return await _converse(*await _dial(path), message)
+    except TimeoutError as error:
+        raise ShimSilent(f"shim {path} did not answer {message['op']} in {ANSWER} s") from error
+
+
+async def _dial(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    try:
+        return await asyncio.open_unix_connection(str(path), limit=MAX_REPLY)
+    except (FileNotFoundError, ConnectionError) as error:
+        raise ShimGone(f"shim {path} is gone") from error
+
+
+async def _converse(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, message: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """Say one line, hear one, hang up."""
+    try:
+        writer.write(json.dumps(message).encode() + b"\n")
+        await writer.drain()
+        line = await reader.readline()
+    except ConnectionError as error:
+        raise ShimGone(f"a shim hung up on {message['op']}") from error
+    finally:
+        writer.close()
+    if not line.endswith(b"\n"):
+        raise ShimGone(f"a shim hung up on {message['op']}")
+    reply: Mapping[str, Any] = json.loads(line)
+    if not reply["ok"]:
+        raise ShimRefused(reply["error"])
+    return reply
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except (FileNotFoundError, ConnectionError):
+            return False
+    return True
+
+
+def _read_json(path: Path) -> Mapping[str, Any] | None:
+    try:
+        value = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None

@@ -1,0 +1,86 @@
+"""Lapsing: what its agent does not renew, by the database's clock; and not when the silence is ours (`outage`)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from typing import Never
+
+import asyncpg
+
+from coordinator import outage
+from coordinator.background.leadership import REAPER, lead
+from coordinator.commands import deployment as deployment_commands
+from coordinator.commands import leases as lease_commands
+from coordinator.database.connections import Database
+from coordinator.store import deployment, leases
+from coordinator.store.leadership import still_leads
+from relay.timing import LeaseTiming
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """When this process last looked, by both clocks."""
+
+    database: datetime
+    monotonic: float
+
+
+async def run(db: Database, timing: LeaseTiming, *, monotonic: Callable[[], float] = time.monotonic) -> Never:
+    """Reaps for ever, while leader."""
+    await lead(db, REAPER, partial(_reap_for_ever, db, timing, monotonic))
+
+
+async def _reap_for_ever(
+    db: Database, timing: LeaseTiming, monotonic: Callable[[], float], conn: asyncpg.Connection
+) -> Never:
+    looked: Looked | None = None
+    while True:
+        await still_leads(conn)
+        looked = await reap(db, timing, looked, monotonic=monotonic)
+        await asyncio.sleep(min(1.0, timing.heartbeat / 2))
+
+
+async def reap(
+    db: Database, timing: LeaseTiming, last: Looked | None, *, monotonic: Callable[[], float] = time.monotonic
+) -> Looked:
+    """One tick: recognises the database, judges the silence, and lets lapse what has run out."""
+    await deployment_commands.recognise(db, timing.ttl)
+    async with db.transaction() as conn:
+        clock = await deployment.clock(conn)
+        looked = Looked(clock.now, monotonic())
+        seen = await _tick(conn, timing, clock, looked, last)
+        if why := outage.cause(seen, heartbeat=timing.heartbeat):
+            await deployment.forget_the_future(conn, timing.ttl)
+        await deployment.ticked(conn, clock.now, timing.ttl if why else None)
+        suspended = bool(why) or (clock.lapses_after is not None and clock.lapses_after > clock.now)
+        run_out = [] if suspended else await leases.expired(conn, clock.now)
+    if why:
+        _log.warning("nothing lapses for %g s: %s", timing.ttl, why)
+    for lease_id in run_out:
+        if await lease_commands.lapse(db, lease_id, looked.database):
+            _log.info("lease=%s lapsed", lease_id)
+    return looked
+
+
+async def _tick(
+    conn: asyncpg.Connection, timing: LeaseTiming, clock: deployment.Clock, now: Looked, last: Looked | None
+) -> outage.Tick:
+    def since(earlier: datetime | None) -> float | None:
+        return None if earlier is None else (clock.now - earlier).total_seconds()
+
+    graced = since(clock.lapses_after)
+    return outage.Tick(
+        gap=since(clock.tick),
+        clock=since(last.database) if last else None,
+        elapsed=now.monotonic - last.monotonic if last else None,
+        silences=await deployment.silences(conn, clock.now, timing.ttl + 2 * timing.heartbeat),
+        graced=None if graced is None else graced + timing.ttl,
+    )

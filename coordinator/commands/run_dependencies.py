@@ -1,0 +1,86 @@
+"""`after: runs/x`: a run that waits until another has succeeded, and begins with what that one has then."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from coordinator.commands import initial_weights
+from coordinator.commands.initial_weights import Beginning, Blobs
+from coordinator.database.connections import Database
+from coordinator.lifecycle import Cancel, RunState
+from coordinator.store import history, planning, queries, runs
+from coordinator.store.queries import Follower
+from coordinator.store.runs import OVER, Order
+from relay.errors import RunUnknown, SpecInvalid
+from storage.base import StoreAway
+from storage.checkpoint_ref import Point
+
+_log = logging.getLogger(__name__)
+
+
+async def awaited(db: Database, spec: Mapping[str, Any], run_id: str) -> str | None:
+    """The run that a checked run file has to wait for, or None. SpecInvalid when it would wait in vain."""
+    if not (asked := spec.get("after")):
+        return None
+    name = Point.parse(asked).run
+    if name == run_id:
+        raise SpecInvalid(f"after: {asked} is this run itself")
+    async with db.begin() as connection:
+        try:
+            state = RunState((await queries.run(connection, name)).run.state)
+        except RunUnknown as unknown:
+            raise SpecInvalid(f"after: {unknown}") from unknown
+    if state is RunState.SUCCEEDED:
+        return None
+    if state in OVER:
+        raise SpecInvalid(f"after: {asked} has not succeeded, it is {state}")
+    return name
+
+
+async def release(db: Database, blobs: Blobs) -> None:
+    """Lets runs go whose time has come, and cancels those that waited in vain."""
+    async with db.begin() as connection:
+        waiting = await queries.followers(connection)
+    for follower in waiting:
+        if follower.outcome is not RunState.SUCCEEDED:
+            await _give_up(db, follower, f"it was to come after runs/{follower.awaited}, which is {follower.outcome}")
+            continue
+        try:
+            beginning = await _beginning(db, blobs, follower)
+        except SpecInvalid as wrong:
+            await _give_up(db, follower, str(wrong))
+        except (OSError, StoreAway) as away:  # the store's folder or bucket; the next round tries again
+            _log.error("run=%s after=%s not released: %s", follower.run_id, follower.awaited, away)
+        else:
+            await _let_go(db, follower, beginning)
+
+
+async def _beginning(db: Database, blobs: Blobs, follower: Follower) -> Beginning:
+    asked = initial_weights.asked(follower.spec)
+    return await initial_weights.find(db, blobs, asked, follower.inputs) if asked else Beginning()
+
+
+async def _let_go(db: Database, follower: Follower, beginning: Beginning) -> None:
+    order = Order(
+        follower.spec, (*follower.inputs, *beginning.inputs), follower.request_digest, beginning.pins, waits_for=None
+    )
+    async with db.transaction() as conn:
+        run = await runs.lock(conn, follower.run_id)
+        if run.request_digest != follower.request_digest or run.state is not RunState.QUEUED:
+            return  # something else is asked of it meanwhile: the next round sees what
+        await runs.reorder(conn, run.id, order)
+        text = f"runs/{follower.awaited} has succeeded"
+        await history.record(conn, run.id, "state", f"{text}: waits no longer for it", state=run.state.value)
+        await planning.wake(conn)
+    _log.info("run=%s after=%s released", follower.run_id, follower.awaited)
+
+
+async def _give_up(db: Database, follower: Follower, why: str) -> None:
+    async with db.transaction() as conn:
+        run = await runs.lock(conn, follower.run_id)
+        if run.request_digest != follower.request_digest or run.state is not RunState.QUEUED:
+            return
+        await runs.apply(conn, run, Cancel(), reason=why)
+        await history.record(conn, run.id, "state", f"cancelled: {why}", level="error", state="cancelled")

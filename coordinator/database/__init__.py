@@ -1,0 +1,1 @@
+"""The coordinator's Postgres: connections, the schema, migrations, and an embedded server."""

@@ -1,0 +1,329 @@
+"""The embedded Postgres: a server of the coordinator's own, on a Unix socket, for whoever names no database.
+
+`embedded(folder)` starts one, or joins the one that another process already runs there, and yields its URL. Who uses
+the server holds a shared lock on `users.lock`; a keeper process (see `postgres_keeper`) stops it when nobody does any
+more. What that gives: no server outlives its coordinators, however they end, and replicas on one machine share one.
+
+    start.lock   held while someone starts or stops; makes the steps below one step
+    users.lock   shared by the users; exclusive: the keeper's, and it is stopping the server
+    keeper.lock  held by the keeper for its whole life: free means that nobody looks after a server here
+
+Not promised: that a folder shared by several machines is safe on a file system whose locks are not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import asyncpg
+
+from coordinator.database import postgres_keeper
+from coordinator.database.postgres_programs import (
+    Identity,
+    PostgresError,
+    choose_identity,
+    locate,
+    reachable_binaries,
+    reachable_folder,
+    short_digest,
+)
+
+__all__ = ["Cluster", "Identity", "PostgresError", "embedded", "prepare", "running"]
+
+USER = "relay"
+START_SECONDS = 60.0  # recovery after a crash included
+SOCKET_NAME = ".s.PGSQL.5432"
+SOCKET_PATH_MAX = 107  # bytes, the kernel's limit
+_POLL = 0.02  # seconds; file locks and postmaster.pid have nothing to wait on
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A server's folder: its locks, its data, where its socket is, and how its programs are run."""
+
+    folder: Path
+    binaries: Path
+    identity: Identity
+    durable: bool = True  #: False only for tests: what was committed may be lost with the machine
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "data"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "postgres.log"
+
+    @property
+    def socket_folder(self) -> Path:
+        """In the folder, or, when that makes the path too long for the kernel, in the place for temporary files."""
+        inside = self.folder / "socket"
+        if len(os.fsencode(inside / SOCKET_NAME)) <= SOCKET_PATH_MAX:
+            return inside
+        return Path(tempfile.gettempdir()) / f"relay-postgres-{short_digest(self.folder)}"
+
+    def url(self, database: str = USER) -> str:
+        return f"postgresql://{USER}@/{database}?host={quote(str(self.socket_folder), safe='/')}"
+
+    def status(self) -> str | None:
+        """`ready`, `starting` …, as the server says itself; None when there is no word of it."""
+        lines = self._pid_file()
+        return lines[7].strip() if len(lines) > 7 else None
+
+    def _pid_file(self) -> list[str]:
+        try:
+            return (self.data / "postmaster.pid").read_text().splitlines()
+        except FileNotFoundError:
+            return []
+
+    def clear_stale(self) -> None:
+        """Stop a server that lost its keeper, and remove what a dead one left.
+
+        Postgres takes a stale postmaster.pid for a live one when its number has come to belong to any other process,
+        as it soon does in a container. A server's working directory is its data, so that is what is looked at.
+        """
+        lines = self._pid_file()
+        if lines and self._is_ours(int(lines[0])):
+            _stop(int(lines[0]))
+        for name in (self.data / "postmaster.pid", self.socket_folder / f"{SOCKET_NAME}.lock"):
+            name.unlink(missing_ok=True)
+
+    def _is_ours(self, pid: int) -> bool:
+        try:
+            return os.path.samefile(f"/proc/{pid}/cwd", self.data)
+        except OSError:
+            return False
+
+    def initialise(self) -> None:
+        """Make the data folder, whole or not at all."""
+        half = self.folder / "data.new"
+        shutil.rmtree(half, ignore_errors=True)
+        self._own(half)
+        program = str(self.binaries / "initdb")
+        settings = ["--username", USER, "--auth-local=trust", "--auth-host=reject", "--no-locale", "--encoding=UTF8"]
+        self.identity.run([program, "-D", str(half), *settings, "--no-instructions", "--no-sync"])
+        if self.durable:
+            os.sync()  # once, instead of initdb's fsync of a thousand files
+        half.rename(self.data)
+
+    def _own(self, folder: Path, *, adopt: bool = False) -> None:
+        """Make a folder the server's alone. With `adopt` also one that it had under another identity."""
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = os.lstat(folder)
+        if stat.S_ISLNK(found.st_mode) or not (adopt or found.st_uid in (self.identity.owner, os.geteuid())):
+            raise PostgresError(f"{folder} belongs to somebody else")
+        if found.st_uid != self.identity.owner:
+            for path in (folder, *folder.rglob("*")):
+                os.chown(path, self.identity.owner, -1, follow_symlinks=False)
+        folder.chmod(0o700)
+
+    def launch(self, keeper_lock: int) -> None:
+        """Start the keeper, and with it the server. The keeper gets the lock that says that it lives."""
+        self._check_version()
+        self._own(self.data, adopt=True)
+        self._own(self.socket_folder)
+        if self.log.exists():
+            self.log.replace(self.log.with_suffix(".log.1"))
+        order = {
+            "argv": [*self.identity.prefix, str(self.binaries / "postgres"), "-D", str(self.data), *self._settings()],
+            "uid": self.identity.uid,
+            "gid": self.identity.gid,
+            "log": str(self.log),
+            "users": str(self.folder / "users.lock"),
+        }
+        subprocess.run(
+            [sys.executable, "-I", "-S", postgres_keeper.__file__, json.dumps(order)],
+            check=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=(keeper_lock,),
+            start_new_session=True,
+        )
+
+    def _check_version(self) -> None:
+        told = subprocess.run([self.binaries / "postgres", "--version"], capture_output=True, text=True, check=True)
+        ours = told.stdout.split()[2].split(".")[0]
+        theirs = (self.data / "PG_VERSION").read_text().strip()
+        if ours != theirs:
+            raise PostgresError(f"{self.data} was made by Postgres {theirs}, and this is {ours}: dump and restore it")
+
+    def _settings(self) -> list[str]:
+        settings = {
+            "listen_addresses": "",
+            "unix_socket_directories": str(self.socket_folder),
+            "unix_socket_permissions": "0700",
+            "max_connections": "200",
+            "timezone": "UTC",
+            "log_timezone": "UTC",
+            "log_checkpoints": "off",
+            # A container's /dev/shm may be tiny, and nothing here gains from parallel plans or compiled ones.
+            "max_parallel_workers_per_gather": "0",
+            "jit": "off",
+        }
+        if not self.durable:
+            settings |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+        return [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+
+
+def _stop(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGINT)
+        _until(lambda: not Path(f"/proc/{pid}/cwd").exists(), "the server that was left there to stop")
+
+
+def _until(fact: Callable[[], bool], what: str, seconds: float = START_SECONDS) -> None:
+    deadline = time.monotonic() + seconds
+    while not fact():
+        if time.monotonic() > deadline:
+            raise PostgresError(f"waited {seconds:g} s in vain for {what}")
+        time.sleep(_POLL)
+
+
+class _Lock:
+    """A lock on a file; the kernel lets it go when its holder ends."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def take(self, mode: int) -> bool:
+        """LOCK_SH or LOCK_EX if it can be had now."""
+        try:
+            fcntl.flock(self.descriptor, mode | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[_Lock]:
+    lock = _Lock(path)
+    try:
+        yield lock
+    finally:
+        lock.close()
+
+
+@contextmanager
+def _starting(folder: Path) -> Iterator[None]:
+    with _lock(folder / "start.lock") as lock:
+        _until(lambda: lock.take(fcntl.LOCK_EX), f"another process that starts or stops the server in {folder}")
+        yield
+
+
+def _join(cluster: Cluster) -> _Lock:
+    """Become a user of the server, starting it if it does not run. Returns the lock that makes us one."""
+    with _starting(cluster.folder):
+        users = _Lock(cluster.folder / "users.lock")
+        try:
+            # A keeper that has it exclusively is stopping the server; while we have it, none can begin to.
+            _until(lambda: users.take(fcntl.LOCK_SH), f"the server in {cluster.folder} to stop")
+            if not _kept(cluster.folder):
+                _start(cluster)
+            _until(lambda: _is_ready(cluster), f"Postgres to be ready; see {cluster.log}")
+        except BaseException:
+            users.close()
+            raise
+    return users
+
+
+def _start(cluster: Cluster) -> None:
+    cluster.clear_stale()
+    if not cluster.data.exists():
+        cluster.initialise()
+    with _lock(cluster.folder / "keeper.lock") as keeper:
+        keeper.take(fcntl.LOCK_EX)
+        cluster.launch(keeper.descriptor)
+
+
+def _is_ready(cluster: Cluster) -> bool:
+    if cluster.status() == "ready":
+        return True
+    if not _kept(cluster.folder):
+        raise PostgresError(f"Postgres did not start: {_last_words(cluster.log)}")
+    return False
+
+
+def _last_words(log: Path) -> str:
+    try:
+        return log.read_text(errors="replace").strip()[-2000:]
+    except FileNotFoundError:
+        return "it left no log"
+
+
+def _kept(folder: Path) -> bool:
+    """Whether a keeper lives."""
+    with _lock(folder / "keeper.lock") as lock:
+        return not lock.take(fcntl.LOCK_EX)
+
+
+def _leave(cluster: Cluster, users: _Lock) -> None:
+    """Be a user no longer; when we were the last, wait until the server is gone."""
+    with _starting(cluster.folder):
+        # Having it exclusively means being the last; having neither means that the keeper already stops the server.
+        others = not users.take(fcntl.LOCK_EX) and users.take(fcntl.LOCK_SH)
+        users.close()
+        if not others:
+            _until(lambda: not _kept(cluster.folder), "Postgres to stop")
+
+
+def prepare(
+    folder: Path, *, durable: bool = True, identity: Identity | None = None, binaries: Path | None = None
+) -> Cluster:
+    """The cluster of a folder, which is made, in a place that the server can reach."""
+    identity = identity or choose_identity()
+    folder.mkdir(parents=True, exist_ok=True)
+    folder, binaries = folder.resolve(), locate(binaries)
+    if identity.uid is not None:
+        folder, binaries = reachable_folder(folder), reachable_binaries(binaries)
+    return Cluster(folder, binaries, identity, durable)
+
+
+@contextmanager
+def running(cluster: Cluster) -> Iterator[None]:
+    """The server runs for as long as the block lasts."""
+    users = _join(cluster)
+    try:
+        yield
+    finally:
+        _leave(cluster, users)
+
+
+@asynccontextmanager
+async def embedded(cluster: Cluster) -> AsyncIterator[str]:
+    """The URL of a running server with a database for us, for as long as the block lasts."""
+    users = await asyncio.to_thread(_join, cluster)
+    try:
+        await _create_database(cluster)
+        yield cluster.url()
+    finally:
+        await asyncio.shield(asyncio.to_thread(_leave, cluster, users))
+
+
+async def _create_database(cluster: Cluster) -> None:
+    connection = await asyncpg.connect(cluster.url("postgres"))
+    try:
+        await connection.execute(f"CREATE DATABASE {USER}")
+    except asyncpg.DuplicateDatabaseError:
+        pass  # also when another replica was faster
+    finally:
+        await connection.close()

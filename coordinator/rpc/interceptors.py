@@ -1,0 +1,237 @@
+"""What stands around every call: the shared secret, the deployment that is meant, limits, and how errors leave.
+
+A domain error leaves as its own status. A database that is away is UNAVAILABLE, which clients try again. Anything else
+is a mistake of ours: INTERNAL with a number, under which the log has the traceback; nothing of it is told. INTERNAL
+carries no reason, so that it too is tried again, with back-off: what we did not foresee is more often a passing state
+of the database than a poisoned request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import inspect
+import logging
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
+from typing import Any, NoReturn, TypeAlias, cast
+
+import grpc
+from grpc import aio
+from grpc_status import rpc_status
+
+from coordinator.database.connections import DatabaseAway
+from relay.errors import DEPLOYMENT, DeploymentForeign, RelayError, TooLarge, Unauthenticated
+from storage.base import StoreAway
+
+KIB = 1024
+CONTROL_BYTES = 256 * KIB  # 4 MiB of empty submessages become half a GB of Python objects
+LARGER_BYTES = {
+    "/relay.v1.Agents/AppendEvents": 2048 * KIB,
+    "/relay.v1.Artifacts/PutBlob": 1088 * KIB,
+    "/relay.v1.Artifacts/StatBlobs": 1024 * KIB,
+    "/relay.v1.Runs/CreateRun": 2048 * KIB,
+    "/relay.v1.Runs/ImportRun": 2048 * KIB,
+}
+LARGEST_BYTES = max(LARGER_BYTES.values())
+OPEN_TO_ALL = ("/grpc.health.v1.Health/",)
+
+_log = logging.getLogger(__name__)
+_Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+_Continue: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[_Handler | None]]"
+
+
+class Secret(aio.ServerInterceptor):
+    """Lets in whoever presents the shared secret (and anyone to the health service)."""
+
+    def __init__(self, secret: str) -> None:
+        self._expected = f"Bearer {secret}".encode()
+
+    async def intercept_service(self, continuation: _Continue, details: grpc.HandlerCallDetails) -> _Handler | None:
+        handler = await continuation(details)
+        if handler is None or self._may(details):
+            return handler
+        return _replaced(handler, _refuse)
+
+    def _may(self, details: grpc.HandlerCallDetails) -> bool:
+        told = dict(details.invocation_metadata or ()).get("authorization", "")
+        told_bytes = told if isinstance(told, bytes) else told.encode()
+        return details.method.startswith(OPEN_TO_ALL) or hmac.compare_digest(told_bytes, self._expected)
+
+
+async def _refuse(_request: object, context: aio.ServicerContext[Any, Any]) -> NoReturn:
+    await context.abort_with_status(rpc_status.to_status(Unauthenticated().status()))
+
+
+class Deployment(aio.ServerInterceptor):
+    """Turns away agents that work for another deployment: what this one says of their leases would be wrong."""
+
+    def __init__(self, deployment_id: str) -> None:
+        self._id = deployment_id
+
+    async def intercept_service(self, continuation: _Continue, details: grpc.HandlerCallDetails) -> _Handler | None:
+        handler = await continuation(details)
+        meant = dict(details.invocation_metadata or ()).get(DEPLOYMENT, self._id)
+        return handler if handler is None or meant == self._id else _replaced(handler, self._turn_away)
+
+    async def _turn_away(self, _request: object, context: aio.ServicerContext[Any, Any]) -> NoReturn:
+        foreign = DeploymentForeign(f"this is deployment {self._id}", deployment=self._id)
+        await context.abort_with_status(rpc_status.to_status(foreign.status()))
+
+
+class _Oversized:
+    """Stands for a message that was not even parsed."""
+
+    def __init__(self, size: int, limit: int) -> None:
+        self.error = TooLarge(f"a message of {size} bytes; at most {limit} are taken here", limit=str(limit))
+
+
+class Guard(aio.ServerInterceptor):
+    """Limits, and errors. `close()` ends the streams there are, for a shutdown that hands over."""
+
+    def __init__(self) -> None:
+        self._streams: set[asyncio.Task[Any]] = set()
+        self._closing = False
+
+    def close(self) -> None:
+        """End every stream with UNAVAILABLE: its client goes on with another replica, or our successor."""
+        self._closing = True
+        for task in self._streams:
+            task.cancel()
+
+    async def intercept_service(self, continuation: _Continue, details: grpc.HandlerCallDetails) -> _Handler | None:
+        handler = await continuation(details)
+        if handler is None:
+            return handler
+        behavior = _behavior(handler)
+
+        async def answer(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
+            if self._closing:  # it came while the server was already told to stop
+                await self._hand_over(context)
+            # Also a unary answer may stand at the end of a long upload.
+            with self._listed(handler.request_streaming or handler.response_streaming):
+                try:
+                    if handler.response_streaming:
+                        return await _write_all(behavior, _checked(request), context)
+                    return await behavior(_checked(request), context)
+                except BaseException as error:  # cancellation too: `_leave` says what the client is told, and raises
+                    await self._leave(error, context, details.method)
+
+        return _replaced(_limited(handler, LARGER_BYTES.get(details.method, CONTROL_BYTES)), answer)
+
+    @contextmanager
+    def _listed(self, ends_early: bool) -> Iterator[None]:
+        """Known to `close()` for as long as it runs."""
+        task = asyncio.current_task()
+        if not ends_early or task is None:
+            yield
+            return
+        self._streams.add(task)
+        try:
+            yield
+        finally:
+            self._streams.discard(task)
+
+    async def _hand_over(self, context: aio.ServicerContext[Any, Any]) -> NoReturn:
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "this coordinator is shutting down; connect again")
+
+    async def _leave(self, error: BaseException, context: aio.ServicerContext[Any, Any], method: str) -> NoReturn:
+        if isinstance(error, asyncio.CancelledError) and self._closing:
+            await self._hand_over(context)
+        if not isinstance(error, Exception) or isinstance(error, aio.AbortError):
+            raise error
+        match _cause(error):
+            case RelayError() as cause:
+                await context.abort_with_status(rpc_status.to_status(cause.status()))
+            case DatabaseAway():
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "the database is out of reach; try again")
+            case StoreAway() as cause:
+                _log.warning("%s: %s", method, cause)
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "the artifact store is out of reach; try again")
+            case cause:
+                number = uuid.uuid4().hex[:12]
+                _log.error("%s failed, error %s", method, number, exc_info=cause)
+                await context.abort(grpc.StatusCode.INTERNAL, f"an error of the coordinator's own; its log: {number}")
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What a task group failed with, when it is one thing."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
+def _limited(handler: _Handler, limit: int) -> _Handler:
+    """The same, but a larger message is not parsed."""
+    parse = handler.request_deserializer
+
+    def parse_limited(data: bytes) -> Any:
+        return _Oversized(len(data), limit) if len(data) > limit else parse(data) if parse else data
+
+    make = _MAKERS[handler.request_streaming, handler.response_streaming]
+    return make(_behavior(handler), parse_limited, handler.response_serializer)
+
+
+def _checked(request: Any) -> Any:
+    if isinstance(request, _Oversized):
+        raise request.error
+    return _checked_each(request) if hasattr(request, "__aiter__") else request
+
+
+async def _checked_each(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _checked(request)
+
+
+async def _write_all(behavior: Callable[..., Any], request: Any, context: Any) -> None:
+    """Carry out a streaming method of either form: one that returns a generator, or one that writes to its context.
+
+    Writing here rather than yielding onwards means that a cancelled call ends its generator at once, not when it is
+    collected.
+    """
+    responses = behavior(request, context)
+    if inspect.isawaitable(responses):
+        await responses
+        return
+    async with aclosing(responses):
+        async for response in responses:
+            await written(asyncio.ensure_future(context.write(response)))
+
+
+async def written(writing: asyncio.Future[None]) -> None:
+    """A cancelled call is told why it ends only after the message that is on its way: gRPC takes one thing at a time.
+
+    A reader that takes nothing any more holds up its own end only, until the server's grace is over.
+    """
+    try:
+        await asyncio.shield(writing)
+    except asyncio.CancelledError:
+        writing.add_done_callback(_let_be)
+        await asyncio.wait([writing])
+        raise
+
+
+def _let_be(writing: asyncio.Future[None]) -> None:
+    """That the line broke as well is no news to a call that was cancelled."""
+    if not writing.cancelled():
+        writing.exception()
+
+
+_MAKERS: dict[tuple[bool, bool], Callable[..., _Handler]] = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
+
+
+def _behavior(handler: _Handler) -> Callable[..., Any]:
+    behaviors = (handler.unary_unary, handler.unary_stream, handler.stream_unary, handler.stream_stream)
+    return cast("Callable[..., Any]", next(behavior for behavior in behaviors if behavior is not None))
+
+
+def _replaced(handler: _Handler, behavior: Callable[..., Any]) -> _Handler:
+    """The same method with another behaviour, which writes to its context if the method streams."""
+    make = _MAKERS[handler.request_streaming, handler.response_streaming]
+    return make(behavior, handler.request_deserializer, handler.response_serializer)

@@ -1,0 +1,1 @@
+"""The commands of relayctl, one module each."""

@@ -1,0 +1,34 @@
+"""What a person does with a run on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from google.protobuf import json_format
+
+from relayctl.client.client import RelayClient, short
+from relayctl.exits import ExitCode
+from relayctl.output.terminal import note, say
+from storage.base import StoreAway, StoreRefused
+from storage.hub.worker import Worker
+
+
+async def promote(client: RelayClient, run: str, repo: str | None) -> ExitCode:
+    """`main` becomes the run's."""
+    found = await client.run(run)
+    name = short(found.name)
+    repo = repo or json_format.MessageToDict(found.spec).get("hub", {}).get("repo")
+    if not repo:
+        note(f"{name} says nothing of the Hub; name its repository: --repo OWNER/NAME")
+        return ExitCode.USAGE
+    try:
+        done = await Worker(sys.executable, os.environ).do("promote", repo=repo, run=name)
+    except StoreRefused as refused:
+        note(f"{name} is not promoted: {refused}")
+        return ExitCode.REFUSED
+    except StoreAway as away:
+        note(f"the Hub cannot be reached; try again: {away}")
+        return ExitCode.UNREACHABLE
+    say(f"main of {repo} is {name}'s (commit {done['commit'][:8]}); what it held is in its history")
+    return ExitCode.OK

@@ -1,0 +1,1 @@
+"""What relayctl prints: tables, curves, logs and machine-readable values."""

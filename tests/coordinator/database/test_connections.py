@@ -1,0 +1,45 @@
+"""The way to Postgres: every connection leads to the database of one deployment, or to none."""
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+
+import asyncpg
+import pytest
+
+from coordinator.database.connections import Database, DatabaseAway, connected
+
+WAYS: list[Callable[[Database], AbstractAsyncContextManager[object]]] = [
+    Database.connection,
+    Database.begin,
+    Database.dedicated,
+]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "swap", ["UPDATE deployment SET deployment_id = gen_random_uuid()", "ALTER TABLE deployment RENAME TO gone"]
+)
+async def test_another_database_in_its_place_is_none(
+    empty_database_url: str, way: Callable[[Database], AbstractAsyncContextManager[object]], swap: str
+) -> None:
+    """F9: a foreign or an empty one knows nothing of any lease. The right one is taken again when it is back."""
+    other = await asyncpg.connect(empty_database_url)
+    await other.execute("CREATE TABLE deployment (deployment_id uuid)")
+    await other.execute("INSERT INTO deployment VALUES (gen_random_uuid())")
+    ours = await other.fetchval("SELECT deployment_id FROM deployment")
+    async with connected(empty_database_url) as database:
+        await database.ping()
+        await other.execute(swap)
+        await other.execute(
+            """SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+               WHERE datname = current_database() AND pid <> pg_backend_pid()"""
+        )
+        with pytest.raises(DatabaseAway, match="not that of"):
+            async with way(database):
+                pass
+        if "gone" in swap:
+            await other.execute("ALTER TABLE gone RENAME TO deployment")
+        await other.execute("UPDATE deployment SET deployment_id = $1", ours)
+        async with way(database):
+            pass
+    await other.close()

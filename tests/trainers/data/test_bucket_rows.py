@@ -1,0 +1,108 @@
+"""Rows in a bucket of a real server."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import obstore
+import pytest
+from obstore.store import S3Store
+
+from runfile import Data, RunFileErrors, parse
+from tests.seaweed import BUCKET, environment, seaweed
+from trainers.data import bucket_rows, cache, loading
+from trainers.errors import ConfigError, HostError
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with seaweed(tmp_path_factory.mktemp("seaweed")) as address:
+        yield address
+
+
+@pytest.fixture
+def bucket(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S3Store:
+    """With rows under several keys; the environment has what is needed."""
+    for name, value in environment(server).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv(cache.FOLDER, str(tmp_path / "cache"))
+    client = S3Store(BUCKET, client_options={"allow_http": True})
+    for key, text in {
+        "rows/a.jsonl": "a",
+        "rows/more/b.jsonl": "b",
+        "rows/c.csv": "c",
+        "rowsother/d.jsonl": "d",
+    }.items():
+        line = f'{{"text": "{text}"}}\n' if key.endswith("jsonl") else f"text\n{text}\n"
+        obstore.put(client, key, line.encode())
+    obstore.put(client, "rows/README.md", b"no rows")
+    return client
+
+
+def read(path: str) -> list[str]:
+    section = Data.model_validate({"train": path})
+    train, _ = loading.load(section, seed=1, kinds=("text",), base=Path("/nowhere"))
+    return [row["text"] for row in train.rows]
+
+
+@pytest.mark.parametrize(
+    ("path", "texts"),
+    [
+        ("rows/a.jsonl", ["a"]),
+        ("rows", ["a", "c", "b"]),
+        ("rows/*.jsonl", ["a"]),
+        ("rows/**/*.jsonl", ["a", "b"]),
+        ("rows/[bc].*", ["c"]),
+        ("rows*/*.jsonl", ["a", "d"]),
+    ],
+)
+def test_an_object_a_prefix_and_globs(bucket: S3Store, path: str, texts: list[str]) -> None:
+    assert read(f"s3://{BUCKET}/{path}") == texts
+
+
+def test_what_is_here_is_not_fetched_again_and_what_has_changed_is(bucket: S3Store, tmp_path: Path) -> None:
+    path = f"s3://{BUCKET}/rows/a.jsonl"
+    [(first, name)] = bucket_rows.fetched(path)
+    assert name == path and first.is_relative_to(tmp_path / "cache")
+    before = first.stat().st_mtime_ns
+    assert bucket_rows.fetched(path) == [(first, name)] and first.stat().st_mtime_ns == before
+    obstore.put(bucket, "rows/a.jsonl", b'{"text": "anew"}\n')
+    assert read(path) == ["anew"]
+    first.write_bytes(b"")  # a disk that was full
+    obstore.put(bucket, "rows/a.jsonl", b'{"text": "a"}\n')
+    assert read(path) == ["a"]
+    assert not list((tmp_path / "cache").rglob(".tmp-*"))
+
+
+@pytest.mark.parametrize(
+    ("path", "error", "said"),
+    [
+        (f"s3://{BUCKET}/nowhere.jsonl", ConfigError, "there is no object s3://"),
+        (f"s3://{BUCKET}/rows/*.parquet", ConfigError, "there is no object s3://"),
+        (f"s3://{BUCKET}/rows/REA*", ConfigError, "README.md:1: not JSON"),
+        ("s3://nobucket/rows.jsonl", (ConfigError, HostError), "nobucket"),
+    ],
+)
+def test_what_is_not_there(bucket: S3Store, path: str, error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said.replace("*", r"\*")):
+        read(path)
+
+
+def test_a_host_that_may_not_read_says_so(bucket: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(bucket_rows, "_RETRY", bucket_rows._RETRY / 1000)
+    with pytest.raises(HostError, match="s3://"):
+        read(f"s3://{BUCKET}/rows/a.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("s3://key:secret@bucket/rows.jsonl", "without keys"),
+        ("s3://B/rows.jsonl", "not the name of a bucket"),
+        ("ftp://host/rows.jsonl", "ftp:// is not supported yet"),
+    ],
+)
+def test_paths_that_make_no_sense_are_refused_before_a_host_sees_them(path: str, said: str) -> None:
+    run = {"version": "relay/v1", "method": "sft", "model": {"name_or_path": "a/b"}, "data": {"train": path}}
+    with pytest.raises(RunFileErrors, match=said):
+        parse(run)

@@ -1,0 +1,88 @@
+"""The light parent and what it starts, with a few lines in the trainer's place."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from trainers.launch.control import Control, Outcome
+
+TIMEOUT = 60
+PARENT = """
+import json, os, sys
+from dataclasses import asdict
+from pathlib import Path
+from trainers.launch.control import Control
+from trainers.launch.ranks import Ranks
+
+outcome = Ranks(Control(Path(sys.argv[1]))).run([sys.executable, "-c", sys.argv[2]], os.environ, 1)
+print(json.dumps(asdict(outcome)))
+"""
+RANK = """
+import signal
+from trainers.launch.control import Control, Outcome
+
+control = Control.from_environ()
+{}
+print("ready", flush=True)
+signal.pause()
+"""
+
+
+@contextmanager
+def started(root: Path, does: str) -> Iterator["subprocess.Popen[str]"]:
+    """The parent, with a rank that did this, said so and waits for ever."""
+    argv = [sys.executable, "-c", PARENT, str(root), RANK.format(does)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "ready\n"
+        yield parent
+
+
+@pytest.mark.parametrize(
+    ("does", "outcome"),
+    [
+        ("", Outcome(143, "stopped as asked, at once: nothing new was there to save")),
+        ("control.begin_training()", Outcome(143, "stopped as asked, at once: what was not saved is lost")),
+        ("control.begin_training(); control.conclude(Outcome(0))", Outcome(0)),
+    ],
+)
+def test_asked_twice_it_kills_and_says_what_became_of_the_run(tmp_path: Path, does: str, outcome: Outcome) -> None:
+    with started(tmp_path, does) as parent:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            parent.send_signal(number)
+        said, _ = parent.communicate(timeout=TIMEOUT)
+    assert Outcome(**json.loads(said)) == outcome
+    assert Control(tmp_path).stop_asked()
+
+
+#: A signal at the worst moment: the launcher has just been buried, and its number may be anybody's.
+LATE_SIGNAL = """
+import os, signal
+bury = os.waitpid
+
+def waitpid(pid, options):
+    buried = bury(pid, options)
+    os.kill(os.getpid(), signal.SIGINT)
+    return buried
+
+os.waitpid = waitpid
+"""
+
+
+def test_a_stop_that_comes_when_all_has_ended_kills_nobody(tmp_path: Path) -> None:
+    ends = "control.ask_to_stop(); control.begin_training(); control.conclude(Outcome(0)); raise SystemExit"
+    argv = [sys.executable, "-c", LATE_SIGNAL + PARENT, str(tmp_path), RANK.format(ends)]
+    said = subprocess.run(argv, capture_output=True, text=True, timeout=TIMEOUT, check=True).stdout
+    assert Outcome(**json.loads(said)) == Outcome(0)
+
+
+def test_a_killed_parent_takes_its_ranks_along(tmp_path: Path) -> None:
+    with started(tmp_path, "control.begin_training()") as parent:
+        parent.kill()
+        parent.communicate(timeout=TIMEOUT)  # the rank holds the other end of the pipe: it closes when the rank ends

@@ -1,0 +1,166 @@
+"""`method: evaluate`: lm-eval's marks for a model, as a run."""
+
+import json
+import os
+import shutil
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runfile import RunFileErrors, parse
+from tests.trainers import attempts
+from tests.trainers.specs import LORA, spec
+from trainers import evaluation
+from trainers.errors import HostError
+from trainers.launch.control import REFUSED
+
+TASK = """
+task: colours
+dataset_path: json
+dataset_kwargs: {data_files: {test: tasks/colours.jsonl}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_choice: "{{choices}}"
+doc_to_target: "{{answer}}"
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+"""
+SAYING = """
+task: saying
+dataset_path: json
+dataset_kwargs: {data_files: {test: tasks/colours.jsonl}}
+test_split: test
+output_type: generate_until
+generation_kwargs: {max_gen_toks: 4, until: ["!"], do_sample: false}
+doc_to_text: "{{question}}"
+doc_to_target: "red"
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
+"""
+CHOICES = ["red", "green blue", "x y"]
+QUESTIONS: list[dict[str, Any]] = [
+    {"question": f"{number} is", "choices": CHOICES, "answer": number % 3} for number in range(12)
+]
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    """A run's working folder with tasks in it."""
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "colours.yaml").write_text(TASK)
+    (tmp_path / "tasks" / "saying.yaml").write_text(SAYING)
+    (tmp_path / "tasks" / "colours.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in QUESTIONS))
+    return tmp_path
+
+
+def run_of(model: dict[str, Any], tasks: Any = "colours", **options: Any) -> dict[str, Any]:
+    return {
+        "version": "relay/v1",
+        "method": "evaluate",
+        "model": model,
+        "model_init": {"dtype": "float32"},
+        "options": {"tasks": tasks, "include_path": "tasks", "batch_size": 4, "bootstrap_iters": 10, **options},
+        "resources": {"gpus_per_node": 0},
+    }
+
+
+def right_by_hand(folder: Path, adapter: Path | None = None) -> float:
+    """The share of questions whose right answer is the likeliest continuation."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    if adapter:
+        model = PeftModel.from_pretrained(model, adapter)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+
+    def likelihood(question: str, choice: str) -> float:
+        asked = tokenizer(question, add_special_tokens=False)["input_ids"]
+        whole = tokenizer(f"{question} {choice}", add_special_tokens=False)["input_ids"]
+        with torch.no_grad():
+            logs = model(torch.tensor([whole])).logits[0].log_softmax(-1)
+        return float(sum(logs[at - 1, whole[at]] for at in range(len(asked), len(whole))))
+
+    best = [max(range(3), key=lambda at: likelihood(row["question"], CHOICES[at])) for row in QUESTIONS]
+    right = [at == int(row["answer"]) for at, row in zip(best, QUESTIONS, strict=True)]
+    return sum(right) / len(right)
+
+
+def expect(made: attempts.Attempt, folder: Path, adapter: Path | None, step: int) -> None:
+    warnings.simplefilter("ignore")  # what PEFT says of itself
+    assert made.curve[step, "eval/colours/acc"] == pytest.approx(right_by_hand(folder, adapter))
+
+
+@pytest.mark.slow
+def test_marks_are_those_worked_out_by_hand(work: Path, here: Path) -> None:
+    made = attempts.make(here / "a", run_of({"name_or_path": str(work / "model")}), before=partial(os.chdir, here))
+    assert made.code == 0, made.said
+    attempts.apart(partial(expect, made, work / "model", None, 0), here)
+    results = json.loads((made.folder / "output" / "results.json").read_text())
+    assert results["results"]["colours"]["acc,none"] == made.curve[0, "eval/colours/acc"]
+    samples = [json.loads(line) for line in (made.folder / "output" / "samples.jsonl").read_text().splitlines()]
+    assert [each["doc"]["question"] for each in samples] == [row["question"] for row in QUESTIONS]
+    assert json.loads((made.folder / "output" / "relay.json").read_text())["method"] == "evaluate"
+
+
+@pytest.mark.slow
+def test_the_adapter_of_another_run_at_its_step(work: Path, here: Path) -> None:
+    """As the coordinator puts it beside the run; and what a model says is shown."""
+    trained = attempts.make(here / "trained", spec(work, "sft", lora=LORA))
+    shutil.copytree(trained.folder / "output", here / "init_from")
+    shutil.copytree(work / "model", here / "init_from" / "base")
+    asked = run_of({"init_from": "runs/x@best"}, ["colours", "saying"], limit=12)
+
+    def before() -> None:
+        os.chdir(here)
+
+    made = attempts.make(here / "a", asked, before=before, pins={"init_from": "runs/x@6 sha256:0"})
+    assert made.code == 0, made.said
+    attempts.apart(partial(expect, made, work / "model", here / "init_from", 6), here)
+    said = [event for event in made.events if event["type"] == "sample"]
+    assert len(said) == evaluation.SHOWN and {event["step"] for event in said} == {6}
+    assert said[0]["prompt"] == "0 is" and said[0]["completion"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"tasks": ["colors"]}, "options.tasks: lm-eval has no task colors"),
+        ({"include_path": "nowhere"}, "options.include_path: there is no folder nowhere; does it travel (files)?"),
+    ],
+)
+def test_what_cannot_be_asked(work: Path, here: Path, options: dict[str, Any], said: str) -> None:
+    asked = run_of({"name_or_path": str(work / "model")}, **options)
+    made = attempts.make(here / "a", asked, before=partial(os.chdir, here))
+    assert made.code == REFUSED and made.said is not None and made.said.line.startswith(said)
+
+
+def test_a_host_without_the_harness_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "find_spec", lambda name: None)
+    with pytest.raises(HostError, match=r"needs the package lm-eval \(pip install"):
+        evaluation._prepared(parse(run_of({"name_or_path": "a/b"})), 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"data": {"train": "rows.jsonl"}}, "data: does not go with method: evaluate"),
+        ({"lora": {"r": 4}}, "lora: does not go with method: evaluate"),
+        ({"options": {}}, "options.tasks: is missing; for instance tasks: [gsm8k, hellaswag]"),
+        ({"options": {"tasks": "x", "num_fewshots": 3}}, "did you mean num_fewshot?"),
+        ({"model": None}, "model: is missing; for instance model: {init_from: runs/x@best}, with after: runs/x"),
+    ],
+)
+def test_run_files_that_make_no_sense(changes: dict[str, Any], said: str) -> None:
+    asked = {name: value for name, value in {**run_of({"name_or_path": "a/b"}), **changes}.items() if value is not None}
+    with pytest.raises(RunFileErrors) as wrong:
+        parse(asked)
+    assert said in str(wrong.value)
+
+
+def test_metrics_are_named_by_task_metric_and_filter() -> None:
+    results = {"t": {"alias": "t", "acc,none": 0.5, "exact_match,strict": 1, "acc_stderr,none": "N/A", "name": "t"}}
+    assert evaluation.marks(results) == {"eval/t/acc": 0.5, "eval/t/exact_match/strict": 1.0}

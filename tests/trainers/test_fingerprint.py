@@ -1,0 +1,62 @@
+"""What may change between two attempts at a run, and what makes another run of it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runfile import parse
+from trainers import fingerprint
+from trainers.data.loading import Rows
+from trainers.errors import ConfigError
+from trainers.models.hub import ModelSource
+
+RUN: dict[str, Any] = {
+    "version": "relay/v1",
+    "method": "sft",
+    "model": {"name_or_path": "org/tiny"},
+    "data": {"train": "rows.jsonl"},
+    "lora": {"r": 4},
+    "options": {"learning_rate": 1e-3, "max_steps": 20},
+}
+ROWS = [{"text": "one"}, {"text": "two"}]
+SOURCE = ModelSource("org/tiny", "abc", "org/tiny")
+
+
+def _of(rows: list[dict[str, Any]] = ROWS, source: ModelSource = SOURCE, **changes: Any) -> fingerprint.Identity:
+    return fingerprint.of(parse(RUN | changes), source, Rows("text", rows).digest)
+
+
+def _refusal(now: fingerprint.Identity) -> str:
+    with pytest.raises(ConfigError) as refused:
+        fingerprint.require_same(Path("/host/step_00000010"), _of(), now)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("now", "said"),
+    [
+        (_of(options={"learning_rate": 1e-4}), "options.learning_rate was 0.001 and is 0.0001"),
+        (_of(options={}), "options.learning_rate was 0.001 and is not given"),
+        (_of(lora={"r": 8}), "lora.r was 4 and is 8"),
+        (_of(lora=None), "full training was false and is true"),
+        (_of(seed=7), "seed was 42 and is 7"),
+        (_of(data={"train": "rows.jsonl", "streaming": True}), "data.streaming was not given and is true"),
+        (_of(ROWS[::-1]), "rows are others"),
+        (_of(source=ModelSource("org/tiny", "def", "org/tiny")), 'model was "org/tiny@abc" and is "org/tiny@def"'),
+    ],
+)
+def test_what_was_trained_otherwise_is_another_run(now: fingerprint.Identity, said: str) -> None:
+    assert f"step_00000010 was saved by a run that is not this one: {said}" in _refusal(now)
+
+
+def test_all_differences_are_said_at_once() -> None:
+    said = _refusal(_of(seed=7, lora={"r": 8}))
+    assert "seed" in said and "lora.r" in said
+
+
+def test_how_far_and_how_often_may_change_and_a_folder_may_move() -> None:
+    longer = RUN["options"] | {"max_steps": 40, "logging_steps": 1, "eval_steps": 5, "dataloader_num_workers": 2}
+    fingerprint.require_same(Path("step_00000010"), _of(), _of(options=longer))
+    moved = [_of(source=ModelSource(f"{home}/model", None, "./model")) for home in ("/host-a", "/host-b")]
+    fingerprint.require_same(Path("step_00000010"), *moved)

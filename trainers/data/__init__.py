@@ -1,0 +1,1 @@
+"""The rows a run trains on: found, read, recognised, checked, mixed and cached."""

@@ -1,0 +1,103 @@
+"""Rows in a bucket (`s3://`, `gs://`, `az://`): an object, a glob, or a prefix like a folder.
+
+Objects are fetched once and kept on this host, each under what the store says of it (its tag and size), so that what
+has changed there is fetched anew and what has not is not. Credentials come from the environment, as for checkpoints.
+"""
+
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import obstore
+
+from runfile import ROWS
+from storage.address import BUCKETS, Address, AddressError, parse
+from storage.base import StoreAway, StoreRefused
+from storage.clients import Client, Clients
+from storage.obstore_errors import Gone, told
+from trainers.data import cache
+from trainers.errors import ConfigError, HostError
+
+_REQUEST, _RETRY = timedelta(seconds=120), timedelta(seconds=120)
+_MAGIC = re.compile(r"[*?[]")
+
+Object = Mapping[str, Any]  #: what a listing says of one
+
+
+def is_in_a_bucket(path: str) -> bool:
+    return path.partition("://")[0] in BUCKETS and "://" in path
+
+
+def fetched(path: str) -> list[tuple[Path, str]]:
+    """The objects that a path means, as files of this host, each with its name for people; in order of their keys.
+
+    Raises ConfigError for a path that means none, HostError where the bucket is out of reach or closed to this host.
+    """
+    magic = _MAGIC.search(path)
+    fixed = path[: path.rindex("/", 0, magic.start())] if magic else path
+    try:
+        address = parse(fixed)
+        client = Clients(address.scheme, _REQUEST, _RETRY).of(address.bucket)
+        with told(path):
+            found = sorted(_named(client, address, path if magic else ""), key=lambda each: str(each["path"]))
+            whole = Address(address.scheme, address.bucket, "")
+            return [(_kept(client, whole / each["path"], each), str(whole / each["path"])) for each in found]
+    except AddressError as error:
+        raise ConfigError(f"data: {path}: {error}") from error
+    except (Gone, FileNotFoundError) as error:
+        raise ConfigError(f"data: there is no object {path}") from error
+    except (StoreRefused, StoreAway) as error:
+        raise HostError(f"data: {error}") from error
+
+
+def _named(client: Client, address: Address, pattern: str) -> Iterator[Object]:
+    """The objects below an address that match, or the one that it is, or those that are rows by their names."""
+    matches = re.compile(_translated(pattern.partition("://")[2].partition("/")[2])) if pattern else None
+    below = [each for page in obstore.list(client, address.path or None) for each in page]
+    inside = [each for each in below if str(each["path"]).startswith(f"{address.path}/" if address.path else "")]
+    if matches:
+        found = [each for each in inside if matches.fullmatch(str(each["path"]))]
+    elif inside:
+        found = [each for each in inside if _is_rows(str(each["path"]))]
+    else:
+        found = [obstore.head(client, address.path)]
+    if not found:
+        raise ConfigError(f"data: there is no object {pattern or f'of rows below {address} ({chr(44).join(ROWS)})'}")
+    yield from found
+
+
+def _is_rows(key: str) -> bool:
+    return key.lower().removesuffix(".gz").removesuffix(".zst").endswith(ROWS)
+
+
+def _translated(pattern: str) -> str:
+    """A glob as a regular expression: `*` and `?` stay within a part of the path, `**` does not."""
+    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^]]+\])", pattern)
+    known = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    return "".join(known.get(part) or (part if part.startswith("[") else re.escape(part)) for part in parts)
+
+
+def _kept(client: Client, at: Address, said: Object) -> Path:
+    """The object's file here; fetched unless it is there."""
+    folder = cache.place("object", str(at), said.get("e_tag"), said["size"], str(said["last_modified"]))
+    file = folder / Path(at.path).name
+    if not file.is_file() or file.stat().st_size != said["size"]:
+        shutil.rmtree(folder, ignore_errors=True)
+        with cache.making(folder) as draft:
+            _fetch(client, at, said["size"], draft / file.name)
+    return file
+
+
+def _fetch(client: Client, at: Address, size: int, to: Path) -> None:
+    arrived = 0
+    with cache.writing(to):
+        file = to.open("wb", buffering=0)
+    with file:
+        for chunk in obstore.get(client, at.path).stream():
+            with cache.writing(to):
+                arrived += file.write(chunk)
+    if arrived != size:
+        raise HostError(f"data: {at} changed while it was fetched; try again")

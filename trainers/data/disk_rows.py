@@ -1,0 +1,191 @@
+"""Rows in a file of this host, for when there are too many for memory: they are read from there as they are asked for.
+
+The file is an Arrow stream, mapped into memory by the library that trainers prepare rows with. What it makes of them
+(tokens) lies beside the file, and is found again by the next attempt on this host.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, Features, IterableDataset, concatenate_datasets
+from numpy.typing import NDArray
+
+from trainers.data import cache
+from trainers.data.row_formats import Row
+from trainers.errors import ConfigError
+
+LARGE = 64 << 20  #: bytes of text that stay in memory
+_ROWS, _ABOUT = "rows.arrow", "about.json"
+_AT_ONCE = 1000  #: rows
+_BYTES_AT_ONCE = 8 << 20
+
+
+class Large(Sequence[Row]):
+    """Rows that lie in files; `dataset` is what a library trainer takes."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @overload
+    def __getitem__(self, at: int) -> Row: ...
+    @overload
+    def __getitem__(self, at: slice) -> "Large": ...
+    def __getitem__(self, at: int | slice) -> "Row | Large":
+        if isinstance(at, slice):
+            return Large(self.dataset.select(range(*at.indices(len(self)))))
+        row: Row = self.dataset[at]
+        return row
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.dataset)
+
+
+def gathered(rows: Iterator[Row], folder: Path, about: Callable[[], Mapping[str, Any]]) -> Sequence[Row]:
+    """The rows: a list, or where they are too large for one, Large, in a file in `folder`, which is there only then;
+    what is said about them once all are read is kept with them.
+
+    Raises what `rows` raises, ConfigError when a column holds things of different types, HostError when the disk fails.
+    """
+    kept: list[Row] = []
+    size = 0
+    for row in rows:
+        kept.append(row)
+        size += _size(row)
+        if size > LARGE:
+            with cache.making(folder) as draft:
+                _write(chain(_drained(kept), rows), draft / _ROWS)
+                with cache.writing(draft / _ABOUT):
+                    (draft / _ABOUT).write_text(json.dumps(about()))
+            return _opened(folder)
+    return kept
+
+
+def found(folder: Path) -> tuple[Large, dict[str, Any]] | None:
+    """What `gathered` left there, with what was said about it."""
+    if not (folder / _ABOUT).is_file():
+        return None
+    return _opened(folder), json.loads((folder / _ABOUT).read_text())
+
+
+def _opened(folder: Path) -> Large:
+    return Large(Dataset.from_file(str(folder / _ROWS)))
+
+
+def taken(rows: Sequence[Row], numbers: "Sequence[int] | NDArray[np.int64]") -> Sequence[Row]:
+    """Some of the rows, by their numbers."""
+    return Large(rows.dataset.select(numbers)) if isinstance(rows, Large) else [rows[number] for number in numbers]
+
+
+def joined(parts: Sequence[Sequence[Row]]) -> Sequence[Row]:
+    """One after the other."""
+    if not any(isinstance(part, Large) for part in parts):
+        return list(chain.from_iterable(parts))
+    sets = [as_dataset(part) for part in parts if len(part)]
+    if len(sets) == 1:
+        return Large(sets[0])
+    schema = pa.unify_schemas([each.features.arrow_schema for each in sets], promote_options="permissive")
+    features = Features.from_arrow_schema(schema)
+    return Large(concatenate_datasets([each if each.features == features else each.cast(features) for each in sets]))
+
+
+def as_dataset(rows: Sequence[Row]) -> Dataset:
+    """What a library trainer takes."""
+    return rows.dataset if isinstance(rows, Large) else Dataset.from_list(list(rows))
+
+
+def as_stream(rows: Sequence[Row], seed: int) -> IterableDataset:
+    """What a library trainer takes and makes tokens of while it trains: in an order by seed, the same in every epoch,
+    since trainers do not shuffle what comes as a stream.
+    """
+    stream: IterableDataset = as_dataset(rows).shuffle(seed=seed).to_iterable_dataset()
+    return stream
+
+
+def _drained(rows: list[Row]) -> Iterator[Row]:
+    rows.reverse()
+    while rows:
+        yield rows.pop()
+
+
+def _write(rows: Iterable[Row], path: Path) -> None:
+    """An Arrow stream. What a column holds is seen only row by row: where it is more than it was, what has been written
+    is written again.
+    """
+    number, widened = 0, 0
+    into = _Stream(path)
+    for batch in _batches(rows):
+        try:
+            table = pa.Table.from_pydict({name: [row[name] for row in batch] for name in batch[0]})
+            schema = pa.unify_schemas([into.schema or table.schema, table.schema], promote_options="permissive")
+        except (pa.ArrowException, OverflowError) as error:
+            said = " ".join(str(error).split())
+            raise ConfigError(
+                f"data: rows {number + 1} to {number + len(batch)} have no type in common: {said}"
+            ) from error
+        if into.schema is not None and schema != into.schema:
+            widened += 1
+            into = into.again(path.with_name(f"{widened}-{_ROWS}"), schema)
+        into.add(table.cast(schema))
+        number += len(batch)
+    into.close(path)
+
+
+class _Stream:
+    """An Arrow stream that is being written."""
+
+    def __init__(self, path: Path, schema: pa.Schema | None = None) -> None:
+        self.schema = schema
+        self._path = path
+        self._writer: Any = None
+
+    def add(self, table: pa.Table) -> None:
+        with cache.writing(self._path):
+            if self._writer is None:
+                self.schema = table.schema
+                self._writer = pa.ipc.new_stream(str(self._path), table.schema)
+            self._writer.write_table(table)
+
+    def again(self, path: Path, schema: pa.Schema) -> "_Stream":
+        """The same rows with other types, in a new file in the place of this one."""
+        self.close(self._path)
+        wider = _Stream(path, schema)
+        with pa.ipc.open_stream(pa.OSFile(str(self._path))) as before:
+            for batch in before:
+                wider.add(pa.Table.from_batches([batch]).cast(schema))
+        self._path.unlink()
+        return wider
+
+    def close(self, path: Path) -> None:
+        with cache.writing(path):
+            self._writer.close()
+            self._path.rename(path)
+
+
+def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    batch: list[Row] = []
+    size = 0
+    for row in rows:
+        batch.append(row)
+        size += _size(row)
+        if len(batch) == _AT_ONCE or size > _BYTES_AT_ONCE:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _size(value: Any) -> int:
+    """About how many bytes of text a value holds."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_size, value.values()))
+    return sum(map(_size, value)) if isinstance(value, list) else 8

@@ -1,0 +1,371 @@
+"""`python -m trainers data FILE… --method sft [--model M]`: what rows are, before anything trains on them.
+
+What is wrong with them row by row, how many are empty or there twice; and with a model's tokenizer how long they are,
+how much `max_length` cuts off, and some of them exactly as the model will see them. Rows are tokenized by the method's
+own library trainer, on a stand-in for the model, so nothing here can differ from the training.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runfile import Data, Model, RunFileErrors, parse
+from trainers import methods
+from trainers.data import loading
+from trainers.data.disk_rows import gathered
+from trainers.data.row_formats import Row
+from trainers.errors import ConfigError, HostError
+from trainers.methods.method import Method
+from trainers.models import hub
+
+BAD, SHOWN, LOOKED_AT = 5, 3, 2000
+_LONG = 1 << 20  #: tokens; no row is cut
+_BARS, _WIDTH = 10, 40
+_LEARNT = ("completion", "chosen", "text")  #: columns that hold what is learnt
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Rows as they were read."""
+
+    kind: str
+    rows: Sequence[Row]
+    bad: Sequence[str] = ()  #: the first few, each with its place
+    bad_count: int = 0
+    ended: str = ""  #: why reading did not come to the end
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One sequence that the model is given for a row: its tokens, and which of them are learnt."""
+
+    ids: list[int]
+    learnt: list[bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What becomes of rows as tokens."""
+
+    tokenizer: Any
+    rows: Sequence[Sequence[Seen]]
+    limit: int | None  #: `max_length`
+    notes: Sequence[str] = field(default_factory=tuple)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Of each row's longest sequence, in order of size."""
+        return sorted(max((len(each.ids) for each in row), default=0) for row in self.rows)
+
+
+def examine(section: Data, kinds: Sequence[str], seed: int, base: Path, scratch: Path) -> Found:
+    """Read all training rows, past those that are wrong; large ones stay in `scratch`."""
+    reader = loading.Reader(section, seed, kinds, base, {})
+    bad: list[str] = []
+    count, ended = 0, ""
+
+    def good() -> Iterator[Row]:
+        nonlocal count, ended
+        for source in section.train:
+            try:
+                for found in reader.examined(source):
+                    if isinstance(found, ConfigError):
+                        count += 1
+                        bad.extend([str(found)] if len(bad) < BAD else [])
+                    else:
+                        yield found
+            except ConfigError as error:
+                ended = str(error)
+
+    rows = gathered(good(), scratch / "rows", dict)
+    return Found(reader.kind, rows, bad, count, ended)
+
+
+def remarks(rows: Sequence[Row], *, repeated: bool = False) -> list[str]:
+    """What may be odd about rows that are right, each in a few words; cheap enough for every start. Rows that are
+    `repeated` by their source's weight are there more than once on purpose.
+    """
+    found = []
+    if empty := sum(_is_empty(row) for row in rows):
+        found.append(f"{empty} of {len(rows)} rows teach nothing: what is learnt in them is empty")
+    if not repeated and (twice := len(rows) - len(np.unique(np.fromiter(map(_brief, rows), np.uint64, len(rows))))):
+        found.append(f"{twice} of {len(rows)} rows are there more than once")
+    return found
+
+
+def _brief(row: Row) -> int:
+    """A number that next to no other row has."""
+    said = json.dumps(row, sort_keys=True, default=str).encode()
+    return int.from_bytes(hashlib.blake2b(said, digest_size=8).digest())
+
+
+def _is_empty(row: Row) -> bool:
+    if "messages" in row:
+        said = [turn["content"] for turn in row["messages"] if turn["role"] == "assistant"]
+        return not any(text.strip() for text in said)
+    learnt = [row[name] for name in _LEARNT if name in row] or [row.get("prompt", "")]
+    return any(not _text(value).strip() for value in learnt)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else "".join(turn["content"] for turn in value)
+
+
+def tokens(method: Method, rows: Sequence[Row], folder: Path, options: Mapping[str, Any]) -> Tokens:
+    """The rows (of many only some, evenly) as the method's trainer makes them; `folder` has tokenizer and config."""
+    from transformers import AutoTokenizer
+
+    step = max(1, len(rows) // LOOKED_AT)
+    some = [rows[at] for at in range(0, len(rows), step)]
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    notes = [*_notes_of(tokenizer, folder, options, rows)]
+    if "prompt" in method.kinds:
+        from trainers.models.generation import tokens_of
+
+        asked = [[Seen(ids, [False] * len(ids))] for ids in (tokens_of(tokenizer, row["prompt"]) for row in some)]
+        return Tokens(tokenizer, asked, options.get("max_prompt_length"), notes)
+    with _quietly(), tempfile.TemporaryDirectory(prefix="relay-data-") as scratch:
+        trainer, limit = _trainer(method, some, tokenizer, Path(scratch), options)
+        made = [list(_sequences(trainer.data_collator([row]))) for row in trainer.train_dataset]
+    ends = tokenizer.eos_token_id
+    learns = any(any(each.learnt) for row in made for each in row)  # a reward model scores, and learns no token
+    if learns and not any(ends in _learnt_ids(each) for row in made for each in row):
+        notes.append(f"no row teaches where to stop: {tokenizer.eos_token} is never among what is learnt")
+    return Tokens(tokenizer, made, limit, notes)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """What libraries say of a stand-in is of no interest."""
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.logging.disable_progress_bar()
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+    transformers.logging.set_verbosity(before)
+
+
+def _learnt_ids(sequence: Seen) -> set[int]:
+    return {token for token, learnt in zip(sequence.ids, sequence.learnt, strict=True) if learnt}
+
+
+def _trainer(
+    method: Method, rows: Sequence[Row], tokenizer: Any, scratch: Path, options: Mapping[str, Any]
+) -> tuple[Any, int | None]:
+    """The library's trainer on a model of the same vocabulary and next to no weights, and the `max_length` in force."""
+    from datasets import Dataset
+    from transformers import LlamaForCausalLM
+
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    stand_in = LlamaForCausalLM(_small(tokenizer))
+    stand_in.save_pretrained(scratch)
+    tokenizer.save_pretrained(scratch)
+    made: Any = method.library
+    config: Any = method.config
+    asked = {name: value for name, value in options.items() if name in ("assistant_only_loss", "completion_only_loss")}
+    own = {"output_dir": str(scratch), "use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True}
+    whole = {"max_length": _LONG, "dataloader_pin_memory": False, "model_init_kwargs": {"dtype": "float32"}}
+    trainer = made(
+        model=str(scratch),
+        args=config(**asked, **own, **whole, **({"packing": False} if hasattr(config, "packing") else {})),
+        train_dataset=Dataset.from_list(list(rows)),
+        processing_class=tokenizer,
+        **({"teacher_model": stand_in} if method.taught else {}),
+    )
+    return trainer, options.get("max_length", config(**own).max_length)
+
+
+def _small(tokenizer: Any) -> Any:
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+
+
+def _sequences(batch: Mapping[str, Any]) -> Iterator[Seen]:
+    """What a trainer's collator made of one row. What stands for another row's (KTO's `KL_`) is left out."""
+    for name in batch:
+        prefix = name.removesuffix("input_ids")
+        if prefix == name or prefix in ("prompt_", "KL_"):
+            continue
+        ids, there = batch[name], batch[f"{prefix}attention_mask"].bool()
+        labels, completion = batch.get(f"{prefix}labels"), batch.get(f"{prefix}completion_mask")
+        if labels is not None:
+            learnt = labels != -100
+        else:
+            learnt = completion.bool() if completion is not None else there & False
+        for row, kept, taught in zip(ids, there, learnt, strict=True):
+            yield Seen(row[kept].tolist(), taught[kept].tolist())
+
+
+def _notes_of(tokenizer: Any, folder: Path, options: Mapping[str, Any], rows: Sequence[Row]) -> Iterator[str]:
+    """What about a tokenizer may spoil a training."""
+    template = tokenizer.chat_template or ""
+    chats = bool(rows) and any(isinstance(value, list) for value in rows[0].values())
+    if chats and not template:
+        yield "rows are dialogues, and the tokenizer has no chat template"
+    if options.get("assistant_only_loss") and "generation" not in template:
+        yield "assistant_only_loss needs a chat template with {% generation %} around what the assistant says"
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id == tokenizer.eos_token_id:
+        yield f"filling and end are one token ({tokenizer.eos_token}): where filling is masked by its id, ends are too"
+    config = folder / "config.json"
+    size = json.loads(config.read_text()).get("vocab_size") if config.is_file() else None
+    beyond = [token for token, number in tokenizer.get_added_vocab().items() if size is not None and number >= size]
+    if beyond:
+        yield f"added tokens without an embedding in the model ({size} rows): {', '.join(sorted(beyond)[:5])}"
+    if untrained := sorted(_untrained(tokenizer, folder)):
+        yield f"added tokens whose embeddings were never trained (all alike): {', '.join(untrained[:5])}"
+
+
+def _untrained(tokenizer: Any, folder: Path) -> set[str]:
+    """Added tokens whose rows of the embedding are zero, or the same as another added one's."""
+    from safetensors import SafetensorError, safe_open
+
+    filling = tokenizer.pad_token  # which nobody trains
+    added = {token: number for token, number in tokenizer.get_added_vocab().items() if token != filling}
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt") as opened:
+                names = [name for name in list(opened.keys()) if name.endswith(("embed_tokens.weight", "wte.weight"))]
+                if not names:
+                    continue
+                whole = opened.get_slice(names[0])
+                there = {token: number for token, number in added.items() if number < whole.get_shape()[0]}
+                rows = {token: tuple(whole[number : number + 1][0].tolist()) for token, number in there.items()}
+        except (SafetensorError, OSError):
+            continue
+        values = list(rows.values())
+        return {token for token, row in rows.items() if not any(row) or values.count(row) > 1}
+    return set()
+
+
+def report(found: Found, made: Tokens | None) -> str:
+    """For people."""
+    lines = [f"{found.kind or 'no kind that this method learns from'}: {len(found.rows):,} rows", *_bad(found)]
+    lines += remarks(found.rows)
+    if made is not None and made.rows:
+        lines += [*made.notes, "", *_lengths(made), *_cut(made), "", *_rendered(made)]
+    return "\n".join(lines)
+
+
+def _bad(found: Found) -> Iterator[str]:
+    if found.bad_count:
+        yield f"{found.bad_count:,} more rows are wrong, and nothing trains on a file that has any:"
+        yield from (f"  {each}" for each in found.bad)
+    if found.ended:
+        yield f"reading ended: {found.ended}"
+
+
+def _lengths(made: Tokens) -> Iterator[str]:
+    lengths = made.lengths
+    at = {share: lengths[min(len(lengths) - 1, len(lengths) * share // 100)] for share in (5, 50, 95, 99)}
+    of = f" of {len(lengths):,} rows" if len(lengths) >= LOOKED_AT else ""
+    yield f"tokens{of}: " + "  ".join(f"p{share} {value:,}" for share, value in at.items()) + f"  max {lengths[-1]:,}"
+    low = lengths[0]
+    width = (lengths[-1] - low) // _BARS + 1
+    counts = [sum(1 for length in lengths if (length - low) // width == bar) for bar in range(_BARS)]
+    for start, count in ((low + bar * width, count) for bar, count in enumerate(counts)):
+        if start <= lengths[-1]:
+            span = f"{start:,}" if width == 1 else f"{start:,} to {start + width - 1:,}"
+            yield f"  {span:>16}  {'█' * -(-count * _WIDTH // max(counts))} {count:,}"
+
+
+def _cut(made: Tokens) -> Iterator[str]:
+    if made.limit is None:
+        return
+    longer = [length for length in made.lengths if length > made.limit]
+    lost = sum(length - made.limit for length in longer) / max(1, sum(made.lengths))
+    share = len(longer) / len(made.lengths)
+    yield f"max_length {made.limit:,} cuts {share:.1%} of the rows, and with them {lost:.1%} of all tokens"
+
+
+def _rendered(made: Tokens) -> Iterator[str]:
+    for number, row in enumerate(made.rows[:SHOWN], 1):
+        legend = "; what is learnt stands in «»" if number == 1 and any(any(each.learnt) for each in row) else ""
+        yield f"row {number} as the model sees it{legend}:"
+        for sequence in row:
+            yield "  " + _marked(made.tokenizer, sequence).replace("\n", "\n  ")
+
+
+def _marked(tokenizer: Any, sequence: Seen) -> str:
+    text, start = "", 0
+    for at in range(1, len(sequence.ids) + 1):
+        if at == len(sequence.ids) or sequence.learnt[at] != sequence.learnt[start]:
+            part = tokenizer.decode(sequence.ids[start:at])
+            text += f"«{part}»" if sequence.learnt[start] else part
+            start = at
+    return text
+
+
+def main(argv: list[str]) -> int:
+    """0 when nothing is wrong with the rows, 1 when something is, 78 when they cannot be looked at."""
+    arguments = _parser().parse_args(argv)
+    try:
+        method = methods.load(arguments.method)
+        section = _section(arguments)
+        with tempfile.TemporaryDirectory(prefix="relay-data-") as scratch:
+            found = examine(section, method.kinds, 42, Path.cwd(), Path(scratch))
+            print(report(found, _made(arguments, method, found)))
+    except (ConfigError, HostError, RunFileErrors, OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 78
+    return 1 if found.bad_count or found.ended or not found.rows else 0
+
+
+def _section(arguments: argparse.Namespace) -> Data:
+    rewards = {"rewards": [{"call": "os.path:basename"}]} if methods.load(arguments.method).rewarded else {}
+    teacher = {"teacher": {"name_or_path": "a/b"}} if methods.load(arguments.method).taught else {}
+    renames = dict(each.split("=", 1) for each in arguments.column)
+    rows = {"train": arguments.file, "format": arguments.format, "columns": renames}
+    model = {"name_or_path": arguments.model or "a/b"}
+    run = parse({"version": "relay/v1", "method": arguments.method, "model": model, "data": rows, **rewards, **teacher})
+    assert run.data is not None
+    return run.data
+
+
+def _made(arguments: argparse.Namespace, method: Method, found: Found) -> Tokens | None:
+    if arguments.model is None or not found.rows:
+        return None
+    folder = hub.tokenizer_folder(hub.model_source(Model(name_or_path=arguments.model), {}))
+    options = {} if arguments.max_length is None else {"max_length": arguments.max_length}
+    if arguments.assistant_only_loss:
+        options["assistant_only_loss"] = True
+    return tokens(method, found.rows, folder, options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m trainers data", description="Look at rows before training on them."
+    )
+    parser.add_argument("file", nargs="+", help="files, globs, folders, hf://owner/dataset")
+    parser.add_argument("--method", required=True, help=f"what is to be trained: {', '.join(methods.NAMES)}")
+    parser.add_argument("--model", help="a folder or a name on the Hub: count its tokens, show what it will see")
+    parser.add_argument("--format", default="auto", help="what the rows are, where looking at them does not tell")
+    parser.add_argument("--column", action="append", default=[], metavar="OLD=NEW", help="rename a column")
+    parser.add_argument("--max-length", type=int, help="tokens that options.max_length will allow")
+    parser.add_argument("--assistant-only-loss", action="store_true", help="as options.assistant_only_loss")
+    return parser

@@ -1,0 +1,211 @@
+"""`method: evaluate`: a model's marks in tasks of lm-eval (EleutherAI's lm-evaluation-harness), which does all of it.
+
+They are the run's metrics (`eval/<task>/<metric>`, at the step of the checkpoint that was evaluated), and its result is
+what lm-eval says, `results.json`, with each answer beside it, `samples.jsonl`. A run that is moved begins anew.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from importlib.util import find_spec
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runfile import RunFile
+from trainers import requirements
+from trainers.checkpoints import commit
+from trainers.environment import Contract
+from trainers.errors import ConfigError, HostError
+from trainers.events import EventLog
+from trainers.launch.control import SUCCEEDED, Outcome
+from trainers.models import hub
+from trainers.models.hub import LocalModel, ModelSource
+
+METHOD = "evaluate"
+SHOWN = 8  #: answers that become samples
+_STEP = re.compile(r"@(\d+)")
+
+
+@dataclass
+class EvaluateConfig:
+    """The options, by lm-eval's own names.
+
+    Args:
+        tasks (`str` or `list[str]`):
+            Tasks, groups and tags by name; patterns with * too.
+        num_fewshot (`int`, *optional*):
+            Examples shown before each question; each task's own number by default.
+        limit (`int` or `float`, *optional*):
+            So many questions of each task, or this share of them.
+        batch_size (`int` or `str`, defaults to 1):
+            Questions at once; `auto` finds the largest that fits.
+        max_batch_size (`int`, *optional*):
+            The most that `auto` may find.
+        max_length (`int`, *optional*):
+            Tokens of a question and its answer; the model's own limit by default.
+        apply_chat_template (`bool`, defaults to False):
+            Ask as in a dialogue.
+        fewshot_as_multiturn (`bool`, defaults to True):
+            In a dialogue, make each example a turn of its own.
+        system_instruction (`str`, *optional*):
+            What is said before every question.
+        gen_kwargs (`dict`, *optional*):
+            How answers are generated, over what tasks say.
+        include_path (`str`, *optional*):
+            A folder of tasks of your own; name it under `files` too.
+        bootstrap_iters (`int`, defaults to 100000):
+            Resamplings behind the standard errors; 0 leaves these out.
+    """
+
+    tasks: str | list[str] = field(default_factory=list)
+    num_fewshot: int | None = None
+    limit: int | float | None = None
+    batch_size: int | str = 1
+    max_batch_size: int | None = None
+    max_length: int | None = None
+    apply_chat_template: bool = False
+    fewshot_as_multiturn: bool = True
+    system_instruction: str | None = None
+    gen_kwargs: dict[str, Any] | None = None
+    include_path: str | None = None
+    bootstrap_iters: int = 100_000
+
+
+def evaluate(run: RunFile, contract: Contract, processes: int, log: EventLog) -> Outcome:
+    """Evaluate to the end. Raises ConfigError before anything is loaded, HostError for what this host lacks."""
+    options, manager = _prepared(run, processes)
+    source = _source(run, contract.pins, log)
+    model = hub.local(source)
+    found = _evaluated(run, options, manager, model)
+    if found is None:
+        return Outcome(SUCCEEDED)  # another rank has the results of all
+    at = re.search(_STEP, source.origin or "")
+    step = int(at[1]) if at else 0
+    log.metric(step, marks(found["results"]))
+    for prompt, answer in islice(_answers(found["samples"]), SHOWN):
+        log.sample(step, "prompt", prompt, answer)
+    _save(contract.output, found, {"run": contract.run_id, "method": METHOD, "model": source.name, **_origin(source)})
+    return Outcome(SUCCEEDED)
+
+
+def check(run: RunFile, contract: Contract, processes: int) -> str:
+    """Look at options and model without evaluating; lines for people."""
+    options, manager = _prepared(run, processes)
+    name = hub.model_source(_model(run), contract.pins).name
+    return f"model: {name}\ntasks: {', '.join(manager.match_tasks(_names(options)))}"
+
+
+def marks(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """lm-eval's results as metrics: `eval/<task>/<metric>`, with the filter's name where there is one."""
+    found = {}
+    for task, values in results.items():
+        for name, value in values.items():
+            metric, _, of = name.partition(",")
+            if of and isinstance(value, int | float):
+                found["/".join(["eval", task, metric, *([of] if of != "none" else [])])] = float(value)
+    return found
+
+
+def _answers(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[tuple[str, str]]:
+    """What was asked and what the model said to it, where it said something."""
+    for each in chain.from_iterable(samples.values()):
+        answer = each["resps"][0][0]
+        if isinstance(answer, str):
+            yield str(each["arguments"][0][0]), answer
+
+
+def _prepared(run: RunFile, processes: int) -> tuple[EvaluateConfig, Any]:
+    """The options, and lm-eval's index of tasks, which has all that are named."""
+    if find_spec("lm_eval") is None:
+        raise HostError("method: evaluate needs the package lm-eval (pip install 'relay-training[evaluate]')")
+    requirements.require(run, processes)
+    from lm_eval.tasks import TaskManager
+
+    options = EvaluateConfig(**run.options)
+    if not options.tasks:
+        raise ConfigError("options.tasks: is missing; for instance tasks: [gsm8k, hellaswag]")
+    if options.include_path is not None and not Path(options.include_path).is_dir():
+        raise ConfigError(f"options.include_path: there is no folder {options.include_path}; does it travel (files)?")
+    manager = TaskManager(include_path=options.include_path)
+    for name in _names(options):
+        if not manager.match_tasks([name]):
+            close = get_close_matches(name, manager.all_tasks, 1)
+            hint = f"; did you mean {close[0]}?" if close else "; `lm-eval ls tasks` lists them"
+            raise ConfigError(f"options.tasks: lm-eval has no task {name}{hint}")
+    return options, manager
+
+
+def _names(options: EvaluateConfig) -> Sequence[str]:
+    return options.tasks.split(",") if isinstance(options.tasks, str) else options.tasks
+
+
+def _model(run: RunFile) -> Any:
+    if run.model is None:
+        raise ConfigError("model: is missing")
+    return run.model
+
+
+def _source(run: RunFile, pins: Mapping[str, str], log: EventLog) -> ModelSource:
+    source = hub.model_source(_model(run), pins)
+    if source.revision and "model" not in pins:
+        log.pin("model", source.revision)
+    return source
+
+
+def _evaluated(run: RunFile, options: EvaluateConfig, manager: Any, model: LocalModel) -> Any:
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    tokenizer = model.adapter if model.adapter and (model.adapter / "tokenizer_config.json").is_file() else model.folder
+    judged = HFLM(
+        pretrained=str(model.folder),
+        tokenizer=str(tokenizer),
+        peft=str(model.adapter) if model.adapter else None,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        batch_size=options.batch_size,
+        max_batch_size=options.max_batch_size or 64,
+        max_length=options.max_length,
+        **{"dtype": "auto", **run.model_init},
+    )
+    return simple_evaluate(
+        model=judged,
+        tasks=manager.match_tasks(_names(options)),
+        task_manager=manager,
+        num_fewshot=options.num_fewshot,
+        limit=options.limit,
+        apply_chat_template=options.apply_chat_template,
+        fewshot_as_multiturn=options.fewshot_as_multiturn,
+        system_instruction=options.system_instruction,
+        gen_kwargs=options.gen_kwargs,
+        bootstrap_iters=options.bootstrap_iters,
+        random_seed=run.seed,
+        numpy_random_seed=run.seed,
+        torch_random_seed=run.seed,
+        fewshot_random_seed=run.seed,
+    )
+
+
+def _origin(source: ModelSource) -> dict[str, str]:
+    return {"init_from": source.origin} if source.origin else {}
+
+
+def _save(output: Path, found: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    draft = output.parent / f".tmp-{output.name}"
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        draft.mkdir(parents=True)
+        samples = [{"task": task, **each} for task, all_ in found.get("samples", {}).items() for each in all_]
+        kept = {name: value for name, value in found.items() if name != "samples"}
+        (draft / "results.json").write_text(json.dumps(kept, indent=2, default=str) + "\n")
+        (draft / "samples.jsonl").write_text("".join(f"{json.dumps(each, default=str)}\n" for each in samples))
+        (draft / "relay.json").write_text(json.dumps(facts, indent=2) + "\n")
+        commit(draft, output)
+    except OSError as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise HostError(f"{output.name} cannot be written: {error.strerror}") from error

@@ -1,0 +1,85 @@
+"""What a run trains, as a few names and values: a checkpoint is gone on from only by a run that trains the same.
+
+Resumed under another batch size, with other rows or another learning rate, the libraries train on without a word: the
+wrong rows are skipped, the old learning rate stays.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from runfile import Reward, RunFile
+from trainers.errors import ConfigError
+from trainers.models.hub import ModelSource
+
+Identity = Mapping[str, Any]
+
+#: Options that may change on the way: how far to go, what is looked at, how the machine is used.
+_FREE = re.compile(
+    r"max_steps|num_train_epochs|(log|logging|eval)_\w+|per_device_eval_batch_size|gradient_checkpointing\w*"
+    r"|dataloader_(num_workers|prefetch_factor|persistent_workers|pin_memory)|dataset_num_proc|include_\w+|ddp_\w+"
+)
+
+
+def of(run: RunFile, model: ModelSource, rows: str, teacher: ModelSource | None = None) -> Identity:
+    """The identity of a run that trains `model` on rows of this digest; plain JSON values."""
+    options = {name: value for name, value in run.options.items() if not _FREE.fullmatch(name)}
+    sections = {
+        "model_init": run.model_init,
+        "lora": run.lora or {},
+        "quantization": run.quantization or {},
+        "options": options,
+    }
+    return {
+        "method": run.method,
+        "model": model.origin or _called(model),
+        **({"teacher": _called(teacher)} if teacher else {}),
+        "full training": run.lora is None,
+        "seed": run.seed,
+        "rows": rows,
+        **({"data.streaming": True} if run.data is not None and run.data.streaming else {}),  # the order is another
+        **({"rewards": [_said_of(reward) for reward in run.rewards]} if run.rewards else {}),
+        **{f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()},
+    }
+
+
+def _called(model: ModelSource) -> str:
+    return f"{model.path}@{model.revision}" if model.revision else Path(model.path).name
+
+
+def _said_of(reward: Reward) -> dict[str, Any]:
+    """What decides what a reward gives; how long it may take does not."""
+    deciding = {"name", "call", "model", "weight", "config"}
+    return reward.model_dump(mode="json", include=deciding, exclude_defaults=True)
+
+
+def require_same(checkpoint: Path, before: Identity, now: Identity) -> None:
+    """ConfigError names what another run, or this one under other options, saved in `checkpoint`."""
+    if differences := list(_differences(before, now)):
+        raise ConfigError(
+            f"{checkpoint.name} was saved by a run that is not this one: {', '.join(differences)}; "
+            "train what has changed as a new run, under another name"
+        )
+
+
+def require_same_kind(checkpoint: Path, run: RunFile) -> None:
+    """ConfigError when another trainer saved an adapter and this run trains all weights, or the other way round."""
+    adapter = (checkpoint / "adapter_config.json").is_file()
+    if adapter == (run.lora is not None):
+        return
+    held, trained = ("an adapter", "all weights") if adapter else ("all weights", "an adapter")
+    do = "add lora to" if adapter else "take lora out of"
+    raise ConfigError(f"{checkpoint.name} holds {held}, and the run trains {trained}; {do} the run file")
+
+
+def _differences(before: Identity, now: Identity) -> Iterator[str]:
+    for name in {**before, **now}:
+        if before.get(name) != now.get(name):
+            changed = "are others" if name == "rows" else f"was {_said(before, name)} and is {_said(now, name)}"
+            yield f"{name} {changed}"
+
+
+def _said(identity: Identity, name: str) -> str:
+    return json.dumps(identity[name]) if name in identity else "not given"

@@ -1,0 +1,1 @@
+"""Starting a trainer's processes (ranks) and talking with them."""

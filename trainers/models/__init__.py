@@ -1,0 +1,1 @@
+"""Models: resolved on the Hub, loaded, merged, and generated from."""

@@ -1,0 +1,124 @@
+"""What a method trains: a model that the library loads by itself, or a base with another run's adapter on it."""
+
+import copy
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    set_seed,
+)
+
+from runfile import RunFile
+from storage.loadable import ADAPTER
+from trainers.errors import ConfigError
+from trainers.models.hub import LocalModel
+
+LANGUAGE, SCORE = "CAUSAL_LM", "SEQ_CLS"  #: what a model is trained to give, by PEFT's names of the task
+_HEADS: Mapping[str, tuple[Any, Mapping[str, Any]]] = {
+    LANGUAGE: (AutoModelForCausalLM, {}),
+    SCORE: (AutoModelForSequenceClassification, {"num_labels": 1}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """To be given to a library trainer."""
+
+    model: Any  #: a folder, or a model that is loaded
+    model_init: dict[str, Any] | None  #: how the library is to load it; None when it is loaded
+    lora: LoraConfig | None  #: a new adapter
+    tokenizer: Any = None  #: None: the model's own
+
+
+def begin(run: RunFile, model: LocalModel, task: str = LANGUAGE) -> Beginning:
+    """Another run's adapter is trained on as it is when the run asks for LoRA, and merged into its base when all
+    weights are trained. Raises ConfigError when the run asks for another adapter than that.
+    """
+    if model.adapter is None:
+        lora = LoraConfig(task_type=task, **run.lora) if run.lora is not None else None
+        return Beginning(str(model.folder), _how(run), lora)
+    require_task(task, model.adapter)
+    tokenizer = AutoTokenizer.from_pretrained(model.adapter)
+    set_seed(run.seed)  # a head that the base has not is drawn anew, before the adapter brings its own
+    if run.lora is None:
+        return Beginning(_merged(run, model.folder, model.adapter, task), None, None, tokenizer)
+    require_same(run.lora, model.adapter)
+    base = load(model.folder, task, **{"dtype": "float32"} | _how(run))
+    return Beginning(PeftModel.from_pretrained(base, str(model.adapter), is_trainable=True), None, None, tokenizer)
+
+
+def _how(run: RunFile) -> dict[str, Any]:
+    """What a model is loaded with."""
+    quantized = {"quantization_config": BitsAndBytesConfig(**run.quantization)} if run.quantization else {}
+    return {**run.model_init, **quantized}
+
+
+def load(folder: Path, task: str, **how: Any) -> Any:
+    """The model in `folder`, with the head that the task needs."""
+    kind, more = _HEADS[task]
+    return kind.from_pretrained(folder, **more, **how)
+
+
+def reference(begun: Beginning) -> Any:
+    """What a method that compares with where it began is to be given; None where the library finds it by itself.
+
+    It loads a folder once more, switches a new adapter off, and keeps a copy of an adapter that is trained on (`ref`,
+    in `DPOTrainer.__init__` and `KTOTrainer.__init__`; never saved, see `trainers.resumable`). In place of a model that
+    is merged already it would load the bare base.
+    """
+    return copy.deepcopy(begun.model) if isinstance(begun.model, PreTrainedModel) else None
+
+
+def _merged(run: RunFile, base: Path, adapter: Path, task: str) -> Any:
+    """Summed in float32, whatever the type that is trained in."""
+    how = {name: value for name, value in run.model_init.items() if name != "dtype"}
+    whole: Any = PeftModel.from_pretrained(load(base, task, dtype=torch.float32, **how), str(adapter))
+    merged = whole.merge_and_unload().to(_dtype(run.model_init.get("dtype", "float32"), base))
+    return merged.requires_grad_(True)  # an adapter freezes what is under it
+
+
+def _dtype(asked: str, base: Path) -> torch.dtype:
+    """The type that the library would load it in."""
+    kind = AutoConfig.from_pretrained(base).dtype if asked == "auto" else getattr(torch, asked, None)
+    if not isinstance(kind, torch.dtype):
+        raise ConfigError(f"model_init.dtype: {asked} is no type; for instance bfloat16")
+    return kind
+
+
+def require_task(task: str, adapter: Path) -> None:
+    """ConfigError when the adapter belongs to a model with another head: a language model's has none that scores."""
+    trained = json.loads((adapter / ADAPTER).read_text()).get("task_type") or task
+    if trained != task:
+        raise ConfigError(
+            f"model.init_from: its adapter was trained for {trained}, and this method trains {task}; "
+            "have it published merged (hub.push: merged) and name that model in model.name_or_path"
+        )
+
+
+def require_same(asked: Mapping[str, Any], adapter: Path) -> None:
+    """ConfigError names what a run asks of its adapter and the one it begins with does not have."""
+    if differences := list(_differences(asked, json.loads((adapter / ADAPTER).read_text()))):
+        raise ConfigError(
+            f"lora: the adapter that model.init_from names has {', '.join(differences)}; "
+            "write the same, or leave lora out to merge it and train all weights"
+        )
+
+
+def _differences(asked: Mapping[str, Any], there: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in asked.items():
+        if name == "target_modules" and isinstance(value, str):  # a pattern; there it stands resolved
+            continue
+        found = there.get(name)
+        if (sorted(value) != sorted(found or ())) if isinstance(value, list | tuple) else value != found:
+            yield f"{name}: {json.dumps(found)}, not {json.dumps(value)}"

@@ -1,0 +1,149 @@
+"""`python -m trainers.models.merge ADAPTER INTO --run-file run.json` merges an adapter into its base, and checks it.
+
+The sums are done in float32 and stored in the base model's own type. The merged model, read back, must give the logits
+of the unmerged one on rows of the run's own data, as far as that type can tell them apart. The adapter is only read.
+The last line printed says how far apart they were; exit code 1 where that is too much, and then nothing is at INTO.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import AutoConfig, AutoTokenizer
+from transformers.utils import logging
+
+from runfile import RunFile, parse
+from trainers import methods
+from trainers.data import loading
+from trainers.errors import ConfigError, HostError
+from trainers.models import hub
+from trainers.models.loading import load
+
+ROWS, TOKENS = 4, 256  #: what is compared
+SLACK = 16  #: rounding errors of the stored type that add up on the way to a logit
+
+
+class NotTheSame(Exception):
+    """The merged model is not the unmerged one; says how far apart they are."""
+
+
+def merge(adapter: Path, into: Path, run: RunFile) -> str:
+    """Merge, check and keep; what the check said. Raises NotTheSame, ConfigError, HostError."""
+    if into.resolve() == adapter.resolve():
+        raise ConfigError(f"{into} is where the adapter is: it would be overwritten")
+    draft = into.with_name(f".tmp-{into.name}")
+    shutil.rmtree(draft, ignore_errors=True)
+    base = _base(adapter, run)
+    stored = AutoConfig.from_pretrained(base).dtype or torch.float32
+    tokenizer = AutoTokenizer.from_pretrained(adapter)
+    inputs = [
+        tokenizer(text, return_tensors="pt", truncation=True, max_length=TOKENS) for text in texts(run, tokenizer)
+    ]
+    model: Any = PeftModel.from_pretrained(_float(base, run), str(adapter)).eval()
+    before = _logits(model, inputs)
+    model.merge_and_unload().to(stored).save_pretrained(draft)
+    tokenizer.save_pretrained(draft)
+    try:
+        said = compare(before, _logits(_float(draft, run), inputs), stored)
+    except NotTheSame:
+        shutil.rmtree(draft)
+        raise
+    shutil.rmtree(into, ignore_errors=True)
+    draft.rename(into)
+    return said
+
+
+def compare(before: list[torch.Tensor], after: list[torch.Tensor], stored: torch.dtype) -> str:
+    """How far apart logits are, in words; NotTheSame when it is more than rounding to `stored` explains."""
+    apart = max(float((one - other).abs().max()) for one, other in zip(before, after, strict=True))
+    scale = max(float(one.abs().max()) for one in before)
+    bound = max(torch.finfo(stored).eps * SLACK, 1e-5) * max(scale, 1.0)
+    said = f"largest difference of a logit {apart:.2e} on {len(before)} rows, bound {bound:.2e} ({stored})"
+    if not apart <= bound:  # also when it is NaN
+        raise NotTheSame(f"the merged model is not the unmerged one: {said}")
+    return said
+
+
+def texts(run: RunFile, tokenizer: Any) -> list[str]:
+    """The first few rows of the run's data, as they are trained on."""
+    if run.data is None:
+        raise ConfigError("data: is missing")
+    pins = json.loads(os.environ.get("RELAY_PINS") or "{}")
+    rows, _ = loading.load(
+        run.data,
+        seed=run.seed,
+        kinds=methods.load(run.method).kinds,
+        base=Path.cwd(),
+        pins=pins,
+    )
+    return [_text(row, tokenizer) for _, row in zip(range(ROWS), rows.rows, strict=False)]
+
+
+def _text(row: Mapping[str, Any], tokenizer: Any) -> str:
+    parts = [row[name] for name in ("messages", "text", "prompt", "completion", "chosen") if name in row]
+    if isinstance(parts[0], list):
+        return str(tokenizer.apply_chat_template([message for part in parts for message in part], tokenize=False))
+    return "".join(parts)
+
+
+def _base(adapter: Path, run: RunFile) -> Path:
+    """The base model's folder, at the commit that the adapter was trained on."""
+    if run.model is None:
+        raise ConfigError("model: is missing")
+    revision = json.loads((adapter / "adapter_config.json").read_text()).get("revision")
+    return hub.local(hub.model_source(run.model, {"model": revision} if revision else {})).folder
+
+
+def _float(folder: Path, run: RunFile) -> Any:
+    how = {name: value for name, value in run.model_init.items() if name != "dtype"}
+    return load(folder, methods.load(run.method).task, dtype=torch.float32, **how).eval()
+
+
+def _logits(model: Any, inputs: list[Any]) -> list[torch.Tensor]:
+    with torch.no_grad():
+        return [model(input_ids=each["input_ids"], attention_mask=each["attention_mask"]).logits for each in inputs]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The exit code."""
+    arguments = _parser().parse_args(argv)
+    if arguments.until_stdin_ends:
+        threading.Thread(target=_end_with_stdin, daemon=True).start()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        print(
+            merge(arguments.adapter, arguments.into, parse(json.loads(arguments.run_file.read_text()), supported=False))
+        )
+    except (NotTheSame, ConfigError, HostError, OSError, ValueError) as error:
+        print(" ".join(str(error).split()))
+        return 1
+    return 0
+
+
+def _end_with_stdin() -> None:
+    """Nobody merges for an agent that is dead."""
+    while os.read(0, 4096):
+        pass
+    os._exit(1)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m trainers.models.merge", description=__doc__)
+    parser.add_argument("adapter", type=Path, help="a run's result, or a checkpoint")
+    parser.add_argument("into", type=Path, help="a folder for the merged model")
+    parser.add_argument("--until-stdin-ends", action="store_true", help="end when whoever started it has")
+    parser.add_argument("--run-file", type=Path, required=True, help="the resolved run file (JSON)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
