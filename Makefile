@@ -20,11 +20,11 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 # Tests start hundreds of processes, which load what the first has compiled.
 unexport PYTHONDONTWRITEBYTECODE
 PACKAGES := proto/relay runfile storage coordinator agent trainers relayctl
-CODE := $(wildcard $(PACKAGES) proto/generate.py migrations benchmarks examples tests)
+CODE := $(wildcard $(PACKAGES) proto/generate.py docs/generate.py migrations benchmarks examples tests)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test simulate mutants soak kills check format proto schemas matrix baseline bench clean
+.PHONY: help setup demo test simulate mutants soak kills check format proto docs schemas matrix baseline bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,9 @@ format: $(READY) ## Format the code and sort its imports
 
 proto: $(READY) ## Generate the code beside proto/relay/v1/*.proto
 	@$(BIN)/python proto/generate.py
+
+docs: $(READY) ## Generate docs/errors.md and the map in docs/contributing/architecture.md from the code
+	@$(BIN)/python docs/generate.py
 
 matrix: $(READY) ## Train every method in every way that this machine can, and write docs/methods.md's tables
 	@$(BIN)/python -m tests.trainers.matrix

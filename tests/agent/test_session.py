@@ -33,7 +33,7 @@ async def test_an_identity_in_use_is_tried_again_until_it_is_free(fake: FakeCoor
     await fake.until(lambda: fake.refused > 2)
     fake.refuse_hello = None
     await fake.until(lambda: fake.heartbeats)
-    assert host.log.read_text().count("Another host beats under this agent's name") == 1
+    assert host.log.read_text().count("Another host sends heartbeats under this agent's name") == 1
 
 
 async def test_a_replaced_session_ends_the_agent(fake: FakeCoordinator, hosts: MakeHost) -> None:
