@@ -30,7 +30,7 @@ import psutil
 from benchmarks.report import Table, cores, interval
 from benchmarks.workload import Workload, prepare
 from relay.v1 import runs_pb2 as pb
-from relayctl import submission
+from relayctl.client import submission
 from relayctl.client.client import RelayClient
 from relayctl.local.deployment import LocalCluster, local_cluster
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from benchmarks.report import Table, cores, seconds, spread
 from benchmarks.workload import Workload, prepare
 from relay.v1 import runs_pb2 as pb
-from relayctl import submission
+from relayctl.client import submission
 from relayctl.client.client import RelayClient, short
 from relayctl.local.deployment import Host, LocalCluster, local_cluster
 from relayctl.local.recovery import Recovery, recovery

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from relayctl.command_group import Verbs
 from relayctl.commands import data_check
-from relayctl.exits import ExitCode
-from relayctl.verb_suggestions import Verbs
+from relayctl.commands.exits import ExitCode
 from storage.exit import end
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def _run(
     context: typer.Context, work: Callable[[RelayClient, Terminal], Awaitable[ExitCode]], leaving: str = ""
 ) -> None:
     """Connects, carries the command out, and ends the process with its exit code."""
-    from relayctl.runner import carry_out
+    from relayctl.commands.runner import carry_out
 
     raise typer.Exit(carry_out(context.obj, work, leaving))
 
@@ -362,7 +362,7 @@ def pull(
     """Fetch a run's result, or one of its checkpoints, every file verified."""
 
     async def work(client: RelayClient, terminal: Terminal) -> ExitCode:
-        from relayctl import copies
+        from relayctl.client import copies
         from relayctl.commands import acting
 
         if "@" in what:
@@ -429,7 +429,7 @@ def verify(
     """Look at the copies of a run's checkpoints; the exit code is 1 when one is damaged or out of reach."""
 
     async def work(client: RelayClient, terminal: Terminal) -> ExitCode:
-        from relayctl import copies
+        from relayctl.client import copies
 
         return await copies.verify(client, what, terminal, _output(output), deep=deep)
 
@@ -477,7 +477,7 @@ def config(
     output: Formatted = Format.table,
 ) -> None:
     """Show which coordinator is used and why, or set the default."""
-    from relayctl.runner import configure
+    from relayctl.commands.runner import configure
 
     raise typer.Exit(configure(context.obj, use, _output(output)))
 

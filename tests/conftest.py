@@ -30,7 +30,7 @@ from relay.v1.runs_pb2_grpc import RunsStub
 REPOSITORY = Path(__file__).resolve().parent.parent
 TEMPLATE = "relay_template"
 #: Tests of commands that share what `relayctl up` brought up.
-UP = [f"tests/relayctl/test_{name}.py" for name in ("commands", "export", "import_run", "push")]
+UP = [f"tests/relayctl/commands/test_{name}.py" for name in ("commands", "export", "import_run", "push")]
 #: Tests in which the training libraries are loaded into the worker itself.
 LOADING = [f"tests/trainers/test_{name}.py" for name in ("another_trainer", "gpu", "resumable", "runtime", "schemas")]
 

@@ -7,16 +7,16 @@ from collections.abc import Awaitable, Sequence
 from pathlib import Path
 
 from relay.v1 import runs_pb2 as pb
-from relayctl import submission
+from relayctl.client import submission
 from relayctl.client.artifacts import PullFailed
 from relayctl.client.channel import Unreachable
 from relayctl.client.client import ENDED, RelayClient, short
+from relayctl.client.copies import readers
+from relayctl.commands.exits import ExitCode
 from relayctl.commands.watch import watch as watch_run
-from relayctl.copies import readers
-from relayctl.exits import ExitCode
-from relayctl.hub_estimate import hub_words
 from relayctl.output import views
 from relayctl.output.format import block, count, printable, size
+from relayctl.output.plan import hub_words
 from relayctl.output.serialize import Output, plain, single
 from relayctl.output.terminal import Terminal, byte_bars, note, say
 from runfile import INIT_FROM, presets

@@ -6,10 +6,10 @@ import difflib
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from relayctl import checkpoint_ref
 from relayctl.client.client import RelayClient, short
+from relayctl.commands import checkpoint_ref
+from relayctl.commands.exits import ExitCode
 from relayctl.commands.looking import UsageMistake, machine, say_all, shown
-from relayctl.exits import ExitCode
 from relayctl.output import views
 from relayctl.output.serialize import Output, plain, single
 from relayctl.output.terminal import Terminal, say

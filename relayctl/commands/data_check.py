@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from relayctl.exits import ExitCode
+from relayctl.commands.exits import ExitCode
 
 app = typer.Typer(no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
 _CANNOT = 78  #: of `python -m trainers`: what was asked for makes no sense

@@ -23,13 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from relay.v1 import runs_pb2 as pb
-from relayctl import submission
+from relayctl.client import submission
 from relayctl.client.client import RelayClient
+from relayctl.commands.exits import ExitCode
 from relayctl.commands.watch import LiveScreen, PlainScreen, Screen
-from relayctl.exits import ExitCode
 from relayctl.local.deployment import Daemon, DaemonFailed, Host, LocalCluster, local_cluster
 from relayctl.local.recovery import Recovery, recovery
-from relayctl.output import plots, views
+from relayctl.output import curves as plots
+from relayctl.output import views
 from relayctl.output.format import block, count
 from relayctl.output.terminal import Terminal, byte_bars, note, say
 

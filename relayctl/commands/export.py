@@ -15,13 +15,13 @@ from pathlib import Path
 from google.protobuf import json_format
 
 from relay.v1 import runs_pb2 as pb
-from relayctl import copies
+from relayctl.client import copies
 from relayctl.client.artifacts import PullFailed, SendFailed
 from relayctl.client.client import RelayClient, short
 from relayctl.commands import acting
+from relayctl.commands.exits import ExitCode
 from relayctl.commands.looking import UsageMistake
 from relayctl.commands.push import telling
-from relayctl.exits import ExitCode
 from relayctl.output import views
 from relayctl.output.format import count, size
 from relayctl.output.terminal import Terminal, byte_bars, note, say

@@ -15,20 +15,21 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from relay.errors import RunExists, RunUnknown
 from relay.v1 import runs_pb2 as pb
-from relayctl import external_checkpoints, external_metrics, submission
+from relayctl.client import submission
 from relayctl.client.artifacts import Blob, describe
 from relayctl.client.channel import Unreachable
 from relayctl.client.client import RelayClient, run_name, short
+from relayctl.client.submission import Stage, Submission
+from relayctl.commands.exits import ExitCode
 from relayctl.commands.looking import UsageMistake, machine
-from relayctl.exits import ExitCode
-from relayctl.external_checkpoints import Foreign, Found, NotImportable
-from relayctl.external_metrics import Curve
-from relayctl.hub_estimate import hub_words
+from relayctl.local import external_checkpoints, external_metrics
+from relayctl.local.external_checkpoints import Foreign, Found, NotImportable
+from relayctl.local.external_metrics import Curve
 from relayctl.output import views
 from relayctl.output.format import block, count, printable, size
+from relayctl.output.plan import hub_words
 from relayctl.output.serialize import Output, plain, single
 from relayctl.output.terminal import Terminal, byte_bars, say
-from relayctl.submission import Stage, Submission
 from storage.manifest import Manifest, ManifestFile
 
 MOST = 1000  #: checkpoints that are taken at once

@@ -10,9 +10,10 @@ from typing import Any
 
 from relay.v1 import runs_pb2 as pb
 from relayctl.client.client import ENDED, UNENDED, RelayClient, short
-from relayctl.exits import ExitCode
+from relayctl.commands.exits import ExitCode
+from relayctl.output import curves as plots
 from relayctl.output import logs as log_lines
-from relayctl.output import plots, views
+from relayctl.output import views
 from relayctl.output.serialize import Output, listing, plain, single
 from relayctl.output.terminal import Terminal, note, say
 from runfile import parse_duration

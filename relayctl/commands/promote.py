@@ -8,7 +8,7 @@ import sys
 from google.protobuf import json_format
 
 from relayctl.client.client import RelayClient, short
-from relayctl.exits import ExitCode
+from relayctl.commands.exits import ExitCode
 from relayctl.output.terminal import note, say
 from storage.base import StoreAway, StoreRefused
 from storage.hub.worker import Worker

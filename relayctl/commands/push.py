@@ -13,11 +13,11 @@ from google.protobuf import json_format
 
 from relay.errors import BlobUnknown, CheckpointRemoved, DigestMismatch
 from relay.v1 import runs_pb2 as pb
-from relayctl import copies
+from relayctl.client import copies
 from relayctl.client.artifacts import Artifacts, Blob, PullFailed, SendFailed
 from relayctl.client.client import RelayClient, short
+from relayctl.commands.exits import ExitCode
 from relayctl.commands.looking import UsageMistake
-from relayctl.exits import ExitCode
 from relayctl.output.format import count, size
 from relayctl.output.terminal import Terminal, byte_bars, say
 from storage.address import AddressError, parse

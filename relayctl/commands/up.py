@@ -10,7 +10,7 @@ from pathlib import Path
 
 from relay.timing import PROFILES
 from relayctl.client import context
-from relayctl.exits import ExitCode
+from relayctl.commands.exits import ExitCode
 from relayctl.local.deployment import DaemonFailed, LocalCluster, local_cluster
 from relayctl.output.format import block
 from relayctl.output.terminal import note, say

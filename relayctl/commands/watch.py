@@ -8,7 +8,7 @@ from typing import Protocol
 
 from relay.v1 import runs_pb2 as pb
 from relayctl.client.client import ENDED, RelayClient, short
-from relayctl.exits import ExitCode
+from relayctl.commands.exits import ExitCode
 from relayctl.output.format import fitted, printable
 from relayctl.output.terminal import Terminal, note, say
 from relayctl.output.views import end_line, event_line, metrics_cell, progress_line

@@ -25,7 +25,7 @@ from agent.shim.processes import Process, process
 from benchmarks.lapses import moment
 from relay.errors import RelayError
 from relay.v1 import runs_pb2 as pb
-from relayctl import submission
+from relayctl.client import submission
 from relayctl.client.client import ENDED, RelayClient
 from relayctl.local.deployment import Coordinator, DaemonFailed, Host
 from tests.end_to_end.conductor import Trainer

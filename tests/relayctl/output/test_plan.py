@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from relayctl.hub_estimate import hub_words, state_size
+from relayctl.output.plan import hub_words, state_size
 from runfile import parse
 
 GB = 1e9

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from relayctl import provenance
+from relayctl.client import provenance
 
 WHO = {"GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@b", "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@b"}
 

@@ -14,7 +14,7 @@ from google.protobuf import json_format
 
 from relay import errors
 from relay.v1 import runs_pb2 as pb
-from relayctl import provenance
+from relayctl.client import provenance
 from relayctl.client.artifacts import Blob, Progress, describe
 from relayctl.client.client import RelayClient, run_name
 from relayctl.output.format import count, size

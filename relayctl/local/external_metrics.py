@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from relayctl.external_checkpoints import Foreign, NotImportable, require_inside
+from relayctl.local.external_checkpoints import Foreign, NotImportable, require_inside
 from relayctl.output.format import size
 
 EVENTS = "events.jsonl"

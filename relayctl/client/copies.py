@@ -13,11 +13,11 @@ from pathlib import Path
 
 from relay.errors import BlobUnknown, DigestMismatch, RelayError
 from relay.v1 import runs_pb2 as pb
-from relayctl import checkpoint_ref
 from relayctl.client.artifacts import Blob, PullFailed
 from relayctl.client.client import RelayClient, short
+from relayctl.commands import checkpoint_ref
+from relayctl.commands.exits import ExitCode
 from relayctl.commands.looking import machine, say_all
-from relayctl.exits import ExitCode
 from relayctl.output.format import count, size, table
 from relayctl.output.serialize import Output, listing
 from relayctl.output.terminal import Terminal, byte_bars, note, say

@@ -11,9 +11,9 @@ from relayctl.client import context
 from relayctl.client.artifacts import PullFailed, SendFailed
 from relayctl.client.channel import CallFailed, Unreachable
 from relayctl.client.client import RelayClient
+from relayctl.commands.exits import ExitCode
 from relayctl.commands.looking import UsageMistake
-from relayctl.exits import ExitCode
-from relayctl.external_checkpoints import NotImportable
+from relayctl.local.external_checkpoints import NotImportable
 from relayctl.output.format import block
 from relayctl.output.serialize import Output, single
 from relayctl.output.terminal import Terminal, note, say

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from relayctl import external_checkpoints, external_metrics
-from relayctl.external_checkpoints import Found, NotImportable
+from relayctl.local import external_checkpoints, external_metrics
+from relayctl.local.external_checkpoints import Found, NotImportable
 from storage.manifest import NAME, describe
 from tests.relayctl.older import Lines, hf_checkpoint, point, run_folder
 

@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from relayctl.exits import ExitCode
+from relayctl.commands.exits import ExitCode
 
 #: What other tools call it → what it is called here.
 ELSEWHERE = {

@@ -12,11 +12,11 @@ import asyncpg
 import pytest
 
 from relay.errors import CheckpointRemoved
-from relayctl import copies
+from relayctl.client import copies
 from relayctl.client.artifacts import Blob, PullFailed
 from relayctl.client.client import RelayClient
 from relayctl.commands import push
-from relayctl.exits import ExitCode
+from relayctl.commands.exits import ExitCode
 from relayctl.output.terminal import Terminal
 from storage.manifest import Manifest, describe
 from tests.conftest import RunningCoordinator

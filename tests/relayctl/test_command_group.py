@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from relayctl.__main__ import app
-from relayctl.verb_suggestions import ELSEWHERE
+from relayctl.command_group import ELSEWHERE
 
 run = CliRunner().invoke
 
