@@ -19,8 +19,8 @@ from statistics import median
 from benchmarks import bare_sft
 from benchmarks.report import Table, interval
 from benchmarks.workload import Workload, prepare
+from trainers import rank
 from trainers.environment import Contract
-from trainers.launch import rank
 from trainers.launch.control import CONTROL, PROCESSES
 
 

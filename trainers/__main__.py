@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from runfile import RunFile, RunFileErrors, load, parse, presets
-from trainers import plotting, standalone
+from trainers import standalone
 from trainers.environment import Contract, under_agent
 from trainers.events import EventLog
 from trainers.launch import ranks
@@ -25,9 +25,9 @@ def main(argv: list[str] | None = None) -> int:
     """The exit code."""
     asked = sys.argv[1:] if argv is None else argv
     if asked[:1] == ["data"]:
-        from trainers.data import report  # needs the libraries; nothing else here does
+        from trainers import data_report  # needs the libraries; nothing else here does
 
-        return report.main(asked[1:])
+        return data_report.main(asked[1:])
     arguments = _parser().parse_args(_with_verb(asked))
     hosted = under_agent()
     try:
@@ -70,7 +70,7 @@ def _train(run: RunFile, arguments: argparse.Namespace, control: Control, hosted
     outcome = ranks.Ranks(control).run(argv, environ, processes, base)
     if outcome.code == 0 and not hosted and not checking:
         print(f"the result is in {contract.output}")
-        if curve := plotting.draw(contract.output.parent):
+        if curve := standalone.draw(contract.output.parent):
             print(f"its curve: {os.path.relpath(curve)}")
     elif outcome.code == STOPPED and not hosted:
         print("run the same command again to go on from there", file=sys.stderr)

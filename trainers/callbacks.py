@@ -1,11 +1,13 @@
 """What happens between steps: when to save, and whether somebody asked to stop. All ranks decide alike."""
 
+import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from trainers.checkpoint_interval import Pace
+from runfile import Every
 from trainers.launch.control import Control
 from trainers.resumable import EvaluationPutOff, Resumable
 
@@ -30,6 +32,26 @@ def agreement(processes: int) -> Agree:
         return bool(flags[0]), bool(flags[1])
 
     return agree
+
+
+@dataclass(slots=True)
+class Pace:
+    """`checkpoint.every` as a question that is asked after each step."""
+
+    every: Every
+    clock: Callable[[], float] = time.monotonic
+    _saved_at: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._saved_at = self.clock()
+
+    def due(self, step: int) -> bool:
+        if self.every.steps is not None:
+            return step % self.every.steps == 0
+        return self.clock() - self._saved_at >= (self.every.seconds or 0.0)
+
+    def saved(self) -> None:
+        self._saved_at = self.clock()
 
 
 class StepEnds(TrainerCallback):

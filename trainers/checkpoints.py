@@ -21,14 +21,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from trainers.errors import HostError
 
 if TYPE_CHECKING:
-    from transformers import Trainer
-
-    from trainers.resumable import Resumable
+    from accelerate import Accelerator
+    from transformers import TrainerState, TrainingArguments
 
 FORMAT = 1
 STATE = "relay_state.json"
@@ -40,6 +39,20 @@ _NO_SPACE = 1 << 20  #: free bytes of a disk that just refused to take more
 
 class CheckpointError(Exception):
     """A checkpoint that cannot be resumed from; the message says what is missing."""
+
+
+class SaveableTrainer(Protocol):
+    """A library trainer whose state can be saved, with what this rank needs beside it (`trainers.resumable`)."""
+
+    state: "TrainerState"
+    args: "TrainingArguments"
+    accelerator: "Accelerator"
+
+    def is_world_process_zero(self) -> bool: ...
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None: ...
+
+    def extra_state(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +128,7 @@ class LoggingState:
     evaluation_due: bool = False  #: the step was to be evaluated and has not been
 
     @classmethod
-    def of(cls, trainer: "Trainer") -> "LoggingState":
+    def of(cls, trainer: SaveableTrainer) -> "LoggingState":
         inner: Any = trainer
         return cls(
             tr_loss=inner._tr_loss.item(),
@@ -129,7 +142,7 @@ class LoggingState:
             evaluation_due=getattr(inner, "evaluation_due", False),
         )
 
-    def restore(self, trainer: "Trainer") -> None:
+    def restore(self, trainer: SaveableTrainer) -> None:
         """Put it back; called when training begins, after the library has set its own to zero."""
         inner: Any = trainer
         inner._tr_loss.fill_(self.tr_loss)
@@ -156,7 +169,7 @@ def folder_name(step: int) -> str:
     return f"step_{step:08d}"
 
 
-def save(trainer: "Resumable", staging: Path, world: World, identity: Mapping[str, Any]) -> Path:
+def save(trainer: SaveableTrainer, staging: Path, world: World, identity: Mapping[str, Any]) -> Path:
     """Write the trainer's whole state to `staging/step_%08d` and return that. Every rank calls it.
 
     Until the rename the folder's name begins with `.tmp-`, so whoever looks at `step_*` sees only whole checkpoints.
@@ -174,7 +187,7 @@ def save(trainer: "Resumable", staging: Path, world: World, identity: Mapping[st
     return final
 
 
-def _write(trainer: "Resumable", draft: Path) -> None:
+def _write(trainer: SaveableTrainer, draft: Path) -> None:
     """This rank's part of the state."""
     import torch
 
@@ -189,7 +202,7 @@ def _write(trainer: "Resumable", draft: Path) -> None:
         torch.save(extra, own.with_suffix(".pt"))
 
 
-def save_result(trainer: "Trainer", output: Path, facts: Mapping[str, Any]) -> None:
+def save_result(trainer: SaveableTrainer, output: Path, facts: Mapping[str, Any]) -> None:
     """Write the trained model or adapter, its tokenizer and chat template, and `relay.json` (the facts). Every rank
     calls it.
     """
@@ -202,7 +215,7 @@ def save_result(trainer: "Trainer", output: Path, facts: Mapping[str, Any]) -> N
 
 
 @contextmanager
-def _writing(trainer: "Trainer", final: Path) -> Iterator[Path]:
+def _writing(trainer: SaveableTrainer, final: Path) -> Iterator[Path]:
     """An empty folder that all ranks write what is to become `final` into. Raises HostError for a disk that is full or
     broken; what was written then is removed, or the next attempt would find the disk full too.
     """

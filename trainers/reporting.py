@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import re
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -12,6 +11,7 @@ import torch
 from tqdm import tqdm
 from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from runfile import metric_names
 from trainers.events import EventLog
 
 _SHOWN = (
@@ -21,9 +21,6 @@ _SHOWN = (
     *("learning_rate", "grad_norm", "samples_per_second"),
 )
 _PROGRESS_SECONDS = 1.0  #: a progress line at most this often between logs
-_RENAMED = {"loss": "train_loss", "train_tokens_per_second": "tokens_per_second"}
-_EVAL_SPEEDS = ("eval_runtime", "eval_steps_per_second")
-_JUDGED = re.compile(r"loss|eval_(?!.*(per_second|runtime|num_tokens))[\w/]+")  #: what a checkpoint is judged by
 
 
 class Reporter(TrainerCallback):
@@ -66,17 +63,17 @@ class Reporter(TrainerCallback):
             values = self._training(numbers, args)
             self._warn_when_lost(values["train_loss"], state.global_step)
         else:
-            values = {name: value for name, value in numbers.items() if name not in _EVAL_SPEEDS}
+            values = {name: value for name, value in numbers.items() if name not in metric_names.EVALUATION_SPEEDS}
             if "eval_loss" in values and self._likelihood:
-                values["eval_perplexity"] = perplexity(values["eval_loss"])
+                values["eval_perplexity"] = metric_names.perplexity(values["eval_loss"])
         self._events.metric(state.global_step, values)
         tqdm.write(line(state.global_step, state.max_steps, values))  # above a bar, where there is one
         sys.stdout.flush()
 
     def _training(self, numbers: Mapping[str, float], args: TrainingArguments) -> dict[str, float]:
-        values = {_RENAMED.get(name, name): value for name, value in numbers.items()}
+        values = {metric_names.TRAINING.get(name, name): value for name, value in numbers.items()}
         if self._likelihood:
-            values["perplexity"] = perplexity(values["train_loss"])
+            values["perplexity"] = metric_names.perplexity(values["train_loss"])
         steps, seconds = self._clock.take()
         if seconds > 0:
             values["samples_per_second"] = (
@@ -141,16 +138,13 @@ def judged_by(history: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     """The newest losses and evaluation results of a trainer's log history (which a resume restores), for a
     checkpoint's line.
     """
-    newest = {name: value for logs in history for name, value in logs.items() if _JUDGED.fullmatch(name)}
-    return {_RENAMED.get(name, name): value for name, value in newest.items()}
-
-
-def perplexity(loss: float) -> float:
-    """exp(loss); infinite where that overflows."""
-    try:
-        return math.exp(loss)
-    except OverflowError:
-        return math.inf
+    newest = {
+        name: value
+        for logs in history
+        for name, value in logs.items()
+        if name == "loss" or metric_names.is_evaluation_result(name)
+    }
+    return {metric_names.TRAINING.get(name, name): value for name, value in newest.items()}
 
 
 def gpu_readings(device: torch.device) -> dict[str, float]:

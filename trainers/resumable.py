@@ -6,7 +6,7 @@ import random
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy
 import torch
@@ -14,9 +14,7 @@ from transformers import Trainer
 
 from trainers.checkpoints import Checkpoint, windows
 from trainers.models.hub import LocalModel
-
-if TYPE_CHECKING:
-    from trainers.samples import Rollout
+from trainers.rollout import Rollout
 
 _REFERENCE = "ref"  #: TRL's name of the adapter that it compares with
 
@@ -65,7 +63,7 @@ class Resumable(Trainer):
         """What a checkpoint of another trainer lacks, in words; nothing where it lacks nothing."""
         return "it has no optimizer, which begins anew" if checkpoint.lacks_optimizer else ""
 
-    def rollouts(self) -> "Sequence[Rollout]":
+    def rollouts(self) -> Sequence[Rollout]:
         """The newest completions of its own that it trained on, where it does such."""
         return ()
 

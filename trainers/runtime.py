@@ -18,11 +18,10 @@ from transformers import PrinterCallback, TrainingArguments
 from transformers.utils import logging
 
 from runfile import Data, Every, Model, RunFile, Source, Split
-from trainers import checkpoints, fingerprint, methods, requirements
-from trainers.callbacks import StepEnds, agreement
-from trainers.checkpoint_interval import Pace
+from trainers import checkpoints, data_report, fingerprint, methods, requirements
+from trainers.callbacks import Pace, StepEnds, agreement
 from trainers.checkpoints import Checkpoint, World
-from trainers.data import loading, report
+from trainers.data import loading
 from trainers.data.disk_rows import Large
 from trainers.environment import Contract
 from trainers.errors import ConfigError, HostError, RewardError
@@ -79,7 +78,7 @@ def train(job: Job, events: EventLog) -> Outcome:
             log.pin(name, value)
         if job.contract.resume_from is None and not isinstance(prepared.train.rows, Large):  # of those it takes minutes
             repeated = any(source.weight > 1 for source in _sources(job.run.data))
-            for remark in report.remarks(prepared.train.rows, repeated=repeated):
+            for remark in data_report.remarks(prepared.train.rows, repeated=repeated):
                 log.message("warning", f"data.train: {remark}")
         trained = fingerprint.of(job.run, prepared.model, prepared.train.digest, prepared.beside.teacher)
         resume, world = _resume(job, log, trained)
@@ -108,12 +107,12 @@ def check(job: Job) -> str:
     at = f" at {prepared.model.revision}" if prepared.model.revision else ""
     folder = hub.tokenizer_folder(prepared.model)
     with _blamed_on("data.train"):
-        made = report.tokens(methods.load(job.run.method), prepared.train.rows, folder, job.run.options)
+        made = data_report.tokens(methods.load(job.run.method), prepared.train.rows, folder, job.run.options)
     return (
         f"{job.run.method} with {type(prepared.args).__name__}: options are good\n"
         f"data: {prepared.train.kind}, {len(prepared.train)} rows{held_out}\n"
         f"model: {prepared.model.path}{at}\n\n"
-        f"{report.report(report.Found(prepared.train.kind, prepared.train.rows), made)}"
+        f"{data_report.report(data_report.Found(prepared.train.kind, prepared.train.rows), made)}"
     )
 
 

@@ -4,7 +4,6 @@ no random number is drawn for them.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
 
@@ -15,17 +14,9 @@ from trainers.data.loading import Rows
 from trainers.events import EventLog
 from trainers.models.generation import Turns, complete, ends_of, tokens_of
 from trainers.resumable import Resumable
+from trainers.rollout import Rollout
 
 _BEGINNING = 32  #: tokens of a row of plain text that the model goes on from
-
-
-@dataclass(frozen=True, slots=True)
-class Rollout:
-    """A completion that was trained on, and what each reward function gave for it; None where one did not judge it."""
-
-    prompt: Turns
-    completion: Turns
-    rewards: Mapping[str, float | None] = field(default_factory=dict)
 
 
 class Show(TrainerCallback):

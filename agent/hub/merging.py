@@ -19,7 +19,7 @@ async def merge(
         *(
             python,
             "-m",
-            "trainers.models.merge",
+            "trainers.merge",
             str(adapter),
             str(into),
             "--run-file",

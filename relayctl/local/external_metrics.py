@@ -1,15 +1,14 @@
 """The curve of a training that ran without Relay, as event lines of the contract, up to a step.
 
 It is in the folder's `events.jsonl`, or in the `log_history` of the Hugging Face Trainer, whose names become those
-that Relay's own trainers give (`trainers.reporting`), so that a run that goes on has one curve. Blocking: call it in a
-thread.
+that Relay's own trainers give (`runfile.metric_names`), so that a run that goes on has one curve. Blocking: call it in
+a thread.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,15 +17,12 @@ from typing import Any
 
 from relayctl.local.external_checkpoints import Foreign, NotImportable, require_inside
 from relayctl.output.format import size
+from runfile import metric_names
 
 EVENTS = "events.jsonl"
 MAX_CURVE = 64 << 20  #: bytes of event lines that a coordinator takes
 MAX_LINE = 256 * 1024
 _KNOWN = ("message", "pin", "sample", "upload_failing")  #: event lines that say nothing of the curve
-_RENAMED = {"loss": "train_loss", "train_tokens_per_second": "tokens_per_second"}
-_AT_THE_END = {"train_loss": "train_loss_mean", "total_flos": "total_flos", "train_runtime": "train_runtime"}
-_EVAL_SPEEDS = ("eval_runtime", "eval_steps_per_second")
-_JUDGED = re.compile(r"eval_(?!.*(per_second|runtime|num_tokens))\w+")
 
 
 @dataclass(slots=True)
@@ -52,7 +48,11 @@ class Curve:
         self.lines.append(line + b"\n")
         for name in values:
             self.metrics[name] = self.metrics.get(name, 0) + 1
-        judged = {name: float(value) for name, value in values.items() if _JUDGED.fullmatch(name) and _finite(value)}
+        judged = {
+            name: float(value)
+            for name, value in values.items()
+            if metric_names.is_evaluation_result(name) and _finite(value)
+        }
         if judged:
             self.judged.setdefault(step, {}).update(judged)
 
@@ -139,7 +139,7 @@ def _judged(checkpoint: Foreign) -> dict[str, float]:
         name: float(value)
         for entry in logs
         for name, value in entry.items()
-        if _JUDGED.fullmatch(name) and _finite(value)
+        if metric_names.is_evaluation_result(name) and _finite(value)
     }
 
 
@@ -147,13 +147,17 @@ def _values(entry: Mapping[str, Any]) -> dict[str, Any]:
     """One entry of a log history, as Relay's own trainers would have reported it."""
     numbers = {name: value for name, value in entry.items() if name != "step" and _is_number(value)}
     if "train_runtime" in numbers:
-        kept = {said: numbers[name] for name, said in _AT_THE_END.items() if name in numbers}
+        kept = {said: numbers[name] for name, said in metric_names.SUMMARY.items() if name in numbers}
         return _said(kept | ({"epoch": numbers["epoch"]} if "epoch" in numbers else {}))
-    values = {_RENAMED.get(name, name): value for name, value in numbers.items() if name not in _EVAL_SPEEDS}
+    values = {
+        metric_names.TRAINING.get(name, name): value
+        for name, value in numbers.items()
+        if name not in metric_names.EVALUATION_SPEEDS
+    }
     if "loss" in numbers:
-        values["perplexity"] = _perplexity(numbers["loss"])
+        values["perplexity"] = metric_names.perplexity(numbers["loss"])
     if "eval_loss" in numbers:
-        values["eval_perplexity"] = _perplexity(numbers["eval_loss"])
+        values["eval_perplexity"] = metric_names.perplexity(numbers["eval_loss"])
     return _said(values)
 
 
@@ -161,13 +165,6 @@ def _said(values: Mapping[str, float]) -> dict[str, Any]:
     """As JSON can say it, which has no NaN."""
     words = {math.inf: "Infinity", -math.inf: "-Infinity"}
     return {name: value if math.isfinite(value) else words.get(value, "NaN") for name, value in values.items()}
-
-
-def _perplexity(loss: float) -> float:
-    try:
-        return math.exp(loss)
-    except OverflowError:
-        return math.inf
 
 
 def _is_number(value: object) -> bool:

@@ -117,7 +117,7 @@ def _free_port() -> int:
 def _rank(contract: Contract, world: dict[str, str], before: Callable[[], object]) -> int:
     import torch
 
-    from trainers.launch import rank
+    from trainers import rank
 
     os.environ |= contract.to_environ() | {
         CONTROL: str(contract.run_file.parent),

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from trainers import plotting
+from trainers import standalone
 from trainers.launch import ranks
 from trainers.launch.control import CONTROL, PROCESSES, Control, Outcome
 
@@ -110,7 +110,7 @@ def test_a_curve_is_that_of_all_attempts(tmp_path: Path) -> None:
             json.dumps({"type": "metric", "step": s, "values": {"loss": attempt + s / 10, "n": "NaN"}}) for s in steps
         ]
         (folder / "events.jsonl").write_text("\n".join(lines) + '\n{"type": "metric", "st')
-    assert plotting.curves(tmp_path) == {"loss": {1: 1.1, 2: 1.2, 3: 2.3, 4: 2.4}}
+    assert standalone.curves(tmp_path) == {"loss": {1: 1.1, 2: 1.2, 3: 2.3, 4: 2.4}}
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from runfile.mistakes import RunFileErrors
 from tests.trainers import attempts
 from tests.trainers.specs import LORA, spec
 from trainers.ppo import estimates, losses
-from trainers.ppo.control import KLControl
+from trainers.ppo.estimates import KLControl
 
 E = math.e
 

@@ -10,7 +10,7 @@ from runfile.mistakes import RunFileErrors
 from tests.trainers import attempts
 from tests.trainers.specs import LORA, REWARDED, spec
 from trainers import samples
-from trainers.samples import Rollout
+from trainers.rollout import Rollout
 
 ASKED = {"samples": {"prompts": 3, "every": 2, "max_new_tokens": 5}}
 SAYS = [{"role": "user", "content": "what?"}]

@@ -37,7 +37,7 @@ def command(processes: int, threads: int, settings: Mapping[str, Any], folder: P
         *(sys.executable, "-m", "trainers.launch.launcher", *several),
         *(["--config_file", str(_configuration(settings, kind, folder))] if settings else []),
         *("--num_processes", str(processes), "--num_machines", "1", "--num_cpu_threads_per_process", str(threads)),
-        *("--mixed_precision", "no", "--dynamo_backend", "no", "--module", "trainers.launch.rank"),
+        *("--mixed_precision", "no", "--dynamo_backend", "no", "--module", "trainers.rank"),
     ]
 
 
@@ -49,7 +49,7 @@ def _configuration(settings: Mapping[str, Any], kind: str | None, folder: Path) 
 
 def check_command() -> list[str]:
     """One process that looks and does not train."""
-    return [sys.executable, "-m", "trainers.launch.rank", "check"]
+    return [sys.executable, "-m", "trainers.rank", "check"]
 
 
 def threads_for(processes: int, environ: Mapping[str, str] = os.environ) -> int:

@@ -5,7 +5,7 @@ distribution over every token of its answer.
 from trl import DistillationConfig, DistillationTrainer
 
 from trainers.methods.method import Method
-from trainers.on_policy import Generating
+from trainers.methods.on_policy import Generating
 
 
 class ResumableDistillation(Generating, DistillationTrainer):

@@ -7,7 +7,7 @@ a checkpoint, so with it a resumed run is not bit for bit the one that was never
 from trl import GRPOConfig, GRPOTrainer
 
 from trainers.methods.method import Method
-from trainers.on_policy import Rewarded
+from trainers.methods.on_policy import Rewarded
 
 
 class ResumableGRPO(Rewarded, GRPOTrainer):

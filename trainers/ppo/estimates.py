@@ -1,5 +1,7 @@
 """What the tokens of a completion were worth. Pure; tensors are (rows, tokens) unless said otherwise."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -54,3 +56,20 @@ def whitened(values: Tensor, mask: Tensor, found: Tensor, *, centered: bool = Tr
     mean, variance = mean_and_variance(found)
     scaled = (values.double() - mean) * torch.rsqrt(variance.clamp(min=0) + 1e-8)
     return torch.where(mask, scaled if centered else scaled + mean, 0.0).to(values.dtype)
+
+
+@dataclass(slots=True)
+class KLControl:
+    """The coefficient. With a `target` (nats per completion) it rises while completions stray further and falls while
+    they stray less: by at most 20 % for every `horizon` completions.
+    """
+
+    coefficient: float
+    target: float | None = None
+    horizon: int = 10_000
+
+    def update(self, kl: float, completions: int) -> None:
+        """Completions strayed by `kl` nats in the mean."""
+        if self.target is not None:
+            error = min(max(kl / self.target - 1, -0.2), 0.2)
+            self.coefficient *= 1 + error * completions / self.horizon

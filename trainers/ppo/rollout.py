@@ -1,8 +1,14 @@
 """Completions of one rollout, with all that is known of them when they have been judged."""
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any, cast
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from trl.data_utils import apply_chat_template, is_conversational
+
+Reward = Callable[..., list[float | None]] | nn.Module
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,3 +49,66 @@ class Buffer:
         per_epoch = self.orders.shape[1] // rows
         epoch, at = divmod(position, per_epoch)
         return self.batch.rows(self.orders[epoch, at * rows : (at + 1) * rows]), self.counts[epoch, at // accumulation]
+
+
+class Judges:
+    """Functions, called as TRL calls them, and sequence classifiers, each with its tokenizer."""
+
+    def __init__(self, rewards: Sequence[Reward], tokenizers: Sequence[Any], device: torch.device) -> None:
+        self._device = device
+        self._tokenizers = list(tokenizers) or [None] * len(rewards)
+        self._rewards = [
+            each.to(device).eval().requires_grad_(False) if isinstance(each, nn.Module) else each for each in rewards
+        ]
+        for reward, tokenizer in zip(rewards, self._tokenizers, strict=True):
+            if isinstance(reward, nn.Module):
+                _fill_alike(reward, tokenizer)
+        self.names = [_name(each) for each in rewards]
+
+    def __call__(
+        self, rows: Sequence[Mapping[str, Any]], completions: list[Any], ids: list[list[int]], state: Any
+    ) -> Tensor:
+        """(rows, rewards); NaN where one has no opinion. `ids` are the completions' tokens."""
+        prompts = [row["prompt"] for row in rows]
+        columns = {name: [row[name] for row in rows] for name in rows[0] if name not in ("prompt", "completion")}
+        given = {"prompts": prompts, "completions": completions, "completion_ids": ids, "trainer_state": state}
+        found = [
+            self._by_model(reward, tokenizer, prompts, completions)
+            if isinstance(reward, nn.Module)
+            else self._by_function(reward, {**given, **columns})
+            for reward, tokenizer in zip(self._rewards, self._tokenizers, strict=True)
+        ]
+        return torch.stack(found, dim=1)
+
+    def named(self, values: Sequence[float]) -> dict[str, float | None]:
+        """One row's, by name; None where one had no opinion."""
+        return {name: None if value != value else value for name, value in zip(self.names, values, strict=True)}
+
+    def _by_function(self, reward: Callable[..., list[float | None]], given: Mapping[str, Any]) -> Tensor:
+        values = [float("nan") if value is None else value for value in reward(**given)]
+        return torch.tensor(values, dtype=torch.float32, device=self._device)
+
+    def _by_model(self, scorer: nn.Module, tokenizer: Any, prompts: list[Any], completions: list[Any]) -> Tensor:
+        if is_conversational({"prompt": prompts[0]}):
+            pairs = [{"messages": [*prompt, *said]} for prompt, said in zip(prompts, completions, strict=True)]
+            texts = [apply_chat_template(each, tokenizer)["text"] for each in pairs]
+        else:
+            texts = [prompt + said for prompt, said in zip(prompts, completions, strict=True)]
+        asked = tokenizer(
+            text=texts, return_tensors="pt", padding=True, padding_side="right", add_special_tokens=False
+        ).to(self._device)
+        return cast(Tensor, scorer(**asked).logits[:, 0].float())
+
+
+def _fill_alike(scorer: Any, tokenizer: Any) -> None:
+    """A classifier finds the last token of a text by what its tokenizer fills up with, and may know another or none."""
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    scorer.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+
+
+def _name(reward: Any) -> str:
+    """What its curve is called."""
+    if isinstance(reward, nn.Module):
+        return str(cast(Any, reward).config._name_or_path).rpartition("/")[2]
+    return str(reward.__name__)

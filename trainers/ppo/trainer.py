@@ -20,12 +20,10 @@ from trainers.checkpoints import Checkpoint
 from trainers.models.generation import Turns, complete, ends_of, said, tokens_of
 from trainers.ppo import estimates, losses, policy
 from trainers.ppo.config import PPOConfig
-from trainers.ppo.control import KLControl
-from trainers.ppo.judges import Judges, Reward
-from trainers.ppo.notes import Notes, windows
-from trainers.ppo.rollout import Batch, Buffer
+from trainers.ppo.metrics import Notes, windows
+from trainers.ppo.rollout import Batch, Buffer, Judges, Reward
 from trainers.resumable import Resumable
-from trainers.samples import Rollout
+from trainers.rollout import Rollout
 
 Row = dict[str, Any]
 
@@ -70,7 +68,7 @@ class PPOTrainer(Resumable):
                 f"num_mini_batches x processes), and there are {len(train_dataset)}"
             )
         self._metrics = windows()
-        self._control = KLControl(args.kl_coef, args.kl_target, args.kl_horizon)
+        self._control = estimates.KLControl(args.kl_coef, args.kl_target, args.kl_horizon)
         self._buffer: Buffer | None = None
         self._position = 0  #: micro-batches taken, of all rollouts
         self._newest: list[Rollout] = []

@@ -115,7 +115,8 @@ def test_a_hub_that_is_away_is_the_hosts_fault(hub_run: dict[str, Any], tmp_path
 ASK = """
 import json, sys
 from runfile import Model, Source
-from trainers import errors, hub
+from trainers import errors
+from trainers.models import hub
 
 def model(name, revision=None, pins={}):
     return str(hub.local(hub.model_source(Model(name_or_path=name, revision=revision), pins)).folder)

@@ -65,7 +65,7 @@ def folder(tiny_model: Path, tmp_path: Path) -> Path:
 @pytest.mark.slow
 def test_a_merged_model_gives_the_logits_of_the_unmerged_one(folder: Path) -> None:
     before = digests(folder / "adapter")
-    done = python("-m", "trainers.models.merge", "adapter", "merged", "--run-file", "run.json", cwd=folder)
+    done = python("-m", "trainers.merge", "adapter", "merged", "--run-file", "run.json", cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "largest difference of a logit" in done.stdout and "on 4 rows" in done.stdout
     checked = python("-c", LOGITS, "model", "adapter", "merged", cwd=folder)
@@ -73,7 +73,7 @@ def test_a_merged_model_gives_the_logits_of_the_unmerged_one(folder: Path) -> No
     assert digests(folder / "adapter") == before
     assert (folder / "merged" / "tokenizer.json").is_file() and not (folder / "merged" / "adapter_config.json").exists()
 
-    over = python("-m", "trainers.models.merge", "adapter", "adapter", "--run-file", "run.json", cwd=folder)
+    over = python("-m", "trainers.merge", "adapter", "adapter", "--run-file", "run.json", cwd=folder)
     assert over.returncode == 1 and "would be overwritten" in over.stdout
     assert digests(folder / "adapter") == before
 
@@ -88,7 +88,7 @@ def test_a_reward_models_adapter_is_merged_with_its_head(folder: Path) -> None:
     script = script.replace("LoraConfig(r=4, target", 'LoraConfig(task_type="SEQ_CLS", r=4, target')
     made = python("-c", script, "model", "scoring", cwd=folder)
     assert made.returncode == 0, made.stderr
-    done = python("-m", "trainers.models.merge", "scoring", "merged", "--run-file", "run.json", cwd=folder)
+    done = python("-m", "trainers.merge", "scoring", "merged", "--run-file", "run.json", cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "on 4 rows" in done.stdout
     config = json.loads((folder / "merged" / "config.json").read_text())
@@ -98,7 +98,7 @@ def test_a_reward_models_adapter_is_merged_with_its_head(folder: Path) -> None:
 def test_a_model_that_is_another_is_refused() -> None:
     check = """
 import torch
-from trainers.models.merge import NotTheSame, compare
+from trainers.merge import NotTheSame, compare
 one = [torch.zeros(2, 3)]
 print(compare(one, [torch.full((2, 3), 1e-6)], torch.float32))
 for wrong in (0.5, float("nan")):

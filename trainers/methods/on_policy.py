@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from trainers.errors import ConfigError
 from trainers.resumable import Resumable
-from trainers.samples import Rollout
+from trainers.rollout import Rollout
 
 #: What TRL's adaptive entropy bonus keeps between steps.
 _ENTROPY = ("entropy_coef", "_last_world_entropy", "_entropy_window_stats")

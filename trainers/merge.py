@@ -1,4 +1,4 @@
-"""`python -m trainers.models.merge ADAPTER INTO --run-file run.json` merges an adapter into its base, and checks it.
+"""`python -m trainers.merge ADAPTER INTO --run-file run.json` merges an adapter into its base, and checks it.
 
 The sums are done in float32 and stored in the base model's own type. The merged model, read back, must give the logits
 of the unmerged one on rows of the run's own data, as far as that type can tell them apart. The adapter is only read.
@@ -137,7 +137,7 @@ def _end_with_stdin() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m trainers.models.merge", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m trainers.merge", description=__doc__)
     parser.add_argument("adapter", type=Path, help="a run's result, or a checkpoint")
     parser.add_argument("into", type=Path, help="a folder for the merged model")
     parser.add_argument("--until-stdin-ends", action="store_true", help="end when whoever started it has")

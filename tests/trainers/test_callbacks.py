@@ -3,7 +3,7 @@
 import pytest
 
 from runfile import Every
-from trainers.checkpoint_interval import Pace
+from trainers.callbacks import Pace
 
 
 class Clock:
