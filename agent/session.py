@@ -214,8 +214,8 @@ class Session:
             message = await line.receive()
             self._contact.heard()
             match message.WhichOneof("message"):
-                case "beat":
-                    if self._hear(wire.beat(message.beat)):
+                case "heartbeat_reply":
+                    if self._hear(wire.beat(message.heartbeat_reply)):
                         renew()
                 case "wait":
                     self._standing = self._standing.waited(message.wait.heartbeat_sequence)

@@ -111,7 +111,7 @@ class Supervisor:
             self._attempts[lease].drop()
         for lease in sorted(todo.stop):
             wish = beat.wishes[lease]
-            self._attempts[lease].stop(Order(Stop.WISHED, wish.grace, wish.reason.name.lower()))
+            self._attempts[lease].stop(Order(Stop.REQUESTED, wish.grace, wish.reason.name.lower()))
         for lease in sorted(todo.start):
             work = beat.wishes[lease].work
             assert isinstance(work, Assignment)
@@ -120,7 +120,7 @@ class Supervisor:
             elif not self._busy(work.slots):  # a later beat names it again
                 self._begin(work)
         for lease in sorted(todo.decline):
-            self._decline(lease, Stop.WISHED)
+            self._decline(lease, Stop.REQUESTED)
         self._pass_on_trust()
         return standing
 

@@ -22,15 +22,15 @@ from storage.base import Place
 INTERNAL = 13  #: google.rpc.Code of failures that are data, not of RPCs
 
 
-def beat(message: pb.Beat) -> Beat:
+def beat(message: pb.HeartbeatReply) -> Beat:
     """What a beat says."""
     wishes = {each.lease: _wish(each) for each in message.leases}
-    return Beat(message.session_id, message.wish_version, message.heartbeat_sequence, wishes)
+    return Beat(message.session_id, message.desired_version, message.heartbeat_sequence, wishes)
 
 
-def _wish(message: pb.WishedLease) -> Wish:
+def _wish(message: pb.DesiredLease) -> Wish:
     return Wish(
-        run=message.wish == pb.WishedLease.RUN,
+        run=message.action == pb.DesiredLease.RUN,
         reason=StopReason(min(int(message.reason), max(StopReason))),  # what we do not know is sharper
         grace=message.grace.ToTimedelta().total_seconds(),
         work=Assignment(message.lease, message.assignment) if message.HasField("assignment") else None,
@@ -137,13 +137,13 @@ class Assignment:
 
     def save(self, path: Path) -> None:
         """Keep it for an agent that comes after this one."""
-        held = pb.WishedLease(lease=self.lease, assignment=self.message)
+        held = pb.DesiredLease(lease=self.lease, assignment=self.message)
         write_atomically(path, held.SerializeToString())
 
     @classmethod
     def load(cls, path: Path) -> Assignment:
         """What `save` kept; ValueError or OSError when it is not there."""
-        held = pb.WishedLease()
+        held = pb.DesiredLease()
         try:
             held.ParseFromString(path.read_bytes())
         except DecodeError as error:

@@ -70,7 +70,7 @@ class Outcome(StrEnum):
 class Cause(StrEnum):
     """Why a trainer was stopped."""
 
-    WISHED = "wished"
+    REQUESTED = "requested"
     LEAVING = "leaving"
     TRUST_LOST = "trust_lost"
 
@@ -162,7 +162,7 @@ class Ended:
     """The lease ended. `cause` matters for a stop, `permanent` for a failure."""
 
     outcome: Outcome
-    cause: Cause = Cause.WISHED
+    cause: Cause = Cause.REQUESTED
     permanent: bool = False
     reason: str = ""
 
@@ -253,7 +253,7 @@ def _lapse_for_good(status: Status, _: Lapsed) -> Change:
 def _end(status: Status, event: Ended) -> Change:
     """The lease's end: success counts whatever was wanted, then the wish, then the budgets."""
     outcome, reason = event.outcome, event.reason
-    if outcome is Outcome.STOPPED and event.cause is Cause.WISHED and status.stop is None:
+    if outcome is Outcome.STOPPED and event.cause is Cause.REQUESTED and status.stop is None:
         outcome, reason = Outcome.FAULTED, reason or "stopped though nobody had asked"
     failures = status.failures + (outcome is Outcome.FAILED)
     faults = status.faults + (outcome is Outcome.FAULTED)

@@ -142,7 +142,7 @@ class Assignment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WishedLease:
+class DesiredLease:
     """What is wished of one place. `stop` is None to run; `assignment` is there until the agent reports the lease."""
 
     lease_id: UUID
@@ -162,7 +162,7 @@ class Wish:
     agent: str
     session_id: UUID | None
     version: int
-    leases: tuple[WishedLease, ...]
+    leases: tuple[DesiredLease, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +215,7 @@ class Completion:
     node: int
     outcome: Outcome
     digest: str
-    cause: Cause = Cause.WISHED
+    cause: Cause = Cause.REQUESTED
     permanent: bool = False
     error: Mapping[str, Any] | None = None
     output: Mapping[str, Any] | None = None

@@ -9,13 +9,14 @@ import argparse
 import filecmp
 import subprocess
 import sys
-import sysconfig
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from google.rpc import status_pb2
+
 ROOT = Path(__file__).parent
-LIBRARIES = sysconfig.get_path("purelib")  # google/rpc/*.proto come with googleapis-common-protos
+LIBRARIES = Path(status_pb2.__file__).parents[2]  # googleapis-common-protos brings google/rpc/*.proto
 SCRIPTS = Path(sys.executable).parent  # where the environment keeps mypy-protobuf's plugins
 
 

@@ -188,7 +188,7 @@ class Attempt:
             if self._shim is None:
                 await unless(self._orders.stopped, self._begin(run, beside))
             if self._shim is None:
-                return stopped(self._orders.stop.cause if self._orders.stop else Stop.WISHED)
+                return stopped(self._orders.stop.cause if self._orders.stop else Stop.REQUESTED)
             self._means.spool.add(self.sources.values())
             stored = publishing(self._means, self.assignment, run, self._patience)
             self._hub = hub = on_the_hub(self._means, self.assignment, run, self._folder, self._journal)
@@ -305,7 +305,7 @@ class Attempt:
                 await self._hub.finish(result, RESULT)
             case Stop.LEAVING:
                 await self._hub.finish(None, LEAVING)
-            case Stop.WISHED | Cause():
+            case Stop.REQUESTED | Cause():
                 await self._hub.finish(None, STOPPING)
 
     async def _stored(self) -> int | None:

@@ -31,7 +31,11 @@ RECORDS = 60.0  #: seconds that an attempt's logs may take on their way to a sto
 #: Waits for what the coordinator must have before the end; the newest step that is registered then.
 First = Callable[[], Awaitable[int | None]]
 
-_CAUSES = {Stop.WISHED: pb.Stopped.WISHED, Stop.LEAVING: pb.Stopped.LEAVING, Stop.TRUST_LOST: pb.Stopped.TRUST_LOST}
+_CAUSES = {
+    Stop.REQUESTED: pb.Stopped.REQUESTED,
+    Stop.LEAVING: pb.Stopped.LEAVING,
+    Stop.TRUST_LOST: pb.Stopped.TRUST_LOST,
+}
 
 
 def stopped(cause: Stop) -> pb.CompleteLeaseRequest:
@@ -146,7 +150,7 @@ async def _complete(
     lengths = [await asyncio.to_thread(final_length, source.path, lines=source.lines) for source in sources]
     outcome.lease, outcome.node = assignment.lease, assignment.node
     for source, length in zip(sources, lengths, strict=True):
-        outcome.final.add(node=source.node, source=source.name, offset=length)
+        outcome.final_cursors.add(node=source.node, source=source.name, offset=length)
     while True:
         for source, length in zip(sources, lengths, strict=True):
             await source.stored(length)

@@ -44,7 +44,7 @@ _TELLING = (
 class Stop(enum.IntEnum):
     """Why a trainer was stopped, in the contract's numbers; a blunter reason never replaces a sharper one."""
 
-    WISHED = 1
+    REQUESTED = 1
     LEAVING = 2
     TRUST_LOST = 3
 

@@ -186,7 +186,7 @@ class Publisher:
             size=manifest.size,
             files=len(manifest.files),
             metrics=saved.metrics,
-            after=[pb.Cursor(node=self._assignment.node, source=saved.source, offset=saved.end)],
+            required_cursors=[pb.Cursor(node=self._assignment.node, source=saved.source, offset=saved.end)],
             copies=[runs_pb2.Copy(store="host", uri=f"host://{self._agent}")],
         )
         while True:

@@ -106,7 +106,7 @@ class Removals:
         """Ask and remove once; whether there may be more."""
         left = await asyncio.to_thread(self._left)
         sealed = [pb.SealedCheckpoint(lease=lease, step=step) for lease, step in left][:ASKED]
-        ask = pb.ListRemovalsRequest(agent=self.agent, session_id=self._session_id, scarce=scarce, sealed=sealed)
+        ask = pb.ListRemovalsRequest(agent=self.agent, session_id=self._session_id, disk_low=scarce, sealed=sealed)
         listed = await insist(
             self.contact,
             lambda: self.stub.ListRemovals(ask, metadata=self.coordinator.metadata, timeout=CALL_TIMEOUT),

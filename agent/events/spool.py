@@ -167,7 +167,7 @@ class Spool:
                 source=source.name,
                 offset=stretch.offset,
                 data=stretch.data,
-                skipped=stretch.skipped,
+                skipped_bytes=stretch.skipped,
             )
         )
 

@@ -59,7 +59,7 @@ async def create(db: Database, blobs: Blobs, wanted: Import, ttl: float) -> Crea
     return await placed(db, checked, run_id, created, ttl)
 
 
-def steps_going(wanted: Import, spec: Mapping[str, Any]) -> list[int]:
+def steps_to_remove(wanted: Import, spec: Mapping[str, Any]) -> list[int]:
     """Steps of the checkpoints that go as soon as the run goes on."""
     now = time.time()
     found = [

@@ -81,7 +81,7 @@ class AgentsService(agents_pb2_grpc.AgentsServicer):
 
     async def ListRemovals(self, request: pb.ListRemovalsRequest, context: _Context) -> pb.ListRemovalsResponse:
         agent, session_id = requests.agent_name(request.agent), requests.session_id(request.session_id)
-        found = await retention.removals(self._db, agent, session_id, self._timing.ttl, scarce=request.scarce)
+        found = await retention.removals(self._db, agent, session_id, self._timing.ttl, scarce=request.disk_low)
         sealed = requests.sealed(request.sealed)
         orphans = set(await retention.orphans(self._db, list(sealed), self._timing.ttl)) if sealed else ()
         return pb.ListRemovalsResponse(

@@ -45,11 +45,11 @@ async def _read(
 def _stretch(request: pb.AppendEventsRequest) -> Stretch:
     if request.source not in requests.SOURCES:
         raise InvalidRequest(f"{request.source[:50]!r} is not a source: {', '.join(requests.SOURCES)}")
-    if min(request.node, request.offset, request.skipped) < 0 or request.offset + request.skipped >= 2**62:
+    if min(request.node, request.offset, request.skipped_bytes) < 0 or request.offset + request.skipped_bytes >= 2**62:
         raise InvalidRequest("node, offset and skipped are not negative, and not beyond any file")
     lease_id = requests.lease_id(request.lease)
     run_id = request.lease.split("/")[1]
-    return Stretch(run_id, lease_id, request.node, request.source, request.offset, request.data, request.skipped)
+    return Stretch(run_id, lease_id, request.node, request.source, request.offset, request.data, request.skipped_bytes)
 
 
 def _response(request: pb.AppendEventsRequest, answer: Answer) -> pb.AppendEventsResponse:

@@ -234,7 +234,7 @@ def new_checkpoint(request: agents_pb2.RegisterCheckpointRequest) -> NewCheckpoi
         size=request.size,
         files=request.files,
         metrics=_finite(request.metrics),
-        after=cursors(request.after),
+        after=cursors(request.required_cursors),
         copies=tuple(copy(item) for item in request.copies),
     )
 
@@ -252,7 +252,7 @@ def completion(request: agents_pb2.CompleteLeaseRequest) -> Completion:
 
 def _outcome(request: agents_pb2.CompleteLeaseRequest) -> Completion:
     digest = hashlib.sha256(request.SerializeToString(deterministic=True)).hexdigest()
-    final = cursors(request.final)
+    final = cursors(request.final_cursors)
     match request.WhichOneof("outcome"):
         case "succeeded":
             message = request.succeeded
@@ -280,7 +280,7 @@ def _outcome(request: agents_pb2.CompleteLeaseRequest) -> Completion:
 
 def _cause(message: agents_pb2.Stopped) -> Cause:
     stopped = agents_pb2.Stopped
-    return {stopped.LEAVING: Cause.LEAVING, stopped.TRUST_LOST: Cause.TRUST_LOST}.get(message.cause, Cause.WISHED)
+    return {stopped.LEAVING: Cause.LEAVING, stopped.TRUST_LOST: Cause.TRUST_LOST}.get(message.cause, Cause.REQUESTED)
 
 
 def output(message: runs_pb2.Output) -> dict[str, Any]:

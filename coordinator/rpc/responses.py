@@ -13,16 +13,16 @@ from coordinator.sessions import Told, Waiting, Welcomed
 from coordinator.store.planning import host, trouble
 from coordinator.store.queries import AgentView, AttemptView, RunView
 from coordinator.store.runs import Order
-from coordinator.values import Assignment, CheckpointView, LeaseRecord, Removal, WishedLease
+from coordinator.values import Assignment, CheckpointView, DesiredLease, LeaseRecord, Removal
 from relay.timing import LeaseTiming
 from relay.v1 import agents_pb2, fleet_pb2, runs_pb2
 
 STOP_GRACE = 60.0  #: seconds that a trainer has to save before it is killed
 
 _STOPS = {
-    "preempt": agents_pb2.WishedLease.PREEMPT,
-    "pause": agents_pb2.WishedLease.PAUSE,
-    "cancel": agents_pb2.WishedLease.CANCEL,
+    "preempt": agents_pb2.DesiredLease.PREEMPT,
+    "pause": agents_pb2.DesiredLease.PAUSE,
+    "cancel": agents_pb2.DesiredLease.CANCEL,
 }
 
 
@@ -135,15 +135,15 @@ def checkpoint(view: CheckpointView) -> runs_pb2.Checkpoint:
         pinned=view.pinned,
         pin_reason=view.pin_reason,
         remove_time=requests.timestamp(view.remove_time),
-        goes_because=view.remove_reason,
+        remove_reason=view.remove_reason,
     )
 
 
 def judged(view: CheckpointView, decision: Decision[UUID]) -> runs_pb2.Checkpoint:
     """A checkpoint, and why it stays or goes."""
     message = checkpoint(view)
-    message.kept_because.extend(decision.stays.get(view.id, ()))
-    message.goes_because = view.remove_reason or decision.goes.get(view.id, "")
+    message.keep_reasons.extend(decision.stays.get(view.id, ()))
+    message.remove_reason = view.remove_reason or decision.goes.get(view.id, "")
     return message
 
 
@@ -189,26 +189,26 @@ def told(message: Told | Waiting) -> agents_pb2.SessionResponse:
         wait = agents_pb2.Wait(heartbeat_sequence=message.sequence, reason=message.reason)
         return agents_pb2.SessionResponse(wait=wait)
     wish = message.wish
-    beat = agents_pb2.Beat(
+    beat = agents_pb2.HeartbeatReply(
         session_id=str(wish.session_id),
-        wish_version=wish.version,
+        desired_version=wish.version,
         heartbeat_sequence=message.sequence,
         leases=[_wished(lease) for lease in wish.leases],
     )
-    return agents_pb2.SessionResponse(beat=beat)
+    return agents_pb2.SessionResponse(heartbeat_reply=beat)
 
 
-def _wished(lease: WishedLease) -> agents_pb2.WishedLease:
-    return agents_pb2.WishedLease(
+def _wished(lease: DesiredLease) -> agents_pb2.DesiredLease:
+    return agents_pb2.DesiredLease(
         lease=requests.lease_name(lease.run_id, lease.lease_id),
-        wish=agents_pb2.WishedLease.STOP if lease.stop else agents_pb2.WishedLease.RUN,
-        reason=_STOPS[lease.stop] if lease.stop else agents_pb2.WishedLease.STOP_REASON_UNSPECIFIED,
+        action=agents_pb2.DesiredLease.STOP if lease.stop else agents_pb2.DesiredLease.RUN,
+        reason=_STOPS[lease.stop] if lease.stop else agents_pb2.DesiredLease.STOP_REASON_UNSPECIFIED,
         grace=requests.duration(STOP_GRACE) if lease.stop else None,
         assignment=_assignment(lease, lease.assignment) if lease.assignment else None,
     )
 
 
-def _assignment(lease: WishedLease, assignment: Assignment) -> agents_pb2.Assignment:
+def _assignment(lease: DesiredLease, assignment: Assignment) -> agents_pb2.Assignment:
     stops = lease.policy is Policy.STOP
     return agents_pb2.Assignment(
         run=f"runs/{lease.run_id}",
@@ -258,4 +258,4 @@ def _agent_state(why: str) -> fleet_pb2.Agent.State.ValueType:
     state = fleet_pb2.Agent
     if not why:
         return state.READY
-    return {"is silent": state.SILENT, "is leaving": state.LEAVING}.get(why, state.NOT_READY)
+    return {"is unreachable": state.UNREACHABLE, "is leaving": state.LEAVING}.get(why, state.NOT_READY)

@@ -53,7 +53,7 @@ class RunsService(runs_pb2_grpc.RunsServicer):
             created=done.created,
             agents_ready=done.agents_ready,
             placement=done.placement,
-            steps_going=imports.steps_going(wanted, done.order.spec),
+            steps_to_remove=imports.steps_to_remove(wanted, done.order.spec),
         )
 
     async def _created(self, request: pb.CreateRunRequest | pb.ImportRunRequest, done: commands.Created) -> pb.Run:

@@ -12,13 +12,13 @@ import asyncpg
 from coordinator.lifecycle import Policy, StopReason
 from coordinator.store import checkpoints, leases
 from coordinator.store.statement import statement
-from coordinator.values import Assignment, LeaseRecord, Wish, WishedLease
+from coordinator.values import Assignment, DesiredLease, LeaseRecord, Wish
 
 
 async def read(conn: asyncpg.Connection, agents: Sequence[str]) -> dict[str, Wish]:
     """The whole wish of each agent, as one snapshot; of an agent that this database does not know, no session."""
     rows = await wished(conn, agents)
-    wished_of: defaultdict[str, list[WishedLease]] = defaultdict(list)
+    wished_of: defaultdict[str, list[DesiredLease]] = defaultdict(list)
     heads: dict[str, tuple[UUID | None, int]] = dict.fromkeys(agents, (None, 0))
     heads |= {row["name"]: (row["session_id"], row["wish_version"]) for row in rows}
     for row in rows:
@@ -47,8 +47,8 @@ async def wished(conn: asyncpg.Connection, agents: Sequence[str]) -> Sequence[Ma
     return rows
 
 
-def _wished(row: Mapping[str, Any], assignment: Assignment | None) -> WishedLease:
-    return WishedLease(
+def _wished(row: Mapping[str, Any], assignment: Assignment | None) -> DesiredLease:
+    return DesiredLease(
         lease_id=row["lease_id"],
         run_id=row["run_id"],
         attempt=row["attempt"],

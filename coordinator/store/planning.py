@@ -147,7 +147,7 @@ def host(row: Mapping[str, Any]) -> Host:
 def trouble(row: Mapping[str, Any]) -> str:
     """Why an agent takes no work, in words; empty when it does."""
     if row["session_id"] is None or row["disconnect_time"] is not None or row["quiet"]:
-        return "is silent"
+        return "is unreachable"
     if row["leaving"]:
         return "is leaving"
     if not row["ready"]:

@@ -196,7 +196,7 @@ def _status_words(found: Found) -> str:
 
 def _stays_words(prepared: Prepared, checked: pb.ImportRunResponse) -> str:
     """What the run file will let go, and how to keep it."""
-    keep, going = prepared.submission.runfile.checkpoint.keep, checked.steps_going
+    keep, going = prepared.submission.runfile.checkpoint.keep, checked.steps_to_remove
     kept = f"the run file keeps {views.keep_words(keep)}"
     if not going:
         return f"all of it while it rests; then {kept}, those that the run saves itself included"

@@ -70,7 +70,7 @@ async def push(client: RelayClient, point: str, to: str, terminal: Terminal, *, 
     check_target(to)
     checkpoint = await copies.complete(client, point)
     if checkpoint.HasField("remove_time"):
-        raise CheckpointRemoved(f"the checkpoint of step {checkpoint.step} has been let go: {checkpoint.goes_because}")
+        raise CheckpointRemoved(f"the checkpoint of step {checkpoint.step} has been let go: {checkpoint.remove_reason}")
     run = await client.run(checkpoint.name.split("/")[1])
     spec = json_format.MessageToDict(run.spec)
     with byte_bars(terminal) as bars, telling(to):

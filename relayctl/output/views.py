@@ -219,11 +219,11 @@ def standing_of(checkpoint: pb.Checkpoint) -> str:
     """Why a checkpoint stays, or that it goes, and why."""
     if checkpoint.HasField("remove_time"):
         left = any(part.copies for part in checkpoint.parts)
-        return f"{'going' if left else 'gone'}: {checkpoint.goes_because}"
-    if checkpoint.goes_because:
-        return f"goes next: {checkpoint.goes_because}"
+        return f"{'going' if left else 'gone'}: {checkpoint.remove_reason}"
+    if checkpoint.remove_reason:
+        return f"goes next: {checkpoint.remove_reason}"
     pin = f"pinned: {printable(checkpoint.pin_reason)}" if checkpoint.pin_reason else "pinned"
-    reasons = [pin if reason == "pinned" else reason for reason in checkpoint.kept_because]
+    reasons = [pin if reason == "pinned" else reason for reason in checkpoint.keep_reasons]
     return ", ".join([*(["off the curve"] if checkpoint.superseded else []), *reasons])
 
 

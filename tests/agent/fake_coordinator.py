@@ -42,8 +42,8 @@ class Lease:
 
     name: str
     assignment: pb.Assignment
-    wish: pb.WishedLease.Wish.ValueType = pb.WishedLease.RUN
-    reason: pb.WishedLease.StopReason.ValueType = pb.WishedLease.STOP_REASON_UNSPECIFIED
+    action: pb.DesiredLease.Action.ValueType = pb.DesiredLease.RUN
+    reason: pb.DesiredLease.StopReason.ValueType = pb.DesiredLease.STOP_REASON_UNSPECIFIED
     grace: float = 5.0
     held: bool = False
     started: pb.StartAttemptRequest = field(default_factory=pb.StartAttemptRequest)
@@ -103,7 +103,7 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
         self.storing = True  # the artifact store takes uploads
         self.removals: list[pb.Removal] = []  # copies that are to go
         self.orphans: set[tuple[str, int]] = set()  # checkpoints by lease and step that nobody will ask for
-        self.scarce = 0  # times that the host said that its disk is low
+        self.disk_low = 0  # times that the host said that its disk is low
         self.refused_calls: dict[str, RelayError] = {}  # what the methods of these names answer
         self.meant: set[object] = set()  # deployments that calls under a lease were meant for
         self._version = 0
@@ -129,7 +129,7 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
         return made
 
     async def stop(self, lease: Lease, *, grace: float = 5.0) -> None:
-        lease.wish, lease.reason, lease.grace = pb.WishedLease.STOP, pb.WishedLease.CANCEL, grace
+        lease.action, lease.reason, lease.grace = pb.DesiredLease.STOP, pb.DesiredLease.CANCEL, grace
         await self._wish()
 
     async def end(self, lease: Lease) -> None:
@@ -188,7 +188,7 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
             try:
                 while (sequence := await outgoing.get()) >= 0:
                     if self.answering:
-                        yield pb.SessionResponse(beat=self._beat(session, sequence))
+                        yield pb.SessionResponse(heartbeat_reply=self._beat(session, sequence))
             finally:
                 for task in tasks:
                     task.cancel()
@@ -232,15 +232,15 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
             ],
         )
 
-    def _beat(self, session: str, sequence: int) -> pb.Beat:
-        return pb.Beat(
+    def _beat(self, session: str, sequence: int) -> pb.HeartbeatReply:
+        return pb.HeartbeatReply(
             session_id=session,
-            wish_version=self._version,
+            desired_version=self._version,
             heartbeat_sequence=sequence,
             leases=[
-                pb.WishedLease(
+                pb.DesiredLease(
                     lease=lease.name,
-                    wish=lease.wish,
+                    action=lease.action,
                     reason=lease.reason,
                     grace=duration(lease.grace),
                     assignment=None if lease.held else lease.assignment,
@@ -291,7 +291,7 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
         stored = lease.sources.setdefault(request.source, bytearray())
         if request.offset > len(stored):
             raise OffsetGap(expected=str(len(stored)))
-        new = (request.data + b"\0" * request.skipped)[len(stored) - request.offset :]
+        new = (request.data + b"\0" * request.skipped_bytes)[len(stored) - request.offset :]
         lease.taken += bool(new)
         stored += new
         return len(stored)
@@ -302,7 +302,7 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
         lease = await self._current(request.lease, context, "RegisterCheckpoint")
         if not lease.starts:
             await fail(context, StartMissing())
-        for cursor in request.after:
+        for cursor in request.required_cursors:
             if len(lease.sources.get(cursor.source, b"")) < cursor.offset:
                 await fail(context, EventsMissing())
         part = runs_pb2.CheckpointPart(
@@ -318,7 +318,7 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
     async def ListRemovals(self, request: pb.ListRemovalsRequest, context: Context) -> pb.ListRemovalsResponse:
         if refusal := self.refused_calls.get("ListRemovals"):
             await fail(context, refusal)
-        self.scarce += request.scarce
+        self.disk_low += request.disk_low
         await self._happened()
         orphans = [each for each in request.sealed if (each.lease, each.step) in self.orphans]
         return pb.ListRemovalsResponse(removals=self.removals, orphans=orphans)
@@ -336,7 +336,7 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
 
     async def CompleteLease(self, request: pb.CompleteLeaseRequest, context: Context) -> pb.CompleteLeaseResponse:
         lease = await self._current(request.lease, context, "CompleteLease")
-        for cursor in request.final:
+        for cursor in request.final_cursors:
             if len(lease.sources.get(cursor.source, b"")) < cursor.offset:
                 await fail(context, EventsMissing())
         lease.outcome = request

@@ -30,7 +30,7 @@ class ScriptedAgent:
         self.held: dict[str, pb.HeldLease] = {}
         self.readiness = pb.Readiness(ready=True)
         self.deployment = ""
-        self.beats: list[pb.Beat] = []
+        self.beats: list[pb.HeartbeatReply] = []
         self._sequence = 0
         self._call: Any = None
 
@@ -45,7 +45,7 @@ class ScriptedAgent:
         await self._call.write(pb.SessionRequest(hello=message))
         return (await self._read()).welcome
 
-    async def beat(self) -> pb.Beat:
+    async def beat(self) -> pb.HeartbeatReply:
         """Sends a heartbeat; the beat that answers it."""
         await self._send()
         return await self.until(lambda beat: beat.heartbeat_sequence == self._sequence)
@@ -58,41 +58,41 @@ class ScriptedAgent:
     async def wait(self) -> bool:
         """Sends a heartbeat; True once the coordinator says that it cannot answer this one."""
         await self._send()
-        while (response := await self._read()).WhichOneof("message") == "beat":
-            assert response.beat.heartbeat_sequence == 0, "it was answered"
+        while (response := await self._read()).WhichOneof("message") == "heartbeat_reply":
+            assert response.heartbeat_reply.heartbeat_sequence == 0, "it was answered"
         return response.wait.heartbeat_sequence == self._sequence
 
     async def _send(self) -> None:
         self._sequence += 1
         await self.say(self._sequence, *self.held.values())
 
-    async def until(self, wanted: Callable[[pb.Beat], bool]) -> pb.Beat:
+    async def until(self, wanted: Callable[[pb.HeartbeatReply], bool]) -> pb.HeartbeatReply:
         """Reads beats until one is as wanted."""
         while True:
             response = await self._read()
-            assert response.WhichOneof("message") == "beat", response
-            self.beats.append(response.beat)
-            if wanted(response.beat):
-                return response.beat
+            assert response.WhichOneof("message") == "heartbeat_reply", response
+            self.beats.append(response.heartbeat_reply)
+            if wanted(response.heartbeat_reply):
+                return response.heartbeat_reply
 
-    async def assigned(self) -> pb.WishedLease:
+    async def assigned(self) -> pb.DesiredLease:
         """The first lease that is wished of it and that it does not list, as soon as a beat brings it."""
         beat = await self.until(lambda beat: any(lease.lease not in self.held for lease in beat.leases))
         return next(lease for lease in beat.leases if lease.lease not in self.held)
 
-    async def next_lease(self) -> pb.WishedLease:
+    async def next_lease(self) -> pb.DesiredLease:
         """Sends a heartbeat; the lease that is assigned with its answer or soon after."""
         beat = await self.beat()
         return next((lease for lease in beat.leases if lease.lease not in self.held), None) or await self.assigned()
 
-    async def take(self) -> pb.WishedLease:
+    async def take(self) -> pb.DesiredLease:
         """Takes up what is assigned, says so, and starts anew."""
         wished = await self.assigned()
         self.hold(wished)
         await self.beat()
         return wished
 
-    def hold(self, wished: pb.WishedLease, phase: pb.HeldLease.Phase.ValueType = pb.HeldLease.RUNNING) -> None:
+    def hold(self, wished: pb.DesiredLease, phase: pb.HeldLease.Phase.ValueType = pb.HeldLease.RUNNING) -> None:
         """Lists a lease from the next heartbeat on."""
         self.held[wished.lease] = pb.HeldLease(
             lease=wished.lease, node=wished.assignment.node, phase=phase, slots=wished.assignment.slots
@@ -107,7 +107,7 @@ class ScriptedAgent:
         copy = runs_pb2.Copy(store="host", uri=f"host://agents/{self.name}")
         request = pb.RegisterCheckpointRequest(
             lease=lease, step=step, manifest_digest=digest, size=10, files=1, copies=[copy],
-            after=[pb.Cursor(source="events", offset=after)],
+            required_cursors=[pb.Cursor(source="events", offset=after)],
         )  # fmt: skip
         return (await self.stub.RegisterCheckpoint(request)).checkpoint
 
@@ -153,7 +153,7 @@ async def connected(stub: AgentsStub, *names: str, **options: Any) -> AsyncItera
 SUCCEEDED = {"succeeded": pb.Succeeded()}
 FAULTED = {"faulted": pb.Faulted(error=status_pb2.Status(code=13, message="the disk is full"))}
 LEAVING = {"stopped": pb.Stopped(cause=pb.Stopped.LEAVING)}
-STOPPED = {"stopped": pb.Stopped(cause=pb.Stopped.WISHED)}
+STOPPED = {"stopped": pb.Stopped(cause=pb.Stopped.REQUESTED)}
 
 
 def failed(message: str = "exit code 1", *, permanent: bool = False) -> dict[str, pb.Failed]:

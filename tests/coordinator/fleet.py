@@ -96,4 +96,4 @@ def reason(error: aio.AioRpcError) -> str:
     return found.reason
 
 
-RUN, STOP = agents_pb2.WishedLease.RUN, agents_pb2.WishedLease.STOP
+RUN, STOP = agents_pb2.DesiredLease.RUN, agents_pb2.DesiredLease.STOP

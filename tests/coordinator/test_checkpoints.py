@@ -194,7 +194,7 @@ async def listed_removals(world: World, agent: ScriptedAgent, session_id: str, *
     """Steps of what a host is to remove; long after it was decided."""
     async with world.db.connection() as conn:
         await conn.execute("UPDATE checkpoint_copies SET remove_time = remove_time - interval '1 hour'")
-    request = pb.ListRemovalsRequest(agent=f"agents/{agent.name}", session_id=session_id, scarce=scarce)
+    request = pb.ListRemovalsRequest(agent=f"agents/{agent.name}", session_id=session_id, disk_low=scarce)
     answer = await agent.stub.ListRemovals(request)
     await agent.stub.ReportRemovals(
         pb.ReportRemovalsRequest(agent=request.agent, session_id=session_id, removals=answer.removals)
@@ -215,7 +215,7 @@ async def test_what_need_not_stay_is_let_go_when_a_newer_one_is_beyond_its_host(
     await upload(world, a, lease, first)
     second = await a.save(lease, 20)
     found = await checkpoints_of(world)
-    assert {step: list(each.kept_because) for step, each in found.items()} == {
+    assert {step: list(each.keep_reasons) for step, each in found.items()} == {
         10: ["the newest beyond its host"],
         20: ["head", "being uploaded", "the last"],
     }
@@ -223,7 +223,7 @@ async def test_what_need_not_stay_is_let_go_when_a_newer_one_is_beyond_its_host(
     await upload(world, a, lease, second)
     assert list(await checkpoints_of(world)) == [20]
     gone = (await checkpoints_of(world, removed=True))[10]
-    assert gone.goes_because == "no longer asked for" and gone.HasField("remove_time")
+    assert gone.remove_reason == "no longer asked for" and gone.HasField("remove_time")
     assert [(copy.store, copy.HasField("remove_time")) for copy in gone.parts[0].copies] == [("host", True)]
     assert ("removed", "step 10 goes: no longer asked for") in await world.history()
     assert await listed_removals(world, a, session) == [10]
@@ -261,7 +261,7 @@ async def test_a_pin_keeps_a_checkpoint_until_it_is_taken_back(world: World) -> 
             )
             assert (pinned.pinned, pinned.pin_reason) == (True, "the paper's")
         await upload(world, a, lease, await a.save(lease, 20))
-        assert list((await checkpoints_of(world))[10].kept_because) == ["pinned"]
+        assert list((await checkpoints_of(world))[10].keep_reasons) == ["pinned"]
         for _ in range(2):
             await world.replica.runs.UnpinCheckpoint(runs_pb2.UnpinCheckpointRequest(name=saved.name))
         assert list(await checkpoints_of(world)) == [20]
@@ -291,7 +291,7 @@ async def test_nothing_is_let_go_while_an_attempt_has_not_said_what_it_resumes_f
         second = await a.next_lease()
         await world.replica.runs.UnpinCheckpoint(runs_pb2.UnpinCheckpointRequest(name=pinned))
         assert sorted(await checkpoints_of(world)) == [10, 20, 30]
-        assert (await checkpoints_of(world))[10].goes_because == "no longer asked for"  # a dry run
+        assert (await checkpoints_of(world))[10].remove_reason == "no longer asked for"  # a dry run
         a.hold(second)
         await a.start(second.lease, second.assignment.checkpoints[0].name)
         assert sorted(await checkpoints_of(world)) == [20, 30]

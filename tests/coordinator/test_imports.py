@@ -234,10 +234,10 @@ def _files_of(checkpoint: Checkpoint) -> tuple[ManifestFile, ...]:
 async def test_the_plan_needs_no_content_and_says_what_will_go(world: World) -> None:
     found = [Checkpoint(step=step, size=10, files=1, metrics={"eval_loss": step}) for step in (1, 2, 3, 4, 5)]
     planned = await bring(world, found, validate_only=True)
-    assert (planned.created, list(planned.steps_going)) == (False, [1, 2])
+    assert (planned.created, list(planned.steps_to_remove)) == (False, [1, 2])
     assert planned.placement == "no host has joined yet"
     best = {"keep": {"last": 1, "best": 1, "metric": "eval_loss"}}
-    assert list((await bring(world, found, validate_only=True, checkpoint=best)).steps_going) == [2, 3, 4]
+    assert list((await bring(world, found, validate_only=True, checkpoint=best)).steps_to_remove) == [2, 3, 4]
     assert not (await world.replica.runs.ListRuns(pb.ListRunsRequest())).runs
 
 

@@ -16,7 +16,7 @@ async def test_a_submitted_run_is_pushed_to_a_host_and_ends_as_the_host_says(wor
     async with connected(world.replica.agents, "a") as [a]:
         await world.submit()
         wished = await a.take()
-        assert (wished.wish, wished.assignment.run, wished.assignment.attempt) == (RUN, "runs/r", 1)
+        assert (wished.action, wished.assignment.run, wished.assignment.attempt) == (RUN, "runs/r", 1)
         assert '"command":["true"]' in wished.assignment.spec_json
         assert (await a.beat()).leases[0].HasField("assignment") is False
         await a.start(wished.lease)
@@ -55,7 +55,7 @@ async def test_a_lapsed_lease_counts_until_it_is_granted_elsewhere(world: World)
         assert (await world.run()).attempt.state == runs_pb2.Attempt.LAPSED
         await world.store(wished.lease, 5)
         assert (await a.save(wished.lease, 10, after=5)).head
-        assert (await a.beat()).leases[0].wish == RUN
+        assert (await a.beat()).leases[0].action == RUN
         run = await world.run()
         assert (run.attempt.state, run.attempts, run.faults) == (runs_pb2.Attempt.HELD, 1, 0)
     assert [kind for kind, _ in await world.history()][-2:] == ["checkpoint", "renewed"]
@@ -80,11 +80,11 @@ async def test_cancel_reaches_the_host_at_once_and_success_still_counts(world: W
         wished = await a.take()
         run = await world.replica.runs.CancelRun(runs_pb2.CancelRunRequest(name="runs/r", reason="enough"))
         assert (run.state, run.wanted) == (State.RUNNING, State.CANCEL)
-        pushed = await a.until(lambda beat: beat.leases[0].wish == STOP)
-        assert (pushed.heartbeat_sequence, pushed.leases[0].reason) == (0, pb.WishedLease.CANCEL)
+        pushed = await a.until(lambda beat: beat.leases[0].action == STOP)
+        assert (pushed.heartbeat_sequence, pushed.leases[0].reason) == (0, pb.DesiredLease.CANCEL)
         await world.replica.runs.CancelRun(runs_pb2.CancelRunRequest(name="runs/r"))
         again = await a.beat()
-        assert again.wish_version == pushed.wish_version
+        assert again.desired_version == pushed.desired_version
         assert await a.complete(wished.lease, **SUCCEEDED) == State.SUCCEEDED
 
 
@@ -93,7 +93,7 @@ async def test_what_an_operator_said_of_a_stop_stays_with_the_run(world: World) 
         await world.submit()
         wished = await a.take()
         await world.replica.runs.CancelRun(runs_pb2.CancelRunRequest(name="runs/r", reason="enough"))
-        await a.until(lambda beat: beat.leases[0].wish == STOP)
+        await a.until(lambda beat: beat.leases[0].action == STOP)
         assert await a.complete(wished.lease, **STOPPED) == State.CANCELLED
         run = await world.replica.runs.GetRun(runs_pb2.GetRunRequest(name="runs/r"))
         assert run.reason == "cancelled by an operator: enough"
@@ -104,9 +104,9 @@ async def test_pause_sharpens_to_cancel_and_never_back(world: World) -> None:
         await world.submit()
         wished = await a.take()
         await world.replica.runs.PauseRun(runs_pb2.PauseRunRequest(name="runs/r"))
-        assert (await a.beat()).leases[0].reason == pb.WishedLease.PAUSE
+        assert (await a.beat()).leases[0].reason == pb.DesiredLease.PAUSE
         await world.replica.runs.CancelRun(runs_pb2.CancelRunRequest(name="runs/r"))
-        assert (await a.beat()).leases[0].reason == pb.WishedLease.CANCEL
+        assert (await a.beat()).leases[0].reason == pb.DesiredLease.CANCEL
         with pytest.raises(aio.AioRpcError) as refused:
             await world.replica.runs.PauseRun(runs_pb2.PauseRunRequest(name="runs/r"))
         assert reason(refused.value) == "STATE_UNSUITABLE"
@@ -189,10 +189,10 @@ async def test_success_waits_for_its_last_events(world: World) -> None:
         final = [pb.Cursor(source="events", offset=100)]
         await world.store(wished.lease, 60)
         with pytest.raises(aio.AioRpcError) as refused:
-            await a.complete(wished.lease, final=final, **SUCCEEDED)
+            await a.complete(wished.lease, final_cursors=final, **SUCCEEDED)
         assert reason(refused.value) == "EVENTS_MISSING"
         await world.store(wished.lease, 100)
-        assert await a.complete(wished.lease, final=final, **SUCCEEDED) == State.SUCCEEDED
+        assert await a.complete(wished.lease, final_cursors=final, **SUCCEEDED) == State.SUCCEEDED
 
 
 async def test_a_slot_is_free_only_once_its_dying_trainer_is_reaped(world: World) -> None:

@@ -89,7 +89,7 @@ def test_a_run_that_fits_on_no_disk_is_told_how_much_there_is() -> None:
     )
 
 
-@pytest.mark.parametrize("trouble", ["is silent", "is leaving", "is not ready: disk full"])
+@pytest.mark.parametrize("trouble", ["is unreachable", "is leaving", "is not ready: disk full"])
 def test_an_agent_in_trouble_is_no_candidate(trouble: str) -> None:
     decisions = plan([run("r")], [cpu("a", trouble=trouble)], NOW)
     assert (decisions.grants, decisions.explanations["r"]) == ((), f"needs a free slot on one host; a {trouble}")

@@ -92,7 +92,7 @@ async def test_a_restarted_agent_takes_up_what_its_shims_still_run(world: World)
         assert record.started and [(c.source, c.offset) for c in record.cursors] == [("events", 40)]
         assert [checkpoint.step for checkpoint in record.checkpoints] == [10]
         [lease] = (await restarted.beat()).leases
-        assert (lease.lease, lease.wish, lease.HasField("assignment")) == (wished.lease, RUN, False)
+        assert (lease.lease, lease.action, lease.HasField("assignment")) == (wished.lease, RUN, False)
     assert len(await world.attempts()) == 1
 
 
@@ -150,7 +150,7 @@ async def test_versions_of_the_wish_only_grow_and_name_their_session(world: Worl
         await world.replica.runs.CancelRun(runs_pb2.CancelRunRequest(name="runs/r"))
         await a.complete(wished.lease, **SUCCEEDED)
         await a.beat()
-        versions = [beat.wish_version for beat in a.beats]
+        versions = [beat.desired_version for beat in a.beats]
         assert versions == sorted(versions) and len({beat.session_id for beat in a.beats}) == 1
         assert len(set(versions)) == 4  # before, granted, to be stopped, ended
 
@@ -222,7 +222,7 @@ async def test_a_heartbeat_that_is_taken_after_its_stream_ended_does_not_bring_t
     await sessions.close_session(world.db, "a", opened.session_id)
     late = Pulse(agent="a", session_id=opened.session_id, held=(), readiness=Readiness())
     await sessions.beat(world.db, [late], 30.0)
-    assert (await world.replica.fleet.GetAgent(_named("a"))).state == Fleet.SILENT
+    assert (await world.replica.fleet.GetAgent(_named("a"))).state == Fleet.UNREACHABLE
 
 
 async def test_a_session_that_the_database_has_never_heard_of_ends(world: World) -> None:
@@ -318,7 +318,7 @@ async def test_the_fleet_shows_what_agents_said_of_themselves(world: World) -> N
         assert found["agents/g"].state == Fleet.LEAVING
         assert (list(found["agents/g"].free_slots), found["agents/g"].capability.memory_bytes) == ([0, 1], 8 << 30)
         await heard_long_ago(world, "a")
-        assert (await world.replica.fleet.GetAgent(_named("a"))).state == Fleet.SILENT
+        assert (await world.replica.fleet.GetAgent(_named("a"))).state == Fleet.UNREACHABLE
         with pytest.raises(aio.AioRpcError) as refused:
             await world.replica.fleet.GetAgent(_named("nobody"))
         assert reason(refused.value) == "AGENT_UNKNOWN"

@@ -74,7 +74,7 @@ async def test_only_the_last_and_the_best_are_left_after_kills(fleet: Fleet) -> 
     best = min(range(EVERY, STEPS + 1, EVERY), key=true_loss)
     await a.start()  # its disk has what nobody wants any more
     left = await all_removed(run)
-    assert [(each.step, list(each.kept_because)) for each in left] == sorted(
+    assert [(each.step, list(each.keep_reasons)) for each in left] == sorted(
         {
             best: (best, ["best by loss"]),
             STEPS: (STEPS, ["head", "the last"] + ["best by loss"] * (best == STEPS)),

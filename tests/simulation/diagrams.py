@@ -97,8 +97,12 @@ class Artist:
             match down.WhichOneof("message"):
                 case "welcome":
                     self.add(f"    C-->>{host}: Welcome(session, {_records(down.welcome.leases)})")
-                case "beat":
-                    self._once(host, "wish", f"    C-->>{host}: Beat(wished: {_wished(down.beat.leases)})")
+                case "heartbeat_reply":
+                    self._once(
+                        host,
+                        "wish",
+                        f"    C-->>{host}: HeartbeatReply(desired: {_wished(down.heartbeat_reply.leases)})",
+                    )
                 case "wait":
                     self.add(f"    C-->>{host}: Wait")
 
@@ -143,8 +147,8 @@ def _held(leases: Sequence[pb.HeldLease]) -> str:
     return ", ".join(pb.HeldLease.Phase.Name(each.phase).lower() for each in leases) or "nothing"
 
 
-def _wished(leases: Sequence[pb.WishedLease]) -> str:
-    return ", ".join("run" if each.wish == pb.WishedLease.RUN else "stop" for each in leases) or "nothing"
+def _wished(leases: Sequence[pb.DesiredLease]) -> str:
+    return ", ".join("run" if each.action == pb.DesiredLease.RUN else "stop" for each in leases) or "nothing"
 
 
 def _records(leases: Sequence[pb.LeaseRecord]) -> str:

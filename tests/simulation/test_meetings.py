@@ -253,7 +253,7 @@ async def test_a_cancel_waits_for_a_stop_that_ends_by_itself(both: Twins) -> Non
     """S8."""
     held = await granted(both)
     await both.agree(lambda db: runs.pause(db, "r", ""))
-    report = Completion(node=0, outcome=Outcome.STOPPED, digest="d", cause=Cause.WISHED)
+    report = Completion(node=0, outcome=Outcome.STOPPED, digest="d", cause=Cause.REQUESTED)
     met = await both.overlap(lambda db: leases.complete(db, held.lease_id, report), lambda db: runs.cancel(db, "r", ""))
     assert met.waited and met.first == RunState.PAUSED
     assert row(both, "runs", "r")["state"] == "cancelled"

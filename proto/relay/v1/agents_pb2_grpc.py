@@ -82,57 +82,60 @@ class AgentsServicer:
     """
 
     def Session(self, request_iterator, context):
-        """The heartbeat. Up: one hello, then heartbeats. Down: one welcome, then a beat for each heartbeat and one whenever
-        what is wished changes. The stream fails only for session faults: IDENTITY_IN_USE, SESSION_REPLACED, a shutdown.
+        """Carries heartbeats up and the desired state down. The agent sends one hello, then heartbeats. The coordinator sends one
+        welcome, then one reply for each heartbeat, and pushes another reply whenever the desired state changes. The stream
+        fails only for faults of the session: IDENTITY_IN_USE, SESSION_REPLACED, or a coordinator that shuts down.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StartAttempt(self, request, context):
-        """An attempt's first write: what it resumes from. Sets the run's head to that and takes later points and
-        checkpoints of earlier attempts off the curve. Idempotent for the same answer.
+        """Records the first write of an attempt: the checkpoint it resumes from. Moves the run's head to that checkpoint and
+        marks later metrics and checkpoints of earlier attempts as superseded. Idempotent for the same checkpoint.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AppendEvents(self, request_iterator, context):
-        """Streams stretches of append-only files; each is stored once and acknowledged when durable. Use a connection of its
-        own, so that a backlog cannot delay heartbeats. Ends with START_MISSING before StartAttempt.
+        """Streams byte ranges of append-only files. Each is stored once and acknowledged when durable. An agent should use a
+        connection of its own for this call, so that a backlog cannot delay heartbeats. Fails with START_MISSING before
+        StartAttempt.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RegisterCheckpoint(self, request, context):
-        """Registers one node's part of a checkpoint. The last part makes it complete and head. EVENTS_MISSING when an event
-        cursor has not passed its `checkpoint` line yet, START_MISSING before StartAttempt. Idempotent for the same step
-        and digest.
+        """Registers one node's part of a checkpoint. The last part completes the checkpoint and makes it the head. Fails with
+        EVENTS_MISSING when an event cursor has not passed the checkpoint's event line yet, and with START_MISSING before
+        StartAttempt. Idempotent for the same step and digest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AddCopy(self, request, context):
-        """Adds a verified copy to a checkpoint of the current lease. INPUT_MISSING when the coordinator's own store lacks a
-        part of what is said to be there.
+        """Adds a verified copy to a checkpoint of the run that the current lease is on. Fails with INPUT_MISSING when the copy is
+        in the coordinator's artifact store and that store lacks a part of it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListRemovals(self, request, context):
-        """Lists the copies that are to go and that this host can reach: on its own disk, and in stores where its runs put them.
-        Needs no lease, for a host outlasts its leases; it is the agent's session that counts (SESSION_REPLACED). What is on
-        this list stays on it until it is reported, so all of it may be done again after any crash.
+        """Lists the copies that are scheduled for deletion and that this host can reach: those on its own disk, and those in
+        stores where its runs put them. The call needs no lease, because a host outlasts its leases; it is fenced by the
+        agent's session (SESSION_REPLACED). A copy stays listed until its deletion is reported, so after a crash an agent may
+        delete everything on the list again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReportRemovals(self, request, context):
-        """Reports copies whose bytes are gone; only those that were to go are forgotten.
+        """Reports copies whose bytes have been deleted. Only copies that were scheduled for deletion are forgotten.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -57,23 +57,25 @@ class ArtifactsServicer:
     """
 
     def StatBlobs(self, request, context):
-        """Says which blobs are whole, and how far the others got, so that only what is missing is sent.
+        """Returns which blobs are complete, and how far the others have been uploaded, so that a client sends only what is
+        missing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PutBlob(self, request_iterator, context):
-        """Uploads one blob. It counts once all bytes are there and match the digest (DIGEST_MISMATCH otherwise); an upload
-        that broke off goes on from the offset that StatBlobs names. Over the cap it is BLOB_TOO_LARGE or STORE_FULL.
+        """Uploads one blob. It exists once all bytes have arrived and match the digest (DIGEST_MISMATCH otherwise). An
+        interrupted upload continues from the offset that StatBlobs returns. Over the limits it fails with BLOB_TOO_LARGE or
+        STORE_FULL.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetBlob(self, request, context):
-        """Downloads one blob from an offset, or BLOB_UNKNOWN. What arrives is for the client to check: bytes that do not match
-        are either a fault on the way or a blob that a disk has damaged, and `verify` tells which.
+        """Downloads one blob from an offset, or fails with BLOB_UNKNOWN. The client must check what arrives: bytes that do not
+        match their digest were damaged either on the way or on the store's disk, and `verify` tells which.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14relay/v1/fleet.proto\x12\x08relay.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd4\x03\n\x05\x41gent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x05state\x18\x02 \x01(\x0e\x32\x15.relay.v1.Agent.State\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12(\n\ncapability\x18\x04 \x01(\x0b\x32\x14.relay.v1.Capability\x12$\n\x08readings\x18\x05 \x01(\x0b\x32\x12.relay.v1.Readings\x12+\n\x06labels\x18\x06 \x03(\x0b\x32\x1b.relay.v1.Agent.LabelsEntry\x12\x0e\n\x06leases\x18\x07 \x03(\t\x12\x12\n\nfree_slots\x18\x08 \x03(\x05\x12\x30\n\x0c\x63onnect_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0eheartbeat_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"Q\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\t\n\x05READY\x10\x01\x12\r\n\tNOT_READY\x10\x02\x12\x0b\n\x07LEAVING\x10\x03\x12\n\n\x06SILENT\x10\x04\"\x8b\x02\n\nCapability\x12\x10\n\x08hostname\x18\x01 \x01(\t\x12\x0c\n\x04\x63pus\x18\x02 \x01(\x05\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x03\x12\x12\n\ndisk_bytes\x18\x04 \x01(\x03\x12\x1b\n\x04gpus\x18\x05 \x03(\x0b\x32\r.relay.v1.Gpu\x12\r\n\x05slots\x18\x06 \x01(\x05\x12\x34\n\x08versions\x18\x07 \x03(\x0b\x32\".relay.v1.Capability.VersionsEntry\x12\x0e\n\x06\x63ommit\x18\x08 \x01(\t\x12\x10\n\x08platform\x18\t \x01(\t\x1a/\n\rVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"G\n\x03Gpu\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04uuid\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x03\"\x9f\x01\n\x08Readings\x12\x14\n\x0c\x63pu_fraction\x18\x01 \x01(\x01\x12\x19\n\x11memory_used_bytes\x18\x02 \x01(\x03\x12\x17\n\x0f\x64isk_free_bytes\x18\x03 \x01(\x03\x12\"\n\x04gpus\x18\x04 \x03(\x0b\x32\x14.relay.v1.GpuReading\x12%\n\ttransfers\x18\x05 \x03(\x0b\x32\x12.relay.v1.Transfer\"^\n\x08Transfer\x12\r\n\x05lease\x18\x01 \x01(\t\x12\x11\n\x04step\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x12\n\ndone_bytes\x18\x03 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x03\x42\x07\n\x05_step\"]\n\nGpuReading\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x10\n\x08\x66raction\x18\x02 \x01(\x01\x12\x19\n\x11memory_used_bytes\x18\x03 \x01(\x03\x12\x13\n\x0btemperature\x18\x04 \x01(\x05\"{\n\x11ListAgentsRequest\x12\x37\n\x06labels\x18\x01 \x03(\x0b\x32\'.relay.v1.ListAgentsRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"5\n\x12ListAgentsResponse\x12\x1f\n\x06\x61gents\x18\x01 \x03(\x0b\x32\x0f.relay.v1.Agent\"\x1f\n\x0fGetAgentRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x16\n\x14GetDeploymentRequest\"^\n\nDeployment\x12\x15\n\rdeployment_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xcf\x01\n\x05\x46leet\x12G\n\nListAgents\x12\x1b.relay.v1.ListAgentsRequest\x1a\x1c.relay.v1.ListAgentsResponse\x12\x36\n\x08GetAgent\x12\x19.relay.v1.GetAgentRequest\x1a\x0f.relay.v1.Agent\x12\x45\n\rGetDeployment\x12\x1e.relay.v1.GetDeploymentRequest\x1a\x14.relay.v1.Deploymentb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14relay/v1/fleet.proto\x12\x08relay.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd9\x03\n\x05\x41gent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x05state\x18\x02 \x01(\x0e\x32\x15.relay.v1.Agent.State\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12(\n\ncapability\x18\x04 \x01(\x0b\x32\x14.relay.v1.Capability\x12$\n\x08readings\x18\x05 \x01(\x0b\x32\x12.relay.v1.Readings\x12+\n\x06labels\x18\x06 \x03(\x0b\x32\x1b.relay.v1.Agent.LabelsEntry\x12\x0e\n\x06leases\x18\x07 \x03(\t\x12\x12\n\nfree_slots\x18\x08 \x03(\x05\x12\x30\n\x0c\x63onnect_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0eheartbeat_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"V\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\t\n\x05READY\x10\x01\x12\r\n\tNOT_READY\x10\x02\x12\x0b\n\x07LEAVING\x10\x03\x12\x0f\n\x0bUNREACHABLE\x10\x04\"\x8b\x02\n\nCapability\x12\x10\n\x08hostname\x18\x01 \x01(\t\x12\x0c\n\x04\x63pus\x18\x02 \x01(\x05\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x03\x12\x12\n\ndisk_bytes\x18\x04 \x01(\x03\x12\x1b\n\x04gpus\x18\x05 \x03(\x0b\x32\r.relay.v1.Gpu\x12\r\n\x05slots\x18\x06 \x01(\x05\x12\x34\n\x08versions\x18\x07 \x03(\x0b\x32\".relay.v1.Capability.VersionsEntry\x12\x0e\n\x06\x63ommit\x18\x08 \x01(\t\x12\x10\n\x08platform\x18\t \x01(\t\x1a/\n\rVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"G\n\x03Gpu\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04uuid\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x03\"\x9f\x01\n\x08Readings\x12\x14\n\x0c\x63pu_fraction\x18\x01 \x01(\x01\x12\x19\n\x11memory_used_bytes\x18\x02 \x01(\x03\x12\x17\n\x0f\x64isk_free_bytes\x18\x03 \x01(\x03\x12\"\n\x04gpus\x18\x04 \x03(\x0b\x32\x14.relay.v1.GpuReading\x12%\n\ttransfers\x18\x05 \x03(\x0b\x32\x12.relay.v1.Transfer\"^\n\x08Transfer\x12\r\n\x05lease\x18\x01 \x01(\t\x12\x11\n\x04step\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x12\n\ndone_bytes\x18\x03 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x03\x42\x07\n\x05_step\"]\n\nGpuReading\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x10\n\x08\x66raction\x18\x02 \x01(\x01\x12\x19\n\x11memory_used_bytes\x18\x03 \x01(\x03\x12\x13\n\x0btemperature\x18\x04 \x01(\x05\"{\n\x11ListAgentsRequest\x12\x37\n\x06labels\x18\x01 \x03(\x0b\x32\'.relay.v1.ListAgentsRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"5\n\x12ListAgentsResponse\x12\x1f\n\x06\x61gents\x18\x01 \x03(\x0b\x32\x0f.relay.v1.Agent\"\x1f\n\x0fGetAgentRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x16\n\x14GetDeploymentRequest\"^\n\nDeployment\x12\x15\n\rdeployment_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xcf\x01\n\x05\x46leet\x12G\n\nListAgents\x12\x1b.relay.v1.ListAgentsRequest\x1a\x1c.relay.v1.ListAgentsResponse\x12\x36\n\x08GetAgent\x12\x19.relay.v1.GetAgentRequest\x1a\x0f.relay.v1.Agent\x12\x45\n\rGetDeployment\x12\x1e.relay.v1.GetDeploymentRequest\x1a\x14.relay.v1.Deploymentb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,35 +39,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTAGENTSREQUEST_LABELSENTRY']._loaded_options = None
   _globals['_LISTAGENTSREQUEST_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_AGENT']._serialized_start=68
-  _globals['_AGENT']._serialized_end=536
+  _globals['_AGENT']._serialized_end=541
   _globals['_AGENT_LABELSENTRY']._serialized_start=408
   _globals['_AGENT_LABELSENTRY']._serialized_end=453
   _globals['_AGENT_STATE']._serialized_start=455
-  _globals['_AGENT_STATE']._serialized_end=536
-  _globals['_CAPABILITY']._serialized_start=539
-  _globals['_CAPABILITY']._serialized_end=806
-  _globals['_CAPABILITY_VERSIONSENTRY']._serialized_start=759
-  _globals['_CAPABILITY_VERSIONSENTRY']._serialized_end=806
-  _globals['_GPU']._serialized_start=808
-  _globals['_GPU']._serialized_end=879
-  _globals['_READINGS']._serialized_start=882
-  _globals['_READINGS']._serialized_end=1041
-  _globals['_TRANSFER']._serialized_start=1043
-  _globals['_TRANSFER']._serialized_end=1137
-  _globals['_GPUREADING']._serialized_start=1139
-  _globals['_GPUREADING']._serialized_end=1232
-  _globals['_LISTAGENTSREQUEST']._serialized_start=1234
-  _globals['_LISTAGENTSREQUEST']._serialized_end=1357
+  _globals['_AGENT_STATE']._serialized_end=541
+  _globals['_CAPABILITY']._serialized_start=544
+  _globals['_CAPABILITY']._serialized_end=811
+  _globals['_CAPABILITY_VERSIONSENTRY']._serialized_start=764
+  _globals['_CAPABILITY_VERSIONSENTRY']._serialized_end=811
+  _globals['_GPU']._serialized_start=813
+  _globals['_GPU']._serialized_end=884
+  _globals['_READINGS']._serialized_start=887
+  _globals['_READINGS']._serialized_end=1046
+  _globals['_TRANSFER']._serialized_start=1048
+  _globals['_TRANSFER']._serialized_end=1142
+  _globals['_GPUREADING']._serialized_start=1144
+  _globals['_GPUREADING']._serialized_end=1237
+  _globals['_LISTAGENTSREQUEST']._serialized_start=1239
+  _globals['_LISTAGENTSREQUEST']._serialized_end=1362
   _globals['_LISTAGENTSREQUEST_LABELSENTRY']._serialized_start=408
   _globals['_LISTAGENTSREQUEST_LABELSENTRY']._serialized_end=453
-  _globals['_LISTAGENTSRESPONSE']._serialized_start=1359
-  _globals['_LISTAGENTSRESPONSE']._serialized_end=1412
-  _globals['_GETAGENTREQUEST']._serialized_start=1414
-  _globals['_GETAGENTREQUEST']._serialized_end=1445
-  _globals['_GETDEPLOYMENTREQUEST']._serialized_start=1447
-  _globals['_GETDEPLOYMENTREQUEST']._serialized_end=1469
-  _globals['_DEPLOYMENT']._serialized_start=1471
-  _globals['_DEPLOYMENT']._serialized_end=1565
-  _globals['_FLEET']._serialized_start=1568
-  _globals['_FLEET']._serialized_end=1775
+  _globals['_LISTAGENTSRESPONSE']._serialized_start=1364
+  _globals['_LISTAGENTSRESPONSE']._serialized_end=1417
+  _globals['_GETAGENTREQUEST']._serialized_start=1419
+  _globals['_GETAGENTREQUEST']._serialized_end=1450
+  _globals['_GETDEPLOYMENTREQUEST']._serialized_start=1452
+  _globals['_GETDEPLOYMENTREQUEST']._serialized_end=1474
+  _globals['_DEPLOYMENT']._serialized_start=1476
+  _globals['_DEPLOYMENT']._serialized_end=1570
+  _globals['_FLEET']._serialized_start=1573
+  _globals['_FLEET']._serialized_end=1780
 # @@protoc_insertion_point(module_scope)

@@ -71,7 +71,7 @@ class FleetServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetDeployment(self, request, context):
-        """Says which deployment this is and how it is.
+        """Returns the id, the version and the time of this deployment.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class RunsStub:
-    """Runs are submitted once and live until they succeed, fail for good or are cancelled, on however many hosts that takes.
+    """Training runs. A run is submitted once and lives until it succeeds, fails for good or is cancelled, on however many hosts
+    that takes.
     """
 
     def __init__(self, channel):
@@ -118,21 +119,23 @@ class RunsStub:
 
 
 class RunsServicer:
-    """Runs are submitted once and live until they succeed, fail for good or are cancelled, on however many hosts that takes.
+    """Training runs. A run is submitted once and lives until it succeeds, fails for good or is cancelled, on however many hosts
+    that takes.
     """
 
     def CreateRun(self, request, context):
-        """Submits a run. The same request id and spec return the same run; another spec under a used request id is
-        REQUEST_ID_REUSED; a taken run id is RUN_EXISTS unless `resume` is set. A bad spec is SPEC_INVALID, with every mistake named.
+        """Submits a run. The same request id and spec return the same run. Fails with REQUEST_ID_REUSED when the request id was
+        used with another spec, with RUN_EXISTS when the run id is taken and `resume` is not set, and with SPEC_INVALID, naming
+        every mistake, when the run file is wrong.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ImportRun(self, request, context):
-        """Makes a training that ran elsewhere a run, which rests, with its newest checkpoint as head, until it is resumed. The
-        same run file and checkpoints return the same run; a run id that is taken otherwise is RUN_EXISTS. What it names by
-        digest must be in the artifact store already (INPUT_MISSING otherwise).
+        """Creates a run from a training that ran elsewhere. The run is paused, with its newest checkpoint as head, until it is
+        resumed. The same run file and checkpoints return the same run; a run id that is taken otherwise fails with RUN_EXISTS.
+        Content that the request names by digest must be in the artifact store already (INPUT_MISSING otherwise).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -153,28 +156,28 @@ class RunsServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CancelRun(self, request, context):
-        """Wishes that the run end as cancelled. A running trainer saves first and is killed after its grace.
+        """Requests that the run end as cancelled. A running trainer saves first and is killed after its grace.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PauseRun(self, request, context):
-        """Wishes that the run rest, with its newest checkpoint as head, until it is resumed.
+        """Requests that the run pause, with its newest checkpoint as head, until it is resumed. A running trainer saves first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResumeRun(self, request, context):
-        """Takes back a pause: the run is queued again from its head.
+        """Resumes a paused run: it is queued again from its head.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchRun(self, request, context):
-        """Streams what happens to a run, from a sequence on, across attempts and coordinators, and its progress in between.
+        """Streams the events of a run after a sequence number, across attempts and coordinators, and its progress in between.
         Ends after the event that ended the run.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -182,52 +185,52 @@ class RunsServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListAttempts(self, request, context):
-        """Lists the attempts made at a run, oldest first.
+        """Lists the attempts of a run, oldest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListCheckpoints(self, request, context):
-        """Lists the checkpoints of a run in the order (attempt, step), and says why each stays, or will go.
+        """Lists the checkpoints of a run in the order (attempt, step), each with why it is kept or will be deleted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PinCheckpoint(self, request, context):
-        """Wishes that a checkpoint stay, whatever the run file says. CHECKPOINT_REMOVED when it has been let go already.
-        Idempotent.
+        """Pins a checkpoint: it is kept whatever the run file says. Fails with CHECKPOINT_REMOVED when it has been scheduled for
+        deletion already. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UnpinCheckpoint(self, request, context):
-        """Takes back a pin: the run file decides again. Idempotent.
+        """Unpins a checkpoint: the run file decides again whether it is kept. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AddCopy(self, request, context):
-        """Adds a verified copy that somebody has put into another store, so that hosts may resume from it; the head stays
-        where it is. CHECKPOINT_REMOVED when the checkpoint has been let go, INPUT_MISSING when the artifact store lacks any
-        of a `relay` copy. Idempotent.
+        """Adds a verified copy that a user has put into another store, so that hosts can resume from it. The head does not move.
+        Fails with CHECKPOINT_REMOVED when the checkpoint has been scheduled for deletion, and with INPUT_MISSING when the copy
+        is in the artifact store and that store lacks a part of it. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReadMetrics(self, request, context):
-        """Streams the metric curve of a run: one curve, however many attempts made it.
+        """Streams the metrics of a run: one curve, however many attempts made it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReadSamples(self, request, context):
-        """Streams completions that the trainer showed: of fixed prompts, and rollouts with their rewards. On the curve's steps.
+        """Streams completions that the trainer reported: of fixed prompts, and rollouts with their rewards.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -332,7 +335,8 @@ def add_RunsServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Runs:
-    """Runs are submitted once and live until they succeed, fail for good or are cancelled, on however many hosts that takes.
+    """Training runs. A run is submitted once and lives until it succeeds, fails for good or is cancelled, on however many hosts
+    that takes.
     """
 
     @staticmethod

@@ -62,7 +62,7 @@ async def test_a_run_that_will_not_fit_is_refused_before_anything_is_fetched(
     assert (lease.ended, lease.cause) == ("faulted", "DISK_FULL")
     assert f"can be used on {host.root}" in lease.outcome.faulted.error.message
     assert "needs 1073741824.0 GiB" in lease.outcome.faulted.error.message
-    assert fake.scarce and not host.attempt("r").exists()
+    assert fake.disk_low and not host.attempt("r").exists()
 
 
 async def test_a_failure_is_a_value_with_its_cause(fake: FakeCoordinator, hosts: MakeHost) -> None:
@@ -82,7 +82,7 @@ async def test_a_stop_saves_and_completes(fake: FakeCoordinator, hosts: MakeHost
     await fake.until(lambda: lease.steps() == [1, 2, 3])
     await fake.stop(lease)
     await fake.until(lambda: lease.ended)
-    assert lease.outcome.stopped.cause == pb.Stopped.WISHED
+    assert lease.outcome.stopped.cause == pb.Stopped.REQUESTED
     assert lease.copied() == [3]
 
 
@@ -102,7 +102,7 @@ async def test_a_lease_stopped_before_it_began_is_given_back(fake: FakeCoordinat
     await fake.stop(lease)
     await hosts(fake.address).start()
     await fake.until(lambda: lease.ended)
-    assert lease.outcome.stopped.cause == pb.Stopped.WISHED
+    assert lease.outcome.stopped.cause == pb.Stopped.REQUESTED
     assert not lease.starts
 
 

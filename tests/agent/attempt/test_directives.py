@@ -9,7 +9,7 @@ from agent.attempt.exit_classification import Order, Stop
 from agent.shim.processes import boottime
 from agent.shim_client.jobs import ShimGone, ShimSilent
 
-GENTLE, SHARP = Order(Stop.WISHED, 60.0, "pause"), Order(Stop.WISHED, 0.0, "cancel")
+GENTLE, SHARP = Order(Stop.REQUESTED, 60.0, "pause"), Order(Stop.REQUESTED, 0.0, "cancel")
 
 
 class Recorder:

@@ -20,7 +20,7 @@ from agent.attempt.exit_classification import (
 from agent.shim_client.jobs import Exit
 
 OOM = "Traceback\n  File x\ntorch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB\n"
-WISHED = Order(Stop.WISHED, 10.0, "cancelled")
+REQUESTED = Order(Stop.REQUESTED, 10.0, "cancelled")
 
 
 def judged(order: Order | None = None, *, command: bool = False, stalled: str = "", **ended: Any) -> object:
@@ -42,20 +42,20 @@ def test_without_a_stop_only_code_zero_is_success(command: bool) -> None:
 
 
 def test_a_trainer_of_ours_says_what_it_was() -> None:
-    assert judged(WISHED, code=0, stop_reason="asked") == "SUCCESS"
-    assert judged(WISHED, code=143, stop_reason="asked") is Stop.WISHED
-    assert judged(WISHED, code=78, stop_reason="asked") == "CONFIG_INVALID"
-    assert judged(WISHED, signal=9, stop_reason="asked", kill_reason="grace over") is Stop.WISHED
+    assert judged(REQUESTED, code=0, stop_reason="asked") == "SUCCESS"
+    assert judged(REQUESTED, code=143, stop_reason="asked") is Stop.REQUESTED
+    assert judged(REQUESTED, code=78, stop_reason="asked") == "CONFIG_INVALID"
+    assert judged(REQUESTED, signal=9, stop_reason="asked", kill_reason="grace over") is Stop.REQUESTED
 
 
 def test_a_command_that_was_asked_to_stop_has_stopped() -> None:
     endings: list[dict[str, Any]] = [{"code": 0}, {"code": 1}, {"signal": 15}]
     for ended in endings:
-        assert judged(WISHED, command=True, stop_reason="asked", **ended) is Stop.WISHED
+        assert judged(REQUESTED, command=True, stop_reason="asked", **ended) is Stop.REQUESTED
 
 
 def test_trust_that_ran_out_comes_before_everything() -> None:
-    assert judged(WISHED, signal=9, trust_lost=True, kill_reason="trust") is Stop.TRUST_LOST
+    assert judged(REQUESTED, signal=9, trust_lost=True, kill_reason="trust") is Stop.TRUST_LOST
 
 
 def test_a_shim_that_stopped_its_trainer_for_want_of_an_agent_was_leaving() -> None:
@@ -67,12 +67,12 @@ def test_a_stall_is_a_failure_though_the_agent_killed_it() -> None:
 
 
 def test_a_lost_shim_is_infrastructure() -> None:
-    assert judged(WISHED, lost=True) == "SHIM_LOST"
+    assert judged(REQUESTED, lost=True) == "SHIM_LOST"
 
 
 def test_orders_only_sharpen() -> None:
-    later = Order(Stop.LEAVING, 3.0, "leaving").sharpened(WISHED)
-    assert (later.cause, later.grace) == (Stop.WISHED, 3.0)
+    later = Order(Stop.LEAVING, 3.0, "leaving").sharpened(REQUESTED)
+    assert (later.cause, later.grace) == (Stop.REQUESTED, 3.0)
     assert Order(Stop.LEAVING, 30.0, "leaving").sharpened(later).grace == 3.0
 
 

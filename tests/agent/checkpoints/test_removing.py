@@ -77,7 +77,7 @@ async def test_copies_on_the_disk_and_in_stores_go_and_are_reported(fake: FakeCo
     async with removing(fake, tmp_path, shelf) as removals:
         await removals.carry_out()
     assert [path.name for path in folder.iterdir()] == ["step_00000020"]
-    assert (shelf.removed, fake.removals, fake.scarce) == (["file:///x/10"], [], 0)
+    assert (shelf.removed, fake.removals, fake.disk_low) == (["file:///x/10"], [], 0)
 
 
 async def test_what_cannot_be_removed_now_stays_on_the_list(fake: FakeCoordinator, tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ async def test_a_low_disk_is_told(fake: FakeCoordinator, tmp_path: Path) -> None
     (tmp_path / "runs/r/attempts/1-11111111/ckpt/.tmp-relay-7-step_00000010").mkdir(parents=True)
     async with removing(fake, tmp_path, room=NONE) as removals:
         serving = asyncio.create_task(removals.run())
-        await fake.until(lambda: fake.scarce)
+        await fake.until(lambda: fake.disk_low)
         serving.cancel()
     assert not list((tmp_path / "runs/r/attempts/1-11111111/ckpt").iterdir())  # what a dead one was removing
 

@@ -183,7 +183,8 @@ class Publisher:
         manifest = Manifest(files, self.step)
         request = pb.RegisterCheckpointRequest(
             lease=self.lease, step=self.step, manifest_digest=manifest.digest, size=1, files=len(files),
-            copies=[runs_pb2.Copy(store="host", uri="host://agents/a")], after=[pb.Cursor(source="events", offset=0)],
+            copies=[runs_pb2.Copy(store="host", uri="host://agents/a")],
+            required_cursors=[pb.Cursor(source="events", offset=0)],
         )  # fmt: skip
         name = (
             await insisting(lambda: self.agents.RegisterCheckpoint(request, timeout=20, wait_for_ready=True))

@@ -76,7 +76,10 @@ async def test_away_for_longer_than_two_leases(fleet: Fleet, site: Site) -> None
         await fleet.conductor.reached(7)
         asyncio.get_running_loop().call_at(back, asyncio.create_task, site.primary.start())
         await asyncio.gather(*(told(channel, SERVING) for channel in channels))
-        assert [await probe.hears() for probe in probes] == ["beat", "beat"]  # the very sessions go on
+        assert [await probe.hears() for probe in probes] == [
+            "heartbeat_reply",
+            "heartbeat_reply",
+        ]  # the very sessions go on
     await undisturbed(fleet, run, 8)
 
 

@@ -139,7 +139,7 @@ def test_what_the_run_file_will_let_go_is_said_before(tmp_path: Path) -> None:
     assert "steps 1, 2 go with the next look at ages" in ages.stdout
     found = checkpoints_of("kept")
     assert {each["step"]: each["metrics"]["eval_loss"] for each in found} == {n: n / 10 for n in (1, 2, 3, 4, 5)}
-    assert [each["step"] for each in found if each.get("goes_because")] == [1, 2]
+    assert [each["step"] for each in found if each.get("remove_reason")] == [1, 2]
     relayctl("pull", "kept@5", str(tmp_path / "five"))
     names = sorted(path.name for path in (tmp_path / "five").iterdir())
     assert names == ["model.safetensors", "optimizer.pt", "relay_state.json", "trainer_state.json"]

@@ -114,10 +114,10 @@ def a_checkpoint(step: int, **fields: object) -> pb.Checkpoint:
 def test_checkpoints() -> None:
     copies = [pb.Copy(store="host", uri="host://agents/host-b", remove_time=stamp())]
     found = [
-        a_checkpoint(50, superseded=True, kept_because=["pinned"], pinned=True, pin_reason="the paper's"),
-        a_checkpoint(60, goes_because="no longer asked for"),
-        a_checkpoint(70, goes_because="older than 7d", remove_time=stamp(), parts=[pb.CheckpointPart(copies=copies)]),
-        a_checkpoint(100, head=True, kept_because=["head", "one of the last 3"], metrics={"eval_loss": 0.5}),
+        a_checkpoint(50, superseded=True, keep_reasons=["pinned"], pinned=True, pin_reason="the paper's"),
+        a_checkpoint(60, remove_reason="no longer asked for"),
+        a_checkpoint(70, remove_reason="older than 7d", remove_time=stamp(), parts=[pb.CheckpointPart(copies=copies)]),
+        a_checkpoint(100, head=True, keep_reasons=["head", "one of the last 3"], metrics={"eval_loss": 0.5}),
     ]
     text = views.checkpoints_table(found, NOW)
     assert text.splitlines() == [
@@ -159,13 +159,13 @@ def test_agents() -> None:
             reason="disk is full",
             capability=fleet_pb2.Capability(cpus=8, memory_bytes=16 << 30, slots=1),
         ),
-        fleet_pb2.Agent(name="agents/c", state=fleet_pb2.Agent.SILENT, reason="is silent"),
+        fleet_pb2.Agent(name="agents/c", state=fleet_pb2.Agent.UNREACHABLE, reason="is unreachable"),
     ]
     assert views.agents_table(agents, NOW).splitlines() == [
         "NAME  HARDWARE                  FREE  RUNS  SEEN     STATE",
         "a     2 x NVIDIA H100           1     sums  2 s ago  ready",
         "b     8 CPUs, 16.0 GiB, 1 slot  0     -     never    not ready: disk is full",
-        "c     0 CPUs, 0 B, 0 slots      0     -     never    silent",
+        "c     0 CPUs, 0 B, 0 slots      0     -     never    unreachable",
     ]
 
 
