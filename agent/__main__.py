@@ -18,7 +18,6 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from random import Random
 from typing import IO
@@ -41,7 +40,6 @@ from agent.shim.processes import boot_id, boottime
 from agent.shim_client.shims import SpareShim, prepare_runtime_dir
 from agent.stores.blobs import Blobs
 from agent.stores.relay import RelayStore
-from agent.stores.unfinished import Unfinished
 from agent.supervisor import Supervisor, WayOut
 from relay.errors import DeploymentForeign, RelayError, Unauthenticated
 from relay.v1 import agents_pb2 as pb
@@ -51,7 +49,7 @@ from storage.exit import end
 from storage.hub.commit_rate_limit import Budget
 from storage.hub.store import HubStore
 from storage.hub.worker import Worker
-from storage.opening import Readers, open_store
+from storage.opening import Readers
 from storage.rate_limit import Pace
 
 log = logging.getLogger("agent")
@@ -177,7 +175,6 @@ async def means_of(settings: Config, coordinator: Coordinator, contact: Contact,
     ):
         pace = Pace(settings.transfer_limit)
         blobs = Blobs(coordinator, transfers, contact, pace)
-        unfinished = Unfinished(settings.data_dir / "uploads", partial(open_store, writer=settings.name))
         begun = Begun(settings.data_dir / "attempts")
         stub = agents_pb2_grpc.AgentsStub(calls)
         hub = hub_means(settings, runs_pb2_grpc.RunsStub(transfers))
@@ -201,7 +198,6 @@ async def means_of(settings: Config, coordinator: Coordinator, contact: Contact,
             blobs=blobs,
             stores=stores,
             pace=pace,
-            unfinished=unfinished,
             cache=Cache(settings.data_dir / "cache", settings.cache_limit),
             begun=begun,
             removals=Removals(settings.resource_name, settings.root, stub, coordinator, contact, stores, begun),

@@ -143,9 +143,6 @@ class Supervisor:
                 self._take(attempt)
             for shim in useless:
                 self._spawn(self._bury(shim))
-            if (unfinished := self._means.unfinished) is not None:
-                held = {attempt.assignment.lease for attempt in rejoined}
-                self._spawn(unfinished.settle(lambda lease: lease not in held))
             for service in (*services, self._mind_silence):
                 self._spawn(service())
             if await orders.get() is WayOut.LEAVE:

@@ -86,20 +86,16 @@ class Store(Protocol):
         """Take a folder away: its manifest first, so that it is never seen in part. Harmless when it is gone."""
 
 
+class PathStore(Store, Protocol):
+    """A store with readable paths: where a folder will lie is known before it is sent."""
+
+    def uri_of(self, place: Place) -> str:
+        """Return the uri at which `put` keeps a folder. Raises StoreRefused when the store has no base."""
+
+
 @runtime_checkable
 class Mends(Protocol):
     """A store whose folders can be set right where they lie."""
 
     async def mend(self, uri: str, manifest: Manifest, where: Where, progress: Progress = untold) -> None:
         """Bring a folder that is damaged or gone there again, from files that are sound."""
-
-
-@runtime_checkable
-class Discards(Protocol):
-    """A store in which an upload that breaks off leaves something."""
-
-    def uri_of(self, place: Place) -> str:
-        """Where `put` will keep a folder."""
-
-    async def discard(self, uri: str) -> None:
-        """Remove what an upload that nobody goes on with has left; a whole folder stays."""

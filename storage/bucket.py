@@ -3,7 +3,7 @@
 A folder is files under a prefix, and its manifest last, created only where there is none (S4): two who publish at one
 place cannot both win. What an upload that broke off has left there whole is not sent again: each object has its digest
 with it. What an earlier folder of the run has too is copied by the backend itself. Large files go in parts, which the
-backend is told to drop when the upload fails, or by whoever comes after a process that was killed.
+client aborts when the upload fails; those of a process that was killed are left to the bucket's lifecycle rule.
 
 Credentials come from the host's environment alone, as each cloud's own tools name them.
 """
@@ -30,7 +30,6 @@ from storage.download import Arriving, is_here, keep_manifest, read_manifest
 from storage.layout import Layout, path_of, room_of
 from storage.manifest import MAX_BYTES, NAME, Manifest, ManifestError, ManifestFile
 from storage.obstore_errors import Gone, told
-from storage.parts import drop_parts
 from storage.rate_limit import Pace
 from storage.streams import each
 from storage.threads import in_thread
@@ -121,13 +120,6 @@ class BucketStore:
         await self._delete(folder, [NAME])
         await self._delete(folder, list(await self._sizes(folder)))
 
-    async def discard(self, uri: str) -> None:
-        folder = self._address(uri)
-        sizes = await self._sizes(folder)
-        if NAME not in sizes:
-            await drop_parts(folder)
-            await self._delete(folder, list(sizes))
-
     # One folder
 
     async def _fill(
@@ -137,8 +129,6 @@ class BucketStore:
         sizes = await self._sizes(folder)
         if NAME in sizes:
             await self._same(folder, manifest)
-        elif any(file.size > SINGLE for file in manifest.files):
-            await drop_parts(folder)  # of an upload to this very place that was killed: only this one goes on with it
 
         async def add(file: ManifestFile) -> None:
             there = sizes.get(file.path) == file.size

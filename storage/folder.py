@@ -52,7 +52,7 @@ class FolderStore:
     async def put(self, place: Place, manifest: Manifest, where: Where, progress: Progress = untold) -> str:
         uri = self.uri_of(place)
         assert self._base is not None
-        await self.clean()
+        await self._clean()
         earlier = await in_thread(self._earlier, place)
         if await in_thread(_standing, _path(uri), manifest):
             progress(manifest.size)
@@ -68,7 +68,7 @@ class FolderStore:
             raise StoreRefused("this file:// store has no base folder to put anything below")
         return str(self._base / path_of(place, self._layout))
 
-    async def clean(self) -> None:
+    async def _clean(self) -> None:
         """Remove what dead writers of this name have left, once in this store's life."""
         if self._base is not None and not self._cleaned:
             await in_thread(_clean, Path(self._base.path), self._writer)
@@ -107,10 +107,6 @@ class FolderStore:
 
     async def remove(self, uri: str) -> None:
         await in_thread(_remove, _path(uri))
-
-    async def discard(self, uri: str) -> None:
-        """Nothing of an upload lies at its place before it is whole; what dead writers have left lies aside."""
-        await self.clean()
 
     async def _make(
         self,

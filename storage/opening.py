@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from storage.address import BUCKETS, SCHEMES, AddressError, parse
-from storage.base import Store, StoreRefused
+from storage.base import PathStore, Store, StoreRefused
 from storage.folder import FolderStore
 from storage.layout import Layout
 from storage.rate_limit import Pace
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def open_store(
     base: str, layout: Layout = Layout.RELAY, *, writer: str | None = None, pace: Pace | None = None
-) -> Store:
+) -> PathStore:
     """The store whose folders lie below `base`. StoreRefused when there is no such kind of store, or it is misnamed."""
     try:
         address = parse(base)

@@ -45,7 +45,6 @@ from runfile import RunFile
 
 log = logging.getLogger(__name__)
 
-SETTLING = 30.0  #: seconds to remove what its uploads have left in a store
 LOOK = 0.5  #: seconds between two looks at a trainer's files; orders wait for none
 
 
@@ -140,7 +139,6 @@ class Attempt:
             if self._shim is not None:
                 await self._shim.forget()
             await asyncio.to_thread(self._tidy)
-            await self._settle()
         except (ShimError, OSError) as error:  # the next agent of this host finds what is left
             log.error("lease=%s untidy reason=%r", self.assignment.lease, str(error))
         log.info("lease=%s over=%s", self.assignment.lease, self._ended)
@@ -168,13 +166,6 @@ class Attempt:
             run = self._means.run_folder(self.assignment.run_id)
             run.clean()
             run.show(self._folder, self._ended)
-
-    async def _settle(self) -> None:
-        """What its uploads have left in a store goes; if that is away, the next agent sees to it."""
-        if (unfinished := self._means.unfinished) is not None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(SETTLING):
-                    await unfinished.settle(lambda lease: lease == self.assignment.lease)
 
     async def _until_gone(self) -> Never:
         await self._gone.wait()

@@ -29,7 +29,6 @@ from agent.stores.blobs import Blobs
 from agent.stores.publishing import Publishing, store_of
 from agent.stores.retry import Patience
 from agent.stores.transfers import Transfers
-from agent.stores.unfinished import Unfinished
 from agent.wire import Assignment
 from relay.errors import LeaseLost, RelayError
 from relay.v1 import agents_pb2 as pb
@@ -78,7 +77,6 @@ class Means:
     hub: HubMeans | None = None
     pace: Pace = field(default_factory=Pace)
     transfers: Transfers = field(default_factory=Transfers)
-    unfinished: Unfinished | None = None
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -149,11 +147,9 @@ def publishing(means: Means, assignment: Assignment, run: RunFile, patience: Pat
         raise Fault("STORE_UNUSABLE", str(error)) from error
     return Publishing(
         lease=assignment.lease,
-        base=run.checkpoint.store,
         store=store,
         patience=patience,
         transfers=means.transfers,
-        unfinished=means.unfinished,
     )
 
 

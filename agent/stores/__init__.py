@@ -4,5 +4,4 @@ relay, blobs   `relay://`, over the agent's line to the coordinator
 publishing     what one attempt publishes, to the store that its run file names
 patience       waiting for a store that is away
 transfers      how far uploads are
-unfinished     what uploads that broke off have left
 """

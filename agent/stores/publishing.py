@@ -1,4 +1,4 @@
-"""What an attempt publishes goes to the store that its run file names: waited for, counted, and cleaned up after."""
+"""What an attempt publishes goes to the store that its run file names: waited for, and counted."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ from functools import partial
 
 from agent.stores.retry import Patience
 from agent.stores.transfers import Transfers, counting
-from agent.stores.unfinished import Unfinished
 from relay.v1 import fleet_pb2
 from runfile import RunFile
-from storage.base import Discards, Place, Store, StoreRefused, Where
+from storage.base import Place, Store, StoreRefused, Where
 from storage.hub.store import HubStore
 from storage.layout import Layout
 from storage.manifest import Manifest
 from storage.opening import open_store
 from storage.rate_limit import Pace
-from storage.threads import in_thread
 
 
 def store_of(run: RunFile, stores: Mapping[str, Store], *, writer: str, pace: Pace) -> Store:
@@ -43,11 +41,9 @@ class Publishing:
     """One attempt's. Raises what the store raises, but for StoreAway, which it waits out."""
 
     lease: str
-    base: str
     store: Store
     patience: Patience
     transfers: Transfers
-    unfinished: Unfinished | None = None
 
     @property
     def scheme(self) -> str:
@@ -64,10 +60,4 @@ class Publishing:
             return await self.patience.outlast(doing, partial(self._put, place, manifest, where, transfer), until)
 
     async def _put(self, place: Place, manifest: Manifest, where: Where, transfer: fleet_pb2.Transfer) -> str:
-        begun = self.store.uri_of(place) if self.unfinished and isinstance(self.store, Discards) else None
-        if self.unfinished is not None and begun is not None:
-            await in_thread(self.unfinished.begin, self.lease, self.base, begun)
-        uri = await self.store.put(place, manifest, where, counting(transfer))
-        if self.unfinished is not None and begun is not None:
-            await in_thread(self.unfinished.end, begun)
-        return uri
+        return await self.store.put(place, manifest, where, counting(transfer))

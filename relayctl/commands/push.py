@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from google.protobuf import json_format
 
@@ -21,24 +21,13 @@ from relayctl.commands.looking import UsageMistake
 from relayctl.output.format import count, size
 from relayctl.output.terminal import Terminal, byte_bars, say
 from storage.address import AddressError, parse
-from storage.base import Discards, Place, Progress, StoreAway, StoreRefused, Where, untold
+from storage.base import PathStore, Place, Progress, StoreAway, StoreRefused, Where, untold
 from storage.layout import Layout
 from storage.manifest import Manifest
 from storage.opening import open_store
 
 OWN = "relay://"  #: the coordinator's own store
 Bars = Callable[[str, int], Progress]
-
-
-class Target(Protocol):
-    """What pushing needs of a store."""
-
-    @property
-    def scheme(self) -> str: ...
-
-    async def has(self, uri: str, digest: str) -> bool: ...
-
-    async def put(self, place: Place, manifest: Manifest, where: Where, progress: Progress = untold) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +92,7 @@ def check_target(to: str) -> None:
         raise UsageMistake(f"--to: {error}") from error
 
 
-def _store(client: RelayClient, to: str, spec: dict[str, Any]) -> Target:
+def _store(client: RelayClient, to: str, spec: dict[str, Any]) -> OwnStore | PathStore:
     if to == OWN:
         return OwnStore(client.artifacts)
     return open_store(to, Layout(spec.get("checkpoint", {}).get("layout") or Layout.RELAY))
@@ -123,11 +112,16 @@ def _place(checkpoint: pb.Checkpoint, part: pb.CheckpointPart, spec: dict[str, A
 
 
 async def _put(
-    client: RelayClient, store: Target, place: Place, checkpoint: pb.Checkpoint, part: pb.CheckpointPart, bars: Bars
+    client: RelayClient,
+    store: OwnStore | PathStore,
+    place: Place,
+    checkpoint: pb.Checkpoint,
+    part: pb.CheckpointPart,
+    bars: Bars,
 ) -> bool:
     """Whether it had to be sent. What lies there and is known is left as it is."""
     digest = part.manifest_digest
-    uri = store.uri_of(place) if isinstance(store, Discards) else f"{OWN}{digest}"
+    uri = f"{OWN}{digest}" if isinstance(store, OwnStore) else store.uri_of(place)
     there = await store.has(uri, digest)
     if not there:
         with tempfile.TemporaryDirectory(prefix="relay-push-") as name:

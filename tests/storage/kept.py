@@ -1,6 +1,5 @@
 """What lies in a store, past its own code; folders to put there; and a checker of registry against store."""
 
-import asyncio
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ import obstore
 
 from storage.base import Place, Where
 from storage.manifest import NAME, Manifest, ManifestError, describe, digest_of
-from tests.seaweed import BUCKET, client, objects
+from tests.seaweed import client, objects
 
 LEASE = "1" * 32
 
@@ -81,6 +80,11 @@ class Kept:
             path.unlink(missing_ok=True)
             path.write_bytes(data)
 
+    def erase(self, names: Iterable[str]) -> None:
+        """Remove objects, past the store's own code."""
+        if keys := [f"{self._root}/{name}" for name in names]:
+            obstore.delete(client(self.address), keys)
+
     def spoil(self, name: str) -> None:
         """As a disk does: a bit is another one, also under the file's other names."""
         data = bytearray(self.read(name))
@@ -110,12 +114,3 @@ class Kept:
                         yield f"{uri}: {file.path} is damaged"
                 except FileNotFoundError:
                     yield f"{uri}: {file.path} is gone"
-
-
-async def unfinished(s3: str) -> list[str]:
-    """Uploads in parts that the server has begun and not ended."""
-    reader, writer = await asyncio.open_connection(*s3.split(":"))
-    writer.write(f"GET /{BUCKET}?uploads HTTP/1.1\r\nhost: {s3}\r\nconnection: close\r\n\r\n".encode())
-    answer = (await reader.read()).decode()
-    writer.close()
-    return [part.partition("</Key>")[0] for part in answer.split("<Key>")[1:]]

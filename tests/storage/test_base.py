@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.base import Damaged, Discards, Mends, Store, StoreRefused
+from storage.base import Damaged, Mends, Store, StoreRefused
 from storage.manifest import NAME, Manifest, ManifestError, describe
 from storage.opening import open_store
 from tests.storage.kept import Kept, folder, lying, place
@@ -159,14 +159,6 @@ async def test_what_is_removed_is_gone_also_a_second_time(store: Store, kept: Ke
         assert not await store.has(uri, manifest.digest)
         assert kept.names().keys() == {"index.jsonl"}
     assert await store.put(place(), manifest, lying(tmp_path / "from")) == uri
-
-
-async def test_only_what_nobody_goes_on_with_is_discarded(store: Store, kept: Kept, tmp_path: Path) -> None:
-    manifest = folder(tmp_path / "from")
-    uri = await store.put(place(), manifest, lying(tmp_path / "from"))
-    assert isinstance(store, Discards)
-    await store.discard(uri)
-    assert await store.has(uri, manifest.digest)
 
 
 async def test_only_what_changed_is_sent_again(base: str, store: Store, kept: Kept, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What one attempt publishes: counted while it is on its way, and cleaned up after."""
+"""What one attempt publishes: counted while it is on its way."""
 
 from functools import partial
 from pathlib import Path
@@ -9,13 +9,12 @@ from agent.events.journal import Journal
 from agent.stores.publishing import Publishing, store_of
 from agent.stores.retry import Patience, Pauses
 from agent.stores.transfers import Transfers
-from agent.stores.unfinished import Unfinished
 from relay.v1 import fleet_pb2
 from runfile import RunFile
 from storage.base import Place, StoreRefused
 from storage.folder import FolderStore
 from storage.manifest import Manifest, describe
-from storage.opening import Readers, open_store
+from storage.opening import Readers
 from storage.rate_limit import Pace
 
 LEASE = "runs/r/leases/" + "1" * 32
@@ -41,11 +40,9 @@ async def test_f11_a_share_that_is_mounted_later_gets_it_then(tmp_path: Path) ->
 
     stored = Publishing(
         lease=LEASE,
-        base=share.as_uri(),
         store=FolderStore(share.as_uri(), writer="a"),
         patience=Patience(Journal(tmp_path / "agent.jsonl", lambda: 0.0), clock, Pauses(first=0.0, tell_after=1.0)),
         transfers=transfers,
-        unfinished=Unfinished(tmp_path / "uploads", partial(open_store, writer="a")),
     )
     uri = await stored.put(PLACE, manifest, lambda file: tmp_path / "from" / file.path)
     assert uri is not None and await stored.store.has(uri, manifest.digest)
@@ -53,26 +50,6 @@ async def test_f11_a_share_that_is_mounted_later_gets_it_then(tmp_path: Path) ->
     assert said.count("upload_failing") == 1 and said.count("works again") == 1
     assert {(told.lease, told.step, told.done_bytes, told.total_bytes) for told in seen} == {(LEASE, 4, 0, 100_000)}
     assert not transfers.added_to(fleet_pb2.Readings()).transfers
-    assert not list((tmp_path / "uploads").iterdir())
-
-
-async def test_what_uploads_of_ended_leases_left_is_removed_and_of_held_ones_not(tmp_path: Path) -> None:
-    share = tmp_path / "share"
-    (share / ".relay/a-dead/folder").mkdir(parents=True)
-    unfinished = Unfinished(tmp_path / "uploads", partial(open_store, writer="a"))
-    unfinished.begin(LEASE, share.as_uri(), f"{share.as_uri()}/r/x")
-    (tmp_path / "uploads/half.json").write_text("{")
-    await unfinished.settle(lambda lease: lease != LEASE)
-    assert (share / ".relay/a-dead").exists() and len(list((tmp_path / "uploads").iterdir())) == 2
-    await unfinished.settle(lambda lease: True)
-    assert not (share / ".relay/a-dead").exists() and len(list((tmp_path / "uploads").iterdir())) == 1
-
-
-async def test_a_store_that_is_away_keeps_its_record(tmp_path: Path) -> None:
-    unfinished = Unfinished(tmp_path / "uploads", partial(open_store, writer="a"))
-    unfinished.begin(LEASE, (tmp_path / "nowhere").as_uri(), f"{(tmp_path / 'nowhere').as_uri()}/r/x")
-    await unfinished.settle(lambda lease: True)
-    assert len(list((tmp_path / "uploads").iterdir())) == 1
 
 
 def test_the_run_file_names_the_store() -> None:
