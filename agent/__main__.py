@@ -23,22 +23,21 @@ from random import Random
 from typing import IO
 
 from agent import wire
-from agent.attempt.inputs import Cache
 from agent.attempt.launch import allowed
-from agent.attempt.setup import Means
 from agent.capability import detect
 from agent.checkpoints.removing import Removals
 from agent.cleanup import Begun
 from agent.config import Config, ConfigError, config
+from agent.context import AttemptContext, HubContext
 from agent.coordinator_client import Contact, Coordinator
 from agent.events.inotify import Notice
 from agent.events.spool import Spool
 from agent.host_metrics import Vitals
-from agent.hub.context import HubMeans
 from agent.session import Identity, Session, grpc_dial
 from agent.shim.processes import boot_id, boottime
 from agent.shim_client.shims import SpareShim, prepare_runtime_dir
 from agent.stores.blobs import Blobs
+from agent.stores.input_cache import Cache
 from agent.stores.relay import RelayStore
 from agent.supervisor import Supervisor, WayOut
 from relay.errors import DeploymentForeign, RelayError, Unauthenticated
@@ -148,11 +147,11 @@ async def serve(settings: Config) -> None:
     capability = wire.capability(found, settings.slots)
     hello = pb.Hello(agent=settings.resource_name, capability=capability, labels=settings.labels)
     vitals = Vitals(settings.root)
-    async with means_of(settings, coordinator, contact, gpus=bool(found.gpus)) as means:
+    async with open_context(settings, coordinator, contact, gpus=bool(found.gpus)) as context:
         supervisor = Supervisor(
-            means,
+            context,
             hello,
-            lambda: means.transfers.added_to(vitals.latest),
+            lambda: context.transfers.added_to(vitals.latest),
             disconnect_limit=settings.disconnect_limit,
         )
         session = Session(supervisor, identity, contact, dial=grpc_dial(coordinator), now=boottime, random=Random())
@@ -160,13 +159,15 @@ async def serve(settings: Config) -> None:
             "agent=%s pid=%d coordinator=%s root=%s", settings.name, os.getpid(), settings.coordinator, settings.root
         )
         await supervisor.run(
-            (session.run, means.spool.run, means.removals.run, vitals.run), orders, settings.leaving_budget
+            (session.run, context.spool.run, context.removals.run, vitals.run), orders, settings.leaving_budget
         )
     log.info("agent=ended")
 
 
 @contextlib.asynccontextmanager
-async def means_of(settings: Config, coordinator: Coordinator, contact: Contact, *, gpus: bool) -> AsyncIterator[Means]:
+async def open_context(
+    settings: Config, coordinator: Coordinator, contact: Contact, *, gpus: bool
+) -> AsyncIterator[AttemptContext]:
     """What attempts work with. Calls and artifacts have a connection each."""
     async with (
         coordinator.dial() as calls,
@@ -177,13 +178,13 @@ async def means_of(settings: Config, coordinator: Coordinator, contact: Contact,
         blobs = Blobs(coordinator, transfers, contact, pace)
         begun = Begun(settings.data_dir / "attempts")
         stub = agents_pb2_grpc.AgentsStub(calls)
-        hub = hub_means(settings, runs_pb2_grpc.RunsStub(transfers))
+        hub = hub_context(settings, runs_pb2_grpc.RunsStub(transfers))
         special: dict[str, Store] = {
             "relay": RelayStore(blobs),
             "hf": HubStore(hub.worker, "", budget=hub.budget, now=boottime),
         }
         stores = Readers(special, writer=settings.name, pace=pace)
-        yield Means(
+        yield AttemptContext(
             agent=settings.resource_name,
             root=settings.root,
             runtime_dir=settings.runtime_dir,
@@ -208,10 +209,10 @@ async def means_of(settings: Config, coordinator: Coordinator, contact: Contact,
         )
 
 
-def hub_means(settings: Config, runs: runs_pb2_grpc.RunsStub) -> HubMeans:
+def hub_context(settings: Config, runs: runs_pb2_grpc.RunsStub) -> HubContext:
     """What publishes: only its processes have the token."""
     token = {name: value for name, value in os.environ.items() if name == "HF_TOKEN"}
-    return HubMeans(Worker(settings.python, allowed(os.environ) | token), Budget(), runs, settings.hub)
+    return HubContext(Worker(settings.python, allowed(os.environ) | token), Budget(), runs, settings.hub)
 
 
 def ways_out() -> asyncio.Queue[WayOut]:

@@ -28,6 +28,7 @@ from agent import wire
 from agent.coordinator_client import Contact, Coordinator
 from agent.folder import write_atomically
 from agent.leases import Beat, Standing
+from relay.backoff import Backoff
 from relay.errors import DeploymentForeign, IdentityInUse, RelayError, Unauthenticated, from_rpc
 from relay.timing import LeaseTiming
 from relay.v1 import agents_pb2 as pb
@@ -36,7 +37,7 @@ from relay.v1 import agents_pb2_grpc
 log = logging.getLogger(__name__)
 
 WELCOME = 10.0  #: seconds that dialling and being welcomed may take
-BACKOFF, BACKOFF_CAP = 0.2, 5.0  #: seconds; the greatest wait before the first redial, and before any
+FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0  #: seconds; bounds of the waits before the first redial, and before any
 
 
 class LineBroken(Exception):
@@ -113,8 +114,7 @@ class Session:
         self._now = now
         self._random = random
         self._standing = Standing("", 0.0)
-        self._cap = BACKOFF_CAP
-        self._failures = 0
+        self._backoff = Backoff(FIRST_PAUSE, LONGEST_PAUSE, random)
         self._dials = 0  # numbered hellos: the network may bring one after a later one
         self._said = ""  # the last reason a line broke; a thousand redials are one line in the log
 
@@ -133,13 +133,7 @@ class Session:
                 if not isinstance(error, IdentityInUse) and not self._host.busy:
                     raise
                 self._say(str(error), level=logging.ERROR)
-            await asyncio.sleep(self._pause())
-
-    def _pause(self) -> float:
-        """Full jitter: anything up to a bound that doubles. In a row of failures only."""
-        bound = min(self._cap, BACKOFF * 2 ** min(self._failures, 10))
-        self._failures += 1
-        return self._random.uniform(0.0, bound)
+            await asyncio.sleep(self._backoff.next_pause())
 
     def _say(self, reason: str, *, level: int) -> None:
         if reason != self._said:
@@ -175,7 +169,8 @@ class Session:
         except ValueError as error:
             raise LineBroken(f"the coordinator's timing cannot work: {error}") from error
         self._standing = Standing(welcome.session_id, sent, held)
-        self._cap, self._failures, self._said = min(BACKOFF_CAP, 2 * timing.heartbeat), 0, ""
+        self._backoff = Backoff(FIRST_PAUSE, min(LONGEST_PAUSE, 2 * timing.heartbeat), self._random)
+        self._said = ""
         self._host.welcomed(welcome, timing)
         self._contact.heard()
         log.info("session=welcome id=%s held=%d", welcome.session_id, len(held))

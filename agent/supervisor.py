@@ -20,7 +20,7 @@ from typing import Any
 from agent.attempt.attempt import Attempt
 from agent.attempt.completion import complete, stopped
 from agent.attempt.exit_classification import Order, Stop
-from agent.attempt.setup import Means
+from agent.context import AttemptContext
 from agent.folder import AttemptFolder
 from agent.leases import Beat, Standing, Term, plan
 from agent.shim_client.shims import Shim, ShimError, ShimGone
@@ -49,9 +49,14 @@ class Supervisor:
     """Holds the leases of this host; what its session speaks for."""
 
     def __init__(
-        self, means: Means, hello: pb.Hello, readings: Callable[[], fleet_pb2.Readings], *, disconnect_limit: float
+        self,
+        context: AttemptContext,
+        hello: pb.Hello,
+        readings: Callable[[], fleet_pb2.Readings],
+        *,
+        disconnect_limit: float,
     ) -> None:
-        self._means = means
+        self._context = context
         self._hello = hello
         self._readings = readings
         self._disconnect_limit = disconnect_limit
@@ -97,8 +102,8 @@ class Supervisor:
     def welcomed(self, welcome: pb.Welcome, timing: LeaseTiming) -> None:
         """A session begins: what the coordinator lacks of its leases is sent again."""
         self._timing = timing
-        self._means.spool.window.heartbeat = timing.heartbeat
-        self._means.removals.welcomed(welcome.session_id, timing.heartbeat)
+        self._context.spool.window.heartbeat = timing.heartbeat
+        self._context.removals.welcomed(welcome.session_id, timing.heartbeat)
         for record in welcome.leases:
             if attempt := self._attempts.get(record.lease):
                 attempt.sync(record)
@@ -167,7 +172,7 @@ class Supervisor:
 
     async def _until_idle(self, patience: float) -> None:
         """Until nothing is held; or the coordinator, without which nothing can be finished, was silent for too long."""
-        while not self._idle.is_set() and (rest := patience - self._means.contact.silence) > 0:
+        while not self._idle.is_set() and (rest := patience - self._context.contact.silence) > 0:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(rest):
                     await self._idle.wait()
@@ -183,7 +188,7 @@ class Supervisor:
     async def _mind_silence(self) -> None:
         """A host that nobody can reach must not train on for ever: somebody pays for it."""
         while True:
-            rest = self._disconnect_limit - self._means.contact.silence
+            rest = self._disconnect_limit - self._context.contact.silence
             if rest > 0:
                 await asyncio.sleep(rest)
                 continue
@@ -191,7 +196,7 @@ class Supervisor:
                 attempt.stop(
                     Order(Stop.LEAVING, DISCONNECT_GRACE, "the coordinator has been out of reach for too long")
                 )
-            await self._means.contact.sign()
+            await self._context.contact.sign()
 
     # Attempts
 
@@ -202,7 +207,7 @@ class Supervisor:
 
     def _begin(self, work: Assignment) -> None:
         log.info("lease=%s granted attempt=%d", work.lease, work.attempt)
-        self._take(Attempt(work, self._means, changed=self.changed.set))
+        self._take(Attempt(work, self._context, changed=self.changed.set))
 
     def _take(self, attempt: Attempt) -> None:
         lease = attempt.assignment.lease
@@ -231,7 +236,7 @@ class Supervisor:
 
     async def _give_back(self, lease: str, cause: Stop) -> None:
         try:
-            await complete(self._means, Assignment(lease, pb.Assignment()), (), stopped(cause), asyncio.Lock())
+            await complete(self._context, Assignment(lease, pb.Assignment()), (), stopped(cause), asyncio.Lock())
         except LeaseLost:
             log.info("lease=%s over before it began", lease)
         self._declining.discard(lease)
@@ -253,7 +258,7 @@ class Supervisor:
         nobody else is granted it before, and then ends with what its trainer had written.
         """
         found, others = [], []
-        for shim in await self._means.shims.discover():
+        for shim in await self._context.shims.discover():
             try:
                 if shim.record.rebooted:  # or cloned: the lease may be held, and its trainer alive, on another host
                     raise ShimGone("the host has booted since")
@@ -265,7 +270,7 @@ class Supervisor:
                 others.append(shim)
             else:
                 log.info("lease=%s rejoined pid=%s", assignment.lease, shim.record.pid)
-                found.append(Attempt(assignment, self._means, changed=self.changed.set, shim=shim))
+                found.append(Attempt(assignment, self._context, changed=self.changed.set, shim=shim))
         return found, others
 
     async def _bury(self, shim: Shim) -> None:
@@ -278,7 +283,7 @@ class Supervisor:
 
     async def _retire_others(self, with_shim: set[str]) -> None:
         """What an agent before this one had begun, and that has no shim: the host went down under it."""
-        left = await asyncio.to_thread(self._means.begun.all)
+        left = await asyncio.to_thread(self._context.begun.all)
         for lease_id in left.keys() - {lease.rpartition("/")[2] for lease in with_shim}:
             await self._retire(lease_id)
 
@@ -286,6 +291,6 @@ class Supervisor:
         """Nobody can go on with it."""
         log.info("lease_id=%s retired", lease_id)
         try:
-            await asyncio.to_thread(self._means.begun.retire, lease_id)
+            await asyncio.to_thread(self._context.begun.retire, lease_id)
         except OSError as error:  # the next agent tries again
             log.error("lease_id=%s untidy reason=%r", lease_id, str(error))

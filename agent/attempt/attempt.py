@@ -23,17 +23,20 @@ from typing import Any, Never
 from agent.attempt.completion import complete, failed, faulted, publish_records, publish_result, stopped
 from agent.attempt.directives import Orders
 from agent.attempt.exit_classification import Cause, Order, Stop, Success, verdict
+from agent.attempt.hub_setup import open_hub_outputs
 from agent.attempt.progress import Progress
-from agent.attempt.setup import Fault, Means, choose_checkpoint, fetch, publishing, start
+from agent.attempt.setup import choose_checkpoint, fetch, publishing, start
 from agent.attempt.start_attempt import FirstWrite
 from agent.attempt.watch import Watch, scanner_of
 from agent.checkpoints.publisher import Publisher
 from agent.checkpoints.resume import mend
+from agent.context import AttemptContext
+from agent.errors import HostFault
 from agent.events.journal import Journal
 from agent.events.reports import Saved
 from agent.events.sources import Source
 from agent.folder import AttemptFolder
-from agent.hub.opening import LEAVING, RESULT, STOPPING, OnTheHub, on_the_hub, result_of
+from agent.hub.outputs import LEAVING, RESULT, STOPPING, HubOutputs, result_of
 from agent.shim_client.jobs import Exit
 from agent.shim_client.shims import Shim, ShimError
 from agent.stores.publishing import Publishing
@@ -52,31 +55,31 @@ class Attempt:
     """One lease, from its first directive to its end. All but `run` returns at once."""
 
     def __init__(
-        self, assignment: Assignment, means: Means, *, changed: Callable[[], None], shim: Shim | None = None
+        self, assignment: Assignment, context: AttemptContext, *, changed: Callable[[], None], shim: Shim | None = None
     ) -> None:
         self.assignment = assignment
-        self._means = means
+        self._context = context
         self._changed = changed
         self._shim = shim
         self._rejoined = shim is not None
         self._folder = (
             AttemptFolder(Path(shim.record.folder))  # the agent that began it may have had another root
             if shim is not None
-            else means.attempt_folder(assignment.lease, assignment.attempt)
+            else context.attempt_folder(assignment.lease, assignment.attempt)
         )
-        self._journal = Journal(self._folder.agent_log, means.wall)
+        self._journal = Journal(self._folder.agent_log, context.wall)
         self._phase: pb.HeldLease.Phase.ValueType = pb.HeldLease.RUNNING if self._rejoined else pb.HeldLease.PREPARING
-        self._orders = Orders(assignment.lease, means.now)
+        self._orders = Orders(assignment.lease, context.now)
         self._gone = asyncio.Event()
         self._reporting = asyncio.Lock()
         self.sources = _sources(assignment, self._folder, self._gone, ready=shim is None)
-        self._first_write = FirstWrite(self._folder.first_write, means.stub, means.metadata, means.contact)
+        self._first_write = FirstWrite(self._folder.first_write, context.stub, context.metadata, context.contact)
         if self._rejoined:
             self._first_write.rejoin()
         self._watch: Watch | None = None
         self._publisher: Publisher | None = None
-        self._patience = Patience(self._journal, means.now)
-        self._hub = OnTheHub()
+        self._patience = Patience(self._journal, context.now)
+        self._hub = HubOutputs()
         self._stalled = ""
         self._ended = "lost"
 
@@ -89,7 +92,7 @@ class Attempt:
 
     def leave(self, budget: float) -> None:
         """Save within `budget` seconds; where the step that runs now takes longer than that, do not wait for it."""
-        until = self._watch.progress.until_step(self._means.now()) if self._watch else None
+        until = self._watch.progress.until_step(self._context.now()) if self._watch else None
         if until is not None and until > budget:
             self.stop(Order(Stop.LEAVING, 0.0, f"leaving, and this step ends in {until:.0f} s only"))
         else:
@@ -134,7 +137,7 @@ class Attempt:
             if not await self._report_end():
                 await self._kill("lease lost")
         finally:
-            self._means.spool.remove(self.assignment.lease)
+            self._context.spool.remove(self.assignment.lease)
         try:
             if self._shim is not None:
                 await self._shim.forget()
@@ -151,7 +154,7 @@ class Attempt:
                 helpers: list[asyncio.Task[object]] = [group.create_task(self._until_gone())]
                 outcome = await self._live(lambda work: helpers.append(group.create_task(work)))
                 sources, first = (self.sources.values(), self._stored) if self._shim else ((), None)
-                await complete(self._means, self.assignment, sources, outcome, self._reporting, first)
+                await complete(self._context, self.assignment, sources, outcome, self._reporting, first)
                 self._ended = outcome.WhichOneof("outcome") or ""
                 for task in helpers:
                     task.cancel()
@@ -161,9 +164,9 @@ class Attempt:
 
     def _tidy(self) -> None:
         """The disk goes back, and what people see is brought up to date. Blocking."""
-        self._means.begun.retire(self.assignment.lease_id)
+        self._context.begun.retire(self.assignment.lease_id)
         if self._shim is not None:
-            run = self._means.run_folder(self.assignment.run_id)
+            run = self._context.run_folder(self.assignment.run_id)
             run.clean()
             run.show(self._folder, self._ended)
 
@@ -180,11 +183,11 @@ class Attempt:
                 await unless(self._orders.stopped, self._begin(run, beside))
             if self._shim is None:
                 return stopped(self._orders.stop.cause if self._orders.stop else Stop.REQUESTED)
-            self._means.spool.add(self.sources.values())
-            stored = publishing(self._means, self.assignment, run, self._patience)
-            self._hub = hub = on_the_hub(self._means, self.assignment, run, self._folder, self._journal)
+            self._context.spool.add(self.sources.values())
+            stored = publishing(self._context, self.assignment, run, self._patience)
+            self._hub = hub = open_hub_outputs(self._context, self.assignment, run, self._folder, self._journal)
             self._publisher = publisher = await asyncio.to_thread(
-                _publisher, self.assignment, run, self._folder, self._means, self.sources, self._journal, stored, hub
+                _publisher, self.assignment, run, self._folder, self._context, self.sources, self._journal, stored, hub
             )
             beside(self._orders.pass_on(self._shim))
             beside(self._first_write.keep())
@@ -192,7 +195,7 @@ class Attempt:
             beside(self._hub.run())
             ended = await self._follow(run, publisher)
             return await self._judge(run, ended, publisher, stored)
-        except Fault as fault:
+        except HostFault as fault:
             log.error("lease=%s fault=%s reason=%r", self.assignment.lease, fault.reason, str(fault))
             await self._kill(str(fault))
             return faulted(fault.reason, str(fault))
@@ -201,21 +204,23 @@ class Attempt:
         try:
             return self.assignment.run_file()
         except ValueError as error:
-            raise Fault("AGENT_TOO_OLD", f"this agent cannot read the run file: {error}") from error
+            raise HostFault("AGENT_TOO_OLD", f"this agent cannot read the run file: {error}") from error
 
     async def _begin(self, run: RunFile, beside: Callable[[Coroutine[Any, Any, object]], None]) -> None:
-        await fetch(self._means, self.assignment, self._folder)
-        chosen = await choose_checkpoint(self._means, self.assignment, self._folder, self._first_write, self._patience)
-        beside(mend(chosen, self._means.stores, self._journal))
+        await fetch(self._context, self.assignment, self._folder)
+        chosen = await choose_checkpoint(
+            self._context, self.assignment, self._folder, self._first_write, self._patience
+        )
+        beside(mend(chosen, self._context.stores, self._journal))
         if self.assignment.stops_on_disconnect:
             await self._orders.trusted()  # nothing is started on an old promise
-        self._shim = await start(self._means, self.assignment, run, self._folder, chosen, self._orders.trust)
+        self._shim = await start(self._context, self.assignment, run, self._folder, chosen, self._orders.trust)
 
     async def _follow(self, run: RunFile, publisher: Publisher) -> Exit:
         """Until the trainer and all it started are gone."""
         assert self._shim is not None
         self._watch = watch = await asyncio.to_thread(
-            _watching, run, self._folder, self._means.now, rejoined=self._rejoined
+            _watching, run, self._folder, self._context.now, rejoined=self._rejoined
         )
         self._move(pb.HeldLease.ENDING if self._orders.stop else pb.HeldLease.RUNNING)
         waiting = asyncio.create_task(self._shim.wait())
@@ -223,7 +228,7 @@ class Attempt:
             while not waiting.done():
                 await self._look(watch, publisher)
                 if self._orders.stop is None and not self._stalled:
-                    await self._look_for_stall(self._shim, watch.progress.stalled(self._means.now()))
+                    await self._look_for_stall(self._shim, watch.progress.stalled(self._context.now()))
                 await asyncio.wait({waiting}, timeout=LOOK)
         finally:
             waiting.cancel()
@@ -343,13 +348,13 @@ def _publisher(
     assignment: Assignment,
     run: RunFile,
     folder: AttemptFolder,
-    means: Means,
+    context: AttemptContext,
     sources: Mapping[str, Source],
     journal: Journal,
     stored: Publishing,
-    hub: OnTheHub,
+    hub: HubOutputs,
 ) -> Publisher:
-    runs = means.run_folder(assignment.run_id)
+    runs = context.run_folder(assignment.run_id)
 
     async def retain(needed: set[int]) -> None:
         await asyncio.to_thread(runs.retain, folder, needed | hub.needed)
@@ -357,10 +362,10 @@ def _publisher(
     return Publisher(
         assignment,
         folder,
-        agent=means.agent,
-        stub=means.stub,
-        metadata=means.metadata,
-        contact=means.contact,
+        agent=context.agent,
+        stub=context.stub,
+        metadata=context.metadata,
+        contact=context.contact,
         publishing=stored,
         place=partial(assignment.place, run),
         sources=sources,

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import glob
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+import os
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from agent.attempt.exit_classification import Cause, Stop
-from agent.attempt.outputs import manifest_of, matching, whole_folder
-from agent.attempt.setup import Fault, Means
+from agent.context import AttemptContext
 from agent.coordinator_client import CALL_TIMEOUT, insist
+from agent.errors import HostFault
 from agent.events.journal import Journal
 from agent.events.sources import Source, final_length
 from agent.folder import AttemptFolder
@@ -22,7 +24,7 @@ from relay.v1 import agents_pb2 as pb
 from relay.v1 import runs_pb2
 from runfile import RunFile
 from storage.base import StoreRefused
-from storage.manifest import Manifest, ManifestError
+from storage.manifest import Manifest, ManifestError, ManifestFile, hash_file, list_files
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +65,7 @@ async def publish_result(
 ) -> pb.CompleteLeaseRequest:
     """Success, with the run's result stored where it has one; a failure when it is nothing that can be stored anywhere.
 
-    Raises Fault when it cannot be stored here and now.
+    Raises HostFault when it cannot be stored here and now.
     """
     try:
         files = await _result_files(run, folder, journal)
@@ -74,7 +76,7 @@ async def publish_result(
     except (BlobTooLarge, ManifestError) as error:
         return failed(Cause("OUTPUT_INVALID", f"the run's result cannot be stored: {error}", permanent=True))
     except (RelayError, StoreRefused, OSError) as error:
-        raise Fault("OUTPUT_NOT_STORED", f"the run's result cannot be stored: {error}") from error
+        raise HostFault("OUTPUT_NOT_STORED", f"the run's result cannot be stored: {error}") from error
     return pb.CompleteLeaseRequest(succeeded=pb.Succeeded(output=_output(manifest, uri or "")))
 
 
@@ -114,7 +116,7 @@ async def publish_records(
 
 
 async def complete(
-    means: Means,
+    context: AttemptContext,
     assignment: Assignment,
     sources: Iterable[Source],
     outcome: pb.CompleteLeaseRequest,
@@ -128,18 +130,18 @@ async def complete(
     holder lists no more the coordinator ends by itself.
     """
     try:
-        await _complete(means, assignment, sources, outcome, reporting, first)
+        await _complete(context, assignment, sources, outcome, reporting, first)
     except LeaseLost:
         raise
     except RelayError as refusal:
         log.error("lease=%s end=refused outcome=%s reason=%r", assignment.lease, outcome.WhichOneof("outcome"), refusal)
         if not outcome.HasField("faulted"):
             fault = faulted("END_REFUSED", f"its end was refused: {refusal}")
-            await complete(means, assignment, (), fault, reporting)
+            await complete(context, assignment, (), fault, reporting)
 
 
 async def _complete(
-    means: Means,
+    context: AttemptContext,
     assignment: Assignment,
     sources: Iterable[Source],
     outcome: pb.CompleteLeaseRequest,
@@ -160,11 +162,48 @@ async def _complete(
         try:
             async with reporting:
                 answer = await insist(
-                    means.contact,
-                    lambda: means.stub.CompleteLease(outcome, metadata=means.metadata, timeout=CALL_TIMEOUT),
+                    context.contact,
+                    lambda: context.stub.CompleteLease(outcome, metadata=context.metadata, timeout=CALL_TIMEOUT),
                 )
             break
         except (EventsMissing, CheckpointMissing):  # a failover lost what had been acknowledged: it is sent again first
-            await means.contact.sign()
+            await context.contact.sign()
     state = runs_pb2.Run.State.Name(answer.state)
     log.info("lease=%s completed=%s run=%s", assignment.lease, outcome.WhichOneof("outcome"), state)
+
+
+# --- the files of a result, whose every byte is read: to be called in a thread ---------------------
+
+
+def whole_folder(folder: Path) -> dict[str, Path]:
+    """All files of the output folder; ManifestError for links and devices."""
+    paths = list_files(folder) if folder.is_dir() else []
+    return {path.relative_to(folder).as_posix(): path for path in paths}
+
+
+def matching(cwd: Path, patterns: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
+    """The files that patterns relative to `cwd` name, and the patterns that match nothing.
+
+    Links that lead out of `cwd` are not followed (R7).
+    """
+    inside = cwd.resolve()
+    found: dict[str, Path] = {}
+    empty = []
+    for pattern in patterns:
+        paths = [cwd / name for name in glob.glob(pattern, root_dir=cwd, recursive=True, include_hidden=True)]
+        files = [path for path in paths if path.is_file() and path.resolve().is_relative_to(inside)]
+        found |= {path.relative_to(cwd).as_posix(): path for path in files}
+        if not files:
+            empty.append(pattern)
+    return found, empty
+
+
+def manifest_of(files: dict[str, Path]) -> Manifest:
+    """The manifest of files that lie anywhere, under the paths they are to have."""
+    return Manifest(
+        tuple(
+            ManifestFile(name, size, digest, os.access(path, os.X_OK))
+            for name, path in sorted(files.items())
+            for digest, size in [hash_file(path)]
+        )
+    )

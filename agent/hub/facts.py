@@ -45,6 +45,18 @@ class Facts:
             return []
         return answer.attempts
 
+    async def registered_uris(self) -> list[str] | None:
+        """Return the uris on the Hub that the registry names for the run, or None when the coordinator cannot say."""
+        checkpoints = runs_pb2.ListCheckpointsRequest(name=self._assignment.message.run, include_superseded=True)
+        run = runs_pb2.GetRunRequest(name=self._assignment.message.run)
+        try:
+            listed = await self._stub.ListCheckpoints(checkpoints, metadata=self._metadata, timeout=CALL_TIMEOUT)
+            output = (await self._stub.GetRun(run, metadata=self._metadata, timeout=CALL_TIMEOUT)).output
+        except grpc.aio.AioRpcError:
+            return None
+        uris = [copy.uri for each in listed.checkpoints for part in each.parts for copy in part.copies]
+        return [uri for uri in (*uris, output.uri) if uri.startswith("hf://")]
+
     async def curve(self) -> Series:
         """The run's losses, across attempts."""
         request = runs_pb2.ReadMetricsRequest(name=self._assignment.message.run, metrics=DRAWN)

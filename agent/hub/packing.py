@@ -12,7 +12,7 @@ from typing import Any
 
 from agent.events.journal import Journal
 from agent.folder import AttemptFolder
-from agent.hub import facts, merging
+from agent.hub.facts import Facts
 from agent.hub.publication import Model, Parcel
 from agent.wire import Assignment
 from runfile import Hub, RunFile
@@ -35,7 +35,7 @@ class Packing:
     run: RunFile
     assignment: Assignment
     folder: AttemptFolder
-    known: facts.Facts
+    known: Facts
     journal: Journal
     python: str
     environment: Mapping[str, str]
@@ -75,7 +75,7 @@ class Packing:
         if not published.final or self.hub.push == "adapter" or not is_adapter(files):
             return {}, ""
         into = self.folder.merged
-        merge = merging.merge(
+        merging = merge_adapter(
             self.python,
             self.environment,
             adapter=published.folder,
@@ -84,8 +84,8 @@ class Packing:
             into=into,
         )
         try:
-            check = await merge
-        except merging.MergeFailed as error:
+            check = await merging
+        except MergeFailed as error:
             await self.journal.say("error", f"the adapter is published unmerged: {error}")
             return {}, ""
         return await asyncio.to_thread(publication_files.files_of, into), check
@@ -108,3 +108,42 @@ class Packing:
                 process.kill()
                 await process.wait()
         return target if process.returncode == 0 else None
+
+
+class MergeFailed(Exception):
+    """The adapter cannot be merged; says why."""
+
+
+async def merge_adapter(
+    python: str, environment: Mapping[str, str], *, adapter: Path, run_file: Path, cwd: Path, into: Path
+) -> str:
+    """Merge an adapter into its base model, in a process, into a folder of its own; what the check said."""
+    process = await asyncio.create_subprocess_exec(
+        *(
+            python,
+            "-m",
+            "trainers.merge",
+            str(adapter),
+            str(into),
+            "--run-file",
+            str(run_file),
+            "--until-stdin-ends",
+        ),
+        cwd=cwd,
+        env={**environment, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
+        stdin=asyncio.subprocess.PIPE,  # it ends when we do
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        assert process.stdout is not None
+        said = (await process.stdout.read()).decode(errors="replace").strip()
+        code = await process.wait()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    last = said.rpartition("\n")[2]
+    if code:
+        raise MergeFailed(last or f"it ended with {code}")
+    return last

@@ -20,7 +20,7 @@ from typing import Any, Never
 
 from agent.checkpoints.publisher import Newest
 from agent.events.journal import Journal
-from agent.hub.retry import Patience
+from relay.backoff import Backoff
 from runfile import Hub
 from storage.base import Damaged, StoreAway, StoreRefused
 from storage.hub.commit_markers import Mark
@@ -67,7 +67,7 @@ class Publication:
         budget: Budget,
         journal: Journal,
         synced: Callable[[dict[str, Any]], Awaitable[None]],
-        patience: Patience,
+        backoff: Backoff,
         now: Callable[[], float],
         wall: Callable[[], float],
     ) -> None:
@@ -79,7 +79,7 @@ class Publication:
         self._budget = budget
         self._journal = journal
         self._synced = synced
-        self._patience = patience
+        self._backoff = backoff
         self._now = now
         self._wall = wall
         self._models: Newest[Model] = Newest()
@@ -142,13 +142,13 @@ class Publication:
                 await self._say_once("error", f"publishing to {self._hub.repo} fails, and is tried again: {away}")
                 if self._now() - began > patience:
                     raise TimeoutError from away
-                await asyncio.sleep(self._patience.wait(away.after))
+                await asyncio.sleep(self._backoff.next_pause(away.after))
                 continue
             except (StoreRefused, Damaged, ManifestError, OSError) as error:
                 await self._say_once("error", f"{self._hub.repo} is not published to: {error}")
                 self._reckon()
             else:
-                if self._patience.relieved():
+                if self._backoff.reset():
                     self._said.clear()
                     await self._journal.say("info", f"publishing to {self._hub.repo} works again")
             return

@@ -10,7 +10,7 @@ from typing import Never
 from agent.checkpoints.publisher import Newest, Registered
 from agent.events.journal import Journal
 from agent.folder import AttemptFolder
-from agent.hub.retry import Patience
+from relay.backoff import Backoff
 from relay.errors import LeaseLost, RelayError
 from runfile import Every
 from storage.base import Damaged, Place, StoreAway, StoreRefused
@@ -36,7 +36,7 @@ class StateCopies:
         every: Every,
         add: Add,
         journal: Journal,
-        patience: Patience,
+        backoff: Backoff,
     ) -> None:
         self._store = store
         self._folder = folder
@@ -44,7 +44,7 @@ class StateCopies:
         self._every = every
         self._add = add
         self._journal = journal
-        self._patience = patience
+        self._backoff = backoff
         self._waiting: Newest[Registered] = Newest()
         self._announced = False
         self._failing = ""
@@ -90,7 +90,7 @@ class StateCopies:
                 raise
             except StoreAway as away:
                 await self._fails(f"state cannot be kept on the Hub, and is tried again: {away}")
-                await asyncio.sleep(self._patience.wait(away.after))
+                await asyncio.sleep(self._backoff.next_pause(away.after))
                 if self._waiting.waiting is None:
                     continue
             except (StoreRefused, Damaged, RelayError, OSError) as error:

@@ -11,23 +11,15 @@ from random import Random
 from typing import TypeVar
 
 from agent.events.journal import Journal
+from relay.backoff import Backoff
 from storage.base import StoreAway
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pauses:
-    """Seconds. Between two tries it rests for a random part of what doubles from `first` to `longest`."""
-
-    first: float = 0.5
-    longest: float = 60.0
-    tell_after: float = 30.0  #: for how long it fails until people are told
-
-    def before(self, tries: int, random: Random) -> float:
-        """Full jitter: many hosts do not come back to a store at one moment."""
-        return random.uniform(0.0, min(self.longest, self.first * 2.0 ** min(tries, 30)))
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0  #: seconds; bounds of the waits between two tries
+TELL_AFTER = 30.0  #: seconds of failing after which the run's history says so
 
 
 @dataclass(slots=True)
@@ -36,7 +28,9 @@ class Patience:
 
     journal: Journal
     now: Callable[[], float]
-    pauses: Pauses = field(default_factory=Pauses)
+    first_pause: float = FIRST_PAUSE
+    longest_pause: float = LONGEST_PAUSE
+    tell_after: float = TELL_AFTER
     random: Random = field(default_factory=Random)
 
     async def outlast(
@@ -47,14 +41,15 @@ class Patience:
         A store that says when to come back is taken at its word. After a while one event says that it fails, and one
         later that it works.
         """
-        began, told, tries = self.now(), False, 0
+        began, told = self.now(), False
+        backoff = Backoff(self.first_pause, self.longest_pause, self.random)
         while True:
             try:
                 done = await work()
             except StoreAway as error:
-                pause = max(error.after, self.pauses.before(tries, self.random))
-                log.warning("store=away doing=%r tries=%d reason=%r", doing, tries, str(error))
-                if not told and self.now() - began >= self.pauses.tell_after:
+                pause = backoff.next_pause(error.after)
+                log.warning("store=away doing=%r tries=%d reason=%r", doing, backoff.failures, str(error))
+                if not told and self.now() - began >= self.tell_after:
                     told = True
                     await self.journal.say("warning", f"{doing} fails, and is tried again: {error}", "upload_failing")
             else:
@@ -63,7 +58,6 @@ class Patience:
                 return done
             if await _came(until, pause):
                 return None
-            tries += 1
 
 
 async def _came(until: Callable[[], Awaitable[object]] | None, within: float) -> bool:

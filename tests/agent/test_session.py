@@ -85,7 +85,7 @@ async def test_silence_breaks_a_line() -> None:
 def test_pauses_are_jittered_and_capped() -> None:
     """L2."""
     session = Session(None, None, Contact(lambda: 0.0), dial=None, now=lambda: 0.0, random=Random(1))  # type: ignore[arg-type]
-    pauses = [session._pause() for _ in range(200)]
+    pauses = [session._backoff.next_pause() for _ in range(200)]
     assert max(pauses) <= 5.0 and max(pauses[:2]) <= 0.4
     assert len(set(pauses)) == 200
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.attempt.inputs import Cache
 from agent.coordinator_client import Contact, Coordinator
 from agent.stores.blobs import Blobs
+from agent.stores.input_cache import Cache
 from agent.stores.relay import RelayStore
 from relay.errors import DigestMismatch
 from relay.v1 import runs_pb2

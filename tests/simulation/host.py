@@ -11,10 +11,9 @@ from pathlib import Path
 from random import Random
 from typing import cast
 
-from agent.attempt.inputs import Cache
-from agent.attempt.setup import Means
 from agent.checkpoints.removing import Removals, Room
 from agent.cleanup import Begun
+from agent.context import AttemptContext
 from agent.coordinator_client import Contact
 from agent.events.inotify import Notice
 from agent.events.spool import Spool
@@ -22,6 +21,7 @@ from agent.session import Identity, Session, grpc_dial
 from agent.shim_client.jobs import Job
 from agent.shim_client.shims import Shim
 from agent.stores.blobs import Blobs
+from agent.stores.input_cache import Cache
 from agent.supervisor import Supervisor, WayOut
 from relay.errors import RelayError
 from relay.timing import LeaseTiming
@@ -161,7 +161,7 @@ class Host:
         async with coordinator.dial() as calls:
             begun = Begun(self.folder / "data" / "attempts")
             agent, root, stub = f"agents/{self.name}", self.folder / "root", agents_pb2_grpc.AgentsStub(calls)
-            means = Means(
+            context = AttemptContext(
                 agent=agent,
                 root=root,
                 runtime_dir=self.folder / "sock",
@@ -182,13 +182,13 @@ class Host:
                 now=self.now,
                 wall=self.loop.time,
             )
-            supervisor = Supervisor(means, hello, fleet_pb2.Readings, disconnect_limit=24 * 3600.0)
+            supervisor = Supervisor(context, hello, fleet_pb2.Readings, disconnect_limit=24 * 3600.0)
             instance = f"{self.random.getrandbits(128):032x}"
             identity = Identity(instance, self.boot, self.folder / "data" / "deployment")
             random = Random(self.random.getrandbits(32))
             dial = grpc_dial(coordinator)
             self._session = session = Session(supervisor, identity, contact, dial=dial, now=self.now, random=random)
-            await supervisor.run((session.run, means.spool.run, means.removals.run), orders, LEAVING)
+            await supervisor.run((session.run, context.spool.run, context.removals.run), orders, LEAVING)
 
     def _room(self, _: Path) -> Room:
         """The disk is low now and then."""

@@ -9,7 +9,7 @@ import pytest
 
 from agent.checkpoints.resume import WAIT, Resume, Unreachable, choose, mend
 from agent.events.journal import Journal
-from agent.stores.retry import Patience, Pauses
+from agent.stores.retry import Patience
 from relay.v1 import runs_pb2
 from storage.base import Place, Store
 from storage.folder import FolderStore
@@ -56,7 +56,7 @@ class Copies:
             here=lambda _: here or self.folder / "nowhere",
             stores=self.stores,
             scratch=self.folder / "resume",
-            patience=Patience(self.journal, now, Pauses(first=0.0, longest=0.0)),
+            patience=Patience(self.journal, now, first_pause=0.0),
         )
 
     @property

@@ -7,7 +7,7 @@ import pytest
 
 from agent.events.journal import Journal
 from agent.stores.publishing import Publishing, store_of
-from agent.stores.retry import Patience, Pauses
+from agent.stores.retry import Patience
 from agent.stores.transfers import Transfers
 from relay.v1 import fleet_pb2
 from runfile import RunFile
@@ -41,7 +41,7 @@ async def test_f11_a_share_that_is_mounted_later_gets_it_then(tmp_path: Path) ->
     stored = Publishing(
         lease=LEASE,
         store=FolderStore(share.as_uri(), writer="a"),
-        patience=Patience(Journal(tmp_path / "agent.jsonl", lambda: 0.0), clock, Pauses(first=0.0, tell_after=1.0)),
+        patience=Patience(Journal(tmp_path / "agent.jsonl", lambda: 0.0), clock, first_pause=0.0, tell_after=1.0),
         transfers=transfers,
     )
     uri = await stored.put(PLACE, manifest, lambda file: tmp_path / "from" / file.path)

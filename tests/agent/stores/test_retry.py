@@ -3,13 +3,10 @@
 import asyncio
 import json
 from pathlib import Path
-from random import Random
 
 from agent.events.journal import Journal
-from agent.stores.retry import Patience, Pauses
+from agent.stores.retry import Patience
 from storage.base import StoreAway
-
-PAUSES = Pauses(first=0.0, longest=0.0, tell_after=30.0)
 
 
 class Store:
@@ -30,7 +27,7 @@ class Store:
 
 
 def patience(store: Store, tmp_path: Path) -> Patience:
-    return Patience(Journal(tmp_path / "agent.jsonl", lambda: 0.0), store.now, PAUSES)
+    return Patience(Journal(tmp_path / "agent.jsonl", lambda: 0.0), store.now, first_pause=0.0)
 
 
 def said(tmp_path: Path) -> list[tuple[str, str, str]]:
@@ -56,17 +53,10 @@ async def test_of_a_short_absence_nothing_is_told(tmp_path: Path) -> None:
 
 async def test_it_gives_up_for_something_newer(tmp_path: Path) -> None:
     store, newer = Store(away=10**9), asyncio.Event()
-    patient = Patience(Journal(tmp_path / "agent.jsonl", lambda: 0.0), store.now, Pauses(first=60.0))
+    patient = Patience(Journal(tmp_path / "agent.jsonl", lambda: 0.0), store.now, first_pause=60.0)
     waiting = asyncio.create_task(patient.outlast("the upload", store.put, newer.wait))
     newer.set()
     assert await waiting is None and store.tries == 1
-
-
-def test_pauses_grow_to_a_bound_and_are_never_alike() -> None:
-    pauses, random = Pauses(first=0.5, longest=60.0), Random(1)
-    assert all(0.0 <= pauses.before(tries, random) <= min(60.0, 0.5 * 2**tries) for tries in range(40))
-    assert pauses.before(10**6, random) <= 60.0
-    assert len({pauses.before(20, random) for _ in range(10)}) == 10
 
 
 async def test_a_store_that_says_when_to_come_back_is_not_asked_before(tmp_path: Path) -> None:

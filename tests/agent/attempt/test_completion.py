@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from agent.attempt.outputs import manifest_of, matching, whole_folder
+from agent.attempt.completion import manifest_of, matching, whole_folder
 
 
 def test_globs_name_files_at_any_depth_and_say_what_matched_nothing(tmp_path: Path) -> None:

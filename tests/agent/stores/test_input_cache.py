@@ -3,7 +3,7 @@
 import asyncio
 from pathlib import Path
 
-from agent.attempt.inputs import Cache
+from agent.stores.input_cache import Cache
 from relay.v1 import runs_pb2
 from storage.manifest import digest_of
 

@@ -1,0 +1,125 @@
+"""From a run file and the agent's settings to what one attempt publishes on the Hub."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
+from random import Random
+from typing import Any
+
+from agent.attempt.launch import allowed
+from agent.checkpoints.publisher import Registered
+from agent.context import AttemptContext, HubContext
+from agent.coordinator_client import CALL_TIMEOUT, insist
+from agent.events.journal import Journal
+from agent.folder import AttemptFolder
+from agent.hub.facts import Facts
+from agent.hub.outputs import HubOutputs
+from agent.hub.packing import Packing, mark_of
+from agent.hub.publication import Publication
+from agent.hub.state import StateCopies, sweep
+from agent.stores.publishing import hub_of, store_of
+from agent.wire import Assignment
+from relay.backoff import Backoff
+from relay.v1 import agents_pb2 as pb
+from relay.v1 import runs_pb2
+from runfile import Hub, RunFile
+from storage.hub.store import HubStore
+
+FIRST_PAUSE, LONGEST_PAUSE = 10.0, 600.0  #: seconds; bounds of the waits for a Hub that is away
+
+
+def open_hub_outputs(
+    context: AttemptContext, assignment: Assignment, run: RunFile, folder: AttemptFolder, journal: Journal
+) -> HubOutputs:
+    """What node 0 publishes; the run file's section wins over the agent's own settings."""
+    if context.hub is None or assignment.node != 0:
+        return HubOutputs()
+    hub = run.hub or context.hub.defaults
+    facts = Facts(context.hub.runs, context.metadata, assignment, folder.events)
+    publication = _publication(context, context.hub, assignment, run, folder, journal, hub, facts) if hub else None
+    if run.checkpoint.store.startswith(f"{HubStore.scheme}://"):  # there are no copies to be made of what is there
+        store = store_of(run, context.stores, writer="", pace=context.pace)
+        assert isinstance(store, HubStore)
+        return HubOutputs(publication, None, folder, _sweeping(store, assignment, run, facts))
+    if hub is None or not hub.state or hub.dry_run:
+        return HubOutputs(publication, None, folder)
+    store = hub_of(context.stores).at(hub.repo, private=hub.private)
+    state = _state(store, context, assignment, run, folder, journal)
+    return HubOutputs(publication, state, folder, _sweeping(store, assignment, run, facts))
+
+
+def _sweeping(
+    store: HubStore, assignment: Assignment, run: RunFile, facts: Facts
+) -> Callable[[], Coroutine[Any, Any, None]]:
+    return partial(sweep, store, assignment.place(run, 0), facts.registered_uris)
+
+
+def _publication(
+    context: AttemptContext,
+    using: HubContext,
+    assignment: Assignment,
+    run: RunFile,
+    folder: AttemptFolder,
+    journal: Journal,
+    hub: Hub,
+    facts: Facts,
+) -> Publication:
+    packing = Packing(
+        hub=hub,
+        run=run,
+        assignment=assignment,
+        folder=folder,
+        known=facts,
+        journal=journal,
+        python=context.python,
+        environment=allowed(context.environment),
+    )
+
+    async def synced(state: Mapping[str, Any]) -> None:
+        await asyncio.to_thread(context.run_folder(assignment.run_id).synced, state)
+
+    return Publication(
+        hub,
+        run=assignment.run_id,
+        mark=partial(mark_of, assignment),
+        pack=packing,
+        worker=using.worker,
+        budget=using.budget,
+        journal=journal,
+        synced=synced,
+        backoff=_backoff(),
+        now=context.now,
+        wall=context.wall,
+    )
+
+
+def _state(
+    store: HubStore,
+    context: AttemptContext,
+    assignment: Assignment,
+    run: RunFile,
+    folder: AttemptFolder,
+    journal: Journal,
+) -> StateCopies:
+    async def add(registered: Registered, scheme: str, uri: str) -> None:
+        copy = runs_pb2.Copy(store=scheme, uri=uri)
+        request = pb.AddCopyRequest(lease=assignment.lease, checkpoint=registered.name, node=assignment.node, copy=copy)
+        await insist(
+            context.contact, lambda: context.stub.AddCopy(request, metadata=context.metadata, timeout=CALL_TIMEOUT)
+        )
+
+    return StateCopies(
+        store,
+        folder,
+        place=partial(assignment.place, run),
+        every=run.checkpoint.every,
+        add=add,
+        journal=journal,
+        backoff=_backoff(),
+    )
+
+
+def _backoff() -> Backoff:
+    return Backoff(FIRST_PAUSE, LONGEST_PAUSE, Random())

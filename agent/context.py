@@ -1,0 +1,75 @@
+"""What every attempt on this host works with: the host's settings, connections, stores, services and clocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from agent.checkpoints.removing import Removals
+from agent.cleanup import Begun
+from agent.coordinator_client import Contact, Coordinator
+from agent.events.spool import Spool
+from agent.folder import AttemptFolder, RunFolder
+from agent.shim_client.shims import Shims
+from agent.stores.blobs import Blobs
+from agent.stores.input_cache import Cache
+from agent.stores.transfers import Transfers
+from relay.v1 import agents_pb2_grpc, runs_pb2_grpc
+from runfile import Hub
+from storage.base import Store
+from storage.hub.commit_rate_limit import Budget
+from storage.hub.worker import Worker
+from storage.rate_limit import Pace
+
+
+@dataclass(frozen=True, slots=True)
+class HubContext:
+    """What attempts publish to the Hugging Face Hub with. Only the worker's processes have the token."""
+
+    worker: Worker
+    budget: Budget
+    runs: runs_pb2_grpc.RunsStub  #: for what a model card tells of other hosts
+    defaults: Hub | None = None  #: the `hub` section of runs whose run file has none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptContext:
+    """What every attempt on this host works with. One value for the agent's whole life."""
+
+    agent: str  #: `agents/{agent}`
+    root: Path
+    runtime_dir: Path
+    python: str
+    gpus: bool
+    orphan_limit: float  #: seconds
+    environment: Mapping[str, str]
+    stub: agents_pb2_grpc.AgentsStub
+    coordinator: Coordinator
+    contact: Contact
+    spool: Spool
+    blobs: Blobs
+    stores: Mapping[str, Store]  #: by scheme
+    cache: Cache
+    begun: Begun
+    removals: Removals
+    shims: Shims
+    now: Callable[[], float]  #: CLOCK_BOOTTIME: also counts while the host sleeps
+    wall: Callable[[], float]  #: seconds since the epoch, for timestamps that users read
+    hub: HubContext | None = None
+    pace: Pace = field(default_factory=Pace)
+    transfers: Transfers = field(default_factory=Transfers)
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """The metadata of every call to the coordinator."""
+        return self.coordinator.metadata
+
+    def run_folder(self, run_id: str) -> RunFolder:
+        """Return the folder of a run on this host."""
+        return RunFolder(self.root, run_id)
+
+    def attempt_folder(self, lease: str, attempt: int) -> AttemptFolder:
+        """Return the folder of any lease's attempt; it does not exist when the lease was another host's."""
+        _, run_id, _, lease_id = lease.split("/")
+        return self.run_folder(run_id).attempt(attempt, lease_id)

@@ -1,0 +1,70 @@
+"""What one attempt publishes on the Hub: its model, and copies of its whole state."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Never
+
+from agent.checkpoints.publisher import Registered
+from agent.folder import AttemptFolder
+from agent.hub.publication import Model, Publication
+from agent.hub.state import StateCopies
+
+#: Seconds that publishing may hold up the end of an attempt: with a result; that stops or fails; whose host leaves.
+RESULT, STOPPING, LEAVING = 3600.0, 60.0, 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class HubOutputs:
+    """One attempt's; does nothing where the run is not to be published."""
+
+    publication: Publication | None = None
+    state: StateCopies | None = None
+    folder: AttemptFolder | None = None
+    sweep: Callable[[], Coroutine[Any, Any, None]] | None = None
+
+    def registered(self, registered: Registered) -> None:
+        """There is a newer checkpoint."""
+        saved = registered.sealed.saved
+        if self.publication is not None and self.folder is not None:
+            digest = registered.sealed.manifest.digest
+            self.publication.registered(Model(saved.step, self.folder.checkpoint(saved.step), digest, saved.metrics))
+        if self.state is not None:
+            self.state.registered(registered)
+
+    @property
+    def needed(self) -> set[int]:
+        """Steps whose folders must stay on this host."""
+        return {step for part in (self.publication, self.state) if part is not None for step in part.needed}
+
+    async def run(self) -> Never:
+        """Until cancelled. Raises LeaseLost."""
+        async with asyncio.TaskGroup() as group:
+            if self.sweep is not None:
+                group.create_task(self.sweep())
+            for part in (self.publication, self.state):
+                if part is not None:
+                    group.create_task(part.run())
+            await asyncio.Event().wait()
+        raise AssertionError("never reached")
+
+    async def finish(self, result: Model | None, limit: float) -> None:
+        """The last of it, within so many seconds. Copies of state that are on their way are waited for, too, but not
+        for long: other stores' copies must do."""
+        began = asyncio.get_running_loop().time()
+        if self.state is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(limit, STOPPING)):
+                    await self.state.settled()
+        if self.publication is not None:
+            await self.publication.finish(result, limit - (asyncio.get_running_loop().time() - began))
+
+
+def result_of(folder: AttemptFolder, step: int | None) -> Model | None:
+    """The run's result as a model; None when it has none. Blocking."""
+    if step is None or not folder.output.is_dir() or not any(folder.output.iterdir()):
+        return None
+    return Model(step, folder.output, final=True)
