@@ -4,6 +4,7 @@
 #   TORCH_INDEX=https://download.pytorch.org/whl/cpu make test     take torch from there (a CPU build is far smaller)
 
 PYTHON ?= python3
+PYTHONS := 3.11 3.12 3.13
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -17,6 +18,8 @@ SEED ?=
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+# No compiler is needed: a pin without a wheel fails when it is set up.
+export PIP_ONLY_BINARY := :all:
 # Tests start hundreds of processes, which load what the first has compiled.
 unexport PYTHONDONTWRITEBYTECODE
 PACKAGES := proto/relay runfile storage coordinator agent trainers relayctl
@@ -24,12 +27,21 @@ CODE := $(wildcard $(PACKAGES) proto/generate.py docs/generate.py migrations ben
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test simulate mutants soak kills check format proto docs schemas matrix baseline bench clean
+.PHONY: help setup extras wheels demo test simulate mutants soak kills check format proto docs schemas matrix baseline bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## Create or update .venv (every other target does it when needed)
+
+extras: $(READY) ## Add what the extras `tasks` and `evaluate` bring (built from source in part: needs a C compiler)
+	@PIP_ONLY_BINARY='' $(PIP) install --quiet --editable '.[tasks,evaluate]'
+
+wheels: $(READY) ## Show that every pin has a wheel for every Python that is supported (asks the package index)
+	@mkdir -p .build && sed '/^# Only the extras/,$$d; /^torch==/d' constraints.txt > .build/wheels.txt
+	@for version in $(PYTHONS); do \
+		$(PIP) install --dry-run --ignore-installed --no-deps --quiet --python-version $$version --target .build/wheels \
+			--requirement .build/wheels.txt && echo "Python $$version: every pin has a wheel" || exit; done
 
 demo: $(READY) ## Train a small model on two hosts, kill one in the middle, see the other finish
 	@$(BIN)/relayctl demo $(ARGS)

@@ -4,6 +4,8 @@ disjoint; and the first of them as the other methods learn from them (preference
     python examples/make_sums.py            writes the files
     python examples/make_sums.py --check    says whether they are what this script makes
 
+It needs the extra `tasks` (`make extras`); nothing else does that only reads the files.
+
 The questions are asked as the chat model expects them, and the answer is the bare number: the format that an instruct
 model, which likes whole sentences, has to learn.
 """

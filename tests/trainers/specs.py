@@ -1,9 +1,16 @@
 """A tiny run of every method, and what lies beside it."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests import tiny
+
+#: Marks of tests that need what an extra brings; `make extras` installs both.
+needs_tasks = pytest.mark.skipif(find_spec("reasoning_gym") is None, reason="the extra `tasks` is not installed")
+needs_evaluate = pytest.mark.skipif(find_spec("lm_eval") is None, reason="the extra `evaluate` is not installed")
 
 LORA = {"r": 4, "lora_dropout": 0.1, "target_modules": "all-linear"}
 #: The rows that a method learns from, options that matter for it, and where TRL keeps it.

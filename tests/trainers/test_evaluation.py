@@ -12,7 +12,7 @@ import pytest
 
 from runfile import RunFileErrors, parse
 from tests.trainers import attempts
-from tests.trainers.specs import LORA, spec
+from tests.trainers.specs import LORA, needs_evaluate, spec
 from trainers import evaluation
 from trainers.errors import HostError
 from trainers.launch.control import REFUSED
@@ -94,6 +94,7 @@ def expect(made: attempts.Attempt, folder: Path, adapter: Path | None, step: int
     assert made.curve[step, "eval/colours/acc"] == pytest.approx(right_by_hand(folder, adapter))
 
 
+@needs_evaluate
 @pytest.mark.slow
 def test_marks_are_those_worked_out_by_hand(work: Path, here: Path) -> None:
     made = attempts.make(here / "a", run_of({"name_or_path": str(work / "model")}), before=partial(os.chdir, here))
@@ -106,6 +107,7 @@ def test_marks_are_those_worked_out_by_hand(work: Path, here: Path) -> None:
     assert json.loads((made.folder / "output" / "relay.json").read_text())["method"] == "evaluate"
 
 
+@needs_evaluate
 @pytest.mark.slow
 def test_the_adapter_of_another_run_at_its_step(work: Path, here: Path) -> None:
     """As the coordinator puts it beside the run; and what a model says is shown."""
@@ -125,6 +127,7 @@ def test_the_adapter_of_another_run_at_its_step(work: Path, here: Path) -> None:
     assert said[0]["prompt"] == "0 is" and said[0]["completion"]
 
 
+@needs_evaluate
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -140,7 +143,7 @@ def test_what_cannot_be_asked(work: Path, here: Path, options: dict[str, Any], s
 
 def test_a_host_without_the_harness_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluation, "find_spec", lambda name: None)
-    with pytest.raises(HostError, match=r"needs the package lm-eval \(pip install"):
+    with pytest.raises(HostError, match=r"needs the package lm-eval \(pip install 'relay-training\[evaluate\]'\)"):
         evaluation._prepared(parse(run_of({"name_or_path": "a/b"})), 1)
 
 

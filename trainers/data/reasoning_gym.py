@@ -55,7 +55,8 @@ def _dataset(made_by: str) -> Any:
         import reasoning_gym
         from reasoning_gym.factory import DATASETS
     except ImportError as error:
-        raise HostError(f"data: tasks need reasoning-gym (pip install reasoning-gym): {error}") from error
+        lack = "data: reasoning_gym needs the package reasoning-gym (pip install 'relay-training[tasks]')"
+        raise HostError(f"{lack}: {error}") from error
     asked: Mapping[str, Any] = json.loads(made_by)
     name = asked["reasoning_gym"]
     if name not in DATASETS:

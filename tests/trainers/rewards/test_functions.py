@@ -1,15 +1,18 @@
 """Rewards: what a run file may name, and what becomes of one that fails."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from runfile import parse
+from runfile import Source, parse
 from runfile.mistakes import RunFileErrors
 from tests.trainers import attempts
-from trainers.errors import ConfigError, RewardError
+from tests.trainers.specs import needs_tasks
+from trainers.data import reasoning_gym
+from trainers.errors import ConfigError, HostError, RewardError
 from trainers.rewards import functions
 
 MINE = """
@@ -136,22 +139,28 @@ def test_what_a_function_apart_draws_is_drawn_again(mine: Path) -> None:
 
 
 def test_the_rewards_that_have_names() -> None:
-    from runfile import Source
-    from trainers.data import reasoning_gym
+    (tagged,) = made({"name": "exact_match", "config": {"tag": "answer"}})
+    exact, repetition = made({"name": "exact_match"}, {"name": "repetition_penalty", "config": {"ngram_size": 2}})
+    said = ["drow", "<answer> drow </answer>", "nothing"]
+    assert judged(tagged, *said, answer=["drow"] * 3) == [0.0, 1.0, 0.0]
+    assert judged(exact, *said, answer=["drow"] * 3) == [1.0, 0.0, 0.0]
+    assert repetition(prompts=[""], completions=["x"], completion_ids=[[5, 5, 5, 5]]) == [pytest.approx(-2 / 3)]
 
+
+@needs_tasks
+def test_a_generated_task_verifies_its_answer() -> None:
     (row, *_) = reasoning_gym.rows(Source(reasoning_gym="spell_backward", size=3), seed=1)
     assert row["completion"] == row["answer"] and row["answer"] in row["prompt"][::-1]
-    verified, tagged, exact, repetition = made(
-        {"name": "reasoning_gym"},
-        {"name": "exact_match", "config": {"tag": "answer"}},
-        columns=("prompt", "task", "answer"),
-    ) + made({"name": "exact_match"}, {"name": "repetition_penalty", "config": {"ngram_size": 2}})
-    said = [row["answer"], f"<answer> {row['answer']} </answer>", "nothing"]
-    columns = {"task": [row["task"]] * 3, "answer": [row["answer"]] * 3}
-    assert judged(verified, *said, **columns)[0] == 1.0 > judged(verified, *said, **columns)[2]
-    assert judged(tagged, *said, **columns) == [0.0, 1.0, 0.0]
-    assert judged(exact, *said, **columns) == [1.0, 0.0, 0.0]
-    assert repetition(prompts=[""], completions=["x"], completion_ids=[[5, 5, 5, 5]]) == [pytest.approx(-2 / 3)]
+    (verified,) = made({"name": "reasoning_gym"}, columns=("prompt", "task"))
+    right, wrong = judged(verified, row["answer"], "nothing", task=[row["task"]] * 2)
+    assert right == 1.0 > wrong
+
+
+def test_a_host_without_generated_tasks_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)
+    reasoning_gym._dataset.cache_clear()
+    with pytest.raises(HostError, match=r"needs the package reasoning-gym \(pip install 'relay-training\[tasks\]'\)"):
+        next(reasoning_gym.rows(Source(reasoning_gym="spell_backward", size=3), seed=1))
 
 
 @pytest.mark.parametrize(
@@ -244,6 +253,7 @@ def test_a_reward_model_scores(work: Path, tmp_path: Path) -> None:
     assert {(3, "rewards/output/mean"), (3, "rewards/short/mean"), (3, "reward")} <= made.curve.keys()
 
 
+@needs_tasks
 @pytest.mark.slow
 def test_generated_tasks_are_trained_on_and_held_out_ones_are_not(work: Path, tmp_path: Path) -> None:
     source = {"reasoning_gym": "spell_backward", "seed": 11, "config": {"min_word_len": 3, "max_word_len": 3}}
@@ -255,6 +265,7 @@ def test_generated_tasks_are_trained_on_and_held_out_ones_are_not(work: Path, tm
     assert {(3, "eval_reward"), (3, "rewards/reasoning_gym/mean")} <= made.curve.keys()
 
 
+@needs_tasks
 def test_training_passes_over_what_is_held_out() -> None:
     from trainers.data import loading as reading
 
@@ -268,6 +279,7 @@ def test_training_passes_over_what_is_held_out() -> None:
     assert set(train.rows[0]) == {"prompt", "completion"} and train.rows[0]["prompt"][0]["role"] == "user"
 
 
+@needs_tasks
 @pytest.mark.parametrize(
     ("source", "said"),
     [
@@ -276,8 +288,5 @@ def test_training_passes_over_what_is_held_out() -> None:
     ],
 )
 def test_tasks_that_cannot_be_generated(source: dict[str, Any], said: str) -> None:
-    from runfile import Source
-    from trainers.data import reasoning_gym
-
     with pytest.raises(ConfigError, match=said):
         list(reasoning_gym.rows(Source(**source), seed=1))
