@@ -41,7 +41,6 @@ from runfile.scalars import (
 )
 from runfile.units import Every
 from storage import address, checkpoint_ref
-from storage.hub.uris import REPO
 
 
 class Section(BaseModel):
@@ -220,7 +219,7 @@ class Checkpoint(Section):
     def _names_a_place(cls, store: str) -> str:
         if store.startswith("relay://") and store != "relay://":
             raise ValueError("the coordinator's own store is just relay://")
-        if store.startswith("hf://") and not REPO.fullmatch(store.removeprefix("hf://")):
+        if store.startswith("hf://") and not address.HUB_REPO.fullmatch(store.removeprefix("hf://")):
             raise ValueError("a store on the Hub is a repository: hf://owner/name")
         if not store.startswith(("relay://", "hf://")):
             address.parse(store)
@@ -236,7 +235,7 @@ class Checkpoint(Section):
 class Hub(Section):
     """Publishing to the Hugging Face Hub while the run goes on."""
 
-    repo: Annotated[Text, Field(pattern=r"^[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}$")]
+    repo: Annotated[Text, Field(pattern=f"^{address.HUB_REPO.pattern}$")]
     every: Interval = Every(seconds=4 * 3600.0)
     push: Literal["adapter", "merged", "both"] = "adapter"  #: what of a LoRA run; a run of all weights pushes those
     private: Flag = True  #: of a repository that has to be made

@@ -9,6 +9,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 BUCKETS = ("s3", "gs", "az")
 SCHEMES = ("file", *BUCKETS)
+HUB_REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")  #: a repository, `owner/name`
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,62}")
 _PREFIX = re.compile(r"[A-Za-z0-9!_.*'()=-]+(/[A-Za-z0-9!_.*'()=-]+)*")
 

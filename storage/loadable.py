@@ -1,11 +1,12 @@
-"""What of a checkpoint can be loaded: a model or an adapter with its tokenizer, without the trainer's state."""
+"""The files of a checkpoint that a library loads: a model or an adapter with its tokenizer, without trainer state."""
 
 from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable
+from pathlib import Path
 
-from storage.manifest import NAME
+from storage.manifest import NAME, list_files
 
 ADAPTER = "adapter_config.json"
 _MODEL = ("config.json", ADAPTER)  #: files with one of them are a library's model
@@ -14,22 +15,34 @@ _LOADABLE = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "spiece.model"),
     *("chat_template*", "*.tiktoken", "*preprocessor_config.json", "processor_config.json", "modules.json"),
 )
-_OURS = ("README.md", "relay.json", NAME)  #: written anew wherever it is published
+_WRITTEN_ANEW = ("README.md", "relay.json", NAME)  #: wherever the files are published
 
 
-def loadable(paths: Iterable[str]) -> list[str]:
-    """Of the files of a folder, those to load it from. A program's own, which no library loads, are taken whole."""
+def list_loadable_files(folder: Path) -> dict[str, Path]:
+    """Return the files to load a folder from, by their paths in it. Blocking."""
+    paths = (path.relative_to(folder).as_posix() for path in list_files(folder))
+    return {path: folder / path for path in select_loadable(paths)}
+
+
+def select_loadable(paths: Iterable[str]) -> list[str]:
+    """Return those of a folder's paths that a library loads; all of them where no library does."""
     found = list(paths)
     if is_model(found):
         found = [path for path in found if any(fnmatch.fnmatch(path, each) for each in _LOADABLE)]
-    return [path for path in found if path not in _OURS]
+    return [path for path in found if path not in _WRITTEN_ANEW]
 
 
 def is_model(paths: Iterable[str]) -> bool:
-    """Whether the Hugging Face libraries load it."""
+    """Return whether the Hugging Face libraries load a folder with these files."""
     return any(path in _MODEL for path in paths)
 
 
 def is_adapter(paths: Iterable[str]) -> bool:
-    """Whether it needs its base model."""
+    """Return whether the files are an adapter, which needs its base model."""
     return ADAPTER in paths
+
+
+def library_of(paths: Iterable[str]) -> str:
+    """Return the library that loads these files: `peft`, `transformers`, or empty when none does."""
+    found = list(paths)
+    return "peft" if is_adapter(found) else "transformers" if is_model(found) else ""

@@ -16,6 +16,7 @@ import grpc
 from agent.coordinator_client import CALL_TIMEOUT
 from agent.wire import Assignment
 from relay.v1 import runs_pb2, runs_pb2_grpc
+from runfile.model_card import AttemptSummary
 
 log = logging.getLogger(__name__)
 
@@ -35,15 +36,15 @@ class Facts:
         self._assignment = assignment
         self._events = events
 
-    async def attempts(self) -> Sequence[runs_pb2.Attempt]:
-        """All so far."""
+    async def attempts(self) -> Sequence[AttemptSummary]:
+        """Return all attempts so far; none when the coordinator does not answer."""
         request = runs_pb2.ListAttemptsRequest(name=self._assignment.message.run)
         try:
             answer = await self._stub.ListAttempts(request, metadata=self._metadata, timeout=CALL_TIMEOUT)
         except grpc.aio.AioRpcError as error:
             log.info("lease=%s attempts=unknown reason=%r", self._assignment.lease, error.details())
             return []
-        return answer.attempts
+        return [_summarize(attempt) for attempt in answer.attempts]
 
     async def registered_uris(self) -> list[str] | None:
         """Return the uris on the Hub that the registry names for the run, or None when the coordinator cannot say."""
@@ -68,6 +69,15 @@ class Facts:
             log.info("lease=%s curve=own reason=%r", self._assignment.lease, error.details())
             series = await asyncio.to_thread(_own, self._events)
         return {name: _thinned(points) for name, points in series.items()}
+
+
+def _summarize(attempt: runs_pb2.Attempt) -> AttemptSummary:
+    return AttemptSummary(
+        number=attempt.number,
+        hosts=[place.agent.removeprefix("agents/") for place in attempt.places],
+        resumed_step=attempt.resumed_step if attempt.resumed_from else None,
+        outcome=runs_pb2.Attempt.Outcome.Name(attempt.outcome),
+    )
 
 
 def _own(events: Path) -> Series:

@@ -8,17 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from agent.events.journal import Journal
 from agent.folder import AttemptFolder
 from agent.hub.facts import Facts
 from agent.hub.publication import Model, Parcel
 from agent.wire import Assignment
-from runfile import Hub, RunFile
-from storage.hub import card, publication_files
+from runfile import Hub, RunFile, model_card
 from storage.hub.commit_markers import Kind, Mark
-from storage.loadable import is_adapter
+from storage.loadable import is_adapter, library_of, list_loadable_files
 
 
 def mark_of(assignment: Assignment, model: Model) -> Mark:
@@ -41,30 +39,32 @@ class Packing:
     environment: Mapping[str, str]
 
     async def __call__(self, published: Model) -> Parcel:
-        files = await asyncio.to_thread(publication_files.files_of, published.folder)
+        files = await asyncio.to_thread(list_loadable_files, published.folder)
         merged, check = await self._merged(published, files)
         if merged and self.hub.push == "merged":
             files = merged
         elif merged:
-            files |= {f"{publication_files.MERGED}/{name}": path for name, path in merged.items()}
+            files |= {f"{model_card.MERGED_FOLDER}/{name}": path for name, path in merged.items()}
         if picture := await self._picture():
-            files[publication_files.CURVE] = picture
-        told = await asyncio.to_thread(publication_files.told_of, published.folder)
-        tell = await self._facts(published, files, told, check)
-        texts = partial(publication_files.texts, tell, told, self.hub.repo)
+            files[model_card.CURVE_FILE] = picture
+        facts = await self._facts(published, files, check)
+        texts = partial(model_card.render_texts, facts, self.hub.repo)
         return Parcel({name: str(path) for name, path in files.items()}, texts)
 
-    async def _facts(
-        self, published: Model, files: Mapping[str, Path], told: Mapping[str, Any], check: str
-    ) -> card.Facts:
-        return publication_files.facts(
-            mark_of(self.assignment, published),
-            self.run,
-            files,
-            told,
+    async def _facts(self, published: Model, files: Mapping[str, Path], check: str) -> model_card.CardFacts:
+        return model_card.CardFacts(
+            run=self.run,
+            run_id=self.assignment.run_id,
+            attempt=self.assignment.attempt,
+            lease=self.assignment.lease_id,
+            step=published.step,
+            final=published.final,
+            library=library_of(files),
+            files=files.keys(),
+            record=await asyncio.to_thread(model_card.read_record, published.folder),
             digest=published.digest,
             metrics=published.metrics,
-            inputs=self.assignment.message.inputs,
+            inputs={each.path: each.digest for each in self.assignment.message.inputs},
             pins=self.assignment.message.pins,
             attempts=await self.known.attempts(),
             check=check,
@@ -88,12 +88,12 @@ class Packing:
         except MergeFailed as error:
             await self.journal.say("error", f"the adapter is published unmerged: {error}")
             return {}, ""
-        return await asyncio.to_thread(publication_files.files_of, into), check
+        return await asyncio.to_thread(list_loadable_files, into), check
 
     async def _picture(self) -> Path | None:
         """The curve drawn, where that can be done."""
         series = await self.known.curve()
-        target = self.folder.path / publication_files.CURVE
+        target = self.folder.path / model_card.CURVE_FILE
         process = await asyncio.create_subprocess_exec(
             *(self.python, "-m", "agent.hub.curve", str(target)),
             env={**self.environment, "MPLBACKEND": "agg"},

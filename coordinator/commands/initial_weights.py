@@ -16,7 +16,7 @@ from coordinator.store.queries import RunView
 from relay.errors import BlobUnknown, DigestMismatch, RunUnknown, SpecInvalid
 from runfile import INIT_BASE, INIT_FROM
 from storage.checkpoint_ref import NoPoint, Point, choose
-from storage.loadable import is_adapter, is_model, loadable
+from storage.loadable import is_adapter, is_model, select_loadable
 from storage.manifest import MAX_BYTES, Manifest, ManifestError
 from storage.threads import in_thread
 
@@ -54,7 +54,7 @@ async def find(db: Database, blobs: Blobs, what: str, inputs: Sequence[Mapping[s
             raise _wrong(what, str(unknown)) from unknown
     label, digest = await _manifest_of(db, source, point, what)
     manifest = await _read(blobs, digest, what)
-    names = set(loadable(file.path for file in manifest.files))
+    names = set(select_loadable(file.path for file in manifest.files))
     if not is_model(names):
         raise _wrong(what, f"{label} holds no model that could be loaded (no config.json, no adapter_config.json)")
     files = [_input(INIT_FROM, file.path, file.digest, file.size) for file in manifest.files if file.path in names]

@@ -25,13 +25,13 @@ from relayctl.commands.push import telling
 from relayctl.output import views
 from relayctl.output.format import count, size
 from relayctl.output.terminal import Terminal, byte_bars, note, say
-from runfile import RunFile, RunFileErrors, parse
+from runfile import RunFile, RunFileErrors, model_card, parse
 from storage import address
 from storage.base import Damaged, Progress, StoreAway, StoreRefused
-from storage.hub import publication_files
 from storage.hub.commit_markers import Mark
-from storage.hub.uris import MAIN, REPO, model_branch
+from storage.hub.uris import MAIN, model_branch
 from storage.hub.worker import Worker
+from storage.loadable import library_of, list_loadable_files
 from storage.manifest import Manifest
 from storage.opening import open_store
 
@@ -101,7 +101,7 @@ def _destination(to: str, *, private: bool) -> tuple[Write, Path | None]:
     """What writes there, and where to prepare it, if not just anywhere. Blocking."""
     if to.startswith(HUB):
         repo = to.removeprefix(HUB)
-        if not REPO.fullmatch(repo):
+        if not address.HUB_REPO.fullmatch(repo):
             raise UsageMistake(f"--to: {to} names no repository on the Hub; one reads hf://owner/name")
         return partial(_to_hub, repo, private=private), None
     if "://" not in to:
@@ -150,22 +150,35 @@ async def _fetched(client: RelayClient, source: Source, folder: Path, bars: Bars
 
 
 async def _made(client: RelayClient, source: Source, folder: Path) -> Export:
-    files = await asyncio.to_thread(publication_files.files_of, folder)
+    files = await asyncio.to_thread(list_loadable_files, folder)
     if not files:
         raise PullFailed(f"{source.title} has no files")
-    told = await asyncio.to_thread(publication_files.told_of, folder)
-    facts = publication_files.facts(
-        source.mark,
-        _run_file(source.run),
-        files,
-        told,
+    facts = model_card.CardFacts(
+        run=_run_file(source.run),
+        run_id=source.mark.run,
+        attempt=source.mark.attempt,
+        lease=source.mark.lease,
+        step=source.mark.step,
+        final=source.mark.kind == "result",
+        library=library_of(files),
+        files=files.keys(),
+        record=await asyncio.to_thread(model_card.read_record, folder),
         digest=source.content.manifest_digest if source.mark.kind == "model" else "",
         metrics=source.metrics,
-        inputs=source.run.inputs,
+        inputs={each.path: each.digest for each in source.run.inputs},
         pins=source.run.pins,
-        attempts=await client.attempts(source.run.name),
+        attempts=[_summarize(attempt) for attempt in await client.attempts(source.run.name)],
     )
-    return Export(source.title, source.mark, files, partial(publication_files.texts, facts, told))
+    return Export(source.title, source.mark, files, partial(model_card.render_texts, facts))
+
+
+def _summarize(attempt: pb.Attempt) -> model_card.AttemptSummary:
+    return model_card.AttemptSummary(
+        number=attempt.number,
+        hosts=[place.agent.removeprefix("agents/") for place in attempt.places],
+        resumed_step=attempt.resumed_step if attempt.resumed_from else None,
+        outcome=pb.Attempt.Outcome.Name(attempt.outcome),
+    )
 
 
 def _run_file(run: pb.Run) -> RunFile:

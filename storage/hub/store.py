@@ -7,10 +7,11 @@ from collections.abc import Callable, Collection
 from dataclasses import asdict
 from pathlib import Path
 
+from storage.address import HUB_REPO
 from storage.base import Place, Progress, StoreRefused, Where, untold
 from storage.hub.commit_markers import Mark
 from storage.hub.commit_rate_limit import Budget
-from storage.hub.uris import REPO, Uri, folder_of, tag_of
+from storage.hub.uris import Uri, folder_of, tag_of
 from storage.hub.worker import Worker
 from storage.manifest import NAME, Manifest
 
@@ -27,7 +28,7 @@ class HubStore:
         self, worker: Worker, repo: str, *, budget: Budget, now: Callable[[], float], private: bool = True
     ) -> None:
         """`repo` is where `put` keeps; what is fetched or removed is found by its uri."""
-        if repo and not REPO.fullmatch(repo):
+        if repo and not HUB_REPO.fullmatch(repo):
             raise StoreRefused(f"{repo!r} is no repository on the Hub; one reads owner/name")
         self._worker = worker
         self._repo = repo

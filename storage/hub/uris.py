@@ -10,7 +10,6 @@ from storage.base import Place, StoreRefused
 
 _URI = re.compile(r"hf://(?P<repo>[^/@]+/[^/@]+)@(?P<commit>[0-9a-f]{40})/(?P<folder>.+)")
 MAIN = "main"  #: what people load
-REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
 @dataclass(frozen=True, slots=True)
