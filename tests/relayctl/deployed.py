@@ -28,22 +28,24 @@ def up(folder: Path) -> Iterator[str]:
     argv = [sys.executable, "-m", "relayctl", "up", "--data-dir", str(folder / "d"), "--listen", "127.0.0.1:0"]
     process = subprocess.Popen([*argv, "--timing", "test"], stdout=subprocess.PIPE, text=True, env=environ)
     assert process.stdout is not None
-    shown = [process.stdout.readline() for _ in range(7)]
-    context = json.loads((folder / "config" / "relay" / "context.json").read_text())
-    assert [line.split()[0] for line in shown] == [
-        "coordinator",
-        "database",
-        "kept",
-        "agents",
-        "context",
-        "next",
-        "end",
-    ]
-    assert context["coordinator"] in shown[0]
-    yield context["coordinator"]
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 0
-    process.stdout.close()
+    try:
+        shown = [process.stdout.readline() for _ in range(7)]
+        context = json.loads((folder / "config" / "relay" / "context.json").read_text())
+        assert [line.split()[0] for line in shown] == [
+            "coordinator",
+            "database",
+            "kept",
+            "agents",
+            "context",
+            "next",
+            "end",
+        ]
+        assert context["coordinator"] in shown[0]
+        yield context["coordinator"]
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        process.stdout.close()
     assert not list(Host("all of it", folder / "d", "").processes())
     shutil.rmtree(folder)
 

@@ -1,0 +1,38 @@
+"""The pages are complete and lead somewhere: each is linked from the index, and each link has a target."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.docs.page import PAGES
+
+ROOT = PAGES.parent
+WRITTEN = sorted([*PAGES.rglob("*.md"), *ROOT.glob("*.md")])
+_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+
+
+def test_the_index_links_every_page() -> None:
+    linked = {(PAGES / target.partition("#")[0]).resolve() for target in links(PAGES / "index.md")}
+    assert not [page.name for page in PAGES.rglob("*.md") if page.name != "index.md" and page.resolve() not in linked]
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target in links(page):
+        name, _, anchor = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), target
+
+
+def links(page: Path) -> list[str]:
+    """The targets of a page's links to other files of the repository, code left out."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    return [target for target in _LINK.findall(text) if "://" not in target]
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
