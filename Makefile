@@ -9,8 +9,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 ARGS ?=
-# Tests wait more than they compute.
-WORKERS ?= $(shell n=$$(nproc 2> /dev/null || echo 2); echo $$((n < 4 ? 4 : n)))
+# As many as compute at a time, and two for tests that wait (tests/workers.py).
+WORKERS ?= $(shell n=$$(nproc 2> /dev/null || echo 2); echo $$((n + 2)))
 TORCH_INDEX ?=
 MINUTES ?= 30
 SEEDS ?= 20000
@@ -27,10 +27,10 @@ CODE := $(wildcard $(PACKAGES) proto/generate.py docs/generate.py migrations ben
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup extras wheels demo test simulate mutants soak kills check format proto docs schemas matrix baseline bench clean
+.PHONY: help setup extras wheels demo test test-all simulate mutants soak kills check format proto docs schemas matrix baseline bench clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## Create or update .venv (every other target does it when needed)
 
@@ -46,8 +46,11 @@ wheels: $(READY) ## Show that every pin has a wheel for every Python that is sup
 demo: $(READY) ## Train a small model on two hosts, kill one in the middle, see the other finish
 	@$(BIN)/relayctl demo $(ARGS)
 
-test: $(READY) ## Run the tests
-	@$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+test: $(READY) ## Run the tests of a commit: minutes
+	@$(BIN)/python -m pytest -n $(WORKERS) --durations=10 $(ARGS)
+
+test-all: $(READY) ## Run every test, and SEEDS (20000) seeds of the simulator: hours
+	@$(BIN)/python -m pytest -n $(WORKERS) --durations=10 --thorough --seeds=$(SEEDS) $(ARGS)
 
 simulate: $(READY) ## Run the lease protocol's simulator on SEEDS (20000) seeds
 	@$(BIN)/python -m tests.simulation seeds 0 $$(($(SEEDS) - 1))

@@ -15,7 +15,6 @@ import asyncpg
 import pytest
 from grpc import aio
 from hypothesis import HealthCheck, settings
-from xdist.scheduler import LoadScopeScheduling
 
 from coordinator.config import Config
 from coordinator.database import migrate, postgres
@@ -29,38 +28,11 @@ from relay.v1.runs_pb2_grpc import RunsStub
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TEMPLATE = "relay_template"
-#: Tests of commands that share what `relayctl up` brought up.
-UP = [f"tests/relayctl/commands/test_{name}.py" for name in ("commands", "export", "import_run", "push")]
-#: Tests in which the training libraries are loaded into the worker itself.
-LOADING = [f"tests/trainers/test_{name}.py" for name in ("another_trainer", "gpu", "resumable", "runtime", "schemas")]
-
+pytest_plugins = ["tests.tiers", "tests.workers"]
 
 # How long an example takes says how busy the machine is, not whether the code is right.
 settings.register_profile("relay", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("relay")
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The slow ones first, so that no worker is left with one when the others are done."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
-
-
-class Units(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships no types
-    """Hands tests to workers one by one, except those that share something dear, which one worker gets together."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        if file.startswith(("tests/end_to_end/", "tests/faults/")) or file in UP:
-            return file  # a deployment
-        if file in LOADING:
-            return "the training libraries"  # loaded, for attempts to fork from
-        return nodeid
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScopeScheduling:
-    return Units(config, log)
 
 
 @pytest.fixture(scope="session")

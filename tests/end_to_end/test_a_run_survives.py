@@ -8,6 +8,8 @@ from relay.v1 import runs_pb2 as pb
 from tests.end_to_end.fleet import Fleet, Kind
 
 pytestmark = pytest.mark.slow
+#: The other ways in which a run survives, beside the first two tests.
+OTHERWISE = pytest.mark.rotating(1, of="otherwise")
 
 
 async def test_happy_path(fleet: Fleet) -> None:
@@ -44,6 +46,7 @@ async def test_the_host_vanishes_in_the_middle(fleet: Fleet) -> None:
     await run.has_one_curve(8)
 
 
+@OTHERWISE
 async def test_the_agent_alone_is_killed_and_restarted(fleet: Fleet) -> None:
     """F2: the trainer never stops, no attempt is used, no event is lost."""
     host = await fleet.host("a")
@@ -62,6 +65,7 @@ async def test_the_agent_alone_is_killed_and_restarted(fleet: Fleet) -> None:
     await run.has_one_curve(6)
 
 
+@OTHERWISE
 async def test_a_leaving_agent_hands_over_at_once(fleet: Fleet) -> None:
     """SIGTERM: checkpoint, released at once, another host goes on with no step trained twice."""
     first = await fleet.host("a")
@@ -80,6 +84,7 @@ async def test_a_leaving_agent_hands_over_at_once(fleet: Fleet) -> None:
     await run.has_one_curve(8)
 
 
+@OTHERWISE
 async def test_a_detached_agent_is_replaced(fleet: Fleet) -> None:
     """SIGUSR2 and a new agent: nothing happens to the trainer."""
     host = await fleet.host("a")

@@ -20,7 +20,7 @@ from tests.end_to_end.fleet import Fleet
 from tests.hub.checker import disagreements
 from tests.hub.server import Hub, serving
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.thorough]
 
 REPO = "me/sums"
 SPEC: dict[str, Any] = {

@@ -18,7 +18,7 @@ from tests.hub.checker import disagreements
 from tests.hub.server import serving
 from tests.seaweed import BUCKET, environment, objects, seaweed
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.rotating(1)]
 
 
 @pytest.fixture(scope="module")

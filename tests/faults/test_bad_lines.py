@@ -21,7 +21,7 @@ from tests.end_to_end.fleet import Deployment, Fleet, Watched, deployed
 from tests.faults.wire import available, wire
 from tests.proxy import Proxy
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.rotating(1)]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -24,6 +24,7 @@ def mounts() -> bool:
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.rotating(1),
     pytest.mark.skipif(not mounts(), reason="another boot id needs a mount namespace, and so root on Linux"),
 ]
 

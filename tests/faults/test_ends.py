@@ -11,7 +11,7 @@ import pytest
 from relay.v1 import runs_pb2 as pb
 from tests.end_to_end.fleet import Fleet, Kind
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.rotating(1)]
 
 
 async def test_a_trainer_that_dies_is_retried_from_the_head(fleet: Fleet) -> None:

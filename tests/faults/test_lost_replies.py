@@ -10,7 +10,7 @@ from relayctl.client.client import RelayClient
 from tests.end_to_end.fleet import Fleet
 from tests.faults.gateway import gateway
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.rotating(1)]
 
 
 async def test_every_reply_to_an_agent_may_be_lost(fleet: Fleet) -> None:

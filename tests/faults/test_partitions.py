@@ -9,7 +9,7 @@ from tests.end_to_end.fleet import Fleet, Kind
 from tests.faults.wire import available, wire
 from tests.proxy import Proxy, Way
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.rotating(1)]
 
 
 async def test_a_cut_line_loses_nothing(fleet: Fleet) -> None:

@@ -14,7 +14,7 @@ from tests.end_to_end.conductor import Trainer
 from tests.end_to_end.fleet import Fleet, Kind, Watched
 from tests.faults.zombie import refused_everywhere
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.rotating(1)]
 STEPS = 8
 
 

@@ -17,7 +17,7 @@ from tests.end_to_end.fleet import Fleet
 from tests.faults.gateway import Call, gateway
 from tests.history.record import recorded
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.rotating(1)]
 
 WRITES = ("StartAttempt", "RegisterCheckpoint", "AddCopy", "CompleteLease", "AppendEvents")
 #: All that an agent's writes could change.

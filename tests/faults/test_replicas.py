@@ -11,7 +11,7 @@ import pytest
 from relay.v1 import runs_pb2 as pb
 from tests.end_to_end.fleet import Fleet, Watched
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.rotating(1)]
 TTL = 3.0  # of the test profile
 
 

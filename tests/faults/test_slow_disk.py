@@ -13,7 +13,7 @@ from tests.end_to_end.fleet import Fleet, Kind
 from tests.faults.slow_disk import RATE, Unthrottled, slow_disk
 from tests.seaweed import BUCKET, environment, seaweed
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.rotating(1)]
 STEPS, SAVED = 6, 3
 
 

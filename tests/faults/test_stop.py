@@ -12,7 +12,7 @@ from relay.timing import TEST
 from relayctl.client.client import RelayClient
 from tests.end_to_end.fleet import Fleet
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.rotating(1)]
 
 
 def keeps_its_promise(lapse: Lapse) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import defaultdict
+from datetime import datetime
 
 from agent.checkpoints.removing import EVERY
 from coordinator.commands import runs
@@ -36,7 +37,15 @@ async def settled(world: World, reconnected: float, patience: float) -> None:
             return
         _no_run_waits_for_nothing(world, waiting)
         await asyncio.sleep(0.5)
-    await asyncio.sleep(world.timing.ttl + 2 * (EVERY + 1) * world.timing.heartbeat)  # what is let go goes meanwhile
+    await _deletions_are_done(world)
+
+
+async def _deletions_are_done(world: World) -> None:
+    """Wait a TTL, and then until hosts have deleted what they are to delete, at most for two of their looks."""
+    await asyncio.sleep(world.timing.ttl)
+    until = world.loop.time() + 2 * (EVERY + 1) * world.timing.heartbeat
+    while world.loop.time() < until and not all(_disk_is_settled(world, host) for host in world.hosts):
+        await asyncio.sleep(world.timing.heartbeat)
 
 
 async def _stop_is_heard(world: World) -> None:
@@ -119,18 +128,33 @@ def close_the_books(world: World) -> None:
     _by_the_checker(world)
 
 
-def _disk_agrees(world: World, host: Host) -> None:
-    """S6: what the registry says of a host's disk lies there, unless it is just going, and nothing else does."""
+def _registered(world: World, host: Host) -> dict[tuple[str, int], datetime | None]:
+    """The checkpoints that a host has by the registry, as lease and step, each with the time when it is deleted."""
     rows = world.storage.tables["checkpoints"]
-    registered = {
+    return {
         (str(rows[copy["checkpoint_id"]]["lease_id"])[:8], rows[copy["checkpoint_id"]]["step"]): copy["remove_time"]
         for copy in world.storage.rows("checkpoint_copies")
         if copy["uri"] == f"host://agents/{host.name}"
     }
-    lying = {
+
+
+def _lying(host: Host) -> set[tuple[str, int]]:
+    """The checkpoints on a host's disk, as lease and step."""
+    return {
         (path.parent.parent.name.partition("-")[2], int(path.name.rpartition("_")[2]))
         for path in host.folder.glob("root/runs/*/attempts/*/ckpt/*step_*")
     }
+
+
+def _disk_is_settled(world: World, host: Host) -> bool:
+    """Whether nothing is left to delete, and disk and registry agree."""
+    registered = _registered(world, host)
+    return not any(registered.values()) and _lying(host) == registered.keys()
+
+
+def _disk_agrees(world: World, host: Host) -> None:
+    """S6: what the registry says of a host's disk lies there, unless it is just going, and nothing else does."""
+    registered, lying = _registered(world, host), _lying(host)
     lost = sorted(key for key, going in registered.items() if going is None and key not in lying)
     if lost or lying - registered.keys():
         world.say("S6", f"on {host.name} lies {sorted(lying - registered.keys())}, and not {lost}")

@@ -1,7 +1,6 @@
 """The simulated database does what a real one does: the same commands have the same answers and leave the same rows."""
 
 import importlib
-import os
 import pkgutil
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -18,7 +17,7 @@ from tests.simulation.traces import Trace
 from tests.simulation.twins import Twins, twins
 
 STEPS = 150
-SEEDS = int(os.environ.get("CONFORMANCE_SEEDS", "2"))  #: of each kind
+SEEDS = 40  #: of each kind
 _PAUSES = [0.0, 0.001, 0.1, 0.3, 1, 2] * 4 + [5.0, 11, 31, -1, -90, 400]  #: seconds
 
 
@@ -43,12 +42,14 @@ def test_every_statement_can_be_carried_out() -> None:
     assert set(REPERTOIRE) == statements()
 
 
+@pytest.mark.rotating(2)
 @pytest.mark.parametrize("seed", range(SEEDS))
 async def test_the_same_commands_have_the_same_answers_and_leave_the_same_rows(both: Twins, seed: int) -> None:
     """One after the other."""
     await run(both, Random(seed), STEPS, alone=1.0)
 
 
+@pytest.mark.rotating(2)
 @pytest.mark.parametrize("seed", range(SEEDS))
 async def test_commands_that_meet_wait_for_each_other_alike(both: Twins, seed: int) -> None:
     """One comes when the other has written all and not committed."""

@@ -1,4 +1,4 @@
-"""SIGKILL at fifty random moments of publications, and of fetches, for every store."""
+"""SIGKILL at random moments of publications, and of fetches, for every store."""
 
 import asyncio
 import json
@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pytest
@@ -15,9 +14,11 @@ from storage.base import Damaged, Store
 from storage.manifest import NAME, Manifest, verify
 from storage.opening import open_store
 from tests.storage.kept import Kept, folder, place
+from tests.tiers import Tier
 
 ROOT = Path(__file__).resolve().parents[2]
-KILLS = 50
+#: How often a process is killed on a commit, and in the thorough tier.
+KILLS = (4, 50)
 SIZE = 9 * 1024 * 1024  #: of the large file, which a bucket takes in parts
 LONGEST = 0.4  #: seconds from the first sign of life of a process to its end, at most
 
@@ -70,12 +71,12 @@ class Victim:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
-async def test_killed_while_it_publishes(base: str, kept: Kept, tmp_path: Path) -> None:
-    random, registry = Random(base.partition(":")[0]), set[tuple[str, str]]()
+@pytest.mark.timeout(1800)
+async def test_killed_while_it_publishes(base: str, kept: Kept, tmp_path: Path, tier: Tier) -> None:
+    random, registry = tier.random(base.partition(":")[0]), set[tuple[str, str]]()
     path, interrupted = tmp_path / "from", 0
     await found(open_store(base, writer="killed"), path)
-    for kill in range(KILLS):
+    for kill in range(tier.pick(*KILLS)):
         manifest = folder(path, big=SIZE)
         victim = await Victim.start("put", base, path)
         await victim.live(random.uniform(0.0, LONGEST))
@@ -86,7 +87,8 @@ async def test_killed_while_it_publishes(base: str, kept: Kept, tmp_path: Path) 
         interrupted += bool(kept.leftovers())
         await forget(store, kept, path)  # so that the next one has something to do
         registry.clear()
-    assert interrupted > KILLS / 10, "most kills met nothing in the making"
+    if tier.thorough:
+        assert interrupted > KILLS[1] / 10, "most kills met nothing in the making"
 
 
 async def found(store: Store, path: Path) -> None:
@@ -118,13 +120,13 @@ async def forget(store: Store, kept: Kept, path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
-async def test_killed_while_it_fetches(base: str, store: Store, tmp_path: Path) -> None:
-    random = Random(base.partition(":")[0])
+@pytest.mark.timeout(1800)
+async def test_killed_while_it_fetches(base: str, store: Store, tmp_path: Path, tier: Tier) -> None:
+    random = tier.random(base.partition(":")[0])
     manifest = folder(tmp_path / "from", big=SIZE)
     uri = await store.put(place(), manifest, lambda file: tmp_path / "from" / file.path)
     first = 0
-    for _ in range(KILLS):
+    for _ in range(tier.pick(*KILLS)):
         told = json.dumps({"uri": uri, "digest": manifest.digest, "first": first}) + "\n"
         victim = await Victim.start("fetch", base, tmp_path / "to", told)
         await victim.live(random.uniform(0.0, LONGEST))

@@ -140,7 +140,7 @@ def fork(work: Callable[[], int], log: Path) -> int:
             output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(output, 1)
             os.dup2(output, 2)
-            signal.alarm(100)
+            signal.alarm(500)
             code = work()
         except BaseException:
             os.write(2, traceback.format_exc().encode())  # sys.stderr is the tests' own

@@ -96,6 +96,7 @@ def expect(made: attempts.Attempt, folder: Path, adapter: Path | None, step: int
 
 @needs_evaluate
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_marks_are_those_worked_out_by_hand(work: Path, here: Path) -> None:
     made = attempts.make(here / "a", run_of({"name_or_path": str(work / "model")}), before=partial(os.chdir, here))
     assert made.code == 0, made.said
@@ -109,6 +110,7 @@ def test_marks_are_those_worked_out_by_hand(work: Path, here: Path) -> None:
 
 @needs_evaluate
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_the_adapter_of_another_run_at_its_step(work: Path, here: Path) -> None:
     """As the coordinator puts it beside the run; and what a model says is shown."""
     trained = attempts.make(here / "trained", spec(work, "sft", lora=LORA))

@@ -15,7 +15,7 @@ from runfile import reading
 from tests.trainers import attempts
 from tests.trainers.specs import LORA, METHODS, spec
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.rotating(2)]  # of the variants, each with all tests of it
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 #: The names that TRL's own logs have and ours have not, and those that Relay adds.

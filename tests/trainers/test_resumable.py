@@ -29,6 +29,7 @@ def _varied(run: dict[str, Any], variant: str) -> dict[str, Any]:
     return run | changed | {"options": run["options"] | changed.get("options", {})}
 
 
+@pytest.mark.rotating(1)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_cut_gives_the_straight_run(run: dict[str, Any], tmp_path: Path, variant: str) -> None:
     """S6. Cut beside logging steps, at an epoch's end (11) and at the very end (20)."""

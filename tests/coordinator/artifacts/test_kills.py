@@ -36,9 +36,11 @@ from storage.manifest import Manifest, ManifestFile, digest_of
 from tests.coordinator.agent_client import ScriptedAgent
 from tests.coordinator.fleet import COMMAND
 from tests.seaweed import environment, seaweed
+from tests.tiers import Tier
 
 T = TypeVar("T")
-KILLS = int(os.environ.get("COLLECTING_KILLS", "20"))
+#: How often the coordinator is killed on a commit, and in the thorough tier.
+KILLS = (3, 50)
 SIZE = 3_000_000
 CHUNK = 500_000
 
@@ -228,11 +230,11 @@ async def insisting(call: Callable[[], Awaitable[T]]) -> T:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 async def test_registry_and_store_agree_after_many_kills(
-    database_url: str, tmp_path: Path, db: Database, kind: Kind
+    database_url: str, tmp_path: Path, db: Database, kind: Kind, tier: Tier
 ) -> None:
-    dice = random.Random(4)
+    dice = tier.random(4)
     options = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 100)]
     with serving(database_url, tmp_path, kind.arguments) as coordinator:
         await coordinator.up()
@@ -246,7 +248,7 @@ async def test_registry_and_store_agree_after_many_kills(
             await agent.start(lease)
             publisher = Publisher(AgentsStub(channel), ArtifactsStub(channel), lease, dice)
             publishing = asyncio.create_task(publisher.run())
-            for _ in range(KILLS):
+            for _ in range(tier.pick(*KILLS)):
                 await coordinator.up()
                 await asyncio.wait([publishing], timeout=dice.random() * 0.6)
                 assert not publishing.done(), publishing.exception()

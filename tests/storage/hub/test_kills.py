@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
@@ -18,8 +17,8 @@ from tests.hub.checker import disagreements
 from tests.hub.checkpoints import REPO, Keeper
 from tests.hub.repository import Lfs
 from tests.hub.server import Hub, serving
+from tests.tiers import Tier
 
-MOMENTS = 50
 HOW = ("stall", "hang", "half")  #: before the Hub has done it, after, or in the middle of what is sent
 
 
@@ -46,14 +45,14 @@ async def killed_at(hub: Hub, request: int, how: str, work: Callable[[], Awaitab
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
-async def test_killed_at_fifty_moments_of_publications(hub: Hub, tmp_path: Path) -> None:
+@pytest.mark.timeout(1800)
+async def test_killed_at_many_moments_of_publications(hub: Hub, tmp_path: Path, tier: Tier) -> None:
     """SIGKILL of what talks to the Hub at requests drawn by a seed; the next one finishes what it finds (S4)."""
-    draw = random.Random(7)
+    draw, moments = tier.random(7), tier.pick(4, 50)
     keeper = Keeper(hub, tmp_path, timeout=5.0)
     registry: list[tuple[str, str]] = []
     store, kills, step = keeper.store(), 0, 0
-    while kills < MOMENTS:
+    while kills < moments:
         step += 1
         moment, how = draw.randrange(18), draw.choice(HOW)
         if await killed_at(hub, moment, how, partial(keeper.keep, store, step)):
@@ -70,12 +69,12 @@ async def test_killed_at_fifty_moments_of_publications(hub: Hub, tmp_path: Path)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
-async def test_killed_at_many_moments_of_publishing_a_model(hub: Hub, tmp_path: Path) -> None:
+@pytest.mark.timeout(1800)
+async def test_killed_at_many_moments_of_publishing_a_model(hub: Hub, tmp_path: Path, tier: Tier) -> None:
     """`main` shows one step after the other, each whole and once."""
-    draw = random.Random(3)
+    draw, last = tier.random(3), tier.pick(2, 15)
     worker = Keeper(hub, tmp_path).worker()
-    for step in range(1, 16):
+    for step in range(1, last + 1):
         (tmp_path / "model.safetensors").write_bytes(b"%d" % step * 500)
         mark = Mark("model", "r", 1, "a" * 32, step)
         texts = {"README.md": f"step {step}", "relay.json": json.dumps({"run": "r", "step": step})}
@@ -95,17 +94,17 @@ async def test_killed_at_many_moments_of_publishing_a_model(hub: Hub, tmp_path: 
         assert json.loads(files["relay.json"])["step"] == step
         assert files["model.safetensors"] == b"%d" % step * 500
     marks = [Mark.found(commit.message) for commit in hub.model(REPO).history("main")]
-    assert [mark.step for mark in marks if mark] == list(range(15, 0, -1))
+    assert [mark.step for mark in marks if mark] == list(range(last, 0, -1))
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
-async def test_killed_at_many_moments_of_fetches(hub: Hub, tmp_path: Path) -> None:
+@pytest.mark.timeout(1800)
+async def test_killed_at_many_moments_of_fetches(hub: Hub, tmp_path: Path, tier: Tier) -> None:
     """The next one goes on from what is there, and nothing of the client's is left beside the files."""
-    draw = random.Random(11)
+    draw = tier.random(11)
     keeper = Keeper(hub, tmp_path)
     uri, digest = await keeper.keep(keeper.store(), 100)
-    for number in range(8):
+    for number in range(tier.pick(1, 8)):
         back = tmp_path / f"back-{number}"
         killed = 0
         while killed < 2 and await killed_at(

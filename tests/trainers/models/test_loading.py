@@ -12,7 +12,7 @@ import pytest
 from tests.trainers import attempts
 from trainers.launch.control import REFUSED
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.rotating(1)]
 
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
 
