@@ -16,7 +16,7 @@ host_metrics         the load of this host
 coordinator_client   connections to the coordinator, and calls that outlast its absence
 wire                 protobuf messages to values and back
 leases               what is desired, what is held and how long it may be trusted (pure)
-capability, config   what this host has; what it was configured to do
+capability, settings what this host has; what it was configured to do
 folder               the layout of a run's folder on this host
 shim/                what runs in the shim's own process, and why there is one
 """

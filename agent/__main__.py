@@ -27,13 +27,13 @@ from agent.attempt.launch import allowed
 from agent.capability import detect
 from agent.checkpoints.removing import Removals
 from agent.cleanup import Begun
-from agent.config import Config, ConfigError, config
 from agent.context import AttemptContext, HubContext
 from agent.coordinator_client import Contact, Coordinator
 from agent.events.inotify import Notice
 from agent.events.spool import Spool
 from agent.host_metrics import Vitals
 from agent.session import Identity, Session, grpc_dial
+from agent.settings import DETACH, AgentSettings, read_command
 from agent.shim.processes import boot_id, boottime
 from agent.shim_client.shims import SpareShim, prepare_runtime_dir
 from agent.stores.blobs import Blobs
@@ -41,6 +41,7 @@ from agent.stores.input_cache import Cache
 from agent.stores.relay import RelayStore
 from agent.supervisor import Supervisor, WayOut
 from relay.errors import DeploymentForeign, RelayError, Unauthenticated
+from relay.settings import MISCONFIGURED, SettingsError
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import agents_pb2_grpc, runs_pb2_grpc
 from storage.base import Store
@@ -53,7 +54,6 @@ from storage.rate_limit import Pace
 
 log = logging.getLogger("agent")
 
-MISCONFIGURED = 78
 THREADS = 32  #: for files; a volume that hangs takes some of them, and the others must do
 HEARTBEAT = 5.0  #: seconds, until a welcome says otherwise
 
@@ -64,15 +64,15 @@ def main() -> None:
         level=logging.INFO, stream=sys.stderr, format="time=%(asctime)s level=%(levelname)s %(message)s"
     )
     try:
-        command, settings = config(sys.argv[1:], os.environ)
-        code = detach(settings) if command == "detach" else run(settings)
-    except (ConfigError, PermissionError, ValueError) as error:
+        command, settings = read_command(sys.argv[1:], os.environ)
+        code = detach(settings) if command == DETACH else run(settings)
+    except (SettingsError, PermissionError, ValueError) as error:
         print(f"relay-agent: {error}", file=sys.stderr)
         code = MISCONFIGURED
     end(code)
 
 
-def detach(settings: Config) -> int:
+def detach(settings: AgentSettings) -> int:
     """Ask the agent of this runtime folder to end, without its trainers; returns when it has."""
     try:
         with settings.lock.open("r") as lock:
@@ -96,7 +96,7 @@ def take(lock: IO[str]) -> bool:
     return True
 
 
-def run(settings: Config) -> int:
+def run(settings: AgentSettings) -> int:
     """The agent, until it is told to end; its exit code."""
     prepare_runtime_dir(settings.runtime_dir)
     for option, folder in (("--data-dir", settings.data_dir), ("--root", settings.root)):
@@ -115,28 +115,28 @@ def run(settings: Config) -> int:
 
 
 def _made_writable(option: str, folder: Path) -> None:
-    """ConfigError when the folder of this option cannot be there or be written."""
+    """SettingsError when the folder of this option cannot be there or be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{option} {folder}: {error.strerror}; name a folder that can be made") from error
+        raise SettingsError(f"{option} {folder}: {error.strerror}; name a folder that can be made") from error
     if not os.access(folder, os.W_OK | os.X_OK):  # nothing is tried out: a full disk is no reason not to start
-        raise ConfigError(f"{option} {folder}: it cannot be written; name another folder")
+        raise SettingsError(f"{option} {folder}: it cannot be written; name another folder")
 
 
 @contextlib.contextmanager
 def only_one(lock: Path, option: str) -> Iterator[None]:
-    """ConfigError when another agent has the folder of this option."""
+    """SettingsError when another agent has the folder of this option."""
     with lock.open("a+") as file:
         if not take(file):
-            raise ConfigError(f"another agent runs with {option} {lock.parent}")
+            raise SettingsError(f"another agent runs with {option} {lock.parent}")
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         yield
 
 
-async def serve(settings: Config) -> None:
+async def serve(settings: AgentSettings) -> None:
     """Build everything, and run it until told to end."""
     orders = ways_out()
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS))
@@ -166,7 +166,7 @@ async def serve(settings: Config) -> None:
 
 @contextlib.asynccontextmanager
 async def open_context(
-    settings: Config, coordinator: Coordinator, contact: Contact, *, gpus: bool
+    settings: AgentSettings, coordinator: Coordinator, contact: Contact, *, gpus: bool
 ) -> AsyncIterator[AttemptContext]:
     """What attempts work with. Calls and artifacts have a connection each."""
     async with (
@@ -209,7 +209,7 @@ async def open_context(
         )
 
 
-def hub_context(settings: Config, runs: runs_pb2_grpc.RunsStub) -> HubContext:
+def hub_context(settings: AgentSettings, runs: runs_pb2_grpc.RunsStub) -> HubContext:
     """What publishes: only its processes have the token."""
     token = {name: value for name, value in os.environ.items() if name == "HF_TOKEN"}
     return HubContext(Worker(settings.python, allowed(os.environ) | token), Budget(), runs, settings.hub)

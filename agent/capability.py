@@ -7,7 +7,6 @@ library or the driver there are none. The trainers' libraries are asked for thei
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import json
 import os
 import platform
@@ -19,6 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from relay.settings import version
 
 LIBRARIES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets")
 _CGROUP = Path("/sys/fs/cgroup")
@@ -197,10 +198,7 @@ def commit_of(folder: Path) -> str:
 
 
 def _relay_version() -> dict[str, str]:
-    try:
-        return {"relay": importlib.metadata.version("relay-training")}
-    except importlib.metadata.PackageNotFoundError:
-        return {}
+    return {"relay": own} if (own := version()) else {}
 
 
 # --- GPUs ------------------------------------------------------------------------------------

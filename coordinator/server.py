@@ -25,7 +25,7 @@ from coordinator.artifacts.base import Artifacts
 from coordinator.artifacts.folder import FolderArtifacts
 from coordinator.background import garbage_collection, planner, reaper, run_dependencies
 from coordinator.commands.events import Appender
-from coordinator.config import Config, ConfigError
+from coordinator.config import Config
 from coordinator.database import migrate, postgres
 from coordinator.database.connections import Database, DatabaseAway, connected
 from coordinator.rpc.agents import AgentsService
@@ -35,6 +35,7 @@ from coordinator.rpc.interceptors import LARGEST_BYTES, Deployment, Guard, Secre
 from coordinator.rpc.runs import RunsService
 from coordinator.sessions import Heartbeats, Sessions
 from coordinator.store import deployment
+from relay.settings import SettingsError
 from relay.v1 import (
     agents_pb2,
     agents_pb2_grpc,
@@ -127,7 +128,7 @@ def _artifacts(config: Config) -> Artifacts:
             config.artifact_store, config.artifacts, limit=config.artifact_limit, grace=config.collecting.grace
         )
     except (ImportError, ValueError) as error:
-        raise ConfigError(f"--artifact-store: {error}") from error
+        raise SettingsError(f"--artifact-store: {error}") from error
 
 
 @asynccontextmanager
@@ -206,7 +207,7 @@ def _bind(server: aio.Server, config: Config) -> str:
     try:
         port = server.add_insecure_port(config.listen)
     except RuntimeError as error:
-        raise ConfigError(f"--listen {config.listen}: it cannot be listened on; is another program there?") from error
+        raise SettingsError(f"--listen {config.listen}: it cannot be listened on; is another program there?") from error
     host, _, _ = config.listen.rpartition(":")
     return f"{host}:{port}"
 

@@ -49,12 +49,23 @@ Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Names only.")]
 Labels = Annotated[list[str] | None, typer.Option("-l", "--label", help="Only with this label, key=value.")]
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        from relay.settings import version
+
+        typer.echo(f"relayctl {version()}".rstrip())
+        raise typer.Exit
+
+
 @app.callback()
 def relayctl(
     context: typer.Context,
     coordinator: Annotated[
         str | None, typer.Option(help="HOST:PORT; else RELAY_COORDINATOR, else what `up` wrote.", show_default=False)
     ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
 ) -> None:
     """Training runs that survive their hosts: submit them, watch them, fetch what they made."""
     context.obj = coordinator

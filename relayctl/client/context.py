@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from relay.settings import read_secret
+
 DEFAULT_COORDINATOR = "127.0.0.1:7070"
 
 
@@ -26,7 +28,7 @@ def context_path(environ: Mapping[str, str]) -> Path:
 
 def resolve(given: str | None, environ: Mapping[str, str] = os.environ) -> Context:
     """The context in force; ValueError when the context file cannot be read or what was given is no address."""
-    secret = environ.get("RELAY_SHARED_SECRET", "")
+    secret = read_secret(environ) or ""
     if given:
         return Context(checked(given, "--coordinator: "), secret, "--coordinator")
     if address := environ.get("RELAY_COORDINATOR"):

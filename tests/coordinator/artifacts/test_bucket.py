@@ -15,8 +15,9 @@ import pytest
 
 from coordinator.artifacts.bucket import BucketArtifacts, opened
 from coordinator.artifacts.garbage_collection import Collector, missing
-from coordinator.config import Config, ConfigError
+from coordinator.config import Config
 from relay.errors import BlobTooLarge, BlobUnknown, DigestMismatch, OffsetGap, StoreFull
+from relay.settings import SettingsError
 from relay.v1 import artifacts_pb2 as pb
 from storage.base import StoreAway
 from storage.manifest import Manifest, ManifestFile, digest_of
@@ -241,7 +242,7 @@ def test_a_bucket_that_does_not_answer_is_away(url: str, tmp_path: Path, monkeyp
 
 @pytest.mark.parametrize("wrong", ["/mnt/x", "s3://", "s3://key:secret@bucket", "s3://b?token=x", "ftp://b"])
 def test_what_names_no_bucket_is_refused(wrong: str) -> None:
-    with pytest.raises(ConfigError, match="s3://BUCKET/PREFIX") as refused:
+    with pytest.raises(SettingsError, match="s3://BUCKET/PREFIX") as refused:
         Config(artifact_store=wrong)
     assert "secret" not in str(refused.value)
 
