@@ -8,6 +8,7 @@ import argparse
 import ast
 import re
 import sys
+import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -80,6 +81,11 @@ def architecture_page(today: str) -> str:
 
 
 def _map_lines() -> Iterator[str]:
+    yield from ("", "## Who may import whom", "")
+    yield "`pyproject.toml` states these rules (`tool.importlinter`), and a test enforces them:"
+    yield ""
+    yield from (f"- {rule}" for rule in import_rules())
+    yield from ("", "## The modules")
     for package in PACKAGES:
         for folder in sorted({path.parent for path in modules(package)}):
             yield from ("", f"### `{folder.relative_to(ROOT)}/`", "")
@@ -90,6 +96,14 @@ def _map_lines() -> Iterator[str]:
             if listed:
                 yield from ("| module | |", "| --- | --- |")
                 yield from (_row(f"`{path.name}`", first_sentence(path)) for path in listed)
+
+
+def import_rules() -> Iterator[str]:
+    """Return each import contract in words; of layers, which lies on which."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    for contract in settings["contracts"]:
+        layers = [layer.replace("(", "").replace(")", "") for layer in contract.get("layers", ())]
+        yield contract["name"] + (f": `{' → '.join(layers)}`" if layers else "")
 
 
 def modules(package: str) -> list[Path]:

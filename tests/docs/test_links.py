@@ -1,4 +1,4 @@
-"""The pages are complete and lead somewhere: each is linked from the index, and each link has a target."""
+"""The pages are complete and lead somewhere: each is linked from the index, each link and path has a target."""
 
 import re
 from pathlib import Path
@@ -9,6 +9,8 @@ from tests.docs.page import PAGES
 
 ROOT = PAGES.parent
 WRITTEN = sorted([*PAGES.rglob("*.md"), *ROOT.glob("*.md")])
+GUIDES = sorted([ROOT / "CONTRIBUTING.md", *(PAGES / "contributing").glob("*.md")])
+AT_THE_TOP = {path.name for path in ROOT.iterdir()}
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -24,6 +26,13 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         file = (page.parent / name).resolve() if name else page
         assert file.exists(), target
         assert not anchor or anchor in anchors(file), target
+
+
+@pytest.mark.parametrize("page", GUIDES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_path_that_contributors_are_sent_to_exists(page: Path) -> None:
+    """Paths in backticks, from the root of the repository."""
+    named = re.findall(r"`([\w./-]+/[\w./-]*|Makefile|pyproject\.toml)`", page.read_text())
+    assert not [path for path in named if path.partition("/")[0] in AT_THE_TOP and not (ROOT / path).exists()]
 
 
 def links(page: Path) -> list[str]:
