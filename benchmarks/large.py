@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.report import Table
-from trainers.data.cache import FOLDER
+from trainers.data.cache import CACHE_VARIABLE
 
 GB, QUICK = 5, 0.2
 STEPS = 10
@@ -98,7 +98,7 @@ def _start(folder: Path, name: str) -> Started:
     run = {**json.loads((folder / "run.json").read_text()), "name": name}
     (folder / "run.json").write_text(json.dumps(run))
     argv = [sys.executable, "-m", "trainers", "run.json", "--runs", str(folder / "runs")]
-    environment = os.environ | {FOLDER: str(folder / "cache")}
+    environment = os.environ | {CACHE_VARIABLE: str(folder / "cache")}
     with (folder / name / "log").open("w") as log:
         process = subprocess.Popen(argv, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
     while process.poll() is None:

@@ -91,9 +91,9 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 
 def _write_rows(folder: Path, seed: int) -> list[dict[str, str]]:
     """`sft.jsonl` and `rl.jsonl`; the held-out rows, whose words are in neither. A prompt is the word alone."""
-    held = [_row(task) for task in reasoning_gym.rows(_words(400), 777 + seed)]
+    held = [_row(task) for task in reasoning_gym.generate_rows(_words(400), 777 + seed)]
     words = {row["prompt"] for row in held}
-    rest = [_row(task) for task in reasoning_gym.rows(_words(20000), 11 + seed)]
+    rest = [_row(task) for task in reasoning_gym.generate_rows(_words(20000), 11 + seed)]
     rows = [row for row in rest if row["prompt"] not in words]
     for name, part in (("sft", rows[: len(rows) // 2]), ("rl", rows[len(rows) // 2 :])):
         (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in part))
@@ -167,5 +167,5 @@ def _rewards(folder: Path, rows: Sequence[dict[str, str]], seed: int) -> list[fl
     with torch.no_grad():
         said = model.generate(**asked, do_sample=True, top_k=0, max_new_tokens=8, num_return_sequences=ANSWERS)
     answers = tokenizer.batch_decode(said[:, asked["input_ids"].shape[1] :], skip_special_tokens=True)
-    scores = [reasoning_gym.score(answer, rows[n // ANSWERS]["task"]) for n, answer in enumerate(answers)]
+    scores = [reasoning_gym.score_answer(answer, rows[n // ANSWERS]["task"]) for n, answer in enumerate(answers)]
     return [mean(scores[n : n + ANSWERS]) for n in range(0, len(scores), ANSWERS)]

@@ -20,8 +20,8 @@ from benchmarks import bare_sft
 from benchmarks.report import Table, interval
 from benchmarks.workload import Workload, prepare
 from trainers import rank
-from trainers.environment import Contract
-from trainers.launch.control import CONTROL, PROCESSES
+from trainers.environment import AttemptEnvironment
+from trainers.launch.control import CONTROL_VARIABLE, PROCESSES_VARIABLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ def measured(work: Callable[[], object]) -> Cost:
 def ours(workload: Workload, folder: Path) -> None:
     folder.mkdir()
     os.chdir(workload.folder)
-    contract = Contract(
+    contract = AttemptEnvironment(
         run_id="bench",
         attempt=1,
         run_file=workload.run_file,
@@ -94,7 +94,7 @@ def ours(workload: Workload, folder: Path) -> None:
         resume_from=None,
         pins={},
     )
-    os.environ |= contract.to_environ() | {CONTROL: str(folder), PROCESSES: "1"}
+    os.environ |= contract.to_environ() | {CONTROL_VARIABLE: str(folder), PROCESSES_VARIABLE: "1"}
     sys.argv = ["rank"]
     if rank.main():
         raise RuntimeError("refused")

@@ -1,1 +1,1 @@
-"""What trains: reads a run file, writes events and checkpoints, knows nothing of the network."""
+"""The trainers: they read a run file, train, and write events and checkpoints. They know nothing of the network."""

@@ -8,13 +8,13 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from runfile import Every
-from trainers.launch.control import Control
-from trainers.resumable import EvaluationPutOff, Resumable
+from trainers.launch.control import ControlFolder
+from trainers.resumable import EvaluationPostponed, ResumableTrainer
 
-Agree = Callable[[bool, bool], tuple[bool, bool]]  #: (stop, save) of this rank → of any rank
+AgreeOnFlags = Callable[[bool, bool], tuple[bool, bool]]  #: (stop, save) of this rank → of any rank
 
 
-def agreement(processes: int) -> Agree:
+def build_agreement(processes: int) -> AgreeOnFlags:
     """Any rank's wish is the wish of all: a flag that one rank alone acts on leaves the others waiting for ever.
 
     The flags travel over gloo, on CPU: no rank waits for its GPU to hear that nothing happened.
@@ -35,7 +35,7 @@ def agreement(processes: int) -> Agree:
 
 
 @dataclass(slots=True)
-class Pace:
+class CheckpointInterval:
     """`checkpoint.every` as a question that is asked after each step."""
 
     every: Every
@@ -45,16 +45,16 @@ class Pace:
     def __post_init__(self) -> None:
         self._saved_at = self.clock()
 
-    def due(self, step: int) -> bool:
+    def is_due(self, step: int) -> bool:
         if self.every.steps is not None:
             return step % self.every.steps == 0
         return self.clock() - self._saved_at >= (self.every.seconds or 0.0)
 
-    def saved(self) -> None:
+    def mark_saved(self) -> None:
         self._saved_at = self.clock()
 
 
-class StepEnds(TrainerCallback):
+class StepEndCallback(TrainerCallback):
     """Saves at its pace, at the last step, and when asked to stop; then `stopped` is true.
 
     A save due at an epoch's last step (or the run's) waits for the end of the epoch, so that what the library logs
@@ -66,49 +66,60 @@ class StepEnds(TrainerCallback):
     """
 
     def __init__(
-        self, trainer: Resumable, control: Control, pace: Pace, agree: Agree, restore: Callable[[], None]
+        self,
+        trainer: ResumableTrainer,
+        control: ControlFolder,
+        pace: CheckpointInterval,
+        agree: AgreeOnFlags,
+        restore: Callable[[], None],
     ) -> None:
         self.stopped = False
-        self._trainer, self._control, self._pace, self._agree, self._restore = trainer, control, pace, agree, restore
-        self._waiting = False
-        self._can_put_off = False  #: the evaluation that may begin now
+        self._trainer, self._control, self._interval, self._agree, self._restore = (
+            trainer,
+            control,
+            pace,
+            agree,
+            restore,
+        )
+        self._save_at_epoch_end = False
+        self._can_postpone = False  #: the evaluation that may begin now
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._restore()
-        self._pace.saved()
-        self._control.begin_training()
+        self._interval.mark_saved()
+        self._control.mark_training_started()
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._can_put_off = False
+        self._can_postpone = False
         self._trainer.evaluate_if_due()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         last = state.global_step >= state.max_steps
-        save = state.is_world_process_zero and self._pace.due(state.global_step)
-        stop, save = self._agree(self._control.stop_asked(), save)
+        save = state.is_world_process_zero and self._interval.is_due(state.global_step)
+        stop, save = self._agree(self._control.stop_requested(), save)
         self.stopped = stop and not last
         control.should_training_stop |= stop
         if last or float(state.epoch or 0).is_integer():
-            self._waiting = save or stop or last
+            self._save_at_epoch_end = save or stop or last
             return
         control.should_save = save or stop
-        self._can_put_off = True
+        self._can_postpone = True
         if stop:
             self._trainer.evaluation_due, control.should_evaluate = control.should_evaluate, False
 
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if self._can_put_off and self._agree(self._control.stop_asked(), False)[0]:
+        if self._can_postpone and self._agree(self._control.stop_requested(), False)[0]:
             self.stopped = True
-            raise EvaluationPutOff
+            raise EvaluationPostponed
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._can_put_off = False
-        if self._waiting:
-            control.should_save, self._waiting = True, False
+        self._can_postpone = False
+        if self._save_at_epoch_end:
+            control.should_save, self._save_at_epoch_end = True, False
         elif self.stopped:  # in the middle of an epoch: its end has not come, so nothing is logged or evaluated for it
             control.should_log = control.should_evaluate = control.should_save = False
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._pace.saved()
+        self._interval.mark_saved()

@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from transformers import TrainerState, TrainingArguments
 
 FORMAT = 1
-STATE = "relay_state.json"
+MANIFEST = "relay_state.json"
 TRAINER_STATE = "trainer_state.json"
 _PICKLED = "training_args.bin"
-_TORCH_WRITER = "inline_container"  #: where torch's writer of archives is, named by its errors
-_NO_SPACE = 1 << 20  #: free bytes of a disk that just refused to take more
+_TORCH_WRITER_SOURCE = "inline_container"  #: where torch's writer of archives is, named by its errors
+_FULL_DISK_BYTES = 1 << 20  #: free bytes of a disk that just refused to take more
 
 
 class CheckpointError(Exception):
@@ -52,7 +52,7 @@ class SaveableTrainer(Protocol):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None: ...
 
-    def extra_state(self) -> dict[str, Any]: ...
+    def collect_extra_state(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,19 +64,19 @@ class World:
 
 
 @dataclass(frozen=True, slots=True)
-class Checkpoint:
+class SavedCheckpoint:
     """A whole checkpoint on disk."""
 
     folder: Path
     step: int
     world: World | None  #: None when another trainer saved it, and so is its identity
-    identity: Mapping[str, Any] | None
+    fingerprint: Mapping[str, Any] | None
 
     @classmethod
-    def open(cls, folder: Path) -> "Checkpoint":
+    def open(cls, folder: Path) -> "SavedCheckpoint":
         """Read it, and see that every file is there in full. CheckpointError says what is not."""
         try:
-            state = json.loads((folder / STATE).read_text())
+            state = json.loads((folder / MANIFEST).read_text())
             if state["format"] != FORMAT:
                 raise CheckpointError(f"{folder}: format {state['format']}, this release reads {FORMAT}")
             sizes = {name: (folder / name).stat().st_size for name in state["files"]}
@@ -88,17 +88,17 @@ class Checkpoint:
             raise CheckpointError(f"{folder}: {', '.join(wrong)} has the wrong size")
         return checkpoint
 
-    def logging_state(self, rank: int) -> dict[str, Any] | None:
+    def read_logging_state(self, rank: int) -> dict[str, Any] | None:
         """What `LoggingState.to_dict` gave for that rank; None for a rank that was not there."""
-        path = self.folder / f"{_rank(rank)}.json"
+        path = self.folder / f"{_rank_name(rank)}.json"
         state: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
         return state
 
-    def extra_state(self, rank: int, device: Any) -> dict[str, Any]:
+    def read_extra_state(self, rank: int, device: Any) -> dict[str, Any]:
         """What `Resumable.extra_state` gave for that rank, tensors on `device`; empty where it gave nothing."""
         import torch  # not above: whoever starts the ranks stays small
 
-        path = self.folder / f"{_rank(rank)}.pt"
+        path = self.folder / f"{_rank_name(rank)}.pt"
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True) if path.is_file() else {}
         return state
 
@@ -107,7 +107,7 @@ class Checkpoint:
         """True when weights are all that it has; the libraries then begin with a new optimizer, and say nothing."""
         return not any(self.folder.glob("optimizer*")) and not any(self.folder.glob("global_step*"))
 
-    def loss_so_far(self) -> float:
+    def sum_logged_losses(self) -> float:
         """The sum of the losses of all steps that were logged, for want of a logging state: as the log rounds them."""
         history = json.loads((self.folder / TRAINER_STATE).read_text())["log_history"]
         logged = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
@@ -128,7 +128,7 @@ class LoggingState:
     evaluation_due: bool = False  #: the step was to be evaluated and has not been
 
     @classmethod
-    def of(cls, trainer: SaveableTrainer) -> "LoggingState":
+    def capture(cls, trainer: SaveableTrainer) -> "LoggingState":
         inner: Any = trainer
         return cls(
             tr_loss=inner._tr_loss.item(),
@@ -136,7 +136,8 @@ class LoggingState:
             last_logged=inner._globalstep_last_logged,
             flos=float(inner.current_flos),
             metrics={
-                mode: {name: list(window) for name, window in names.items()} for mode, names in windows(inner).items()
+                mode: {name: list(window) for name, window in names.items()}
+                for mode, names in metric_windows(inner).items()
             },
             tokens=getattr(inner, "_total_train_tokens", 0),
             evaluation_due=getattr(inner, "evaluation_due", False),
@@ -152,12 +153,12 @@ class LoggingState:
         inner.evaluation_due = self.evaluation_due
         for mode, names in self.metrics.items():
             for name, window in names.items():
-                windows(inner)[mode][name] = list(window)
+                metric_windows(inner)[mode][name] = list(window)
         if hasattr(inner, "_total_train_tokens"):
             inner._total_train_tokens = self.tokens
 
 
-def windows(trainer: Any) -> dict[str, dict[str, list[float]]]:
+def metric_windows(trainer: Any) -> dict[str, dict[str, list[float]]]:
     """TRL's metrics since the last log, by mode (train, eval) and name; its older trainers have another word for it."""
     found: dict[str, dict[str, list[float]]] = getattr(trainer, "_metrics", None) or getattr(
         trainer, "_stored_metrics", {}
@@ -169,25 +170,25 @@ def folder_name(step: int) -> str:
     return f"step_{step:08d}"
 
 
-def save(trainer: SaveableTrainer, staging: Path, world: World, identity: Mapping[str, Any]) -> Path:
+def save_checkpoint(trainer: SaveableTrainer, staging: Path, world: World, identity: Mapping[str, Any]) -> Path:
     """Write the trainer's whole state to `staging/step_%08d` and return that. Every rank calls it.
 
     Until the rename the folder's name begins with `.tmp-`, so whoever looks at `step_*` sees only whole checkpoints.
     """
     step = int(trainer.state.global_step)
     final = staging / folder_name(step)
-    with _writing(trainer, final) as draft:
-        _write(trainer, draft)
+    with _draft_folder(trainer, final) as draft:
+        _write_rank_state(trainer, draft)
         trainer.accelerator.wait_for_everyone()
         if trainer.is_world_process_zero():
             trainer.state.save_to_json(str(draft / TRAINER_STATE))
             (draft / _PICKLED).unlink(missing_ok=True)
-            _seal(draft, {"format": FORMAT, "step": step, "world": asdict(world), "identity": dict(identity)})
-            commit(draft, final)
+            _write_manifest(draft, {"format": FORMAT, "step": step, "world": asdict(world), "identity": dict(identity)})
+            commit_folder(draft, final)
     return final
 
 
-def _write(trainer: SaveableTrainer, draft: Path) -> None:
+def _write_rank_state(trainer: SaveableTrainer, draft: Path) -> None:
     """This rank's part of the state."""
     import torch
 
@@ -196,9 +197,9 @@ def _write(trainer: SaveableTrainer, draft: Path) -> None:
     inner._save_optimizer_and_scheduler(str(draft))
     inner._save_scaler(str(draft))
     inner._save_rng_state(str(draft))
-    own = draft / _rank(trainer.args.process_index)
-    own.with_suffix(".json").write_text(json.dumps(asdict(LoggingState.of(trainer))))
-    if extra := trainer.extra_state():
+    own = draft / _rank_name(trainer.args.process_index)
+    own.with_suffix(".json").write_text(json.dumps(asdict(LoggingState.capture(trainer))))
+    if extra := trainer.collect_extra_state():
         torch.save(extra, own.with_suffix(".pt"))
 
 
@@ -206,16 +207,16 @@ def save_result(trainer: SaveableTrainer, output: Path, facts: Mapping[str, Any]
     """Write the trained model or adapter, its tokenizer and chat template, and `relay.json` (the facts). Every rank
     calls it.
     """
-    with _writing(trainer, output) as draft:
+    with _draft_folder(trainer, output) as draft:
         trainer.save_model(str(draft), _internal_call=True)
         if trainer.is_world_process_zero():
             (draft / _PICKLED).unlink(missing_ok=True)
             (draft / "relay.json").write_text(json.dumps(facts, indent=2) + "\n")
-            commit(draft, output)
+            commit_folder(draft, output)
 
 
 @contextmanager
-def _writing(trainer: SaveableTrainer, final: Path) -> Iterator[Path]:
+def _draft_folder(trainer: SaveableTrainer, final: Path) -> Iterator[Path]:
     """An empty folder that all ranks write what is to become `final` into. Raises HostError for a disk that is full or
     broken; what was written then is removed, or the next attempt would find the disk full too.
     """
@@ -239,37 +240,37 @@ def _disk_fault(error: Exception, folder: Path) -> str | None:
     The libraries do not raise OSError: safetensors has an error of its own, torch one that does not say why.
     """
     said = str(error).partition("\n")[0]
-    if not (isinstance(error, OSError) or type(error).__name__ == "SafetensorError" or _TORCH_WRITER in said):
+    if not (isinstance(error, OSError) or type(error).__name__ == "SafetensorError" or _TORCH_WRITER_SOURCE in said):
         return None
-    full = "No space left" not in said and folder.is_dir() and shutil.disk_usage(folder).free < _NO_SPACE
+    full = "No space left" not in said and folder.is_dir() and shutil.disk_usage(folder).free < _FULL_DISK_BYTES
     return f"No space left on device ({said})" if full else said
 
 
-def commit(draft: Path, final: Path) -> None:
+def commit_folder(draft: Path, final: Path) -> None:
     """Make every byte of `draft` durable, then give it its name, in the place of what may be there."""
     for path in sorted(draft.rglob("*")):
         path.chmod(
             0o755 if path.is_dir() else 0o644
         )  # libraries write weights 0600: unreadable to other users of the host
-        _sync(path)
-    _sync(draft)
+        _sync_to_disk(path)
+    _sync_to_disk(draft)
     if final.exists():
         shutil.rmtree(final)
     draft.rename(final)
-    _sync(final.parent)
+    _sync_to_disk(final.parent)
 
 
-def newest(staging: Path) -> Checkpoint | None:
+def newest_checkpoint(staging: Path) -> SavedCheckpoint | None:
     """The whole checkpoint with the greatest step; damaged ones are passed over."""
     for folder in sorted(staging.glob("step_*"), reverse=True):
         try:
-            return Checkpoint.open(folder)
+            return SavedCheckpoint.open(folder)
         except CheckpointError:
             continue
     return None
 
 
-def prune(staging: Path, keep: int) -> None:
+def prune_checkpoints(staging: Path, keep: int) -> None:
     """Remove all but the `keep` newest, and what an interrupted save left behind.
 
     A host takes folders away by renaming them: what is to go is renamed first too, so each is taken whole or gone.
@@ -281,12 +282,12 @@ def prune(staging: Path, keep: int) -> None:
             shutil.rmtree(folder.rename(staging / f".tmp-{folder.name}"))
 
 
-def _seal(draft: Path, facts: Mapping[str, Any]) -> None:
+def _write_manifest(draft: Path, facts: Mapping[str, Any]) -> None:
     files = {str(path.relative_to(draft)): path.stat().st_size for path in sorted(draft.rglob("*")) if path.is_file()}
-    (draft / STATE).write_text(json.dumps({**facts, "files": files}, indent=2) + "\n")
+    (draft / MANIFEST).write_text(json.dumps({**facts, "files": files}, indent=2) + "\n")
 
 
-def _rank(rank: int) -> str:
+def _rank_name(rank: int) -> str:
     return f"rank_{rank:05d}"
 
 
@@ -295,7 +296,7 @@ def _make_empty(folder: Path) -> None:
     folder.mkdir(parents=True)
 
 
-def _sync(path: Path) -> None:
+def _sync_to_disk(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -22,31 +22,31 @@ import numpy as np
 from runfile import Data, Model, RunFileErrors, parse
 from trainers import methods
 from trainers.data import loading
-from trainers.data.disk_rows import gathered
+from trainers.data.disk_rows import gather_rows
 from trainers.data.row_formats import Row
 from trainers.errors import ConfigError, HostError
 from trainers.methods.method import Method
 from trainers.models import hub
 
-BAD, SHOWN, LOOKED_AT = 5, 3, 2000
-_LONG = 1 << 20  #: tokens; no row is cut
+LISTED_ERRORS, RENDERED_ROWS, TOKENIZED_ROWS = 5, 3, 2000
+_NO_LIMIT = 1 << 20  #: tokens; no row is cut
 _BARS, _WIDTH = 10, 40
-_LEARNT = ("completion", "chosen", "text")  #: columns that hold what is learnt
+_LEARNT_COLUMNS = ("completion", "chosen", "text")  #: columns that hold what is learnt
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class ExaminedRows:
     """Rows as they were read."""
 
     kind: str
     rows: Sequence[Row]
-    bad: Sequence[str] = ()  #: the first few, each with its place
-    bad_count: int = 0
-    ended: str = ""  #: why reading did not come to the end
+    errors: Sequence[str] = ()  #: the first few, each with its place
+    error_count: int = 0
+    stopped_by: str = ""  #: why reading did not come to the end
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class TokenSequence:
     """One sequence that the model is given for a row: its tokens, and which of them are learnt."""
 
     ids: list[int]
@@ -54,11 +54,11 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
-class Tokens:
+class TokenizedRows:
     """What becomes of rows as tokens."""
 
     tokenizer: Any
-    rows: Sequence[Sequence[Seen]]
+    rows: Sequence[Sequence[TokenSequence]]
     limit: int | None  #: `max_length`
     notes: Sequence[str] = field(default_factory=tuple)
 
@@ -68,9 +68,9 @@ class Tokens:
         return sorted(max((len(each.ids) for each in row), default=0) for row in self.rows)
 
 
-def examine(section: Data, kinds: Sequence[str], seed: int, base: Path, scratch: Path) -> Found:
+def examine_rows(section: Data, kinds: Sequence[str], seed: int, base: Path, scratch: Path) -> ExaminedRows:
     """Read all training rows, past those that are wrong; large ones stay in `scratch`."""
-    reader = loading.Reader(section, seed, kinds, base, {})
+    reader = loading.RowReader(section, seed, kinds, base, {})
     bad: list[str] = []
     count, ended = 0, ""
 
@@ -78,74 +78,77 @@ def examine(section: Data, kinds: Sequence[str], seed: int, base: Path, scratch:
         nonlocal count, ended
         for source in section.train:
             try:
-                for found in reader.examined(source):
+                for found in reader.check_rows(source):
                     if isinstance(found, ConfigError):
                         count += 1
-                        bad.extend([str(found)] if len(bad) < BAD else [])
+                        bad.extend([str(found)] if len(bad) < LISTED_ERRORS else [])
                     else:
                         yield found
             except ConfigError as error:
                 ended = str(error)
 
-    rows = gathered(good(), scratch / "rows", dict)
-    return Found(reader.kind, rows, bad, count, ended)
+    rows = gather_rows(good(), scratch / "rows", dict)
+    return ExaminedRows(reader.kind, rows, bad, count, ended)
 
 
-def remarks(rows: Sequence[Row], *, repeated: bool = False) -> list[str]:
+def find_oddities(rows: Sequence[Row], *, repeated: bool = False) -> list[str]:
     """What may be odd about rows that are right, each in a few words; cheap enough for every start. Rows that are
     `repeated` by their source's weight are there more than once on purpose.
     """
     found = []
-    if empty := sum(_is_empty(row) for row in rows):
+    if empty := sum(_teaches_nothing(row) for row in rows):
         found.append(f"{empty} of {len(rows)} rows teach nothing: what is learnt in them is empty")
-    if not repeated and (twice := len(rows) - len(np.unique(np.fromiter(map(_brief, rows), np.uint64, len(rows))))):
+    if not repeated and (twice := len(rows) - len(np.unique(np.fromiter(map(_hash_row, rows), np.uint64, len(rows))))):
         found.append(f"{twice} of {len(rows)} rows are there more than once")
     return found
 
 
-def _brief(row: Row) -> int:
+def _hash_row(row: Row) -> int:
     """A number that next to no other row has."""
     said = json.dumps(row, sort_keys=True, default=str).encode()
     return int.from_bytes(hashlib.blake2b(said, digest_size=8).digest())
 
 
-def _is_empty(row: Row) -> bool:
+def _teaches_nothing(row: Row) -> bool:
     if "messages" in row:
         said = [turn["content"] for turn in row["messages"] if turn["role"] == "assistant"]
         return not any(text.strip() for text in said)
-    learnt = [row[name] for name in _LEARNT if name in row] or [row.get("prompt", "")]
-    return any(not _text(value).strip() for value in learnt)
+    learnt = [row[name] for name in _LEARNT_COLUMNS if name in row] or [row.get("prompt", "")]
+    return any(not _plain_text(value).strip() for value in learnt)
 
 
-def _text(value: Any) -> str:
+def _plain_text(value: Any) -> str:
     return value if isinstance(value, str) else "".join(turn["content"] for turn in value)
 
 
-def tokens(method: Method, rows: Sequence[Row], folder: Path, options: Mapping[str, Any]) -> Tokens:
+def tokenize_rows(method: Method, rows: Sequence[Row], folder: Path, options: Mapping[str, Any]) -> TokenizedRows:
     """The rows (of many only some, evenly) as the method's trainer makes them; `folder` has tokenizer and config."""
     from transformers import AutoTokenizer
 
-    step = max(1, len(rows) // LOOKED_AT)
+    step = max(1, len(rows) // TOKENIZED_ROWS)
     some = [rows[at] for at in range(0, len(rows), step)]
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    notes = [*_notes_of(tokenizer, folder, options, rows)]
-    if "prompt" in method.kinds:
-        from trainers.models.generation import tokens_of
+    notes = [*_check_tokenizer(tokenizer, folder, options, rows)]
+    if "prompt" in method.row_kinds:
+        from trainers.models.generation import tokenize_prompt
 
-        asked = [[Seen(ids, [False] * len(ids))] for ids in (tokens_of(tokenizer, row["prompt"]) for row in some)]
-        return Tokens(tokenizer, asked, options.get("max_prompt_length"), notes)
-    with _quietly(), tempfile.TemporaryDirectory(prefix="relay-data-") as scratch:
-        trainer, limit = _trainer(method, some, tokenizer, Path(scratch), options)
-        made = [list(_sequences(trainer.data_collator([row]))) for row in trainer.train_dataset]
+        asked = [
+            [TokenSequence(ids, [False] * len(ids))]
+            for ids in (tokenize_prompt(tokenizer, row["prompt"]) for row in some)
+        ]
+        return TokenizedRows(tokenizer, asked, options.get("max_prompt_length"), notes)
+    with _quiet_libraries(), tempfile.TemporaryDirectory(prefix="relay-data-") as scratch:
+        trainer, limit = _build_trainer(method, some, tokenizer, Path(scratch), options)
+        made = [list(_split_sequences(trainer.data_collator([row]))) for row in trainer.train_dataset]
     ends = tokenizer.eos_token_id
     learns = any(any(each.learnt) for row in made for each in row)  # a reward model scores, and learns no token
     if learns and not any(ends in _learnt_ids(each) for row in made for each in row):
         notes.append(f"no row teaches where to stop: {tokenizer.eos_token} is never among what is learnt")
-    return Tokens(tokenizer, made, limit, notes)
+    return TokenizedRows(tokenizer, made, limit, notes)
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def _quiet_libraries() -> Iterator[None]:
     """What libraries say of a stand-in is of no interest."""
     import datasets
     import transformers
@@ -160,11 +163,11 @@ def _quietly() -> Iterator[None]:
     transformers.logging.set_verbosity(before)
 
 
-def _learnt_ids(sequence: Seen) -> set[int]:
+def _learnt_ids(sequence: TokenSequence) -> set[int]:
     return {token for token, learnt in zip(sequence.ids, sequence.learnt, strict=True) if learnt}
 
 
-def _trainer(
+def _build_trainer(
     method: Method, rows: Sequence[Row], tokenizer: Any, scratch: Path, options: Mapping[str, Any]
 ) -> tuple[Any, int | None]:
     """The library's trainer on a model of the same vocabulary and next to no weights, and the `max_length` in force."""
@@ -173,25 +176,25 @@ def _trainer(
 
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    stand_in = LlamaForCausalLM(_small(tokenizer))
+    stand_in = LlamaForCausalLM(_stand_in_config(tokenizer))
     stand_in.save_pretrained(scratch)
     tokenizer.save_pretrained(scratch)
-    made: Any = method.library
-    config: Any = method.config
+    made: Any = method.trainer_class
+    config: Any = method.config_class
     asked = {name: value for name, value in options.items() if name in ("assistant_only_loss", "completion_only_loss")}
     own = {"output_dir": str(scratch), "use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True}
-    whole = {"max_length": _LONG, "dataloader_pin_memory": False, "model_init_kwargs": {"dtype": "float32"}}
+    whole = {"max_length": _NO_LIMIT, "dataloader_pin_memory": False, "model_init_kwargs": {"dtype": "float32"}}
     trainer = made(
         model=str(scratch),
         args=config(**asked, **own, **whole, **({"packing": False} if hasattr(config, "packing") else {})),
         train_dataset=Dataset.from_list(list(rows)),
         processing_class=tokenizer,
-        **({"teacher_model": stand_in} if method.taught else {}),
+        **({"teacher_model": stand_in} if method.uses_teacher else {}),
     )
     return trainer, options.get("max_length", config(**own).max_length)
 
 
-def _small(tokenizer: Any) -> Any:
+def _stand_in_config(tokenizer: Any) -> Any:
     from transformers import LlamaConfig
 
     return LlamaConfig(
@@ -206,7 +209,7 @@ def _small(tokenizer: Any) -> Any:
     )
 
 
-def _sequences(batch: Mapping[str, Any]) -> Iterator[Seen]:
+def _split_sequences(batch: Mapping[str, Any]) -> Iterator[TokenSequence]:
     """What a trainer's collator made of one row. What stands for another row's (KTO's `KL_`) is left out."""
     for name in batch:
         prefix = name.removesuffix("input_ids")
@@ -219,10 +222,10 @@ def _sequences(batch: Mapping[str, Any]) -> Iterator[Seen]:
         else:
             learnt = completion.bool() if completion is not None else there & False
         for row, kept, taught in zip(ids, there, learnt, strict=True):
-            yield Seen(row[kept].tolist(), taught[kept].tolist())
+            yield TokenSequence(row[kept].tolist(), taught[kept].tolist())
 
 
-def _notes_of(tokenizer: Any, folder: Path, options: Mapping[str, Any], rows: Sequence[Row]) -> Iterator[str]:
+def _check_tokenizer(tokenizer: Any, folder: Path, options: Mapping[str, Any], rows: Sequence[Row]) -> Iterator[str]:
     """What about a tokenizer may spoil a training."""
     template = tokenizer.chat_template or ""
     chats = bool(rows) and any(isinstance(value, list) for value in rows[0].values())
@@ -237,11 +240,11 @@ def _notes_of(tokenizer: Any, folder: Path, options: Mapping[str, Any], rows: Se
     beyond = [token for token, number in tokenizer.get_added_vocab().items() if size is not None and number >= size]
     if beyond:
         yield f"added tokens without an embedding in the model ({size} rows): {', '.join(sorted(beyond)[:5])}"
-    if untrained := sorted(_untrained(tokenizer, folder)):
+    if untrained := sorted(_find_untrained_tokens(tokenizer, folder)):
         yield f"added tokens whose embeddings were never trained (all alike): {', '.join(untrained[:5])}"
 
 
-def _untrained(tokenizer: Any, folder: Path) -> set[str]:
+def _find_untrained_tokens(tokenizer: Any, folder: Path) -> set[str]:
     """Added tokens whose rows of the embedding are zero, or the same as another added one's."""
     from safetensors import SafetensorError, safe_open
 
@@ -263,27 +266,30 @@ def _untrained(tokenizer: Any, folder: Path) -> set[str]:
     return set()
 
 
-def report(found: Found, made: Tokens | None) -> str:
+def format_report(found: ExaminedRows, made: TokenizedRows | None) -> str:
     """For people."""
-    lines = [f"{found.kind or 'no kind that this method learns from'}: {len(found.rows):,} rows", *_bad(found)]
-    lines += remarks(found.rows)
+    lines = [
+        f"{found.kind or 'no kind that this method learns from'}: {len(found.rows):,} rows",
+        *_format_errors(found),
+    ]
+    lines += find_oddities(found.rows)
     if made is not None and made.rows:
-        lines += [*made.notes, "", *_lengths(made), *_cut(made), "", *_rendered(made)]
+        lines += [*made.notes, "", *_format_lengths(made), *_format_truncation(made), "", *_format_rows(made)]
     return "\n".join(lines)
 
 
-def _bad(found: Found) -> Iterator[str]:
-    if found.bad_count:
-        yield f"{found.bad_count:,} more rows are wrong, and nothing trains on a file that has any:"
-        yield from (f"  {each}" for each in found.bad)
-    if found.ended:
-        yield f"reading ended: {found.ended}"
+def _format_errors(found: ExaminedRows) -> Iterator[str]:
+    if found.error_count:
+        yield f"{found.error_count:,} more rows are wrong, and nothing trains on a file that has any:"
+        yield from (f"  {each}" for each in found.errors)
+    if found.stopped_by:
+        yield f"reading ended: {found.stopped_by}"
 
 
-def _lengths(made: Tokens) -> Iterator[str]:
+def _format_lengths(made: TokenizedRows) -> Iterator[str]:
     lengths = made.lengths
     at = {share: lengths[min(len(lengths) - 1, len(lengths) * share // 100)] for share in (5, 50, 95, 99)}
-    of = f" of {len(lengths):,} rows" if len(lengths) >= LOOKED_AT else ""
+    of = f" of {len(lengths):,} rows" if len(lengths) >= TOKENIZED_ROWS else ""
     yield f"tokens{of}: " + "  ".join(f"p{share} {value:,}" for share, value in at.items()) + f"  max {lengths[-1]:,}"
     low = lengths[0]
     width = (lengths[-1] - low) // _BARS + 1
@@ -294,7 +300,7 @@ def _lengths(made: Tokens) -> Iterator[str]:
             yield f"  {span:>16}  {'█' * -(-count * _WIDTH // max(counts))} {count:,}"
 
 
-def _cut(made: Tokens) -> Iterator[str]:
+def _format_truncation(made: TokenizedRows) -> Iterator[str]:
     if made.limit is None:
         return
     longer = [length for length in made.lengths if length > made.limit]
@@ -303,15 +309,15 @@ def _cut(made: Tokens) -> Iterator[str]:
     yield f"max_length {made.limit:,} cuts {share:.1%} of the rows, and with them {lost:.1%} of all tokens"
 
 
-def _rendered(made: Tokens) -> Iterator[str]:
-    for number, row in enumerate(made.rows[:SHOWN], 1):
+def _format_rows(made: TokenizedRows) -> Iterator[str]:
+    for number, row in enumerate(made.rows[:RENDERED_ROWS], 1):
         legend = "; what is learnt stands in «»" if number == 1 and any(any(each.learnt) for each in row) else ""
         yield f"row {number} as the model sees it{legend}:"
         for sequence in row:
-            yield "  " + _marked(made.tokenizer, sequence).replace("\n", "\n  ")
+            yield "  " + _mark_learnt(made.tokenizer, sequence).replace("\n", "\n  ")
 
 
-def _marked(tokenizer: Any, sequence: Seen) -> str:
+def _mark_learnt(tokenizer: Any, sequence: TokenSequence) -> str:
     text, start = "", 0
     for at in range(1, len(sequence.ids) + 1):
         if at == len(sequence.ids) or sequence.learnt[at] != sequence.learnt[start]:
@@ -323,22 +329,22 @@ def _marked(tokenizer: Any, sequence: Seen) -> str:
 
 def main(argv: list[str]) -> int:
     """0 when nothing is wrong with the rows, 1 when something is, 78 when they cannot be looked at."""
-    arguments = _parser().parse_args(argv)
+    arguments = _build_parser().parse_args(argv)
     try:
-        method = methods.load(arguments.method)
-        section = _section(arguments)
+        method = methods.load_method(arguments.method)
+        section = _data_section(arguments)
         with tempfile.TemporaryDirectory(prefix="relay-data-") as scratch:
-            found = examine(section, method.kinds, 42, Path.cwd(), Path(scratch))
-            print(report(found, _made(arguments, method, found)))
+            found = examine_rows(section, method.row_kinds, 42, Path.cwd(), Path(scratch))
+            print(format_report(found, _tokenize(arguments, method, found)))
     except (ConfigError, HostError, RunFileErrors, OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 78
-    return 1 if found.bad_count or found.ended or not found.rows else 0
+    return 1 if found.error_count or found.stopped_by or not found.rows else 0
 
 
-def _section(arguments: argparse.Namespace) -> Data:
-    rewards = {"rewards": [{"call": "os.path:basename"}]} if methods.load(arguments.method).rewarded else {}
-    teacher = {"teacher": {"name_or_path": "a/b"}} if methods.load(arguments.method).taught else {}
+def _data_section(arguments: argparse.Namespace) -> Data:
+    rewards = {"rewards": [{"call": "os.path:basename"}]} if methods.load_method(arguments.method).uses_rewards else {}
+    teacher = {"teacher": {"name_or_path": "a/b"}} if methods.load_method(arguments.method).uses_teacher else {}
     renames = dict(each.split("=", 1) for each in arguments.column)
     rows = {"train": arguments.file, "format": arguments.format, "columns": renames}
     model = {"name_or_path": arguments.model or "a/b"}
@@ -347,17 +353,17 @@ def _section(arguments: argparse.Namespace) -> Data:
     return run.data
 
 
-def _made(arguments: argparse.Namespace, method: Method, found: Found) -> Tokens | None:
+def _tokenize(arguments: argparse.Namespace, method: Method, found: ExaminedRows) -> TokenizedRows | None:
     if arguments.model is None or not found.rows:
         return None
-    folder = hub.tokenizer_folder(hub.model_source(Model(name_or_path=arguments.model), {}))
+    folder = hub.fetch_tokenizer(hub.resolve_model(Model(name_or_path=arguments.model), {}))
     options = {} if arguments.max_length is None else {"max_length": arguments.max_length}
     if arguments.assistant_only_loss:
         options["assistant_only_loss"] = True
-    return tokens(method, found.rows, folder, options)
+    return tokenize_rows(method, found.rows, folder, options)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m trainers data", description="Look at rows before training on them."
     )

@@ -1,5 +1,6 @@
-"""The contract between Relay and a trainer: what the environment says. Standard library only: the light parent reads
-it.
+"""The interface between Relay and a trainer: the environment variables that describe one attempt.
+
+It uses the standard library only, because the small parent process reads it too.
 """
 
 import json
@@ -9,28 +10,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-N = TypeVar("N", int, float)
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True, slots=True)
-class Contract:
+class AttemptEnvironment:
     """One attempt at a run, as the host describes it. Paths are absolute."""
 
     run_id: str
     attempt: int
     run_file: Path
-    output: Path  #: the result goes here
-    staging: Path  #: `step_%08d` folders appear here, whole
-    events: Path  #: JSON lines are appended here
+    output: Path  #: the folder for the result
+    staging: Path  #: the folder in which whole `step_%08d` folders appear
+    events: Path  #: the event file, to which JSON lines are appended
     resume_from: Path | None  #: a verified checkpoint; None on a fresh start
     pins: Mapping[str, str]  #: what earlier attempts resolved, e.g. {"model": "<commit>"}
-    gpus: int | None = None  #: GPUs of this node; None when nobody says
-    checkpoint_seconds: float | None = None  #: overrides `checkpoint.every` when it is a duration
-    keep_last: int | None = None  #: checkpoints that may pile up in staging; None when the host takes them away
+    gpus: int | None = None  #: the number of GPUs of this node; None when it is not set
+    checkpoint_seconds: float | None = None  #: replaces `checkpoint.every` when that is a duration
+    keep_last: int | None = None  #: how many checkpoints stay in staging; None when the host removes them
 
     @classmethod
-    def from_environ(cls, environ: Mapping[str, str], run_file: Path) -> "Contract":
-        """Read the `RELAY_*` variables; KeyError names one that is missing."""
+    def from_environ(cls, environ: Mapping[str, str], run_file: Path) -> "AttemptEnvironment":
+        """Read the `RELAY_*` variables. Raises KeyError, which names a variable that is missing."""
         resume = environ.get("RELAY_RESUME_FROM")
         return cls(
             run_id=environ["RELAY_RUN_ID"],
@@ -41,13 +42,13 @@ class Contract:
             events=Path(environ["RELAY_EVENTS"]).absolute(),
             resume_from=Path(resume).absolute() if resume else None,
             pins=json.loads(environ.get("RELAY_PINS") or "{}"),
-            gpus=_number(environ, "RELAY_GPUS", int),
-            checkpoint_seconds=_number(environ, "RELAY_CKPT_INTERVAL", float),
-            keep_last=_number(environ, "RELAY_CKPT_KEEP_LAST_N", int),
+            gpus=_read_number(environ, "RELAY_GPUS", int),
+            checkpoint_seconds=_read_number(environ, "RELAY_CKPT_INTERVAL", float),
+            keep_last=_read_number(environ, "RELAY_CKPT_KEEP_LAST_N", int),
         )
 
     def to_environ(self) -> dict[str, str]:
-        """The variables that `from_environ` reads back."""
+        """Return the variables that `from_environ` reads back."""
         values = {
             "RELAY_RUN_ID": self.run_id,
             "RELAY_ATTEMPT": self.attempt,
@@ -64,11 +65,11 @@ class Contract:
         return {name: str(value) for name, value in values.items() if value is not None}
 
 
-def under_agent(environ: Mapping[str, str] = os.environ) -> bool:
-    """True when somebody else (the agent) keeps the run's folders."""
+def runs_under_agent(environ: Mapping[str, str] = os.environ) -> bool:
+    """Return True when an agent started this process and keeps the run's folders."""
     return "RELAY_EVENTS" in environ
 
 
-def _number(environ: Mapping[str, str], name: str, kind: type[N]) -> N | None:
+def _read_number(environ: Mapping[str, str], name: str, kind: type[Number]) -> Number | None:
     text = environ.get(name)
     return kind(text) if text else None

@@ -1,20 +1,23 @@
-"""What can be wrong with a run, with what a person brought along for it, or with the host."""
+"""The errors that end an attempt with one line for the user: the run is wrong, a reward failed, or the host cannot
+train.
+"""
 
 
 class ConfigError(Exception):
-    """The run file, its options, data or model cannot be trained on; the message is one line for the person who
-    wrote it.
+    """The run file, its options, its data or its model cannot be trained on. The message is one line for the user.
 
-    It ends the attempt unretried (exit code 78), so it is never raised for what another host or another minute may
-    cure.
+    It ends the attempt without a retry (exit code 78), so it must not be raised for what another host or another minute
+    may cure.
     """
 
 
 class RewardError(Exception):
-    """A reward function failed on a sample, or gave what is no number; one line that names reward and sample."""
+    """A reward function failed on a sample, or returned something that is not a number. The message names both in one
+    line.
+    """
 
 
 class HostError(Exception):
-    """This host cannot train the run now (no GPU, no way to the Hub); another host or minute may. One line for
-    people.
+    """This host cannot train the run now (it has no GPU, or the Hub is out of reach). Another host or a later attempt
+    may. The message is one line for the user.
     """

@@ -19,8 +19,8 @@ import torch
 
 from runfile import RunFile
 from trainers import requirements
-from trainers.checkpoints import commit
-from trainers.environment import Contract
+from trainers.checkpoints import commit_folder
+from trainers.environment import AttemptEnvironment
 from trainers.errors import ConfigError, HostError
 from trainers.events import EventLog
 from trainers.launch.control import SUCCEEDED, Outcome
@@ -28,7 +28,7 @@ from trainers.models import hub
 from trainers.models.hub import LocalModel, ModelSource
 
 METHOD = "evaluate"
-SHOWN = 8  #: answers that become samples
+SAMPLES = 8  #: answers that become samples
 _STEP = re.compile(r"@(\d+)")
 
 
@@ -77,31 +77,35 @@ class EvaluateConfig:
     bootstrap_iters: int = 100_000
 
 
-def evaluate(run: RunFile, contract: Contract, processes: int, log: EventLog) -> Outcome:
+def evaluate(run: RunFile, environment: AttemptEnvironment, processes: int, log: EventLog) -> Outcome:
     """Evaluate to the end. Raises ConfigError before anything is loaded, HostError for what this host lacks."""
-    options, manager = _prepared(run, processes)
-    source = _source(run, contract.pins, log)
-    model = hub.local(source)
-    found = _evaluated(run, options, manager, model)
+    options, manager = _prepare(run, processes)
+    source = _resolve_model(run, environment.pins, log)
+    model = hub.fetch_model(source)
+    found = _run_lm_eval(run, options, manager, model)
     if found is None:
         return Outcome(SUCCEEDED)  # another rank has the results of all
     at = re.search(_STEP, source.origin or "")
     step = int(at[1]) if at else 0
-    log.metric(step, marks(found["results"]))
-    for prompt, answer in islice(_answers(found["samples"]), SHOWN):
-        log.sample(step, "prompt", prompt, answer)
-    _save(contract.output, found, {"run": contract.run_id, "method": METHOD, "model": source.name, **_origin(source)})
+    log.log_metrics(step, collect_metrics(found["results"]))
+    for prompt, answer in islice(_collect_answers(found["samples"]), SAMPLES):
+        log.log_sample(step, "prompt", prompt, answer)
+    _save_result(
+        environment.output,
+        found,
+        {"run": environment.run_id, "method": METHOD, "model": source.name, **_origin_fact(source)},
+    )
     return Outcome(SUCCEEDED)
 
 
-def check(run: RunFile, contract: Contract, processes: int) -> str:
+def check(run: RunFile, environment: AttemptEnvironment, processes: int) -> str:
     """Look at options and model without evaluating; lines for people."""
-    options, manager = _prepared(run, processes)
-    name = hub.model_source(_model(run), contract.pins).name
-    return f"model: {name}\ntasks: {', '.join(manager.match_tasks(_names(options)))}"
+    options, manager = _prepare(run, processes)
+    name = hub.resolve_model(_require_model(run), environment.pins).name
+    return f"model: {name}\ntasks: {', '.join(manager.match_tasks(_task_names(options)))}"
 
 
-def marks(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+def collect_metrics(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """lm-eval's results as metrics: `eval/<task>/<metric>`, with the filter's name where there is one."""
     found = {}
     for task, values in results.items():
@@ -112,7 +116,7 @@ def marks(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     return found
 
 
-def _answers(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[tuple[str, str]]:
+def _collect_answers(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[tuple[str, str]]:
     """What was asked and what the model said to it, where it said something."""
     for each in chain.from_iterable(samples.values()):
         answer = each["resps"][0][0]
@@ -120,11 +124,11 @@ def _answers(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[tup
             yield str(each["arguments"][0][0]), answer
 
 
-def _prepared(run: RunFile, processes: int) -> tuple[EvaluateConfig, Any]:
+def _prepare(run: RunFile, processes: int) -> tuple[EvaluateConfig, Any]:
     """The options, and lm-eval's index of tasks, which has all that are named."""
     if find_spec("lm_eval") is None:
         raise HostError("method: evaluate needs the package lm-eval (pip install 'relay-training[evaluate]')")
-    requirements.require(run, processes)
+    requirements.require_host(run, processes)
     from lm_eval.tasks import TaskManager
 
     options = EvaluateConfig(**run.options)
@@ -133,7 +137,7 @@ def _prepared(run: RunFile, processes: int) -> tuple[EvaluateConfig, Any]:
     if options.include_path is not None and not Path(options.include_path).is_dir():
         raise ConfigError(f"options.include_path: there is no folder {options.include_path}; does it travel (files)?")
     manager = TaskManager(include_path=options.include_path)
-    for name in _names(options):
+    for name in _task_names(options):
         if not manager.match_tasks([name]):
             close = get_close_matches(name, manager.all_tasks, 1)
             hint = f"; did you mean {close[0]}?" if close else "; `lm-eval ls tasks` lists them"
@@ -141,24 +145,24 @@ def _prepared(run: RunFile, processes: int) -> tuple[EvaluateConfig, Any]:
     return options, manager
 
 
-def _names(options: EvaluateConfig) -> Sequence[str]:
+def _task_names(options: EvaluateConfig) -> Sequence[str]:
     return options.tasks.split(",") if isinstance(options.tasks, str) else options.tasks
 
 
-def _model(run: RunFile) -> Any:
+def _require_model(run: RunFile) -> Any:
     if run.model is None:
         raise ConfigError("model: is missing")
     return run.model
 
 
-def _source(run: RunFile, pins: Mapping[str, str], log: EventLog) -> ModelSource:
-    source = hub.model_source(_model(run), pins)
+def _resolve_model(run: RunFile, pins: Mapping[str, str], log: EventLog) -> ModelSource:
+    source = hub.resolve_model(_require_model(run), pins)
     if source.revision and "model" not in pins:
-        log.pin("model", source.revision)
+        log.log_pin("model", source.revision)
     return source
 
 
-def _evaluated(run: RunFile, options: EvaluateConfig, manager: Any, model: LocalModel) -> Any:
+def _run_lm_eval(run: RunFile, options: EvaluateConfig, manager: Any, model: LocalModel) -> Any:
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
@@ -175,7 +179,7 @@ def _evaluated(run: RunFile, options: EvaluateConfig, manager: Any, model: Local
     )
     return simple_evaluate(
         model=judged,
-        tasks=manager.match_tasks(_names(options)),
+        tasks=manager.match_tasks(_task_names(options)),
         task_manager=manager,
         num_fewshot=options.num_fewshot,
         limit=options.limit,
@@ -191,11 +195,11 @@ def _evaluated(run: RunFile, options: EvaluateConfig, manager: Any, model: Local
     )
 
 
-def _origin(source: ModelSource) -> dict[str, str]:
+def _origin_fact(source: ModelSource) -> dict[str, str]:
     return {"init_from": source.origin} if source.origin else {}
 
 
-def _save(output: Path, found: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+def _save_result(output: Path, found: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     draft = output.parent / f".tmp-{output.name}"
     shutil.rmtree(draft, ignore_errors=True)
     try:
@@ -205,7 +209,7 @@ def _save(output: Path, found: Mapping[str, Any], facts: Mapping[str, Any]) -> N
         (draft / "results.json").write_text(json.dumps(kept, indent=2, default=str) + "\n")
         (draft / "samples.jsonl").write_text("".join(f"{json.dumps(each, default=str)}\n" for each in samples))
         (draft / "relay.json").write_text(json.dumps(facts, indent=2) + "\n")
-        commit(draft, output)
+        commit_folder(draft, output)
     except OSError as error:
         shutil.rmtree(draft, ignore_errors=True)
         raise HostError(f"{output.name} cannot be written: {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""The event file: append-only JSON lines, the trainer's whole voice."""
+"""The event file: JSON lines that a trainer appends. It is the only way in which a trainer reports anything."""
 
 import json
 import math
@@ -11,16 +11,16 @@ from typing import Any, Literal
 
 Level = Literal["info", "warning", "error"]
 SampleKind = Literal["prompt", "rollout"]
-Value = float | int | str
+JsonNumber = float | int | str
 
-_SHOWN = 8192  #: characters of a sample's prompt, and of its completion
+_SAMPLE_CHARACTERS = 8192  #: characters of a sample's prompt, and of its completion
 
 
-def number(value: float | int) -> Value:
-    """The value as JSON can say it.
+def encode_number(value: float | int) -> JsonNumber:
+    """Return the value as JSON can hold it.
 
-    JSON has no NaN. Python writes a bare `NaN` that strict readers refuse with the whole line, and a diverged loss is
-    what nobody may miss: it is written as the text "NaN", "Infinity" or "-Infinity" (protobuf's JSON does the same).
+    JSON has no NaN. Python writes a bare `NaN`, and strict readers refuse the whole line for it. But a diverged loss
+    must not go unseen, so it is written as the text "NaN", "Infinity" or "-Infinity", as in protobuf's JSON.
     """
     if isinstance(value, int) or math.isfinite(value):
         return value
@@ -28,8 +28,8 @@ def number(value: float | int) -> Value:
 
 
 class EventLog:
-    """Appends to one `events.jsonl`. Every line is one `write`, so a reader never sees half of one that was followed
-    by more.
+    """Appends events to one `events.jsonl`. Each line is one `write`, so a reader never sees a torn line before a whole
+    one.
     """
 
     def __init__(self, path: Path) -> None:
@@ -44,41 +44,45 @@ class EventLog:
     ) -> None:
         os.close(self._file)
 
-    def metric(self, step: int, values: Mapping[str, float | int]) -> None:
-        """Named numbers at an optimizer step."""
+    def log_metrics(self, step: int, values: Mapping[str, float | int]) -> None:
+        """Append named numbers at an optimizer step."""
         self._append(
-            type="metric", step=step, time=_now(), values={name: number(value) for name, value in values.items()}
+            type="metric",
+            step=step,
+            time=_current_time(),
+            values={name: encode_number(value) for name, value in values.items()},
         )
 
-    def progress(self, step: int, total: int, epoch: float) -> None:
-        """`step` of `total` optimizer steps are done."""
-        self._append(type="progress", step=step, total=total, epoch=number(epoch), time=_now())
+    def log_progress(self, step: int, total: int, epoch: float) -> None:
+        """Append that `step` of `total` optimizer steps are done."""
+        self._append(type="progress", step=step, total=total, epoch=encode_number(epoch), time=_current_time())
 
-    def checkpoint(self, step: int, path: str, metrics: Mapping[str, float | int]) -> None:
-        """The folder `path` (relative to the staging root) is whole and on disk."""
+    def log_checkpoint(self, step: int, path: str, metrics: Mapping[str, float | int]) -> None:
+        """Append that the checkpoint folder `path` (relative to the staging root) is complete and durable."""
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        self._append(type="checkpoint", step=step, path=path, metrics=finite, time=_now())
+        self._append(type="checkpoint", step=step, path=path, metrics=finite, time=_current_time())
 
-    def sample(
+    def log_sample(
         self, step: int, kind: SampleKind, prompt: str, completion: str, rewards: Mapping[str, float] | None = None
     ) -> None:
-        """A completion for people to look at; texts are cut so that the line stays short enough to travel."""
+        """Append a completion for the user to read. Texts are cut so that the line stays short enough to be sent."""
         self._append(
             type="sample",
             step=step,
             kind=kind,
-            prompt=prompt[:_SHOWN],
-            completion=completion[:_SHOWN],
-            rewards={name: number(value) for name, value in (rewards or {}).items()},
-            time=_now(),
+            prompt=prompt[:_SAMPLE_CHARACTERS],
+            completion=completion[:_SAMPLE_CHARACTERS],
+            rewards={name: encode_number(value) for name, value in (rewards or {}).items()},
+            time=_current_time(),
         )
 
-    def message(self, level: Level, text: str) -> None:
-        self._append(type="message", level=level, text=text, time=_now())
+    def log_message(self, level: Level, text: str) -> None:
+        """Append one line for the user."""
+        self._append(type="message", level=level, text=text, time=_current_time())
 
-    def pin(self, name: str, value: str) -> None:
-        """What a name in the run file was resolved to; the first value holds for all attempts."""
-        self._append(type="pin", name=name, value=value, time=_now())
+    def log_pin(self, name: str, value: str) -> None:
+        """Append what a name in the run file was resolved to. The first value holds for all attempts."""
+        self._append(type="pin", name=name, value=value, time=_current_time())
 
     def _append(self, **event: Any) -> None:
         line = json.dumps(event, ensure_ascii=False, allow_nan=False).encode() + b"\n"
@@ -88,5 +92,5 @@ class EventLog:
             raise OSError(f"wrote {written} of {len(line)} bytes of an event")
 
 
-def _now() -> str:
+def _current_time() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -14,18 +14,18 @@ from runfile import Reward, RunFile
 from trainers.errors import ConfigError
 from trainers.models.hub import ModelSource
 
-Identity = Mapping[str, Any]
+Fingerprint = Mapping[str, Any]
 
 #: Options that may change on the way: how far to go, what is looked at, how the machine is used.
-_FREE = re.compile(
+_MAY_CHANGE = re.compile(
     r"max_steps|num_train_epochs|(log|logging|eval)_\w+|per_device_eval_batch_size|gradient_checkpointing\w*"
     r"|dataloader_(num_workers|prefetch_factor|persistent_workers|pin_memory)|dataset_num_proc|include_\w+|ddp_\w+"
 )
 
 
-def of(run: RunFile, model: ModelSource, rows: str, teacher: ModelSource | None = None) -> Identity:
+def fingerprint_of(run: RunFile, model: ModelSource, rows: str, teacher: ModelSource | None = None) -> Fingerprint:
     """The identity of a run that trains `model` on rows of this digest; plain JSON values."""
-    options = {name: value for name, value in run.options.items() if not _FREE.fullmatch(name)}
+    options = {name: value for name, value in run.options.items() if not _MAY_CHANGE.fullmatch(name)}
     sections = {
         "model_init": run.model_init,
         "lora": run.lora or {},
@@ -34,37 +34,37 @@ def of(run: RunFile, model: ModelSource, rows: str, teacher: ModelSource | None 
     }
     return {
         "method": run.method,
-        "model": model.origin or _called(model),
-        **({"teacher": _called(teacher)} if teacher else {}),
+        "model": model.origin or _model_name(model),
+        **({"teacher": _model_name(teacher)} if teacher else {}),
         "full training": run.lora is None,
         "seed": run.seed,
         "rows": rows,
         **({"data.streaming": True} if run.data is not None and run.data.streaming else {}),  # the order is another
-        **({"rewards": [_said_of(reward) for reward in run.rewards]} if run.rewards else {}),
+        **({"rewards": [_reward_settings(reward) for reward in run.rewards]} if run.rewards else {}),
         **{f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()},
     }
 
 
-def _called(model: ModelSource) -> str:
+def _model_name(model: ModelSource) -> str:
     return f"{model.path}@{model.revision}" if model.revision else Path(model.path).name
 
 
-def _said_of(reward: Reward) -> dict[str, Any]:
+def _reward_settings(reward: Reward) -> dict[str, Any]:
     """What decides what a reward gives; how long it may take does not."""
     deciding = {"name", "call", "model", "weight", "config"}
     return reward.model_dump(mode="json", include=deciding, exclude_defaults=True)
 
 
-def require_same(checkpoint: Path, before: Identity, now: Identity) -> None:
+def require_same_run(checkpoint: Path, before: Fingerprint, now: Fingerprint) -> None:
     """ConfigError names what another run, or this one under other options, saved in `checkpoint`."""
-    if differences := list(_differences(before, now)):
+    if differences := list(_list_differences(before, now)):
         raise ConfigError(
             f"{checkpoint.name} was saved by a run that is not this one: {', '.join(differences)}; "
             "train what has changed as a new run, under another name"
         )
 
 
-def require_same_kind(checkpoint: Path, run: RunFile) -> None:
+def require_same_weights(checkpoint: Path, run: RunFile) -> None:
     """ConfigError when another trainer saved an adapter and this run trains all weights, or the other way round."""
     adapter = (checkpoint / "adapter_config.json").is_file()
     if adapter == (run.lora is not None):
@@ -74,12 +74,16 @@ def require_same_kind(checkpoint: Path, run: RunFile) -> None:
     raise ConfigError(f"{checkpoint.name} holds {held}, and the run trains {trained}; {do} the run file")
 
 
-def _differences(before: Identity, now: Identity) -> Iterator[str]:
+def _list_differences(before: Fingerprint, now: Fingerprint) -> Iterator[str]:
     for name in {**before, **now}:
         if before.get(name) != now.get(name):
-            changed = "are others" if name == "rows" else f"was {_said(before, name)} and is {_said(now, name)}"
+            changed = (
+                "are others"
+                if name == "rows"
+                else f"was {_format_value(before, name)} and is {_format_value(now, name)}"
+            )
             yield f"{name} {changed}"
 
 
-def _said(identity: Identity, name: str) -> str:
+def _format_value(identity: Fingerprint, name: str) -> str:
     return json.dumps(identity[name]) if name in identity else "not given"

@@ -25,35 +25,36 @@ from trainers import methods
 from trainers.data import loading
 from trainers.errors import ConfigError, HostError
 from trainers.models import hub
-from trainers.models.loading import load
+from trainers.models.loading import load_model
 
-ROWS, TOKENS = 4, 256  #: what is compared
-SLACK = 16  #: rounding errors of the stored type that add up on the way to a logit
+COMPARED_ROWS, COMPARED_TOKENS = 4, 256  #: what is compared
+ROUNDING_SLACK = 16  #: rounding errors of the stored type that add up on the way to a logit
 
 
-class NotTheSame(Exception):
+class MergeMismatch(Exception):
     """The merged model is not the unmerged one; says how far apart they are."""
 
 
-def merge(adapter: Path, into: Path, run: RunFile) -> str:
+def merge_adapter(adapter: Path, into: Path, run: RunFile) -> str:
     """Merge, check and keep; what the check said. Raises NotTheSame, ConfigError, HostError."""
     if into.resolve() == adapter.resolve():
         raise ConfigError(f"{into} is where the adapter is: it would be overwritten")
     draft = into.with_name(f".tmp-{into.name}")
     shutil.rmtree(draft, ignore_errors=True)
-    base = _base(adapter, run)
+    base = _fetch_base(adapter, run)
     stored = AutoConfig.from_pretrained(base).dtype or torch.float32
     tokenizer = AutoTokenizer.from_pretrained(adapter)
     inputs = [
-        tokenizer(text, return_tensors="pt", truncation=True, max_length=TOKENS) for text in texts(run, tokenizer)
+        tokenizer(text, return_tensors="pt", truncation=True, max_length=COMPARED_TOKENS)
+        for text in read_texts(run, tokenizer)
     ]
-    model: Any = PeftModel.from_pretrained(_float(base, run), str(adapter)).eval()
-    before = _logits(model, inputs)
+    model: Any = PeftModel.from_pretrained(_load_float32(base, run), str(adapter)).eval()
+    before = _compute_logits(model, inputs)
     model.merge_and_unload().to(stored).save_pretrained(draft)
     tokenizer.save_pretrained(draft)
     try:
-        said = compare(before, _logits(_float(draft, run), inputs), stored)
-    except NotTheSame:
+        said = compare_logits(before, _compute_logits(_load_float32(draft, run), inputs), stored)
+    except MergeMismatch:
         shutil.rmtree(draft)
         raise
     shutil.rmtree(into, ignore_errors=True)
@@ -61,82 +62,84 @@ def merge(adapter: Path, into: Path, run: RunFile) -> str:
     return said
 
 
-def compare(before: list[torch.Tensor], after: list[torch.Tensor], stored: torch.dtype) -> str:
+def compare_logits(before: list[torch.Tensor], after: list[torch.Tensor], stored: torch.dtype) -> str:
     """How far apart logits are, in words; NotTheSame when it is more than rounding to `stored` explains."""
     apart = max(float((one - other).abs().max()) for one, other in zip(before, after, strict=True))
     scale = max(float(one.abs().max()) for one in before)
-    bound = max(torch.finfo(stored).eps * SLACK, 1e-5) * max(scale, 1.0)
+    bound = max(torch.finfo(stored).eps * ROUNDING_SLACK, 1e-5) * max(scale, 1.0)
     said = f"largest difference of a logit {apart:.2e} on {len(before)} rows, bound {bound:.2e} ({stored})"
     if not apart <= bound:  # also when it is NaN
-        raise NotTheSame(f"the merged model is not the unmerged one: {said}")
+        raise MergeMismatch(f"the merged model is not the unmerged one: {said}")
     return said
 
 
-def texts(run: RunFile, tokenizer: Any) -> list[str]:
+def read_texts(run: RunFile, tokenizer: Any) -> list[str]:
     """The first few rows of the run's data, as they are trained on."""
     if run.data is None:
         raise ConfigError("data: is missing")
     pins = json.loads(os.environ.get("RELAY_PINS") or "{}")
-    rows, _ = loading.load(
+    rows, _ = loading.load_rows(
         run.data,
         seed=run.seed,
-        kinds=methods.load(run.method).kinds,
+        kinds=methods.load_method(run.method).row_kinds,
         base=Path.cwd(),
         pins=pins,
     )
-    return [_text(row, tokenizer) for _, row in zip(range(ROWS), rows.rows, strict=False)]
+    return [_format_row(row, tokenizer) for _, row in zip(range(COMPARED_ROWS), rows.rows, strict=False)]
 
 
-def _text(row: Mapping[str, Any], tokenizer: Any) -> str:
+def _format_row(row: Mapping[str, Any], tokenizer: Any) -> str:
     parts = [row[name] for name in ("messages", "text", "prompt", "completion", "chosen") if name in row]
     if isinstance(parts[0], list):
         return str(tokenizer.apply_chat_template([message for part in parts for message in part], tokenize=False))
     return "".join(parts)
 
 
-def _base(adapter: Path, run: RunFile) -> Path:
+def _fetch_base(adapter: Path, run: RunFile) -> Path:
     """The base model's folder, at the commit that the adapter was trained on."""
     if run.model is None:
         raise ConfigError("model: is missing")
     revision = json.loads((adapter / "adapter_config.json").read_text()).get("revision")
-    return hub.local(hub.model_source(run.model, {"model": revision} if revision else {})).folder
+    return hub.fetch_model(hub.resolve_model(run.model, {"model": revision} if revision else {})).folder
 
 
-def _float(folder: Path, run: RunFile) -> Any:
+def _load_float32(folder: Path, run: RunFile) -> Any:
     how = {name: value for name, value in run.model_init.items() if name != "dtype"}
-    return load(folder, methods.load(run.method).task, dtype=torch.float32, **how).eval()
+    return load_model(folder, methods.load_method(run.method).task, dtype=torch.float32, **how).eval()
 
 
-def _logits(model: Any, inputs: list[Any]) -> list[torch.Tensor]:
+def _compute_logits(model: Any, inputs: list[Any]) -> list[torch.Tensor]:
     with torch.no_grad():
         return [model(input_ids=each["input_ids"], attention_mask=each["attention_mask"]).logits for each in inputs]
 
 
 def main(argv: list[str] | None = None) -> int:
     """The exit code."""
-    arguments = _parser().parse_args(argv)
+    arguments = _build_parser().parse_args(argv)
     if arguments.until_stdin_ends:
-        threading.Thread(target=_end_with_stdin, daemon=True).start()
+        threading.Thread(target=_exit_when_stdin_ends, daemon=True).start()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         print(
-            merge(arguments.adapter, arguments.into, parse(json.loads(arguments.run_file.read_text()), supported=False))
+            merge_adapter(
+                arguments.adapter, arguments.into, parse(json.loads(arguments.run_file.read_text()), supported=False)
+            )
         )
-    except (NotTheSame, ConfigError, HostError, OSError, ValueError) as error:
+    except (MergeMismatch, ConfigError, HostError, OSError, ValueError) as error:
         print(" ".join(str(error).split()))
         return 1
     return 0
 
 
-def _end_with_stdin() -> None:
+def _exit_when_stdin_ends() -> None:
     """Nobody merges for an agent that is dead."""
     while os.read(0, 4096):
         pass
     os._exit(1)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m trainers.merge", description=__doc__)
     parser.add_argument("adapter", type=Path, help="a run's result, or a checkpoint")
     parser.add_argument("into", type=Path, help="a folder for the merged model")

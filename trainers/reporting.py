@@ -14,7 +14,7 @@ from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerCont
 from runfile import metric_names
 from trainers.events import EventLog
 
-_SHOWN = (
+_LINE_METRICS = (
     *("train_loss", "eval_loss", "train_loss_mean"),
     *("reward", "eval_reward", "kl"),
     *("rewards/accuracies", "rewards/margins", "accuracy", "eval_rewards/accuracies", "eval_accuracy"),
@@ -23,12 +23,12 @@ _SHOWN = (
 _PROGRESS_SECONDS = 1.0  #: a progress line at most this often between logs
 
 
-class Reporter(TrainerCallback):
+class EventReporter(TrainerCallback):
     """Writes every log of the trainer to the event file; only the main process has one."""
 
     def __init__(self, trainer: Trainer, events: EventLog) -> None:
         self._trainer, self._events = trainer, events
-        self._likelihood = getattr(trainer, "likelihood", False)
+        self._loss_is_likelihood = getattr(trainer, "loss_is_likelihood", False)
         self._clock = StepClock()
         self._reported_at = 0.0
         self._tokens: float | None = None
@@ -36,15 +36,15 @@ class Reporter(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._tokens = getattr(self._trainer, "_total_train_tokens", None)
-        self._progress(state)
+        self._report_progress(state)
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._clock.begin()
+        self._clock.start_step()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._clock.end()
+        self._clock.end_step()
         if time.monotonic() - self._reported_at >= _PROGRESS_SECONDS or state.global_step >= state.max_steps:
-            self._progress(state)
+            self._report_progress(state)
 
     def on_log(
         self,
@@ -58,23 +58,23 @@ class Reporter(TrainerCallback):
         if "train_runtime" in numbers and state.global_step < state.max_steps:
             return  # stopped on the way: the mean belongs to the run's end
         if "train_runtime" in numbers:
-            values = self._summary(numbers, state)
+            values = self._summary_values(numbers, state)
         elif "loss" in numbers:
-            values = self._training(numbers, args)
-            self._warn_when_lost(values["train_loss"], state.global_step)
+            values = self._training_values(numbers, args)
+            self._warn_unless_finite(values["train_loss"], state.global_step)
         else:
             values = {name: value for name, value in numbers.items() if name not in metric_names.EVALUATION_SPEEDS}
-            if "eval_loss" in values and self._likelihood:
+            if "eval_loss" in values and self._loss_is_likelihood:
                 values["eval_perplexity"] = metric_names.perplexity(values["eval_loss"])
-        self._events.metric(state.global_step, values)
-        tqdm.write(line(state.global_step, state.max_steps, values))  # above a bar, where there is one
+        self._events.log_metrics(state.global_step, values)
+        tqdm.write(format_line(state.global_step, state.max_steps, values))  # above a bar, where there is one
         sys.stdout.flush()
 
-    def _training(self, numbers: Mapping[str, float], args: TrainingArguments) -> dict[str, float]:
+    def _training_values(self, numbers: Mapping[str, float], args: TrainingArguments) -> dict[str, float]:
         values = {metric_names.TRAINING.get(name, name): value for name, value in numbers.items()}
-        if self._likelihood:
+        if self._loss_is_likelihood:
             values["perplexity"] = metric_names.perplexity(values["train_loss"])
-        steps, seconds = self._clock.take()
+        steps, seconds = self._clock.take_totals()
         if seconds > 0:
             values["samples_per_second"] = (
                 steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size / seconds
@@ -83,9 +83,9 @@ class Reporter(TrainerCallback):
             if seconds > 0:
                 values["tokens_per_second"] = (values["num_tokens"] - self._tokens) / seconds
             self._tokens = values["num_tokens"]
-        return values | gpu_readings(args.device)
+        return values | read_gpu(args.device)
 
-    def _summary(self, numbers: Mapping[str, float], state: TrainerState) -> dict[str, float]:
+    def _summary_values(self, numbers: Mapping[str, float], state: TrainerState) -> dict[str, float]:
         """The end: the mean loss over all steps of all attempts, which the library counts for the last attempt only."""
         total: Any = self._trainer
         values = {
@@ -94,19 +94,19 @@ class Reporter(TrainerCallback):
         }
         return values | {"train_runtime": numbers["train_runtime"], "epoch": numbers.get("epoch", 0.0)}
 
-    def _progress(self, state: TrainerState) -> None:
+    def _report_progress(self, state: TrainerState) -> None:
         self._reported_at = time.monotonic()
-        self._events.progress(state.global_step, state.max_steps, float(state.epoch or 0))
+        self._events.log_progress(state.global_step, state.max_steps, float(state.epoch or 0))
 
-    def _warn_when_lost(self, loss: float, step: int) -> None:
+    def _warn_unless_finite(self, loss: float, step: int) -> None:
         if not math.isfinite(loss) and not self._warned:
-            self._events.message(
+            self._events.log_message(
                 "warning", f"the training loss is {'NaN' if math.isnan(loss) else 'infinite'} at step {step}"
             )
         self._warned = not math.isfinite(loss)
 
 
-class Bar(ProgressCallback):
+class ProgressBar(ProgressCallback):
     """The library's progress bar; what is logged, `Reporter` says."""
 
     def on_log(self, *_: Any, **__: Any) -> None:
@@ -120,21 +120,21 @@ class StepClock:
         self._began: float | None = None
         self._steps, self._seconds = 0, 0.0
 
-    def begin(self) -> None:
+    def start_step(self) -> None:
         self._began = time.monotonic()
 
-    def end(self) -> None:
+    def end_step(self) -> None:
         if self._began is not None:
             self._steps, self._seconds = self._steps + 1, self._seconds + time.monotonic() - self._began
 
-    def take(self) -> tuple[int, float]:
+    def take_totals(self) -> tuple[int, float]:
         """Steps and their seconds since the last `take`."""
         taken = self._steps, self._seconds
         self._steps, self._seconds = 0, 0.0
         return taken
 
 
-def judged_by(history: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+def checkpoint_metrics(history: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     """The newest losses and evaluation results of a trainer's log history (which a resume restores), for a
     checkpoint's line.
     """
@@ -147,7 +147,7 @@ def judged_by(history: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     return {metric_names.TRAINING.get(name, name): value for name, value in newest.items()}
 
 
-def gpu_readings(device: torch.device) -> dict[str, float]:
+def read_gpu(device: torch.device) -> dict[str, float]:
     """Memory (GB, 1e9 bytes) and utilization of this process's GPU; nothing on a CPU."""
     if device.type != "cuda":
         return {}
@@ -157,7 +157,7 @@ def gpu_readings(device: torch.device) -> dict[str, float]:
     return readings
 
 
-def line(step: int, total: int, values: Mapping[str, float]) -> str:
+def format_line(step: int, total: int, values: Mapping[str, float]) -> str:
     """One line for people: `step 10/40  train_loss 2.31  learning_rate 0.0002 …`."""
-    shown = [name for name in _SHOWN if name in values]
+    shown = [name for name in _LINE_METRICS if name in values]
     return "  ".join([f"step {step}/{total}", *(f"{name} {values[name]:.4g}" for name in shown)])

@@ -11,17 +11,17 @@ from runfile import RunFile
 from trainers.errors import HostError
 
 
-def require(run: RunFile, processes: int) -> None:
+def require_host(run: RunFile, processes: int) -> None:
     """Raises HostError with all that this host lacks."""
-    if lacks := list(_lacks(run, processes)):
+    if lacks := list(_missing(run, processes)):
         raise HostError("; ".join(lacks))
 
 
-def _lacks(run: RunFile, processes: int) -> Iterator[str]:
+def _missing(run: RunFile, processes: int) -> Iterator[str]:
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if run.resources.require_cuda and found < processes:
         yield (f"{processes} CUDA GPUs are needed, torch finds {found} (resources.require_cuda: false trains on CPUs)")
-    for asked, what, packages, gpu in _ASKED:
+    for asked, what, packages, gpu in _REQUIREMENTS:
         if not asked(run):
             continue
         if gpu and not found:
@@ -31,19 +31,24 @@ def _lacks(run: RunFile, processes: int) -> Iterator[str]:
         yield f"options.bf16: {torch.cuda.get_device_name()} has no bfloat16 (fp16: true is what it can)"
 
 
-def _attention(run: RunFile) -> str:
+def _attention_implementation(run: RunFile) -> str:
     return str(run.model_init.get("attn_implementation", ""))
 
 
 #: When it is asked for, what it is called, the packages it needs, and whether it needs a GPU.
-_ASKED: tuple[tuple[Callable[[RunFile], object], str, tuple[str, ...], bool], ...] = (
+_REQUIREMENTS: tuple[tuple[Callable[[RunFile], object], str, tuple[str, ...], bool], ...] = (
     (
-        lambda run: _attention(run) in ("flash_attention_2", "flash_attention_3"),
+        lambda run: _attention_implementation(run) in ("flash_attention_2", "flash_attention_3"),
         "model_init.attn_implementation: flash attention",
         ("flash_attn",),
         True,
     ),
-    (lambda run: "/" in _attention(run), "model_init.attn_implementation: a kernel of the Hub", ("kernels",), True),
+    (
+        lambda run: "/" in _attention_implementation(run),
+        "model_init.attn_implementation: a kernel of the Hub",
+        ("kernels",),
+        True,
+    ),
     (lambda run: run.model_init.get("use_kernels"), "model_init.use_kernels", ("kernels",), True),
     (lambda run: run.quantization, "quantization", ("bitsandbytes",), True),
     (lambda run: "bnb" in str(run.options.get("optim")), "options.optim", ("bitsandbytes",), True),

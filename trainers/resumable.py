@@ -12,25 +12,25 @@ import numpy
 import torch
 from transformers import Trainer
 
-from trainers.checkpoints import Checkpoint, windows
+from trainers.checkpoints import SavedCheckpoint, metric_windows
 from trainers.models.hub import LocalModel
 from trainers.rollout import Rollout
 
 _REFERENCE = "ref"  #: TRL's name of the adapter that it compares with
 
 
-class EvaluationPutOff(Exception):
+class EvaluationPostponed(Exception):
     """A stop was asked for in the middle of an evaluation; the next attempt does it."""
 
 
-class Resumable(Trainer):
+class ResumableTrainer(Trainer):
     """A Trainer whose checkpoints are written by `save_hook` and whose logs survive a NaN."""
 
     save_hook: Callable[[], None]
-    base: LocalModel  #: what the model was before training
+    base_model: LocalModel  #: what the model was before training
     evaluation_due = False  #: of the step last done; a stop put it off
-    alike: tuple[str, ...] = ()  #: what of `extra_state` is the same in every rank
-    likelihood = False  #: the loss is a mean over tokens of -log(p), and exp(loss) a perplexity
+    shared_state: tuple[str, ...] = ()  #: what of `extra_state` is the same in every rank
+    loss_is_likelihood = False  #: the loss is a mean over tokens of -log(p), and exp(loss) a perplexity
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """In place of the library's own, which writes into the final folder, without fsync, and rotates."""
@@ -45,25 +45,25 @@ class Resumable(Trainer):
             folder = Path(output_dir or str(self.args.output_dir))
             if (folder / _REFERENCE / "adapter_config.json").is_file():
                 shutil.rmtree(folder / _REFERENCE)
-            name_base(folder, self.base)
+            name_base_model(folder, self.base_model)
 
-    def extra_state(self) -> dict[str, Any]:
+    def collect_extra_state(self) -> dict[str, Any]:
         """What this rank needs to go on exactly, beyond what the library saves of it: tensors, numbers, text, None, and
         lists and mappings of those.
         """
         return {}
 
-    def restore_extra(self, state: dict[str, Any]) -> None:
+    def restore_extra_state(self, state: dict[str, Any]) -> None:
         """`extra_state` of the checkpoint that is gone on from; empty when it has none for this rank, and only what is
         `alike` when it was saved by another number of processes. Called when training begins.
         """
 
     @classmethod
-    def begun_anew(cls, checkpoint: Checkpoint) -> str:
+    def describe_missing_state(cls, checkpoint: SavedCheckpoint) -> str:
         """What a checkpoint of another trainer lacks, in words; nothing where it lacks nothing."""
         return "it has no optimizer, which begins anew" if checkpoint.lacks_optimizer else ""
 
-    def rollouts(self) -> Sequence[Rollout]:
+    def newest_rollouts(self) -> Sequence[Rollout]:
         """The newest completions of its own that it trained on, where it does such."""
         return ()
 
@@ -76,13 +76,13 @@ class Resumable(Trainer):
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         """An evaluation that is put off half way leaves nothing behind: the state saved is the one before it."""
-        before = random_states() if self.control.should_evaluate else None
+        before = capture_random_states() if self.control.should_evaluate else None
         try:
             super()._maybe_log_save_evaluate(*args, **kwargs)
-        except EvaluationPutOff:
+        except EvaluationPostponed:
             assert before is not None
-            restore_random(before)
-            windows(self).get("eval", {}).clear()
+            restore_random_states(before)
+            metric_windows(self).get("eval", {}).clear()
             self.evaluation_due = self.control.should_training_stop = True
             self.save_hook()
 
@@ -99,7 +99,7 @@ class Resumable(Trainer):
         super().log(logs, *args, **kwargs)
 
 
-def name_base(folder: Path, base: LocalModel) -> None:
+def name_base_model(folder: Path, base: LocalModel) -> None:
     """Let the adapter saved in `folder` (if it is one) refer to its base by name, and commit where it has one."""
     config, card = folder / "adapter_config.json", folder / "README.md"
     if config.is_file():
@@ -109,13 +109,13 @@ def name_base(folder: Path, base: LocalModel) -> None:
             card.write_text(card.read_text().replace(str(base.folder), base.source.name))
 
 
-def random_states() -> tuple[Any, ...]:
+def capture_random_states() -> tuple[Any, ...]:
     """Of all generators that training draws from."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return random.getstate(), numpy.random.get_state(), torch.get_rng_state(), cuda
 
 
-def restore_random(states: tuple[Any, ...]) -> None:
+def restore_random_states(states: tuple[Any, ...]) -> None:
     """Draw again what was drawn since `random_states`."""
     random.setstate(states[0])
     numpy.random.set_state(states[1])

@@ -19,41 +19,41 @@ from transformers.utils import logging
 
 from runfile import Data, Every, Model, RunFile, Source, Split
 from trainers import checkpoints, data_report, fingerprint, methods, requirements
-from trainers.callbacks import Pace, StepEnds, agreement
-from trainers.checkpoints import Checkpoint, World
+from trainers.callbacks import CheckpointInterval, StepEndCallback, build_agreement
+from trainers.checkpoints import SavedCheckpoint, World
 from trainers.data import loading
-from trainers.data.disk_rows import Large
-from trainers.environment import Contract
+from trainers.data.disk_rows import DiskRows
+from trainers.environment import AttemptEnvironment
 from trainers.errors import ConfigError, HostError, RewardError
 from trainers.events import EventLog
-from trainers.fingerprint import Identity
-from trainers.launch.control import FAILED, REFUSED, STOPPED, SUCCEEDED, Control, Outcome
-from trainers.methods.method import Beside
+from trainers.fingerprint import Fingerprint
+from trainers.launch.control import FAILED, REFUSED, STOPPED, SUCCEEDED, ControlFolder, Outcome
+from trainers.methods.method import LearningSignals
 from trainers.models import hub
-from trainers.reporting import Bar, Reporter, judged_by
-from trainers.resumable import Resumable
+from trainers.reporting import EventReporter, ProgressBar, checkpoint_metrics
+from trainers.resumable import ResumableTrainer
 from trainers.rewards import functions
-from trainers.samples import Show
+from trainers.samples import SampleCallback
 
-_ANOTHERS = (
+_FOREIGN_CHECKPOINT = (
     "saved by another trainer: it goes on, but not bit for bit; options and data are not compared with what it trained"
 )
-_PREPARING = 16  #: processes that make tokens of large rows, at most, where the options do not say
-_NEEDS_ROWS = ("eval_steps", "eval_strategy", "eval_on_start")
+_TOKENIZING_PROCESSES = 16  #: processes that make tokens of large rows, at most, where the options do not say
+_EVALUATION_OPTIONS = ("eval_steps", "eval_strategy", "eval_on_start")
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class TrainingJob:
     """A run as this process sees it."""
 
     run: RunFile
-    contract: Contract
-    control: Control
+    environment: AttemptEnvironment
+    control: ControlFolder
     processes: int  #: as asked for
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class PreparedRun:
     """All that can be wrong with a run has been looked at."""
 
     args: TrainingArguments
@@ -61,88 +61,96 @@ class Prepared:
     held_out: loading.Rows | None
     model: hub.ModelSource
     pins: Mapping[str, str]
-    beside: Beside
+    signals: LearningSignals
 
 
-def train(job: Job, events: EventLog) -> Outcome:
+def train_run(job: TrainingJob, events: EventLog) -> Outcome:
     """Train to the end, or until asked to stop. Raises ConfigError before a step is done, CheckpointError, or what
     broke.
     """
     logging.disable_progress_bar()
     with ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="relay-trainer-"))
-        prepared = prepare(job, scratch)
+        prepared = prepare_run(job, scratch)
         main = prepared.args.process_index == 0
         log = events if main else stack.enter_context(EventLog(Path("/dev/null")))
         for name, value in prepared.pins.items():
-            log.pin(name, value)
-        if job.contract.resume_from is None and not isinstance(prepared.train.rows, Large):  # of those it takes minutes
-            repeated = any(source.weight > 1 for source in _sources(job.run.data))
-            for remark in data_report.remarks(prepared.train.rows, repeated=repeated):
-                log.message("warning", f"data.train: {remark}")
-        trained = fingerprint.of(job.run, prepared.model, prepared.train.digest, prepared.beside.teacher)
-        resume, world = _resume(job, log, trained)
-        method, model = methods.load(job.run.method), hub.local(prepared.model)
-        with _blamed_on("model, lora or options"):
-            trainer = method.build(job.run, prepared.args, model, prepared.train, prepared.held_out, prepared.beside)
-        _require_rows(trainer)
-        ends = _attach(job, trainer, log, world, resume, trained)
+            log.log_pin(name, value)
+        if job.environment.resume_from is None and not isinstance(
+            prepared.train.rows, DiskRows
+        ):  # of those it takes minutes
+            repeated = any(source.weight > 1 for source in _data_sources(job.run.data))
+            for remark in data_report.find_oddities(prepared.train.rows, repeated=repeated):
+                log.log_message("warning", f"data.train: {remark}")
+        trained = fingerprint.fingerprint_of(job.run, prepared.model, prepared.train.digest, prepared.signals.teacher)
+        resume, world = _select_checkpoint(job, log, trained)
+        method, model = methods.load_method(job.run.method), hub.fetch_model(prepared.model)
+        with _errors_attributed_to("model, lora or options"):
+            trainer = method.build_trainer(
+                job.run, prepared.args, model, prepared.train, prepared.held_out, prepared.signals
+            )
+        _require_rows_left(trainer)
+        ends = _attach_callbacks(job, trainer, log, world, resume, trained)
         if main:
             rows, evaluates = prepared.held_out or prepared.train, prepared.held_out is not None
-            trainer.add_callback(Show(trainer, job.run.samples, rows, log, evaluates=evaluates))
+            trainer.add_callback(SampleCallback(trainer, job.run.samples, rows, log, evaluates=evaluates))
         trainer.train(resume_from_checkpoint=str(resume.folder) if resume else None)
         if ends.stopped:
             return Outcome(
-                STOPPED, f"stopped as asked at step {trainer.state.global_step}; everything up to it is saved"
+                STOPPED, f"stopped on request at step {trainer.state.global_step}; everything up to it is saved"
             )
-        checkpoints.save_result(trainer, job.contract.output, _facts(job, prepared, trainer))
+        checkpoints.save_result(trainer, job.environment.output, _describe_result(job, prepared, trainer))
         return Outcome(SUCCEEDED)
 
 
-def check(job: Job) -> str:
+def check_run(job: TrainingJob) -> str:
     """Look at options, data and model without training; lines for people."""
     with tempfile.TemporaryDirectory(prefix="relay-trainer-") as scratch:
-        prepared = prepare(job, scratch)
+        prepared = prepare_run(job, scratch)
     held_out = f", {len(prepared.held_out)} held out" if prepared.held_out else ""
     at = f" at {prepared.model.revision}" if prepared.model.revision else ""
-    folder = hub.tokenizer_folder(prepared.model)
-    with _blamed_on("data.train"):
-        made = data_report.tokens(methods.load(job.run.method), prepared.train.rows, folder, job.run.options)
+    folder = hub.fetch_tokenizer(prepared.model)
+    with _errors_attributed_to("data.train"):
+        made = data_report.tokenize_rows(
+            methods.load_method(job.run.method), prepared.train.rows, folder, job.run.options
+        )
     return (
         f"{job.run.method} with {type(prepared.args).__name__}: options are good\n"
         f"data: {prepared.train.kind}, {len(prepared.train)} rows{held_out}\n"
         f"model: {prepared.model.path}{at}\n\n"
-        f"{data_report.report(data_report.Found(prepared.train.kind, prepared.train.rows), made)}"
+        f"{data_report.format_report(data_report.ExaminedRows(prepared.train.kind, prepared.train.rows), made)}"
     )
 
 
-def prepare(job: Job, scratch: str) -> Prepared:
+def prepare_run(job: TrainingJob, scratch: str) -> PreparedRun:
     """The library's config first, then rows, then the model's name: what is cheap to refuse is refused first."""
-    run, method = job.run, methods.load(job.run.method)
-    rows, model = _needed(run)
-    requirements.require(run, job.processes)
-    with _blamed_on("options"), warnings.catch_warnings():
+    run, method = job.run, methods.load_method(job.run.method)
+    rows, model = _require_data_and_model(run)
+    requirements.require_host(run, job.processes)
+    with _errors_attributed_to("options"), warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", "`gradient_checkpointing` is deprecated", FutureWarning
         )  # TRL's own default says so
         args = method.configure(run, owned_options(run, scratch))
     if job.processes != args.world_size:
-        raise ConfigError(f"{job.processes} processes were asked for and the launcher made {args.world_size}")
-    pins = dict(job.contract.pins)
-    fresh = _resolved(run, model, pins) if args.process_index == 0 else {}
+        raise ConfigError(f"the launcher must start {job.processes} processes, and it started {args.world_size}")
+    pins = dict(job.environment.pins)
+    fresh = _resolve_pins(run, model, pins) if args.process_index == 0 else {}
     if args.world_size > 1:
         [fresh] = broadcast_object_list([fresh])
     pins |= fresh
     with args.main_process_first(local=True, desc="reading rows"):  # what has to be fetched is fetched once
-        train_rows, held_out = loading.load(rows, seed=run.seed, kinds=method.kinds, base=Path.cwd(), pins=pins)
-    if not rows.streaming and isinstance(train_rows.rows, Large) and getattr(args, "dataset_num_proc", 0) is None:
-        args.dataset_num_proc = min(len(os.sched_getaffinity(0)), _PREPARING)  # type: ignore[attr-defined]
-    source = hub.model_source(model, pins)
-    beside = Beside(
-        functions.of(run, train_rows.columns, pins) if method.rewarded else (),
-        hub.teacher_source(run.teacher, pins) if run.teacher else None,
+        train_rows, held_out = loading.load_rows(
+            rows, seed=run.seed, kinds=method.row_kinds, base=Path.cwd(), pins=pins
+        )
+    if not rows.streaming and isinstance(train_rows.rows, DiskRows) and getattr(args, "dataset_num_proc", 0) is None:
+        args.dataset_num_proc = min(len(os.sched_getaffinity(0)), _TOKENIZING_PROCESSES)  # type: ignore[attr-defined]
+    source = hub.resolve_model(model, pins)
+    beside = LearningSignals(
+        functions.resolve_rewards(run, train_rows.columns, pins) if method.uses_rewards else (),
+        hub.resolve_teacher(run.teacher, pins) if run.teacher else None,
     )
-    return Prepared(args, train_rows, held_out, source, fresh, beside)
+    return PreparedRun(args, train_rows, held_out, source, fresh, beside)
 
 
 def owned_options(run: RunFile, scratch: str) -> dict[str, Any]:
@@ -162,15 +170,15 @@ def owned_options(run: RunFile, scratch: str) -> dict[str, Any]:
         owned["bf16"] = cuda and torch.cuda.is_bf16_supported()
     if not cuda:
         owned["dataloader_pin_memory"] = False
-    return owned | _evaluation(run)
+    return owned | _evaluation_options(run)
 
 
-def _evaluation(run: RunFile) -> dict[str, Any]:
+def _evaluation_options(run: RunFile) -> dict[str, Any]:
     """Held-out rows are evaluated: every `eval_steps` where that is given, else at the end of each epoch."""
     if run.data is not None and run.data.eval is not None:
         strategy = "steps" if "eval_steps" in run.options else "epoch"
         return {"eval_strategy": run.options.get("eval_strategy", strategy)}
-    for name in _NEEDS_ROWS:
+    for name in _EVALUATION_OPTIONS:
         if run.options.get(name) not in (None, "no", False):
             raise ConfigError(
                 f"options.{name}: there is nothing to evaluate on; add data.eval, for instance {{split: 0.02}}"
@@ -178,50 +186,50 @@ def _evaluation(run: RunFile) -> dict[str, Any]:
     return {"eval_strategy": "no"}
 
 
-def _needed(run: RunFile) -> tuple[Data, Model]:
+def _require_data_and_model(run: RunFile) -> tuple[Data, Model]:
     if run.data is None or run.model is None:
         raise ConfigError(f"{'data' if run.data is None else 'model'}: is missing")
     return run.data, run.model
 
 
-def _resolved(run: RunFile, model: Model, pins: Mapping[str, str]) -> dict[str, str]:
+def _resolve_pins(run: RunFile, model: Model, pins: Mapping[str, str]) -> dict[str, str]:
     """What is pinned now for the first time: commits of the model and of data sets on the Hub."""
     fresh: dict[str, str] = {}
-    if commit := hub.model_source(model, pins).revision:
+    if commit := hub.resolve_model(model, pins).revision:
         fresh["model"] = commit
-    if run.teacher and (commit := hub.teacher_source(run.teacher, pins).revision):
+    if run.teacher and (commit := hub.resolve_teacher(run.teacher, pins).revision):
         fresh["teacher"] = commit
     for reward in run.rewards:
-        if reward.model is not None and (commit := hub.reward_source(reward.model, pins).revision):
-            fresh[hub.reward_pin(reward.model)] = commit
-    for source in _sources(run.data):
+        if reward.model is not None and (commit := hub.resolve_reward_model(reward.model, pins).revision):
+            fresh[hub.reward_pin_name(reward.model)] = commit
+    for source in _data_sources(run.data):
         if (source.path or "").startswith("hf://"):
-            fresh[hub.dataset_pin(source)] = hub.dataset_commit(source, pins)
+            fresh[hub.dataset_pin_name(source)] = hub.resolve_dataset(source, pins)
     return {name: value for name, value in fresh.items() if name not in pins}
 
 
-def _sources(rows: Data | None) -> Iterator[Source]:
+def _data_sources(rows: Data | None) -> Iterator[Source]:
     if rows is not None:
         yield from rows.train
         yield from () if rows.eval is None or isinstance(rows.eval, Split) else rows.eval
 
 
-def _resume(job: Job, log: EventLog, trained: Identity) -> tuple[Checkpoint | None, World]:
+def _select_checkpoint(job: TrainingJob, log: EventLog, trained: Fingerprint) -> tuple[SavedCheckpoint | None, World]:
     """The checkpoint to go on from, and the world it (or a fresh start) trains in. Raises ConfigError for a checkpoint
     of a run that trains something else.
     """
     world = World(job.processes, torch.get_num_threads())
-    if job.contract.resume_from is None:
+    if job.environment.resume_from is None:
         return None, world
-    checkpoint = Checkpoint.open(job.contract.resume_from)
-    if checkpoint.world is None or checkpoint.identity is None:
-        fingerprint.require_same_kind(checkpoint.folder, job.run)
-        anew = methods.load(job.run.method).library.begun_anew(checkpoint)
-        log.message("warning", "; ".join(filter(None, (_ANOTHERS, anew))))
+    checkpoint = SavedCheckpoint.open(job.environment.resume_from)
+    if checkpoint.world is None or checkpoint.fingerprint is None:
+        fingerprint.require_same_weights(checkpoint.folder, job.run)
+        anew = methods.load_method(job.run.method).trainer_class.describe_missing_state(checkpoint)
+        log.log_message("warning", "; ".join(filter(None, (_FOREIGN_CHECKPOINT, anew))))
         return checkpoint, world
-    fingerprint.require_same(checkpoint.folder, checkpoint.identity, trained)
+    fingerprint.require_same_run(checkpoint.folder, checkpoint.fingerprint, trained)
     if checkpoint.world.processes != world.processes:
-        log.message(
+        log.log_message(
             "warning",
             f"saved by {checkpoint.world.processes} processes, resumed by {world.processes}: "
             "training goes on, but not bit for bit as it would have",
@@ -231,57 +239,64 @@ def _resume(job: Job, log: EventLog, trained: Identity) -> tuple[Checkpoint | No
     return checkpoint, checkpoint.world
 
 
-def _attach(
-    job: Job, trainer: Resumable, log: EventLog, world: World, resume: Checkpoint | None, trained: Identity
-) -> StepEnds:
+def _attach_callbacks(
+    job: TrainingJob,
+    trainer: ResumableTrainer,
+    log: EventLog,
+    world: World,
+    resume: SavedCheckpoint | None,
+    trained: Fingerprint,
+) -> StepEndCallback:
     """Give the library's trainer our reports, saves and stops."""
     if resume is not None:
         trainer.args.eval_on_start = False  # the run began before
-    every, seconds = job.run.checkpoint.every, job.contract.checkpoint_seconds
-    pace = Pace(Every(seconds=seconds) if every.steps is None and seconds else every)
-    ends = StepEnds(trainer, job.control, pace, agreement(world.processes), _restore(trainer, resume))
+    every, seconds = job.run.checkpoint.every, job.environment.checkpoint_seconds
+    pace = CheckpointInterval(Every(seconds=seconds) if every.steps is None and seconds else every)
+    ends = StepEndCallback(
+        trainer, job.control, pace, build_agreement(world.processes), _build_restore(trainer, resume)
+    )
     main = trainer.is_world_process_zero()
 
     def save() -> None:
-        folder = checkpoints.save(trainer, job.contract.staging, world, trained)
+        folder = checkpoints.save_checkpoint(trainer, job.environment.staging, world, trained)
         if main:
-            log.checkpoint(trainer.state.global_step, folder.name, judged_by(trainer.state.log_history))
-            if job.contract.keep_last is not None:
-                checkpoints.prune(job.contract.staging, job.contract.keep_last)
+            log.log_checkpoint(trainer.state.global_step, folder.name, checkpoint_metrics(trainer.state.log_history))
+            if job.environment.keep_last is not None:
+                checkpoints.prune_checkpoints(job.environment.staging, job.environment.keep_last)
 
     trainer.save_hook = save
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(ends)
     if main:
-        trainer.add_callback(Reporter(trainer, log))
+        trainer.add_callback(EventReporter(trainer, log))
         if sys.stderr.isatty():  # somebody watches
-            trainer.add_callback(Bar)
+            trainer.add_callback(ProgressBar)
     return ends
 
 
-def _restore(trainer: Resumable, resume: Checkpoint | None) -> Any:
+def _build_restore(trainer: ResumableTrainer, resume: SavedCheckpoint | None) -> Any:
     """What puts back the logging state, once the library has set its own to zero, and what else the trainer had."""
 
     def restore() -> None:
         rank = trainer.args.process_index
-        state = resume and (resume.logging_state(rank) or resume.logging_state(0))
+        state = resume and (resume.read_logging_state(rank) or resume.read_logging_state(0))
         if state:
             checkpoints.LoggingState(**state).restore(trainer)
         elif resume:
             inner: Any = trainer
-            inner._total_loss_scalar = resume.loss_so_far()
+            inner._total_loss_scalar = resume.sum_logged_losses()
         if resume:
             same = resume.world is not None and resume.world.processes == trainer.args.world_size
-            extra = resume.extra_state(rank if same else 0, trainer.args.device)
-            alike = {name: value for name, value in extra.items() if name in trainer.alike}
-            trainer.restore_extra(extra if same else alike)
+            extra = resume.read_extra_state(rank if same else 0, trainer.args.device)
+            alike = {name: value for name, value in extra.items() if name in trainer.shared_state}
+            trainer.restore_extra_state(extra if same else alike)
 
     return restore
 
 
-def _facts(job: Job, prepared: Prepared, trainer: Resumable) -> dict[str, Any]:
+def _describe_result(job: TrainingJob, prepared: PreparedRun, trainer: ResumableTrainer) -> dict[str, Any]:
     return {
-        "run": job.contract.run_id,
+        "run": job.environment.run_id,
         "method": job.run.method,
         "model": prepared.model.name,
         "revision": prepared.model.revision,
@@ -294,7 +309,7 @@ def _facts(job: Job, prepared: Prepared, trainer: Resumable) -> dict[str, Any]:
     }
 
 
-def _require_rows(trainer: Resumable) -> None:
+def _require_rows_left(trainer: ResumableTrainer) -> None:
     """The library drops rows that `max_length` leaves nothing to learn of, and trips over having none."""
     for name, rows in (("data.train", trainer.train_dataset), ("data.eval", trainer.eval_dataset)):
         if isinstance(rows, Sized) and not len(rows):  # a stream does not say
@@ -302,7 +317,7 @@ def _require_rows(trainer: Resumable) -> None:
 
 
 @contextmanager
-def _blamed_on(part: str) -> Iterator[None]:
+def _errors_attributed_to(part: str) -> Iterator[None]:
     """The library's complaints about what it was given, as ConfigError; as HostError what is missing or cannot be read
     on this host.
     """
@@ -318,19 +333,19 @@ def _in_one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _out_of_memory(said: str) -> str:
+def _out_of_memory_message(said: str) -> str:
     """One line that always begins alike, so that hosts and people recognise it."""
     name, line = "CUDA out of memory", said.strip().partition("\n")[0]
     return line if line.startswith(name) else f"{name}: {line}" if line else name
 
 
-def outcome_of(error: Exception) -> Outcome | None:
+def expected_outcome(error: Exception) -> Outcome | None:
     """How an expected error ends the attempt; None for one that needs its traceback."""
     match error:
         case ConfigError():
             return Outcome(REFUSED, str(error))
         case torch.OutOfMemoryError():
-            return Outcome(FAILED, _out_of_memory(str(error)))
+            return Outcome(FAILED, _out_of_memory_message(str(error)))
         case checkpoints.CheckpointError() | HostError() | RewardError():
             return Outcome(FAILED, str(error))
     return None

@@ -12,18 +12,18 @@ from transformers import GenerationConfig, TrainerCallback, TrainerControl, Trai
 from runfile import Samples
 from trainers.data.loading import Rows
 from trainers.events import EventLog
-from trainers.models.generation import Turns, complete, ends_of, tokens_of
-from trainers.resumable import Resumable
+from trainers.models.generation import Turns, find_end_tokens, generate_completions, tokenize_prompt
+from trainers.resumable import ResumableTrainer
 from trainers.rollout import Rollout
 
-_BEGINNING = 32  #: tokens of a row of plain text that the model goes on from
+_PROMPT_TOKENS = 32  #: tokens of a row of plain text that the model goes on from
 
 
-class Show(TrainerCallback):
+class SampleCallback(TrainerCallback):
     """Writes samples to the event file; only the main process has one."""
 
     def __init__(
-        self, trainer: Resumable, samples: Samples | None, rows: Rows, events: EventLog, *, evaluates: bool
+        self, trainer: ResumableTrainer, samples: Samples | None, rows: Rows, events: EventLog, *, evaluates: bool
     ) -> None:
         """`rows` give the prompts; without evaluations their completions come every `samples.every` steps too. Where
         the run asks for no `samples`, rollouts are shown all the same: they are there anyway.
@@ -31,36 +31,38 @@ class Show(TrainerCallback):
         self._trainer, self._events, self._evaluates = trainer, events, evaluates
         self._samples = samples or Samples()
         count = min(samples.prompts, len(rows)) if samples else 0
-        prompts = [prompt_of(rows.kind, rows.rows[index]) for index in range(count)]
-        self._prompts = [_beginning(trainer, each) for each in prompts] if rows.kind == "text" else prompts
+        prompts = [extract_prompt(rows.kind, rows.rows[index]) for index in range(count)]
+        self._prompts = [_first_tokens_as_text(trainer, each) for each in prompts] if rows.kind == "text" else prompts
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step % self._samples.every == 0:
-            self._show_rollouts(state.global_step)
+            self._log_rollouts(state.global_step)
             if not self._evaluates:
-                self._show_prompts(state.global_step)
+                self._log_completions(state.global_step)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._show_prompts(state.global_step)
+        self._log_completions(state.global_step)
 
-    def _show_rollouts(self, step: int) -> None:
-        for rollout in spread(self._trainer.rollouts(), self._samples.prompts):
+    def _log_rollouts(self, step: int) -> None:
+        for rollout in pick_evenly(self._trainer.newest_rollouts(), self._samples.prompts):
             rewards = {name: value for name, value in rollout.rewards.items() if value is not None}
-            self._events.sample(step, "rollout", as_text(rollout.prompt), as_text(rollout.completion), rewards)
+            self._events.log_sample(
+                step, "rollout", format_turns(rollout.prompt), format_turns(rollout.completion), rewards
+            )
 
-    def _show_prompts(self, step: int) -> None:
-        if not self._prompts or self._sharded():
+    def _log_completions(self, step: int) -> None:
+        if not self._prompts or self._is_sharded():
             return
-        answers = completions(self._trainer, self._prompts, self._samples.max_new_tokens)
+        answers = complete_prompts(self._trainer, self._prompts, self._samples.max_new_tokens)
         for prompt, answer in zip(self._prompts, answers, strict=True):
-            self._events.sample(step, "prompt", as_text(prompt), answer)
+            self._events.log_sample(step, "prompt", format_turns(prompt), answer)
 
-    def _sharded(self) -> bool:
+    def _is_sharded(self) -> bool:
         """Whether one process alone cannot run the model."""
         return self._trainer.is_fsdp_enabled or self._trainer.is_deepspeed_enabled
 
 
-def prompt_of(kind: str, row: Mapping[str, Any]) -> Turns:
+def extract_prompt(kind: str, row: Mapping[str, Any]) -> Turns:
     """What the model is asked by a row of a kind (see `trainers.data.row_formats`): all before what it is to learn."""
     match kind:
         case "text":
@@ -76,12 +78,12 @@ def prompt_of(kind: str, row: Mapping[str, Any]) -> Turns:
     return prompt
 
 
-def _beginning(trainer: Resumable, text: Turns) -> str:
+def _first_tokens_as_text(trainer: ResumableTrainer, text: Turns) -> str:
     tokenizer: Any = trainer.processing_class
-    return str(tokenizer.decode(tokenizer(text)["input_ids"][:_BEGINNING], skip_special_tokens=True))
+    return str(tokenizer.decode(tokenizer(text)["input_ids"][:_PROMPT_TOKENS], skip_special_tokens=True))
 
 
-def as_text(turns: Turns) -> str:
+def format_turns(turns: Turns) -> str:
     """For people: messages as `role: content`, one below the other; a lone answer of the assistant without its role."""
     if isinstance(turns, str):
         return turns
@@ -90,22 +92,22 @@ def as_text(turns: Turns) -> str:
     return "\n".join(f"{turn.get('role')}: {turn.get('content') or ''}" for turn in turns)
 
 
-def spread(found: Sequence[Rollout], most: int) -> list[Rollout]:
+def pick_evenly(found: Sequence[Rollout], most: int) -> list[Rollout]:
     """At most so many, evenly chosen: neighbours answer the same prompt."""
     return [found[index * len(found) // most] for index in range(most)] if len(found) > most else list(found)
 
 
-def completions(trainer: Resumable, prompts: Sequence[Turns], max_new_tokens: int) -> list[str]:
+def complete_prompts(trainer: ResumableTrainer, prompts: Sequence[Turns], max_new_tokens: int) -> list[str]:
     """The likeliest completion of each prompt, by the model as it is now."""
     model: Any = trainer.model
     tokenizer: Any = trainer.processing_class
     room = getattr(model.config, "max_position_embeddings", None) or 1 << 20
-    new, ends = min(max_new_tokens, max(1, room // 2)), ends_of(model, tokenizer)
+    new, ends = min(max_new_tokens, max(1, room // 2)), find_end_tokens(model, tokenizer)
     filling = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(ends), 0)
     how = GenerationConfig(
         do_sample=False, max_new_tokens=new, pad_token_id=filling, eos_token_id=ends or None, use_cache=True
     )
-    asked = [tokens_of(tokenizer, prompt)[-(room - new) :] for prompt in prompts]
+    asked = [tokenize_prompt(tokenizer, prompt)[-(room - new) :] for prompt in prompts]
     with trainer.accelerator.autocast():
-        made, _, begin = complete(model, asked, how)
+        made, _, begin = generate_completions(model, asked, how)
     return [str(tokenizer.decode(each, skip_special_tokens=True)) for each in made[:, begin:]]

@@ -90,7 +90,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "truncation_mode": ("keep_start", "keep_end"),
 }
 #: The least that makes sense, which the libraries find out only when they train.
-_LEAST: Mapping[str, int] = {
+_MINIMUM: Mapping[str, int] = {
     "per_device_train_batch_size": 1,
     "per_device_eval_batch_size": 1,
     "gradient_accumulation_steps": 1,
@@ -118,11 +118,11 @@ _LORA_SET_BY_METHOD = (
 _JSON_TYPES: Mapping[Any, str] = {bool: "boolean", int: "integer", float: "number", str: "string", type(None): "null"}
 
 
-def method_schema(method: str) -> dict[str, Any]:
+def build_method_schema(method: str) -> dict[str, Any]:
     """The JSON Schema of one method's `options`; ImportError or KeyError when there is no such method."""
     from peft import LoraConfig
 
-    config = _config(method)
+    config = _config_class(method)
     hidden = {*OWNED, "model_init_kwargs"}
     fields = [field for field in dataclasses.fields(config) if field.init and field.name not in hidden]
     choices = {**_CHOICES, **({"loss_type": _LOSSES[method]} if method in _LOSSES else {})}
@@ -136,49 +136,53 @@ def method_schema(method: str) -> dict[str, Any]:
         "x-relay-owned": {name: OWNED[name] for name in sorted(owned)},
         "type": "object",
         "additionalProperties": False,
-        "properties": _properties(config, fields, choices),
+        "properties": _property_schemas(config, fields, choices),
         "x-relay-sections": {
-            "lora": {"type": "object", "additionalProperties": False, "properties": _properties(LoraConfig, lora, {})},
-            "model_init": _model_init(),
-            "quantization": _quantization(),
-            "launch": _launch(),
+            "lora": {
+                "type": "object",
+                "additionalProperties": False,
+                "properties": _property_schemas(LoraConfig, lora, {}),
+            },
+            "model_init": _model_init_schema(),
+            "quantization": _quantization_schema(),
+            "launch": _launch_schema(),
         },
     }
 
 
-def _config(method: str) -> type:
+def _config_class(method: str) -> type:
     from trainers import evaluation, methods
 
-    return evaluation.EvaluateConfig if method == evaluation.METHOD else methods.load(method).config
+    return evaluation.EvaluateConfig if method == evaluation.METHOD else methods.load_method(method).config_class
 
 
-def _properties(
+def _property_schemas(
     config: type, fields: Iterable["dataclasses.Field[Any]"], choices: Mapping[str, tuple[str, ...]]
 ) -> dict[str, Any]:
     hints = typing.get_type_hints(config)
-    documented = _documented(config)
+    documented = _read_descriptions(config)
     properties = {}
     for field in fields:
-        schema = _type(hints[field.name])
+        schema = _type_schema(hints[field.name])
         if field.name in choices:
-            schema = _one_of(choices[field.name], several=schema.get("type") == "array")
-        if field.name in _LEAST:
-            schema["minimum"] = _LEAST[field.name]
-        default = _default(field)
+            schema = _enum_schema(choices[field.name], several=schema.get("type") == "array")
+        if field.name in _MINIMUM:
+            schema["minimum"] = _MINIMUM[field.name]
+        default = _default_value(field)
         if default is not dataclasses.MISSING:
             schema["default"] = default
-        if text := documented.get(field.name) or _sentence(str(field.metadata.get("help", ""))):
+        if text := documented.get(field.name) or _first_sentence(str(field.metadata.get("help", ""))):
             schema["description"] = text
         properties[field.name] = schema
     return properties
 
 
-def _one_of(choices: tuple[str, ...], *, several: bool) -> dict[str, Any]:
+def _enum_schema(choices: tuple[str, ...], *, several: bool) -> dict[str, Any]:
     one = {"enum": list(choices)}
     return {"anyOf": [one, {"type": "array", "items": one}]} if several else one
 
 
-def _type(hint: Any) -> dict[str, Any]:
+def _type_schema(hint: Any) -> dict[str, Any]:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint in _JSON_TYPES:
         return {"type": _JSON_TYPES[hint]}
@@ -187,20 +191,20 @@ def _type(hint: Any) -> dict[str, Any]:
     if origin is Literal:
         return {"enum": list(arguments)}
     if origin in (typing.Union, types.UnionType):
-        return _union(arguments)
+        return _union_schema(arguments)
     if hint is list or origin in (list, tuple, set):
-        return {"type": "array", **({"items": _type(arguments[0])} if arguments else {})}
+        return {"type": "array", **({"items": _type_schema(arguments[0])} if arguments else {})}
     if hint is dict or origin is dict:
         return {"type": "object"}
     return {"type": "object"}  # a config class of the library's own: it reads a mapping
 
 
-def _union(members: tuple[Any, ...]) -> dict[str, Any]:
+def _union_schema(members: tuple[Any, ...]) -> dict[str, Any]:
     """`SomeEnum | str` is how the libraries say "one of these": the enum alone is the truth."""
     if any(isinstance(member, type) and issubclass(member, enum.Enum) for member in members):
         members = tuple(member for member in members if member is not str)
     variants: list[dict[str, Any]] = []
-    for schema in map(_type, members):
+    for schema in map(_type_schema, members):
         if schema not in variants:
             variants.append(schema)
     if len(variants) == 1:
@@ -210,7 +214,7 @@ def _union(members: tuple[Any, ...]) -> dict[str, Any]:
     return {"anyOf": variants}
 
 
-def _default(field: "dataclasses.Field[Any]") -> Any:
+def _default_value(field: "dataclasses.Field[Any]") -> Any:
     value = field.default
     if field.default_factory is not dataclasses.MISSING:
         value = field.default_factory()
@@ -219,19 +223,19 @@ def _default(field: "dataclasses.Field[Any]") -> Any:
     return value if isinstance(value, bool | int | float | str | list | dict | None) else dataclasses.MISSING
 
 
-_ENTRY = re.compile(r"^ {8}(\w+) \(.*\):\s*$")
+_DOCUMENTED_PARAMETER = re.compile(r"^ {8}(\w+) \(.*\):\s*$")
 
 
-def _documented(config: type) -> dict[str, str]:
+def _read_descriptions(config: type) -> dict[str, str]:
     """What the docstrings of a config class and its parents say of each parameter, first sentence."""
     texts: dict[str, str] = {}
     for cls in reversed(config.__mro__):
         name = ""
         lines: list[str] = []
         for line in [*(cls.__doc__ or "").splitlines(), " " * 8 + "end (`x`):"]:
-            if entry := _ENTRY.match(line):
+            if entry := _DOCUMENTED_PARAMETER.match(line):
                 if name and lines:
-                    texts[name] = _sentence(" ".join(lines))
+                    texts[name] = _first_sentence(" ".join(lines))
                 name, lines = entry[1], []
             elif name and line.startswith(" " * 12):
                 lines.append(line.strip())
@@ -240,13 +244,13 @@ def _documented(config: type) -> dict[str, str]:
     return texts
 
 
-def _sentence(text: str, limit: int = 240) -> str:
+def _first_sentence(text: str, limit: int = 240) -> str:
     plain = re.sub(r"\[?`~?(?:[\w.]+\.)?([^`]*)`\]?", r"\1", " ".join(text.replace("%%", "%").split()))
     first = re.split(r"(?<=[.!])\s+(?=[A-Z])", plain, maxsplit=1)[0]
     return first if len(first) <= limit else first[: limit - 1] + "…"
 
 
-def _model_init() -> dict[str, Any]:
+def _model_init_schema() -> dict[str, Any]:
     return {
         "type": "object",
         "description": "Passed to the model's from_pretrained.",
@@ -260,7 +264,7 @@ def _model_init() -> dict[str, Any]:
     }
 
 
-def _quantization() -> dict[str, Any]:
+def _quantization_schema() -> dict[str, Any]:
     """The arguments of bitsandbytes' configuration, as transformers has it."""
     from transformers import BitsAndBytesConfig
 
@@ -274,7 +278,7 @@ def _quantization() -> dict[str, Any]:
     properties = {
         each.name: {"enum": list(choices[each.name])}
         if each.name in choices
-        else _type(type(each.default))
+        else _type_schema(type(each.default))
         if each.default is not None
         else {"type": "array", "items": {"type": "string"}}
         for each in named
@@ -282,7 +286,7 @@ def _quantization() -> dict[str, Any]:
     return {"type": "object", "additionalProperties": False, "properties": properties}
 
 
-def _launch() -> dict[str, Any]:
+def _launch_schema() -> dict[str, Any]:
     """Sections of accelerate's own configuration file; what is in them is passed through."""
     return {
         "type": "object",
@@ -297,9 +301,9 @@ def _launch() -> dict[str, Any]:
     }
 
 
-def render(method: str) -> str:
+def render_schema(method: str) -> str:
     """The committed file's text."""
-    return json.dumps(method_schema(method), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(build_method_schema(method), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -316,7 +320,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _is_fresh(method: str, *, write: bool) -> bool:
-    path, text = FOLDER / f"{method}.json", render(method)
+    path, text = FOLDER / f"{method}.json", render_schema(method)
     fresh = path.is_file() and path.read_text() == text
     if write and not fresh:
         path.write_text(text)

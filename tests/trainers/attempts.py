@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trainers.environment import Contract
+from trainers.environment import AttemptEnvironment
 from trainers.launch import imports
-from trainers.launch.control import CONTROL, PROCESSES, Control, Outcome
+from trainers.launch.control import CONTROL_VARIABLE, PROCESSES_VARIABLE, ControlFolder, Outcome
 
 TIMES = re.compile(r".*(runtime|per_second|step_time)")
 THREADS = 1
@@ -29,7 +29,7 @@ class Attempt:
 
     code: int
     folder: Path
-    said: Outcome | None
+    outcome: Outcome | None
     events: list[dict[str, Any]] = field(repr=False)
 
     @property
@@ -73,15 +73,15 @@ def make(
     """One attempt in `folder`, to its end; with `stop` it is asked to stop before its first step. Paths in `run` are
     absolute. `before` is called in each fork. Its code is the first rank's that is not 0.
     """
-    with imports.uncollected():
+    with imports.without_garbage_collection():
         import trainers.runtime  # noqa: F401
         from trainers import methods
 
         if run["method"] in methods.NAMES:
-            methods.load(run["method"])
+            methods.load_method(run["method"])
 
     folder.mkdir(parents=True)
-    contract = Contract(
+    contract = AttemptEnvironment(
         run_id="tiny",
         attempt=1,
         run_file=folder / "run.json",
@@ -92,14 +92,14 @@ def make(
         pins=pins or {},
     )
     contract.run_file.write_text(json.dumps(run))
-    control = Control(folder)
+    control = ControlFolder(folder)
     if stop:
-        control.ask_to_stop()
+        control.request_stop()
     world = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     worlds = [{**world, "RANK": str(n), "LOCAL_RANK": str(n)} for n in range(ranks)] if ranks > 1 else [{}]
     forks = [fork(partial(_rank, contract, environ, before), folder / "stderr.log") for environ in worlds]
     codes = [ended(each) for each in forks]
-    return Attempt(next(filter(None, codes), 0), folder, control.outcome(), events(contract.events))
+    return Attempt(next(filter(None, codes), 0), folder, control.read_outcome(), events(contract.events))
 
 
 def events(path: Path) -> list[dict[str, Any]]:
@@ -114,14 +114,14 @@ def _free_port() -> int:
         return port
 
 
-def _rank(contract: Contract, world: dict[str, str], before: Callable[[], object]) -> int:
+def _rank(contract: AttemptEnvironment, world: dict[str, str], before: Callable[[], object]) -> int:
     import torch
 
     from trainers import rank
 
     os.environ |= contract.to_environ() | {
-        CONTROL: str(contract.run_file.parent),
-        PROCESSES: world.get("WORLD_SIZE", "1"),
+        CONTROL_VARIABLE: str(contract.run_file.parent),
+        PROCESSES_VARIABLE: world.get("WORLD_SIZE", "1"),
         **world,
     }
     torch.set_num_threads(THREADS)

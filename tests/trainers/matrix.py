@@ -106,7 +106,7 @@ def configure(path: Path) -> int:
     from trainers.runtime import owned_options
 
     run = parse(json.loads(path.read_text()))
-    methods.load(run.method).configure(run, owned_options(run, tempfile.gettempdir()))
+    methods.load_method(run.method).configure(run, owned_options(run, tempfile.gettempdir()))
     return 0
 
 

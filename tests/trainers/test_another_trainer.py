@@ -65,7 +65,7 @@ def longer(run: dict[str, Any], **more: Any) -> dict[str, Any]:
 def test_ours_goes_on_where_another_trainer_stopped(elsewhere: Path, run: dict[str, Any], tmp_path: Path) -> None:
     point = imported(elsewhere / "checkpoint-4", tmp_path / "step_00000004")
     on = attempts.make(tmp_path / "on", longer(run), resume=point)
-    assert on.code == 0, (on.said, (on.folder / "stderr.log").read_text())
+    assert on.code == 0, (on.outcome, (on.folder / "stderr.log").read_text())
     [said] = on.messages("warning")
     assert "saved by another trainer: it goes on, but not bit for bit; options and data are not compared" in said
     assert "optimizer" not in said
@@ -98,7 +98,7 @@ def test_values_begin_anew_where_another_trainer_had_none(elsewhere: Path, work:
     """Its optimizer cannot be gone on with: it knows fewer weights than are trained now."""
     point = imported(elsewhere / "checkpoint-4", tmp_path / "step_00000004")
     on = attempts.make(tmp_path / "on", longer(spec(work, "ppo")), resume=point)
-    assert on.code == 0, (on.said, (on.folder / "stderr.log").read_text())
+    assert on.code == 0, (on.outcome, (on.folder / "stderr.log").read_text())
     assert "it has no value head, which begins anew, and so does the optimizer" in on.messages("warning")[0]
     assert [step for step, name in on.curve if name == "train_loss"] == [5, 6]
 
@@ -106,15 +106,15 @@ def test_values_begin_anew_where_another_trainer_had_none(elsewhere: Path, work:
 def test_all_weights_are_no_adapter(elsewhere: Path, run: dict[str, Any], tmp_path: Path) -> None:
     point = imported(elsewhere / "checkpoint-4", tmp_path / "step_00000004")
     wrong = attempts.make(tmp_path / "wrong", longer(run, lora={"r": 4, "target_modules": "all-linear"}), resume=point)
-    assert wrong.said is not None and wrong.code == 78
-    assert "step_00000004 holds all weights, and the run trains an adapter" in wrong.said.line
+    assert wrong.outcome is not None and wrong.code == 78
+    assert "step_00000004 holds all weights, and the run trains an adapter" in wrong.outcome.message
 
 
 def test_a_file_of_it_that_is_not_whole_is_noticed(elsewhere: Path, run: dict[str, Any], tmp_path: Path) -> None:
     point = imported(elsewhere / "checkpoint-4", tmp_path / "step_00000004")
     (point / "optimizer.pt").write_bytes(b"half")
     wrong = attempts.make(tmp_path / "wrong", longer(run), resume=point)
-    assert wrong.said is not None and "optimizer.pt has the wrong size" in wrong.said.line
+    assert wrong.outcome is not None and "optimizer.pt has the wrong size" in wrong.outcome.message
 
 
 def _state(point: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ def _fill(staging: Path) -> None:
 def test_the_newest_stay_and_drafts_go(tmp_path: Path) -> None:
     _fill(tmp_path)
     (tmp_path / ".tmp-step_00000002").mkdir()
-    checkpoints.prune(tmp_path, 2)
+    checkpoints.prune_checkpoints(tmp_path, 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000198", "step_00000199"]
 
 
@@ -39,6 +39,6 @@ def test_a_host_that_takes_them_away_meanwhile_gets_whole_ones(tmp_path: Path) -
 
     host = threading.Thread(target=take)
     host.start()
-    checkpoints.prune(staging, 1)
+    checkpoints.prune_checkpoints(staging, 1)
     host.join()
     assert [path for path in taken.iterdir() if len(list(path.iterdir())) != 3] == []

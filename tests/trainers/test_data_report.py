@@ -13,7 +13,7 @@ from tests import tiny
 from tests.trainers import attempts
 from tests.trainers.specs import METHODS
 from trainers import data_report, methods
-from trainers.data_report import Seen
+from trainers.data_report import TokenSequence
 
 ASKS, SAYS = {"role": "user", "content": "5 3 + 5 ="}, {"role": "assistant", "content": "5 8"}
 
@@ -77,7 +77,7 @@ def test_rows_are_shown_as_the_methods_own_trainer_makes_them(work: Path, tmp_pa
 
 def _shown_as_made(work: Path, method: str) -> None:
     rows = [json.loads(line) for line in (work / f"{METHODS[method][0]}.jsonl").read_text().splitlines()]
-    made = data_report.tokens(methods.load(method), rows, work / "model", {"max_length": 12})
+    made = data_report.tokenize_rows(methods.load_method(method), rows, work / "model", {"max_length": 12})
     assert len(made.rows) == len(rows) and made.lengths == sorted(made.lengths)
     end = made.tokenizer.eos_token_id
     learnt = [
@@ -132,13 +132,13 @@ def _spoilt(tmp_path: Path) -> None:
     tokenizer.add_tokens(["<three>"])
     tokenizer.save_pretrained(tmp_path / "model")
     rows = [{"messages": [ASKS, SAYS]}]
-    made = data_report.tokens(methods.load("sft"), rows, tmp_path / "model", {})
+    made = data_report.tokenize_rows(methods.load_method("sft"), rows, tmp_path / "model", {})
     said = "\n".join(made.notes)
     assert "filling and end are one token (<|end|>)" in said
     assert "without an embedding in the model" in said and "<three>" in said
     assert "never trained (all alike): <one>, <two>" in said
     tokenizer.chat_template = None
-    bare = "\n".join(data_report._notes_of(tokenizer, tmp_path / "model", {"assistant_only_loss": True}, rows))
+    bare = "\n".join(data_report._check_tokenizer(tokenizer, tmp_path / "model", {"assistant_only_loss": True}, rows))
     assert "the tokenizer has no chat template" in bare and "assistant_only_loss needs a chat template" in bare
 
 
@@ -147,8 +147,8 @@ def test_what_is_learnt_is_marked_piece_by_piece() -> None:
         def decode(self, ids: list[int]) -> str:
             return "".join(map(chr, ids))
 
-    seen = Seen(list(b"abcdef"), [False, True, True, False, False, True])
-    assert data_report._marked(Letters(), seen) == "a«bc»de«f»"
+    seen = TokenSequence(list(b"abcdef"), [False, True, True, False, False, True])
+    assert data_report._mark_learnt(Letters(), seen) == "a«bc»de«f»"
 
 
 @pytest.mark.slow
@@ -169,5 +169,5 @@ def test_check_and_the_command_say_the_same(work: Path, run: dict[str, Any], tmp
 
 def test_rows_that_their_weight_repeats_are_not_remarked_on() -> None:
     rows = [{"text": "a"}, {"text": "a"}]
-    assert data_report.remarks(rows) == ["1 of 2 rows are there more than once"]
-    assert data_report.remarks(rows, repeated=True) == []
+    assert data_report.find_oddities(rows) == ["1 of 2 rows are there more than once"]
+    assert data_report.find_oddities(rows, repeated=True) == []

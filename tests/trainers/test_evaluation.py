@@ -99,7 +99,7 @@ def expect(made: attempts.Attempt, folder: Path, adapter: Path | None, step: int
 @pytest.mark.thorough
 def test_marks_are_those_worked_out_by_hand(work: Path, here: Path) -> None:
     made = attempts.make(here / "a", run_of({"name_or_path": str(work / "model")}), before=partial(os.chdir, here))
-    assert made.code == 0, made.said
+    assert made.code == 0, made.outcome
     attempts.apart(partial(expect, made, work / "model", None, 0), here)
     results = json.loads((made.folder / "output" / "results.json").read_text())
     assert results["results"]["colours"]["acc,none"] == made.curve[0, "eval/colours/acc"]
@@ -122,10 +122,10 @@ def test_the_adapter_of_another_run_at_its_step(work: Path, here: Path) -> None:
         os.chdir(here)
 
     made = attempts.make(here / "a", asked, before=before, pins={"init_from": "runs/x@6 sha256:0"})
-    assert made.code == 0, made.said
+    assert made.code == 0, made.outcome
     attempts.apart(partial(expect, made, work / "model", here / "init_from", 6), here)
     said = [event for event in made.events if event["type"] == "sample"]
-    assert len(said) == evaluation.SHOWN and {event["step"] for event in said} == {6}
+    assert len(said) == evaluation.SAMPLES and {event["step"] for event in said} == {6}
     assert said[0]["prompt"] == "0 is" and said[0]["completion"]
 
 
@@ -140,13 +140,13 @@ def test_the_adapter_of_another_run_at_its_step(work: Path, here: Path) -> None:
 def test_what_cannot_be_asked(work: Path, here: Path, options: dict[str, Any], said: str) -> None:
     asked = run_of({"name_or_path": str(work / "model")}, **options)
     made = attempts.make(here / "a", asked, before=partial(os.chdir, here))
-    assert made.code == REFUSED and made.said is not None and made.said.line.startswith(said)
+    assert made.code == REFUSED and made.outcome is not None and made.outcome.message.startswith(said)
 
 
 def test_a_host_without_the_harness_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluation, "find_spec", lambda name: None)
     with pytest.raises(HostError, match=r"needs the package lm-eval \(pip install 'relay-training\[evaluate\]'\)"):
-        evaluation._prepared(parse(run_of({"name_or_path": "a/b"})), 1)
+        evaluation._prepare(parse(run_of({"name_or_path": "a/b"})), 1)
 
 
 @pytest.mark.parametrize(
@@ -168,4 +168,4 @@ def test_run_files_that_make_no_sense(changes: dict[str, Any], said: str) -> Non
 
 def test_metrics_are_named_by_task_metric_and_filter() -> None:
     results = {"t": {"alias": "t", "acc,none": 0.5, "exact_match,strict": 1, "acc_stderr,none": "N/A", "name": "t"}}
-    assert evaluation.marks(results) == {"eval/t/acc": 0.5, "eval/t/exact_match/strict": 1.0}
+    assert evaluation.collect_metrics(results) == {"eval/t/acc": 0.5, "eval/t/exact_match/strict": 1.0}

@@ -23,13 +23,13 @@ ROWS = [{"text": "one"}, {"text": "two"}]
 SOURCE = ModelSource("org/tiny", "abc", "org/tiny")
 
 
-def _of(rows: list[dict[str, Any]] = ROWS, source: ModelSource = SOURCE, **changes: Any) -> fingerprint.Identity:
-    return fingerprint.of(parse(RUN | changes), source, Rows("text", rows).digest)
+def _of(rows: list[dict[str, Any]] = ROWS, source: ModelSource = SOURCE, **changes: Any) -> fingerprint.Fingerprint:
+    return fingerprint.fingerprint_of(parse(RUN | changes), source, Rows("text", rows).digest)
 
 
-def _refusal(now: fingerprint.Identity) -> str:
+def _refusal(now: fingerprint.Fingerprint) -> str:
     with pytest.raises(ConfigError) as refused:
-        fingerprint.require_same(Path("/host/step_00000010"), _of(), now)
+        fingerprint.require_same_run(Path("/host/step_00000010"), _of(), now)
     return str(refused.value)
 
 
@@ -46,7 +46,7 @@ def _refusal(now: fingerprint.Identity) -> str:
         (_of(source=ModelSource("org/tiny", "def", "org/tiny")), 'model was "org/tiny@abc" and is "org/tiny@def"'),
     ],
 )
-def test_what_was_trained_otherwise_is_another_run(now: fingerprint.Identity, said: str) -> None:
+def test_what_was_trained_otherwise_is_another_run(now: fingerprint.Fingerprint, said: str) -> None:
     assert f"step_00000010 was saved by a run that is not this one: {said}" in _refusal(now)
 
 
@@ -57,6 +57,6 @@ def test_all_differences_are_said_at_once() -> None:
 
 def test_how_far_and_how_often_may_change_and_a_folder_may_move() -> None:
     longer = RUN["options"] | {"max_steps": 40, "logging_steps": 1, "eval_steps": 5, "dataloader_num_workers": 2}
-    fingerprint.require_same(Path("step_00000010"), _of(), _of(options=longer))
+    fingerprint.require_same_run(Path("step_00000010"), _of(), _of(options=longer))
     moved = [_of(source=ModelSource(f"{home}/model", None, "./model")) for home in ("/host-a", "/host-b")]
-    fingerprint.require_same(Path("step_00000010"), *moved)
+    fingerprint.require_same_run(Path("step_00000010"), *moved)

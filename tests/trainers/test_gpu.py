@@ -53,5 +53,5 @@ def test_out_of_memory_is_said_as_such(run: dict[str, Any], tmp_path: Path) -> N
     """F1: the library's own error, in one line that hosts and people recognise."""
     run["options"] |= {"per_device_train_batch_size": 32, "max_length": 256}
     attempt = attempts.make(tmp_path / "large", run, before=almost_no_memory)
-    assert attempt.code == 1 and attempt.said is not None
-    assert attempt.said.line.startswith("CUDA out of memory"), attempt.said
+    assert attempt.code == 1 and attempt.outcome is not None
+    assert attempt.outcome.message.startswith("CUDA out of memory"), attempt.outcome

@@ -15,7 +15,7 @@ import pytest
 
 from trainers import standalone
 from trainers.launch import ranks
-from trainers.launch.control import CONTROL, PROCESSES, Control, Outcome
+from trainers.launch.control import CONTROL_VARIABLE, PROCESSES_VARIABLE, ControlFolder, Outcome
 
 PYTHON = [sys.executable, "-m", "trainers"]
 TIMEOUT = 120
@@ -76,7 +76,7 @@ def test_alone_stopped_and_started_again(run: dict[str, Any], tmp_path: Path) ->
     [stopped_at] = saved
     again = _train(tmp_path, str(path), "--set", f"options.max_steps={stopped_at + 2}")
     assert again.returncode == 0, again.stderr
-    assert f"goes on from step_{stopped_at:08d}" in again.stdout
+    assert f"resumes from step_{stopped_at:08d}" in again.stdout
     steps = [event["step"] for event in _events(tmp_path, 2) if event["type"] == "metric"]
     assert min(steps) == stopped_at + 1
     assert (tmp_path / "runs" / "tiny" / "output" / "model.safetensors").is_file()
@@ -112,14 +112,14 @@ def test_a_curve_is_that_of_all_attempts(tmp_path: Path) -> None:
             json.dumps({"type": "metric", "step": s, "values": {"loss": attempt + s / 10, "n": "NaN"}}) for s in steps
         ]
         (folder / "events.jsonl").write_text("\n".join(lines) + '\n{"type": "metric", "st')
-    assert standalone.curves(tmp_path) == {"loss": {1: 1.1, 2: 1.2, 3: 2.3, 4: 2.4}}
+    assert standalone.read_curves(tmp_path) == {"loss": {1: 1.1, 2: 1.2, 3: 2.3, 4: 2.4}}
 
 
 @pytest.mark.slow
 @pytest.mark.rotating(1, of="slow")
 def test_another_world_than_asked_for_is_refused(run: dict[str, Any], tmp_path: Path) -> None:
     """`accelerate launch --cpu --num_processes 2` exits 0 with a world of one: each rank looks, and refuses."""
-    control = Control(tmp_path / "control")
+    control = ControlFolder(tmp_path / "control")
     control.root.mkdir()
     contract = {
         "RELAY_RUN_ID": "tiny",
@@ -127,18 +127,18 @@ def test_another_world_than_asked_for_is_refused(run: dict[str, Any], tmp_path: 
         "RELAY_OUTPUT_DIR": str(tmp_path / "output"),
         "RELAY_CKPT_STAGING_ROOT": str(tmp_path / "staging"),
         "RELAY_EVENTS": str(tmp_path / "events.jsonl"),
-        CONTROL: str(control.root),
-        PROCESSES: "2",
+        CONTROL_VARIABLE: str(control.root),
+        PROCESSES_VARIABLE: "2",
     }
     argv = [
         argument
-        for argument in ranks.command(2, 1, {}, control.root)
+        for argument in ranks.build_command(2, 1, {}, control.root)
         if argument not in ("--multi_gpu", "--main_process_port", "0")
     ]
     argv.insert(argv.index("--num_processes"), "--cpu")
     done = subprocess.run(argv, env=os.environ | contract, capture_output=True, text=True, timeout=TIMEOUT)
     assert done.returncode == 78, done.stderr
-    assert control.outcome() == Outcome(78, "2 processes were asked for and the launcher made 1")
+    assert control.read_outcome() == Outcome(78, "the launcher must start 2 processes, and it started 1")
     assert not (tmp_path / "output").exists()
 
 
@@ -182,5 +182,5 @@ def test_the_parent_stays_light() -> None:
 
 def test_threads_that_wait_sleep_on_cpus() -> None:
     """On a shared machine spinning takes the cores from the work; on GPUs the host's threads are left alone."""
-    assert ranks.cpu_defaults(0) == ranks.cpu_defaults(None) == {"OMP_WAIT_POLICY": "passive"}
-    assert ranks.cpu_defaults(2) == {}
+    assert ranks.cpu_environment(0) == ranks.cpu_environment(None) == {"OMP_WAIT_POLICY": "passive"}
+    assert ranks.cpu_environment(2) == {}

@@ -18,7 +18,7 @@ from runfile.mistakes import RunFileErrors
 from tests.trainers import attempts
 from tests.trainers.specs import LORA, spec
 from trainers.ppo import estimates, losses
-from trainers.ppo.estimates import KLControl
+from trainers.ppo.estimates import KLController
 
 E = math.e
 
@@ -27,13 +27,13 @@ def test_a_completion_ends_with_its_first_end() -> None:
     ids = torch.tensor([[5, 2, 7, 2], [5, 6, 7, 8], [2, 2, 2, 2], [5, 6, 3, 9]])
     t, f = True, False
     wanted = [[t, t, f, f], [t, t, t, t], [t, f, f, f], [t, t, t, f]]
-    assert estimates.until_end(ids, torch.tensor([2, 3])).tolist() == wanted
+    assert estimates.completion_mask(ids, torch.tensor([2, 3])).tolist() == wanted
 
 
 def test_the_score_comes_with_the_last_token_and_straying_costs_at_each() -> None:
     kl = torch.tensor([[0.5, 1.0, math.inf], [2.0, -1.0, 4.0]])
     mask = torch.tensor([[True, True, False], [True, True, True]])
-    rewards = estimates.token_rewards(torch.tensor([3.0, -1.0]), kl, mask, 0.1)
+    rewards = estimates.spread_rewards(torch.tensor([3.0, -1.0]), kl, mask, 0.1)
     # 0.1 times what was strayed, taken off; 3 at the second token of the first row, -1 at the third of the second
     torch.testing.assert_close(rewards, torch.tensor([[-0.05, 2.9, 0.0], [-0.2, 0.1, -1.4]]))
 
@@ -42,7 +42,7 @@ def test_advantages_are_the_discounted_sums_of_errors() -> None:
     rewards = torch.tensor([[1.0, 0.0, 2.0], [1.0, 4.0, 9.0]])
     values = torch.tensor([[0.5, 1.0, 1.5], [1.0, 2.0, 9.0]])
     mask = torch.tensor([[True, True, True], [True, True, False]])
-    found, returns = estimates.advantages(rewards, values, mask, gamma=0.9, lam=0.5)
+    found, returns = estimates.estimate_advantages(rewards, values, mask, gamma=0.9, lam=0.5)
     # row 1, from its end: 2 - 1.5 = 0.5; 0 + 0.9 * 1.5 - 1 = 0.35, + 0.45 * 0.5 = 0.575;
     #        1 + 0.9 * 1 - 0.5 = 1.4, + 0.45 * 0.575 = 1.65875
     # row 2 ends after two: 4 - 2 = 2; 1 + 0.9 * 2 - 1 = 1.8, + 0.45 * 2 = 2.7; what is behind the end does not count
@@ -52,29 +52,31 @@ def test_advantages_are_the_discounted_sums_of_errors() -> None:
 
 def test_with_lambda_1_returns_are_sums_of_rewards() -> None:
     rewards, values = torch.tensor([[1.0, 2.0, 4.0]]), torch.tensor([[7.0, -3.0, 0.25]])
-    _, returns = estimates.advantages(rewards, values, torch.ones(1, 3, dtype=torch.bool), gamma=1.0, lam=1.0)
+    _, returns = estimates.estimate_advantages(rewards, values, torch.ones(1, 3, dtype=torch.bool), gamma=1.0, lam=1.0)
     torch.testing.assert_close(returns, torch.tensor([[7.0, 6.0, 4.0]]))
 
 
 def test_whitening_is_over_the_mask_and_over_all_processes() -> None:
     values = torch.tensor([[1.0, 2.0, math.inf], [3.0, 6.0, math.nan]])
     mask = torch.tensor([[True, True, False], [True, True, False]])
-    ours = estimates.moments(values, mask)
+    ours = estimates.sum_moments(values, mask)
     assert ours.tolist() == [4.0, 12.0, 50.0]  # 1 + 4 + 9 + 36
     mean, variance = estimates.mean_and_variance(ours)
     assert float(mean) == 3.0 and float(variance) == pytest.approx(14 / 3)  # (4 + 1 + 0 + 9) / 3
     scale = (14 / 3) ** -0.5
     wanted = torch.tensor([[-2 * scale, -scale, 0.0], [0.0, 3 * scale, 0.0]])
-    torch.testing.assert_close(estimates.whitened(values, mask, ours), wanted)
+    torch.testing.assert_close(estimates.whiten(values, mask, ours), wanted)
     kept = torch.where(mask, wanted + 3.0, 0.0)
-    torch.testing.assert_close(estimates.whitened(values, mask, ours, centered=False), kept)
-    halves = sum(estimates.moments(values[each : each + 1], mask[each : each + 1]) for each in range(2))
+    torch.testing.assert_close(estimates.whiten(values, mask, ours, centered=False), kept)
+    halves = sum(estimates.sum_moments(values[each : each + 1], mask[each : each + 1]) for each in range(2))
     torch.testing.assert_close(halves, ours)
 
 
 def test_the_policy_is_pushed_until_its_ratio_leaves_the_range() -> None:
     new = torch.log(torch.tensor([[1.5, 1.5, 0.5, 0.5, 1.1]]))
-    pushed, clipped = losses.clipped_policy(new, torch.zeros(1, 5), torch.tensor([[2.0, -2.0, 2.0, -2.0, 2.0]]), 0.2)
+    pushed, clipped = losses.clipped_policy_loss(
+        new, torch.zeros(1, 5), torch.tensor([[2.0, -2.0, 2.0, -2.0, 2.0]]), 0.2
+    )
     # good and too likely already: 1.2 * 2; bad and likely: pushed on; good and unlikely: pushed on; bad and too
     # unlikely already: 0.8 * 2; within the range: as it is
     torch.testing.assert_close(pushed, torch.tensor([[-2.4, 3.0, -1.0, 1.6, -2.2]]))
@@ -83,7 +85,7 @@ def test_the_policy_is_pushed_until_its_ratio_leaves_the_range() -> None:
 
 def test_values_are_fitted_no_further_than_the_range() -> None:
     new, old = torch.tensor([[1.0, 1.0, 0.1]]), torch.zeros(1, 3)
-    fitted, clipped = losses.clipped_value(new, old, torch.tensor([[2.0, 0.0, 1.0]]), 0.2)
+    fitted, clipped = losses.clipped_value_loss(new, old, torch.tensor([[2.0, 0.0, 1.0]]), 0.2)
     # held at 0.2: 1.8**2 against 1; held at 0.2: 0.04 against 1; not held
     torch.testing.assert_close(fitted, torch.tensor([[1.62, 0.5, 0.405]]))
     assert clipped.tolist() == [[True, False, False]]
@@ -96,19 +98,19 @@ def test_entropy_and_divergence() -> None:
         torch.tensor([-(0.75 * math.log(0.75) + 0.25 * math.log(0.25))]),
     )
     policy, reference = torch.tensor([-1.0, -2.0]), torch.tensor([-2.0, -1.0])
-    torch.testing.assert_close(losses.divergence(policy, reference, "k1"), torch.tensor([1.0, -1.0]))
-    torch.testing.assert_close(losses.divergence(policy, reference, "k3"), torch.tensor([1 / E, E - 2]))
+    torch.testing.assert_close(losses.estimate_divergence(policy, reference, "k1"), torch.tensor([1.0, -1.0]))
+    torch.testing.assert_close(losses.estimate_divergence(policy, reference, "k3"), torch.tensor([1 / E, E - 2]))
 
 
 def test_the_coefficient_is_steered_by_a_fifth_at_most() -> None:
-    control = KLControl(0.1, target=6.0, horizon=100)
+    control = KLController(0.1, target=6.0, horizon=100)
     control.update(60.0, 10)  # ten times too far: 1 + 0.2 * 10 / 100
     assert control.coefficient == pytest.approx(0.102)
     control.update(5.4, 50)  # a tenth too near: 1 - 0.1 * 50 / 100
     assert control.coefficient == pytest.approx(0.102 * 0.95)
     control.update(0.0, 100)
     assert control.coefficient == pytest.approx(0.102 * 0.95 * 0.8)
-    fixed = KLControl(0.1)
+    fixed = KLController(0.1)
     fixed.update(60.0, 10)
     assert fixed.coefficient == 0.1
 
@@ -147,22 +149,22 @@ def train_recorded(work: Path, folder: Path) -> int:
     from datasets import Dataset
 
     from runfile import Model
-    from trainers.models.hub import local, model_source
+    from trainers.models.hub import fetch_model, resolve_model
     from trainers.ppo.config import PPOConfig
-    from trainers.ppo.rollout import Batch, Buffer
+    from trainers.ppo.rollout import RolloutBatch, RolloutBuffer
     from trainers.ppo.trainer import PPOTrainer
 
     torch.set_num_threads(1)
     drawn: list[dict[str, Any]] = []
 
     class Recorded(PPOTrainer):
-        def _roll_out(self, rows: Any, mode: str) -> Batch:
+        def _roll_out(self, rows: Any, mode: str) -> RolloutBatch:
             batch = super()._roll_out(rows, mode)
             drawn.append({"rows": rows, "completions": batch.ids[:, -batch.completion :].tolist()})
             return batch
 
-        def _arranged(self, batch: Batch) -> Buffer:
-            buffer = super()._arranged(batch)
+        def _shuffle_rollout(self, batch: RolloutBatch) -> RolloutBuffer:
+            buffer = super()._shuffle_rollout(batch)
             drawn[-1]["orders"] = buffer.orders.tolist()
             return buffer
 
@@ -172,7 +174,7 @@ def train_recorded(work: Path, folder: Path) -> int:
     trainer = Recorded(
         model=str(work / "model"), args=args, train_dataset=Dataset.from_list(rows), reward_funcs=[short, digits]
     )
-    trainer.base = local(model_source(Model(name_or_path=str(work / "model")), {}))
+    trainer.base_model = fetch_model(resolve_model(Model(name_or_path=str(work / "model")), {}))
     trainer.train()
     trainer.save_model(str(folder / "output"))
     (folder / "drawn.json").write_text(json.dumps(drawn))
@@ -377,11 +379,11 @@ def compare_adapters(work: Path) -> int:
         bare = model(ids).logits
         moved()
         adapted = model(ids).logits
-        with policy.as_it_began(model):
+        with policy.reference_active(model):
             assert torch.equal(model(ids).logits, bare)
-        policy.remember(model)
+        policy.add_reference_adapter(model)
         moved()
-        with policy.as_it_began(model):
+        with policy.reference_active(model):
             assert torch.equal(model(ids).logits, adapted)
         again = model(ids).logits
     assert not any(torch.equal(one, other) for one, other in ((bare, adapted), (adapted, again), (bare, again)))
@@ -482,4 +484,4 @@ def test_what_it_does_not_do_is_refused_by_name(work: Path, change: dict[str, An
 def test_options_that_make_no_sense_are_refused(work: Path, tmp_path: Path, options: dict[str, Any], said: str) -> None:
     run = spec(work, "ppo")
     made = attempts.make(tmp_path / "run", run | {"options": {**run["options"], **options}})
-    assert made.code != 0 and made.said is not None and said in made.said.line
+    assert made.code != 0 and made.outcome is not None and said in made.outcome.message

@@ -12,7 +12,7 @@ from trainers.errors import HostError
 def lacks(**keys: Any) -> str:
     spec = {"version": "relay/v1", "method": "sft", "model": {"name_or_path": "x/y"}, "data": {"train": "a.jsonl"}}
     with pytest.raises(HostError) as lack:
-        requirements.require(parse({**spec, **keys}), 1)
+        requirements.require_host(parse({**spec, **keys}), 1)
     return str(lack.value)
 
 
@@ -24,7 +24,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_plain_run_lacks_nothing() -> None:
     spec = {"version": "relay/v1", "method": "sft", "model": {"name_or_path": "x/y"}, "data": {"train": "a.jsonl"}}
-    requirements.require(parse({**spec, "preset": ["lora", "fast", "small-memory"]}), 1)
+    requirements.require_host(parse({**spec, "preset": ["lora", "fast", "small-memory"]}), 1)
 
 
 @pytest.mark.parametrize(

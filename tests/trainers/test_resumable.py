@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.trainers import attempts
-from trainers.launch.control import Control
+from trainers.launch.control import ControlFolder
 
 LORA = {"r": 4, "lora_dropout": 0.1, "target_modules": "all-linear"}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -89,7 +89,7 @@ def stop_while_evaluating() -> None:
     predict = sft.ResumableSFT.prediction_step
 
     def predict_and_ask(*args: Any, **kwargs: Any) -> Any:
-        Control.from_environ().ask_to_stop()
+        ControlFolder.from_environ().request_stop()
         return predict(*args, **kwargs)
 
     sft.ResumableSFT.prediction_step = predict_and_ask  # type: ignore[method-assign]

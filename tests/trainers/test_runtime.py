@@ -33,10 +33,10 @@ def test_a_wrong_run_is_refused_in_one_line(
     run: dict[str, Any], tmp_path: Path, change: dict[str, Any], said: str
 ) -> None:
     attempt = attempts.make(tmp_path / "wrong", run | change)
-    assert attempt.said is not None
-    assert (attempt.code, attempt.said.code) == (78, 78)
-    assert said in attempt.said.line
-    assert attempt.messages("error") == [attempt.said.line]
+    assert attempt.outcome is not None
+    assert (attempt.code, attempt.outcome.code) == (78, 78)
+    assert said in attempt.outcome.message
+    assert attempt.messages("error") == [attempt.outcome.message]
     assert "Traceback" not in (attempt.folder / "stderr.log").read_text()
 
 
@@ -45,13 +45,13 @@ def test_options_are_looked_at_before_the_model(run: dict[str, Any], tmp_path: P
     wrong = _with(run, max_steps=-1, warmup_steps=-3) | {"model": {"name_or_path": "/nowhere"}}
     attempt = attempts.make(tmp_path / "wrong", wrong)
     assert attempt.code == 78
-    assert attempt.said is not None and attempt.said.line.startswith("options: ")
+    assert attempt.outcome is not None and attempt.outcome.message.startswith("options: ")
 
 
 def test_evaluation_needs_rows(run: dict[str, Any], tmp_path: Path) -> None:
     attempt = attempts.make(tmp_path / "wrong", run | {"data": {"train": run["data"]["train"]}})
-    assert attempt.said is not None
-    assert (attempt.code, "add data.eval" in attempt.said.line) == (78, True)
+    assert attempt.outcome is not None
+    assert (attempt.code, "add data.eval" in attempt.outcome.message) == (78, True)
 
 
 def test_gpus_that_are_needed_and_not_here_are_the_hosts_fault(run: dict[str, Any], tmp_path: Path) -> None:
@@ -60,8 +60,8 @@ def test_gpus_that_are_needed_and_not_here_are_the_hosts_fault(run: dict[str, An
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     attempt = attempts.make(tmp_path / "gpu", run | {"resources": {"require_cuda": True}})
-    assert attempt.said is not None
-    assert (attempt.code, "torch finds 0" in attempt.said.line) == (1, True)
+    assert attempt.outcome is not None
+    assert (attempt.code, "torch finds 0" in attempt.outcome.message) == (1, True)
 
 
 def test_out_of_memory_is_said_in_one_line(run: dict[str, Any], tmp_path: Path) -> None:
@@ -78,9 +78,9 @@ def test_out_of_memory_is_said_in_one_line(run: dict[str, Any], tmp_path: Path) 
         sft.ResumableSFT.training_step = step  # type: ignore[method-assign]
 
     attempt = attempts.make(tmp_path / "oom", run, before=fill_the_gpu)
-    assert attempt.said is not None
-    assert (attempt.code, attempt.said.line) == (1, "CUDA out of memory. Tried to allocate 2.00 GiB.")
-    assert attempt.messages("error") == [attempt.said.line]
+    assert attempt.outcome is not None
+    assert (attempt.code, attempt.outcome.message) == (1, "CUDA out of memory. Tried to allocate 2.00 GiB.")
+    assert attempt.messages("error") == [attempt.outcome.message]
     assert "Traceback" not in (attempt.folder / "stderr.log").read_text()
 
 
@@ -94,9 +94,9 @@ def test_a_disk_that_takes_no_more_is_said_in_one_line(
         _with(run, max_steps=1),
         before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )
-    assert attempt.said is not None
-    assert (attempt.code, attempt.said.line.startswith("step_00000001 cannot be written: ")) == (1, True)
-    assert attempt.messages("error") == [attempt.said.line]
+    assert attempt.outcome is not None
+    assert (attempt.code, attempt.outcome.message.startswith("step_00000001 cannot be written: ")) == (1, True)
+    assert attempt.messages("error") == [attempt.outcome.message]
     assert list((attempt.folder / "staging").iterdir()) == []
     assert "Traceback" not in (attempt.folder / "stderr.log").read_text()
 
@@ -116,22 +116,22 @@ def test_a_model_without_whole_weights(
     else:
         (tmp_path / "model" / "model.safetensors").write_bytes(weights)
     attempt = attempts.make(tmp_path / "run", run | {"model": {"name_or_path": str(tmp_path / "model")}})
-    assert attempt.said is not None
-    assert (attempt.code, said[1] in attempt.said.line) == (said[0], True), attempt.said
+    assert attempt.outcome is not None
+    assert (attempt.code, said[1] in attempt.outcome.message) == (said[0], True), attempt.outcome
     assert "Traceback" not in (attempt.folder / "stderr.log").read_text()
 
 
 @pytest.mark.skipif(importlib.util.find_spec("flash_attn") is not None, reason="this host has it")
 def test_a_package_that_is_missing_here_may_be_elsewhere(run: dict[str, Any], tmp_path: Path) -> None:
     attempt = attempts.make(tmp_path / "run", run | {"model_init": {"attn_implementation": "flash_attention_2"}})
-    assert attempt.said is not None
-    assert (attempt.code, "flash attention needs the package flash_attn" in attempt.said.line) == (1, True)
+    assert attempt.outcome is not None
+    assert (attempt.code, "flash attention needs the package flash_attn" in attempt.outcome.message) == (1, True)
 
 
 def test_prompts_that_fill_the_length_leave_nothing_to_learn(run: dict[str, Any], tmp_path: Path) -> None:
     attempt = attempts.make(tmp_path / "run", _with(run, max_length=4))
-    assert attempt.said is not None
-    assert (attempt.code, attempt.said.line) == (
+    assert attempt.outcome is not None
+    assert (attempt.code, attempt.outcome.message) == (
         78,
         "data.train: no row has anything left to learn within options.max_length",
     )
@@ -261,24 +261,24 @@ def test_a_damaged_checkpoint_is_refused(run: dict[str, Any], tmp_path: Path) ->
     weights = attempt.checkpoint(1) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     again = attempts.make(tmp_path / "second", run, resume=attempt.checkpoint(1))
-    assert again.said is not None
-    assert (again.code, "model.safetensors has the wrong size" in again.said.line) == (1, True)
+    assert again.outcome is not None
+    assert (again.code, "model.safetensors has the wrong size" in again.outcome.message) == (1, True)
 
 
 def test_a_checkpoint_of_other_options_is_refused(run: dict[str, Any], tmp_path: Path) -> None:
     """The libraries would skip the wrong rows without a word."""
     first = attempts.make(tmp_path / "first", run, stop=True)
     other = attempts.make(tmp_path / "other", _with(run, per_device_train_batch_size=2), resume=first.checkpoint(1))
-    assert other.said is not None
-    assert (other.code, "options.per_device_train_batch_size was 4 and is 2" in other.said.line) == (78, True)
+    assert other.outcome is not None
+    assert (other.code, "options.per_device_train_batch_size was 4 and is 2" in other.outcome.message) == (78, True)
 
 
 def test_what_a_checkpoint_is_judged_by_survives_a_resume() -> None:
-    from trainers.reporting import judged_by
+    from trainers.reporting import checkpoint_metrics
 
     history = [
         {"loss": 2.0, "grad_norm": 1.0, "step": 3},
         {"eval_loss": 1.5, "eval_runtime": 2.0, "eval_samples_per_second": 9.0, "step": 3},
         {"loss": 1.0, "step": 6},
     ]
-    assert judged_by(history) == {"train_loss": 1.0, "eval_loss": 1.5}
+    assert checkpoint_metrics(history) == {"train_loss": 1.0, "eval_loss": 1.5}

@@ -88,18 +88,18 @@ def test_a_run_that_is_cut_shows_and_trains_what_the_straight_one_does(work: Pat
     ],
 )
 def test_a_prompt_is_what_comes_before_what_is_learnt(kind: str, row: dict[str, Any], prompt: Any) -> None:
-    assert samples.prompt_of(kind, row) == prompt
+    assert samples.extract_prompt(kind, row) == prompt
 
 
 def test_of_many_rollouts_some_are_shown_of_different_prompts() -> None:
     made = [Rollout(str(n // 4), str(n)) for n in range(16)]
-    assert [each.prompt for each in samples.spread(made, 4)] == ["0", "1", "2", "3"]
-    assert samples.spread(made[:3], 4) == made[:3]
+    assert [each.prompt for each in samples.pick_evenly(made, 4)] == ["0", "1", "2", "3"]
+    assert samples.pick_evenly(made[:3], 4) == made[:3]
 
 
 def test_messages_are_shown_with_their_roles_and_a_lone_answer_without() -> None:
-    assert samples.as_text([*SAYS, *ANSWERS]) == "user: what?\nassistant: that"
-    assert samples.as_text(ANSWERS) == "that"
+    assert samples.format_turns([*SAYS, *ANSWERS]) == "user: what?\nassistant: that"
+    assert samples.format_turns(ANSWERS) == "that"
 
 
 def test_a_reward_model_says_nothing(work: Path) -> None:

@@ -11,13 +11,13 @@ from trainers import methods, schemas
 
 @pytest.mark.parametrize("method", methods.NAMES)
 def test_fresh(method: str) -> None:
-    assert (schemas.FOLDER / f"{method}.json").read_text() == schemas.render(method), "run `make schemas`"
+    assert (schemas.FOLDER / f"{method}.json").read_text() == schemas.render_schema(method), "run `make schemas`"
 
 
 @pytest.mark.parametrize("method", methods.NAMES)
 def test_every_option_is_either_the_users_or_relays(method: str) -> None:
-    schema = schemas.method_schema(method)
-    names = {field.name for field in dataclasses.fields(methods.load(method).config) if field.init}
+    schema = schemas.build_method_schema(method)
+    names = {field.name for field in dataclasses.fields(methods.load_method(method).config_class) if field.init}
     assert set(schema["properties"]) | set(schema["x-relay-owned"]) == names
     assert set(schema["properties"]).isdisjoint(schema["x-relay-owned"])
 
@@ -50,6 +50,6 @@ def test_values(options: dict[str, object], wrong: list[str]) -> None:
 
 @pytest.mark.parametrize("method", methods.NAMES)
 def test_defaults_and_types_agree(method: str) -> None:
-    for property_ in schemas.method_schema(method)["properties"].values():
+    for property_ in schemas.build_method_schema(method)["properties"].values():
         if "default" in property_:
             jsonschema.validate(property_["default"], property_, cls=jsonschema.Draft202012Validator)

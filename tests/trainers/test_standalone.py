@@ -17,23 +17,27 @@ def test_a_local_model_is_named_by_where_it_lies(tmp_path: Path, name: str, reso
     (tmp_path / "models" / "tiny").mkdir(parents=True)
     (tmp_path / "mine").mkdir()
     run = parse(SFT | {"model": {"name_or_path": name}})
-    contract = standalone.contract(run, tmp_path / "mine" / "sums.yaml", tmp_path / "runs", {})
+    contract = standalone.prepare_attempt(run, tmp_path / "mine" / "sums.yaml", tmp_path / "runs", {})
     assert json.loads(contract.run_file.read_text())["model"]["name_or_path"] == resolved.format(tmp_path)
 
 
 def test_the_first_pin_of_a_name_holds(tmp_path: Path) -> None:
     run = parse(SFT | {"model": {"name_or_path": "org/tiny"}})
     for commit in ("first", "second"):
-        contract = standalone.contract(run, tmp_path / "sums.yaml", tmp_path, {})
+        contract = standalone.prepare_attempt(run, tmp_path / "sums.yaml", tmp_path, {})
         contract.events.write_text(json.dumps({"type": "pin", "name": "model", "value": commit}) + "\n{torn")
-    assert standalone.contract(run, tmp_path / "sums.yaml", tmp_path, {}).pins == {"model": "first"}
+    assert standalone.prepare_attempt(run, tmp_path / "sums.yaml", tmp_path, {}).pins == {"model": "first"}
 
 
 def test_gpus_are_taken_from_those_in_sight() -> None:
     named = {"CUDA_VISIBLE_DEVICES": "3,5"}
-    assert (standalone.visible_gpus(named), standalone.first_gpus(1, named), standalone.first_gpus(0, named)) == (
+    assert (
+        standalone.count_visible_gpus(named),
+        standalone.select_gpus(1, named),
+        standalone.select_gpus(0, named),
+    ) == (
         2,
         "3",
         "",
     )
-    assert (standalone.visible_gpus({"CUDA_VISIBLE_DEVICES": "-1"}), standalone.first_gpus(2, {})) == (0, "0,1")
+    assert (standalone.count_visible_gpus({"CUDA_VISIBLE_DEVICES": "-1"}), standalone.select_gpus(2, {})) == (0, "0,1")

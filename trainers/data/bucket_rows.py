@@ -22,29 +22,29 @@ from trainers.data import cache
 from trainers.errors import ConfigError, HostError
 
 _REQUEST, _RETRY = timedelta(seconds=120), timedelta(seconds=120)
-_MAGIC = re.compile(r"[*?[]")
+_GLOB = re.compile(r"[*?[]")
 
-Object = Mapping[str, Any]  #: what a listing says of one
+ObjectListing = Mapping[str, Any]  #: what a listing says of one
 
 
-def is_in_a_bucket(path: str) -> bool:
+def is_bucket_path(path: str) -> bool:
     return path.partition("://")[0] in BUCKETS and "://" in path
 
 
-def fetched(path: str) -> list[tuple[Path, str]]:
+def fetch_objects(path: str) -> list[tuple[Path, str]]:
     """The objects that a path means, as files of this host, each with its name for people; in order of their keys.
 
     Raises ConfigError for a path that means none, HostError where the bucket is out of reach or closed to this host.
     """
-    magic = _MAGIC.search(path)
+    magic = _GLOB.search(path)
     fixed = path[: path.rindex("/", 0, magic.start())] if magic else path
     try:
         address = parse(fixed)
         client = Clients(address.scheme, _REQUEST, _RETRY).of(address.bucket)
         with told(path):
-            found = sorted(_named(client, address, path if magic else ""), key=lambda each: str(each["path"]))
+            found = sorted(_list_objects(client, address, path if magic else ""), key=lambda each: str(each["path"]))
             whole = Address(address.scheme, address.bucket, "")
-            return [(_kept(client, whole / each["path"], each), str(whole / each["path"])) for each in found]
+            return [(_fetch_cached(client, whole / each["path"], each), str(whole / each["path"])) for each in found]
     except AddressError as error:
         raise ConfigError(f"data: {path}: {error}") from error
     except (Gone, FileNotFoundError) as error:
@@ -53,15 +53,15 @@ def fetched(path: str) -> list[tuple[Path, str]]:
         raise HostError(f"data: {error}") from error
 
 
-def _named(client: Client, address: Address, pattern: str) -> Iterator[Object]:
+def _list_objects(client: Client, address: Address, pattern: str) -> Iterator[ObjectListing]:
     """The objects below an address that match, or the one that it is, or those that are rows by their names."""
-    matches = re.compile(_translated(pattern.partition("://")[2].partition("/")[2])) if pattern else None
+    matches = re.compile(_glob_to_regex(pattern.partition("://")[2].partition("/")[2])) if pattern else None
     below = [each for page in obstore.list(client, address.path or None) for each in page]
     inside = [each for each in below if str(each["path"]).startswith(f"{address.path}/" if address.path else "")]
     if matches:
         found = [each for each in inside if matches.fullmatch(str(each["path"]))]
     elif inside:
-        found = [each for each in inside if _is_rows(str(each["path"]))]
+        found = [each for each in inside if _has_rows_suffix(str(each["path"]))]
     else:
         found = [obstore.head(client, address.path)]
     if not found:
@@ -69,35 +69,35 @@ def _named(client: Client, address: Address, pattern: str) -> Iterator[Object]:
     yield from found
 
 
-def _is_rows(key: str) -> bool:
+def _has_rows_suffix(key: str) -> bool:
     return key.lower().removesuffix(".gz").removesuffix(".zst").endswith(ROWS)
 
 
-def _translated(pattern: str) -> str:
+def _glob_to_regex(pattern: str) -> str:
     """A glob as a regular expression: `*` and `?` stay within a part of the path, `**` does not."""
     parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^]]+\])", pattern)
     known = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     return "".join(known.get(part) or (part if part.startswith("[") else re.escape(part)) for part in parts)
 
 
-def _kept(client: Client, at: Address, said: Object) -> Path:
+def _fetch_cached(client: Client, at: Address, said: ObjectListing) -> Path:
     """The object's file here; fetched unless it is there."""
-    folder = cache.place("object", str(at), said.get("e_tag"), said["size"], str(said["last_modified"]))
+    folder = cache.entry_folder("object", str(at), said.get("e_tag"), said["size"], str(said["last_modified"]))
     file = folder / Path(at.path).name
     if not file.is_file() or file.stat().st_size != said["size"]:
         shutil.rmtree(folder, ignore_errors=True)
-        with cache.making(folder) as draft:
-            _fetch(client, at, said["size"], draft / file.name)
+        with cache.new_entry(folder) as draft:
+            _download(client, at, said["size"], draft / file.name)
     return file
 
 
-def _fetch(client: Client, at: Address, size: int, to: Path) -> None:
+def _download(client: Client, at: Address, size: int, to: Path) -> None:
     arrived = 0
-    with cache.writing(to):
+    with cache.disk_errors(to):
         file = to.open("wb", buffering=0)
     with file:
         for chunk in obstore.get(client, at.path).stream():
-            with cache.writing(to):
+            with cache.disk_errors(to):
                 arrived += file.write(chunk)
     if arrived != size:
         raise HostError(f"data: {at} changed while it was fetched; try again")

@@ -13,32 +13,32 @@ from uuid import uuid4
 
 from trainers.errors import HostError
 
-FOLDER = "RELAY_DATA_CACHE"  #: names the folder of all
-UNUSED, UNFINISHED = 30 * 24 * 3600, 24 * 3600  #: seconds after which a thing goes, and what became none
-_DRAFT = ".tmp-"
+CACHE_VARIABLE = "RELAY_DATA_CACHE"  #: names the folder of all
+UNUSED_SECONDS, DRAFT_SECONDS = 30 * 24 * 3600, 24 * 3600  #: seconds after which a thing goes, and what became none
+_DRAFT_PREFIX = ".tmp-"
 
 
-def place(*what: Any) -> Path:
+def entry_folder(*what: Any) -> Path:
     """The folder for what these JSON values name; it need not be there. Being asked for, it counts as used."""
-    folder = _root() / hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
+    folder = _cache_root() / hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
     with suppress(FileNotFoundError):
         os.utime(folder)
     return folder
 
 
 @contextmanager
-def making(folder: Path) -> Iterator[Path]:
+def new_entry(folder: Path) -> Iterator[Path]:
     """A folder to fill, which becomes `folder` when that went well, unless another process was first. What nobody has
     used for long goes. Raises HostError when this host's disk fails, where the writer says so by `writing`.
     """
-    draft = folder.with_name(f"{_DRAFT}{uuid4().hex}")
+    draft = folder.with_name(f"{_DRAFT_PREFIX}{uuid4().hex}")
     try:
-        with writing(draft):
+        with disk_errors(draft):
             draft.mkdir(parents=True)
-            _tidy(folder.parent)
+            _remove_unused(folder.parent)
         yield draft
-        with writing(folder):
-            _sync(draft)
+        with disk_errors(folder):
+            _sync_to_disk(draft)
             try:
                 draft.rename(folder)
             except OSError:
@@ -49,28 +49,30 @@ def making(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
     """What goes wrong in here is this host's disk."""
     try:
         yield
     except OSError as error:
-        raise HostError(f"data: {path.parent} takes nothing ({error.strerror}); ${FOLDER} names another") from error
+        raise HostError(
+            f"data: {path.parent} takes nothing ({error.strerror}); ${CACHE_VARIABLE} names another"
+        ) from error
 
 
-def _sync(folder: Path) -> None:
+def _sync_to_disk(folder: Path) -> None:
     """So that after a host's crash a name never stands for half a thing."""
     for path in folder.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
 
 
-def _root() -> Path:
-    return Path(os.environ.get(FOLDER) or Path.home() / ".cache" / "relay" / "data")
+def _cache_root() -> Path:
+    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "relay" / "data")
 
 
-def _tidy(root: Path) -> None:
+def _remove_unused(root: Path) -> None:
     for folder in root.iterdir():
         with suppress(FileNotFoundError):
-            limit = UNFINISHED if folder.name.startswith(_DRAFT) else UNUSED
+            limit = DRAFT_SECONDS if folder.name.startswith(_DRAFT_PREFIX) else UNUSED_SECONDS
             if time.time() - folder.stat().st_mtime > limit:
                 shutil.rmtree(folder, ignore_errors=True)

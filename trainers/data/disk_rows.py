@@ -19,13 +19,13 @@ from trainers.data import cache
 from trainers.data.row_formats import Row
 from trainers.errors import ConfigError
 
-LARGE = 64 << 20  #: bytes of text that stay in memory
+MEMORY_LIMIT = 64 << 20  #: bytes of text that stay in memory
 _ROWS, _ABOUT = "rows.arrow", "about.json"
-_AT_ONCE = 1000  #: rows
-_BYTES_AT_ONCE = 8 << 20
+_BATCH_ROWS = 1000  #: rows
+_BATCH_BYTES = 8 << 20
 
 
-class Large(Sequence[Row]):
+class DiskRows(Sequence[Row]):
     """Rows that lie in files; `dataset` is what a library trainer takes."""
 
     def __init__(self, dataset: Dataset) -> None:
@@ -37,10 +37,10 @@ class Large(Sequence[Row]):
     @overload
     def __getitem__(self, at: int) -> Row: ...
     @overload
-    def __getitem__(self, at: slice) -> "Large": ...
-    def __getitem__(self, at: int | slice) -> "Row | Large":
+    def __getitem__(self, at: slice) -> "DiskRows": ...
+    def __getitem__(self, at: int | slice) -> "Row | DiskRows":
         if isinstance(at, slice):
-            return Large(self.dataset.select(range(*at.indices(len(self)))))
+            return DiskRows(self.dataset.select(range(*at.indices(len(self)))))
         row: Row = self.dataset[at]
         return row
 
@@ -48,7 +48,7 @@ class Large(Sequence[Row]):
         return iter(self.dataset)
 
 
-def gathered(rows: Iterator[Row], folder: Path, about: Callable[[], Mapping[str, Any]]) -> Sequence[Row]:
+def gather_rows(rows: Iterator[Row], folder: Path, about: Callable[[], Mapping[str, Any]]) -> Sequence[Row]:
     """The rows: a list, or where they are too large for one, Large, in a file in `folder`, which is there only then;
     what is said about them once all are read is kept with them.
 
@@ -58,47 +58,49 @@ def gathered(rows: Iterator[Row], folder: Path, about: Callable[[], Mapping[str,
     size = 0
     for row in rows:
         kept.append(row)
-        size += _size(row)
-        if size > LARGE:
-            with cache.making(folder) as draft:
-                _write(chain(_drained(kept), rows), draft / _ROWS)
-                with cache.writing(draft / _ABOUT):
+        size += _estimate_size(row)
+        if size > MEMORY_LIMIT:
+            with cache.new_entry(folder) as draft:
+                _write_rows(chain(_drain(kept), rows), draft / _ROWS)
+                with cache.disk_errors(draft / _ABOUT):
                     (draft / _ABOUT).write_text(json.dumps(about()))
-            return _opened(folder)
+            return _open_rows(folder)
     return kept
 
 
-def found(folder: Path) -> tuple[Large, dict[str, Any]] | None:
+def find_cached_rows(folder: Path) -> tuple[DiskRows, dict[str, Any]] | None:
     """What `gathered` left there, with what was said about it."""
     if not (folder / _ABOUT).is_file():
         return None
-    return _opened(folder), json.loads((folder / _ABOUT).read_text())
+    return _open_rows(folder), json.loads((folder / _ABOUT).read_text())
 
 
-def _opened(folder: Path) -> Large:
-    return Large(Dataset.from_file(str(folder / _ROWS)))
+def _open_rows(folder: Path) -> DiskRows:
+    return DiskRows(Dataset.from_file(str(folder / _ROWS)))
 
 
-def taken(rows: Sequence[Row], numbers: "Sequence[int] | NDArray[np.int64]") -> Sequence[Row]:
+def select_rows(rows: Sequence[Row], numbers: "Sequence[int] | NDArray[np.int64]") -> Sequence[Row]:
     """Some of the rows, by their numbers."""
-    return Large(rows.dataset.select(numbers)) if isinstance(rows, Large) else [rows[number] for number in numbers]
+    return (
+        DiskRows(rows.dataset.select(numbers)) if isinstance(rows, DiskRows) else [rows[number] for number in numbers]
+    )
 
 
-def joined(parts: Sequence[Sequence[Row]]) -> Sequence[Row]:
+def concatenate_rows(parts: Sequence[Sequence[Row]]) -> Sequence[Row]:
     """One after the other."""
-    if not any(isinstance(part, Large) for part in parts):
+    if not any(isinstance(part, DiskRows) for part in parts):
         return list(chain.from_iterable(parts))
     sets = [as_dataset(part) for part in parts if len(part)]
     if len(sets) == 1:
-        return Large(sets[0])
+        return DiskRows(sets[0])
     schema = pa.unify_schemas([each.features.arrow_schema for each in sets], promote_options="permissive")
     features = Features.from_arrow_schema(schema)
-    return Large(concatenate_datasets([each if each.features == features else each.cast(features) for each in sets]))
+    return DiskRows(concatenate_datasets([each if each.features == features else each.cast(features) for each in sets]))
 
 
 def as_dataset(rows: Sequence[Row]) -> Dataset:
     """What a library trainer takes."""
-    return rows.dataset if isinstance(rows, Large) else Dataset.from_list(list(rows))
+    return rows.dataset if isinstance(rows, DiskRows) else Dataset.from_list(list(rows))
 
 
 def as_stream(rows: Sequence[Row], seed: int) -> IterableDataset:
@@ -109,19 +111,19 @@ def as_stream(rows: Sequence[Row], seed: int) -> IterableDataset:
     return stream
 
 
-def _drained(rows: list[Row]) -> Iterator[Row]:
+def _drain(rows: list[Row]) -> Iterator[Row]:
     rows.reverse()
     while rows:
         yield rows.pop()
 
 
-def _write(rows: Iterable[Row], path: Path) -> None:
+def _write_rows(rows: Iterable[Row], path: Path) -> None:
     """An Arrow stream. What a column holds is seen only row by row: where it is more than it was, what has been written
     is written again.
     """
     number, widened = 0, 0
-    into = _Stream(path)
-    for batch in _batches(rows):
+    into = _StreamWriter(path)
+    for batch in _split_into_batches(rows):
         try:
             table = pa.Table.from_pydict({name: [row[name] for row in batch] for name in batch[0]})
             schema = pa.unify_schemas([into.schema or table.schema, table.schema], promote_options="permissive")
@@ -132,13 +134,13 @@ def _write(rows: Iterable[Row], path: Path) -> None:
             ) from error
         if into.schema is not None and schema != into.schema:
             widened += 1
-            into = into.again(path.with_name(f"{widened}-{_ROWS}"), schema)
+            into = into.rewrite_as(path.with_name(f"{widened}-{_ROWS}"), schema)
         into.add(table.cast(schema))
         number += len(batch)
     into.close(path)
 
 
-class _Stream:
+class _StreamWriter:
     """An Arrow stream that is being written."""
 
     def __init__(self, path: Path, schema: pa.Schema | None = None) -> None:
@@ -147,16 +149,16 @@ class _Stream:
         self._writer: Any = None
 
     def add(self, table: pa.Table) -> None:
-        with cache.writing(self._path):
+        with cache.disk_errors(self._path):
             if self._writer is None:
                 self.schema = table.schema
                 self._writer = pa.ipc.new_stream(str(self._path), table.schema)
             self._writer.write_table(table)
 
-    def again(self, path: Path, schema: pa.Schema) -> "_Stream":
+    def rewrite_as(self, path: Path, schema: pa.Schema) -> "_StreamWriter":
         """The same rows with other types, in a new file in the place of this one."""
         self.close(self._path)
-        wider = _Stream(path, schema)
+        wider = _StreamWriter(path, schema)
         with pa.ipc.open_stream(pa.OSFile(str(self._path))) as before:
             for batch in before:
                 wider.add(pa.Table.from_batches([batch]).cast(schema))
@@ -164,28 +166,28 @@ class _Stream:
         return wider
 
     def close(self, path: Path) -> None:
-        with cache.writing(path):
+        with cache.disk_errors(path):
             self._writer.close()
             self._path.rename(path)
 
 
-def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
+def _split_into_batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
     batch: list[Row] = []
     size = 0
     for row in rows:
         batch.append(row)
-        size += _size(row)
-        if len(batch) == _AT_ONCE or size > _BYTES_AT_ONCE:
+        size += _estimate_size(row)
+        if len(batch) == _BATCH_ROWS or size > _BATCH_BYTES:
             yield batch
             batch, size = [], 0
     if batch:
         yield batch
 
 
-def _size(value: Any) -> int:
+def _estimate_size(value: Any) -> int:
     """About how many bytes of text a value holds."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, dict):
-        return sum(map(_size, value.values()))
-    return sum(map(_size, value)) if isinstance(value, list) else 8
+        return sum(map(_estimate_size, value.values()))
+    return sum(map(_estimate_size, value)) if isinstance(value, list) else 8

@@ -22,13 +22,13 @@ from typing import IO, Any, cast
 import pyarrow as pa
 import pyarrow.parquet
 
-from trainers.data.row_formats import Row, shown
+from trainers.data.row_formats import Row, format_value
 from trainers.errors import ConfigError
 
 #: How packed files begin.
-_PACKED: Mapping[bytes, str] = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+_COMPRESSION: Mapping[bytes, str] = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 #: How files begin that are not read.
-_OTHER: Mapping[bytes, str] = {
+_UNSUPPORTED: Mapping[bytes, str] = {
     b"\xfd7zXZ": "xz",
     b"PK\x03\x04": "zip",
     b"BZh": "bzip2",
@@ -39,36 +39,36 @@ _OTHER: Mapping[bytes, str] = {
     b"SQLite": "SQLite",
 }
 _PARQUET, _ARROW, _STREAM = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"
-_MARK = b"\xef\xbb\xbf"
-_HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
-_LARGEST_CELL = 1 << 30
-_AT_ONCE = 1000  #: rows
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_LONE_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_MAX_CELL_BYTES = 1 << 30
+_BATCH_ROWS = 1000  #: rows
 
 #: Where a row stands, for people, and the row, or what is wrong with it where the next ones can be read all the same.
-Numbered = Iterator[tuple[str, Row | ConfigError]]
+PlacedRows = Iterator[tuple[str, Row | ConfigError]]
 
 
-def read(path: Path, name: str) -> Numbered:
+def read_rows(path: Path, name: str) -> PlacedRows:
     """The rows of a file that errors call `name`. Raises ConfigError where nothing more can be read, and why."""
     with path.open("rb") as file:
         begins = file.read(8)
     if begins.startswith(_PARQUET):
-        yield from _tables(name, lambda: pa.parquet.ParquetFile(path).iter_batches(_AT_ONCE))
+        yield from _read_batches(name, lambda: pa.parquet.ParquetFile(path).iter_batches(_BATCH_ROWS))
     elif begins.startswith(_ARROW):
-        yield from _tables(name, lambda: _record_batches(pa.ipc.open_file(pa.memory_map(str(path)))))
+        yield from _read_batches(name, lambda: _record_batches(pa.ipc.open_file(pa.memory_map(str(path)))))
     elif begins.startswith(_STREAM):
-        yield from _tables(name, lambda: iter(pa.ipc.open_stream(pa.memory_map(str(path)))))
+        yield from _read_batches(name, lambda: iter(pa.ipc.open_stream(pa.memory_map(str(path)))))
     else:
-        packing = next((kind for magic, kind in _PACKED.items() if begins.startswith(magic)), None)
-        with _unpacked(path, name, packing) as content:
-            yield from _text(content, name, Path(path.stem if packing else path.name).suffix.lower())
+        packing = next((kind for magic, kind in _COMPRESSION.items() if begins.startswith(magic)), None)
+        with _open_unpacked(path, name, packing) as content:
+            yield from _read_text(content, name, Path(path.stem if packing else path.name).suffix.lower())
 
 
 def _record_batches(reader: Any) -> Iterator[Any]:
     return (reader.get_batch(number) for number in range(reader.num_record_batches))
 
 
-def _tables(name: str, opened: Any) -> Numbered:
+def _read_batches(name: str, opened: Any) -> PlacedRows:
     number = 0
     try:
         for batch in opened():
@@ -76,11 +76,11 @@ def _tables(name: str, opened: Any) -> Numbered:
                 number += 1
                 yield f"{name} row {number}", row
     except (pa.ArrowException, OSError) as error:
-        raise ConfigError(f"{name}: cannot be read after row {number} ({_line(error)})") from error
+        raise ConfigError(f"{name}: cannot be read after row {number} ({_in_one_line(error)})") from error
 
 
 @contextmanager
-def _unpacked(path: Path, name: str, packing: str | None) -> Iterator[IO[bytes]]:
+def _open_unpacked(path: Path, name: str, packing: str | None) -> Iterator[IO[bytes]]:
     if packing is None:
         with path.open("rb") as file:
             yield file
@@ -89,59 +89,59 @@ def _unpacked(path: Path, name: str, packing: str | None) -> Iterator[IO[bytes]]
         with pa.input_stream(str(path), compression=packing) as stream:
             yield cast("IO[bytes]", io.BufferedReader(cast(io.RawIOBase, stream), 1 << 20))
     except (OSError, pa.ArrowException) as error:
-        raise ConfigError(f"{name}: cannot be unpacked ({_line(error)})") from error
+        raise ConfigError(f"{name}: cannot be unpacked ({_in_one_line(error)})") from error
 
 
-def _text(content: IO[bytes], name: str, suffix: str) -> Numbered:
+def _read_text(content: IO[bytes], name: str, suffix: str) -> PlacedRows:
     """Lines, an array, or a table of text; of what is packed this is known only now."""
     first = content.readline()
-    begins = first.removeprefix(_MARK)
-    if kind := next((kind for magic, kind in _OTHER.items() if begins.startswith(magic)), None):
-        raise ConfigError(f"{name}: is {kind}, which is not read; {_WRITE}")
+    begins = first.removeprefix(_BYTE_ORDER_MARK)
+    if kind := next((kind for magic, kind in _UNSUPPORTED.items() if begins.startswith(magic)), None):
+        raise ConfigError(f"{name}: is {kind}, which is not read; {_SUPPORTED}")
     if begins.startswith((_PARQUET, _ARROW, _STREAM)):
         raise ConfigError(f"{name}: is a packed table; unpack it")
-    lines = _joined(begins, content)
+    lines = _prepend_line(begins, content)
     if suffix in (".csv", ".tsv"):
-        yield from _table(lines, name, "\t" if suffix == ".tsv" else ",")
+        yield from _read_table(lines, name, "\t" if suffix == ".tsv" else ",")
     elif begins.lstrip().startswith(b"[") and suffix == ".json":
-        yield from _array(b"".join(lines), name)
+        yield from _read_array(b"".join(lines), name)
     else:
-        yield from _lines(lines, name)
+        yield from _read_lines(lines, name)
 
 
-_WRITE = "rows are read from JSON lines, CSV, Parquet and Arrow files, the first two packed with gzip or zstd too"
+_SUPPORTED = "rows are read from JSON lines, CSV, Parquet and Arrow files, the first two packed with gzip or zstd too"
 
 
-def _joined(first: bytes, rest: IO[bytes]) -> Iterator[bytes]:
+def _prepend_line(first: bytes, rest: IO[bytes]) -> Iterator[bytes]:
     yield first
     yield from rest
 
 
-def _lines(lines: Iterator[bytes], name: str) -> Numbered:
+def _read_lines(lines: Iterator[bytes], name: str) -> PlacedRows:
     for number, line in enumerate(lines, 1):
         if line.strip():
             place = f"{name}:{number}"
-            yield place, _of_line(line, place)
+            yield place, _parse_line(line, place)
 
 
-def _of_line(line: bytes, place: str) -> Row | ConfigError:
+def _parse_line(line: bytes, place: str) -> Row | ConfigError:
     try:
-        found = _parsed(line, place, "; each line is one object")
+        found = _parse_json(line, place, "; each line is one object")
     except ConfigError as error:
         return error
-    return _row(found, place)
+    return _require_object(found, place)
 
 
-def _array(content: bytes, name: str) -> Numbered:
-    rows = _parsed(content, name, "")
+def _read_array(content: bytes, name: str) -> PlacedRows:
+    rows = _parse_json(content, name, "")
     for number, row in enumerate(rows, 1):
-        yield f"{name} row {number}", _row(row, f"{name} row {number}")
+        yield f"{name} row {number}", _require_object(row, f"{name} row {number}")
 
 
-def _parsed(text: bytes, place: str, hint: str) -> Any:
+def _parse_json(text: bytes, place: str, hint: str) -> Any:
     try:
         found = json.loads(text.decode())
-        if _HALF_PAIR.search(text):  # JSON can say half a character; no tokenizer can read it
+        if _LONE_SURROGATE.search(text):  # JSON can say half a character; no tokenizer can read it
             json.dumps(found, ensure_ascii=False).encode()
     except (UnicodeDecodeError, UnicodeEncodeError) as error:
         raise ConfigError(f"{place}: not UTF-8 text ({error.reason})") from error
@@ -150,15 +150,15 @@ def _parsed(text: bytes, place: str, hint: str) -> Any:
     return found
 
 
-def _row(row: Any, place: str) -> Row | ConfigError:
+def _require_object(row: Any, place: str) -> Row | ConfigError:
     if isinstance(row, dict):
         return row
-    return ConfigError(f'{place}: a row is an object like {{"text": "…"}}, found {shown(row)}')
+    return ConfigError(f'{place}: a row is an object like {{"text": "…"}}, found {format_value(row)}')
 
 
-def _table(lines: Iterator[bytes], name: str, delimiter: str) -> Numbered:
-    csv.field_size_limit(_LARGEST_CELL)
-    reader = csv.reader(_decoded(lines, name), delimiter=delimiter, strict=True)
+def _read_table(lines: Iterator[bytes], name: str, delimiter: str) -> PlacedRows:
+    csv.field_size_limit(_MAX_CELL_BYTES)
+    reader = csv.reader(_decode_lines(lines, name), delimiter=delimiter, strict=True)
     try:
         columns = next(reader, [])
         if twice := {column for column in columns if columns.count(column) > 1}:
@@ -168,7 +168,7 @@ def _table(lines: Iterator[bytes], name: str, delimiter: str) -> Numbered:
             if not cells:
                 continue
             if len(cells) == len(columns):
-                yield place, {column: _cell(column, cell) for column, cell in zip(columns, cells, strict=True)}
+                yield place, {column: _parse_cell(column, cell) for column, cell in zip(columns, cells, strict=True)}
             else:
                 said = f"{place}: {len(cells)} values, and {len(columns)} columns in the first line"
                 yield place, ConfigError(said)
@@ -176,11 +176,11 @@ def _table(lines: Iterator[bytes], name: str, delimiter: str) -> Numbered:
         raise ConfigError(f"{name}:{reader.line_num}: not a table of values ({error})") from error
 
 
-def _cell(column: str, cell: str) -> Any:
+def _parse_cell(column: str, cell: str) -> Any:
     return {"true": True, "false": False}.get(cell.strip().lower(), cell) if column == "label" else cell
 
 
-def _decoded(lines: Iterator[bytes], name: str) -> Iterator[str]:
+def _decode_lines(lines: Iterator[bytes], name: str) -> Iterator[str]:
     for number, line in enumerate(lines, 1):
         try:
             yield line.decode()
@@ -188,5 +188,5 @@ def _decoded(lines: Iterator[bytes], name: str) -> Iterator[str]:
             raise ConfigError(f"{name}:{number}: not UTF-8 text ({error.reason})") from error
 
 
-def _line(error: Exception) -> str:
+def _in_one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]

@@ -18,12 +18,20 @@ from numpy.typing import NDArray
 from runfile import ROWS, Data, Source, Split, rows_in
 from storage.manifest import hash_file
 from trainers.data import bucket_rows, cache, files, reasoning_gym
-from trainers.data.disk_rows import Large, found, gathered, joined, taken
-from trainers.data.row_formats import COLUMNS, Row, checked, kind_of, readable, trained_as, wanted
+from trainers.data.disk_rows import DiskRows, concatenate_rows, find_cached_rows, gather_rows, select_rows
+from trainers.data.row_formats import (
+    COLUMNS,
+    Row,
+    check_row,
+    describe_columns,
+    detect_kind,
+    readable_kinds,
+    trained_kind,
+)
 from trainers.errors import ConfigError
 from trainers.models import hub
 
-_READING = 1  #: changes when the same files and settings give other rows
+_FORMAT_VERSION = 1  #: changes when the same files and settings give other rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +40,7 @@ class Rows:
 
     kind: str
     rows: Sequence[Row]
-    made_of: str = ""  #: a digest of what large rows were taken from, and how
+    source_digest: str = ""  #: a digest of what large rows were taken from, and how
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -42,48 +50,50 @@ class Rows:
     @property
     def digest(self) -> str:
         """Of the rows, in their order."""
-        return self.made_of or _digest(self.rows)
+        return self.source_digest or _digest_rows(self.rows)
 
     def __len__(self) -> int:
         return len(self.rows)
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class _SourceRows:
     """One source's rows."""
 
     source: Source
     rows: Sequence[Row]
-    made_of: str = ""
+    source_digest: str = ""
 
-    def said(self) -> list[Any]:
-        return [self.made_of or _digest(self.rows), self.source.weight]
+    def describe(self) -> list[Any]:
+        return [self.source_digest or _digest_rows(self.rows), self.source.weight]
 
 
-def load(
+def load_rows(
     data: Data, *, seed: int, kinds: Sequence[str], base: Path, pins: Mapping[str, str] | None = None
 ) -> tuple[Rows, Rows | None]:
     """The rows to train on and those held out (None when `data.eval` says nothing). `pins` names the commits of data
     sets on the Hub (see `trainers.models.hub`). ConfigError names file and line.
     """
-    reader = Reader(data, seed, kinds, base, pins or {})
-    parts = reader.parts(data.train, "data.train")
+    reader = RowReader(data, seed, kinds, base, pins or {})
+    parts = reader.read_sources(data.train, "data.train")
     how: list[Any] = [seed, None, []]
     held_out: Rows | None = None
     if isinstance(data.eval, Split):
         how[1] = data.eval.split
-        kept, rows = split(parts, data.eval.split, seed)
+        kept, rows = split_sources(parts, data.eval.split, seed)
         held_out = Rows(reader.kind, rows)
     elif data.eval is not None:
-        held = reader.parts(data.eval, "data.eval")
+        held = reader.read_sources(data.eval, "data.eval")
         apart = [part for part in held if part.source.disjoint_from]
-        how[2] = [part.said() for part in apart]
-        kept = _without(parts, apart) if apart else parts
-        held_out = Rows(reader.kind, mix(held, seed))
+        how[2] = [part.describe() for part in apart]
+        kept = _remove_held_out(parts, apart) if apart else parts
+        held_out = Rows(reader.kind, mix_sources(held, seed))
     else:
         kept = parts
-    mixed = mix(kept, seed)
-    made_of = _digest([{"how": how, "of": [part.said() for part in parts]}]) if isinstance(mixed, Large) else ""
+    mixed = mix_sources(kept, seed)
+    made_of = (
+        _digest_rows([{"how": how, "of": [part.describe() for part in parts]}]) if isinstance(mixed, DiskRows) else ""
+    )
     train = Rows(reader.kind, mixed, made_of)
     for name, rows_ in (("data.train", train), ("data.eval", held_out)):
         if rows_ is not None and not rows_.rows:
@@ -91,27 +101,29 @@ def load(
     return train, held_out
 
 
-def _digest(rows: Iterable[Any]) -> str:
+def _digest_rows(rows: Iterable[Any]) -> str:
     digest = hashlib.sha256()
     for row in rows:
         digest.update(json.dumps(row).encode())
     return f"sha256:{digest.hexdigest()}"
 
 
-def _without(parts: list[_Part], held: Sequence[_Part]) -> list[_Part]:
+def _remove_held_out(parts: list[_SourceRows], held: Sequence[_SourceRows]) -> list[_SourceRows]:
     """The parts without the rows that ask what a row of `held` asks."""
-    asked = {_question(row) for part in held for row in part.rows}
+    asked = {_prompt_key(row) for part in held for row in part.rows}
     return [
-        replace(part, rows=taken(part.rows, [at for at, row in enumerate(part.rows) if _question(row) not in asked]))
+        replace(
+            part, rows=select_rows(part.rows, [at for at, row in enumerate(part.rows) if _prompt_key(row) not in asked])
+        )
         for part in parts
     ]
 
 
-def _question(row: Row) -> str:
+def _prompt_key(row: Row) -> str:
     return json.dumps(row.get("prompt", row), sort_keys=True)
 
 
-def mix(parts: Iterable[_Part], seed: int) -> Sequence[Row]:
+def mix_sources(parts: Iterable[_SourceRows], seed: int) -> Sequence[Row]:
     """The parts one after the other, each `weight` times: 2 is every row twice, 0.5 half of the rows, picked by
     seed.
     """
@@ -120,26 +132,26 @@ def mix(parts: Iterable[_Part], seed: int) -> Sequence[Row]:
         whole, rest = divmod(part.source.weight, 1)
         mixed += [part.rows] * int(whole)
         if rest:
-            chosen = _chosen(len(part.rows), round(rest * len(part.rows)), f"mix:{seed}:{index}")
-            mixed.append(taken(part.rows, np.flatnonzero(chosen)))
-    return joined(mixed)
+            chosen = _choose_rows(len(part.rows), round(rest * len(part.rows)), f"mix:{seed}:{index}")
+            mixed.append(select_rows(part.rows, np.flatnonzero(chosen)))
+    return concatenate_rows(mixed)
 
 
-def split(parts: Sequence[_Part], share: float, seed: int) -> tuple[list[_Part], Sequence[Row]]:
+def split_sources(parts: Sequence[_SourceRows], share: float, seed: int) -> tuple[list[_SourceRows], Sequence[Row]]:
     """The parts without the held-out rows, and those: `share` of each part, before weights, so none is on both
     sides.
     """
-    kept: list[_Part] = []
+    kept: list[_SourceRows] = []
     held: list[Sequence[Row]] = []
     for index, part in enumerate(parts):
         count = max(round(share * len(part.rows)), 1 if len(part.rows) > 1 else 0)
-        chosen = _chosen(len(part.rows), count, f"split:{seed}:{index}")
-        held.append(taken(part.rows, np.flatnonzero(chosen)))
-        kept.append(replace(part, rows=taken(part.rows, np.flatnonzero(~chosen))))
-    return kept, joined(held)
+        chosen = _choose_rows(len(part.rows), count, f"split:{seed}:{index}")
+        held.append(select_rows(part.rows, np.flatnonzero(chosen)))
+        kept.append(replace(part, rows=select_rows(part.rows, np.flatnonzero(~chosen))))
+    return kept, concatenate_rows(held)
 
 
-def _chosen(total: int, count: int, salt: str) -> NDArray[np.bool_]:
+def _choose_rows(total: int, count: int, salt: str) -> NDArray[np.bool_]:
     """Which `count` of `total` rows, by hash: the same on every Python, unlike `random`'s own choices. (total,)"""
     chosen = np.zeros(total, dtype=bool)
     if count:
@@ -150,7 +162,7 @@ def _chosen(total: int, count: int, salt: str) -> NDArray[np.bool_]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Told:
+class _RowFormat:
     """What the rows so far say of all."""
 
     kind: str = ""  #: as it is in the files
@@ -158,106 +170,114 @@ class _Told:
     names: Sequence[str] = ()  #: the first row's columns
 
 
-class Reader:
+class RowReader:
     """Reads sources of one data section; the first row decides the kind where the run file does not."""
 
     def __init__(self, data: Data, seed: int, kinds: Sequence[str], base: Path, pins: Mapping[str, str]) -> None:
         self._seed, self._pins, self._columns, self._base = seed, pins, data.columns, base
-        self._kinds = readable(kinds)
-        self._found: dict[str, list[tuple[Path, str]]] = {}
-        self._told = _Told("" if data.format == "auto" else data.format)
-        if self._told.kind and self._told.kind not in self._kinds:
+        self._kinds = readable_kinds(kinds)
+        self._files_of_path: dict[str, list[tuple[Path, str]]] = {}
+        self._format = _RowFormat("" if data.format == "auto" else data.format)
+        if self._format.kind and self._format.kind not in self._kinds:
             raise ConfigError(
-                f"data.format: {self._told.kind} cannot be used with this method; it takes {', '.join(self._kinds)} "
-                f"({wanted(self._kinds)})"
+                f"data.format: {self._format.kind} cannot be used with this method; it takes {', '.join(self._kinds)} "
+                f"({describe_columns(self._kinds)})"
             )
 
     @property
     def kind(self) -> str:
         """Of the rows that were read."""
-        return trained_as(self._told.kind)
+        return trained_kind(self._format.kind)
 
-    def parts(self, sources: Sequence[Source], name: str) -> list[_Part]:
-        parts = [self._part(source) for source in sources]
+    def read_sources(self, sources: Sequence[Source], name: str) -> list[_SourceRows]:
+        parts = [self._read_source(source) for source in sources]
         if not any(part.rows for part in parts):
             raise ConfigError(
                 f"{name}: {', '.join(str(source.path or source.reasoning_gym) for source in sources)} has no rows"
             )
         return parts
 
-    def _part(self, source: Source) -> _Part:
+    def _read_source(self, source: Source) -> _SourceRows:
         if source.reasoning_gym is not None:
-            return _Part(source, list(self._rows(source)))
-        asked = [_READING, self._content(source), asdict(self._told), self._kinds, dict(self._columns)]
-        folder = cache.place("rows", *asked)
-        if (before := found(folder)) is not None:
-            self._told = _Told(**before[1])
-            return _Part(source, before[0], folder.name)
-        rows = gathered(self._rows(source), folder, lambda: asdict(self._told))
-        return _Part(source, rows, folder.name if isinstance(rows, Large) else "")
+            return _SourceRows(source, list(self._require_rows(source)))
+        asked = [
+            _FORMAT_VERSION,
+            self._describe_content(source),
+            asdict(self._format),
+            self._kinds,
+            dict(self._columns),
+        ]
+        folder = cache.entry_folder("rows", *asked)
+        if (before := find_cached_rows(folder)) is not None:
+            self._format = _RowFormat(**before[1])
+            return _SourceRows(source, before[0], folder.name)
+        rows = gather_rows(self._require_rows(source), folder, lambda: asdict(self._format))
+        return _SourceRows(source, rows, folder.name if isinstance(rows, DiskRows) else "")
 
-    def _content(self, source: Source) -> Any:
+    def _describe_content(self, source: Source) -> Any:
         """What decides which rows a source has."""
         if (source.path or "").startswith("hf://"):
-            return [source.path, source.name, source.split, hub.dataset_commit(source, self._pins)]
-        return [[hash_file(file)[0], *file.suffixes[-2:]] for file, _ in self._named(source.path or "")]
+            return [source.path, source.name, source.split, hub.resolve_dataset(source, self._pins)]
+        return [[hash_file(file)[0], *file.suffixes[-2:]] for file, _ in self._find_files(source.path or "")]
 
-    def _rows(self, source: Source) -> Iterator[Row]:
-        for row in self.examined(source):
+    def _require_rows(self, source: Source) -> Iterator[Row]:
+        for row in self.check_rows(source):
             if isinstance(row, ConfigError):
                 raise row
             yield row
 
-    def examined(self, source: Source) -> Iterator[Row | ConfigError]:
+    def check_rows(self, source: Source) -> Iterator[Row | ConfigError]:
         """The rows of a source as they are trained on; in the place of one that is wrong, why. Raises ConfigError where
         nothing more can be read.
         """
-        for place, row in self._raw(source):
+        for place, row in self._read_raw(source):
             try:
-                yield row if isinstance(row, ConfigError) else self._good(row, place)
+                yield row if isinstance(row, ConfigError) else self._check(row, place)
             except ConfigError as error:
                 yield error
 
-    def _good(self, row: Mapping[str, Any], place: str) -> Row:
+    def _check(self, row: Mapping[str, Any], place: str) -> Row:
         renamed = {self._columns.get(name, name): value for name, value in row.items()}
         if len(renamed) < len(row):
             raise ConfigError(f"{place}: data.columns gives two columns one name, of {', '.join(map(str, row))}")
-        if not self._told.kind:
-            self._told = _Told(kind_of(renamed, self._kinds, place))
-        good = checked(renamed, self._told.kind, place)
-        self._require_alike(good, place)
+        if not self._format.kind:
+            self._format = _RowFormat(detect_kind(renamed, self._kinds, place))
+        good = check_row(renamed, self._format.kind, place)
+        self._require_same_shape(good, place)
         return good
 
-    def _require_alike(self, row: Row, place: str) -> None:
+    def _require_same_shape(self, row: Row, place: str) -> None:
         """Text and messages, and whether there is a prompt, are told once for all rows, by the first."""
         said = {name: value for name, value in row.items() if name in COLUMNS[self.kind] and name != "label"}
         shape = "text" if all(isinstance(value, str) for value in said.values()) else "messages"
-        if not self._told.shape:
-            self._told = _Told(self._told.kind, shape, list(row))
-        if shape != self._told.shape:
-            raise ConfigError(f"{place}: {' and '.join(said)} are {shape}, in the rows before {self._told.shape}")
-        if odd := row.keys() ^ self._told.names:
+        if not self._format.shape:
+            self._format = _RowFormat(self._format.kind, shape, list(row))
+        if shape != self._format.shape:
+            raise ConfigError(f"{place}: {' and '.join(said)} are {shape}, in the rows before {self._format.shape}")
+        if odd := row.keys() ^ self._format.names:
             has = "has a" if odd <= row.keys() else "has no"
             raise ConfigError(f"{place}: {has} {', '.join(odd)}, other than the rows before; give it in all or in none")
 
-    def _raw(self, source: Source) -> Iterator[tuple[str, Mapping[str, Any] | ConfigError]]:
+    def _read_raw(self, source: Source) -> Iterator[tuple[str, Mapping[str, Any] | ConfigError]]:
         if source.reasoning_gym is not None:
-            for number, task in enumerate(reasoning_gym.rows(source, self._seed), 1):
+            for number, task in enumerate(reasoning_gym.generate_rows(source, self._seed), 1):
                 yield f"{source.reasoning_gym} task {number}", task
         elif (source.path or "").startswith("hf://"):
-            for number, row in enumerate(hub.dataset_rows(source, hub.dataset_commit(source, self._pins)), 1):
+            for number, row in enumerate(hub.load_dataset_rows(source, hub.resolve_dataset(source, self._pins)), 1):
                 yield f"{source.path} row {number}", row
         else:
-            for file, name in self._named(source.path or ""):
-                yield from files.read(file, name)
+            for file, name in self._find_files(source.path or ""):
+                yield from files.read_rows(file, name)
 
-    def _named(self, path: str) -> list[tuple[Path, str]]:
+    def _find_files(self, path: str) -> list[tuple[Path, str]]:
         """The files of a source, each with its name for people."""
-        if path not in self._found:
-            self._found[path] = bucket_rows.fetched(path) if bucket_rows.is_in_a_bucket(path) else self._files(path)
-        return self._found[path]
+        if path not in self._files_of_path:
+            self._files_of_path[path] = (
+                bucket_rows.fetch_objects(path) if bucket_rows.is_bucket_path(path) else self._find_local_files(path)
+            )
+        return self._files_of_path[path]
 
-    def _files(self, path: str) -> list[tuple[Path, str]]:
+    def _find_local_files(self, path: str) -> list[tuple[Path, str]]:
         whole = self._base / Path(path).expanduser()
         if whole.is_file():
             hits = [whole]

@@ -14,21 +14,21 @@ from runfile.mistakes import nearest
 from trainers.data.row_formats import Row
 from trainers.errors import ConfigError, HostError
 
-SIZE = 1000  #: tasks, where a source does not say
+DEFAULT_SIZE = 1000  #: tasks, where a source does not say
 
 
-def rows(source: Source, seed: int) -> Iterator[Row]:
+def generate_rows(source: Source, seed: int) -> Iterator[Row]:
     """The tasks of a `reasoning_gym` source as rows: `prompt`, `completion`, `answer` (text, as `completion` is) and
     `task`. `seed` is for a source without one.
     """
-    size = source.size or SIZE
+    size = source.size or DEFAULT_SIZE
     made_by = {
         "reasoning_gym": source.reasoning_gym,
         "size": size,
         "seed": seed if source.seed is None else source.seed,
         "config": source.config,
     }
-    tasks = _dataset(json.dumps(made_by, sort_keys=True))
+    tasks = _create_dataset(json.dumps(made_by, sort_keys=True))
     for number in range(size):
         entry = tasks[number]
         question, answer = str(entry["question"]), str(entry["answer"] if entry["answer"] is not None else "")
@@ -40,16 +40,16 @@ def rows(source: Source, seed: int) -> Iterator[Row]:
         }
 
 
-def score(answer: str, task: str) -> float:
+def score_answer(answer: str, task: str) -> float:
     """What the task's own verifier gives for an answer, mostly 0 to 1."""
     made_by: dict[str, Any] = json.loads(task)
     number = made_by.pop("number")
-    tasks = _dataset(json.dumps(made_by, sort_keys=True))
+    tasks = _create_dataset(json.dumps(made_by, sort_keys=True))
     return float(tasks.score_answer(answer, tasks[number]))
 
 
 @lru_cache(maxsize=64)
-def _dataset(made_by: str) -> Any:
+def _create_dataset(made_by: str) -> Any:
     """The generator; ConfigError for one that does not exist, or does not take its settings."""
     try:
         import reasoning_gym

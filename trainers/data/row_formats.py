@@ -34,7 +34,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "prompt": ("prompt",),
 }
 #: What a trainer gives reward functions beside the rows' own columns, so no column may be called that.
-_TRAINERS_OWN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
+_RESERVED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
 #: Columns that rows of a kind may have.
 _OPTIONAL: Mapping[str, tuple[str, ...]] = {"preference": ("prompt",), "alpaca": ("input",)}
 #: Kinds that are trained on as another.
@@ -44,28 +44,29 @@ _ROLES: Mapping[str, str] = {"human": "user", "gpt": "assistant", "system": "sys
 }
 
 
-def readable(kinds: Sequence[str]) -> tuple[str, ...]:
+def readable_kinds(kinds: Sequence[str]) -> tuple[str, ...]:
     """The kinds of rows that can be given to a method which learns from `kinds`."""
     return (*kinds, *(kind for kind, other in _BECOMES.items() if other in kinds))
 
 
-def trained_as(kind: str) -> str:
+def trained_kind(kind: str) -> str:
     """The kind that rows of `kind` have once they are checked."""
     return _BECOMES.get(kind, kind)
 
 
-def kind_of(row: Row, kinds: Sequence[str], place: str) -> str:
+def detect_kind(row: Row, kinds: Sequence[str], place: str) -> str:
     """The kind of a row, one of `kinds`; ConfigError says what was wanted."""
     for kind, columns in COLUMNS.items():
         if kind in kinds and all(column in row for column in columns):
             return kind
     names = ", ".join(map(str, row)) or "none"
     raise ConfigError(
-        f"{place}: columns are {names}; wanted {wanted(kinds)} (data.columns renames, for instance {{body: text}})"
+        f"{place}: columns are {names}; they must be {describe_columns(kinds)} "
+        "(data.columns renames columns, for instance {body: text})"
     )
 
 
-def wanted(kinds: Sequence[str]) -> str:
+def describe_columns(kinds: Sequence[str]) -> str:
     """The columns of each kind, in words."""
     return " or ".join(
         " and perhaps ".join(("+".join(columns), *_OPTIONAL.get(kind, ())))
@@ -74,7 +75,7 @@ def wanted(kinds: Sequence[str]) -> str:
     )
 
 
-def checked(row: Row, kind: str, place: str) -> Row:
+def check_row(row: Row, kind: str, place: str) -> Row:
     """The row with only its kind's columns, as it is trained on; ConfigError says what is wrong with it."""
     for column in COLUMNS[kind]:
         if column not in row:
@@ -85,32 +86,32 @@ def checked(row: Row, kind: str, place: str) -> Row:
     return _CHECKS[kind]({column: row[column] for column in columns if column in row}, place)
 
 
-def shown(value: Any, limit: int = 60) -> str:
+def format_value(value: Any, limit: int = 60) -> str:
     """A value for people, cut where it is long."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def _texts(row: Row, place: str) -> Row:
+def _check_texts(row: Row, place: str) -> Row:
     for column, value in row.items():
         if not isinstance(value, str):
-            raise ConfigError(f"{place}: {column} is text, found {shown(value)}")
+            raise ConfigError(f"{place}: {column} is text, found {format_value(value)}")
     return row
 
 
-def _turns(row: Row, place: str) -> Row:
+def _check_turns(row: Row, place: str) -> Row:
     """Every column text, or every column messages."""
     if not any(isinstance(value, list) for value in row.values()):
-        return _texts(row, place)
-    return {column: _messages(value, f"{place}: {column}") for column, value in row.items()}
+        return _check_texts(row, place)
+    return {column: _check_messages(value, f"{place}: {column}") for column, value in row.items()}
 
 
-def _chat(row: Row, place: str) -> Row:
-    return {"messages": _messages(row["messages"], f"{place}: messages")}
+def _check_chat(row: Row, place: str) -> Row:
+    return {"messages": _check_messages(row["messages"], f"{place}: messages")}
 
 
-def _preference(row: Row, place: str) -> Row:
-    turns = _turns(row, place)
+def _check_preference(row: Row, place: str) -> Row:
+    turns = _check_turns(row, place)
     chosen, rejected = turns["chosen"], turns["rejected"]
     if "prompt" in turns:
         return turns
@@ -121,22 +122,22 @@ def _preference(row: Row, place: str) -> Row:
     return turns
 
 
-def _prompt(row: Row, place: str) -> Row:
+def _check_prompt(row: Row, place: str) -> Row:
     """Its own columns stay: they are what rewards read."""
-    if taken := [name for name in _TRAINERS_OWN if name in row]:
+    if taken := [name for name in _RESERVED if name in row]:
         raise ConfigError(f"{place}: reward functions are given {taken[0]} by the trainer; call the column otherwise")
     rest = {name: value for name, value in row.items() if name not in ("prompt", "completion")}
-    return {**_turns({"prompt": row["prompt"]}, place), **rest}
+    return {**_check_turns({"prompt": row["prompt"]}, place), **rest}
 
 
-def _unpaired_preference(row: Row, place: str) -> Row:
+def _check_unpaired_preference(row: Row, place: str) -> Row:
     if not isinstance(row["label"], bool):
-        raise ConfigError(f"{place}: label is true (a good completion) or false, found {shown(row['label'])}")
-    return {**_turns({name: row[name] for name in ("prompt", "completion")}, place), "label": row["label"]}
+        raise ConfigError(f"{place}: label is true (a good completion) or false, found {format_value(row['label'])}")
+    return {**_check_turns({name: row[name] for name in ("prompt", "completion")}, place), "label": row["label"]}
 
 
-def _alpaca(row: Row, place: str) -> Row:
-    given = _texts({column: value for column, value in row.items() if value is not None}, place)
+def _convert_alpaca(row: Row, place: str) -> Row:
+    given = _check_texts({column: value for column, value in row.items() if value is not None}, place)
     question = "\n\n".join(filter(None, (given["instruction"], given.get("input"))))
     return {
         "prompt": [{"role": "user", "content": question}],
@@ -144,41 +145,43 @@ def _alpaca(row: Row, place: str) -> Row:
     }
 
 
-def _sharegpt(row: Row, place: str) -> Row:
+def _convert_sharegpt(row: Row, place: str) -> Row:
     turns = row["conversations"]
     if not isinstance(turns, list) or not turns:
-        raise ConfigError(f"{place}: conversations: a list of turns is wanted, found {shown(turns)}")
+        raise ConfigError(f"{place}: conversations: a list of turns is wanted, found {format_value(turns)}")
     messages = []
     for number, turn in enumerate(turns, 1):
         role = _ROLES.get(str(turn.get("from"))) if isinstance(turn, dict) else None
         if role is None or not isinstance(turn.get("value"), str):
             raise ConfigError(
                 f'{place}: conversations: turn {number} is {{"from": "human", "value": "…"}} (or gpt, or system), '
-                f"found {shown(turn)}"
+                f"found {format_value(turn)}"
             )
         messages.append({"role": role, "content": turn["value"]})
     return {"messages": messages}
 
 
-def _messages(value: Any, place: str) -> list[Row]:
+def _check_messages(value: Any, place: str) -> list[Row]:
     if not isinstance(value, list) or not value:
-        raise ConfigError(f"{place}: a list of messages is wanted, found {shown(value)}")
+        raise ConfigError(f"{place}: a list of messages is wanted, found {format_value(value)}")
     for number, message in enumerate(value, 1):
         texts = [message.get(key) for key in ("role", "content")] if isinstance(message, dict) else []
         if not texts or not all(isinstance(text, str) for text in texts):
-            raise ConfigError(f'{place}: message {number} is {{"role": "…", "content": "…"}}, found {shown(message)}')
+            raise ConfigError(
+                f'{place}: message {number} is {{"role": "…", "content": "…"}}, found {format_value(message)}'
+            )
         if message.get("tool_calls"):
             raise ConfigError(f"{place}: message {number} has tool_calls, which are not supported yet")
     return [{"role": message["role"], "content": message["content"]} for message in value]
 
 
 _CHECKS: Mapping[str, Callable[[Row, str], Row]] = {
-    "chat": _chat,
-    "preference": _preference,
-    "unpaired_preference": _unpaired_preference,
-    "prompt_completion": _turns,
-    "text": _texts,
-    "alpaca": _alpaca,
-    "sharegpt": _sharegpt,
-    "prompt": _prompt,
+    "chat": _check_chat,
+    "preference": _check_preference,
+    "unpaired_preference": _check_unpaired_preference,
+    "prompt_completion": _check_turns,
+    "text": _check_texts,
+    "alpaca": _convert_alpaca,
+    "sharegpt": _convert_sharegpt,
+    "prompt": _check_prompt,
 }

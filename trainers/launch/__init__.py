@@ -1,1 +1,1 @@
-"""Starting a trainer's processes (ranks) and talking with them."""
+"""Starting the processes that train (ranks) and exchanging messages with them."""

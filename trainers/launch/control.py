@@ -1,7 +1,7 @@
-"""What the light parent and the ranks tell each other, through one small folder. Standard library only.
+"""The control folder: small files through which the parent process and the ranks talk. Standard library only.
 
-Signals do not pass launchers reliably (accelerate and torchrun each have their own handling), and exit codes do not
-pass them at all: every failure becomes 1 under a long traceback. Files do.
+Signals do not pass through launchers reliably (accelerate and torchrun each handle them in their own way), and exit
+codes do not pass through them at all: every failure becomes 1 under a long traceback. Files do.
 """
 
 import json
@@ -12,46 +12,50 @@ from pathlib import Path
 
 SUCCEEDED = 0  #: trained to the end
 FAILED = 1
-REFUSED = 78  #: run file, options, data or model are wrong (EX_CONFIG); trying again changes nothing
-STOPPED = 143  #: stopped as asked, after saving (128 + SIGTERM)
+REFUSED = 78  #: the run file, its options, data or model are wrong (EX_CONFIG); a retry does not help
+STOPPED = 143  #: stopped on request, after saving (128 + SIGTERM)
 
-CONTROL = "RELAY_TRAINER_CONTROL"
-PROCESSES = "RELAY_TRAINER_PROCESSES"
+CONTROL_VARIABLE = "RELAY_TRAINER_CONTROL"
+PROCESSES_VARIABLE = "RELAY_TRAINER_PROCESSES"
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a rank ended: an exit code for the parent and a last line for people."""
+    """How a rank ended: the exit code for its parent, and a last line for the user."""
 
     code: int
-    line: str = ""
+    message: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Control:
-    """The folder. The first outcome written stands; a refusal of one rank is the refusal of all."""
+class ControlFolder:
+    """The control folder of one attempt. The first outcome that a rank records is the outcome of all."""
 
     root: Path
 
     @classmethod
-    def from_environ(cls, environ: Mapping[str, str] = os.environ) -> "Control":
-        return cls(Path(environ[CONTROL]))
+    def from_environ(cls, environ: Mapping[str, str] = os.environ) -> "ControlFolder":
+        """Return the folder that the parent process named in the environment."""
+        return cls(Path(environ[CONTROL_VARIABLE]))
 
-    def ask_to_stop(self) -> None:
+    def request_stop(self) -> None:
+        """Ask all ranks to save and stop at the end of their step."""
         self._stop.touch()
 
-    def stop_asked(self) -> bool:
+    def stop_requested(self) -> bool:
+        """Return True once a stop has been requested."""
         return self._stop.exists()
 
-    def begin_training(self) -> None:
-        """From here on there are steps worth saving, so a stop waits for the next step's end."""
+    def mark_training_started(self) -> None:
+        """Record that steps are being trained, so that a stop waits for the end of the step and its checkpoint."""
         self._training.touch()
 
-    def training(self) -> bool:
+    def training_started(self) -> bool:
+        """Return True once a rank has begun to train steps."""
         return self._training.exists()
 
-    def conclude(self, outcome: Outcome) -> bool:
-        """True for the rank that is first to say how it ended."""
+    def record_outcome(self, outcome: Outcome) -> bool:
+        """Record how this rank ended. Return True when no other rank was first."""
         draft = self.root / f"outcome-{os.getpid()}"
         draft.write_text(json.dumps(asdict(outcome)))
         try:
@@ -60,7 +64,8 @@ class Control:
             return False
         return True
 
-    def outcome(self) -> Outcome | None:
+    def read_outcome(self) -> Outcome | None:
+        """Return the recorded outcome, or None while there is none."""
         try:
             return Outcome(**json.loads(self._outcome.read_text()))
         except FileNotFoundError:

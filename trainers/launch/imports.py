@@ -6,11 +6,11 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
-    """Without garbage collection, for imports: they make millions of objects, all of which stay.
+def without_garbage_collection() -> Iterator[None]:
+    """Pause garbage collection during imports, which create millions of objects that all stay.
 
-    Searching those again and again for garbage was a third of a start's CPU time (6 instead of 9 seconds from the
-    command to the end of a tiny run). Frozen, they are never looked at again, so full collections between steps are
+    Scanning those objects again and again took a third of a start's CPU time (6 instead of 9 seconds from the command
+    to the end of a tiny run). Afterwards they are frozen and never scanned again, so full collections between steps are
     short too.
     """
     gc.disable()

@@ -1,9 +1,9 @@
-"""`accelerate launch`, in a process that becomes the rank itself when there is only one.
+"""`accelerate launch` in a process that becomes the rank itself when there is only one.
 
-Started as a command, `accelerate launch` imports torch to set some variables and then starts a second interpreter
-that imports torch again: three seconds of every start, and 300 MB for as long as the run lives. Here the same
-launcher (its arguments, its config file, its environment) runs in process, and only the last step differs: with one
-process the module is run where we are.
+As a command, `accelerate launch` imports torch to set some variables and then starts a second interpreter that imports
+torch again: this costs three seconds of every start, and 300 MB for as long as the run lives. Here the same launcher
+(its arguments, its configuration file, its environment) runs in process, and only the last step differs: a single
+process runs the module itself.
 """
 
 import argparse
@@ -13,13 +13,13 @@ import sys
 
 from trainers.launch import imports
 
-with imports.uncollected():
+with imports.without_garbage_collection():
     from accelerate.commands import launch
     from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 
 
-def _run_here(args: argparse.Namespace) -> None:
-    """Stands in for accelerate's `simple_launcher`, which would start a child with this environment and wait for it."""
+def _run_in_this_process(args: argparse.Namespace) -> None:
+    """Replace accelerate's `simple_launcher`, which would start a child with this environment and wait for it."""
     _, environment = prepare_simple_launcher_cmd_env(args)
     os.environ.update(environment)
     sys.argv = [args.training_script, *args.training_script_args]
@@ -27,8 +27,8 @@ def _run_here(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """`python -m trainers.launch.launcher <arguments of accelerate launch>`."""
-    launch.simple_launcher = _run_here
+    """Run `python -m trainers.launch.launcher <arguments of accelerate launch>`."""
+    launch.simple_launcher = _run_in_this_process
     launch.launch_command(launch.launch_command_parser().parse_args())
 
 

@@ -14,7 +14,7 @@ NAMES = ("sft", "cpt", "dpo", "orpo", "cpo", "kto", "reward", "grpo", "rloo", "p
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # docs/runfile.md says which these are, once
 
 
-def load(name: str) -> "Method":
+def load_method(name: str) -> "Method":
     """The method of that name; ConfigError names those there are."""
     if name not in NAMES:
         raise ConfigError(f"method: {name} cannot be trained here; there is {', '.join(NAMES)}")

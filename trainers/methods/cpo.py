@@ -5,12 +5,12 @@ TRL keeps it in `trl.experimental`: what its options are called may change with 
 
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 
-from trainers.methods.method import AS_THE_OTHERS, Method
-from trainers.resumable import Resumable
+from trainers.methods.method import FLOAT32_ON_ONE_DEVICE, Method
+from trainers.resumable import ResumableTrainer
 
 
-class ResumableCPO(Resumable, CPOTrainer):
+class ResumableCPO(ResumableTrainer, CPOTrainer):
     pass
 
 
-METHOD = Method(ResumableCPO, CPOConfig, ("preference",), loads=AS_THE_OTHERS)
+METHOD = Method(ResumableCPO, CPOConfig, ("preference",), model_init_defaults=FLOAT32_ON_ONE_DEVICE)

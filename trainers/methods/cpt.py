@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from trl import SFTConfig, SFTTrainer
 
 from trainers.methods.method import Method
-from trainers.resumable import Resumable
+from trainers.resumable import ResumableTrainer
 
 
 @dataclass
@@ -21,8 +21,8 @@ class CPTConfig(SFTConfig):
     packing_strategy: str = field(default="wrapped")
 
 
-class ResumableCPT(Resumable, SFTTrainer):
-    likelihood = True
+class ResumableCPT(ResumableTrainer, SFTTrainer):
+    loss_is_likelihood = True
 
 
 METHOD = Method(ResumableCPT, CPTConfig, ("text",))

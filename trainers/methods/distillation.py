@@ -5,11 +5,11 @@ distribution over every token of its answer.
 from trl import DistillationConfig, DistillationTrainer
 
 from trainers.methods.method import Method
-from trainers.methods.on_policy import Generating
+from trainers.methods.on_policy import OnPolicyTrainer
 
 
-class ResumableDistillation(Generating, DistillationTrainer):
+class ResumableDistillation(OnPolicyTrainer, DistillationTrainer):
     pass
 
 
-METHOD = Method(ResumableDistillation, DistillationConfig, ("prompt",), taught=True)
+METHOD = Method(ResumableDistillation, DistillationConfig, ("prompt",), uses_teacher=True)

@@ -6,11 +6,11 @@ The reference is what the run began with: the model, or the adapter that it goes
 from trl import DPOConfig, DPOTrainer
 
 from trainers.methods.method import Method
-from trainers.resumable import Resumable
+from trainers.resumable import ResumableTrainer
 
 
-class ResumableDPO(Resumable, DPOTrainer):
+class ResumableDPO(ResumableTrainer, DPOTrainer):
     pass
 
 
-METHOD = Method(ResumableDPO, DPOConfig, ("preference",), compares=True)
+METHOD = Method(ResumableDPO, DPOConfig, ("preference",), uses_reference=True)

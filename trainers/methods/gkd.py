@@ -9,19 +9,19 @@ from typing import Any
 from trl.experimental.gkd import GKDConfig, GKDTrainer
 
 from trainers.methods.method import Method
-from trainers.resumable import Resumable
+from trainers.resumable import ResumableTrainer
 
 
-class ResumableGKD(Resumable, GKDTrainer):
+class ResumableGKD(ResumableTrainer, GKDTrainer):
     """TRL samples answers before it puts the model into training, so with or without dropout by what came before."""
 
-    def extra_state(self) -> dict[str, Any]:
+    def collect_extra_state(self) -> dict[str, Any]:
         model: Any = self.model
         return {"training": model.training}
 
-    def restore_extra(self, state: dict[str, Any]) -> None:
+    def restore_extra_state(self, state: dict[str, Any]) -> None:
         model: Any = self.model
         model.train(state.get("training", True))
 
 
-METHOD = Method(ResumableGKD, GKDConfig, ("chat",), taught=True, tokenizes=True)
+METHOD = Method(ResumableGKD, GKDConfig, ("chat",), uses_teacher=True, needs_tokenizer=True)

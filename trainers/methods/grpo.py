@@ -7,11 +7,11 @@ a checkpoint, so with it a resumed run is not bit for bit the one that was never
 from trl import GRPOConfig, GRPOTrainer
 
 from trainers.methods.method import Method
-from trainers.methods.on_policy import Rewarded
+from trainers.methods.on_policy import RewardedTrainer
 
 
-class ResumableGRPO(Rewarded, GRPOTrainer):
+class ResumableGRPO(RewardedTrainer, GRPOTrainer):
     pass
 
 
-METHOD = Method(ResumableGRPO, GRPOConfig, ("prompt",), rewarded=True)
+METHOD = Method(ResumableGRPO, GRPOConfig, ("prompt",), uses_rewards=True)

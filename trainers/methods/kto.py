@@ -7,11 +7,11 @@ the data: each is compared with the completion of its neighbour in the batch.
 from trl import KTOConfig, KTOTrainer
 
 from trainers.methods.method import Method
-from trainers.resumable import Resumable
+from trainers.resumable import ResumableTrainer
 
 
-class ResumableKTO(Resumable, KTOTrainer):
+class ResumableKTO(ResumableTrainer, KTOTrainer):
     pass
 
 
-METHOD = Method(ResumableKTO, KTOConfig, ("unpaired_preference",), compares=True)
+METHOD = Method(ResumableKTO, KTOConfig, ("unpaired_preference",), uses_reference=True)

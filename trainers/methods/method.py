@@ -10,22 +10,22 @@ from runfile import RunFile
 from trainers.data.disk_rows import as_dataset, as_stream
 from trainers.data.loading import Rows
 from trainers.errors import ConfigError
-from trainers.models.hub import LocalModel, ModelSource, local
-from trainers.models.loading import LANGUAGE, begin, load, reference
-from trainers.resumable import Resumable
+from trainers.models.hub import LocalModel, ModelSource, fetch_model
+from trainers.models.loading import LANGUAGE_TASK, copy_reference_model, load_initial_model, load_model
+from trainers.resumable import ResumableTrainer
 from trainers.rewards import functions
-from trainers.rewards.functions import Judge, Scorer
+from trainers.rewards.functions import RewardFunction, RewardModel
 
 #: For trainers that, left to themselves, load the type that lies on disk and spread the model over all GPUs in every
 #: rank.
-AS_THE_OTHERS: Mapping[str, Any] = {"dtype": "float32", "device_map": None}
+FLOAT32_ON_ONE_DEVICE: Mapping[str, Any] = {"dtype": "float32", "device_map": None}
 
 
 @dataclass(frozen=True, slots=True)
-class Beside:
+class LearningSignals:
     """What a run needs besides its model and rows."""
 
-    rewards: Sequence[Judge | Scorer] = ()
+    rewards: Sequence[RewardFunction | RewardModel] = ()
     teacher: ModelSource | None = None
 
 
@@ -33,59 +33,65 @@ class Beside:
 class Method:
     """One way to train; each module of `trainers.methods` defines one."""
 
-    library: type[Resumable]  #: the library's trainer, able to resume; nothing of ours changes how it trains
-    config: type[TrainingArguments]  #: its config class, whose fields are the method's options
-    kinds: tuple[str, ...]  #: of rows that it learns from (see `trainers.data.row_formats`)
-    task: str = LANGUAGE  #: what the model is trained to give (see `trainers.models.loading`)
-    compares: bool = False  #: with a reference model that its trainer takes
-    rewarded: bool = False  #: it learns from completions of its own, by the run's `rewards`
-    taught: bool = False  #: by the run's teacher
-    tokenizes: bool = False  #: its trainer does not find the tokenizer by itself
-    loads: Mapping[str, Any] = field(default_factory=dict)  #: what `model_init` is where the run file does not say
+    trainer_class: type[
+        ResumableTrainer
+    ]  #: the library's trainer, able to resume; nothing of ours changes how it trains
+    config_class: type[TrainingArguments]  #: its config class, whose fields are the method's options
+    row_kinds: tuple[str, ...]  #: of rows that it learns from (see `trainers.data.row_formats`)
+    task: str = LANGUAGE_TASK  #: what the model is trained to give (see `trainers.models.loading`)
+    uses_reference: bool = False  #: with a reference model that its trainer takes
+    uses_rewards: bool = False  #: it learns from completions of its own, by the run's `rewards`
+    uses_teacher: bool = False  #: by the run's teacher
+    needs_tokenizer: bool = False  #: its trainer does not find the tokenizer by itself
+    model_init_defaults: Mapping[str, Any] = field(
+        default_factory=dict
+    )  #: what `model_init` is where the run file does not say
 
     def configure(self, run: RunFile, owned: Mapping[str, Any]) -> TrainingArguments:
         """The library's config from the run's options and those Relay sets; the library's own errors pass through."""
-        rewarded = {"reward_weights": functions.weights(run)} if self.rewarded else {}
-        return self.config(**{**run.options, **owned, **rewarded})
+        rewarded = {"reward_weights": functions.reward_weights(run)} if self.uses_rewards else {}
+        return self.config_class(**{**run.options, **owned, **rewarded})
 
-    def build(
+    def build_trainer(
         self,
         run: RunFile,
         args: Any,
         model: LocalModel,
         train: Rows,
         held_out: Rows | None,
-        beside: Beside = Beside(),
-    ) -> Resumable:
+        beside: LearningSignals = LearningSignals(),
+    ) -> ResumableTrainer:
         """The library's trainer with its model loaded."""
-        begun = begin(run, model, self.task)
-        args.model_init_kwargs = None if begun.model_init is None else {**self.loads, **begun.model_init}
-        made: Any = self.library
-        trainer: Resumable = made(
+        begun = load_initial_model(run, model, self.task)
+        args.model_init_kwargs = None if begun.model_init is None else {**self.model_init_defaults, **begun.model_init}
+        made: Any = self.trainer_class
+        trainer: ResumableTrainer = made(
             model=begun.model,
             args=args,
-            train_dataset=as_stream(train.rows, run.seed) if _streaming(run) else as_dataset(train.rows),
+            train_dataset=as_stream(train.rows, run.seed) if _is_streaming(run) else as_dataset(train.rows),
             eval_dataset=as_dataset(held_out.rows) if held_out else None,
-            processing_class=begun.tokenizer or self._tokenizer(model),
+            processing_class=begun.tokenizer or self._load_tokenizer(model),
             peft_config=begun.lora,
-            **({"ref_model": reference(begun)} if self.compares else {}),
-            **(functions.loaded(beside.rewards, run.model_init) if self.rewarded else {}),
-            **({"teacher_model": _teacher(beside.teacher, run.model_init)} if self.taught else {}),
+            **({"ref_model": copy_reference_model(begun)} if self.uses_reference else {}),
+            **(functions.load_rewards(beside.rewards, run.model_init) if self.uses_rewards else {}),
+            **({"teacher_model": _load_teacher(beside.teacher, run.model_init)} if self.uses_teacher else {}),
         )
-        trainer.base = model
+        trainer.base_model = model
         return trainer
 
-    def _tokenizer(self, model: LocalModel) -> Any:
-        return AutoTokenizer.from_pretrained(model.folder) if self.tokenizes else None
+    def _load_tokenizer(self, model: LocalModel) -> Any:
+        return AutoTokenizer.from_pretrained(model.folder) if self.needs_tokenizer else None
 
 
-def _streaming(run: RunFile) -> bool:
+def _is_streaming(run: RunFile) -> bool:
     return run.data is not None and run.data.streaming
 
 
-def _teacher(source: ModelSource | None, model_init: Mapping[str, Any]) -> Any:
+def _load_teacher(source: ModelSource | None, model_init: Mapping[str, Any]) -> Any:
     if source is None:
         raise ConfigError(
             "teacher: is missing; for instance teacher: {name_or_path: HuggingFaceTB/SmolLM2-1.7B-Instruct}"
         )
-    return load(local(source).folder, LANGUAGE, **{"dtype": "float32", "device_map": None, **model_init})
+    return load_model(
+        fetch_model(source).folder, LANGUAGE_TASK, **{"dtype": "float32", "device_map": None, **model_init}
+    )

@@ -7,33 +7,33 @@ from typing import Any, cast
 from transformers import PreTrainedModel
 
 from trainers.errors import ConfigError
-from trainers.resumable import Resumable
+from trainers.resumable import ResumableTrainer
 from trainers.rollout import Rollout
 
 #: What TRL's adaptive entropy bonus keeps between steps.
-_ENTROPY = ("entropy_coef", "_last_world_entropy", "_entropy_window_stats")
+_ENTROPY_STATE = ("entropy_coef", "_last_world_entropy", "_entropy_window_stats")
 
 
-class Generating(Resumable):
+class OnPolicyTrainer(ResumableTrainer):
     """Completions are generated for several micro-batches or steps at once, and those that are yet to be trained on
     belong to the checkpoint.
     """
 
-    def extra_state(self) -> dict[str, Any]:
+    def collect_extra_state(self) -> dict[str, Any]:
         inner: Any = self
-        state = {name: getattr(inner, name) for name in ("_step", *_ENTROPY) if hasattr(inner, name)}
+        state = {name: getattr(inner, name) for name in ("_step", *_ENTROPY_STATE) if hasattr(inner, name)}
         served = getattr(self.args, "steps_per_generation", self.args.gradient_accumulation_steps)
         if inner._step % (served * getattr(inner, "num_iterations", 1)):
             state["_buffered_inputs"] = inner._buffered_inputs
         return state
 
-    def restore_extra(self, state: dict[str, Any]) -> None:
+    def restore_extra_state(self, state: dict[str, Any]) -> None:
         steps = self.state.global_step * self.args.gradient_accumulation_steps
         for name, value in {"_step": steps, **state}.items():
             setattr(self, name, value)
 
 
-class Rewarded(Generating):
+class RewardedTrainer(OnPolicyTrainer):
     """What TRL's GRPOTrainer and RLOOTrainer have in common."""
 
     _trained_on = False  #: the newest completions
@@ -52,18 +52,18 @@ class Rewarded(Generating):
         self._trained_on = bool(model.training)
         return library._generate_and_score_completions(inputs)
 
-    def rollouts(self) -> Sequence[Rollout]:
+    def newest_rollouts(self) -> Sequence[Rollout]:
         """TRL keeps the newest, gathered from all processes; they may be those of an evaluation."""
         logs = cast(Any, self)._logs
         if not self._trained_on:
             return ()
         judged = {name: list(values) for name, values in logs["rewards"].items()}
         return [
-            Rollout(prompt, completion, {name: _given(values[at]) for name, values in judged.items()})
+            Rollout(prompt, completion, {name: _opinion_or_none(values[at]) for name, values in judged.items()})
             for at, (prompt, completion) in enumerate(zip(logs["prompt"], logs["completion"], strict=True))
         ]
 
 
-def _given(reward: float) -> float | None:
+def _opinion_or_none(reward: float) -> float | None:
     """TRL notes a function that gave None as NaN."""
     return None if math.isnan(reward) else reward

@@ -5,12 +5,12 @@ TRL keeps it in `trl.experimental`: what its options are called may change with 
 
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-from trainers.methods.method import AS_THE_OTHERS, Method
-from trainers.resumable import Resumable
+from trainers.methods.method import FLOAT32_ON_ONE_DEVICE, Method
+from trainers.resumable import ResumableTrainer
 
 
-class ResumableORPO(Resumable, ORPOTrainer):
+class ResumableORPO(ResumableTrainer, ORPOTrainer):
     pass
 
 
-METHOD = Method(ResumableORPO, ORPOConfig, ("preference",), loads=AS_THE_OTHERS)
+METHOD = Method(ResumableORPO, ORPOConfig, ("preference",), model_init_defaults=FLOAT32_ON_ONE_DEVICE)

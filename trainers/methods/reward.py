@@ -7,12 +7,12 @@ adapter, as PEFT does for its task SEQ_CLS.
 from trl import RewardConfig, RewardTrainer
 
 from trainers.methods.method import Method
-from trainers.models.loading import SCORE
-from trainers.resumable import Resumable
+from trainers.models.loading import SCORING_TASK
+from trainers.resumable import ResumableTrainer
 
 
-class ResumableReward(Resumable, RewardTrainer):
+class ResumableReward(ResumableTrainer, RewardTrainer):
     pass
 
 
-METHOD = Method(ResumableReward, RewardConfig, ("preference",), task=SCORE)
+METHOD = Method(ResumableReward, RewardConfig, ("preference",), task=SCORING_TASK)

@@ -7,11 +7,11 @@ a checkpoint, so with it a resumed run is not bit for bit the one that was never
 from trl import RLOOConfig, RLOOTrainer
 
 from trainers.methods.method import Method
-from trainers.methods.on_policy import Rewarded
+from trainers.methods.on_policy import RewardedTrainer
 
 
-class ResumableRLOO(Rewarded, RLOOTrainer):
+class ResumableRLOO(RewardedTrainer, RLOOTrainer):
     pass
 
 
-METHOD = Method(ResumableRLOO, RLOOConfig, ("prompt",), rewarded=True)
+METHOD = Method(ResumableRLOO, RLOOConfig, ("prompt",), uses_rewards=True)

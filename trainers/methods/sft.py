@@ -3,11 +3,11 @@
 from trl import SFTConfig, SFTTrainer
 
 from trainers.methods.method import Method
-from trainers.resumable import Resumable
+from trainers.resumable import ResumableTrainer
 
 
-class ResumableSFT(Resumable, SFTTrainer):
-    likelihood = True
+class ResumableSFT(ResumableTrainer, SFTTrainer):
+    loss_is_likelihood = True
 
 
 METHOD = Method(ResumableSFT, SFTConfig, ("text", "prompt_completion", "chat"))

@@ -25,14 +25,14 @@ from runfile import INIT_BASE, INIT_FROM, Model, Source
 from storage.loadable import ADAPTER
 from trainers.errors import ConfigError, HostError
 
-Kind = Literal["model", "dataset"]
+RepositoryKind = Literal["model", "dataset"]
 _TIMEOUT = 30.0  #: seconds; the client has none of its own
 #: A model's files at the top of its repository; a repository may hold the same weights again in other formats.
-_LOADED = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.py", "*.safetensors")
-_TOKENIZERS = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt")
+_MODEL_FILES = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.py", "*.safetensors")
+_TOKENIZER_FILES = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt")
 _OTHER_COPIES = ("*/*.safetensors", "consolidated*.safetensors")
 _OLD_WEIGHTS = ("pytorch_model*.bin", "pytorch_model*.json")
-_TRANSPORT: type[BaseException] = HfHubHTTPError.__mro__[
+_TRANSPORT_ERROR: type[BaseException] = HfHubHTTPError.__mro__[
     1
 ]  #: the HTTP library's base error: httpx's or httpx2's, by the version of huggingface_hub
 
@@ -61,35 +61,39 @@ class LocalModel:
         return Path(self.source.adapter) if self.source.adapter else None
 
 
-def model_source(model: Model, pins: Mapping[str, str]) -> ModelSource:
+def resolve_model(model: Model, pins: Mapping[str, str]) -> ModelSource:
     """The model to load; of the Hub's, the pinned commit or today's. Raises ConfigError for a model that does not
     exist.
     """
     if model.init_from is not None:
-        return _another_runs(model.init_from, pins)
+        return _resolve_init_from(model.init_from, pins)
     name = model.name_or_path or ""
-    return _here(name, model.known_as or name) or ModelSource(
-        name, pins.get("model") or commit_of(name, model.revision, "model"), name
+    return _find_local_model(name, model.known_as or name) or ModelSource(
+        name, pins.get("model") or resolve_commit(name, model.revision, "model"), name
     )
 
 
-def teacher_source(model: Model, pins: Mapping[str, str]) -> ModelSource:
+def resolve_teacher(model: Model, pins: Mapping[str, str]) -> ModelSource:
     """The model that a run learns from; of the Hub's, the pinned commit or today's."""
     name = model.name_or_path or ""
-    return _here(name, name) or ModelSource(name, pins.get("teacher") or commit_of(name, model.revision, "model"), name)
+    return _find_local_model(name, name) or ModelSource(
+        name, pins.get("teacher") or resolve_commit(name, model.revision, "model"), name
+    )
 
 
-def reward_pin(name: str) -> str:
+def reward_pin_name(name: str) -> str:
     """The pin's name of a reward model on the Hub."""
     return f"reward:{name}"
 
 
-def reward_source(name: str, pins: Mapping[str, str]) -> ModelSource:
+def resolve_reward_model(name: str, pins: Mapping[str, str]) -> ModelSource:
     """A reward model; of the Hub's, the pinned commit or today's. Raises ConfigError for one that does not exist."""
-    return _here(name, name) or ModelSource(name, pins.get(reward_pin(name)) or commit_of(name, None, "model"), name)
+    return _find_local_model(name, name) or ModelSource(
+        name, pins.get(reward_pin_name(name)) or resolve_commit(name, None, "model"), name
+    )
 
 
-def _here(name: str, known_as: str) -> ModelSource | None:
+def _find_local_model(name: str, known_as: str) -> ModelSource | None:
     """The model that is a folder of this host; None for a name on the Hub."""
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -100,7 +104,7 @@ def _here(name: str, known_as: str) -> ModelSource | None:
     return None
 
 
-def _another_runs(asked: str, pins: Mapping[str, str]) -> ModelSource:
+def _resolve_init_from(asked: str, pins: Mapping[str, str]) -> ModelSource:
     """What the coordinator put beside the run: a whole model, or an adapter and, unless the Hub has it, its base."""
     folder, base, origin = Path(INIT_FROM).absolute(), Path(INIT_BASE).absolute(), pins.get("init_from", asked)
     if not folder.is_dir():
@@ -118,31 +122,31 @@ def _another_runs(asked: str, pins: Mapping[str, str]) -> ModelSource:
         return ModelSource(str(base), None, known, str(folder), origin)
     if not known:
         raise ConfigError(f"model.init_from: the adapter of {name} does not say what it adapts")
-    commit = pins.get("model") or commit_of(known, told.get("revision"), "model")
+    commit = pins.get("model") or resolve_commit(known, told.get("revision"), "model")
     return ModelSource(known, commit, known, str(folder), origin)
 
 
-def local(source: ModelSource) -> LocalModel:
+def fetch_model(source: ModelSource) -> LocalModel:
     """The model on this host's disk, downloaded unless it is there already.
 
     Raises ConfigError for a commit that is gone or holds no model, HostError when the Hub is out of reach.
     """
     if source.revision is None:
         return LocalModel(Path(source.path), source)
-    with _asking("model", source.path, source.revision):
-        folder = _snapshot(source, _LOADED, _OTHER_COPIES)
+    with _hub_errors("model", source.path, source.revision):
+        folder = _download_snapshot(source, _MODEL_FILES, _OTHER_COPIES)
         if not any(folder.glob("*.safetensors")):
-            folder = _snapshot(source, _OLD_WEIGHTS)
+            folder = _download_snapshot(source, _OLD_WEIGHTS)
     _require_model(folder, source.path)
     return LocalModel(folder, source)
 
 
-def tokenizer_folder(source: ModelSource) -> Path:
+def fetch_tokenizer(source: ModelSource) -> Path:
     """What tokenizes for a model, on this host's disk; of one on the Hub no weights are fetched. Raises as `local`."""
     if source.revision is None:
         return Path(source.path)
-    with _asking("model", source.path, source.revision):
-        return _snapshot(source, _TOKENIZERS, _OTHER_COPIES)
+    with _hub_errors("model", source.path, source.revision):
+        return _download_snapshot(source, _TOKENIZER_FILES, _OTHER_COPIES)
 
 
 def _require_model(folder: Path, name: str) -> None:
@@ -153,7 +157,7 @@ def _require_model(folder: Path, name: str) -> None:
         raise ConfigError(f"model.name_or_path: {name} holds no model (it lacks {' and '.join(missing)})")
 
 
-def _snapshot(source: ModelSource, wanted: tuple[str, ...], unwanted: tuple[str, ...] = ()) -> Path:
+def _download_snapshot(source: ModelSource, wanted: tuple[str, ...], unwanted: tuple[str, ...] = ()) -> Path:
     return Path(
         snapshot_download(
             source.path, revision=source.revision, allow_patterns=list(wanted), ignore_patterns=list(unwanted)
@@ -161,23 +165,23 @@ def _snapshot(source: ModelSource, wanted: tuple[str, ...], unwanted: tuple[str,
     )
 
 
-def dataset_pin(source: Source) -> str:
+def dataset_pin_name(source: Source) -> str:
     """The pin's name of a data set on the Hub, e.g. `data:owner/name`."""
     return f"data:{_dataset_name(source)}" + (f"@{source.revision}" if source.revision else "")
 
 
-def dataset_commit(source: Source, pins: Mapping[str, str]) -> str:
+def resolve_dataset(source: Source, pins: Mapping[str, str]) -> str:
     """The pinned commit of a data set on the Hub, or today's."""
-    return pins.get(dataset_pin(source)) or commit_of(_dataset_name(source), source.revision, "dataset")
+    return pins.get(dataset_pin_name(source)) or resolve_commit(_dataset_name(source), source.revision, "dataset")
 
 
-def dataset_rows(source: Source, commit: str) -> Iterable[Mapping[str, Any]]:
+def load_dataset_rows(source: Source, commit: str) -> Iterable[Mapping[str, Any]]:
     """The rows of one split (default: train) of a data set on the Hub."""
     from datasets import load_dataset
     from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
 
     name = _dataset_name(source)
-    with _asking("dataset", name, commit):
+    with _hub_errors("dataset", name, commit):
         try:
             rows: Iterable[Mapping[str, Any]] = load_dataset(
                 name, source.name, split=source.split or "train", revision=commit
@@ -187,19 +191,19 @@ def dataset_rows(source: Source, commit: str) -> Iterable[Mapping[str, Any]]:
     return rows
 
 
-def commit_of(name: str, revision: str | None, kind: Kind) -> str:
+def resolve_commit(name: str, revision: str | None, kind: RepositoryKind) -> str:
     """The commit that a branch, tag or prefix names now; from the local cache where the Hub is out of reach.
 
     Raises ConfigError for what the Hub does not have, HostError when there is neither Hub nor cache.
     """
     try:
-        with _asking(kind, name, revision):
+        with _hub_errors(kind, name, revision):
             return str(HfApi().repo_info(name, revision=revision, repo_type=kind, timeout=_TIMEOUT).sha)
     except HostError as away:
-        return _cached_commit(name, revision, kind, away)
+        return _find_cached_commit(name, revision, kind, away)
 
 
-def _cached_commit(name: str, revision: str | None, kind: Kind, away: HostError) -> str:
+def _find_cached_commit(name: str, revision: str | None, kind: RepositoryKind, away: HostError) -> str:
     try:  # only where the snapshot lies: which files of it are here is seen when they are needed
         place = snapshot_download(name, revision=revision, repo_type=kind, local_files_only=True, allow_patterns=[])
     except LocalEntryNotFoundError:
@@ -208,7 +212,7 @@ def _cached_commit(name: str, revision: str | None, kind: Kind, away: HostError)
 
 
 @contextmanager
-def _asking(kind: Kind, name: str, revision: str | None) -> Iterator[None]:
+def _hub_errors(kind: RepositoryKind, name: str, revision: str | None) -> Iterator[None]:
     """What the client raises, sorted: ConfigError for what the Hub does not have, HostError when it is out of reach."""
     get_session().timeout = _TIMEOUT
     try:
@@ -218,7 +222,7 @@ def _asking(kind: Kind, name: str, revision: str | None) -> Iterator[None]:
         raise ConfigError(
             f"{kind}: the Hub has no {name}{at} that can be read; is the name right, is HF_TOKEN needed?"
         ) from error
-    except (OfflineModeIsEnabled, OSError, _TRANSPORT) as error:
+    except (OfflineModeIsEnabled, OSError, _TRANSPORT_ERROR) as error:
         reason = str(error).partition("\n")[0]
         raise HostError(f"{kind}: the Hub is out of reach and {name} is not in the cache ({reason})") from error
 

@@ -24,15 +24,15 @@ from storage.loadable import ADAPTER
 from trainers.errors import ConfigError
 from trainers.models.hub import LocalModel
 
-LANGUAGE, SCORE = "CAUSAL_LM", "SEQ_CLS"  #: what a model is trained to give, by PEFT's names of the task
+LANGUAGE_TASK, SCORING_TASK = "CAUSAL_LM", "SEQ_CLS"  #: what a model is trained to give, by PEFT's names of the task
 _HEADS: Mapping[str, tuple[Any, Mapping[str, Any]]] = {
-    LANGUAGE: (AutoModelForCausalLM, {}),
-    SCORE: (AutoModelForSequenceClassification, {"num_labels": 1}),
+    LANGUAGE_TASK: (AutoModelForCausalLM, {}),
+    SCORING_TASK: (AutoModelForSequenceClassification, {"num_labels": 1}),
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Beginning:
+class InitialModel:
     """To be given to a library trainer."""
 
     model: Any  #: a folder, or a model that is loaded
@@ -41,36 +41,36 @@ class Beginning:
     tokenizer: Any = None  #: None: the model's own
 
 
-def begin(run: RunFile, model: LocalModel, task: str = LANGUAGE) -> Beginning:
+def load_initial_model(run: RunFile, model: LocalModel, task: str = LANGUAGE_TASK) -> InitialModel:
     """Another run's adapter is trained on as it is when the run asks for LoRA, and merged into its base when all
     weights are trained. Raises ConfigError when the run asks for another adapter than that.
     """
     if model.adapter is None:
         lora = LoraConfig(task_type=task, **run.lora) if run.lora is not None else None
-        return Beginning(str(model.folder), _how(run), lora)
-    require_task(task, model.adapter)
+        return InitialModel(str(model.folder), _loading_arguments(run), lora)
+    require_adapter_task(task, model.adapter)
     tokenizer = AutoTokenizer.from_pretrained(model.adapter)
     set_seed(run.seed)  # a head that the base has not is drawn anew, before the adapter brings its own
     if run.lora is None:
-        return Beginning(_merged(run, model.folder, model.adapter, task), None, None, tokenizer)
-    require_same(run.lora, model.adapter)
-    base = load(model.folder, task, **{"dtype": "float32"} | _how(run))
-    return Beginning(PeftModel.from_pretrained(base, str(model.adapter), is_trainable=True), None, None, tokenizer)
+        return InitialModel(_load_merged(run, model.folder, model.adapter, task), None, None, tokenizer)
+    require_same_adapter(run.lora, model.adapter)
+    base = load_model(model.folder, task, **{"dtype": "float32"} | _loading_arguments(run))
+    return InitialModel(PeftModel.from_pretrained(base, str(model.adapter), is_trainable=True), None, None, tokenizer)
 
 
-def _how(run: RunFile) -> dict[str, Any]:
+def _loading_arguments(run: RunFile) -> dict[str, Any]:
     """What a model is loaded with."""
     quantized = {"quantization_config": BitsAndBytesConfig(**run.quantization)} if run.quantization else {}
     return {**run.model_init, **quantized}
 
 
-def load(folder: Path, task: str, **how: Any) -> Any:
+def load_model(folder: Path, task: str, **how: Any) -> Any:
     """The model in `folder`, with the head that the task needs."""
     kind, more = _HEADS[task]
     return kind.from_pretrained(folder, **more, **how)
 
 
-def reference(begun: Beginning) -> Any:
+def copy_reference_model(begun: InitialModel) -> Any:
     """What a method that compares with where it began is to be given; None where the library finds it by itself.
 
     It loads a folder once more, switches a new adapter off, and keeps a copy of an adapter that is trained on (`ref`,
@@ -80,15 +80,15 @@ def reference(begun: Beginning) -> Any:
     return copy.deepcopy(begun.model) if isinstance(begun.model, PreTrainedModel) else None
 
 
-def _merged(run: RunFile, base: Path, adapter: Path, task: str) -> Any:
+def _load_merged(run: RunFile, base: Path, adapter: Path, task: str) -> Any:
     """Summed in float32, whatever the type that is trained in."""
     how = {name: value for name, value in run.model_init.items() if name != "dtype"}
-    whole: Any = PeftModel.from_pretrained(load(base, task, dtype=torch.float32, **how), str(adapter))
-    merged = whole.merge_and_unload().to(_dtype(run.model_init.get("dtype", "float32"), base))
+    whole: Any = PeftModel.from_pretrained(load_model(base, task, dtype=torch.float32, **how), str(adapter))
+    merged = whole.merge_and_unload().to(_resolve_dtype(run.model_init.get("dtype", "float32"), base))
     return merged.requires_grad_(True)  # an adapter freezes what is under it
 
 
-def _dtype(asked: str, base: Path) -> torch.dtype:
+def _resolve_dtype(asked: str, base: Path) -> torch.dtype:
     """The type that the library would load it in."""
     kind = AutoConfig.from_pretrained(base).dtype if asked == "auto" else getattr(torch, asked, None)
     if not isinstance(kind, torch.dtype):
@@ -96,7 +96,7 @@ def _dtype(asked: str, base: Path) -> torch.dtype:
     return kind
 
 
-def require_task(task: str, adapter: Path) -> None:
+def require_adapter_task(task: str, adapter: Path) -> None:
     """ConfigError when the adapter belongs to a model with another head: a language model's has none that scores."""
     trained = json.loads((adapter / ADAPTER).read_text()).get("task_type") or task
     if trained != task:
@@ -106,16 +106,16 @@ def require_task(task: str, adapter: Path) -> None:
         )
 
 
-def require_same(asked: Mapping[str, Any], adapter: Path) -> None:
+def require_same_adapter(asked: Mapping[str, Any], adapter: Path) -> None:
     """ConfigError names what a run asks of its adapter and the one it begins with does not have."""
-    if differences := list(_differences(asked, json.loads((adapter / ADAPTER).read_text()))):
+    if differences := list(_list_differences(asked, json.loads((adapter / ADAPTER).read_text()))):
         raise ConfigError(
             f"lora: the adapter that model.init_from names has {', '.join(differences)}; "
             "write the same, or leave lora out to merge it and train all weights"
         )
 
 
-def _differences(asked: Mapping[str, Any], there: Mapping[str, Any]) -> Iterator[str]:
+def _list_differences(asked: Mapping[str, Any], there: Mapping[str, Any]) -> Iterator[str]:
     for name, value in asked.items():
         if name == "target_modules" and isinstance(value, str):  # a pattern; there it stands resolved
             continue

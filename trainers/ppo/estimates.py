@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 
-def until_end(ids: Tensor, ends: Tensor) -> Tensor:
+def completion_mask(ids: Tensor, ends: Tensor) -> Tensor:
     """True for the tokens of a completion: all up to and with the first of `ends` (token ids, one dimension)."""
     ended = torch.isin(ids, ends).int()
     return ended.cumsum(dim=1) - ended == 0
 
 
-def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
+def spread_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
     """The reward at each token: what straying from the reference costs there, and at the last one the score as well
     (Ziegler et al. 2019, section 2).
 
@@ -23,7 +23,9 @@ def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> T
     return rewards.scatter_add(1, last, scores[:, None].to(rewards.dtype))
 
 
-def advantages(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+def estimate_advantages(
+    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float
+) -> tuple[Tensor, Tensor]:
     """Generalized advantage estimation (Schulman et al. 2015, arXiv:1506.02438, equation 16), and the returns that
     values are fitted to: advantage plus value. The value after the last token is 0; so is everything off the mask.
     """
@@ -38,7 +40,7 @@ def advantages(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam:
     return found, torch.where(mask, found + values, 0.0)
 
 
-def moments(values: Tensor, mask: Tensor) -> Tensor:
+def sum_moments(values: Tensor, mask: Tensor) -> Tensor:
     """Count, sum and sum of squares on the mask, to be added up over processes. (3,), double."""
     kept = torch.where(mask, values.double(), 0.0)
     return torch.stack([mask.sum().double(), kept.sum(), (kept**2).sum()])
@@ -51,7 +53,7 @@ def mean_and_variance(found: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (squares - count * mean**2) / (count - 1).clamp(min=1)
 
 
-def whitened(values: Tensor, mask: Tensor, found: Tensor, *, centered: bool = True) -> Tensor:
+def whiten(values: Tensor, mask: Tensor, found: Tensor, *, centered: bool = True) -> Tensor:
     """Scaled by the `moments` given to a variance of 1, and a mean of 0 where `centered`; 0 off the mask."""
     mean, variance = mean_and_variance(found)
     scaled = (values.double() - mean) * torch.rsqrt(variance.clamp(min=0) + 1e-8)
@@ -59,7 +61,7 @@ def whitened(values: Tensor, mask: Tensor, found: Tensor, *, centered: bool = Tr
 
 
 @dataclass(slots=True)
-class KLControl:
+class KLController:
     """The coefficient. With a `target` (nats per completion) it rises while completions stray further and falls while
     they stray less: by at most 20 % for every `horizon` completions.
     """

@@ -9,7 +9,7 @@ def log_probabilities(logits: Tensor, ids: Tensor) -> Tensor:
     return torch.log_softmax(logits, dim=-1).gather(-1, ids[..., None]).squeeze(-1)
 
 
-def clipped_policy(new: Tensor, old: Tensor, advantages: Tensor, cliprange: float) -> tuple[Tensor, Tensor]:
+def clipped_policy_loss(new: Tensor, old: Tensor, advantages: Tensor, cliprange: float) -> tuple[Tensor, Tensor]:
     """The clipped surrogate, negated (Schulman et al. 2017, equation 7), and where the clipped one is what counts.
 
     `new` and `old` are log-probabilities of the tokens taken.
@@ -19,7 +19,7 @@ def clipped_policy(new: Tensor, old: Tensor, advantages: Tensor, cliprange: floa
     return torch.maximum(free, clipped), clipped > free
 
 
-def clipped_value(new: Tensor, old: Tensor, returns: Tensor, cliprange: float) -> tuple[Tensor, Tensor]:
+def clipped_value_loss(new: Tensor, old: Tensor, returns: Tensor, cliprange: float) -> tuple[Tensor, Tensor]:
     """Half the squared error of values that may not move further than `cliprange` from those of the rollout, and where
     that limit is what counts (Huang et al. 2024, detail "value function loss clipping").
     """
@@ -34,7 +34,7 @@ def entropy(logits: Tensor) -> Tensor:
     return -(logs.exp() * logs).sum(dim=-1)
 
 
-def divergence(policy: Tensor, reference: Tensor, estimator: str) -> Tensor:
+def estimate_divergence(policy: Tensor, reference: Tensor, estimator: str) -> Tensor:
     """An estimate of KL(policy, reference) from the log-probabilities of tokens that the policy took: `k1` is unbiased,
     `k3` unbiased and never negative (J. Schulman, "Approximating KL Divergence", 2020).
     """

@@ -13,7 +13,7 @@ from trainers.ppo.losses import log_probabilities
 
 REFERENCE = "ref"  #: an adapter
 HEAD = "value_head"  #: the submodule of the model, and the file beside it
-FILE = f"{HEAD}.safetensors"
+HEAD_FILE = f"{HEAD}.safetensors"
 
 
 def add_value_head(model: Any) -> None:
@@ -28,7 +28,7 @@ def add_value_head(model: Any) -> None:
     setattr(model, HEAD, head)
 
 
-def drop_nothing(model: nn.Module) -> None:
+def disable_dropout(model: nn.Module) -> None:
     """No dropout any more, neither by modules nor (attention's, in transformers) by numbers that functions take."""
     for part in model.modules():
         if isinstance(part, nn.Dropout):
@@ -37,26 +37,28 @@ def drop_nothing(model: nn.Module) -> None:
             setattr(part, name, 0.0)
 
 
-def without_head(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def remove_head(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """A model's state as it would be without the value head."""
     return {name: value for name, value in state.items() if not name.startswith(f"{HEAD}.")}
 
 
 def save_head(model: Any, folder: Path) -> None:
     head: nn.Module = getattr(model, HEAD)
-    save_file({name: value.detach().cpu().contiguous() for name, value in head.state_dict().items()}, folder / FILE)
+    save_file(
+        {name: value.detach().cpu().contiguous() for name, value in head.state_dict().items()}, folder / HEAD_FILE
+    )
 
 
 def has_head(folder: Path) -> bool:
     """Whether `save_head` wrote one there."""
-    return (folder / FILE).is_file()
+    return (folder / HEAD_FILE).is_file()
 
 
 def load_head(model: Any, folder: Path) -> None:
     """Where there is one."""
     head: nn.Module = getattr(model, HEAD)
     if has_head(folder):
-        head.load_state_dict(load_file(folder / FILE))
+        head.load_state_dict(load_file(folder / HEAD_FILE))
 
 
 def logits_and_states(
@@ -77,14 +79,14 @@ def logits_and_states(
     return logits, out.hidden_states[-1][:, -completion - 1 : -1] if with_states else None
 
 
-def values_of(model: Any, states: Tensor) -> Tensor:
+def compute_values(model: Any, states: Tensor) -> Tensor:
     """What the value head makes of states, (rows, tokens). A token's value is that of the state it was chosen in."""
     head: nn.Linear = getattr(model, HEAD)
     values: Tensor = head(states.to(head.weight.dtype)).squeeze(-1)
     return values
 
 
-def remember(model: Any) -> None:
+def add_reference_adapter(model: Any) -> None:
     """Keep an adapter that comes from another run as it is now: it is what the policy is compared with."""
     model.add_adapter(REFERENCE, model.peft_config["default"])
     for name, parameter in model.named_parameters():
@@ -94,17 +96,17 @@ def remember(model: Any) -> None:
             kept.requires_grad_(False)
 
 
-def as_it_began(model: Any) -> AbstractContextManager[None]:
+def reference_active(model: Any) -> AbstractContextManager[None]:
     """A context in which a model with an adapter is the reference: without the adapter, or with the remembered one."""
     context: AbstractContextManager[None] = use_adapter(model, REFERENCE if REFERENCE in model.peft_config else None)
     return context
 
 
-def reference_logps(
+def reference_log_probabilities(
     model: Any, reference: Any, ids: Tensor, attention: Tensor, completion: int, temperature: float
 ) -> Tensor:
     """Log-probabilities of the completions by the reference, or by the model as it began where there is none."""
-    with nullcontext() if reference is not None else as_it_began(model):
+    with nullcontext() if reference is not None else reference_active(model):
         judge = model if reference is None else reference
         logits, _ = logits_and_states(judge, ids, attention, completion, temperature, with_states=False)
     return log_probabilities(logits, ids[:, -completion:])

@@ -12,7 +12,7 @@ Reward = Callable[..., list[float | None]] | nn.Module
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class RolloutBatch:
     """Rows of a rollout: prompts filled up on the left, completions on the right. (rows, tokens) each."""
 
     ids: Tensor  #: prompt and completion
@@ -28,30 +28,32 @@ class Batch:
         """Columns of the completions."""
         return int(self.mask.shape[1])
 
-    def rows(self, indices: Tensor) -> "Batch":
-        return Batch(*(getattr(self, each.name)[indices] for each in fields(self)))
+    def select_rows(self, indices: Tensor) -> "RolloutBatch":
+        return RolloutBatch(*(getattr(self, each.name)[indices] for each in fields(self)))
 
-    def state(self) -> dict[str, Tensor]:
+    def to_state(self) -> dict[str, Tensor]:
         """As a checkpoint keeps it; `Batch(**state)` is the batch again."""
         return {each.name: getattr(self, each.name) for each in fields(self)}
 
 
 @dataclass(frozen=True, slots=True)
-class Buffer:
+class RolloutBuffer:
     """A rollout on the way through its epochs."""
 
-    batch: Batch
+    batch: RolloutBatch
     orders: Tensor  #: (epochs, rows): the order in which each epoch takes the rows
     counts: Tensor  #: (epochs, minibatches): tokens of each minibatch, over all processes
 
-    def share(self, position: int, rows: int, accumulation: int) -> tuple[Batch, Tensor]:
+    def micro_batch(self, position: int, rows: int, accumulation: int) -> tuple[RolloutBatch, Tensor]:
         """The micro-batch at a position, and how many tokens its minibatch has."""
         per_epoch = self.orders.shape[1] // rows
         epoch, at = divmod(position, per_epoch)
-        return self.batch.rows(self.orders[epoch, at * rows : (at + 1) * rows]), self.counts[epoch, at // accumulation]
+        return self.batch.select_rows(self.orders[epoch, at * rows : (at + 1) * rows]), self.counts[
+            epoch, at // accumulation
+        ]
 
 
-class Judges:
+class RewardScorer:
     """Functions, called as TRL calls them, and sequence classifiers, each with its tokenizer."""
 
     def __init__(self, rewards: Sequence[Reward], tokenizers: Sequence[Any], device: torch.device) -> None:
@@ -62,8 +64,8 @@ class Judges:
         ]
         for reward, tokenizer in zip(rewards, self._tokenizers, strict=True):
             if isinstance(reward, nn.Module):
-                _fill_alike(reward, tokenizer)
-        self.names = [_name(each) for each in rewards]
+                _share_pad_token(reward, tokenizer)
+        self.names = [_reward_name(each) for each in rewards]
 
     def __call__(
         self, rows: Sequence[Mapping[str, Any]], completions: list[Any], ids: list[list[int]], state: Any
@@ -73,22 +75,22 @@ class Judges:
         columns = {name: [row[name] for row in rows] for name in rows[0] if name not in ("prompt", "completion")}
         given = {"prompts": prompts, "completions": completions, "completion_ids": ids, "trainer_state": state}
         found = [
-            self._by_model(reward, tokenizer, prompts, completions)
+            self._score_by_model(reward, tokenizer, prompts, completions)
             if isinstance(reward, nn.Module)
-            else self._by_function(reward, {**given, **columns})
+            else self._score_by_function(reward, {**given, **columns})
             for reward, tokenizer in zip(self._rewards, self._tokenizers, strict=True)
         ]
         return torch.stack(found, dim=1)
 
-    def named(self, values: Sequence[float]) -> dict[str, float | None]:
+    def values_by_name(self, values: Sequence[float]) -> dict[str, float | None]:
         """One row's, by name; None where one had no opinion."""
         return {name: None if value != value else value for name, value in zip(self.names, values, strict=True)}
 
-    def _by_function(self, reward: Callable[..., list[float | None]], given: Mapping[str, Any]) -> Tensor:
+    def _score_by_function(self, reward: Callable[..., list[float | None]], given: Mapping[str, Any]) -> Tensor:
         values = [float("nan") if value is None else value for value in reward(**given)]
         return torch.tensor(values, dtype=torch.float32, device=self._device)
 
-    def _by_model(self, scorer: nn.Module, tokenizer: Any, prompts: list[Any], completions: list[Any]) -> Tensor:
+    def _score_by_model(self, scorer: nn.Module, tokenizer: Any, prompts: list[Any], completions: list[Any]) -> Tensor:
         if is_conversational({"prompt": prompts[0]}):
             pairs = [{"messages": [*prompt, *said]} for prompt, said in zip(prompts, completions, strict=True)]
             texts = [apply_chat_template(each, tokenizer)["text"] for each in pairs]
@@ -100,14 +102,14 @@ class Judges:
         return cast(Tensor, scorer(**asked).logits[:, 0].float())
 
 
-def _fill_alike(scorer: Any, tokenizer: Any) -> None:
+def _share_pad_token(scorer: Any, tokenizer: Any) -> None:
     """A classifier finds the last token of a text by what its tokenizer fills up with, and may know another or none."""
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     scorer.config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
 
-def _name(reward: Any) -> str:
+def _reward_name(reward: Any) -> str:
     """What its curve is called."""
     if isinstance(reward, nn.Module):
         return str(cast(Any, reward).config._name_or_path).rpartition("/")[2]

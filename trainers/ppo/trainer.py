@@ -16,19 +16,19 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, set_seed
 from trl.trainer.utils import RepeatSampler
 
-from trainers.checkpoints import Checkpoint
-from trainers.models.generation import Turns, complete, ends_of, said, tokens_of
+from trainers.checkpoints import SavedCheckpoint
+from trainers.models.generation import Turns, decode_completions, find_end_tokens, generate_completions, tokenize_prompt
 from trainers.ppo import estimates, losses, policy
 from trainers.ppo.config import PPOConfig
-from trainers.ppo.metrics import Notes, windows
-from trainers.ppo.rollout import Batch, Buffer, Judges, Reward
-from trainers.resumable import Resumable
+from trainers.ppo.metrics import MetricWindow, empty_windows
+from trainers.ppo.rollout import Reward, RewardScorer, RolloutBatch, RolloutBuffer
+from trainers.resumable import ResumableTrainer
 from trainers.rollout import Rollout
 
 Row = dict[str, Any]
 
 
-class PPOTrainer(Resumable):
+class PPOTrainer(ResumableTrainer):
     """Trains a policy by rewards of its own completions, held near to where it began.
 
     `model` is a folder, or a model that is loaded; `ref_model` what a merged one is compared with. Rows have `prompt`
@@ -36,7 +36,7 @@ class PPOTrainer(Resumable):
     classifier with its tokenizer in `reward_processing_classes`.
     """
 
-    alike = ("kl_coef",)
+    shared_state = ("kl_coef",)
 
     def __init__(
         self,
@@ -55,34 +55,34 @@ class PPOTrainer(Resumable):
             model if isinstance(model, str) else model.name_or_path
         )
         set_seed(args.seed)  # a new adapter is drawn
-        policy_model, reference = _models(model, args, peft_config, ref_model)
-        self.ends = torch.tensor(ends_of(policy_model, tokenizer))
-        if not len(self.ends):
+        policy_model, reference = _prepare_models(model, args, peft_config, ref_model)
+        self.end_tokens = torch.tensor(find_end_tokens(policy_model, tokenizer))
+        if not len(self.end_tokens):
             raise ValueError("the tokenizer has no token that ends a text (eos_token): completions would have no end")
         if tokenizer.pad_token_id is None:
-            tokenizer.pad_token_id = int(self.ends[0])
+            tokenizer.pad_token_id = int(self.end_tokens[0])
         wanted = args.rollout_rows * args.world_size
         if len(train_dataset) < wanted:
             raise ValueError(
                 f"a rollout takes {wanted} prompts (per_device_train_batch_size x gradient_accumulation_steps x "
                 f"num_mini_batches x processes), and there are {len(train_dataset)}"
             )
-        self._metrics = windows()
-        self._control = estimates.KLControl(args.kl_coef, args.kl_target, args.kl_horizon)
-        self._buffer: Buffer | None = None
+        self._metrics = empty_windows()
+        self._kl_controller = estimates.KLController(args.kl_coef, args.kl_target, args.kl_horizon)
+        self._buffer: RolloutBuffer | None = None
         self._position = 0  #: micro-batches taken, of all rollouts
-        self._newest: list[Rollout] = []
+        self._newest_rollouts: list[Rollout] = []
         super().__init__(
             model=policy_model,
             args=args,
-            data_collator=_as_they_are,
+            data_collator=_keep_rows,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
         )
         self.model_accepts_loss_kwargs = False  # the loss is divided by tokens of the whole minibatch already
         self._reference = reference and reference.to(self.accelerator.device).eval().requires_grad_(False)
-        self._judges = Judges(reward_funcs, reward_processing_classes, self.accelerator.device)
+        self._scorer = RewardScorer(reward_funcs, reward_processing_classes, self.accelerator.device)
         weights = args.reward_weights or [1.0] * len(reward_funcs)
         self._weights = torch.tensor(weights, device=self.accelerator.device)
 
@@ -91,7 +91,7 @@ class PPOTrainer(Resumable):
         return cast(PPOConfig, self.args)
 
     @property
-    def _net(self) -> Any:
+    def _policy(self) -> Any:
         """The model, not wrapped."""
         return cast(Any, self.model)
 
@@ -121,51 +121,53 @@ class PPOTrainer(Resumable):
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         """The micro-batch that is due, and the tokens of its minibatch."""
-        if not self._net.training:
+        if not self._policy.training:
             return inputs
         every = self.options.num_ppo_epochs * self.options.micro_batches
         if self._position % every == 0 or self._buffer is None:
-            self._buffer = self._arranged(self._roll_out(inputs, "train"))
-        share = self._buffer.share(
+            self._buffer = self._shuffle_rollout(self._roll_out(inputs, "train"))
+        share = self._buffer.micro_batch(
             self._position % every, self.options.per_device_train_batch_size, self.args.gradient_accumulation_steps
         )
         self._position += 1
         return share
 
-    def _arranged(self, batch: Batch) -> Buffer:
+    def _shuffle_rollout(self, batch: RolloutBatch) -> RolloutBuffer:
         """The order in which each epoch goes through a rollout is drawn at once."""
         epochs, rows = self.options.num_ppo_epochs, batch.ids.shape[0]
         orders = torch.stack([torch.randperm(rows) for _ in range(epochs)]).to(batch.ids.device)
         tokens = batch.mask.sum(dim=1)[orders].view(epochs, self.options.num_mini_batches, -1).sum(dim=-1).double()
-        return Buffer(batch, orders, cast(Tensor, self.accelerator.reduce(tokens, "sum")))
+        return RolloutBuffer(batch, orders, cast(Tensor, self.accelerator.reduce(tokens, "sum")))
 
     # Rollouts
 
     @torch.no_grad()
-    def _roll_out(self, rows: Sequence[Row], mode: str) -> Batch:
+    def _roll_out(self, rows: Sequence[Row], mode: str) -> RolloutBatch:
         """Complete the prompts, judge the completions, and work out what their tokens were worth."""
-        ids, attention, width = self._completed([row["prompt"] for row in rows])
-        mask = estimates.until_end(ids[:, width:], self.ends.to(ids.device))
+        ids, attention, width = self._generate([row["prompt"] for row in rows])
+        mask = estimates.completion_mask(ids[:, width:], self.end_tokens.to(ids.device))
         attention = torch.cat([attention[:, :width], mask.to(attention.dtype)], dim=1)
-        scores = self._scores(rows, ids[:, width:], mask, mode)
-        logps, values, reference = self._judged_by_models(ids, attention, mask.shape[1])
-        kl = torch.where(mask, losses.divergence(logps, reference, self.options.kl_estimator), 0.0)
-        rewards = estimates.token_rewards(scores, kl, mask, self._control.coefficient)
-        notes = self._notes(mode)
+        scores = self._score(rows, ids[:, width:], mask, mode)
+        logps, values, reference = self._evaluate_models(ids, attention, mask.shape[1])
+        kl = torch.where(mask, losses.estimate_divergence(logps, reference, self.options.kl_estimator), 0.0)
+        rewards = estimates.spread_rewards(scores, kl, mask, self._kl_controller.coefficient)
+        notes = self._metric_window(mode)
         if self.options.whiten_rewards:
-            rewards = estimates.whitened(rewards, mask, notes.moments(rewards, mask), centered=False)
-        advantages, returns = estimates.advantages(rewards, values * mask, mask, self.options.gamma, self.options.lam)
-        notes.fit(values, returns, mask)
+            rewards = estimates.whiten(rewards, mask, notes.sum_moments(rewards, mask), centered=False)
+        advantages, returns = estimates.estimate_advantages(
+            rewards, values * mask, mask, self.options.gamma, self.options.lam
+        )
+        notes.add_explained_variance(values, returns, mask)
         if self.options.whiten_advantages:
-            advantages = estimates.whitened(advantages, mask, notes.moments(advantages, mask))
+            advantages = estimates.whiten(advantages, mask, notes.sum_moments(advantages, mask))
         if self.options.kl_coef:  # else there is no reference to stray from
-            strayed, completed = notes.straying(kl, mask)
+            strayed, completed = notes.add_divergence(kl, mask)
             if mode == "train":
-                notes.note({"kl_coef": self._control.coefficient})
-                self._control.update(strayed, completed)
-        return Batch(ids, attention, mask, logps, values * mask, advantages, returns)
+                notes.add({"kl_coef": self._kl_controller.coefficient})
+                self._kl_controller.update(strayed, completed)
+        return RolloutBatch(ids, attention, mask, logps, values * mask, advantages, returns)
 
-    def _completed(self, prompts: Sequence[Turns]) -> tuple[Tensor, Tensor, int]:
+    def _generate(self, prompts: Sequence[Turns]) -> tuple[Tensor, Tensor, int]:
         """See `trainers.models.generation.complete`."""
         how = GenerationConfig(
             do_sample=True,
@@ -174,14 +176,16 @@ class PPOTrainer(Resumable):
             top_p=self.options.top_p,
             max_new_tokens=self.options.max_completion_length,
             pad_token_id=cast(Any, self.processing_class).pad_token_id,
-            eos_token_id=self.ends.tolist(),
+            eos_token_id=self.end_tokens.tolist(),
             use_cache=True,
         )
         longest = self.options.max_prompt_length or 0
         with self.accelerator.autocast():
-            return complete(self._net, [tokens_of(self.processing_class, each)[-longest:] for each in prompts], how)
+            return generate_completions(
+                self._policy, [tokenize_prompt(self.processing_class, each)[-longest:] for each in prompts], how
+            )
 
-    def _judged_by_models(self, ids: Tensor, attention: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _evaluate_models(self, ids: Tensor, attention: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probabilities and values by the policy, log-probabilities by the reference; micro-batch by micro-batch,
         as a rollout may be far larger than what a model can take at once.
         """
@@ -190,27 +194,33 @@ class PPOTrainer(Resumable):
         for part, attended in zip(torch.split(ids, size), torch.split(attention, size), strict=True):
             with self.accelerator.autocast():
                 asked = (part, attended, width, self.options.temperature)
-                logits, states = policy.logits_and_states(self._net, *asked, with_states=True)
-                values = policy.values_of(self._net, cast(Tensor, states))
+                logits, states = policy.logits_and_states(self._policy, *asked, with_states=True)
+                values = policy.compute_values(self._policy, cast(Tensor, states))
                 logps = losses.log_probabilities(logits, part[:, -width:])
-                before = policy.reference_logps(self._net, self._reference, *asked) if self.options.kl_coef else logps
+                before = (
+                    policy.reference_log_probabilities(self._policy, self._reference, *asked)
+                    if self.options.kl_coef
+                    else logps
+                )
                 found.append((logps, values, before))
         logps, values, reference = (torch.cat(each) for each in zip(*found, strict=True))
         return logps, values, reference
 
-    def _scores(self, rows: Sequence[Row], ids: Tensor, mask: Tensor, mode: str) -> Tensor:
+    def _score(self, rows: Sequence[Row], ids: Tensor, mask: Tensor, mode: str) -> Tensor:
         """What each completion is worth, (rows,)."""
         kept = [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
-        completions = said(self.processing_class, kept, as_messages=not isinstance(rows[0]["prompt"], str))
-        parts = self._judges(rows, completions, kept, self.state)
-        ended = (torch.isin(ids, self.ends.to(ids.device)) & mask).any(dim=1)
+        completions = decode_completions(
+            self.processing_class, kept, as_messages=not isinstance(rows[0]["prompt"], str)
+        )
+        parts = self._scorer(rows, completions, kept, self.state)
+        ended = (torch.isin(ids, self.end_tokens.to(ids.device)) & mask).any(dim=1)
         scores = (parts * self._weights).nansum(dim=1)
         if self.options.missing_eos_penalty is not None:
             scores = scores - self.options.missing_eos_penalty * ~ended
-        self._notes(mode).scores(self._judges.names, parts, scores, ended, mask)
+        self._metric_window(mode).add_scores(self._scorer.names, parts, scores, ended, mask)
         if mode == "train":
-            self._newest = [
-                Rollout(row["prompt"], completion, self._judges.named(values))
+            self._newest_rollouts = [
+                Rollout(row["prompt"], completion, self._scorer.values_by_name(values))
                 for row, completion, values in zip(rows, completions, parts.tolist(), strict=True)
             ]
         return scores
@@ -225,9 +235,9 @@ class PPOTrainer(Resumable):
         """
         batch, tokens = inputs
         mean_of_means = self.accelerator.num_processes * self.args.gradient_accumulation_steps
-        return self._loss(model, batch, "train") / tokens * mean_of_means
+        return self._summed_loss(model, batch, "train") / tokens * mean_of_means
 
-    def _loss(self, model: Any, batch: Batch, mode: str) -> Tensor:
+    def _summed_loss(self, model: Any, batch: RolloutBatch, mode: str) -> Tensor:
         """Summed over the tokens of a batch."""
         options, mask = self.options, batch.mask
         logits, states = policy.logits_and_states(
@@ -235,9 +245,9 @@ class PPOTrainer(Resumable):
         )
         taken = losses.log_probabilities(logits, batch.ids[:, -batch.completion :])
         logps = torch.where(mask, taken, batch.logps)  # what comes after the end may stray without bound
-        values = policy.values_of(self._net, cast(Tensor, states))
-        pushed, policy_clipped = losses.clipped_policy(logps, batch.logps, batch.advantages, options.cliprange)
-        fitted, value_clipped = losses.clipped_value(values, batch.values, batch.returns, options.cliprange_value)
+        values = policy.compute_values(self._policy, cast(Tensor, states))
+        pushed, policy_clipped = losses.clipped_policy_loss(logps, batch.logps, batch.advantages, options.cliprange)
+        fitted, value_clipped = losses.clipped_value_loss(values, batch.values, batch.returns, options.cliprange_value)
         with torch.set_grad_enabled(torch.is_grad_enabled() and options.entropy_coef != 0):
             entropy = losses.entropy(logits)
         notes = {
@@ -248,7 +258,7 @@ class PPOTrainer(Resumable):
             "clip_ratio/value": value_clipped,
             "approx_kl": 0.5 * (logps - batch.logps) ** 2,
         }
-        self._notes(mode).tokens(notes, mask)
+        self._metric_window(mode).add_token_means(notes, mask)
         return ((pushed + options.vf_coef * fitted - options.entropy_coef * entropy) * mask).sum()
 
     def prediction_step(
@@ -257,34 +267,34 @@ class PPOTrainer(Resumable):
         """Held-out prompts: completions, their rewards, and the loss before any step is made."""
         batch = self._roll_out(inputs, "eval")
         with torch.no_grad(), self.compute_loss_context_manager():
-            loss = self._loss(self._net, batch, "eval") / batch.mask.sum()
+            loss = self._summed_loss(self._policy, batch, "eval") / batch.mask.sum()
         return loss.detach(), None, None
 
     # What is logged
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        training = self._net.training
-        for name, value in self._notes("train" if training else "eval").take().items():
+        training = self._policy.training
+        for name, value in self._metric_window("train" if training else "eval").take_means().items():
             logs[name if training else f"eval_{name}"] = value
         super().log(logs, *args, **kwargs)
 
-    def _notes(self, mode: str) -> Notes:
-        return Notes(self.accelerator, self._metrics[mode])
+    def _metric_window(self, mode: str) -> MetricWindow:
+        return MetricWindow(self.accelerator, self._metrics[mode])
 
-    def rollouts(self) -> Sequence[Rollout]:
-        return self._newest
+    def newest_rollouts(self) -> Sequence[Rollout]:
+        return self._newest_rollouts
 
     # Saving
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """The model as any other of its kind, so that it can be loaded as such; the value head beside it."""
         folder = output_dir or str(self.args.output_dir)
-        super()._save(folder, policy.without_head(self._net.state_dict() if state_dict is None else state_dict))
-        policy.save_head(self._net, Path(folder))
+        super()._save(folder, policy.remove_head(self._policy.state_dict() if state_dict is None else state_dict))
+        policy.save_head(self._policy, Path(folder))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        policy.load_head(self._net, Path(resume_from_checkpoint))
+        policy.load_head(self._policy, Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Of a model without a value head, an optimizer knows nothing of the weights that are trained here."""
@@ -292,25 +302,29 @@ class PPOTrainer(Resumable):
             super()._load_optimizer_and_scheduler(checkpoint)
 
     @classmethod
-    def begun_anew(cls, checkpoint: Checkpoint) -> str:
+    def describe_missing_state(cls, checkpoint: SavedCheckpoint) -> str:
         if policy.has_head(checkpoint.folder):
-            return super().begun_anew(checkpoint)
+            return super().describe_missing_state(checkpoint)
         return "it has no value head, which begins anew, and so does the optimizer"
 
-    def extra_state(self) -> dict[str, Any]:
-        state: dict[str, Any] = {"position": self._position, "kl_coef": self._control.coefficient}
+    def collect_extra_state(self) -> dict[str, Any]:
+        state: dict[str, Any] = {"position": self._position, "kl_coef": self._kl_controller.coefficient}
         if self._buffer and self._position % (self.options.num_ppo_epochs * self.options.micro_batches):
-            state |= {"batch": self._buffer.batch.state(), "orders": self._buffer.orders, "counts": self._buffer.counts}
+            state |= {
+                "batch": self._buffer.batch.to_state(),
+                "orders": self._buffer.orders,
+                "counts": self._buffer.counts,
+            }
         return state
 
-    def restore_extra(self, state: dict[str, Any]) -> None:
+    def restore_extra_state(self, state: dict[str, Any]) -> None:
         self._position = state.get("position", self.state.global_step * self.args.gradient_accumulation_steps)
-        self._control.coefficient = state.get("kl_coef", self._control.coefficient)
+        self._kl_controller.coefficient = state.get("kl_coef", self._kl_controller.coefficient)
         if "batch" in state:
-            self._buffer = Buffer(Batch(**state["batch"]), state["orders"], state["counts"])
+            self._buffer = RolloutBuffer(RolloutBatch(**state["batch"]), state["orders"], state["counts"])
 
 
-def _models(model: Any, args: PPOConfig, peft_config: Any, ref_model: Any) -> tuple[Any, Any]:
+def _prepare_models(model: Any, args: PPOConfig, peft_config: Any, ref_model: Any) -> tuple[Any, Any]:
     """The policy with its value head, and the reference; None where that is the policy without its adapter, or not
     needed.
     """
@@ -320,14 +334,14 @@ def _models(model: Any, args: PPOConfig, peft_config: Any, ref_model: Any) -> tu
     if peft_config is not None:
         loaded = get_peft_model(loaded, peft_config)
     elif isinstance(loaded, PeftModel):
-        policy.remember(loaded)
+        policy.add_reference_adapter(loaded)
     elif reference is None and isinstance(loaded, PreTrainedModel) and args.kl_coef:
         reference = AutoModelForCausalLM.from_pretrained(str(loaded.name_or_path), **how)
     if args.disable_dropout:
-        policy.drop_nothing(loaded)
+        policy.disable_dropout(loaded)
     policy.add_value_head(loaded)
     return loaded, reference if args.kl_coef else None
 
 
-def _as_they_are(rows: list[Row]) -> Any:
+def _keep_rows(rows: list[Row]) -> Any:
     return rows

@@ -15,36 +15,36 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
 
-from trainers.rewards.user_functions import call_with, function_of
+from trainers.rewards.user_functions import call_function, import_function
 
-_DYING = 5.0  #: seconds
+_KILL_SECONDS = 5.0  #: seconds
 
 
-class Raised(Exception):
+class FunctionRaised(Exception):
     """The function raised; the text is type and message."""
 
 
-class Isolated:
+class IsolatedFunction:
     """Calls `call` there, as if it were here. Raises Raised, also when the process died, or TimeoutError."""
 
     def __init__(self, call: str, timeout: float | None, seed: int) -> None:
         self._call, self._timeout, self._seed = call, timeout, seed
-        self._line: Connection | None = None
+        self._connection: Connection | None = None
         self._end: Callable[[], int | None] = lambda: None
 
     def __call__(self, step: int, given: Mapping[str, Any]) -> Any:
-        line = self._line or self._start()
+        line = self._connection or self._start()
         try:
             line.send((step, dict(given)))
             if not line.poll(self._timeout):
-                self._line, _ = None, self._end()
+                self._connection, _ = None, self._end()
                 raise TimeoutError(f"took longer than {self._timeout:g} s")
             good, answer = line.recv()
         except (EOFError, ConnectionError) as error:
-            self._line, code = None, self._end()
-            raise Raised(f"its process ended ({_ending(code)})") from error
+            self._connection, code = None, self._end()
+            raise FunctionRaised(f"its process ended ({_ending(code)})") from error
         if not good:
-            raise Raised(answer)
+            raise FunctionRaised(answer)
         return answer
 
     def _start(self) -> Connection:
@@ -53,7 +53,7 @@ class Isolated:
         hidden = {"CUDA_VISIBLE_DEVICES": ""}  # the GPU's memory is the trainer's
         process = subprocess.Popen(argv, pass_fds=[theirs.fileno()], env={**os.environ, **hidden})
         theirs.close()
-        self._line, self._end = ours, weakref.finalize(self, _end, process, ours)
+        self._connection, self._end = ours, weakref.finalize(self, _end, process, ours)
         return ours
 
 
@@ -61,7 +61,7 @@ def _end(process: "subprocess.Popen[bytes]", line: Connection) -> int:
     """End the process, unless it has closed the line and ends by itself; its exit code."""
     gone = line.poll(0)  # nothing was asked: only the end can be read
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(_DYING if gone else 0)
+        process.wait(_KILL_SECONDS if gone else 0)
     process.kill()
     line.close()
     return process.wait()
@@ -82,16 +82,16 @@ def main(argv: list[str]) -> int:
             return 0
         random.seed(f"{seed}:{step}")  # the same draws after a resume
         try:
-            function = function or function_of(call)
-            line.send((True, _plain(call_with(function, given))))
+            function = function or import_function(call)
+            line.send((True, _to_plain_values(call_function(function, given))))
         except Exception as error:  # whatever it raises is said where it was asked
             line.send((False, f"{type(error).__name__}: {error}"))
 
 
-def _plain(answer: Any) -> Any:
+def _to_plain_values(answer: Any) -> Any:
     """Without classes that the other end may not have."""
     if isinstance(answer, list | tuple):
-        return [_plain(value) for value in answer]
+        return [_to_plain_values(value) for value in answer]
     if isinstance(answer, int | float | str | None):
         return answer
     return float(answer) if hasattr(answer, "__float__") else repr(answer)

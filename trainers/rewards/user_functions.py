@@ -12,13 +12,13 @@ from typing import Any
 from trainers.errors import ConfigError
 
 
-def function_of(call: str) -> Callable[..., Any]:
+def import_function(call: str) -> Callable[..., Any]:
     """The function that `call` names: `file.py:function`, relative to this process's folder, or
     `package.module:function` (also with a dot for the colon). ConfigError says what is not there.
     """
     where, _, name = call.rpartition(":") if ":" in call else call.rpartition(".")
     try:
-        module = _from_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
+        module = _import_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
     except ModuleNotFoundError as error:
         raise ConfigError(f"{call}: there is no module {error.name}") from error
     except OSError as error:
@@ -31,7 +31,7 @@ def function_of(call: str) -> Callable[..., Any]:
     return function  # type: ignore[no-any-return]
 
 
-def _from_file(path: Path) -> Any:
+def _import_file(path: Path) -> Any:
     path.open().close()
     folder = str(path.absolute().parent)
     if folder not in sys.path:  # it may import what lies beside it
@@ -44,7 +44,7 @@ def _from_file(path: Path) -> Any:
     return module
 
 
-def call_with(function: Callable[..., Any], given: Mapping[str, Any]) -> Any:
+def call_function(function: Callable[..., Any], given: Mapping[str, Any]) -> Any:
     """What it returns (awaited, where it is async) for those of the arguments that it takes."""
     parameters = inspect.signature(function).parameters.values()
     takes_all = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters)

@@ -24,7 +24,7 @@ def bucket(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S3St
     """With rows under several keys; the environment has what is needed."""
     for name, value in environment(server).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv(cache.FOLDER, str(tmp_path / "cache"))
+    monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "cache"))
     client = S3Store(BUCKET, client_options={"allow_http": True})
     for key, text in {
         "rows/a.jsonl": "a",
@@ -40,7 +40,7 @@ def bucket(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S3St
 
 def read(path: str) -> list[str]:
     section = Data.model_validate({"train": path})
-    train, _ = loading.load(section, seed=1, kinds=("text",), base=Path("/nowhere"))
+    train, _ = loading.load_rows(section, seed=1, kinds=("text",), base=Path("/nowhere"))
     return [row["text"] for row in train.rows]
 
 
@@ -61,10 +61,10 @@ def test_an_object_a_prefix_and_globs(bucket: S3Store, path: str, texts: list[st
 
 def test_what_is_here_is_not_fetched_again_and_what_has_changed_is(bucket: S3Store, tmp_path: Path) -> None:
     path = f"s3://{BUCKET}/rows/a.jsonl"
-    [(first, name)] = bucket_rows.fetched(path)
+    [(first, name)] = bucket_rows.fetch_objects(path)
     assert name == path and first.is_relative_to(tmp_path / "cache")
     before = first.stat().st_mtime_ns
-    assert bucket_rows.fetched(path) == [(first, name)] and first.stat().st_mtime_ns == before
+    assert bucket_rows.fetch_objects(path) == [(first, name)] and first.stat().st_mtime_ns == before
     obstore.put(bucket, "rows/a.jsonl", b'{"text": "anew"}\n')
     assert read(path) == ["anew"]
     first.write_bytes(b"")  # a disk that was full

@@ -20,14 +20,14 @@ TEXTS = [{"text": f"row {number}"} for number in range(2500)]
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where large rows are kept."""
-    monkeypatch.setenv(cache.FOLDER, str(tmp_path / "cache"))
+    monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
 @pytest.fixture
 def little(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of memory."""
-    monkeypatch.setattr(disk_rows, "LARGE", 1000)
+    monkeypatch.setattr(disk_rows, "MEMORY_LIMIT", 1000)
 
 
 def written(path: Path, rows: list[Any]) -> Path:
@@ -38,7 +38,7 @@ def written(path: Path, rows: list[Any]) -> Path:
 def load(
     base: Path, section: dict[str, Any], kinds: tuple[str, ...] = ("text",)
 ) -> tuple[loading.Rows, loading.Rows | None]:
-    return loading.load(Data.model_validate(section), seed=1, kinds=kinds, base=base)
+    return loading.load_rows(Data.model_validate(section), seed=1, kinds=kinds, base=base)
 
 
 def rows_of(found: loading.Rows | None) -> list[Any]:
@@ -55,10 +55,10 @@ def test_the_same_rows_in_the_same_order(tmp_path: Path, section: Any, monkeypat
     written(tmp_path / "small.jsonl", [{"text": "a"}, {"text": "b"}, {"text": "c"}, {"text": "d"}])
     written(tmp_path / "also.jsonl", [{"text": f"also {number}"} for number in range(1200)])
     in_memory = load(tmp_path, section)
-    monkeypatch.setattr(disk_rows, "LARGE", 1000)
+    monkeypatch.setattr(disk_rows, "MEMORY_LIMIT", 1000)
     for _ in ("read", "found again"):
         train, held_out = load(tmp_path, section)
-        assert isinstance(train.rows, disk_rows.Large) and train.kind == "text"
+        assert isinstance(train.rows, disk_rows.DiskRows) and train.kind == "text"
         assert rows_of(train) == rows_of(in_memory[0])
         assert held_out is None or rows_of(held_out) == rows_of(in_memory[1])
         assert train.rows[0] == train.rows[:2][0] == in_memory[0].rows[0] and train.columns == ("text",)
@@ -130,7 +130,7 @@ def test_a_wrong_row_far_below_is_named(tmp_path: Path, folder: Path) -> None:
 @pytest.mark.usefixtures("little")
 def test_a_disk_that_takes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written(tmp_path / "big.jsonl", TEXTS)
-    monkeypatch.setenv(cache.FOLDER, "/proc/nothing")
+    monkeypatch.setenv(cache.CACHE_VARIABLE, "/proc/nothing")
     with pytest.raises(HostError, match=r"/proc/nothing takes nothing \(.*\); \$RELAY_DATA_CACHE names another"):
         load(tmp_path, {"train": "big.jsonl"})
 
@@ -140,7 +140,7 @@ def test_what_nobody_has_used_for_long_goes(tmp_path: Path, folder: Path) -> Non
     written(tmp_path / "big.jsonl", TEXTS)
     load(tmp_path, {"train": "big.jsonl"})
     (old,) = folder.iterdir()
-    long_ago = time.time() - cache.UNUSED - 60
+    long_ago = time.time() - cache.UNUSED_SECONDS - 60
     os.utime(old, (long_ago, long_ago))
     load(tmp_path, {"train": "big.jsonl"})  # it is used, and so it stays
     written(tmp_path / "other.jsonl", TEXTS[1:])
@@ -149,7 +149,7 @@ def test_what_nobody_has_used_for_long_goes(tmp_path: Path, folder: Path) -> Non
     os.utime(old, (long_ago, long_ago))
     torn = folder / ".tmp-of-one-that-was-killed"
     torn.mkdir()
-    yesterday = time.time() - cache.UNFINISHED - 60
+    yesterday = time.time() - cache.DRAFT_SECONDS - 60
     os.utime(torn, (yesterday, yesterday))
     load(tmp_path, {"train": {"path": "other.jsonl"}, "columns": {"a": "b"}})
     assert len([*folder.iterdir()]) == 2 and not old.exists() and not torn.exists()
@@ -163,7 +163,7 @@ def test_trained_as_from_memory_cut_and_resumed(work: Path, tmp_path: Path, fold
     straight = attempts.make(tmp_path / "straight", run)
 
     def little_memory() -> None:
-        disk_rows.LARGE = 100
+        disk_rows.MEMORY_LIMIT = 100
 
     kept = attempts.make(tmp_path / "kept", run, before=little_memory)
     assert (kept.code, kept.weights(), kept.curve) == (0, straight.weights(), straight.curve)
@@ -182,10 +182,10 @@ def test_a_stream_is_cut_and_resumed(work: Path, tmp_path: Path, method: str) ->
     run = spec(work, method)
     run = {**run, "data": {**run["data"], "streaming": True}}
     straight = attempts.make(tmp_path / "straight", run)
-    assert straight.code == 0, straight.said
+    assert straight.code == 0, straight.outcome
 
     def little_memory() -> None:
-        disk_rows.LARGE = 100
+        disk_rows.MEMORY_LIMIT = 100
 
     kept = attempts.make(tmp_path / "kept", run, before=little_memory)
     assert (kept.code, kept.weights(), kept.curve) == (0, straight.weights(), straight.curve)

@@ -83,19 +83,19 @@ WRITERS: dict[str, Callable[[list[Any]], bytes]] = {
 @pytest.mark.parametrize("name", WRITERS)
 def test_every_kind_of_file_has_the_same_rows(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(WRITERS[name](ROWS))
-    assert [row for _, row in files.read(tmp_path / name, name)] == ROWS
+    assert [row for _, row in files.read_rows(tmp_path / name, name)] == ROWS
 
 
 @pytest.mark.parametrize("name", [name for name in WRITERS if "csv" not in name and "tsv" not in name])
 def test_dialogues_too(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(WRITERS[name](CHAT))
-    assert [row for _, row in files.read(tmp_path / name, name)] == CHAT
+    assert [row for _, row in files.read_rows(tmp_path / name, name)] == CHAT
 
 
 def test_labels_of_a_table_are_true_or_false(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("prompt,completion,label\na,true,true\nb,c,False\n")
     section = Data.model_validate({"train": "rows.csv"})
-    train, _ = loading.load(section, seed=1, kinds=("unpaired_preference",), base=tmp_path)
+    train, _ = loading.load_rows(section, seed=1, kinds=("unpaired_preference",), base=tmp_path)
     assert [(row["completion"], row["label"]) for row in train.rows] == [("true", True), ("c", False)]
 
 
@@ -103,14 +103,14 @@ def test_labels_of_a_table_are_true_or_false(tmp_path: Path) -> None:
 def test_marks_and_ends_of_lines_of_another_system(tmp_path: Path, name: str) -> None:
     text = WRITERS[name]([{"text": "a"}, {"text": "b"}]).decode().replace("\r\n", "\n").replace("\n", "\r\n")
     (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
-    assert [row for _, row in files.read(tmp_path / name, name)] == [{"text": "a"}, {"text": "b"}]
+    assert [row for _, row in files.read_rows(tmp_path / name, name)] == [{"text": "a"}, {"text": "b"}]
 
 
 def test_a_huge_line_is_read(tmp_path: Path) -> None:
     huge = [{"text": "x" * (20 << 20)}]
     for name in ("rows.jsonl", "rows.csv"):
         (tmp_path / name).write_bytes(WRITERS[name](huge))
-        assert [row for _, row in files.read(tmp_path / name, name)] == huge
+        assert [row for _, row in files.read_rows(tmp_path / name, name)] == huge
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_what_is_wrong_with_a_file(tmp_path: Path, name: str, content: bytes, sa
     (tmp_path / name).write_bytes(content)
     section = Data.model_validate({"train": name, "columns": {"a": "text"}})
     with pytest.raises(ConfigError) as wrong:
-        loading.load(section, seed=1, kinds=("text",), base=tmp_path)
+        loading.load_rows(section, seed=1, kinds=("text",), base=tmp_path)
     assert str(wrong.value).startswith(said)
 
 
@@ -158,7 +158,7 @@ def test_what_is_wrong_with_a_file(tmp_path: Path, name: str, content: bytes, sa
 )
 def test_reading_goes_on_past_what_is_no_row(tmp_path: Path, name: str, content: bytes, wrong: list[str]) -> None:
     (tmp_path / name).write_bytes(content)
-    found = [row for _, row in files.read(tmp_path / name, name)]
+    found = [row for _, row in files.read_rows(tmp_path / name, name)]
     assert [row for row in found if isinstance(row, dict)] == [{"text": "a"}, {"text": "b"}]
     said = [str(error) for error in found if isinstance(error, ConfigError)]
     assert all(each.startswith(name + place) for each, place in zip(said, wrong, strict=True))
@@ -169,7 +169,7 @@ def test_wrong_types_halfway_are_named_with_their_row(tmp_path: Path) -> None:
     (tmp_path / "rows.parquet").write_bytes(parquet(rows))
     section = Data.model_validate({"train": "rows.parquet"})
     with pytest.raises(ConfigError, match=r"^rows\.parquet row 4: messages: message 1 is .* found .*null"):
-        loading.load(section, seed=1, kinds=("chat",), base=tmp_path)
+        loading.load_rows(section, seed=1, kinds=("chat",), base=tmp_path)
 
 
 def test_a_folder_is_its_files_of_rows_and_travels_as_such(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_a_folder_is_its_files_of_rows_and_travels_as_such(tmp_path: Path) -> No
         (folder / other).write_text("no rows")
     assert rows_in(folder) == ["a.parquet", "b.jsonl.gz", "more/c.csv"]
     section = Data.model_validate({"train": "rows"})
-    train, _ = loading.load(section, seed=1, kinds=("text",), base=tmp_path)
+    train, _ = loading.load_rows(section, seed=1, kinds=("text",), base=tmp_path)
     assert [row["text"] for row in train.rows] == ["a.parquet", "b.jsonl.gz", "more/c.csv"]
     run = parse({"version": "relay/v1", "method": "sft", "model": {"name_or_path": "a/b"}, "data": {"train": "rows"}})
     sent = find_inputs(run, tmp_path)

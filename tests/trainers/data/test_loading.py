@@ -19,7 +19,7 @@ UNPAIRED = ("unpaired_preference",)
 def _load(
     section: dict[str, Any], base: Path, seed: int = 1, kinds: tuple[str, ...] = KINDS
 ) -> tuple[loading.Rows, loading.Rows | None]:
-    return loading.load(Data.model_validate(section), seed=seed, kinds=kinds, base=base)
+    return loading.load_rows(Data.model_validate(section), seed=seed, kinds=kinds, base=base)
 
 
 def _write(path: Path, *rows: Any) -> Path:
@@ -104,9 +104,21 @@ def test_rows_of_other_tools_become_our_own(
 @pytest.mark.parametrize(
     ("row", "kinds", "said"),
     [
-        ({"prompt": "a", "completion": "b"}, PREFERENCES, "wanted chosen+rejected and perhaps prompt (data.columns"),
-        ({"chosen": "a", "rejected": "b"}, UNPAIRED, "columns are chosen, rejected; wanted prompt+completion+label"),
-        ({"chosen": "a", "rejected": "b"}, KINDS, "columns are chosen, rejected; wanted messages or prompt+completion"),
+        (
+            {"prompt": "a", "completion": "b"},
+            PREFERENCES,
+            "they must be chosen+rejected and perhaps prompt (data.columns",
+        ),
+        (
+            {"chosen": "a", "rejected": "b"},
+            UNPAIRED,
+            "columns are chosen, rejected; they must be prompt+completion+label",
+        ),
+        (
+            {"chosen": "a", "rejected": "b"},
+            KINDS,
+            "columns are chosen, rejected; they must be messages or prompt+completion",
+        ),
         (
             {"prompt": "a", "completion": "b", "label": 1},
             UNPAIRED,
@@ -153,7 +165,7 @@ def test_a_prompt_is_in_all_rows_or_in_none(tmp_path: Path) -> None:
     ("line", "said"),
     [
         ('{"text": 3}', "text is text, found 3"),
-        ('{"body": "x"}', "columns are body; wanted messages or prompt+completion or text"),
+        ('{"body": "x"}', "columns are body; they must be messages or prompt+completion or text"),
         ('{"messages": []}', "a list of messages is wanted"),
         ('{"messages": [{"role": "user"}]}', "message 1 is"),
         ('{"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}', "message 1 has tool_calls"),
@@ -279,6 +291,8 @@ def test_the_host_reads_the_rows_that_the_submitter_would(tmp_path: Path) -> Non
         shutil.copy(file.source, host / file.path)
     there, here = parse(json.loads(travel.runfile.to_json())).data, run.data
     assert there is not None and here is not None and there != here
-    loaded = [loading.load(section, seed=1, kinds=KINDS, base=base) for section, base in ((here, home), (there, host))]
+    loaded = [
+        loading.load_rows(section, seed=1, kinds=KINDS, base=base) for section, base in ((here, home), (there, host))
+    ]
     assert loaded[0] == loaded[1]
     assert len(loaded[0][0]) == 15

@@ -10,24 +10,24 @@ from pathlib import Path
 
 import pytest
 
-from trainers.launch.control import Control, Outcome
+from trainers.launch.control import ControlFolder, Outcome
 
 TIMEOUT = 60
 PARENT = """
 import json, os, sys
 from dataclasses import asdict
 from pathlib import Path
-from trainers.launch.control import Control
+from trainers.launch.control import ControlFolder
 from trainers.launch.ranks import Ranks
 
-outcome = Ranks(Control(Path(sys.argv[1]))).run([sys.executable, "-c", sys.argv[2]], os.environ, 1)
+outcome = Ranks(ControlFolder(Path(sys.argv[1]))).run([sys.executable, "-c", sys.argv[2]], os.environ, 1)
 print(json.dumps(asdict(outcome)))
 """
 RANK = """
 import signal
-from trainers.launch.control import Control, Outcome
+from trainers.launch.control import ControlFolder, Outcome
 
-control = Control.from_environ()
+control = ControlFolder.from_environ()
 {}
 print("ready", flush=True)
 signal.pause()
@@ -47,9 +47,12 @@ def started(root: Path, does: str) -> Iterator["subprocess.Popen[str]"]:
 @pytest.mark.parametrize(
     ("does", "outcome"),
     [
-        ("", Outcome(143, "stopped as asked, at once: nothing new was there to save")),
-        ("control.begin_training()", Outcome(143, "stopped as asked, at once: what was not saved is lost")),
-        ("control.begin_training(); control.conclude(Outcome(0))", Outcome(0)),
+        ("", Outcome(143, "stopped at once, on request: there was nothing new to save")),
+        (
+            "control.mark_training_started()",
+            Outcome(143, "stopped at once, on request: steps that were not saved are lost"),
+        ),
+        ("control.mark_training_started(); control.record_outcome(Outcome(0))", Outcome(0)),
     ],
 )
 def test_asked_twice_it_kills_and_says_what_became_of_the_run(tmp_path: Path, does: str, outcome: Outcome) -> None:
@@ -58,7 +61,7 @@ def test_asked_twice_it_kills_and_says_what_became_of_the_run(tmp_path: Path, do
             parent.send_signal(number)
         said, _ = parent.communicate(timeout=TIMEOUT)
     assert Outcome(**json.loads(said)) == outcome
-    assert Control(tmp_path).stop_asked()
+    assert ControlFolder(tmp_path).stop_requested()
 
 
 #: A signal at the worst moment: the launcher has just been buried, and its number may be anybody's.
@@ -76,13 +79,15 @@ os.waitpid = waitpid
 
 
 def test_a_stop_that_comes_when_all_has_ended_kills_nobody(tmp_path: Path) -> None:
-    ends = "control.ask_to_stop(); control.begin_training(); control.conclude(Outcome(0)); raise SystemExit"
+    ends = (
+        "control.request_stop(); control.mark_training_started(); control.record_outcome(Outcome(0)); raise SystemExit"
+    )
     argv = [sys.executable, "-c", LATE_SIGNAL + PARENT, str(tmp_path), RANK.format(ends)]
     said = subprocess.run(argv, capture_output=True, text=True, timeout=TIMEOUT, check=True).stdout
     assert Outcome(**json.loads(said)) == Outcome(0)
 
 
 def test_a_killed_parent_takes_its_ranks_along(tmp_path: Path) -> None:
-    with started(tmp_path, "control.begin_training()") as parent:
+    with started(tmp_path, "control.mark_training_started()") as parent:
         parent.kill()
         parent.communicate(timeout=TIMEOUT)  # the rank holds the other end of the pipe: it closes when the rank ends

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from tests import tiny
 from tests.hub import server as hub_server
 from tests.trainers.attempts import Attempt, events
-from trainers.environment import Contract
+from trainers.environment import AttemptEnvironment
 
 PYTHON = [sys.executable, "-m", "trainers"]
 TIMEOUT = 120
@@ -52,7 +52,7 @@ def train(
 ) -> Attempt:
     """One attempt under the contract, by `python -m trainers` in a process of its own."""
     folder.mkdir(parents=True)
-    contract = Contract(
+    contract = AttemptEnvironment(
         run_id="tiny",
         attempt=1,
         run_file=folder / "run.json",
@@ -121,11 +121,11 @@ from trainers import errors
 from trainers.models import hub
 
 def model(name, revision=None, pins={}):
-    return str(hub.local(hub.model_source(Model(name_or_path=name, revision=revision), pins)).folder)
+    return str(hub.fetch_model(hub.resolve_model(Model(name_or_path=name, revision=revision), pins)).folder)
 
 def rows(path, split=None, pins={}):
     source = Source(path=path, split=split)
-    return list(hub.dataset_rows(source, hub.dataset_commit(source, pins)))
+    return list(hub.load_dataset_rows(source, hub.resolve_dataset(source, pins)))
 
 for question in sys.argv[1:]:
     try:

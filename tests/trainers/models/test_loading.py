@@ -61,14 +61,14 @@ def test_an_adapter_is_gone_on_with(work: Path, adapter: attempts.Attempt, tmp_p
     before = begun(tmp_path, adapter.folder / "output", work / "model")
     spec = {**spec_of(work), "lora": LORA}
     made = attempts.make(tmp_path / "b", spec, before=before)
-    assert made.code == 0, made.said
+    assert made.code == 0, made.outcome
     assert loss(made, 0) == pytest.approx(loss(adapter, 6), rel=1e-6)
     config = json.loads((made.folder / "output" / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["r"]) == (str(work / "model"), 4)
     assert json.loads((made.folder / "output" / "relay.json").read_text())["init_from"] == "runs/x@6"
 
     again = attempts.make(tmp_path / "again", spec, resume=made.checkpoint(3), before=before)
-    assert again.code == 0, again.said
+    assert again.code == 0, again.outcome
     assert again.weights() == made.weights()
 
 
@@ -77,7 +77,7 @@ def test_an_adapter_is_merged_where_all_weights_are_trained(
 ) -> None:
     before = begun(tmp_path, adapter.folder / "output", work / "model")
     made = attempts.make(tmp_path / "b", spec_of(work), before=before)
-    assert made.code == 0, made.said
+    assert made.code == 0, made.outcome
     assert loss(made, 0) == pytest.approx(loss(adapter, 6), rel=1e-4)
     assert (made.folder / "output" / "model.safetensors").is_file()
     whole = tmp_path / "whole"
@@ -92,8 +92,8 @@ def test_another_adapter_than_the_one_it_begins_with_is_refused(
 ) -> None:
     before = begun(tmp_path, adapter.folder / "output", work / "model")
     made = attempts.make(tmp_path / "b", {**spec_of(work), "lora": {**LORA, "r": 16}}, before=before)
-    assert made.code == REFUSED and made.said is not None
-    assert "has r: 4, not 16; write the same, or leave lora out" in made.said.line
+    assert made.code == REFUSED and made.outcome is not None
+    assert "has r: 4, not 16; write the same, or leave lora out" in made.outcome.message
 
 
 def preferring(work: Path, method: str, **changes: Any) -> dict[str, Any]:
@@ -115,14 +115,14 @@ def test_the_reference_is_what_it_began_with(
     before = begun(tmp_path, adapter.folder / "output", work / "model")
     spec = preferring(work, method, **({"lora": lora} if lora else {}))
     made = attempts.make(tmp_path / "b", spec, before=before)
-    assert made.code == 0, made.said
+    assert made.code == 0, made.outcome
     rewards = {key: value for key, value in made.curve.items() if key[1] in ("rewards/chosen", "rewards/rejected")}
     assert [value for (step, _), value in rewards.items() if step == 1] == pytest.approx([0, 0], abs=1e-6)
     assert max(map(abs, rewards.values())) > 1e-3
     assert not (made.folder / "output" / "ref").exists() and not (made.checkpoint(3) / "ref").exists()
 
     again = attempts.make(tmp_path / "again", spec, resume=made.checkpoint(3), before=before)
-    assert again.code == 0, again.said
+    assert again.code == 0, again.outcome
     assert again.weights() == made.weights()
     assert again.curve == {key: value for key, value in made.curve.items() if key[0] > 3}
 
@@ -134,10 +134,10 @@ def test_a_reward_model_goes_on_from_a_reward_model(work: Path, adapter: attempt
     easy = {"data": {"train": [{"path": str(rows)}]}}
     fresh = {"model": {"name_or_path": str(work / "model")}, "lora": LORA, **easy}
     first = attempts.make(tmp_path / "first", preferring(work, "reward", **fresh))
-    assert first.code == 0, first.said
+    assert first.code == 0, first.outcome
     before = begun(tmp_path, first.folder / "output", work / "model")
     second = attempts.make(tmp_path / "second", preferring(work, "reward", lora=LORA, **easy), before=before)
-    assert second.code == 0, second.said
+    assert second.code == 0, second.outcome
     assert second.curve[1, "train_loss"] < first.curve[6, "train_loss"] < first.curve[1, "train_loss"] / 2
     merged = attempts.make(tmp_path / "merged", preferring(work, "reward", **easy), before=before)
     assert merged.curve[1, "train_loss"] == pytest.approx(second.curve[1, "train_loss"], rel=1e-3)
@@ -147,11 +147,11 @@ def test_a_reward_model_goes_on_from_a_reward_model(work: Path, adapter: attempt
     refused = attempts.make(
         other / "run", preferring(work, "reward"), before=begun(other, adapter.folder / "output", work / "model")
     )
-    assert refused.code == REFUSED and refused.said is not None
-    assert "its adapter was trained for CAUSAL_LM, and this method trains SEQ_CLS" in refused.said.line
+    assert refused.code == REFUSED and refused.outcome is not None
+    assert "its adapter was trained for CAUSAL_LM, and this method trains SEQ_CLS" in refused.outcome.message
 
 
 def test_without_a_coordinator_nobody_finds_another_runs_weights(work: Path, tmp_path: Path) -> None:
     made = attempts.make(tmp_path / "b", spec_of(work), before=partial(os.chdir, tmp_path))
-    assert made.code == REFUSED and made.said is not None
-    assert "only a coordinator finds runs/x@6; without one, pull it and name its folder" in made.said.line
+    assert made.code == REFUSED and made.outcome is not None
+    assert "only a coordinator finds runs/x@6; without one, pull it and name its folder" in made.outcome.message

@@ -72,7 +72,7 @@ def made(*asked: dict[str, Any], columns: tuple[str, ...] = ("prompt", "answer")
         "rewards": list(asked),
         "files": [str(files)] if files else [],
     }
-    return functions.of(parse(run), columns, {})
+    return functions.resolve_rewards(parse(run), columns, {})
 
 
 class State:
@@ -149,7 +149,7 @@ def test_the_rewards_that_have_names() -> None:
 
 @needs_tasks
 def test_a_generated_task_verifies_its_answer() -> None:
-    (row, *_) = reasoning_gym.rows(Source(reasoning_gym="spell_backward", size=3), seed=1)
+    (row, *_) = reasoning_gym.generate_rows(Source(reasoning_gym="spell_backward", size=3), seed=1)
     assert row["completion"] == row["answer"] and row["answer"] in row["prompt"][::-1]
     (verified,) = made({"name": "reasoning_gym"}, columns=("prompt", "task"))
     right, wrong = judged(verified, row["answer"], "nothing", task=[row["task"]] * 2)
@@ -158,9 +158,9 @@ def test_a_generated_task_verifies_its_answer() -> None:
 
 def test_a_host_without_generated_tasks_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
-    reasoning_gym._dataset.cache_clear()
+    reasoning_gym._create_dataset.cache_clear()
     with pytest.raises(HostError, match=r"needs the package reasoning-gym \(pip install 'relay-training\[tasks\]'\)"):
-        next(reasoning_gym.rows(Source(reasoning_gym="spell_backward", size=3), seed=1))
+        next(reasoning_gym.generate_rows(Source(reasoning_gym="spell_backward", size=3), seed=1))
 
 
 @pytest.mark.parametrize(
@@ -231,8 +231,8 @@ def test_a_reward_that_fails_ends_the_attempt(work: Path, tmp_path: Path, mine: 
     mine.write_text("def picky(completions, **_):\n    return [1 / 0 for _ in completions]\n")
     run = spec(work, {"call": f"{mine}:picky"}) | {"files": [str(mine)]}
     made = attempts.make(tmp_path / "run", run)
-    assert made.code == 1 and made.said is not None
-    assert "reward picky: sample 1: prompt" in made.said.line and "ZeroDivisionError" in made.said.line
+    assert made.code == 1 and made.outcome is not None
+    assert "reward picky: sample 1: prompt" in made.outcome.message and "ZeroDivisionError" in made.outcome.message
     assert "Traceback" not in (made.folder / "stderr.log").read_text()
 
 
@@ -276,7 +276,7 @@ def test_training_passes_over_what_is_held_out() -> None:
     asked = {"train": [{**source, "size": 300}], "eval": [{**source, "size": 20, "seed": 7, "disjoint_from": "train"}]}
     run = parse({"version": "relay/v1", "method": "sft", "model": {"name_or_path": "x/y"}, "data": asked})
     assert run.data is not None
-    train, held = reading.load(run.data, seed=1, kinds=("prompt_completion",), base=Path.cwd())
+    train, held = reading.load_rows(run.data, seed=1, kinds=("prompt_completion",), base=Path.cwd())
     assert held is not None and len(held) == 20 and 200 < len(train) < 300
     assert not {json.dumps(row["prompt"]) for row in train.rows} & {json.dumps(row["prompt"]) for row in held.rows}
     assert set(train.rows[0]) == {"prompt", "completion"} and train.rows[0]["prompt"][0]["role"] == "user"
@@ -292,4 +292,4 @@ def test_training_passes_over_what_is_held_out() -> None:
 )
 def test_tasks_that_cannot_be_generated(source: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        list(reasoning_gym.rows(Source(**source), seed=1))
+        list(reasoning_gym.generate_rows(Source(**source), seed=1))
