@@ -61,12 +61,7 @@ class PPOTrainer(ResumableTrainer):
             raise ValueError("the tokenizer has no token that ends a text (eos_token): completions would have no end")
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token_id = int(self.end_tokens[0])
-        wanted = args.rollout_rows * args.world_size
-        if len(train_dataset) < wanted:
-            raise ValueError(
-                f"a rollout takes {wanted} prompts (per_device_train_batch_size x gradient_accumulation_steps x "
-                f"num_mini_batches x processes), and there are {len(train_dataset)}"
-            )
+        _require_prompts(args, len(train_dataset))
         self._metrics = empty_windows()
         self._kl_controller = estimates.KLController(args.kl_coef, args.kl_target, args.kl_horizon)
         self._buffer: RolloutBuffer | None = None
@@ -169,21 +164,12 @@ class PPOTrainer(ResumableTrainer):
 
     def _generate(self, prompts: Sequence[Turns]) -> tuple[Tensor, Tensor, int]:
         """See `trainers.models.generation.complete`."""
-        how = GenerationConfig(
-            do_sample=True,
-            temperature=self.options.temperature,
-            top_k=self.options.top_k,
-            top_p=self.options.top_p,
-            max_new_tokens=self.options.max_completion_length,
-            pad_token_id=cast(Any, self.processing_class).pad_token_id,
-            eos_token_id=self.end_tokens.tolist(),
-            use_cache=True,
-        )
+        tokenizer: Any = self.processing_class
         longest = self.options.max_prompt_length or 0
+        ids = [tokenize_prompt(tokenizer, prompt)[-longest:] for prompt in prompts]
+        settings = _sampling_settings(self.options, tokenizer.pad_token_id, self.end_tokens.tolist())
         with self.accelerator.autocast():
-            return generate_completions(
-                self._policy, [tokenize_prompt(self.processing_class, each)[-longest:] for each in prompts], how
-            )
+            return generate_completions(self._policy, ids, settings)
 
     def _evaluate_models(self, ids: Tensor, attention: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probabilities and values by the policy, log-probabilities by the reference; micro-batch by micro-batch,
@@ -197,12 +183,10 @@ class PPOTrainer(ResumableTrainer):
                 logits, states = policy.logits_and_states(self._policy, *asked, with_states=True)
                 values = policy.compute_values(self._policy, cast(Tensor, states))
                 logps = losses.log_probabilities(logits, part[:, -width:])
-                before = (
-                    policy.reference_log_probabilities(self._policy, self._reference, *asked)
-                    if self.options.kl_coef
-                    else logps
-                )
-                found.append((logps, values, before))
+                reference = logps
+                if self.options.kl_coef:
+                    reference = policy.reference_log_probabilities(self._policy, self._reference, *asked)
+                found.append((logps, values, reference))
         logps, values, reference = (torch.cat(each) for each in zip(*found, strict=True))
         return logps, values, reference
 
@@ -341,6 +325,30 @@ def _prepare_models(model: Any, args: PPOConfig, peft_config: Any, ref_model: An
         policy.disable_dropout(loaded)
     policy.add_value_head(loaded)
     return loaded, reference if args.kl_coef else None
+
+
+def _require_prompts(options: PPOConfig, count: int) -> None:
+    """Raise ValueError when there are fewer prompts than one rollout takes."""
+    needed = options.rollout_rows * options.world_size
+    if count < needed:
+        raise ValueError(
+            f"a rollout takes {needed} prompts (per_device_train_batch_size x gradient_accumulation_steps x "
+            f"num_mini_batches x processes), and there are {count}"
+        )
+
+
+def _sampling_settings(options: PPOConfig, pad_token: int, end_tokens: list[int]) -> GenerationConfig:
+    """Return how completions are sampled."""
+    return GenerationConfig(
+        do_sample=True,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        max_new_tokens=options.max_completion_length,
+        pad_token_id=pad_token,
+        eos_token_id=end_tokens,
+        use_cache=True,
+    )
 
 
 def _keep_rows(rows: list[Row]) -> Any:
