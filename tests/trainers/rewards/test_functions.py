@@ -113,7 +113,7 @@ def test_a_function_of_a_module_scores() -> None:
         ("raises", {"isolated": True}, "KeyError: 'no such word'"),
         ("text", {}, 'gave "much", which is no number'),
         ("text", {"isolated": True}, 'gave "much", which is no number'),
-        ("hangs", {"timeout": "1s"}, "took longer than 1 s"),
+        ("hangs", {"timeout": "4s"}, "took longer than 4 s"),
         ("dies", {"isolated": True}, r"its process ended \(exit code 3\)"),
     ],
 )
