@@ -35,7 +35,7 @@ SAVE_EVERY = 100
 PAST = 40  #: steps past a checkpoint at which a host goes
 STAGES = ("noticed", "granted", "prepared", "process", "loaded", "first step", "whole", "new ground", "twice")
 _LABELS = {
-    "noticed": "silence noticed; saved and released",
+    "noticed": "timeout noticed; saved and released",
     "granted": "→ granted to a host",
     "prepared": "→ inputs and checkpoint fetched and verified",
     "process": "→ trainer's process started",

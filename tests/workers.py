@@ -15,11 +15,16 @@ from xdist.workermanage import WorkerController
 
 CORES = len(os.sched_getaffinity(0))
 #: Folders whose tests wait more than they compute.
-WAITING = tuple(f"tests/{name}/" for name in ("agent", "coordinator", "deploy", "end_to_end", "faults", "relayctl"))
+WAITING = tuple(
+    f"tests/{name}/" for name in ("agent", "coordinator", "deploy", "docs", "end_to_end", "faults", "relayctl")
+)
 #: Folders in which the tests of a file share a deployment.
 DEPLOYED = ("tests/end_to_end/", "tests/faults/")
 #: Files whose tests share what `relayctl up` brought up.
-UP = [f"tests/relayctl/commands/test_{name}.py" for name in ("commands", "export", "import_run", "push")]
+UP = [
+    *(f"tests/relayctl/commands/test_{name}.py" for name in ("commands", "export", "import_run", "push")),
+    "tests/docs/test_walkthroughs.py",
+]
 #: Files whose tests load the training libraries into the worker itself, for attempts to fork from.
 LOADING = [f"tests/trainers/test_{name}.py" for name in ("another_trainer", "gpu", "resumable", "runtime", "schemas")]
 

@@ -60,8 +60,7 @@ def walk(page: str, folder: Path) -> list[str]:
     return walked
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.thorough
 def test_first_steps(reader: Path) -> None:
     walked = walk("first-steps.md", reader)
     assert len(walked) == 8 and (reader / "library" / "result" / "adapter_model.safetensors").exists()
