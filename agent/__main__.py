@@ -45,12 +45,11 @@ from relay.settings import MISCONFIGURED, SettingsError
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import agents_pb2_grpc, runs_pb2_grpc
 from storage.base import Store
-from storage.exit import end
-from storage.hub.commit_rate_limit import Budget
-from storage.hub.store import HubStore
-from storage.hub.worker import Worker
-from storage.opening import Readers
-from storage.rate_limit import Pace
+from storage.exit import end_process
+from storage.hub.store import CommitRateLimit, HubStore
+from storage.hub.worker import HubWorker
+from storage.stores import StoresByScheme
+from storage.throttling import RateLimit
 
 log = logging.getLogger("agent")
 
@@ -69,7 +68,7 @@ def main() -> None:
     except (SettingsError, PermissionError, ValueError) as error:
         print(f"relay-agent: {error}", file=sys.stderr)
         code = MISCONFIGURED
-    end(code)
+    end_process(code)
 
 
 def detach(settings: AgentSettings) -> int:
@@ -174,16 +173,16 @@ async def open_context(
         coordinator.dial() as transfers,
         SpareShim(settings.runtime_dir) as shims,
     ):
-        pace = Pace(settings.transfer_limit)
-        blobs = Blobs(coordinator, transfers, contact, pace)
+        rate_limit = RateLimit(settings.transfer_limit)
+        blobs = Blobs(coordinator, transfers, contact, rate_limit)
         begun = Begun(settings.data_dir / "attempts")
         stub = agents_pb2_grpc.AgentsStub(calls)
         hub = hub_context(settings, runs_pb2_grpc.RunsStub(transfers))
         special: dict[str, Store] = {
             "relay": RelayStore(blobs),
-            "hf": HubStore(hub.worker, "", budget=hub.budget, now=boottime),
+            "hf": HubStore(hub.worker, "", commit_limit=hub.commit_limit, now=boottime),
         }
-        stores = Readers(special, writer=settings.name, pace=pace)
+        stores = StoresByScheme(special, writer=settings.name, rate_limit=rate_limit)
         yield AttemptContext(
             agent=settings.resource_name,
             root=settings.root,
@@ -198,7 +197,7 @@ async def open_context(
             spool=Spool(coordinator, contact, heartbeat=HEARTBEAT, notice=Notice()),
             blobs=blobs,
             stores=stores,
-            pace=pace,
+            rate_limit=rate_limit,
             cache=Cache(settings.data_dir / "cache", settings.cache_limit),
             begun=begun,
             removals=Removals(settings.resource_name, settings.root, stub, coordinator, contact, stores, begun),
@@ -212,7 +211,7 @@ async def open_context(
 def hub_context(settings: AgentSettings, runs: runs_pb2_grpc.RunsStub) -> HubContext:
     """What publishes: only its processes have the token."""
     token = {name: value for name, value in os.environ.items() if name == "HF_TOKEN"}
-    return HubContext(Worker(settings.python, allowed(os.environ) | token), Budget(), runs, settings.hub)
+    return HubContext(HubWorker(settings.python, allowed(os.environ) | token), CommitRateLimit(), runs, settings.hub)
 
 
 def ways_out() -> asyncio.Queue[WayOut]:

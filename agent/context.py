@@ -18,17 +18,17 @@ from agent.stores.transfers import Transfers
 from relay.v1 import agents_pb2_grpc, runs_pb2_grpc
 from runfile import Hub
 from storage.base import Store
-from storage.hub.commit_rate_limit import Budget
-from storage.hub.worker import Worker
-from storage.rate_limit import Pace
+from storage.hub.store import CommitRateLimit
+from storage.hub.worker import HubWorker
+from storage.throttling import RateLimit
 
 
 @dataclass(frozen=True, slots=True)
 class HubContext:
     """What attempts publish to the Hugging Face Hub with. Only the worker's processes have the token."""
 
-    worker: Worker
-    budget: Budget
+    worker: HubWorker
+    commit_limit: CommitRateLimit
     runs: runs_pb2_grpc.RunsStub  #: for what a model card tells of other hosts
     defaults: Hub | None = None  #: the `hub` section of runs whose run file has none
 
@@ -57,7 +57,7 @@ class AttemptContext:
     now: Callable[[], float]  #: CLOCK_BOOTTIME: also counts while the host sleeps
     wall: Callable[[], float]  #: seconds since the epoch, for timestamps that users read
     hub: HubContext | None = None
-    pace: Pace = field(default_factory=Pace)
+    rate_limit: RateLimit = field(default_factory=RateLimit)
     transfers: Transfers = field(default_factory=Transfers)
 
     @property

@@ -17,7 +17,7 @@ from relay.timing import LeaseTiming
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import fleet_pb2
 from runfile import RunFile
-from storage.base import Place
+from storage.base import FolderKey
 
 INTERNAL = 13  #: google.rpc.Code of failures that are data, not of RPCs
 
@@ -123,9 +123,9 @@ class Assignment:
         """The run file. ValueError when this agent is too old for it."""
         return RunFile.model_validate_json(self.message.spec_json)
 
-    def place(self, run: RunFile, step: int | None) -> Place:
+    def place(self, run: RunFile, step: int | None) -> FolderKey:
         """Where a store keeps this node's part of a checkpoint, or (without a step) the run's result."""
-        return Place(
+        return FolderKey(
             run=self.run_id,
             framework=run.framework,
             attempt=self.attempt,

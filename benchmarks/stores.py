@@ -25,7 +25,7 @@ import psutil
 
 from benchmarks.report import Table, interval
 from relayctl.local.deployment import Coordinator
-from storage.manifest import NAME, describe
+from storage.manifest import MANIFEST_FILE, describe_folder
 from tests.seaweed import BUCKET, environment, seaweed
 
 FILES = 20
@@ -65,7 +65,7 @@ def _make(source: Path, size: int) -> None:
     source.mkdir()
     for number in range(FILES):
         (source / f"shard-{number:02d}.bin").write_bytes(os.urandom(size))
-    (source / NAME).write_bytes(describe(source, step=1).to_bytes())
+    (source / MANIFEST_FILE).write_bytes(describe_folder(source, step=1).to_bytes())
 
 
 def _size(source: Path) -> int:
@@ -75,7 +75,7 @@ def _size(source: Path) -> int:
 def _change(source: Path, number: int) -> None:
     path = source / f"shard-{number % FILES:02d}.bin"
     path.write_bytes(os.urandom(path.stat().st_size))
-    (source / NAME).write_bytes(describe(source, step=1).to_bytes())
+    (source / MANIFEST_FILE).write_bytes(describe_folder(source, step=1).to_bytes())
 
 
 def _renew(source: Path) -> None:

@@ -23,10 +23,10 @@ from obstore.store import S3Store
 from agent.coordinator_client import Contact, Coordinator
 from agent.stores.blobs import Blobs
 from agent.stores.relay import RelayStore
-from storage.base import Place, Store
-from storage.exit import end
-from storage.manifest import NAME, Manifest, ManifestFile, hash_file
-from storage.opening import open_store
+from storage.base import FolderKey, Store
+from storage.exit import end_process
+from storage.manifest import MANIFEST_FILE, Manifest, ManifestFile, hash_file
+from storage.stores import open_store
 
 CHUNK = 4 * 1024 * 1024
 AT_ONCE = 4
@@ -91,7 +91,7 @@ async def opened(kind: str, where: str) -> AsyncIterator[Store]:
 
 async def transfer(way: str, kind: str, where: str, source: Path, target: Path, step: int) -> dict[str, float]:
     """Seconds, bytes sent, and bytes of memory above rest."""
-    manifest = Manifest.from_bytes((source / NAME).read_bytes())
+    manifest = Manifest.from_bytes((source / MANIFEST_FILE).read_bytes())
     sent = 0
 
     def asked(file: ManifestFile) -> Path:
@@ -102,7 +102,7 @@ async def transfer(way: str, kind: str, where: str, source: Path, target: Path, 
     async with opened(kind, where) as store:
         rest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         began = time.perf_counter()
-        place = Place(run="bench", framework="hf", attempt=1, lease="0" * 32, step=step)
+        place = FolderKey(run="bench", framework="hf", attempt=1, lease="0" * 32, step=step)
         if way == "put":
             await store.put(place, manifest, asked)
         elif way == "fetch":
@@ -122,4 +122,4 @@ async def transfer(way: str, kind: str, where: str, source: Path, target: Path, 
 if __name__ == "__main__":
     way, kind, where, source, target, step = sys.argv[1:]
     print(json.dumps(asyncio.run(transfer(way, kind, where, Path(source), Path(target), int(step)))))
-    end(0)
+    end_process(0)

@@ -18,7 +18,7 @@ import uvloop
 from coordinator import config, server
 from coordinator.database import migrate, postgres
 from relay.settings import MISCONFIGURED, SettingsError, add_flags, make_parser, read_settings
-from storage.exit import end
+from storage.exit import end_process
 
 DESCRIPTION = "Serves Relay's coordinator, or brings its database to this version's schema."
 SERVE = """Serve until SIGTERM or SIGINT, then hand over. Off loopback RELAY_SHARED_SECRET (or
@@ -112,7 +112,7 @@ def main() -> None:
         if not isinstance(ended.code, int):
             raise
         code = ended.code
-    end(code)
+    end_process(code)
 
 
 if __name__ == "__main__":

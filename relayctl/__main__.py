@@ -13,7 +13,7 @@ import typer
 from relayctl.command_group import Verbs
 from relayctl.commands import data_check
 from relayctl.commands.exits import ExitCode
-from storage.exit import end
+from storage.exit import end_process
 
 if TYPE_CHECKING:
     from relayctl.client.client import RelayClient
@@ -525,7 +525,7 @@ def main() -> None:
         app(prog_name="relayctl")
     except SystemExit as ended:
         if isinstance(ended.code, int):
-            end(ended.code)
+            end_process(ended.code)
         raise
 
 

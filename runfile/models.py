@@ -61,7 +61,7 @@ class Model(Section):
     @classmethod
     def _names_a_point(cls, value: str | None) -> str | None:
         if value is not None:
-            checkpoint_ref.Point.parse(value)
+            checkpoint_ref.CheckpointRef.parse(value)
         return value
 
     @model_validator(mode="after")
@@ -222,7 +222,7 @@ class Checkpoint(Section):
         if store.startswith("hf://") and not address.HUB_REPO.fullmatch(store.removeprefix("hf://")):
             raise ValueError("a store on the Hub is a repository: hf://owner/name")
         if not store.startswith(("relay://", "hf://")):
-            address.parse(store)
+            address.parse_address(store)
         return store
 
     @model_validator(mode="after")
@@ -390,7 +390,7 @@ class RunFile(Section):
     @field_validator("after")
     @classmethod
     def _names_a_run(cls, value: str | None) -> str | None:
-        if value is not None and (point := checkpoint_ref.Point.parse(value)).which:
+        if value is not None and (point := checkpoint_ref.CheckpointRef.parse(value)).which:
             raise ValueError(f"it waits for a run as a whole: runs/{point.run}")
         return value
 

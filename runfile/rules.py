@@ -6,7 +6,7 @@ from typing import Any
 
 from runfile.mistakes import Mistake, Path
 from runfile.models import METHODS, RunFile, Source, Split
-from storage.address import BUCKETS, AddressError, parse
+from storage.address import BUCKET_SCHEMES, AddressError, parse_address
 
 #: Keys that mean something to command runs only, and those that mean nothing to them.
 _COMMAND_ONLY = ("command", "workdir", "resume_args", "adopt", "outputs", "image")
@@ -177,9 +177,9 @@ def not_supported(run: RunFile) -> Iterator[Mistake]:
 def _sources_not_supported(run: RunFile) -> Iterator[Mistake]:
     for path, source in _sources(run):
         scheme, there, rest = (source.path or "").partition("://")
-        if there and scheme in BUCKETS:
+        if there and scheme in BUCKET_SCHEMES:
             try:
-                parse(f"{scheme}://{rest.partition('/')[0]}")
+                parse_address(f"{scheme}://{rest.partition('/')[0]}")
             except AddressError as error:
                 yield Mistake((*path, "path"), str(error))
         elif there and scheme != "hf":

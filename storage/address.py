@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from urllib.parse import quote, unquote, urlsplit
 
-BUCKETS = ("s3", "gs", "az")
-SCHEMES = ("file", *BUCKETS)
+BUCKET_SCHEMES = ("s3", "gs", "az")
+SCHEMES = ("file", *BUCKET_SCHEMES)
 HUB_REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")  #: a repository, `owner/name`
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,62}")
 _PREFIX = re.compile(r"[A-Za-z0-9!_.*'()=-]+(/[A-Za-z0-9!_.*'()=-]+)*")
@@ -35,7 +35,7 @@ class Address:
         return f"{self.scheme}://{self.bucket}/{self.path}".removesuffix("/")
 
 
-def parse(uri: str) -> Address:
+def parse_address(uri: str) -> Address:
     """AddressError unless `uri` is one of these stores', and has no secret in it."""
     parts = urlsplit(uri)
     if parts.scheme not in SCHEMES:

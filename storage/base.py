@@ -17,18 +17,18 @@ from storage.manifest import Manifest, ManifestFile
 Progress = Callable[[int], None]  #: told how many more bytes are done
 
 #: Where a file of a manifest lies on this host.
-Where = Callable[[ManifestFile], Path]
+LocateFile = Callable[[ManifestFile], Path]
 
 
-def untold(_: int) -> None:
+def ignore_progress(_: int) -> None:
     """For who does not want to know how far it is."""
 
 
-class Damaged(Exception):
+class DamagedCopy(Exception):
     """A store's bytes are gone or are not what the manifest says: another copy has to do."""
 
 
-class StoreAway(Exception):
+class StoreUnavailable(Exception):
     """A store does not answer, or is too busy: later it may; `after` so many seconds, where it says so."""
 
     def __init__(self, text: str, after: float = 0.0) -> None:
@@ -41,7 +41,7 @@ class StoreRefused(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class FolderKey:
     """Whose bytes these are: what stores with readable paths make their paths of. With the lease's id in it no two
     attempts ever write to the same place (S4)."""
 
@@ -52,12 +52,12 @@ class Place:
     step: int | None  #: of a checkpoint; None: the run's result, or what `room` says
     node: int = 0
     nodes: int = 1
-    room: str = ""  #: `logs` or `config` of the attempt
+    records: str = ""  #: `logs` or `config` of the attempt
 
     @property
     def kind(self) -> str:
         """What lies there: checkpoints, output, logs or config."""
-        return self.room or ("output" if self.step is None else "checkpoints")
+        return self.records or ("output" if self.step is None else "checkpoints")
 
 
 class Store(Protocol):
@@ -70,7 +70,9 @@ class Store(Protocol):
     def scheme(self) -> str:
         """E.g. `relay`; names the store in the registry."""
 
-    async def put(self, place: Place, manifest: Manifest, where: Where, progress: Progress = untold) -> str:
+    async def put(
+        self, key: FolderKey, manifest: Manifest, locate: LocateFile, progress: Progress = ignore_progress
+    ) -> str:
         """Keep a folder whose files lie as `where` says, and return its uri. What is there already is not sent again.
 
         Putting the same again is harmless; other content at the same place is StoreRefused.
@@ -79,7 +81,7 @@ class Store(Protocol):
     async def has(self, uri: str, digest: str) -> bool:
         """Whether the folder with this manifest digest is there whole, as far as names and sizes tell."""
 
-    async def fetch(self, uri: str, digest: str, folder: Path, progress: Progress = untold) -> Manifest:
+    async def fetch(self, uri: str, digest: str, folder: Path, progress: Progress = ignore_progress) -> Manifest:
         """Bring a folder here, every byte verified; goes on with what an earlier fetch left. Raises Damaged."""
 
     async def remove(self, uri: str) -> None:
@@ -89,13 +91,15 @@ class Store(Protocol):
 class PathStore(Store, Protocol):
     """A store with readable paths: where a folder will lie is known before it is sent."""
 
-    def uri_of(self, place: Place) -> str:
+    def uri_of(self, key: FolderKey) -> str:
         """Return the uri at which `put` keeps a folder. Raises StoreRefused when the store has no base."""
 
 
 @runtime_checkable
-class Mends(Protocol):
+class RepairableStore(Protocol):
     """A store whose folders can be set right where they lie."""
 
-    async def mend(self, uri: str, manifest: Manifest, where: Where, progress: Progress = untold) -> None:
+    async def repair(
+        self, uri: str, manifest: Manifest, locate: LocateFile, progress: Progress = ignore_progress
+    ) -> None:
         """Bring a folder that is damaged or gone there again, from files that are sound."""

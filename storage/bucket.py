@@ -22,23 +22,20 @@ from typing import TYPE_CHECKING, Any
 import obstore
 from obstore.exceptions import AlreadyExistsError, PreconditionError
 
-from storage import index
-from storage.address import Address, AddressError, parse
-from storage.base import Damaged, Place, Progress, StoreAway, StoreRefused, Where, untold
-from storage.clients import Client, Clients
-from storage.download import Arriving, is_here, keep_manifest, read_manifest
-from storage.layout import Layout, path_of, room_of
-from storage.manifest import MAX_BYTES, NAME, Manifest, ManifestError, ManifestFile
-from storage.obstore_errors import Gone, told
-from storage.rate_limit import Pace
-from storage.streams import each
+from storage.address import Address, AddressError, parse_address
+from storage.base import DamagedCopy, FolderKey, LocateFile, Progress, StoreRefused, StoreUnavailable, ignore_progress
+from storage.download import PartialFile, is_fetched, parse_manifest, write_manifest
+from storage.layout import INDEX_FILE, Layout, folder_path, index_line, is_indexed, kind_path, missing_line_end
+from storage.manifest import MANIFEST_FILE, MAX_BYTES, Manifest, ManifestError, ManifestFile
+from storage.obstore_client import BucketClient, BucketClients, ObjectMissing, translate_errors
 from storage.threads import in_thread
-from storage.upload import SINGLE, Sender
+from storage.throttling import RateLimit, for_each_limited
+from storage.upload import SINGLE, FileUpload
 
 if TYPE_CHECKING:
     from obstore import PutMode
 
-DIGEST = "relay-digest"  #: the attribute that an object's digest is kept in
+DIGEST_ATTRIBUTE = "relay-digest"  #: the attribute that an object's digest is kept in
 STREAMS = 4  #: files on their way at once: each request takes its time, however small the file
 PIECE = 8 * 1024 * 1024  #: of a download
 AHEAD = 3  #: pieces of a file that are on their way at once
@@ -55,7 +52,7 @@ class BucketStore:
         base: str = "",
         layout: Layout = Layout.RELAY,
         *,
-        pace: Pace | None = None,
+        rate_limit: RateLimit | None = None,
         request_timeout: float = 120.0,
         retry_for: float = 30.0,
     ) -> None:
@@ -63,100 +60,104 @@ class BucketStore:
         self.scheme = scheme
         self._base = self._address(base) if base else None
         self._layout = layout
-        self._pace = pace or Pace()
-        self._clients = Clients(scheme, timedelta(seconds=request_timeout), timedelta(seconds=retry_for))
+        self._rate_limit = rate_limit or RateLimit()
+        self._clients = BucketClients(scheme, timedelta(seconds=request_timeout), timedelta(seconds=retry_for))
         self._earlier: dict[str, dict[str, str]] = {}  #: by run and kind: the object of each digest
 
-    async def put(self, place: Place, manifest: Manifest, where: Where, progress: Progress = untold) -> str:
-        folder = self._address(self.uri_of(place))
+    async def put(
+        self, key: FolderKey, manifest: Manifest, locate: LocateFile, progress: Progress = ignore_progress
+    ) -> str:
+        folder = self._address(self.uri_of(key))
         assert self._base is not None
-        room = self._base / room_of(place, self._layout)
+        room = self._base / kind_path(key, self._layout)
         if room.path not in self._earlier:
             self._earlier[room.path] = await self._objects_of_earlier(room)
         earlier = self._earlier[room.path]
-        await self._fill(folder, manifest, where, progress, earlier)
+        await self._fill(folder, manifest, locate, progress, earlier)
         earlier |= {file.digest: f"{folder.path}/{file.path}" for file in manifest.files}
-        line = index.line_of(place, manifest, str(folder), time.time())
-        await self._note(self._base / index.NAME, line, str(folder))
+        line = index_line(key, manifest, str(folder), time.time())
+        await self._note(self._base / INDEX_FILE, line, str(folder))
         return str(folder)
 
-    def uri_of(self, place: Place) -> str:
+    def uri_of(self, key: FolderKey) -> str:
         """Where a folder is to lie."""
         if self._base is None:
             raise StoreRefused(f"this {self.scheme}:// store has no base to put anything below")
-        return str(self._base / path_of(place, self._layout))
+        return str(self._base / folder_path(key, self._layout))
 
-    async def mend(self, uri: str, manifest: Manifest, where: Where, progress: Progress = untold) -> None:
+    async def repair(
+        self, uri: str, manifest: Manifest, locate: LocateFile, progress: Progress = ignore_progress
+    ) -> None:
         """Every object is written anew: which of them are wrong, nobody has said."""
         await self.remove(uri)
-        await self._fill(self._address(uri), manifest, where, progress, {})
+        await self._fill(self._address(uri), manifest, locate, progress, {})
 
     async def has(self, uri: str, digest: str) -> bool:
         folder = self._address(uri)
         try:
             manifest = await self._manifest(folder, digest)
-        except Damaged:
+        except DamagedCopy:
             return False
         sizes = await self._sizes(folder)
         return all(sizes.get(file.path) == file.size for file in manifest.files)
 
-    async def fetch(self, uri: str, digest: str, folder: Path, progress: Progress = untold) -> Manifest:
+    async def fetch(self, uri: str, digest: str, folder: Path, progress: Progress = ignore_progress) -> Manifest:
         source = self._address(uri)
         manifest = await self._manifest(source, digest)
 
         async def bring(file: ManifestFile) -> None:
-            if await in_thread(is_here, folder, file):
+            if await in_thread(is_fetched, folder, file):
                 progress(file.size)
             else:
                 await self._bring(source / file.path, folder, file, progress)
 
-        await each(manifest.files, bring, STREAMS)
-        await in_thread(keep_manifest, folder, manifest)
+        await for_each_limited(manifest.files, bring, STREAMS)
+        await in_thread(write_manifest, folder, manifest)
         return manifest
 
     async def remove(self, uri: str) -> None:
         """Objects of the manifest's first, which makes it no folder any more, then the others."""
         folder = self._address(uri)
-        await self._delete(folder, [NAME])
+        await self._delete(folder, [MANIFEST_FILE])
         await self._delete(folder, list(await self._sizes(folder)))
 
     # One folder
 
     async def _fill(
-        self, folder: Address, manifest: Manifest, where: Where, progress: Progress, earlier: dict[str, str]
+        self, folder: Address, manifest: Manifest, locate: LocateFile, progress: Progress, earlier: dict[str, str]
     ) -> None:
         """Bring what is missing there, and the manifest last."""
         sizes = await self._sizes(folder)
-        if NAME in sizes:
+        if MANIFEST_FILE in sizes:
             await self._same(folder, manifest)
 
         async def add(file: ManifestFile) -> None:
             there = sizes.get(file.path) == file.size
-            if (there and (NAME in sizes or await self._digest(folder / file.path) == file.digest)) or (
+            if (there and (MANIFEST_FILE in sizes or await self._digest(folder / file.path) == file.digest)) or (
                 await self._copied(earlier.get(file.digest), folder / file.path, file)
             ):
                 progress(file.size)
             else:
-                await self._send(folder / file.path, where(file), file, progress, broken=file.path in sizes)
+                await self._send(folder / file.path, locate(file), file, progress, broken=file.path in sizes)
 
-        await each(manifest.files, add, STREAMS)
-        if NAME not in sizes:
-            await self._create(folder / NAME, manifest.to_bytes(), manifest.digest)
+        await for_each_limited(manifest.files, add, STREAMS)
+        if MANIFEST_FILE not in sizes:
+            await self._create(folder / MANIFEST_FILE, manifest.to_bytes(), manifest.digest)
 
     async def _same(self, folder: Address, manifest: Manifest) -> None:
-        if await self._read(folder / NAME) != manifest.to_bytes():
+        if await self._read(folder / MANIFEST_FILE) != manifest.to_bytes():
             raise StoreRefused(f"{folder} holds another content already, and nothing is ever overwritten")
 
     async def _manifest(self, folder: Address, digest: str) -> Manifest:
         try:
-            return await in_thread(read_manifest, await self._read(folder / NAME), digest)
-        except Gone as error:
-            raise Damaged(f"{folder} is gone") from error
+            return await in_thread(parse_manifest, await self._read(folder / MANIFEST_FILE), digest)
+        except ObjectMissing as error:
+            raise DamagedCopy(f"{folder} is gone") from error
 
     async def _sizes(self, folder: Address) -> dict[str, int]:
         """Objects below a prefix, by their path in it."""
         found: dict[str, int] = {}
-        with told(str(folder)):
+        with translate_errors(str(folder)):
             async for page in obstore.list(self._client(folder.bucket), f"{folder.path}/"):
                 found |= {meta["path"].removeprefix(f"{folder.path}/"): meta["size"] for meta in page}
         return found
@@ -164,43 +165,50 @@ class BucketStore:
     async def _objects_of_earlier(self, room: Address) -> dict[str, str]:
         """The objects of the newest whole folders of this kind that the run has there, by digest."""
         whole: list[tuple[Any, str]] = []
-        with told(str(room)):
+        with translate_errors(str(room)):
             async for page in obstore.list(self._client(room.bucket), f"{room.path}/"):
-                whole += [(each["last_modified"], each["path"]) for each in page if each["path"].endswith(f"/{NAME}")]
+                whole += [
+                    (each["last_modified"], each["path"]) for each in page if each["path"].endswith(f"/{MANIFEST_FILE}")
+                ]
         found: dict[str, str] = {}
         for _, key in sorted(whole)[-EARLIER:]:
-            with contextlib.suppress(ManifestError, Gone):
+            with contextlib.suppress(ManifestError, ObjectMissing):
                 manifest = Manifest.from_bytes(await self._read(Address(room.scheme, room.bucket, key)))
-                found |= {file.digest: f"{key.removesuffix(NAME)}{file.path}" for file in manifest.files}
+                found |= {file.digest: f"{key.removesuffix(MANIFEST_FILE)}{file.path}" for file in manifest.files}
         return found
 
     async def _delete(self, folder: Address, paths: Sequence[str]) -> None:
-        with contextlib.suppress(Gone), told(str(folder)):
+        with contextlib.suppress(ObjectMissing), translate_errors(str(folder)):
             await obstore.delete_async(self._client(folder.bucket), [(folder / path).path for path in paths])
 
     # One object
 
     async def _read(self, at: Address) -> bytes:
-        with told(str(at)):
+        with translate_errors(str(at)):
             answer = await obstore.get_async(self._client(at.bucket), at.path)
             if answer.meta["size"] > MAX_BYTES:
-                raise Damaged(f"{at} has {answer.meta['size']} bytes, more than any manifest")
+                raise DamagedCopy(f"{at} has {answer.meta['size']} bytes, more than any manifest")
             return bytes(await answer.bytes_async())
 
     async def _digest(self, at: Address) -> str | None:
         """What the object says of itself; None when there is none, or it says nothing."""
-        with contextlib.suppress(Gone), told(str(at)):
+        with contextlib.suppress(ObjectMissing), translate_errors(str(at)):
             answer = await obstore.get_async(self._client(at.bucket), at.path, options={"head": True})
-            return answer.attributes.get(DIGEST)
+            return answer.attributes.get(DIGEST_ATTRIBUTE)
         return None
 
     async def _create(self, at: Address, data: bytes, digest: str, *, replacing: bool = False) -> None:
         """An object in one piece, where there is none. The same there already is what a lost answer leaves."""
         try:
-            with told(str(at)):
+            with translate_errors(str(at)):
                 mode: PutMode = "overwrite" if replacing else "create"
                 await obstore.put_async(
-                    self._client(at.bucket), at.path, data, attributes={DIGEST: digest}, mode=mode, use_multipart=False
+                    self._client(at.bucket),
+                    at.path,
+                    data,
+                    attributes={DIGEST_ATTRIBUTE: digest},
+                    mode=mode,
+                    use_multipart=False,
                 )
         except AlreadyExistsError as error:
             if await self._read(at) != data:
@@ -214,46 +222,49 @@ class BucketStore:
         if await self._digest(source) != file.digest:
             return False
         try:
-            with told(str(at)):
+            with translate_errors(str(at)):
                 await obstore.copy_async(self._client(at.bucket), key, at.path)
-        except (Gone, StoreRefused):  # removed meanwhile, or larger than the backend copies at once: it is sent
+        except (
+            ObjectMissing,
+            StoreRefused,
+        ):  # removed meanwhile, or larger than the backend copies at once: it is sent
             return False
         return True
 
     async def _send(self, at: Address, source: Path, file: ManifestFile, progress: Progress, *, broken: bool) -> None:
         """An object of the folder, also in the place of a `broken` one."""
-        sender = Sender(source, file, self._pace, progress)
+        upload = FileUpload(source, file, self._rate_limit, progress)
         if file.size <= SINGLE:
-            await self._create(at, await sender.whole(), file.digest, replacing=broken)
+            await self._create(at, await upload.read_all(), file.digest, replacing=broken)
         else:
-            await sender.in_parts(self._client(at.bucket), at, {DIGEST: file.digest})
+            await upload.send_in_parts(self._client(at.bucket), at, {DIGEST_ATTRIBUTE: file.digest})
 
     async def _bring(self, at: Address, folder: Path, file: ManifestFile, progress: Progress) -> None:
         with contextlib.ExitStack() as stack:
-            part = await in_thread(stack.enter_context, Arriving(folder, file))
+            part = await in_thread(stack.enter_context, PartialFile(folder, file))
             progress(part.offset)
             await self._take(at, part, file, progress)
-            if not part.right:  # what an earlier try had left may be what is wrong
+            if not part.is_correct:  # what an earlier try had left may be what is wrong
                 progress(-part.offset)
                 part.restart()
                 await self._take(at, part, file, progress)
-            await in_thread(part.settle)
+            await in_thread(part.finish)
 
-    async def _take(self, at: Address, part: Arriving, file: ManifestFile, progress: Progress) -> None:
+    async def _take(self, at: Address, part: PartialFile, file: ManifestFile, progress: Progress) -> None:
         try:
             async for piece in self._pieces(at, part.offset, file.size):
-                await in_thread(part.take, piece)
+                await in_thread(part.write, piece)
                 progress(len(piece))
-                await self._pace.take(len(piece))
-        except Gone as error:
-            raise Damaged(f"{file.path} is gone, or only a part of it is there") from error
+                await self._rate_limit.take(len(piece))
+        except ObjectMissing as error:
+            raise DamagedCopy(f"{file.path} is gone, or only a part of it is there") from error
 
     async def _pieces(self, at: Address, offset: int, size: int) -> AsyncIterator[memoryview]:
         """The rest of an object in order, a few pieces ahead."""
         client = self._client(at.bucket)
 
         async def piece(start: int) -> memoryview:
-            with told(str(at)):
+            with translate_errors(str(at)):
                 length = min(PIECE, size - start)
                 return memoryview(await obstore.get_range_async(client, at.path, start=start, length=length))
 
@@ -277,25 +288,25 @@ class BucketStore:
         for _ in range(INDEX_TRIES):
             said: bytes = b""
             mode: PutMode = "create"
-            with contextlib.suppress(Gone), told(str(at)):
+            with contextlib.suppress(ObjectMissing), translate_errors(str(at)):
                 answer = await obstore.get_async(client, at.path)
                 said, mode = bytes(await answer.bytes_async()), {"e_tag": answer.meta["e_tag"]}
-            if index.names(said, uri):
+            if is_indexed(said, uri):
                 return
             try:
-                with told(str(at)):
-                    await obstore.put_async(client, at.path, said + index.mended(said) + line, mode=mode)
+                with translate_errors(str(at)):
+                    await obstore.put_async(client, at.path, said + missing_line_end(said) + line, mode=mode)
                 return
             except (AlreadyExistsError, PreconditionError):
                 continue
-        raise StoreAway(f"{at} is written to by too many at once")
+        raise StoreUnavailable(f"{at} is written to by too many at once")
 
-    def _client(self, bucket: str) -> Client:
-        return self._clients.of(bucket)
+    def _client(self, bucket: str) -> BucketClient:
+        return self._clients.get(bucket)
 
     def _address(self, uri: str) -> Address:
         try:
-            address = parse(uri)
+            address = parse_address(uri)
         except AddressError as error:
             raise StoreRefused(str(error)) from error
         if address.scheme != self.scheme:

@@ -14,20 +14,19 @@ from obstore.exceptions import AlreadyExistsError
 
 from storage.address import Address
 from storage.base import Progress, StoreRefused
-from storage.bucket import DIGEST
-from storage.clients import Client, Clients
+from storage.bucket import DIGEST_ATTRIBUTE
 from storage.manifest import ManifestFile, hash_file
-from storage.obstore_errors import told
-from storage.rate_limit import Pace
+from storage.obstore_client import BucketClient, BucketClients, translate_errors
 from storage.threads import in_thread
-from storage.upload import SINGLE, Sender
+from storage.throttling import RateLimit
+from storage.upload import SINGLE, FileUpload
 
 REQUEST, RETRY = timedelta(seconds=120), timedelta(seconds=30)
 
 
 async def put_files(to: Address, files: Mapping[str, Path], progress: Progress) -> None:
     """Puts each file below the prefix, in the order given. StoreRefused when something else lies there."""
-    client = Clients(to.scheme, REQUEST, RETRY).of(to.bucket)
+    client = BucketClients(to.scheme, REQUEST, RETRY).get(to.bucket)
     described = {path: await in_thread(_described, path, source) for path, source in files.items()}
     there = await _same(client, to, described)
     for path, source in files.items():
@@ -42,10 +41,10 @@ def _described(path: str, source: Path) -> ManifestFile:
     return ManifestFile(path, size, digest)
 
 
-async def _same(client: Client, to: Address, files: Mapping[str, ManifestFile]) -> set[str]:
+async def _same(client: BucketClient, to: Address, files: Mapping[str, ManifestFile]) -> set[str]:
     """Those that lie there already."""
     prefix, found = f"{to.path}/" if to.path else "", set()
-    with told(str(to)):
+    with translate_errors(str(to)):
         async for page in obstore.list(client, prefix or None):
             for key in (meta["path"] for meta in page):
                 path = key.removeprefix(prefix)
@@ -55,22 +54,22 @@ async def _same(client: Client, to: Address, files: Mapping[str, ManifestFile]) 
     return found
 
 
-async def _digest(client: Client, key: str) -> str | None:
+async def _digest(client: BucketClient, key: str) -> str | None:
     """What an object says of itself."""
     answer = await obstore.get_async(client, key, options={"head": True})
-    return answer.attributes.get(DIGEST)
+    return answer.attributes.get(DIGEST_ATTRIBUTE)
 
 
-async def _put(client: Client, at: Address, source: Path, file: ManifestFile, progress: Progress) -> None:
-    sender = Sender(source, file, Pace(), progress)
+async def _put(client: BucketClient, at: Address, source: Path, file: ManifestFile, progress: Progress) -> None:
+    upload = FileUpload(source, file, RateLimit(), progress)
     if file.size > SINGLE:
-        await sender.in_parts(client, at, {DIGEST: file.digest})
+        await upload.send_in_parts(client, at, {DIGEST_ATTRIBUTE: file.digest})
         return
-    data = await sender.whole()
+    data = await upload.read_all()
     try:
-        with told(str(at)):
+        with translate_errors(str(at)):
             await obstore.put_async(
-                client, at.path, data, attributes={DIGEST: file.digest}, mode="create", use_multipart=False
+                client, at.path, data, attributes={DIGEST_ATTRIBUTE: file.digest}, mode="create", use_multipart=False
             )
     except AlreadyExistsError as error:
         raise StoreRefused(f"{at} was put there by somebody else just now, and nothing is overwritten") from error

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 LATEST, BEST = "latest", "best"
-SHAPE = r"^(runs/)?(?P<run>[a-z0-9][a-z0-9._-]{0,127})(@(?P<which>latest|best|[0-9]{1,18}))?$"
-_SHAPE = re.compile(SHAPE)
+PATTERN = r"^(runs/)?(?P<run>[a-z0-9][a-z0-9._-]{0,127})(@(?P<which>latest|best|[0-9]{1,18}))?$"
+_SHAPE = re.compile(PATTERN)
 
 
 class Candidate(Protocol):
@@ -34,23 +34,23 @@ class Candidate(Protocol):
 Chosen = TypeVar("Chosen", bound=Candidate)
 
 
-class NoPoint(LookupError):
+class CheckpointNotFound(LookupError):
     """The run has no such checkpoint; says which it has."""
 
 
-class NoMetric(NoPoint):
+class NoBestMetric(CheckpointNotFound):
     """The run says of no metric that it makes a checkpoint the best."""
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class CheckpointRef:
     """A run, and what of it: a step, `latest` or `best`; empty for its result."""
 
     run: str
     which: str
 
     @classmethod
-    def parse(cls, text: str) -> Point:
+    def parse(cls, text: str) -> CheckpointRef:
         """ValueError for what names neither a result nor a checkpoint."""
         found = _SHAPE.match(text)
         if found is None:
@@ -58,7 +58,7 @@ class Point:
         return cls(found["run"], found["which"] or "")
 
 
-def choose(which: str, found: Sequence[Chosen], spec: Mapping[str, Any]) -> Chosen:
+def choose_checkpoint(which: str, found: Sequence[Chosen], spec: Mapping[str, Any]) -> Chosen:
     """Of the checkpoints of a run (by its run file), in the order they were made; of several of a step the one on the
     curve. NoPoint names those that there are.
     """
@@ -67,7 +67,7 @@ def choose(which: str, found: Sequence[Chosen], spec: Mapping[str, Any]) -> Chos
     fit = [each for each in found if (each.head if which == LATEST else each.step == int(which))]
     if not fit:
         asked = "any step yet" if which == LATEST else f"step {which}"
-        raise NoPoint(f"no checkpoint of {asked}; {_known(found)}")
+        raise CheckpointNotFound(f"no checkpoint of {asked}; {_known(found)}")
     return max(fit, key=lambda each: (not each.superseded, each.attempt))
 
 
@@ -75,11 +75,11 @@ def _best(found: Sequence[Chosen], keep: Mapping[str, Any]) -> Chosen:
     """By the metric that the run file keeps the best by; of equal ones the newer."""
     metric = keep.get("metric")
     if not metric:
-        raise NoMetric("no metric that makes a checkpoint the best (checkpoint.keep.metric); name a step")
+        raise NoBestMetric("no metric that makes a checkpoint the best (checkpoint.keep.metric); name a step")
     sign = -1.0 if keep.get("mode") == "max" else 1.0
     curve = [each for each in found if not each.superseded and math.isfinite(each.metrics.get(metric, math.nan))]
     if not curve:
-        raise NoPoint(f"no checkpoint with a value of {metric}; {_known(found)}")
+        raise CheckpointNotFound(f"no checkpoint with a value of {metric}; {_known(found)}")
     return min(reversed(curve), key=lambda each: sign * each.metrics[metric])
 
 

@@ -8,7 +8,7 @@ import sys
 from typing import NoReturn
 
 
-def end(code: int) -> NoReturn:
+def end_process(code: int) -> NoReturn:
     """End this process, after all is done, with this exit code.
 
     Threads of obstore's (0.12) abort an interpreter that is taken down just when they let go of something: one process

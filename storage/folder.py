@@ -19,16 +19,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
-from storage import index
-from storage.address import Address, AddressError, parse
-from storage.base import Damaged, Place, Progress, StoreAway, StoreRefused, Where, untold
-from storage.download import Arriving, is_here, keep_manifest, read_manifest
-from storage.layout import Layout, path_of, room_of
-from storage.manifest import NAME, Manifest, ManifestError, ManifestFile, hash_file
-from storage.rate_limit import Pace
-from storage.scratch import aside, clean
-from storage.streams import each
+from storage.address import Address, AddressError, parse_address
+from storage.base import DamagedCopy, FolderKey, LocateFile, Progress, StoreRefused, StoreUnavailable, ignore_progress
+from storage.download import PartialFile, is_fetched, parse_manifest, write_manifest
+from storage.layout import INDEX_FILE, Layout, folder_path, index_line, is_indexed, kind_path, missing_line_end
+from storage.manifest import MANIFEST_FILE, Manifest, ManifestError, ManifestFile, hash_file
+from storage.scratch import remove_leftovers, scratch_folder
 from storage.threads import in_thread
+from storage.throttling import RateLimit, for_each_limited
 
 CHUNK = 4 * 1024 * 1024
 EARLIER = 3  #: folders of a run whose files are looked at for links
@@ -41,32 +39,39 @@ class FolderStore:
     scheme = "file"
 
     def __init__(
-        self, base: str = "", layout: Layout = Layout.RELAY, *, writer: str | None = None, pace: Pace | None = None
+        self,
+        base: str = "",
+        layout: Layout = Layout.RELAY,
+        *,
+        writer: str | None = None,
+        rate_limit: RateLimit | None = None,
     ) -> None:
         self._base = _address(base) if base else None
         self._layout = layout
         self._writer = writer or socket.gethostname()
-        self._pace = pace or Pace()
+        self._rate_limit = rate_limit or RateLimit()
         self._cleaned = False
 
-    async def put(self, place: Place, manifest: Manifest, where: Where, progress: Progress = untold) -> str:
-        uri = self.uri_of(place)
+    async def put(
+        self, key: FolderKey, manifest: Manifest, locate: LocateFile, progress: Progress = ignore_progress
+    ) -> str:
+        uri = self.uri_of(key)
         assert self._base is not None
         await self._clean()
-        earlier = await in_thread(self._earlier, place)
+        earlier = await in_thread(self._earlier, key)
         if await in_thread(_standing, _path(uri), manifest):
             progress(manifest.size)
         else:
-            await self._make(Path(self._base.path), _path(uri), manifest, where, progress, earlier)
-        line = index.line_of(place, manifest, uri, time.time())
-        await in_thread(_note, Path(self._base.path) / index.NAME, line, uri)
+            await self._make(Path(self._base.path), _path(uri), manifest, locate, progress, earlier)
+        line = index_line(key, manifest, uri, time.time())
+        await in_thread(_note, Path(self._base.path) / INDEX_FILE, line, uri)
         return uri
 
-    def uri_of(self, place: Place) -> str:
+    def uri_of(self, key: FolderKey) -> str:
         """Where a folder is to lie."""
         if self._base is None:
             raise StoreRefused("this file:// store has no base folder to put anything below")
-        return str(self._base / path_of(place, self._layout))
+        return str(self._base / folder_path(key, self._layout))
 
     async def _clean(self) -> None:
         """Remove what dead writers of this name have left, once in this store's life."""
@@ -74,10 +79,12 @@ class FolderStore:
             await in_thread(_clean, Path(self._base.path), self._writer)
             self._cleaned = True
 
-    async def mend(self, uri: str, manifest: Manifest, where: Where, progress: Progress = untold) -> None:
+    async def repair(
+        self, uri: str, manifest: Manifest, locate: LocateFile, progress: Progress = ignore_progress
+    ) -> None:
         folder = _path(uri)
         base = await in_thread(_base_of, folder, self._base)
-        await self._make(base, folder, manifest, where, progress, None)
+        await self._make(base, folder, manifest, locate, progress, None)
 
     async def has(self, uri: str, digest: str) -> bool:
         def look() -> bool:
@@ -85,24 +92,24 @@ class FolderStore:
                 return False
             try:
                 manifest = _manifest(_path(uri), digest)
-            except Damaged:
+            except DamagedCopy:
                 return False
-            return all(is_here(_path(uri), file) for file in manifest.files)
+            return all(is_fetched(_path(uri), file) for file in manifest.files)
 
         return await in_thread(look)
 
-    async def fetch(self, uri: str, digest: str, folder: Path, progress: Progress = untold) -> Manifest:
+    async def fetch(self, uri: str, digest: str, folder: Path, progress: Progress = ignore_progress) -> Manifest:
         source = _path(uri)
         manifest = await in_thread(_manifest, source, digest)
 
         async def bring(file: ManifestFile) -> None:
-            if await in_thread(is_here, folder, file):
+            if await in_thread(is_fetched, folder, file):
                 progress(file.size)
             else:
                 await self._bring(source, folder, file, progress)
 
-        await each(manifest.files, bring)
-        await in_thread(keep_manifest, folder, manifest)
+        await for_each_limited(manifest.files, bring)
+        await in_thread(write_manifest, folder, manifest)
         return manifest
 
     async def remove(self, uri: str) -> None:
@@ -113,7 +120,7 @@ class FolderStore:
         base: Path,
         folder: Path,
         manifest: Manifest,
-        where: Where,
+        locate: LocateFile,
         progress: Progress,
         earlier: Mapping[str, Path] | None,
     ) -> None:
@@ -126,9 +133,9 @@ class FolderStore:
                     if await in_thread(_linked, (earlier or {}).get(file.digest), making / file.path, file):
                         progress(file.size)
                     else:
-                        await self._copy(where(file), making / file.path, file, progress)
+                        await self._copy(locate(file), making / file.path, file, progress)
 
-                await each(manifest.files, add)
+                await for_each_limited(manifest.files, add)
                 await in_thread(_settle, making, folder, manifest, earlier is None)
             finally:
                 await in_thread(stack.close)
@@ -141,7 +148,7 @@ class FolderStore:
             write = await in_thread(lambda: stack.enter_context(_created(target, file)))
             while size := await in_thread(_carry, read, write, digest):
                 progress(size)
-                await self._pace.take(size)
+                await self._rate_limit.take(size)
             await in_thread(_sync, write)
         if f"sha256:{digest.hexdigest()}" != file.digest:
             raise ManifestError(f"{file.path} is not what its manifest says any more")
@@ -149,25 +156,25 @@ class FolderStore:
     async def _bring(self, source: Path, folder: Path, file: ManifestFile, progress: Progress) -> None:
         with contextlib.ExitStack() as stack:
             read = await in_thread(lambda: stack.enter_context(_opened(source / file.path)))
-            part = await in_thread(stack.enter_context, Arriving(folder, file))
+            part = await in_thread(stack.enter_context, PartialFile(folder, file))
             progress(part.offset)
             await in_thread(_seek, read, part)
             while size := await in_thread(_arrive, read, part):
                 progress(size)
-                await self._pace.take(size)
-            if not part.right:  # what an earlier try had left may be what is wrong
+                await self._rate_limit.take(size)
+            if not part.is_correct:  # what an earlier try had left may be what is wrong
                 progress(-part.offset)
                 part.restart()
                 await in_thread(_seek, read, part)
                 while size := await in_thread(_arrive, read, part):
                     progress(size)
-                    await self._pace.take(size)
-            await in_thread(part.settle)
+                    await self._rate_limit.take(size)
+            await in_thread(part.finish)
 
-    def _earlier(self, place: Place) -> dict[str, Path]:
+    def _earlier(self, key: FolderKey) -> dict[str, Path]:
         """The files of the newest folders of this kind that the run has here, by digest. Blocking."""
         assert self._base is not None
-        room = Path((self._base / room_of(place, self._layout)).path)
+        room = Path((self._base / kind_path(key, self._layout)).path)
         found: dict[str, Path] = {}
         with _store():
             whole = sorted(_whole_below(room), key=lambda path: path.stat().st_mtime)
@@ -180,7 +187,7 @@ class FolderStore:
 
 def _address(uri: str) -> Address:
     try:
-        address = parse(uri)
+        address = parse_address(uri)
     except AddressError as error:
         raise StoreRefused(str(error)) from error
     if address.scheme != "file":
@@ -201,45 +208,45 @@ def _store() -> Iterator[None]:
         text = f"{error.filename or ''}: {error.strerror}".removeprefix(": ")
         if error.errno in _REFUSED:
             raise StoreRefused(f"{text}; the folder must be writable by the agent's user") from error
-        raise StoreAway(text) from error
+        raise StoreUnavailable(text) from error
 
 
 def _there(base: Path) -> None:
     if not base.is_dir():
-        raise StoreAway(f"{base} is not there: mount it, or make the folder")
+        raise StoreUnavailable(f"{base} is not there: mount it, or make the folder")
 
 
 def _clean(base: Path, writer: str) -> None:
     with _store():
         _there(base)
-        clean(base, writer)
+        remove_leftovers(base, writer)
 
 
 def _base_of(folder: Path, base: Address | None) -> Path:
     """Where to make what is to be mended: the same file system, at the base if it is known."""
     if base is not None and folder.is_relative_to(base.path):
         return Path(base.path)
-    return next((parent for parent in folder.parents if (parent / index.NAME).exists()), folder.parent)
+    return next((parent for parent in folder.parents if (parent / INDEX_FILE).exists()), folder.parent)
 
 
 def _is_empty(base: Path) -> bool:
     """Whether nothing was ever put below a base that is there."""
     with _store():
         _there(base)
-        return not (base / index.NAME).exists()
+        return not (base / INDEX_FILE).exists()
 
 
 def _enter(stack: contextlib.ExitStack, base: Path, writer: str) -> Path:
     with _store():
         _there(base)
-        return stack.enter_context(aside(base, writer))
+        return stack.enter_context(scratch_folder(base, writer))
 
 
 def _manifest(folder: Path, digest: str) -> Manifest:
     """Damaged when it is gone or another one; StoreAway when there is no store at all."""
     with _readable(folder):
-        data = (folder / NAME).read_bytes()
-    return read_manifest(data, digest)
+        data = (folder / MANIFEST_FILE).read_bytes()
+    return parse_manifest(data, digest)
 
 
 @contextlib.contextmanager
@@ -248,12 +255,12 @@ def _readable(folder: Path) -> Iterator[None]:
         try:
             yield
         except (FileNotFoundError, NotADirectoryError) as error:
-            if not any((parent / index.NAME).exists() for parent in folder.parents):
-                raise StoreAway(f"{folder} is not there, and no store is above it: is it mounted?") from error
-            raise Damaged(f"{error.filename} is gone") from error
+            if not any((parent / INDEX_FILE).exists() for parent in folder.parents):
+                raise StoreUnavailable(f"{folder} is not there, and no store is above it: is it mounted?") from error
+            raise DamagedCopy(f"{error.filename} is gone") from error
         except OSError as error:
             if error.errno == errno.EIO:
-                raise Damaged(f"{error.filename} cannot be read: {error.strerror}") from error
+                raise DamagedCopy(f"{error.filename} cannot be read: {error.strerror}") from error
             raise
 
 
@@ -261,12 +268,12 @@ def _standing(folder: Path, manifest: Manifest) -> bool:
     """Whether this very folder is there whole; False when it is to be made, again if something is missing in it."""
     with _store():
         try:
-            found = (folder / NAME).read_bytes()
+            found = (folder / MANIFEST_FILE).read_bytes()
         except FileNotFoundError:
             return False
     if found != manifest.to_bytes():
         raise StoreRefused(f"{folder} holds another content already, and nothing is ever overwritten")
-    return all(is_here(folder, file) for file in manifest.files)
+    return all(is_fetched(folder, file) for file in manifest.files)
 
 
 def _linked(earlier: Path | None, target: Path, file: ManifestFile) -> bool:
@@ -311,7 +318,7 @@ def _sync(write: IO[bytes]) -> None:
 def _settle(making: Path, folder: Path, manifest: Manifest, mending: bool) -> None:
     """Give the folder its name. What lies there in part, or was found damaged, makes room; the same is left alone."""
     with _store():
-        with (making / NAME).open("xb") as file:
+        with (making / MANIFEST_FILE).open("xb") as file:
             file.write(manifest.to_bytes())
             file.flush()
             os.fsync(file.fileno())
@@ -342,24 +349,24 @@ def _opened(path: Path) -> IO[bytes]:
         return path.open("rb", buffering=0)
 
 
-def _seek(read: IO[bytes], part: Arriving) -> None:
+def _seek(read: IO[bytes], part: PartialFile) -> None:
     with _store():
         read.seek(part.offset)
 
 
-def _arrive(read: IO[bytes], part: Arriving) -> int:
+def _arrive(read: IO[bytes], part: PartialFile) -> int:
     with _readable(Path(read.name).parent):
         chunk = read.read(CHUNK)
-    part.take(chunk)
+    part.write(chunk)
     return len(chunk)
 
 
 def _remove(folder: Path) -> None:
     with _store():
-        (folder / NAME).unlink(missing_ok=True)
+        (folder / MANIFEST_FILE).unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
         if folder.exists():
-            raise StoreAway(f"{folder} cannot be removed whole")
+            raise StoreUnavailable(f"{folder} cannot be removed whole")
     with contextlib.suppress(OSError):  # others are still in there
         folder.parent.rmdir()
 
@@ -367,9 +374,9 @@ def _remove(folder: Path) -> None:
 def _whole_below(room: Path) -> Iterator[Path]:
     """Manifests of whole folders, without looking into the folders themselves."""
     for parent, folders, names in os.walk(room):
-        if NAME in names:
+        if MANIFEST_FILE in names:
             folders.clear()
-            yield Path(parent, NAME)
+            yield Path(parent, MANIFEST_FILE)
 
 
 def _note(path: Path, line: bytes, uri: str) -> None:
@@ -379,7 +386,7 @@ def _note(path: Path, line: bytes, uri: str) -> None:
             fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         said = file.read()
-        if not index.names(said, uri):
-            file.write(index.mended(said) + line)
+        if not is_indexed(said, uri):
+            file.write(missing_line_end(said) + line)
             file.flush()
             os.fsync(file.fileno())

@@ -6,7 +6,7 @@ import fnmatch
 from collections.abc import Iterable
 from pathlib import Path
 
-from storage.manifest import NAME, list_files
+from storage.manifest import MANIFEST_FILE, list_files
 
 ADAPTER = "adapter_config.json"
 _MODEL = ("config.json", ADAPTER)  #: files with one of them are a library's model
@@ -15,7 +15,7 @@ _LOADABLE = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "spiece.model"),
     *("chat_template*", "*.tiktoken", "*preprocessor_config.json", "processor_config.json", "modules.json"),
 )
-_WRITTEN_ANEW = ("README.md", "relay.json", NAME)  #: wherever the files are published
+_WRITTEN_ANEW = ("README.md", "relay.json", MANIFEST_FILE)  #: wherever the files are published
 
 
 def list_loadable_files(folder: Path) -> dict[str, Path]:

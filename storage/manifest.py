@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-NAME = "manifest.json"  #: a manifest lies in its own folder under this name and does not list itself
+MANIFEST_FILE = "manifest.json"  #: a manifest lies in its own folder under this name and does not list itself
 MAX_FILES = 100_000
 MAX_BYTES = 64 * 1024 * 1024  #: of a manifest itself
-DIGEST = re.compile(r"^sha256:[0-9a-f]{64}$")
+DIGEST_PATTERN = re.compile(r"^sha256:[0-9a-f]{64}$")
 _READ = 1024 * 1024
 
 
@@ -36,7 +36,7 @@ class ManifestFile:
 
     def __post_init__(self) -> None:
         check_path(self.path)
-        if not DIGEST.match(self.digest):
+        if not DIGEST_PATTERN.match(self.digest):
             raise ManifestError(f"{self.path}: {self.digest!r} is not a digest like sha256:<64 hex digits>")
         if self.size < 0:
             raise ManifestError(f"{self.path}: a size of {self.size} bytes")
@@ -66,7 +66,7 @@ class Manifest:
     @property
     def digest(self) -> str:
         """The name of the content."""
-        return digest_of(self.to_bytes())
+        return digest_bytes(self.to_bytes())
 
     def to_bytes(self) -> bytes:
         """The canonical form, which `digest` is taken of."""
@@ -100,7 +100,7 @@ def check_path(path: str) -> None:
         raise ManifestError(f"{path!r} is not a plain path inside the folder")
 
 
-def digest_of(data: bytes) -> str:
+def digest_bytes(data: bytes) -> str:
     """The digest of bytes in memory."""
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
@@ -126,10 +126,10 @@ def list_files(folder: Path) -> list[Path]:
                     f"{path.relative_to(folder)}: only plain files and folders are taken, no links or devices"
                 )
         found += [Path(parent, name) for name in names]
-    return sorted(path for path in found if path != folder / NAME)
+    return sorted(path for path in found if path != folder / MANIFEST_FILE)
 
 
-def describe(folder: Path, *, step: int | None = None, metrics: dict[str, float] | None = None) -> Manifest:
+def describe_folder(folder: Path, *, step: int | None = None, metrics: dict[str, float] | None = None) -> Manifest:
     """The manifest of a folder as it is now. Reads every byte: call it in a thread."""
 
     def one(path: Path) -> ManifestFile:
@@ -139,7 +139,7 @@ def describe(folder: Path, *, step: int | None = None, metrics: dict[str, float]
     return Manifest(tuple(one(path) for path in list_files(folder)), step, metrics or {})
 
 
-def verify(folder: Path, manifest: Manifest) -> str | None:
+def find_damage(folder: Path, manifest: Manifest) -> str | None:
     """What is wrong with a folder's bytes, in words; None when they are what the manifest says. Call it in a thread."""
     for file in manifest.files:
         path = folder / file.path

@@ -21,13 +21,13 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 
 @contextlib.contextmanager
-def aside(base: Path, writer: str) -> Iterator[Path]:
+def scratch_folder(base: Path, writer: str) -> Iterator[Path]:
     """An empty folder of this process's own, gone again afterwards."""
     with _locked(base / _ROOM, _named(writer)) as room:
         yield room / "folder"
 
 
-def clean(base: Path, writer: str) -> None:
+def remove_leftovers(base: Path, writer: str) -> None:
     """Remove what this writer's dead processes have left there."""
     for room in (base / _ROOM).glob(f"{_named(writer)}-*"):
         with contextlib.suppress(OSError):  # alive; or nobody can tell here; or just now removed by another

@@ -13,11 +13,10 @@ import obstore
 
 from storage.address import Address
 from storage.base import Progress
-from storage.clients import Client
 from storage.manifest import ManifestError, ManifestFile
-from storage.obstore_errors import told
-from storage.rate_limit import Pace
+from storage.obstore_client import BucketClient, translate_errors
 from storage.threads import in_thread
+from storage.throttling import RateLimit
 
 if TYPE_CHECKING:
     from obstore import PutResult
@@ -33,23 +32,23 @@ class _GivenUp(Exception):
     """Whoever wanted this sent does not any more."""
 
 
-class Sender:
+class FileUpload:
     """One file, once. Raises OSError for this host's disk, ManifestError when the file is another one by now."""
 
-    def __init__(self, source: Path, file: ManifestFile, pace: Pace, progress: Progress) -> None:
+    def __init__(self, source: Path, file: ManifestFile, rate_limit: RateLimit, progress: Progress) -> None:
         self._source = source
         self._file = file
-        self._pace = pace
+        self._rate_limit = rate_limit
         self._progress = progress
         self._given_up = False
         self._failure: Exception | None = None
 
-    async def whole(self) -> bytes:
+    async def read_all(self) -> bytes:
         """All of a small one."""
         pieces = [piece async for piece in self._pieces()]
         return b"".join(pieces)
 
-    async def in_parts(self, client: Client, at: Address, attributes: dict[str, str]) -> None:
+    async def send_in_parts(self, client: BucketClient, at: Address, attributes: dict[str, str]) -> None:
         """Upload it. Whatever goes wrong, a cancellation too, lets the client tell the backend to drop the parts."""
         upload = asyncio.ensure_future(
             obstore.put_async(
@@ -63,7 +62,7 @@ class Sender:
             )
         )
         try:
-            with told(str(at)):
+            with translate_errors(str(at)):
                 await asyncio.shield(upload)
         except asyncio.CancelledError:
             await self._give_up(upload)
@@ -105,7 +104,7 @@ class Sender:
                 if held:
                     yield held
                 self._progress(len(piece))
-                await self._pace.take(len(piece))
+                await self._rate_limit.take(len(piece))
                 held = piece
         if f"sha256:{digest.hexdigest()}" != self._file.digest:
             raise ManifestError(f"{self._file.path} is not what its manifest says any more")

@@ -104,7 +104,7 @@ async def publish_records(
         return
     rooms = {"logs": (folder.stdout, folder.stderr, folder.events), "config": (folder.run_file,)}
     for room, paths in rooms.items():
-        place = replace(assignment.place(run, None), room=room)
+        place = replace(assignment.place(run, None), records=room)
         files = {path.name: path for path in paths if path.exists()}
         try:
             manifest = await asyncio.to_thread(manifest_of, files)

@@ -40,7 +40,7 @@ def open_hub_outputs(
     facts = Facts(context.hub.runs, context.metadata, assignment, folder.events)
     publication = _publication(context, context.hub, assignment, run, folder, journal, hub, facts) if hub else None
     if run.checkpoint.store.startswith(f"{HubStore.scheme}://"):  # there are no copies to be made of what is there
-        store = store_of(run, context.stores, writer="", pace=context.pace)
+        store = store_of(run, context.stores, writer="", rate_limit=context.rate_limit)
         assert isinstance(store, HubStore)
         return HubOutputs(publication, None, folder, _sweeping(store, assignment, run, facts))
     if hub is None or not hub.state or hub.dry_run:
@@ -86,7 +86,7 @@ def _publication(
         mark=partial(mark_of, assignment),
         pack=packing,
         worker=using.worker,
-        budget=using.budget,
+        commit_limit=using.commit_limit,
         journal=journal,
         synced=synced,
         backoff=_backoff(),

@@ -25,7 +25,7 @@ from relay.errors import LeaseLost, RelayError
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import runs_pb2
 from runfile import RunFile
-from storage.base import Damaged, StoreRefused
+from storage.base import DamagedCopy, StoreRefused
 from storage.manifest import ManifestError
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ async def fetch(context: AttemptContext, assignment: Assignment, folder: Attempt
     try:
         await asyncio.to_thread(_create, context.begun, assignment, folder)
         await context.cache.place(context.blobs, assignment.message.inputs, folder.work)
-    except (Damaged, ManifestError, RelayError) as error:
+    except (DamagedCopy, ManifestError, RelayError) as error:
         raise HostFault("INPUT_UNAVAILABLE", str(error)) from error
     except OSError as error:
         raise disk_fault(error) from error
@@ -83,7 +83,9 @@ def _create(begun: Begun, assignment: Assignment, folder: AttemptFolder) -> None
 def publishing(context: AttemptContext, assignment: Assignment, run: RunFile, patience: Patience) -> Publishing:
     """Where this attempt's checkpoints and result go."""
     try:
-        store = store_of(run, context.stores, writer=context.agent.removeprefix("agents/"), pace=context.pace)
+        store = store_of(
+            run, context.stores, writer=context.agent.removeprefix("agents/"), rate_limit=context.rate_limit
+        )
     except StoreRefused as error:
         raise HostFault("STORE_UNUSABLE", str(error)) from error
     return Publishing(

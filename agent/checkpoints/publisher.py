@@ -28,7 +28,7 @@ from agent.wire import Assignment
 from relay.errors import EventsMissing, InputMissing, LeaseLost, RelayError
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import agents_pb2_grpc, runs_pb2
-from storage.base import Place, StoreRefused
+from storage.base import FolderKey, StoreRefused
 from storage.manifest import Manifest, ManifestError
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class Publisher:
         metadata: tuple[tuple[str, str], ...],
         contact: Contact,
         publishing: Publishing,
-        place: Callable[[int], Place],
+        place: Callable[[int], FolderKey],
         sources: Mapping[str, Source],
         journal: Journal,
         retain: Callable[[set[int]], Awaitable[None]],

@@ -29,7 +29,7 @@ from agent.wire import Assignment
 from relay.errors import RelayError
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import agents_pb2_grpc
-from storage.base import Store, StoreAway, StoreRefused
+from storage.base import Store, StoreRefused, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ class Removals:
                 await store.remove(removal.copy.uri)
             else:
                 return False
-        except (OSError, ValueError, StoreAway, StoreRefused) as error:  # tried again when it is asked for again
+        except (OSError, ValueError, StoreUnavailable, StoreRefused) as error:  # tried again when it is asked for again
             log.warning("copy=%s step=%d not removed: %s", removal.copy.uri, removal.step, error)
             return False
         log.info("copy=%s step=%d removed", removal.copy.uri, removal.step)

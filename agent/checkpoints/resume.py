@@ -17,8 +17,8 @@ from agent.events.journal import Journal
 from agent.stores.retry import Patience
 from relay.errors import RelayError
 from relay.v1 import runs_pb2
-from storage.base import Damaged, Mends, Progress, Store, StoreAway, StoreRefused
-from storage.manifest import NAME, Manifest, ManifestError, verify
+from storage.base import DamagedCopy, Progress, RepairableStore, Store, StoreRefused, StoreUnavailable
+from storage.manifest import MANIFEST_FILE, Manifest, ManifestError, find_damage
 
 Skipped = runs_pb2.SkippedCheckpoint
 
@@ -87,7 +87,7 @@ async def _outlasted(
     async def fetch() -> Path | None:
         try:
             return await _fetched(part, stores, folder, reasons, move)
-        except StoreAway as away:
+        except StoreUnavailable as away:
             if patience.now() - moved < WAIT:
                 raise
             raise Unreachable(f"{folder.name} cannot be reached from this host: {away}") from away
@@ -114,18 +114,18 @@ async def _fetched(
     part: runs_pb2.CheckpointPart, stores: Mapping[str, Store], folder: Path, reasons: list[str], progress: Progress
 ) -> Path | None:
     """A copy from the first store that gives a sound one. Raises StoreAway when one that may have it is away."""
-    away: StoreAway | None = None
+    away: StoreUnavailable | None = None
     for copy in part.copies:
         if (store := stores.get(copy.store)) is None:
             continue
         try:
             await store.fetch(copy.uri, part.manifest_digest, folder, progress)
             return folder
-        except (Damaged, StoreRefused) as error:
+        except (DamagedCopy, StoreRefused) as error:
             if (reason := f"the copy in {copy.store}://: {error}") not in reasons:
                 reasons.append(reason)
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-        except StoreAway as error:
+        except StoreUnavailable as error:
             away = error
     if away is not None:
         raise away
@@ -140,13 +140,13 @@ async def mend(chosen: Resume, stores: Mapping[str, Store], journal: Journal) ->
         await journal.say("warning", f"the checkpoint of step {chosen.step} has a damaged copy: {reason}")
     for copy in chosen.part.copies:
         mender: object = stores.get(copy.store)
-        if isinstance(mender, Mends):
+        if isinstance(mender, RepairableStore):
             what = f"the copy of step {chosen.step} in {copy.store}://"
             try:
                 if await _is_wrong(copy, stores[copy.store], chosen):
                     await _mend(copy, mender, chosen.folder)
                     await journal.say("info", f"{what} is right again")
-            except (Damaged, StoreAway, StoreRefused, RelayError, ManifestError, OSError) as error:
+            except (DamagedCopy, StoreUnavailable, StoreRefused, RelayError, ManifestError, OSError) as error:
                 await journal.say("warning", f"{what} stays as it is: {error}")
 
 
@@ -155,17 +155,17 @@ async def _is_wrong(copy: runs_pb2.Copy, store: Store, chosen: Resume) -> bool:
     return found or not await store.has(copy.uri, chosen.part.manifest_digest)
 
 
-async def _mend(copy: runs_pb2.Copy, mender: Mends, folder: Path) -> None:
-    manifest = Manifest.from_bytes(await asyncio.to_thread((folder / NAME).read_bytes))
-    await mender.mend(copy.uri, manifest, lambda file: folder / file.path)
+async def _mend(copy: runs_pb2.Copy, mender: RepairableStore, folder: Path) -> None:
+    manifest = Manifest.from_bytes(await asyncio.to_thread((folder / MANIFEST_FILE).read_bytes))
+    await mender.repair(copy.uri, manifest, lambda file: folder / file.path)
 
 
 def what_is_wrong(folder: Path, manifest_digest: str) -> str | None:
     """Why a sealed folder cannot be used, in words; None when every byte is right. Blocking."""
     try:
-        manifest = Manifest.from_bytes((folder / NAME).read_bytes())
+        manifest = Manifest.from_bytes((folder / MANIFEST_FILE).read_bytes())
     except (OSError, ManifestError) as error:
         return f"its manifest cannot be read: {error}"
     if manifest.digest != manifest_digest:
         return "its manifest is another one than was registered"
-    return verify(folder, manifest)
+    return find_damage(folder, manifest)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from agent.events.reports import Saved
 from agent.folder import remove_temporaries, write_atomically
-from storage.manifest import NAME, Manifest, ManifestError, check_path, describe, list_files
+from storage.manifest import MANIFEST_FILE, Manifest, ManifestError, check_path, describe_folder, list_files
 
 _TRAILING = re.compile(r"(\d+)\D*$")  #: `global_step_120`, `checkpoint-120`, `model_120.pt`
 _SEALING = ".sealing-"
@@ -124,10 +124,10 @@ def seal(staged: Path, target: Path, *, step: int, metrics: dict[str, float] | N
     before = _fingerprint(staged)
     if not before:
         raise ManifestError(f"{staged.name} holds no files")
-    manifest = describe(staged, step=step, metrics=metrics)
+    manifest = describe_folder(staged, step=step, metrics=metrics)
     if target.exists():
         return _same_as_before(target, manifest)
-    write_atomically(staged / NAME, manifest.to_bytes())
+    write_atomically(staged / MANIFEST_FILE, manifest.to_bytes())
     _sync(staged)
     if _fingerprint(staged) != before:
         raise ManifestError(f"{staged.name} changed while it was being read: its writer had not finished")
@@ -150,13 +150,13 @@ def inside(staging: Path, path: str) -> Path:
 def _sealed_before(staged: Path, target: Path) -> Manifest:
     """The agent died between the rename and what follows it: the checkpoint is there."""
     try:
-        return Manifest.from_bytes((target / NAME).read_bytes())
+        return Manifest.from_bytes((target / MANIFEST_FILE).read_bytes())
     except FileNotFoundError:
         raise ManifestError(f"{staged.name} is not there") from None
 
 
 def _same_as_before(target: Path, manifest: Manifest) -> Manifest:
-    kept = Manifest.from_bytes((target / NAME).read_bytes())
+    kept = Manifest.from_bytes((target / MANIFEST_FILE).read_bytes())
     if kept.files != manifest.files:
         raise ManifestError(f"{target.name} was written before, with other contents; a checkpoint never changes")
     return kept

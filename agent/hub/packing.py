@@ -15,14 +15,14 @@ from agent.hub.facts import Facts
 from agent.hub.publication import Model, Parcel
 from agent.wire import Assignment
 from runfile import Hub, RunFile, model_card
-from storage.hub.commit_markers import Kind, Mark
+from storage.hub.commit_markers import CommitMarker, MarkerKind
 from storage.loadable import is_adapter, library_of, list_loadable_files
 
 
-def mark_of(assignment: Assignment, model: Model) -> Mark:
+def mark_of(assignment: Assignment, model: Model) -> CommitMarker:
     """What its commit says that it is."""
-    kind: Kind = "result" if model.final else "model"
-    return Mark(kind, assignment.run_id, assignment.attempt, assignment.lease_id, model.step)
+    kind: MarkerKind = "result" if model.final else "model"
+    return CommitMarker(kind, assignment.run_id, assignment.attempt, assignment.lease_id, model.step)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,11 +22,11 @@ from agent.checkpoints.publisher import Newest
 from agent.events.journal import Journal
 from relay.backoff import Backoff
 from runfile import Hub
-from storage.base import Damaged, StoreAway, StoreRefused
-from storage.hub.commit_markers import Mark
-from storage.hub.commit_rate_limit import Budget
+from storage.base import DamagedCopy, StoreRefused, StoreUnavailable
+from storage.hub.commit_markers import CommitMarker
+from storage.hub.store import CommitRateLimit
 from storage.hub.uris import MAIN, model_branch
-from storage.hub.worker import Worker
+from storage.hub.worker import HubWorker
 from storage.manifest import ManifestError
 
 log = logging.getLogger(__name__)
@@ -61,10 +61,10 @@ class Publication:
         hub: Hub,
         *,
         run: str,
-        mark: Callable[[Model], Mark],
+        mark: Callable[[Model], CommitMarker],
         pack: Callable[[Model], Awaitable[Parcel]],
-        worker: Worker,
-        budget: Budget,
+        worker: HubWorker,
+        commit_limit: CommitRateLimit,
         journal: Journal,
         synced: Callable[[dict[str, Any]], Awaitable[None]],
         backoff: Backoff,
@@ -76,7 +76,7 @@ class Publication:
         self._mark = mark
         self._pack = pack
         self._worker = worker
-        self._budget = budget
+        self._commit_limit = commit_limit
         self._journal = journal
         self._synced = synced
         self._backoff = backoff
@@ -138,13 +138,13 @@ class Publication:
         while True:
             try:
                 await work()
-            except StoreAway as away:
+            except StoreUnavailable as away:
                 await self._say_once("error", f"publishing to {self._hub.repo} fails, and is tried again: {away}")
                 if self._now() - began > patience:
                     raise TimeoutError from away
                 await asyncio.sleep(self._backoff.next_pause(away.after))
                 continue
-            except (StoreRefused, Damaged, ManifestError, OSError) as error:
+            except (StoreRefused, DamagedCopy, ManifestError, OSError) as error:
                 await self._say_once("error", f"{self._hub.repo} is not published to: {error}")
                 self._reckon()
             else:
@@ -162,8 +162,9 @@ class Publication:
         """What an earlier attempt, or an agent before this one, has published: it counts from there."""
         if self._hub.dry_run:
             return
-        with contextlib.suppress(StoreRefused, Damaged):  # there is no repository yet; publishing says what is wrong
-            found = await self._worker.do("newest", repo=self._hub.repo, run=self._run)
+        # Where there is no repository yet, publishing reports what is wrong.
+        with contextlib.suppress(StoreRefused, DamagedCopy):
+            found = await self._worker.run_job("find_newest_model", repo=self._hub.repo, run=self._run)
             if found is not None:
                 self._published, self._commit = found["step"], found["commit"]
                 self._reckon(ago=max(0.0, self._wall() - found["time"]))
@@ -195,15 +196,15 @@ class Publication:
 
     async def _send(self, model: Model) -> dict[str, Any]:
         parcel = await self._pack(model)
-        await asyncio.sleep(self._budget.wait(self._hub.repo, self._now()))
-        done: dict[str, Any] = await self._worker.do(
-            "publish",
+        await asyncio.sleep(self._commit_limit.delay(self._hub.repo, self._now()))
+        done: dict[str, Any] = await self._worker.run_job(
+            "publish_model",
             repo=self._hub.repo,
             private=self._hub.private,
-            mark=asdict(self._mark(model)),
+            marker=asdict(self._mark(model)),
             files=parcel.files,
             texts={branch: parcel.texts(branch) for branch in (MAIN, model_branch(self._run))},
             expected=self._commit,
         )
-        self._budget.spent(self._hub.repo, self._now())
+        self._commit_limit.record(self._hub.repo, self._now())
         return done

@@ -13,7 +13,7 @@ from agent.folder import AttemptFolder
 from relay.backoff import Backoff
 from relay.errors import LeaseLost, RelayError
 from runfile import Every
-from storage.base import Damaged, Place, StoreAway, StoreRefused
+from storage.base import DamagedCopy, FolderKey, StoreRefused, StoreUnavailable
 from storage.hub.store import HubStore
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class StateCopies:
         store: HubStore,
         folder: AttemptFolder,
         *,
-        place: Callable[[int], Place],
+        place: Callable[[int], FolderKey],
         every: Every,
         add: Add,
         journal: Journal,
@@ -88,12 +88,12 @@ class StateCopies:
                 await self._add(registered, self._store.scheme, uri)
             except LeaseLost:
                 raise
-            except StoreAway as away:
+            except StoreUnavailable as away:
                 await self._fails(f"state cannot be kept on the Hub, and is tried again: {away}")
                 await asyncio.sleep(self._backoff.next_pause(away.after))
                 if self._waiting.waiting is None:
                     continue
-            except (StoreRefused, Damaged, RelayError, OSError) as error:
+            except (StoreRefused, DamagedCopy, RelayError, OSError) as error:
                 await self._fails(f"the state of step {step} is not on the Hub: {error}")
             else:
                 self._failing = ""
@@ -106,7 +106,7 @@ class StateCopies:
             await self._journal.say("error", text)
 
 
-async def sweep(store: HubStore, place: Place, known: Callable[[], Awaitable[Collection[str] | None]]) -> None:
+async def sweep(store: HubStore, place: FolderKey, known: Callable[[], Awaitable[Collection[str] | None]]) -> None:
     """Free what hosts that died had kept and could not register; the next attempt tries what cannot be done now.
 
     `known` are the uris that the registry names; None when it cannot be asked.
@@ -114,7 +114,7 @@ async def sweep(store: HubStore, place: Place, known: Callable[[], Awaitable[Col
     try:
         uris = await known()
         swept = 0 if uris is None else await store.sweep(place, uris)
-    except (StoreAway, StoreRefused, Damaged, OSError) as error:
+    except (StoreUnavailable, StoreRefused, DamagedCopy, OSError) as error:
         log.info("state=unswept reason=%r", str(error))
     else:
         log.info("state=swept freed=%d", swept)

@@ -17,9 +17,9 @@ from agent.coordinator_client import CALL_TIMEOUT, Contact, Coordinator, insist
 from relay.errors import BlobUnknown, DigestMismatch, InvalidRequest
 from relay.v1 import artifacts_pb2 as pb
 from relay.v1 import artifacts_pb2_grpc
-from storage.base import Damaged
+from storage.base import DamagedCopy
 from storage.manifest import hash_file
-from storage.rate_limit import Pace
+from storage.throttling import RateLimit
 
 log = logging.getLogger(__name__)
 
@@ -32,12 +32,12 @@ class Blobs:
     """The artifact store, over one connection of its own."""
 
     def __init__(
-        self, coordinator: Coordinator, channel: grpc.aio.Channel, contact: Contact, pace: Pace | None = None
+        self, coordinator: Coordinator, channel: grpc.aio.Channel, contact: Contact, rate_limit: RateLimit | None = None
     ) -> None:
         self._coordinator = coordinator
         self._stub = artifacts_pb2_grpc.ArtifactsStub(channel)
         self._contact = contact
-        self._pace = pace or Pace()
+        self._rate_limit = rate_limit or RateLimit()
 
     async def missing(self, digests: Iterable[str]) -> dict[str, int]:
         """Those that are not whole there, and from where an upload of each goes on."""
@@ -76,7 +76,7 @@ class Blobs:
                 async for chunk in chunks(file, offset):
                     async with asyncio.timeout(STALLED):
                         await call.write(pb.PutBlobRequest(chunk=chunk))
-                    await self._pace.take(len(chunk))
+                    await self._rate_limit.take(len(chunk))
                 await call.done_writing()
                 await call
             except asyncio.InvalidStateError:
@@ -99,10 +99,10 @@ class Blobs:
                 if (await asyncio.to_thread(hash_file, part))[0] != digest:
                     raise DigestMismatch(f"{path.name} arrives damaged again and again")
         except BlobUnknown as error:
-            raise Damaged(f"{digest[:19]}… is not in the store: {error}") from error
+            raise DamagedCopy(f"{digest[:19]}… is not in the store: {error}") from error
         except DigestMismatch as error:
             await asyncio.to_thread(part.unlink, missing_ok=True)
-            raise Damaged(f"{path.name} does not match its digest: {error}") from error
+            raise DamagedCopy(f"{path.name} does not match its digest: {error}") from error
         await asyncio.to_thread(_settle, part, path, executable)
 
     async def _arrived(self, digest: str, part: Path) -> bool:
@@ -121,7 +121,7 @@ class Blobs:
             try:
                 while isinstance(answer := await _in_time(call), pb.GetBlobResponse):
                     await asyncio.to_thread(file.write, answer.chunk)
-                    await self._pace.take(len(answer.chunk))
+                    await self._rate_limit.take(len(answer.chunk))
             finally:
                 call.cancel()
 

@@ -10,22 +10,22 @@ from agent.stores.retry import Patience
 from agent.stores.transfers import Transfers, counting
 from relay.v1 import fleet_pb2
 from runfile import RunFile
-from storage.base import Place, Store, StoreRefused, Where
+from storage.base import FolderKey, LocateFile, Store, StoreRefused
 from storage.hub.store import HubStore
 from storage.layout import Layout
 from storage.manifest import Manifest
-from storage.opening import open_store
-from storage.rate_limit import Pace
+from storage.stores import open_store
+from storage.throttling import RateLimit
 
 
-def store_of(run: RunFile, stores: Mapping[str, Store], *, writer: str, pace: Pace) -> Store:
+def store_of(run: RunFile, stores: Mapping[str, Store], *, writer: str, rate_limit: RateLimit) -> Store:
     """Where a run's checkpoints and result go. StoreRefused when this agent does not know such a store."""
     base = run.checkpoint.store
     if base == "relay://":
         return stores["relay"]
     if base.startswith(f"{HubStore.scheme}://"):
         return hub_of(stores).at(base.removeprefix("hf://"), private=run.hub.private if run.hub else True)
-    return open_store(base, Layout(run.checkpoint.layout or Layout.RELAY), writer=writer, pace=pace)
+    return open_store(base, Layout(run.checkpoint.layout or Layout.RELAY), writer=writer, rate_limit=rate_limit)
 
 
 def hub_of(stores: Mapping[str, Store]) -> HubStore:
@@ -51,7 +51,11 @@ class Publishing:
         return self.store.scheme
 
     async def put(
-        self, place: Place, manifest: Manifest, where: Where, until: Callable[[], Awaitable[object]] | None = None
+        self,
+        place: FolderKey,
+        manifest: Manifest,
+        where: LocateFile,
+        until: Callable[[], Awaitable[object]] | None = None,
     ) -> str | None:
         """The uri of a folder once it is there; None when the store was away and `until` came first."""
         what = f"the upload of step {place.step}" if place.step is not None else f"the upload of the run's {place.kind}"
@@ -59,5 +63,5 @@ class Publishing:
         with self.transfers.begun(self.lease, place.step, manifest.size) as transfer:
             return await self.patience.outlast(doing, partial(self._put, place, manifest, where, transfer), until)
 
-    async def _put(self, place: Place, manifest: Manifest, where: Where, transfer: fleet_pb2.Transfer) -> str:
+    async def _put(self, place: FolderKey, manifest: Manifest, where: LocateFile, transfer: fleet_pb2.Transfer) -> str:
         return await self.store.put(place, manifest, where, counting(transfer))

@@ -6,9 +6,9 @@ import asyncio
 from pathlib import Path
 
 from agent.stores.blobs import Blobs
-from storage.base import Damaged, Place, Progress, Where, untold
-from storage.manifest import NAME, Manifest, ManifestError, ManifestFile
-from storage.streams import each
+from storage.base import DamagedCopy, FolderKey, LocateFile, Progress, ignore_progress
+from storage.manifest import MANIFEST_FILE, Manifest, ManifestError, ManifestFile
+from storage.throttling import for_each_limited
 
 STREAMS = 4  #: files on their way at once
 
@@ -24,32 +24,36 @@ class RelayStore:
     def __init__(self, blobs: Blobs) -> None:
         self._blobs = blobs
 
-    async def put(self, place: Place, manifest: Manifest, where: Where, progress: Progress = untold) -> str:
+    async def put(
+        self, key: FolderKey, manifest: Manifest, locate: LocateFile, progress: Progress = ignore_progress
+    ) -> str:
         """Blobs know no place: equal bytes are kept once, whoever brought them."""
         uri = f"relay://{manifest.digest}"
-        await self.mend(uri, manifest, where, progress)
+        await self.repair(uri, manifest, locate, progress)
         return uri
 
-    async def mend(self, uri: str, manifest: Manifest, where: Where, progress: Progress = untold) -> None:
+    async def repair(
+        self, uri: str, manifest: Manifest, locate: LocateFile, progress: Progress = ignore_progress
+    ) -> None:
         """A blob that was found damaged is missing since."""
         missing = await self._blobs.missing(file.digest for file in manifest.files)
 
         async def bring(file: ManifestFile) -> None:
             if file.digest in missing:
-                await self._blobs.put(where(file), file.digest)
+                await self._blobs.put(locate(file), file.digest)
             progress(file.size)
 
-        await each({file.digest: file for file in manifest.files}.values(), bring, STREAMS)
+        await for_each_limited({file.digest: file for file in manifest.files}.values(), bring, STREAMS)
         await self._blobs.put(manifest.to_bytes(), manifest.digest)
         progress(manifest.size - sum({file.digest: file.size for file in manifest.files}.values()))
 
     async def has(self, uri: str, digest: str) -> bool:
         return not await self._blobs.missing([digest])
 
-    async def fetch(self, uri: str, digest: str, folder: Path, progress: Progress = untold) -> Manifest:
+    async def fetch(self, uri: str, digest: str, folder: Path, progress: Progress = ignore_progress) -> Manifest:
         manifest = await self._manifest(digest, folder)
         wanted = [file for file in manifest.files if not await asyncio.to_thread(_is_here, folder, file)]
-        await each(
+        await for_each_limited(
             wanted,
             lambda file: self._blobs.get(file.digest, folder / file.path, executable=file.executable),
             STREAMS,
@@ -61,11 +65,11 @@ class RelayStore:
         """The coordinator frees what no row names any more."""
 
     async def _manifest(self, digest: str, folder: Path) -> Manifest:
-        await self._blobs.get(digest, folder / NAME)
+        await self._blobs.get(digest, folder / MANIFEST_FILE)
         try:
-            return Manifest.from_bytes(await asyncio.to_thread((folder / NAME).read_bytes))
+            return Manifest.from_bytes(await asyncio.to_thread((folder / MANIFEST_FILE).read_bytes))
         except ManifestError as error:
-            raise Damaged(str(error)) from error
+            raise DamagedCopy(str(error)) from error
 
 
 def _is_here(folder: Path, file: ManifestFile) -> bool:

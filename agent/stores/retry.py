@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from agent.events.journal import Journal
 from relay.backoff import Backoff
-from storage.base import StoreAway
+from storage.base import StoreUnavailable
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -46,7 +46,7 @@ class Patience:
         while True:
             try:
                 done = await work()
-            except StoreAway as error:
+            except StoreUnavailable as error:
                 pause = backoff.next_pause(error.after)
                 log.warning("store=away doing=%r tries=%d reason=%r", doing, backoff.failures, str(error))
                 if not told and self.now() - began >= self.tell_after:

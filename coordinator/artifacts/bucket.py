@@ -41,7 +41,7 @@ from coordinator.artifacts.folder import name_of
 from coordinator.artifacts.partial import Incoming, Partials
 from coordinator.artifacts.quota import Room
 from relay.errors import BlobTooLarge, BlobUnknown, DigestMismatch
-from storage.base import StoreAway
+from storage.base import StoreUnavailable
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
@@ -319,7 +319,7 @@ def _away() -> Iterator[None]:
     except (exceptions.NotFoundError, exceptions.AlreadyExistsError):
         raise
     except exceptions.BaseError as error:
-        raise StoreAway(f"the artifact store's bucket: {str(error).partition(chr(10))[0][:300]}") from error
+        raise StoreUnavailable(f"the artifact store's bucket: {str(error).partition(chr(10))[0][:300]}") from error
 
 
 def _pieces(blob: BucketBlob) -> Iterator[bytes]:

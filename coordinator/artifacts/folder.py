@@ -36,7 +36,7 @@ from coordinator.artifacts.base import CHECK_BYTES, CHUNK, Stat, Swept
 from coordinator.artifacts.partial import Incoming, Partials, forget_old
 from coordinator.artifacts.quota import Room
 from relay.errors import BlobTooLarge, BlobUnknown, DigestMismatch, InvalidRequest
-from storage.manifest import DIGEST
+from storage.manifest import DIGEST_PATTERN
 
 _log = logging.getLogger(__name__)
 
@@ -215,7 +215,7 @@ class FolderArtifacts:
 
 def name_of(digest: str) -> str:
     """The 64 hex digits; InvalidRequest for what is no digest."""
-    if not DIGEST.match(digest):
+    if not DIGEST_PATTERN.match(digest):
         raise InvalidRequest(f"{digest!r} is not a digest like sha256:<64 hex digits>")
     return digest.removeprefix("sha256:")
 

@@ -22,7 +22,7 @@ from coordinator.database.connections import Database
 from coordinator.store import artifacts as store
 from coordinator.store import deployment
 from coordinator.store.leadership import still_leads
-from storage.base import StoreAway
+from storage.base import StoreUnavailable
 from storage.threads import in_thread
 
 _SIGN = 5.0  #: seconds between two signs of life of a leader
@@ -52,7 +52,7 @@ async def _round(db: Database, collector: Collector, pace: Pace) -> None:
     try:
         await retention.tidy_aged(db)
         await collect_once(db, collector, pace.grace)
-    except (OSError, StoreAway) as error:  # the store's folder or bucket; the next round tries again
+    except (OSError, StoreUnavailable) as error:  # the store's folder or bucket; the next round tries again
         _log.error("artifacts not collected: %s", error)
     await asyncio.sleep(max(0.0, began + pace.every - time.monotonic()))
 

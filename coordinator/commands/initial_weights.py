@@ -15,7 +15,7 @@ from coordinator.store import checkpoints, queries
 from coordinator.store.queries import RunView
 from relay.errors import BlobUnknown, DigestMismatch, RunUnknown, SpecInvalid
 from runfile import INIT_BASE, INIT_FROM
-from storage.checkpoint_ref import NoPoint, Point, choose
+from storage.checkpoint_ref import CheckpointNotFound, CheckpointRef, choose_checkpoint
 from storage.loadable import is_adapter, is_model, select_loadable
 from storage.manifest import MAX_BYTES, Manifest, ManifestError
 from storage.threads import in_thread
@@ -46,7 +46,7 @@ def asked(spec: Mapping[str, Any]) -> str:
 async def find(db: Database, blobs: Blobs, what: str, inputs: Sequence[Mapping[str, Any]]) -> Beginning:
     """The weights that a run file asks for, beside the inputs that it has. SpecInvalid says why they cannot be had."""
     require_room(what, inputs)
-    point = Point.parse(what)
+    point = CheckpointRef.parse(what)
     async with db.begin() as connection:
         try:
             source = await queries.run(connection, point.run)
@@ -80,7 +80,7 @@ async def before(db: Database, what: str, run_id: str) -> Beginning | None:
     return Beginning(tuple(each for each in _inputs(run) if _under(INIT_FROM, each)), {PIN: run.pins[PIN]})
 
 
-async def _manifest_of(db: Database, source: RunView, point: Point, what: str) -> tuple[str, str]:
+async def _manifest_of(db: Database, source: RunView, point: CheckpointRef, what: str) -> tuple[str, str]:
     """What the point is, for people, and the digest of its manifest, whose files the coordinator has."""
     if not point.which:
         output = source.run.output
@@ -92,8 +92,8 @@ async def _manifest_of(db: Database, source: RunView, point: Point, what: str) -
     async with db.connection() as conn:
         found = await checkpoints.of_run(conn, point.run, superseded=True, removed=False)
     try:
-        chosen = choose(point.which, [each for each in found if each.complete], source.run.spec)
-    except NoPoint as none:
+        chosen = choose_checkpoint(point.which, [each for each in found if each.complete], source.run.spec)
+    except CheckpointNotFound as none:
         raise _wrong(what, f"{point.run} has {none}") from none
     part = chosen.parts[0]
     if not any(copy.store == "relay" and copy.remove_time is None for copy in part.copies):

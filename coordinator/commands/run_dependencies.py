@@ -14,8 +14,8 @@ from coordinator.store import history, planning, queries, runs
 from coordinator.store.queries import Follower
 from coordinator.store.runs import OVER, Order
 from relay.errors import RunUnknown, SpecInvalid
-from storage.base import StoreAway
-from storage.checkpoint_ref import Point
+from storage.base import StoreUnavailable
+from storage.checkpoint_ref import CheckpointRef
 
 _log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ async def awaited(db: Database, spec: Mapping[str, Any], run_id: str) -> str | N
     """The run that a checked run file has to wait for, or None. SpecInvalid when it would wait in vain."""
     if not (asked := spec.get("after")):
         return None
-    name = Point.parse(asked).run
+    name = CheckpointRef.parse(asked).run
     if name == run_id:
         raise SpecInvalid(f"after: {asked} is this run itself")
     async with db.begin() as connection:
@@ -51,7 +51,7 @@ async def release(db: Database, blobs: Blobs) -> None:
             beginning = await _beginning(db, blobs, follower)
         except SpecInvalid as wrong:
             await _give_up(db, follower, str(wrong))
-        except (OSError, StoreAway) as away:  # the store's folder or bucket; the next round tries again
+        except (OSError, StoreUnavailable) as away:  # the store's folder or bucket; the next round tries again
             _log.error("run=%s after=%s not released: %s", follower.run_id, follower.awaited, away)
         else:
             await _let_go(db, follower, beginning)

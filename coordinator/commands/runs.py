@@ -29,7 +29,7 @@ from relay.errors import (
     RunExists,
     SpecInvalid,
 )
-from storage.manifest import DIGEST, ManifestError, check_path
+from storage.manifest import DIGEST_PATTERN, ManifestError, check_path
 from storage.threads import in_thread
 
 MAX_INPUTS = 10_000
@@ -151,7 +151,7 @@ async def check_inputs(blobs: Blobs, inputs: Sequence[Mapping[str, Any]]) -> Non
             check_path(entry["path"])
         except ManifestError as wrong:
             raise InvalidRequest(str(wrong)) from wrong
-        if not DIGEST.match(entry["digest"]):
+        if not DIGEST_PATTERN.match(entry["digest"]):
             raise InvalidRequest(f"{entry['path']}: {entry['digest']!r} is not a digest like sha256:<64 hex digits>")
     await in_thread(require_whole, blobs, {entry["digest"]: entry["path"] for entry in inputs})
 

@@ -23,7 +23,7 @@ from grpc_status import rpc_status
 
 from coordinator.database.connections import DatabaseAway
 from relay.errors import DEPLOYMENT, DeploymentForeign, RelayError, TooLarge, Unauthenticated
-from storage.base import StoreAway
+from storage.base import StoreUnavailable
 
 KIB = 1024
 CONTROL_BYTES = 256 * KIB  # 4 MiB of empty submessages become half a GB of Python objects
@@ -146,7 +146,7 @@ class Guard(aio.ServerInterceptor):
                 await context.abort_with_status(rpc_status.to_status(cause.status()))
             case DatabaseAway():
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "the database is out of reach; try again")
-            case StoreAway() as cause:
+            case StoreUnavailable() as cause:
                 _log.warning("%s: %s", method, cause)
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "the artifact store is out of reach; try again")
             case cause:

@@ -35,7 +35,7 @@ from coordinator.values import (
 )
 from relay.errors import DOMAIN, InvalidRequest, TooLarge
 from relay.v1 import agents_pb2, fleet_pb2, runs_pb2
-from storage.manifest import DIGEST
+from storage.manifest import DIGEST_PATTERN
 
 MAX_HELD = 1024
 MAX_LISTED = 10_000
@@ -223,7 +223,7 @@ def sealed(items: Sequence[agents_pb2.SealedCheckpoint]) -> dict[tuple[UUID, int
 def new_checkpoint(request: agents_pb2.RegisterCheckpointRequest) -> NewCheckpoint:
     """One node's part of a checkpoint."""
     _few(request.metrics, MAX_METRICS, "metrics")
-    if not DIGEST.match(request.manifest_digest):
+    if not DIGEST_PATTERN.match(request.manifest_digest):
         raise InvalidRequest("manifest_digest is not a digest like sha256:<64 hex digits>")
     if not 0 <= request.step < MAX_STEP or min(request.size, request.files) < 0:
         raise InvalidRequest("step, size and files are not negative")
@@ -285,7 +285,7 @@ def _cause(message: agents_pb2.Stopped) -> Cause:
 
 def output(message: runs_pb2.Output) -> dict[str, Any]:
     """A published result."""
-    if not DIGEST.match(message.manifest_digest):
+    if not DIGEST_PATTERN.match(message.manifest_digest):
         raise InvalidRequest("manifest_digest is not a digest like sha256:<64 hex digits>")
     found = {"manifest_digest": message.manifest_digest, "files": message.files, "size": message.size}
     return found | ({"uri": _text(message.uri, "a result's uri")} if message.uri else {})
@@ -330,7 +330,7 @@ def importing(request: runs_pb2.ImportRunRequest) -> Import:
     found = sorted((_imported(each, request.validate_only) for each in request.checkpoints), key=lambda c: c.step)
     if len({each.step for each in found}) != len(found) or not found:
         raise InvalidRequest("at least one checkpoint is imported, and of each step only one")
-    if request.curve_digest and not DIGEST.match(request.curve_digest):
+    if request.curve_digest and not DIGEST_PATTERN.match(request.curve_digest):
         raise InvalidRequest("curve_digest is not a digest like sha256:<64 hex digits>")
     return Import(
         submission=submission(request),
@@ -343,7 +343,7 @@ def importing(request: runs_pb2.ImportRunRequest) -> Import:
 def _imported(message: runs_pb2.ImportedCheckpoint, unread: bool) -> ImportedCheckpoint:
     """One of its checkpoints; its manifest may be `unread` yet."""
     _few(message.metrics, MAX_METRICS, "metrics")
-    if not DIGEST.match(message.manifest_digest) and (message.manifest_digest or not unread):
+    if not DIGEST_PATTERN.match(message.manifest_digest) and (message.manifest_digest or not unread):
         raise InvalidRequest(f"manifest_digest of step {message.step} is not a digest like sha256:<64 hex digits>")
     if not 0 <= message.step < MAX_STEP or min(message.size, message.files) < 0:
         raise InvalidRequest("step, size and files are not negative")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import asyncpg
 
-from storage.manifest import DIGEST
+from storage.manifest import DIGEST_PATTERN
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ async def named(conn: asyncpg.Connection) -> Named:
            UNION SELECT false, entry ->> 'digest' FROM runs, jsonb_array_elements(inputs) AS entry
            UNION SELECT false, provenance ->> 'diff_digest' FROM runs WHERE provenance ? 'diff_digest'"""
     )
-    sound = [(row["manifest"], row["digest"]) for row in rows if DIGEST.match(row["digest"] or "")]
+    sound = [(row["manifest"], row["digest"]) for row in rows if DIGEST_PATTERN.match(row["digest"] or "")]
     return Named(
         manifests=frozenset(digest for manifest, digest in sound if manifest),
         blobs=frozenset(digest for manifest, digest in sound if not manifest),

@@ -45,7 +45,7 @@ class Blob:
 
     @classmethod
     def of_bytes(cls, content: bytes) -> Blob:
-        return cls(manifest.digest_of(content), len(content), content)
+        return cls(manifest.digest_bytes(content), len(content), content)
 
 
 async def _together(work: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
@@ -173,7 +173,7 @@ class Artifacts:
         try:
             for verify in (False, True):
                 content = await self._content(digest, limit, verify=verify)
-                if manifest.digest_of(content) == digest:
+                if manifest.digest_bytes(content) == digest:
                     return content
         except errors.DigestMismatch as error:
             raise PullFailed(f"{digest} arrived damaged: {error}") from error

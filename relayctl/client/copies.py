@@ -21,20 +21,19 @@ from relayctl.commands.looking import machine, say_all
 from relayctl.output.format import count, size, table
 from relayctl.output.serialize import Output, listing
 from relayctl.output.terminal import Terminal, byte_bars, note, say
-from storage.base import Damaged, Progress, Store, StoreAway, StoreRefused, untold
-from storage.hub.commit_rate_limit import Budget
-from storage.hub.store import HubStore
-from storage.hub.worker import Worker
-from storage.manifest import NAME, Manifest
-from storage.opening import Readers
+from storage.base import DamagedCopy, Progress, Store, StoreRefused, StoreUnavailable, ignore_progress
+from storage.hub.store import CommitRateLimit, HubStore
+from storage.hub.worker import HubWorker
+from storage.manifest import MANIFEST_FILE, Manifest
+from storage.stores import StoresByScheme
 
 HOST, RELAY = "host", "relay"
 
 
-def readers() -> Readers:
+def readers() -> StoresByScheme:
     """The stores that this machine reaches by itself, with the credentials in its own environment."""
-    hub: Store = HubStore(Worker(sys.executable, os.environ), "", budget=Budget(), now=time.monotonic)
-    return Readers({"hf": hub})
+    hub: Store = HubStore(HubWorker(sys.executable, os.environ), "", commit_limit=CommitRateLimit(), now=time.monotonic)
+    return StoresByScheme({"hf": hub})
 
 
 async def complete(client: RelayClient, point: str) -> pb.Checkpoint:
@@ -48,8 +47,8 @@ async def complete(client: RelayClient, point: str) -> pb.Checkpoint:
 async def pull(client: RelayClient, point: str, folder: Path, terminal: Terminal) -> ExitCode:
     """Fetches a checkpoint from a copy that can be reached, every byte verified; goes on with what is there already."""
     checkpoint = await complete(client, point)
-    if await asyncio.to_thread((folder / NAME).exists):
-        raise PullFailed(f"{folder / NAME} is in the way: pull into another folder")
+    if await asyncio.to_thread((folder / MANIFEST_FILE).exists):
+        raise PullFailed(f"{folder / MANIFEST_FILE} is in the way: pull into another folder")
     files = 0
     with byte_bars(terminal) as bars:
         for part in checkpoint.parts:
@@ -67,7 +66,7 @@ async def fetched(client: RelayClient, part: pb.CheckpointPart, folder: Path, pr
     for copy in _of_interest(part):
         try:
             return await _fetch(client, stores, copy, part.manifest_digest, folder, progress)
-        except (PullFailed, RelayError, Damaged, StoreAway, StoreRefused) as error:
+        except (PullFailed, RelayError, DamagedCopy, StoreUnavailable, StoreRefused) as error:
             reasons.append(f"{copy.uri}: {error}")
     on = [copy.uri.removeprefix("host://") for copy in part.copies if copy.store == HOST]
     if not reasons:
@@ -77,7 +76,7 @@ async def fetched(client: RelayClient, part: pb.CheckpointPart, folder: Path, pr
 
 
 async def _fetch(
-    client: RelayClient, stores: Readers, copy: pb.Copy, digest: str, folder: Path, progress: Progress
+    client: RelayClient, stores: StoresByScheme, copy: pb.Copy, digest: str, folder: Path, progress: Progress
 ) -> Manifest:
     if copy.store == RELAY:
         content = await client.artifacts.contents(digest)
@@ -86,7 +85,7 @@ async def _fetch(
     if (store := stores.get(copy.store)) is None:
         raise StoreRefused(f"{copy.store}:// cannot be read here")
     content = await store.fetch(copy.uri, digest, folder, progress)
-    await asyncio.to_thread((folder / NAME).unlink)
+    await asyncio.to_thread((folder / MANIFEST_FILE).unlink)
     return content
 
 
@@ -117,7 +116,9 @@ async def verify(client: RelayClient, which: str, terminal: Terminal, output: Ou
     with byte_bars(terminal) as bars:
         for checkpoint in checkpoints:
             for part in checkpoint.parts:
-                progress = bars(f"step {checkpoint.step}", part.size * len(_of_interest(part))) if deep else untold
+                progress = (
+                    bars(f"step {checkpoint.step}", part.size * len(_of_interest(part))) if deep else ignore_progress
+                )
                 found += await _looked_at(client, checkpoint, part, progress, deep=deep)
     rows = [[str(each.step), str(each.node), each.state, each.uri] for each in found]
     if machine(output):
@@ -144,15 +145,15 @@ async def _looked_at(
                 await _read(client, stores, copy, part.manifest_digest, progress)
             elif not await _is_there(client, stores, copy, part.manifest_digest):
                 state, wrong = "not whole", "files of it are gone, or of another size"
-        except (PullFailed, Damaged, BlobUnknown, DigestMismatch) as error:
+        except (PullFailed, DamagedCopy, BlobUnknown, DigestMismatch) as error:
             state, wrong = "damaged", str(error)
-        except (RelayError, StoreAway, StoreRefused) as error:
+        except (RelayError, StoreUnavailable, StoreRefused) as error:
             state, wrong = "out of reach", str(error)
         found.append(Found(checkpoint.step, part.node, copy.uri, state, wrong))
     return found
 
 
-async def _is_there(client: RelayClient, stores: Readers, copy: pb.Copy, digest: str) -> bool:
+async def _is_there(client: RelayClient, stores: StoresByScheme, copy: pb.Copy, digest: str) -> bool:
     if copy.store == RELAY:
         content = await client.artifacts.contents(digest)
         return not await client.artifacts.missing(Blob(file.digest, file.size, b"") for file in content.files)
@@ -161,7 +162,7 @@ async def _is_there(client: RelayClient, stores: Readers, copy: pb.Copy, digest:
     return await store.has(copy.uri, digest)
 
 
-async def _read(client: RelayClient, stores: Readers, copy: pb.Copy, digest: str, progress: Progress) -> None:
+async def _read(client: RelayClient, stores: StoresByScheme, copy: pb.Copy, digest: str, progress: Progress) -> None:
     """Every byte, which takes as much room in the temporary folder as the copy has."""
     with tempfile.TemporaryDirectory(prefix="relay-verify-") as folder:
         await _fetch(client, stores, copy, digest, Path(folder), progress)

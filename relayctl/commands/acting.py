@@ -20,8 +20,8 @@ from relayctl.output.plan import hub_words
 from relayctl.output.serialize import Output, plain, single
 from relayctl.output.terminal import Terminal, byte_bars, note, say
 from runfile import INIT_FROM, presets
-from storage.base import Damaged, Progress, StoreAway, StoreRefused
-from storage.manifest import NAME, Manifest
+from storage.base import DamagedCopy, Progress, StoreRefused, StoreUnavailable
+from storage.manifest import MANIFEST_FILE, Manifest
 
 _QUIET = (Output.NAME, Output.JSON, Output.JSONL, Output.YAML)
 
@@ -129,15 +129,15 @@ async def fetched(client: RelayClient, output: pb.Output, folder: Path, progress
 
 async def _from_store(output: pb.Output, folder: Path, progress: Progress) -> Manifest:
     """A result that is not in the coordinator's store; this machine has to reach the other one itself."""
-    taken = await asyncio.to_thread((folder / NAME).exists)
+    taken = await asyncio.to_thread((folder / MANIFEST_FILE).exists)
     if taken:
-        raise PullFailed(f"{folder / NAME} is in the way: pull into another folder")
+        raise PullFailed(f"{folder / MANIFEST_FILE} is in the way: pull into another folder")
     try:
         store = readers().get(output.uri.partition("://")[0])
         if store is None:
             raise StoreRefused("such a store cannot be read here")
         content = await store.fetch(output.uri, output.manifest_digest, folder, progress)
-    except (StoreAway, StoreRefused, Damaged) as error:
+    except (StoreUnavailable, StoreRefused, DamagedCopy) as error:
         raise PullFailed(f"the result in {output.uri} cannot be fetched: {error}") from error
-    await asyncio.to_thread((folder / NAME).unlink)
+    await asyncio.to_thread((folder / MANIFEST_FILE).unlink)
     return content

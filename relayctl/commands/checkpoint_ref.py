@@ -8,13 +8,13 @@ from relay.errors import CheckpointUnknown
 from relay.v1 import runs_pb2 as pb
 from relayctl.client.client import RelayClient
 from relayctl.commands.looking import UsageMistake
-from storage.checkpoint_ref import BEST, LATEST, NoMetric, NoPoint, Point, choose
+from storage.checkpoint_ref import BEST, LATEST, CheckpointNotFound, CheckpointRef, NoBestMetric, choose_checkpoint
 
 
 async def at(client: RelayClient, text: str) -> pb.Checkpoint:
     """The checkpoint of `RUN@STEP`, `RUN@latest` or `RUN@best`. CheckpointUnknown names those that there are."""
     try:
-        point = Point.parse(text)
+        point = CheckpointRef.parse(text)
     except ValueError as wrong:
         raise UsageMistake(str(wrong)) from None
     if not point.which:
@@ -23,10 +23,10 @@ async def at(client: RelayClient, text: str) -> pb.Checkpoint:
     spec = json_format.MessageToDict((await client.run(point.run)).spec) if point.which == BEST else {}
     kept = [each for each in found if not each.HasField("remove_time")]
     try:
-        return choose(point.which, kept, spec)
-    except NoMetric as none:
+        return choose_checkpoint(point.which, kept, spec)
+    except NoBestMetric as none:
         raise UsageMistake(f"{point.run} has {none}") from None
-    except NoPoint as none:
+    except CheckpointNotFound as none:
         gone = [each for each in found if point.which == str(each.step)]
         if gone:
             return gone[-1]

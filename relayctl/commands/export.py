@@ -27,13 +27,13 @@ from relayctl.output.format import count, size
 from relayctl.output.terminal import Terminal, byte_bars, note, say
 from runfile import RunFile, RunFileErrors, model_card, parse
 from storage import address
-from storage.base import Damaged, Progress, StoreAway, StoreRefused
-from storage.hub.commit_markers import Mark
+from storage.base import DamagedCopy, Progress, StoreRefused, StoreUnavailable
+from storage.hub.commit_markers import CommitMarker
 from storage.hub.uris import MAIN, model_branch
-from storage.hub.worker import Worker
+from storage.hub.worker import HubWorker
 from storage.loadable import library_of, list_loadable_files
 from storage.manifest import Manifest
-from storage.opening import open_store
+from storage.stores import open_store
 
 HUB = "hf://"
 HERE = "path/to/this/folder"  #: what the card of files that are not on the Hub says to load
@@ -44,7 +44,7 @@ Bars = Callable[[str, int], Progress]
 class Source:
     """What is exported, and where its bytes are."""
 
-    mark: Mark
+    mark: CommitMarker
     run: pb.Run
     content: pb.CheckpointPart | pb.Output
     metrics: Mapping[str, float]
@@ -60,7 +60,7 @@ class Export:
     """What is written: files by their paths, and texts for each place that people may load it from."""
 
     title: str
-    mark: Mark
+    mark: CommitMarker
     files: Mapping[str, Path]
     texts: Callable[[str, str], dict[str, str]]
 
@@ -107,7 +107,7 @@ def _destination(to: str, *, private: bool) -> tuple[Write, Path | None]:
     if "://" not in to:
         return _folder(Path(to))
     try:
-        place = address.parse(to)
+        place = address.parse_address(to)
     except address.AddressError as error:
         raise UsageMistake(f"--to: {error}; or a folder, or hf://owner/name") from error
     return _folder(Path(place.path)) if place.scheme == "file" else (partial(_to_bucket, place), None)
@@ -127,7 +127,7 @@ async def _checkpoint(client: RelayClient, point: str) -> Source:
     """Node 0's part is what can be loaded."""
     found = await copies.complete(client, point)
     run = await client.run(found.name.split("/")[1])
-    mark = Mark("model", short(run.name), found.attempt, short(found.lease), found.step)
+    mark = CommitMarker("model", short(run.name), found.attempt, short(found.lease), found.step)
     return Source(mark, run, found.parts[0], found.metrics)
 
 
@@ -138,7 +138,7 @@ async def _result(client: RelayClient, name: str) -> Source:
     if not (run.HasField("output") and ended):
         raise PullFailed(f"{short(run.name)} has no result: it {views.standing(run)}; a checkpoint is RUN@latest")
     step = max(run.progress.step, run.head.step)
-    mark = Mark("result", short(run.name), ended[-1].number, short(ended[-1].name), step)
+    mark = CommitMarker("result", short(run.name), ended[-1].number, short(ended[-1].name), step)
     return Source(mark, run, run.output, run.head.metrics)
 
 
@@ -224,19 +224,19 @@ async def _to_hub(repo: str, made: Export, beside: Path, bars: Bars, *, private:
     """One commit, on `main` where that is the run's or nobody's."""
     run = made.mark.run
     try:
-        done = await Worker(sys.executable, os.environ).do(
-            "publish",
+        done = await HubWorker(sys.executable, os.environ).run_job(
+            "publish_model",
             repo=repo,
             private=private,
-            mark=asdict(made.mark),
+            marker=asdict(made.mark),
             files={path: str(source) for path, source in made.files.items()},
             texts={branch: made.texts(repo, branch) for branch in (MAIN, model_branch(run))},
             expected=None,
         )
-    except (StoreRefused, Damaged) as refused:
+    except (StoreRefused, DamagedCopy) as refused:
         note(f"{made.title} is not exported: {refused}")
         return ExitCode.REFUSED
-    except StoreAway as away:
+    except StoreUnavailable as away:
         note(f"the Hub cannot be reached; try again: {away}")
         return ExitCode.UNREACHABLE
     if done["note"]:

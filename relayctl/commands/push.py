@@ -20,11 +20,11 @@ from relayctl.commands.exits import ExitCode
 from relayctl.commands.looking import UsageMistake
 from relayctl.output.format import count, size
 from relayctl.output.terminal import Terminal, byte_bars, say
-from storage.address import AddressError, parse
-from storage.base import PathStore, Place, Progress, StoreAway, StoreRefused, Where, untold
+from storage.address import AddressError, parse_address
+from storage.base import FolderKey, LocateFile, PathStore, Progress, StoreRefused, StoreUnavailable, ignore_progress
 from storage.layout import Layout
 from storage.manifest import Manifest
-from storage.opening import open_store
+from storage.stores import open_store
 
 OWN = "relay://"  #: the coordinator's own store
 Bars = Callable[[str, int], Progress]
@@ -44,8 +44,10 @@ class OwnStore:
             return False
         return not await self.artifacts.missing(Blob(file.digest, file.size, b"") for file in content.files)
 
-    async def put(self, place: Place, manifest: Manifest, where: Where, progress: Progress = untold) -> str:
-        blobs = {file.digest: Blob(file.digest, file.size, where(file)) for file in manifest.files}
+    async def put(
+        self, key: FolderKey, manifest: Manifest, locate: LocateFile, progress: Progress = ignore_progress
+    ) -> str:
+        blobs = {file.digest: Blob(file.digest, file.size, locate(file)) for file in manifest.files}
         missing = await self.artifacts.missing(blobs.values())
         progress(manifest.size - sum(blob.size for blob in missing))
         await self.artifacts.upload(missing, progress)
@@ -87,7 +89,7 @@ def check_target(to: str) -> None:
             raise UsageMistake(f"--to: the coordinator's own store is just {OWN}")
         return
     try:
-        parse(to)
+        parse_address(to)
     except AddressError as error:
         raise UsageMistake(f"--to: {error}") from error
 
@@ -98,9 +100,9 @@ def _store(client: RelayClient, to: str, spec: dict[str, Any]) -> OwnStore | Pat
     return open_store(to, Layout(spec.get("checkpoint", {}).get("layout") or Layout.RELAY))
 
 
-def _place(checkpoint: pb.Checkpoint, part: pb.CheckpointPart, spec: dict[str, Any]) -> Place:
+def _place(checkpoint: pb.Checkpoint, part: pb.CheckpointPart, spec: dict[str, Any]) -> FolderKey:
     """As its host's agent would have it."""
-    return Place(
+    return FolderKey(
         run=checkpoint.name.split("/")[1],
         framework=spec.get("framework", "hf"),
         attempt=checkpoint.attempt,
@@ -114,20 +116,20 @@ def _place(checkpoint: pb.Checkpoint, part: pb.CheckpointPart, spec: dict[str, A
 async def _put(
     client: RelayClient,
     store: OwnStore | PathStore,
-    place: Place,
+    key: FolderKey,
     checkpoint: pb.Checkpoint,
     part: pb.CheckpointPart,
     bars: Bars,
 ) -> bool:
     """Whether it had to be sent. What lies there and is known is left as it is."""
     digest = part.manifest_digest
-    uri = f"{OWN}{digest}" if isinstance(store, OwnStore) else store.uri_of(place)
+    uri = f"{OWN}{digest}" if isinstance(store, OwnStore) else store.uri_of(key)
     there = await store.has(uri, digest)
     if not there:
         with tempfile.TemporaryDirectory(prefix="relay-push-") as name:
             folder = Path(name)
             content = await copies.fetched(client, part, folder, bars("fetching", part.size))
-            await store.put(place, content, lambda file: folder / file.path, bars("sending", part.size))
+            await store.put(key, content, lambda file: folder / file.path, bars("sending", part.size))
     await client.add_copy(checkpoint.name, part.node, digest, pb.Copy(store=store.scheme, uri=uri))
     return not there
 
@@ -154,7 +156,7 @@ def telling(to: str) -> Iterator[None]:
     """What is wrong with the store is said of the store."""
     try:
         yield
-    except StoreAway as away:
+    except StoreUnavailable as away:
         raise SendFailed(f"{to} cannot be reached; try again later: {away}") from away
     except StoreRefused as refused:
         raise SendFailed(f"{to} does not take it: {refused}") from refused

@@ -19,7 +19,7 @@ from storage.manifest import ManifestError, check_path
 _LAYOUTS = (("ckpt", "step_"), ("", "step_"), ("", "checkpoint-"))
 _LOOKED_FOR = "ckpt/step_*, step_* or checkpoint-*"
 _TRAINER_STATE, _OURS = "trainer_state.json", "relay_state.json"
-_LEFT_OUT = ("training_args.bin", manifest.NAME)  #: a pickle; what a host that fetches it writes itself
+_LEFT_OUT = ("training_args.bin", manifest.MANIFEST_FILE)  #: a pickle; what a host that fetches it writes itself
 _WEIGHTS = re.compile(r"(.*/)?([^/]*\.safetensors|pytorch_model[^/]*\.bin|adapter_model\.[^/]*|[^/]*\.distcp)")
 _STEP = re.compile(r"\d{1,18}")
 
@@ -172,12 +172,12 @@ def _require_listed(files: Mapping[str, Path]) -> None:
             named |= dict.fromkeys(map(str, shards.values()) if isinstance(shards, dict) else ())
     ours = _json(files[_OURS], {}).get("files") if _OURS in files else None
     named |= ours if isinstance(ours, dict) else {}
-    if manifest.NAME in files:
+    if manifest.MANIFEST_FILE in files:
         try:
-            whole = manifest.Manifest.from_bytes(files[manifest.NAME].read_bytes())
+            whole = manifest.Manifest.from_bytes(files[manifest.MANIFEST_FILE].read_bytes())
         except ManifestError as wrong:
             raise NotImportable(
-                f"{files[manifest.NAME]}: Relay keeps its own list of files under this name; rename it"
+                f"{files[manifest.MANIFEST_FILE]}: Relay keeps its own list of files under this name; rename it"
             ) from wrong
         named |= {file.path: file.size for file in whole.files}
     for path, size in named.items():

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from storage.base import Damaged, StoreAway, StoreRefused
+from storage.base import DamagedCopy, StoreRefused, StoreUnavailable
 
 Say = Callable[[Mapping[str, Any]], None]
 
@@ -44,11 +44,11 @@ def _answer(job: Mapping[str, Any], say: Say) -> Mapping[str, Any]:
         return {"done": _done(job, say)}
     except ImportError as error:
         return _error("refused", f"huggingface_hub cannot be used by {sys.executable}: {error}")
-    except StoreAway as error:
+    except StoreUnavailable as error:
         return _error("away", str(error), after=error.after)
     except StoreRefused as error:
         return _error("refused", str(error))
-    except Damaged as error:
+    except DamagedCopy as error:
         return _error("damaged", str(error))
     except OSError as error:
         return _error("disk", str(error), errno=error.errno)
@@ -61,7 +61,7 @@ def _error(kind: str, text: str, **more: Any) -> dict[str, Any]:
 def _done(job: Mapping[str, Any], say: Say) -> Any:
     from storage.hub import jobs  # imports the client, which may not be installed
 
-    return jobs.JOBS[job["do"]](job, lambda size: say({"progress": size}))
+    return jobs.JOBS[job["job"]](job, lambda size: say({"progress": size}))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils._http import default_client_factory
 
-from storage.base import Damaged, StoreAway, StoreRefused
+from storage.base import DamagedCopy, StoreRefused, StoreUnavailable
 
 #: The HTTP library's base error, httpx's or httpx2's. Timeouts and broken lines are of it.
 _TRANSPORT: type[BaseException] = HfHubHTTPError.__mro__[1]
@@ -31,19 +31,19 @@ _QUERY = re.compile(r"\?[^\s'\"]+")  #: signatures of storage addresses
 _STALE, _BUSY = 412, (408, 409, 425, 429)
 
 
-class Gone(Damaged):
+class HubNotFound(DamagedCopy):
     """The Hub has no such repository, revision or file."""
 
 
-class Stale(Exception):
+class ParentOutdated(Exception):
     """The branch has moved since the commit that was named as parent."""
 
 
-class Lost(StoreAway):
+class ReplyLost(StoreUnavailable):
     """No answer came: what was asked may have been done."""
 
 
-def client(timeout: float) -> HfApi:
+def create_api(timeout: float) -> HfApi:
     """The client, none of whose requests waits longer than `timeout` seconds for the next byte."""
 
     def limited(request: Any) -> None:  # also requests that ask for no limit: the client's own paging does
@@ -59,16 +59,16 @@ def client(timeout: float) -> HfApi:
 
 
 @contextmanager
-def asking(what: str) -> Iterator[None]:
+def translate_errors(what: str) -> Iterator[None]:
     """What the client raises, as StoreAway (Lost, when no answer came), StoreRefused, Gone or Stale; OSError is this
     host's disk.
     """
     try:
         yield
-    except (StoreAway, StoreRefused, Damaged, Stale):
+    except (StoreUnavailable, StoreRefused, DamagedCopy, ParentOutdated):
         raise
     except Exception as error:
-        raise sorted_out(_root(error), what) from error
+        raise classify_error(_root(error), what) from error
 
 
 def _root(error: BaseException) -> BaseException:
@@ -78,16 +78,16 @@ def _root(error: BaseException) -> BaseException:
     return error
 
 
-def sorted_out(error: BaseException, what: str) -> BaseException:
+def classify_error(error: BaseException, what: str) -> BaseException:
     """The error that a caller of ours knows."""
-    said = f"{what}: {in_one_line(error)}"
+    said = f"{what}: {format_error(error)}"
     match error:
         case LocalEntryNotFoundError():
-            return Lost(said)
+            return ReplyLost(said)
         case RepositoryNotFoundError() if get_token() is None:  # a private one looks the same to a stranger
             return StoreRefused(f"{said}; where it is private, HF_TOKEN is needed")
         case EntryNotFoundError() | RepositoryNotFoundError() | RevisionNotFoundError():
-            return Gone(said)
+            return HubNotFound(said)
         case HfHubHTTPError():
             return _answered(error, said)
         case HFValidationError() | ValueError():
@@ -95,16 +95,16 @@ def sorted_out(error: BaseException, what: str) -> BaseException:
         case OfflineModeIsEnabled():
             return StoreRefused(f"{said}; HF_HUB_OFFLINE is set")
         case _ if isinstance(error, _TRANSPORT):
-            return Lost(said)
+            return ReplyLost(said)
     return error
 
 
 def _answered(error: HfHubHTTPError, said: str) -> BaseException:
     status = error.response.status_code
     if status == _STALE:
-        return Stale(said)
+        return ParentOutdated(said)
     if status in _BUSY or status >= 500:
-        return StoreAway(said, _seconds(error.response.headers)) if status in _BUSY else Lost(said)
+        return StoreUnavailable(said, _seconds(error.response.headers)) if status in _BUSY else ReplyLost(said)
     if status in (401, 403):
         return StoreRefused(f"{said}; HF_TOKEN must be one that may write there")
     return StoreRefused(said)
@@ -116,7 +116,7 @@ def _seconds(headers: Any) -> float:
     return float(told) if told.isdigit() else 0.0
 
 
-def in_one_line(error: BaseException) -> str:
+def format_error(error: BaseException) -> str:
     """What happened, without the signatures of addresses."""
     said = _QUERY.sub("", " ".join(str(error).split()))
     return said or type(error).__name__

@@ -13,15 +13,15 @@ from typing import Literal, cast, get_args
 
 #: model: of a checkpoint; result: of a run that is through; state: a trainer's, whole; output: a run's result as it
 #: stands in the registry; free: of what was taken out.
-Kind = Literal["model", "result", "state", "output", "free"]
+MarkerKind = Literal["model", "result", "state", "output", "free"]
 _LINE = re.compile(r"^Relay-(Kind|Run|Attempt|Lease|Step): (\S+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class CommitMarker:
     """What one commit of Relay's is of."""
 
-    kind: Kind
+    kind: MarkerKind
     run: str
     attempt: int
     lease: str
@@ -33,76 +33,78 @@ class Mark:
         return "\n".join(f"Relay-{name.capitalize()}: {value}" for name, value in asdict(self).items())
 
     @classmethod
-    def found(cls, message: str) -> Mark | None:
+    def parse(cls, message: str) -> CommitMarker | None:
         """The mark in a commit's message; None for a commit that is not Relay's."""
         said = {name.lower(): value for name, value in _LINE.findall(message)}
         try:
             kind = said["kind"]
-            if kind not in get_args(Kind):
+            if kind not in get_args(MarkerKind):
                 return None
-            return cls(cast(Kind, kind), said["run"], int(said["attempt"]), said["lease"], int(said["step"]))
+            return cls(cast(MarkerKind, kind), said["run"], int(said["attempt"]), said["lease"], int(said["step"]))
         except (KeyError, ValueError):
             return None
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class HubCommit:
     """A commit of a branch's history."""
 
     id: str
     title: str
     author: str
-    mark: Mark | None
+    marker: CommitMarker | None
     time: float = 0.0  #: seconds since the epoch, by the Hub's clock
 
     @property
-    def said(self) -> str:
+    def description(self) -> str:
         """Who did what, for people."""
         return f"{self.author or 'somebody'} ({self.id[:8]}, {self.title!r})"
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class AlreadyCommitted:
     """This has been committed already."""
 
     commit: str
 
 
 @dataclass(frozen=True, slots=True)
-class Go:
+class MayCommit:
     """The branch is ours to move on from this commit."""
 
     parent: str
 
 
 @dataclass(frozen=True, slots=True)
-class Moved:
+class BranchMoved:
     """Somebody else has moved the branch: theirs is never overwritten."""
 
-    by: Seen
+    by: HubCommit
     newer: bool = False  #: with what is newer of the same run: ours is over
 
 
-def judge(ours: Mark, history: Sequence[Seen], expected: str | None, fresh: str | None = None) -> Done | Go | Moved:
+def decide_commit(
+    ours: CommitMarker, history: Sequence[HubCommit], expected: str | None, fresh: str | None = None
+) -> AlreadyCommitted | MayCommit | BranchMoved:
     """Whether `ours` may be committed on a branch with this history (newest first, not empty).
 
     `expected` is the commit of ours that was the newest when we last knew; `fresh` one that a branch was just begun at.
     """
     for seen in history:
-        if seen.mark == ours:
-            return Done(seen.id)
+        if seen.marker == ours:
+            return AlreadyCommitted(seen.id)
     head = history[0]
     if head.id in (expected, fresh):
-        return Go(head.id)
+        return MayCommit(head.id)
     for seen in _since(history, expected):
-        if seen.mark is None or seen.mark.run != ours.run:
-            return Moved(seen)
-        if _is_newer(seen.mark, ours):
-            return Moved(seen, newer=True)
-    return Go(head.id)
+        if seen.marker is None or seen.marker.run != ours.run:
+            return BranchMoved(seen)
+        if _is_newer(seen.marker, ours):
+            return BranchMoved(seen, newer=True)
+    return MayCommit(head.id)
 
 
-def _is_newer(theirs: Mark, ours: Mark) -> bool:
+def _is_newer(theirs: CommitMarker, ours: CommitMarker) -> bool:
     """A later attempt's is. Of one attempt's models that of a later step, and the result last; its states stay under
     their tags, whichever comes last."""
     if theirs.lease != ours.lease or theirs.kind not in ("model", "result"):
@@ -110,7 +112,7 @@ def _is_newer(theirs: Mark, ours: Mark) -> bool:
     return (theirs.step, theirs.kind == "result") > (ours.step, ours.kind == "result")
 
 
-def _since(history: Sequence[Seen], expected: str | None) -> Sequence[Seen]:
+def _since(history: Sequence[HubCommit], expected: str | None) -> Sequence[HubCommit]:
     """The commits that came after `expected`; only the head where that one is not known (any more)."""
     ids = [seen.id for seen in history]
     return history[: ids.index(expected)] if expected in ids else history[:1]

@@ -9,33 +9,33 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from storage.base import Damaged
-from storage.hub.client import asking
-from storage.hub.uris import Uri
-from storage.manifest import NAME, Manifest, ManifestError, ManifestFile, digest_of, hash_file
+from storage.base import DamagedCopy
+from storage.hub.client import translate_errors
+from storage.hub.uris import HubUri
+from storage.manifest import MANIFEST_FILE, Manifest, ManifestError, ManifestFile, digest_bytes, hash_file
 
 STREAMS = 4  #: files on their way at once
 _SCRATCH = ".hub"  #: where the client keeps what it has of files that are not whole
 
 
-class Fetching:
+class HubDownload:
     """One folder at one commit."""
 
-    def __init__(self, api: HfApi, uri: Uri, into: Path) -> None:
+    def __init__(self, api: HfApi, uri: HubUri, into: Path) -> None:
         self._api = api
         self._uri = uri
         self._into = into
 
     def manifest(self, digest: str) -> Manifest:
         """The manifest with this digest; Damaged when it is another one."""
-        body = self._bring(NAME).read_bytes()
-        if digest_of(body) != digest:
-            raise Damaged(f"the manifest at {self._uri} is another one than was registered")
+        body = self._bring(MANIFEST_FILE).read_bytes()
+        if digest_bytes(body) != digest:
+            raise DamagedCopy(f"the manifest at {self._uri} is another one than was registered")
         try:
             manifest = Manifest.from_bytes(body)
         except ManifestError as error:
-            raise Damaged(str(error)) from error
-        (self._into / NAME).write_bytes(body)
+            raise DamagedCopy(str(error)) from error
+        (self._into / MANIFEST_FILE).write_bytes(body)
         return manifest
 
     def files(self, manifest: Manifest) -> Iterator[int]:
@@ -52,14 +52,14 @@ class Fetching:
                 brought.unlink()
                 brought = self._bring(file.path, again=True)  # half a file of an earlier try, or the way here
             if hash_file(brought)[0] != file.digest:
-                raise Damaged(f"{file.path} at {self._uri} does not match its digest")
+                raise DamagedCopy(f"{file.path} at {self._uri} does not match its digest")
             brought.chmod(0o755 if file.executable else 0o644)
             target.parent.mkdir(parents=True, exist_ok=True)
             brought.replace(target)
         return file.size
 
     def _bring(self, path: str, *, again: bool = False) -> Path:
-        with asking(f"fetching {path} from {self._uri.repo}"):
+        with translate_errors(f"fetching {path} from {self._uri.repo}"):
             return Path(
                 self._api.hf_hub_download(
                     self._uri.repo,

@@ -10,29 +10,29 @@ from typing import Any
 
 from storage.base import StoreRefused
 from storage.hub import uris
-from storage.hub.client import Gone, asking, client
-from storage.hub.commit_markers import Mark
-from storage.hub.download import Fetching
-from storage.hub.repository import Content, Foreign, Published, Repository
+from storage.hub.client import HubNotFound, create_api, translate_errors
+from storage.hub.commit_markers import CommitMarker
+from storage.hub.download import HubDownload
+from storage.hub.repository import CommitContent, ForeignBranch, PublishedCommit, Repository
 from storage.hub.uris import MAIN
-from storage.manifest import NAME, digest_of
+from storage.manifest import MANIFEST_FILE, digest_bytes
 
 Told = Callable[[int], None]
 
 
 def _repository(job: Mapping[str, Any]) -> Repository:
-    return Repository(client(job["timeout"]), job["repo"], private=job.get("private", True))
+    return Repository(create_api(job["timeout"]), job["repo"], private=job.get("private", True))
 
 
-def _content(job: Mapping[str, Any], texts: Mapping[str, str], within: str = "") -> Content:
+def _content(job: Mapping[str, Any], texts: Mapping[str, str], within: str = "") -> CommitContent:
     files: dict[str, Path | bytes] = {path: Path(source) for path, source in job["files"].items()}
-    return Content(files | {path: text.encode() for path, text in texts.items()}, within)
+    return CommitContent(files | {path: text.encode() for path, text in texts.items()}, within)
 
 
-def keep(job: Mapping[str, Any], told: Told) -> dict[str, Any]:
+def commit_folder(job: Mapping[str, Any], told: Told) -> dict[str, Any]:
     """A checkpoint's whole state, or a run's result, as a tagged commit on the run's branch."""
-    repository, mark = _repository(job), Mark(**job["mark"])
-    repository.make()
+    repository, mark = _repository(job), CommitMarker(**job["marker"])
+    repository.ensure_exists()
     content = _content(job, job["texts"], job["folder"])
     what = f"State of step {mark.step} of" if mark.kind == "state" else "Result of"
     title = f"{what} {mark.run}, attempt {mark.attempt}"
@@ -41,88 +41,98 @@ def keep(job: Mapping[str, Any], told: Told) -> dict[str, Any]:
     return asdict(done)
 
 
-def publish(job: Mapping[str, Any], told: Told) -> dict[str, Any]:
+def publish_model(job: Mapping[str, Any], told: Told) -> dict[str, Any]:
     """A run's model, on `main` where that is the run's to write, else on the run's own branch."""
-    repository, mark = _repository(job), Mark(**job["mark"])
-    repository.make()
+    repository, mark = _repository(job), CommitMarker(**job["marker"])
+    repository.ensure_exists()
     title = f"Step {mark.step} of {mark.run}"
     own = uris.model_branch(mark.run)
     branch, note = repository.model_branch(mark.run, own)
     try:
         content = _content(job, job["texts"][branch])
         done = repository.publish(branch, mark, content, title, job["expected"])
-    except Foreign as error:  # somebody took main at this very moment
+    except ForeignBranch as error:  # somebody took main at this very moment
         if branch != MAIN:
             raise
         content = _content(job, job["texts"][own])
         note, done = str(error), repository.publish(own, mark, content, title, None)
-    return asdict(Published(done.commit, done.branch, note))
+    return asdict(PublishedCommit(done.commit, done.branch, note))
 
 
-def promote(job: Mapping[str, Any], told: Told) -> dict[str, Any]:
+def promote_model(job: Mapping[str, Any], told: Told) -> dict[str, Any]:
     """`main` becomes the run's, with what is on the run's own branch."""
     try:
         return asdict(_repository(job).promote(job["run"], uris.model_branch(job["run"])))
-    except Gone as gone:
+    except HubNotFound as gone:
         raise StoreRefused(f"{job['repo']} has no branch of {job['run']}'s to promote: {gone}") from gone
 
 
-def newest(job: Mapping[str, Any], told: Told) -> dict[str, Any] | None:
+def find_newest_model(job: Mapping[str, Any], told: Told) -> dict[str, Any] | None:
     """The newest model of a run that is published."""
     repository, run = _repository(job), job["run"]
     for branch in (MAIN, uris.model_branch(run)):
         try:
             seen = repository.history(branch)[0]
-        except Gone:
+        except HubNotFound:
             continue
-        if seen.mark is not None and seen.mark.run == run:
-            return {"commit": seen.id, "branch": branch, "step": seen.mark.step, "time": seen.time}
+        if seen.marker is not None and seen.marker.run == run:
+            return {"commit": seen.id, "branch": branch, "step": seen.marker.step, "time": seen.time}
     return None
 
 
-def has(job: Mapping[str, Any], told: Told) -> bool:
+def has_folder(job: Mapping[str, Any], told: Told) -> bool:
     """Whether a tag names the commit, and the folder there has this manifest and its large files."""
-    repository, uri = _repository(job), uris.Uri.parse(job["uri"])
+    repository, uri = _repository(job), uris.HubUri.parse(job["uri"])
     try:
         if uri.commit not in repository.tags().values():
             return False
-        with asking(f"looking at {uri}"):
-            api = client(job["timeout"])
-            path = api.hf_hub_download(uri.repo, f"{uri.folder}/{NAME}", revision=uri.commit)
-    except Gone:
+        with translate_errors(f"looking at {uri}"):
+            api = create_api(job["timeout"])
+            path = api.hf_hub_download(uri.repo, f"{uri.folder}/{MANIFEST_FILE}", revision=uri.commit)
+    except HubNotFound:
         return False
-    return bool(digest_of(Path(path).read_bytes()) == job["digest"])
+    return bool(digest_bytes(Path(path).read_bytes()) == job["digest"])
 
 
-def fetch(job: Mapping[str, Any], told: Told) -> None:
+def fetch_folder(job: Mapping[str, Any], told: Told) -> None:
     """A folder at a commit."""
     into = Path(job["into"])
     into.mkdir(parents=True, exist_ok=True)
-    fetching = Fetching(client(job["timeout"]), uris.Uri.parse(job["uri"]), into)
+    fetching = HubDownload(create_api(job["timeout"]), uris.HubUri.parse(job["uri"]), into)
     for size in fetching.files(fetching.manifest(job["digest"])):
         told(size)
 
 
-def free(job: Mapping[str, Any], told: Told) -> None:
+def remove_folder(job: Mapping[str, Any], told: Told) -> None:
     """A checkpoint's state, gone for good."""
-    repository, uri = _repository(job), uris.Uri.parse(job["uri"])
+    repository, uri = _repository(job), uris.HubUri.parse(job["uri"])
     try:
-        mark = repository.history(uri.commit)[0].mark
-    except Gone:
+        mark = repository.history(uri.commit)[0].marker
+    except HubNotFound:
         return
     if mark is not None and mark.kind in ("state", "output"):
         repository.free(uri.commit, uri.folder, uris.state_branch(mark.run))
 
 
-def sweep(job: Mapping[str, Any], told: Told) -> int:
+def remove_unregistered(job: Mapping[str, Any], told: Told) -> int:
     """What earlier attempts at a run left there, that nobody knows of."""
-    repository, mark = _repository(job), Mark(**job["mark"])
+    repository, mark = _repository(job), CommitMarker(**job["marker"])
     try:
-        return repository.sweep(mark, job["known"], partial(uris.tagged_folder, mark.run), uris.state_branch(mark.run))
-    except Gone:  # there is no repository yet
+        return repository.sweep(mark, job["known"], partial(uris.folder_of_tag, mark.run), uris.state_branch(mark.run))
+    except HubNotFound:  # there is no repository yet
         return 0
 
 
 JOBS: Mapping[str, Callable[[Mapping[str, Any], Told], Any]] = {
-    job.__name__: job for job in (keep, publish, promote, newest, has, fetch, free, sweep)
+    job.__name__: job
+    for job in (
+        commit_folder,
+        publish_model,
+        promote_model,
+        find_newest_model,
+        has_folder,
+        fetch_folder,
+        remove_folder,
+        remove_unregistered,
+    )
 }

@@ -14,9 +14,9 @@ from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOpera
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers, paginate, parse_datetime
 
-from storage.base import StoreAway, StoreRefused
-from storage.hub.client import Gone, Lost, Stale, asking
-from storage.hub.commit_markers import Done, Go, Mark, Moved, Seen, judge
+from storage.base import StoreRefused, StoreUnavailable
+from storage.hub.client import HubNotFound, ParentOutdated, ReplyLost, translate_errors
+from storage.hub.commit_markers import AlreadyCommitted, BranchMoved, CommitMarker, HubCommit, MayCommit, decide_commit
 from storage.hub.uris import MAIN
 
 _OURS_TO_KEEP = (".gitattributes",)  #: the Hub's own file
@@ -28,7 +28,7 @@ Operation = CommitOperationAdd | CommitOperationCopy | CommitOperationDelete
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
+class PublishedCommit:
     """A commit that is on the Hub."""
 
     commit: str
@@ -37,14 +37,14 @@ class Published:
 
 
 @dataclass(frozen=True, slots=True)
-class Content:
+class CommitContent:
     """What a commit is to hold: these files and no others, by their paths there."""
 
     files: Mapping[str, Path | bytes]
     within: str = ""  #: one node's folder of a checkpoint: those of the same step's other nodes stay
 
 
-class Foreign(StoreRefused):
+class ForeignBranch(StoreRefused):
     """A branch that somebody else has moved; it is left alone."""
 
 
@@ -56,80 +56,87 @@ class Repository:
         self._name = name
         self._private = private
 
-    def make(self) -> None:
+    def ensure_exists(self) -> None:
         """See that it is there."""
         try:
-            with asking(f"looking for {self._name}"):
+            with translate_errors(f"looking for {self._name}"):
                 self._api.repo_info(self._name)
-        except (Gone, StoreRefused):
-            with asking(f"creating {self._name}"):
+        except (HubNotFound, StoreRefused):
+            with translate_errors(f"creating {self._name}"):
                 self._api.create_repo(self._name, private=self._private, exist_ok=True)
 
-    def publish(self, branch: str, mark: Mark, content: Content, title: str, expected: str | None) -> Published:
+    def publish(
+        self, branch: str, mark: CommitMarker, content: CommitContent, title: str, expected: str | None
+    ) -> PublishedCommit:
         """One commit on a branch, which begins at `main` where there is none; the one of this mark when it is there."""
         fresh = self._begun(branch)
         uploaded = False
         for _ in range(_TRIES):
-            match judge(mark, self.history(branch), expected, fresh):
-                case Done(commit):
-                    return Published(commit, branch)
-                case Moved() as moved:
+            match decide_commit(mark, self.history(branch), expected, fresh):
+                case AlreadyCommitted(commit):
+                    return PublishedCommit(commit, branch)
+                case BranchMoved() as moved:
                     raise self._moved(branch, mark, moved)
-                case Go(parent):
+                case MayCommit(parent):
                     operations = self._operations(parent, content)
                     if not uploaded:
                         self._upload(branch, operations)
                         uploaded = True
                     try:
-                        return Published(self._commit(branch, parent, operations, mark, title), branch)
-                    except (Stale, Lost) as error:  # somebody was faster; or it was done and the answer was lost
+                        return PublishedCommit(self._commit(branch, parent, operations, mark, title), branch)
+                    except (
+                        ParentOutdated,
+                        ReplyLost,
+                    ) as error:  # somebody was faster; or it was done and the answer was lost
                         unsure = error
-        raise StoreAway(f"{self._name}: {branch} keeps moving or its answers are lost ({unsure})")
+        raise StoreUnavailable(f"{self._name}: {branch} keeps moving or its answers are lost ({unsure})")
 
     def model_branch(self, run: str, own: str) -> tuple[str, str]:
         """Where the run's model goes: `main` where that is the run's or nobody's, otherwise its own branch; and why."""
         head = self.history(MAIN)[0]
-        if head.mark is not None and head.mark.run == run:
+        if head.marker is not None and head.marker.run == run:
             return MAIN, ""
-        if head.mark is not None:
-            return own, f"main of {self._name} belongs to run {head.mark.run}"
+        if head.marker is not None:
+            return own, f"main of {self._name} belongs to run {head.marker.run}"
         if not self._written(head.id):
             return MAIN, ""
-        return own, f"main of {self._name} was last written by {head.said} and not by this run"
+        return own, f"main of {self._name} was last written by {head.description} and not by this run"
 
-    def history(self, revision: str) -> list[Seen]:
+    def history(self, revision: str) -> list[HubCommit]:
         """Its newest commits, newest first."""
         api = self._api
         url = f"{api.endpoint}/api/models/{self._name}/commits/{_quoted(revision)}"
-        with asking(f"reading the history of {self._name}"):
+        with translate_errors(f"reading the history of {self._name}"):
             items = itertools.islice(paginate(url, params={}, headers=build_hf_headers(token=api.token)), _LOOK_BACK)
             return [_seen(item) for item in items]
 
     def tag(self, name: str, commit: str) -> None:
-        with asking(f"tagging {self._name}"):
+        with translate_errors(f"tagging {self._name}"):
             self._api.create_tag(self._name, tag=name, revision=commit, exist_ok=True)
 
     def tags(self) -> dict[str, str]:
         """Commits by tag."""
-        with asking(f"reading the tags of {self._name}"):
+        with translate_errors(f"reading the tags of {self._name}"):
             return {ref.name: ref.target_commit for ref in self._api.list_repo_refs(self._name).tags}
 
     def branches(self) -> dict[str, str]:
         """Heads by branch."""
-        with asking(f"reading the branches of {self._name}"):
+        with translate_errors(f"reading the branches of {self._name}"):
             return {ref.name: ref.target_commit for ref in self._api.list_repo_refs(self._name).branches}
 
     def entries(self, revision: str) -> dict[str, RepoFile]:
         """The files of a commit by path."""
-        with asking(f"listing {self._name} at {revision[:8]}"):
+        with translate_errors(f"listing {self._name} at {revision[:8]}"):
             tree = self._api.list_repo_tree(self._name, recursive=True, revision=revision)
             return {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
 
-    def promote(self, run: str, own: str) -> Published:
+    def promote(self, run: str, own: str) -> PublishedCommit:
         """The run's model becomes what `main` holds, whoever's that was; what was there stays in its history."""
         shown = self.history(own)[0]
-        if shown.mark is None or shown.mark.run != run:
-            raise Foreign(f"{own} of {self._name} was moved by {shown.said}; it is not this run's any more")
+        if shown.marker is None or shown.marker.run != run:
+            raise ForeignBranch(
+                f"{own} of {self._name} was moved by {shown.description}; it is not this run's any more"
+            )
         parent = self.branches()[MAIN]
         files = [path for path in self._paths(shown.id) if path not in _OURS_TO_KEEP]
         readme = self._read("README.md", shown.id).replace(f', revision="{own}"'.encode(), b"")
@@ -138,12 +145,12 @@ class Repository:
         operations += [CommitOperationCopy(path, path, src_revision=shown.id) for path in files if path != "README.md"]
         operations.append(CommitOperationAdd("README.md", readme))
         try:
-            return Published(self._commit(MAIN, parent, operations, shown.mark, f"Promote {run}"), MAIN)
-        except Stale as error:
-            raise StoreAway(f"main of {self._name} moves just now: {error}") from error
+            return PublishedCommit(self._commit(MAIN, parent, operations, shown.marker, f"Promote {run}"), MAIN)
+        except ParentOutdated as error:
+            raise StoreUnavailable(f"main of {self._name} moves just now: {error}") from error
 
     def _read(self, path: str, commit: str) -> bytes:
-        with asking(f"reading {path} of {self._name}"):
+        with translate_errors(f"reading {path} of {self._name}"):
             return Path(self._api.hf_hub_download(self._name, path, revision=commit)).read_bytes()
 
     def free(self, commit: str, folder: str, branch: str) -> None:
@@ -153,19 +160,19 @@ class Repository:
         """
         try:
             doomed = self._large(commit, folder)
-        except Gone:  # an earlier try got this far
+        except HubNotFound:  # an earlier try got this far
             return
         self._unname(commit, folder, branch)
         kept = {*self.branches().values(), *self.tags().values()}
         self._delete(doomed - {digest for each in kept for digest in self._large(each)})
 
-    def sweep(self, ours: Mark, known: Collection[str], folder_of: Callable[[str], str], branch: str) -> int:
+    def sweep(self, ours: CommitMarker, known: Collection[str], folder_of: Callable[[str], str], branch: str) -> int:
         """Free what earlier attempts at a run have tagged and the registry does not know; how many that were."""
         swept = 0
         for tag, commit in self.tags().items():
             folder = folder_of(tag)
             if folder and commit not in known:
-                mark = self.history(commit)[0].mark
+                mark = self.history(commit)[0].marker
                 if mark is not None and mark.run == ours.run and mark.attempt < ours.attempt:
                     self.free(commit, folder, branch)
                     swept += 1
@@ -181,8 +188,8 @@ class Repository:
             return
         try:
             self._squash(branch, branches[branch], folder)
-        except Stale as error:
-            raise StoreAway(f"{branch} of {self._name} moves just now: {error}") from error
+        except ParentOutdated as error:
+            raise StoreUnavailable(f"{branch} of {self._name} moves just now: {error}") from error
 
     # In steps
 
@@ -195,18 +202,20 @@ class Repository:
             return None if self._written(branches[MAIN]) else branches[MAIN]
         if branch in branches:
             return branches[branch] if branches[branch] == branches[MAIN] else None
-        with asking(f"creating the branch {branch} of {self._name}"):
+        with translate_errors(f"creating the branch {branch} of {self._name}"):
             self._api.create_branch(self._name, branch=branch, revision=branches[MAIN], exist_ok=True)
         return branches[MAIN]
 
-    def _moved(self, branch: str, ours: Mark, moved: Moved) -> StoreRefused:
-        theirs = moved.by.mark
+    def _moved(self, branch: str, ours: CommitMarker, moved: BranchMoved) -> StoreRefused:
+        theirs = moved.by.marker
         if not moved.newer or theirs is None:
-            return Foreign(f"{branch} of {self._name} was moved by {moved.by.said}; what is there is not overwritten")
+            return ForeignBranch(
+                f"{branch} of {self._name} was moved by {moved.by.description}; what is there is not overwritten"
+            )
         what = f"at step {theirs.step} of this run" if theirs.lease == ours.lease else "a later attempt's"
-        return StoreRefused(f"{branch} of {self._name} is {what} by now: {moved.by.said}")
+        return StoreRefused(f"{branch} of {self._name} is {what} by now: {moved.by.description}")
 
-    def _operations(self, parent: str, content: Content) -> list[Operation]:
+    def _operations(self, parent: str, content: CommitContent) -> list[Operation]:
         added = [CommitOperationAdd(path, source) for path, source in content.files.items()]
         step = content.within.partition("-node")[0]
         kept = {path for path in self._paths(parent) if content.within and path.startswith(f"{step}-node")}
@@ -216,7 +225,7 @@ class Repository:
 
     def _upload(self, branch: str, operations: Iterable[Operation]) -> None:
         additions = [each for each in operations if isinstance(each, CommitOperationAdd)]
-        with asking(f"uploading to {self._name}"):
+        with translate_errors(f"uploading to {self._name}"):
             self._api.preupload_lfs_files(self._name, additions, revision=branch, free_memory=False)
 
     def _commit(
@@ -224,10 +233,10 @@ class Repository:
         branch: str,
         parent: str,
         operations: Sequence[Operation],
-        mark: Mark,
+        mark: CommitMarker,
         title: str,
     ) -> str:
-        with asking(f"committing to {branch} of {self._name}"):
+        with translate_errors(f"committing to {branch} of {self._name}"):
             done = self._api.create_commit(
                 self._name,
                 operations,
@@ -254,38 +263,38 @@ class Repository:
 
     def _untag(self, name: str) -> None:
         try:
-            with asking(f"removing a tag of {self._name}"):
+            with translate_errors(f"removing a tag of {self._name}"):
                 self._api.delete_tag(self._name, tag=name)
-        except Gone:
+        except HubNotFound:
             return
 
     def _squash(self, branch: str, head: str, folder: str) -> None:
-        newest = self.history(branch)[0].mark
+        newest = self.history(branch)[0].marker
         if newest is None:
             raise StoreRefused(f"{branch} of {self._name} was moved by somebody else; it is left as it is")
-        mark = Mark("free", newest.run, newest.attempt, newest.lease, newest.step)
+        mark = CommitMarker("free", newest.run, newest.attempt, newest.lease, newest.step)
         if any(path.startswith(f"{folder}/") for path in self._paths(head)):
             gone = [CommitOperationDelete(f"{folder}/", is_folder=True)]
             self._commit(branch, head, gone, mark, f"Remove {folder}")
-        with asking(f"squashing {branch} of {self._name}"):
+        with translate_errors(f"squashing {branch} of {self._name}"):
             message = f"Squash\n\n{mark.trailer}"
             self._api.super_squash_history(self._name, branch=branch, commit_message=message)
 
     def _delete(self, digests: set[str]) -> None:
         if not digests:
             return
-        with asking(f"freeing space of {self._name}"):
+        with translate_errors(f"freeing space of {self._name}"):
             files = [file for file in self._api.list_lfs_files(self._name) if file.file_oid in digests]
             # Rewriting the history would give other names to the commits that the registry knows.
             self._api.permanently_delete_lfs_files(self._name, files, rewrite_history=False)
 
 
-def _seen(item: Mapping[str, object]) -> Seen:
+def _seen(item: Mapping[str, object]) -> HubCommit:
     authors = item.get("authors")
     author = authors[0].get("user", "") if isinstance(authors, list) and authors else ""
     message = f"{item.get('title', '')}\n{item.get('message', '')}"
     time = parse_datetime(str(item["date"])).timestamp()
-    return Seen(str(item["id"]), str(item.get("title", "")), str(author), Mark.found(message), time)
+    return HubCommit(str(item["id"]), str(item.get("title", "")), str(author), CommitMarker.parse(message), time)
 
 
 def _quoted(revision: str) -> str:

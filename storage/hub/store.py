@@ -3,17 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict, deque
 from collections.abc import Callable, Collection
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from storage.address import HUB_REPO
-from storage.base import Place, Progress, StoreRefused, Where, untold
-from storage.hub.commit_markers import Mark
-from storage.hub.commit_rate_limit import Budget
-from storage.hub.uris import Uri, folder_of, tag_of
-from storage.hub.worker import Worker
-from storage.manifest import NAME, Manifest
+from storage.base import FolderKey, LocateFile, Progress, StoreRefused, ignore_progress
+from storage.hub.commit_markers import CommitMarker
+from storage.hub.uris import HubUri, hub_folder, hub_tag
+from storage.hub.worker import HubWorker
+from storage.manifest import MANIFEST_FILE, Manifest
+
+COMMITS = 100  #: in an hour; the Hub refuses at about 128, and other hosts may commit to the same repository
+HOUR = 3600.0
+
+
+@dataclass(slots=True)
+class CommitRateLimit:
+    """The commits that this host has made to each repository in the last hour."""
+
+    limit: int = COMMITS
+    _made: dict[str, deque[float]] = field(default_factory=lambda: defaultdict(deque))
+
+    def delay(self, repo: str, now: float) -> float:
+        """Seconds until one more is within the commit_limit."""
+        made = self._made[repo]
+        while made and made[0] <= now - HOUR:
+            made.popleft()
+        return made[-self.limit] + HOUR - now if len(made) >= self.limit else 0.0
+
+    def record(self, repo: str, now: float) -> None:
+        """One more was made."""
+        self._made[repo].append(now)
 
 
 class HubStore:
@@ -25,14 +47,20 @@ class HubStore:
     scheme = "hf"
 
     def __init__(
-        self, worker: Worker, repo: str, *, budget: Budget, now: Callable[[], float], private: bool = True
+        self,
+        worker: HubWorker,
+        repo: str,
+        *,
+        commit_limit: CommitRateLimit,
+        now: Callable[[], float],
+        private: bool = True,
     ) -> None:
         """`repo` is where `put` keeps; what is fetched or removed is found by its uri."""
         if repo and not HUB_REPO.fullmatch(repo):
             raise StoreRefused(f"{repo!r} is no repository on the Hub; one reads owner/name")
         self._worker = worker
         self._repo = repo
-        self._budget = budget
+        self._commit_limit = commit_limit
         self._now = now
         self._private = private
         self._newest: dict[tuple[str, str], str] = {}  #: the commit that we made last, by repository and run
@@ -40,58 +68,64 @@ class HubStore:
 
     def at(self, repo: str, *, private: bool = True) -> HubStore:
         """The same host's store, to keep in this repository."""
-        store = HubStore(self._worker, repo, budget=self._budget, now=self._now, private=private)
+        store = HubStore(self._worker, repo, commit_limit=self._commit_limit, now=self._now, private=private)
         store._newest, store._writing = self._newest, self._writing
         return store
 
-    async def put(self, place: Place, manifest: Manifest, where: Where, progress: Progress = untold) -> str:
+    async def put(
+        self, key: FolderKey, manifest: Manifest, locate: LocateFile, progress: Progress = ignore_progress
+    ) -> str:
         """Waits until the repository's budget of commits allows one more."""
-        if place.room:
+        if key.records:
             raise StoreRefused("the Hub keeps checkpoints and results, no logs")
-        folder = folder_of(place)
+        folder = hub_folder(key)
         async with self._writing:
-            await asyncio.sleep(self._budget.wait(self._repo, self._now()))
-            files = {f"{folder}/{file.path}": str(where(file)) for file in manifest.files}
-            done = await self._put(place, folder, manifest, files)
+            await asyncio.sleep(self._commit_limit.delay(self._repo, self._now()))
+            files = {f"{folder}/{file.path}": str(locate(file)) for file in manifest.files}
+            done = await self._put(key, folder, manifest, files)
         progress(manifest.size)
-        return str(Uri(self._repo, done, folder))
+        return str(HubUri(self._repo, done, folder))
 
-    async def _put(self, place: Place, folder: str, manifest: Manifest, files: dict[str, str]) -> str:
-        mark = Mark("output" if place.step is None else "state", place.run, place.attempt, place.lease, place.step or 0)
-        done = await self._worker.do(
-            "keep",
+    async def _put(self, key: FolderKey, folder: str, manifest: Manifest, files: dict[str, str]) -> str:
+        mark = CommitMarker("output" if key.step is None else "state", key.run, key.attempt, key.lease, key.step or 0)
+        done = await self._worker.run_job(
+            "commit_folder",
             repo=self._repo,
             private=self._private,
-            mark=asdict(mark),
+            marker=asdict(mark),
             folder=folder,
             files=files,
-            texts={f"{folder}/{NAME}": manifest.to_bytes().decode()},
-            tag=tag_of(place),
-            expected=self._newest.get((self._repo, place.run)),
+            texts={f"{folder}/{MANIFEST_FILE}": manifest.to_bytes().decode()},
+            tag=hub_tag(key),
+            expected=self._newest.get((self._repo, key.run)),
         )
-        self._budget.spent(self._repo, self._now())
-        self._newest[self._repo, place.run] = done["commit"]
+        self._commit_limit.record(self._repo, self._now())
+        self._newest[self._repo, key.run] = done["commit"]
         return str(done["commit"])
 
     async def has(self, uri: str, digest: str) -> bool:
-        return bool(await self._worker.do("has", repo=Uri.parse(uri).repo, uri=uri, digest=digest))
+        return bool(await self._worker.run_job("has_folder", repo=HubUri.parse(uri).repo, uri=uri, digest=digest))
 
-    async def fetch(self, uri: str, digest: str, folder: Path, progress: Progress = untold) -> Manifest:
-        await self._worker.do("fetch", progress, repo=Uri.parse(uri).repo, uri=uri, digest=digest, into=str(folder))
-        return Manifest.from_bytes(await asyncio.to_thread((folder / NAME).read_bytes))
+    async def fetch(self, uri: str, digest: str, folder: Path, progress: Progress = ignore_progress) -> Manifest:
+        await self._worker.run_job(
+            "fetch_folder", progress, repo=HubUri.parse(uri).repo, uri=uri, digest=digest, into=str(folder)
+        )
+        return Manifest.from_bytes(await asyncio.to_thread((folder / MANIFEST_FILE).read_bytes))
 
     async def remove(self, uri: str) -> None:
         """Frees the space: the tag goes, the branch is squashed, large files that nothing else uses are deleted."""
         async with self._writing:
-            await self._worker.do("free", repo=Uri.parse(uri).repo, uri=uri)
-            self._budget.spent(Uri.parse(uri).repo, self._now())
+            await self._worker.run_job("remove_folder", repo=HubUri.parse(uri).repo, uri=uri)
+            self._commit_limit.record(HubUri.parse(uri).repo, self._now())
 
-    async def sweep(self, place: Place, known: Collection[str]) -> int:
+    async def sweep(self, key: FolderKey, known: Collection[str]) -> int:
         """Free what earlier attempts at this run have kept here and no row names: their hosts died before they could
         say so. `known` are the uris that rows name; how many were freed.
         """
-        mark = Mark("state", place.run, place.attempt, place.lease, place.step or 0)
-        commits = [Uri.parse(uri).commit for uri in known]
+        mark = CommitMarker("state", key.run, key.attempt, key.lease, key.step or 0)
+        commits = [HubUri.parse(uri).commit for uri in known]
         async with self._writing:
-            swept = await self._worker.do("sweep", repo=self._repo, mark=asdict(mark), known=commits)
+            swept = await self._worker.run_job(
+                "remove_unregistered", repo=self._repo, marker=asdict(mark), known=commits
+            )
         return int(swept)

@@ -6,14 +6,14 @@ import hashlib
 import re
 from dataclasses import dataclass
 
-from storage.base import Place, StoreRefused
+from storage.base import FolderKey, StoreRefused
 
 _URI = re.compile(r"hf://(?P<repo>[^/@]+/[^/@]+)@(?P<commit>[0-9a-f]{40})/(?P<folder>.+)")
 MAIN = "main"  #: what people load
 
 
 @dataclass(frozen=True, slots=True)
-class Uri:
+class HubUri:
     """A folder at a commit: `hf://owner/repo@<commit>/<folder>`."""
 
     repo: str
@@ -21,7 +21,7 @@ class Uri:
     folder: str
 
     @classmethod
-    def parse(cls, text: str) -> Uri:
+    def parse(cls, text: str) -> HubUri:
         """StoreRefused when it is none."""
         if not (match := _URI.fullmatch(text)):
             raise StoreRefused(f"{text} is no place on the Hub; one reads hf://owner/repo@<commit>/<folder>")
@@ -42,20 +42,20 @@ def state_branch(run: str) -> str:
     return f"relay/{_ref(run)}/state"
 
 
-def folder_of(place: Place) -> str:
+def hub_folder(key: FolderKey) -> str:
     """A checkpoint's folder: never that of another attempt (S4)."""
-    if place.step is None:
-        return f"output-{place.lease}"
-    node = f"-node{place.node}" if place.nodes > 1 else ""
-    return f"step_{place.step:08d}-{place.lease}{node}"
+    if key.step is None:
+        return f"output-{key.lease}"
+    node = f"-node{key.node}" if key.nodes > 1 else ""
+    return f"step_{key.step:08d}-{key.lease}{node}"
 
 
-def tag_of(place: Place) -> str:
+def hub_tag(key: FolderKey) -> str:
     """What keeps a checkpoint's commit when its branch is squashed."""
-    return f"relay/{_ref(place.run)}/{folder_of(place)}"
+    return f"relay/{_ref(key.run)}/{hub_folder(key)}"
 
 
-def tagged_folder(run: str, tag: str) -> str:
+def folder_of_tag(run: str, tag: str) -> str:
     """The folder whose commit a tag of this run's keeps; empty for other tags."""
     prefix = f"relay/{_ref(run)}/"
     return tag.removeprefix(prefix) if tag.startswith(prefix) else ""

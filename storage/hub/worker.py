@@ -10,21 +10,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import IO, Any
 
-from storage.base import Damaged, Progress, StoreAway, StoreRefused, untold
+from storage.base import DamagedCopy, Progress, StoreRefused, StoreUnavailable, ignore_progress
 
 _LAST = 2000  #: bytes of what a process said before it died
 _QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 
 @dataclass(frozen=True, slots=True)
-class Worker:
+class HubWorker:
     """How to start one. `environment` is all that it gets; its token is HF_TOKEN in there."""
 
     python: str
     environment: Mapping[str, str]
     timeout: float = 60.0  #: seconds without a byte after which a request is given up
 
-    async def do(self, do: str, progress: Progress = untold, **job: Any) -> Any:
+    async def run_job(self, name: str, progress: Progress = ignore_progress, **arguments: Any) -> Any:
         """The answer. Raises StoreAway, StoreRefused, Damaged, and OSError for this host's disk."""
         with tempfile.TemporaryFile() as said:
             process = await asyncio.create_subprocess_exec(
@@ -36,7 +36,7 @@ class Worker:
                 start_new_session=True,  # a Ctrl-C in a terminal is for who started us to decide on
             )
             try:
-                answer = await _converse(process, {"do": do, "timeout": self.timeout, **job}, progress)
+                answer = await _converse(process, {"job": name, "timeout": self.timeout, **arguments}, progress)
             finally:
                 if process.returncode is None:
                     process.kill()
@@ -63,14 +63,14 @@ def _result(answer: Mapping[str, Any] | None, said: IO[bytes]) -> Any:
     if answer is None:
         said.seek(max(0, said.seek(0, os.SEEK_END) - _LAST))
         last = said.read().decode(errors="replace").strip().rpartition("\n")[2]
-        raise StoreAway(f"what talks to the Hub ended without an answer ({last or 'it was killed'})")
+        raise StoreUnavailable(f"what talks to the Hub ended without an answer ({last or 'it was killed'})")
     match answer.get("error"):
         case None:
             return answer["done"]
         case "away":
-            raise StoreAway(answer["text"], answer["after"])
+            raise StoreUnavailable(answer["text"], answer["after"])
         case "refused":
             raise StoreRefused(answer["text"])
         case "damaged":
-            raise Damaged(answer["text"])
+            raise DamagedCopy(answer["text"])
     raise OSError(answer["errno"], answer["text"])

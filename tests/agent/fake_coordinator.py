@@ -31,7 +31,7 @@ from relay.errors import (
 from relay.timing import TEST, LeaseTiming
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import agents_pb2_grpc, artifacts_pb2, artifacts_pb2_grpc, runs_pb2
-from storage.manifest import Manifest, digest_of
+from storage.manifest import Manifest, digest_bytes
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -163,8 +163,8 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
 
     def put(self, data: bytes) -> str:
         """Into the artifact store."""
-        self.blobs[digest_of(data)] = data
-        return digest_of(data)
+        self.blobs[digest_bytes(data)] = data
+        return digest_bytes(data)
 
     # Agents
 
@@ -360,7 +360,7 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
         data = b"".join([request.chunk async for request in requests])
         if not self.storing:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "away")
-        if digest_of(data) != header.digest or len(data) != header.size:
+        if digest_bytes(data) != header.digest or len(data) != header.size:
             await fail(context, DigestMismatch())
         self.blobs[header.digest] = data
         await self._happened()
@@ -371,7 +371,7 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
     ) -> AsyncIterator[artifacts_pb2.GetBlobResponse]:
         if request.digest not in self.blobs:
             await fail(context, BlobUnknown())
-        if request.verify and digest_of(self.blobs[request.digest]) != request.digest:
+        if request.verify and digest_bytes(self.blobs[request.digest]) != request.digest:
             del self.blobs[request.digest]
             await fail(context, DigestMismatch())
         data = self.blobs[request.digest][request.offset :]

@@ -14,12 +14,12 @@ from agent.stores.input_cache import Cache
 from agent.stores.relay import RelayStore
 from relay.errors import DigestMismatch
 from relay.v1 import runs_pb2
-from storage.base import Damaged, Place
-from storage.manifest import NAME, Manifest, ManifestError, describe, digest_of
+from storage.base import DamagedCopy, FolderKey
+from storage.manifest import MANIFEST_FILE, Manifest, ManifestError, describe_folder, digest_bytes
 from tests.agent.fake_coordinator import FakeCoordinator
 from tests.proxy import Proxy
 
-PLACE = Place(run="r", framework="hf", attempt=1, lease="0" * 32, step=4)
+PLACE = FolderKey(run="r", framework="hf", attempt=1, lease="0" * 32, step=4)
 
 
 @asynccontextmanager
@@ -36,8 +36,8 @@ def folder(path: Path) -> Manifest:
     (path / "deep/b.sh").write_bytes(b"#!/bin/sh\n")
     (path / "deep/b.sh").chmod(0o755)
     (path / "empty").touch()
-    manifest = describe(path, step=4)
-    (path / NAME).write_bytes(manifest.to_bytes())
+    manifest = describe_folder(path, step=4)
+    (path / MANIFEST_FILE).write_bytes(manifest.to_bytes())
     return manifest
 
 
@@ -50,7 +50,7 @@ async def test_a_folder_there_and_back(fake: FakeCoordinator, tmp_path: Path) ->
         assert await store.put(PLACE, manifest, lambda file: tmp_path / "from" / file.path) == uri
         assert await store.has(uri, manifest.digest)
         assert await store.fetch(uri, manifest.digest, tmp_path / "to") == manifest
-    assert describe(tmp_path / "to", step=4) == manifest
+    assert describe_folder(tmp_path / "to", step=4) == manifest
 
 
 async def test_a_line_that_breaks_costs_only_time(fake: FakeCoordinator, tmp_path: Path) -> None:
@@ -76,11 +76,11 @@ async def test_damage_in_the_store_is_found_and_nothing_of_it_kept(fake: FakeCoo
     digest = fake.put(b"whole")
     fake.blobs[digest] = b"wh0le"
     async with blobs_at(fake.address) as (blobs, _):
-        with pytest.raises(Damaged):
+        with pytest.raises(DamagedCopy):
             await blobs.get(digest, tmp_path / "x")
         assert digest in await blobs.missing([digest]), "so that the next upload repairs it"
-        with pytest.raises(Damaged):
-            await blobs.get(digest_of(b"never there"), tmp_path / "y")
+        with pytest.raises(DamagedCopy):
+            await blobs.get(digest_bytes(b"never there"), tmp_path / "y")
     assert not {"x", "y"} & set(await asyncio.to_thread(os.listdir, tmp_path))
 
 
@@ -105,7 +105,7 @@ async def test_a_file_that_changed_is_not_stored_under_its_old_name(fake: FakeCo
     (tmp_path / "x").write_bytes(b"new")
     async with blobs_at(fake.address) as (blobs, _):
         with pytest.raises(DigestMismatch):
-            await blobs.put(tmp_path / "x", digest_of(b"old"))
+            await blobs.put(tmp_path / "x", digest_bytes(b"old"))
 
 
 async def test_inputs_are_cached_verified_and_bounded(fake: FakeCoordinator, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from coordinator.config import Config
 from coordinator.database.connections import connected
 from relay.timing import DEFAULT
 from relay.v1 import artifacts_pb2, fleet_pb2
-from storage.manifest import digest_of
+from storage.manifest import digest_bytes
 from tests.conftest import serving
 from tests.coordinator.agent_client import SUCCEEDED, failed
 from tests.coordinator.agent_client import connected as agents_connected
@@ -71,7 +71,7 @@ async def test_a_replica_collects_as_soon_as_it_leads(coordinator_config: Config
                     await told.wait()
                     told.clear()
         data = b"nobody names this"
-        header = artifacts_pb2.PutBlobHeader(digest=digest_of(data), size=len(data))
+        header = artifacts_pb2.PutBlobHeader(digest=digest_bytes(data), size=len(data))
         messages = [artifacts_pb2.PutBlobRequest(header=header), artifacts_pb2.PutBlobRequest(chunk=data)]
         await replica.artifacts.PutBlob(iter(messages))
         async with asyncio.timeout(30):

@@ -8,7 +8,7 @@ from grpc import aio
 
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import artifacts_pb2, runs_pb2
-from storage.manifest import Manifest, ManifestFile, digest_of
+from storage.manifest import Manifest, ManifestFile, digest_bytes
 from tests.coordinator.agent_client import FAULTED, LEAVING, ScriptedAgent, connected
 from tests.coordinator.fleet import World, reason
 
@@ -164,14 +164,14 @@ async def put_folder(world: World, *contents: bytes) -> str:
     files = []
     for place, data in enumerate(contents):
         await _put(world, data)
-        files.append(ManifestFile(f"{place}.bin", len(data), digest_of(data)))
+        files.append(ManifestFile(f"{place}.bin", len(data), digest_bytes(data)))
     manifest = Manifest(tuple(files)).to_bytes()
     await _put(world, manifest)
-    return f"relay://{digest_of(manifest)}"
+    return f"relay://{digest_bytes(manifest)}"
 
 
 async def _put(world: World, data: bytes) -> None:
-    header = artifacts_pb2.PutBlobHeader(digest=digest_of(data), size=len(data))
+    header = artifacts_pb2.PutBlobHeader(digest=digest_bytes(data), size=len(data))
     messages = [artifacts_pb2.PutBlobRequest(header=header), artifacts_pb2.PutBlobRequest(chunk=data)]
     await world.replica.artifacts.PutBlob(iter(messages))
 
@@ -326,7 +326,7 @@ async def test_what_the_store_lacks_is_no_copy(world: World) -> None:
         saved = await a.save(lease, 10)
         data = Manifest((ManifestFile("w.bin", 1, OTHER),)).to_bytes()
         await _put(world, data)
-        for digest in (OTHER, digest_of(data)):
+        for digest in (OTHER, digest_bytes(data)):
             copy = runs_pb2.Copy(store="relay", uri=f"relay://{digest}")
             with pytest.raises(aio.AioRpcError) as refused:
                 await a.stub.AddCopy(pb.AddCopyRequest(lease=lease, checkpoint=saved.name, copy=copy))

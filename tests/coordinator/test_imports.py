@@ -22,7 +22,7 @@ from coordinator.commands import imports
 from coordinator.rpc.interceptors import LARGER_BYTES
 from relay.v1 import artifacts_pb2
 from relay.v1 import runs_pb2 as pb
-from storage.manifest import Manifest, ManifestFile, digest_of
+from storage.manifest import Manifest, ManifestFile, digest_bytes
 from tests.conftest import RunningCoordinator
 from tests.coordinator.agent_client import SUCCEEDED, connected
 from tests.coordinator.fleet import COMMAND, World, reason
@@ -36,7 +36,7 @@ ORIGIN = "/mnt/relay/runs/old on host-a"
 
 async def put(replica: RunningCoordinator, data: bytes) -> str:
     """A blob; its digest."""
-    digest = digest_of(data)
+    digest = digest_bytes(data)
     header = artifacts_pb2.PutBlobHeader(digest=digest, size=len(data))
     chunks = [data[at : at + CHUNK] for at in range(0, len(data), CHUNK)]
     requests = [artifacts_pb2.PutBlobRequest(header=header), *(artifacts_pb2.PutBlobRequest(chunk=c) for c in chunks)]
@@ -228,7 +228,7 @@ async def test_many_checkpoints_and_a_hundred_thousand_points_are_taken(world: W
 
 def _files_of(checkpoint: Checkpoint) -> tuple[ManifestFile, ...]:
     data = f"weights of {checkpoint.step}".encode()
-    return (ManifestFile("weights", len(data), digest_of(data)),)
+    return (ManifestFile("weights", len(data), digest_bytes(data)),)
 
 
 async def test_the_plan_needs_no_content_and_says_what_will_go(world: World) -> None:

@@ -10,7 +10,7 @@ from google.protobuf import struct_pb2
 from grpc import aio
 
 from relay.v1 import agents_pb2, artifacts_pb2, runs_pb2
-from storage.manifest import Manifest, ManifestFile, digest_of
+from storage.manifest import Manifest, ManifestFile, digest_bytes
 from tests.coordinator.agent_client import SUCCEEDED, ScriptedAgent, connected
 from tests.coordinator.fleet import World, reason
 
@@ -22,10 +22,10 @@ KEEP = {"checkpoint": {"keep": {"metric": "eval_loss"}}}
 
 
 async def put(world: World, data: bytes) -> str:
-    header = artifacts_pb2.PutBlobHeader(digest=digest_of(data), size=len(data))
+    header = artifacts_pb2.PutBlobHeader(digest=digest_bytes(data), size=len(data))
     messages = [artifacts_pb2.PutBlobRequest(header=header), artifacts_pb2.PutBlobRequest(chunk=data)]
     await world.replica.artifacts.PutBlob(iter(messages))
-    return digest_of(data)
+    return digest_bytes(data)
 
 
 async def put_folder(world: World, files: Mapping[str, bytes]) -> str:
@@ -62,7 +62,7 @@ def contents(run: runs_pb2.Run) -> dict[str, str]:
 
 
 def placed(folder: str, files: Mapping[str, bytes]) -> dict[str, str]:
-    return {f"{folder}/{path}": digest_of(data) for path, data in files.items()}
+    return {f"{folder}/{path}": digest_bytes(data) for path, data in files.items()}
 
 
 async def test_its_files_become_inputs_without_the_trainers_state(world: World) -> None:

@@ -6,7 +6,7 @@ import pytest
 from grpc import aio
 
 from relay.v1 import runs_pb2 as pb
-from storage.manifest import Manifest, ManifestFile, digest_of
+from storage.manifest import Manifest, ManifestFile, digest_bytes
 from tests.coordinator.agent_client import DIGEST, FAULTED, connected
 from tests.coordinator.fleet import World, reason
 from tests.coordinator.test_checkpoints import KEEP_ONE, OTHER, checkpoints_of, put_folder, upload
@@ -70,7 +70,7 @@ async def test_a_copy_of_something_else_is_refused(world: World) -> None:
 
 
 async def test_what_the_artifact_store_lacks_is_no_copy_there(world: World) -> None:
-    whole = Manifest((ManifestFile("0.bin", 1, digest_of(b"w")),)).digest
+    whole = Manifest((ManifestFile("0.bin", 1, digest_bytes(b"w")),)).digest
     async with connected(world.replica.agents, "a") as [a]:
         await world.submit()
         lease = (await a.take()).lease

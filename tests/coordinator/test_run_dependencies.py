@@ -10,7 +10,7 @@ from grpc import aio
 
 from coordinator.commands import run_dependencies
 from relay.v1 import agents_pb2, runs_pb2
-from storage.base import StoreAway
+from storage.base import StoreUnavailable
 from tests.coordinator.agent_client import STOPPED, SUCCEEDED, ScriptedAgent, connected, failed
 from tests.coordinator.fleet import World, reason
 from tests.coordinator.test_initial_weights import WHOLE, contents, placed, put_folder, save
@@ -107,7 +107,7 @@ class Away:
     """A store that cannot be reached."""
 
     def read(self, digest: str, limit: int, /) -> bytes:
-        raise StoreAway("the bucket is away")
+        raise StoreUnavailable("the bucket is away")
 
 
 async def test_a_store_that_is_away_is_waited_for(world: World) -> None:

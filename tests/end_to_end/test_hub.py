@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from relay.v1 import runs_pb2 as pb
-from storage.hub.commit_markers import Mark
+from storage.hub.commit_markers import CommitMarker
 from tests import tiny
 from tests.end_to_end.fleet import Fleet
 from tests.hub.checker import disagreements
@@ -105,7 +105,7 @@ async def test_what_is_published_loads_and_gives_the_right_logits(
     run = await fleet.submit({**SPEC, "hub": {"repo": REPO, "push": "both"}}, "one")
     ended = await run.ended()
     assert ended.state == pb.Run.SUCCEEDED, ended.error
-    history = [Mark.found(commit.message) for commit in hub.model(REPO).history("main")]
+    history = [CommitMarker.parse(commit.message) for commit in hub.model(REPO).history("main")]
     kinds = [(mark.kind, mark.step) for mark in history if mark]
     assert kinds[0] == ("result", 12) and {kind for kind, _ in kinds[1:]} <= {"model"}  # as far as there was time
 

@@ -6,9 +6,9 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from storage.hub.commit_markers import Mark
-from storage.hub.uris import Uri
-from storage.manifest import NAME, Manifest, digest_of
+from storage.hub.commit_markers import CommitMarker
+from storage.hub.uris import HubUri
+from storage.manifest import MANIFEST_FILE, Manifest, digest_bytes
 from tests.hub.repository import Commit, File, Lfs, Repository
 
 
@@ -16,20 +16,20 @@ def disagreements(repository: Repository, registry: Sequence[tuple[str, str]]) -
     """What is wrong, in words; nothing when every registered checkpoint is there whole, once, and no other is."""
     return [
         *_doubled(repository),
-        *(wrong for uri, digest in registry for wrong in _registered(repository, Uri.parse(uri), digest)),
-        *_leaked(repository, {Uri.parse(uri).commit for uri, _ in registry}),
+        *(wrong for uri, digest in registry for wrong in _registered(repository, HubUri.parse(uri), digest)),
+        *_leaked(repository, {HubUri.parse(uri).commit for uri, _ in registry}),
         *_halves(repository),
     ]
 
 
 def _doubled(repository: Repository) -> Iterator[str]:
-    marks = Counter(Mark.found(commit.message) for commit in repository.commits.values())
+    marks = Counter(CommitMarker.parse(commit.message) for commit in repository.commits.values())
     for mark, count in marks.items():
         if mark is not None and mark.kind != "free" and count > 1:
             yield f"{count} commits of {mark}"
 
 
-def _registered(repository: Repository, uri: Uri, digest: str) -> Iterator[str]:
+def _registered(repository: Repository, uri: HubUri, digest: str) -> Iterator[str]:
     commit = repository.commits.get(uri.commit)
     if commit is None:
         yield f"{uri} is registered and not there"
@@ -44,11 +44,11 @@ def _wrong(repository: Repository, commit: Commit, folder: str, digest: str | No
     files = {
         path.removeprefix(f"{folder}/"): file for path, file in commit.files.items() if path.startswith(f"{folder}/")
     }
-    body = files.pop(NAME, b"")
+    body = files.pop(MANIFEST_FILE, b"")
     if not isinstance(body, bytes) or not body:
         yield "it has no manifest"
         return
-    if digest is not None and digest_of(body) != digest:
+    if digest is not None and digest_bytes(body) != digest:
         yield "its manifest is another one"
     manifest = Manifest.from_bytes(body)
     if set(files) != {file.path for file in manifest.files}:
@@ -78,7 +78,7 @@ def _leaked(repository: Repository, registered: set[str]) -> Iterator[str]:
 def _halves(repository: Repository) -> Iterator[str]:
     """Of what a branch shows."""
     for branch, head in repository.branches.items():
-        mark = Mark.found(repository.commits[head].message)
+        mark = CommitMarker.parse(repository.commits[head].message)
         if mark is not None and mark.kind == "state":
             files: Mapping[str, File] = repository.commits[head].files
             folders = {path.partition("/")[0] for path in files} - {".gitattributes"}

@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 
-from storage.base import Place
-from storage.hub.commit_rate_limit import Budget
-from storage.hub.store import HubStore
-from storage.hub.worker import Worker
-from storage.manifest import Manifest, ManifestFile, describe
+from storage.base import FolderKey
+from storage.hub.store import CommitRateLimit, HubStore
+from storage.hub.worker import HubWorker
+from storage.manifest import Manifest, ManifestFile, describe_folder
 from tests.hub.server import Hub
 
 TOKEN = "hf_canary"  #: to be found nowhere but at the Hub
@@ -22,8 +21,8 @@ REPO = "me/sums"
 LEASES = ("a" * 32, "b" * 32)
 
 
-def place(step: int, attempt: int = 1, run: str = "r") -> Place:
-    return Place(run=run, framework="hf", attempt=attempt, lease=LEASES[attempt - 1], step=step)
+def place(step: int, attempt: int = 1, run: str = "r") -> FolderKey:
+    return FolderKey(run=run, framework="hf", attempt=attempt, lease=LEASES[attempt - 1], step=step)
 
 
 def checkpoint(folder: Path, step: int, *, size: int = 3000, seed: int = 0) -> Manifest:
@@ -38,7 +37,7 @@ def checkpoint(folder: Path, step: int, *, size: int = 3000, seed: int = 0) -> M
     for name, body in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(body)
-    return describe(folder, step=step)
+    return describe_folder(folder, step=step)
 
 
 @dataclass
@@ -51,14 +50,14 @@ class Keeper:
     more: Mapping[str, str] = field(default_factory=dict)  #: of its environment
     python: str = os.environ.get("RELAY_TEST_HUB_PYTHON", sys.executable)  #: with another release of the client
 
-    def worker(self) -> Worker:
+    def worker(self) -> HubWorker:
         repository = Path(__file__).resolve().parents[2]
         path = {"PYTHONPATH": f"{repository}:{repository / 'proto'}", "PATH": os.environ["PATH"]}
         environment = path | self.hub.environ(self.folder / "cache") | {"HF_TOKEN": TOKEN} | dict(self.more)
-        return Worker(self.python, environment, self.timeout)
+        return HubWorker(self.python, environment, self.timeout)
 
     def store(self, repo: str = REPO) -> HubStore:
-        return HubStore(self.worker(), repo, budget=Budget(), now=monotonic)
+        return HubStore(self.worker(), repo, commit_limit=CommitRateLimit(), now=monotonic)
 
     async def keep(
         self, store: HubStore, step: int, attempt: int = 1, *, seed: int = 0, run: str = "r"

@@ -10,8 +10,8 @@ from pathlib import Path
 from random import Random
 
 from relay.errors import DigestMismatch
-from storage.base import Damaged, Place, Progress, Where, untold
-from storage.manifest import NAME, Manifest, verify
+from storage.base import DamagedCopy, FolderKey, LocateFile, Progress, ignore_progress
+from storage.manifest import MANIFEST_FILE, Manifest, find_damage
 
 
 @dataclass(slots=True)
@@ -40,21 +40,23 @@ class FolderStore:
         await self._transfer()
         return digest in self.folders
 
-    async def put(self, place: Place, manifest: Manifest, where: Where, progress: Progress = untold) -> str:
-        files = {file.path: where(file) for file in manifest.files}
+    async def put(
+        self, key: FolderKey, manifest: Manifest, locate: LocateFile, progress: Progress = ignore_progress
+    ) -> str:
+        files = {file.path: locate(file) for file in manifest.files}
         await self._transfer()
         self.folders[manifest.digest] = _read(manifest, files)
         return f"relay://{manifest.digest}"
 
-    async def fetch(self, uri: str, digest: str, folder: Path, progress: Progress = untold) -> Manifest:
+    async def fetch(self, uri: str, digest: str, folder: Path, progress: Progress = ignore_progress) -> Manifest:
         await self._transfer()
         files = self.folders.get(digest)
         if files is None:
-            raise Damaged("it is not in the store")
+            raise DamagedCopy("it is not in the store")
         _write(folder, files)
-        manifest = Manifest.from_bytes(files[NAME])
-        if (wrong := verify(folder, manifest)) is not None:
-            raise Damaged(wrong)
+        manifest = Manifest.from_bytes(files[MANIFEST_FILE])
+        if (wrong := find_damage(folder, manifest)) is not None:
+            raise DamagedCopy(wrong)
         return manifest
 
     async def remove(self, uri: str) -> None:
@@ -67,7 +69,7 @@ def _read(manifest: Manifest, files: dict[str, Path]) -> dict[str, bytes]:
     for file in manifest.files:
         if f"sha256:{hashlib.sha256(found[file.path]).hexdigest()}" != file.digest:
             raise DigestMismatch(f"{file.path} is not what its manifest says")
-    return found | {NAME: manifest.to_bytes()}
+    return found | {MANIFEST_FILE: manifest.to_bytes()}
 
 
 def _write(folder: Path, files: dict[str, bytes]) -> None:

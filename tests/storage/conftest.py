@@ -8,7 +8,7 @@ import pytest
 
 from storage.base import Store
 from storage.layout import Layout
-from storage.opening import open_store
+from storage.stores import open_store
 from tests.seaweed import BUCKET, environment, seaweed
 from tests.storage.kept import Kept
 

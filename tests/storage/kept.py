@@ -7,15 +7,15 @@ from pathlib import Path
 
 import obstore
 
-from storage.base import Place, Where
-from storage.manifest import NAME, Manifest, ManifestError, describe, digest_of
+from storage.base import FolderKey, LocateFile
+from storage.manifest import MANIFEST_FILE, Manifest, ManifestError, describe_folder, digest_bytes
 from tests.seaweed import client, objects
 
 LEASE = "1" * 32
 
 
-def place(step: int | None = 1, lease: str = LEASE, *, run: str = "r", attempt: int = 1) -> Place:
-    return Place(run=run, framework="hf", attempt=attempt, lease=lease, step=step)
+def place(step: int | None = 1, lease: str = LEASE, *, run: str = "r", attempt: int = 1) -> FolderKey:
+    return FolderKey(run=run, framework="hf", attempt=attempt, lease=lease, step=step)
 
 
 def folder(path: Path, *, step: int = 1, big: int = 300_000, files: int = 0) -> Manifest:
@@ -27,12 +27,12 @@ def folder(path: Path, *, step: int = 1, big: int = 300_000, files: int = 0) -> 
     (path / "empty").touch()
     for number in range(files):
         (path / f"shard-{number:02d}.bin").write_bytes(os.urandom(big))
-    manifest = describe(path, step=step)
-    (path / NAME).write_bytes(manifest.to_bytes())
+    manifest = describe_folder(path, step=step)
+    (path / MANIFEST_FILE).write_bytes(manifest.to_bytes())
     return manifest
 
 
-def lying(path: Path) -> Where:
+def lying(path: Path) -> LocateFile:
     return lambda file: path / file.path
 
 
@@ -58,11 +58,11 @@ class Kept:
         """What no whole folder has: neither a file of its manifest, nor the index."""
         names = self.names()
         placed = (name for name in names if not name.startswith(".relay/"))  # what is on its way has half a manifest
-        whole = {name.removesuffix(NAME) for name in placed if name.rpartition("/")[2] == NAME}
+        whole = {name.removesuffix(MANIFEST_FILE) for name in placed if name.rpartition("/")[2] == MANIFEST_FILE}
         owned = {"index.jsonl"}
         for folder in whole:
-            manifest = Manifest.from_bytes(self.read(f"{folder}{NAME}"))
-            owned |= {f"{folder}{NAME}", *(f"{folder}{file.path}" for file in manifest.files)}
+            manifest = Manifest.from_bytes(self.read(f"{folder}{MANIFEST_FILE}"))
+            owned |= {f"{folder}{MANIFEST_FILE}", *(f"{folder}{file.path}" for file in manifest.files)}
         return sorted(names.keys() - owned)
 
     def read(self, name: str) -> bytes:
@@ -102,7 +102,7 @@ class Kept:
         """Where the registry, a list of (uri, digest), and the store differ. Every byte is looked at."""
         for uri, digest in registry:
             try:
-                manifest = Manifest.from_bytes(self.read(f"{self.below(uri)}/{NAME}"))
+                manifest = Manifest.from_bytes(self.read(f"{self.below(uri)}/{MANIFEST_FILE}"))
             except (FileNotFoundError, ManifestError) as error:
                 yield f"{uri}: {error}"
                 continue
@@ -110,7 +110,7 @@ class Kept:
                 yield f"{uri}: another manifest"
             for file in manifest.files:
                 try:
-                    if digest_of(self.read(f"{self.below(uri)}/{file.path}")) != file.digest:
+                    if digest_bytes(self.read(f"{self.below(uri)}/{file.path}")) != file.digest:
                         yield f"{uri}: {file.path} is damaged"
                 except FileNotFoundError:
                     yield f"{uri}: {file.path} is gone"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from storage.address import AddressError, parse
+from storage.address import AddressError, parse_address
 
 
 @pytest.mark.parametrize(
@@ -18,9 +18,9 @@ from storage.address import AddressError, parse
     ],
 )
 def test_what_is_named(uri: str, bucket: str, path: str) -> None:
-    found = parse(uri)
+    found = parse_address(uri)
     assert (found.bucket, found.path) == (bucket, path)
-    assert parse(str(found)) == found
+    assert parse_address(str(found)) == found
     assert str(found / "x") == f"{found!s}/x"
 
 
@@ -45,5 +45,5 @@ def test_what_is_named(uri: str, bucket: str, path: str) -> None:
 )
 def test_r6_what_is_refused(uri: str, says: str) -> None:
     with pytest.raises(AddressError, match=says) as refused:
-        parse(uri)
+        parse_address(uri)
     assert "secret" not in str(refused.value) and "abc" not in str(refused.value)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from storage.base import Damaged, Mends, Store, StoreRefused
-from storage.manifest import NAME, Manifest, ManifestError, describe
-from storage.opening import open_store
+from storage.base import DamagedCopy, RepairableStore, Store, StoreRefused
+from storage.manifest import MANIFEST_FILE, Manifest, ManifestError, describe_folder
+from storage.stores import open_store
 from tests.storage.kept import Kept, folder, lying, place
 
 LARGE = 45 * 1024 * 1024  #: goes in several parts, and comes in more pieces than are asked for at once
@@ -25,8 +25,8 @@ async def test_a_folder_there_and_back(store: Store, kept: Kept, tmp_path: Path,
     done.clear()
     assert await store.fetch(uri, manifest.digest, tmp_path / "to", done.append) == manifest
     assert sum(done) == manifest.size
-    assert describe(tmp_path / "to", step=1) == manifest
-    assert Manifest.from_bytes((tmp_path / "to" / NAME).read_bytes()) == manifest
+    assert describe_folder(tmp_path / "to", step=1) == manifest
+    assert Manifest.from_bytes((tmp_path / "to" / MANIFEST_FILE).read_bytes()) == manifest
     assert kept.leftovers() == []
 
 
@@ -71,7 +71,7 @@ async def test_a_fetch_goes_on_with_what_an_earlier_one_left(store: Store, kept:
     left = part.stat().st_size
     assert 0 < left < LARGE
     await store.fetch(uri, manifest.digest, tmp_path / "to", done.append)
-    assert left in done and describe(tmp_path / "to", step=1) == manifest
+    assert left in done and describe_folder(tmp_path / "to", step=1) == manifest
 
 
 async def test_what_an_earlier_fetch_left_wrong_is_fetched_again(store: Store, tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ async def test_what_an_earlier_fetch_left_wrong_is_fetched_again(store: Store, t
     (part,) = (path for path in (tmp_path / "to").glob(".relay-part-*") if path.stat().st_size)
     part.write_bytes(bytes(part.stat().st_size))
     await store.fetch(uri, manifest.digest, tmp_path / "to")
-    assert describe(tmp_path / "to", step=1) == manifest
+    assert describe_folder(tmp_path / "to", step=1) == manifest
 
 
 async def _until_cancelled(store: Store, uri: str, manifest: Manifest, to: Path) -> None:
@@ -110,17 +110,17 @@ async def test_f16_damage_is_found_and_mended(store: Store, kept: Kept, tmp_path
         case "gone":
             kept.write(f"{at}/weights.bin", b"")
         case "manifest":
-            kept.write(f"{at}/{NAME}", b"{}")
+            kept.write(f"{at}/{MANIFEST_FILE}", b"{}")
         case "manifest gone":
             await store.remove(uri)
         case "foreign":
-            kept.write(f"{at}/{NAME}", folder(tmp_path / "other").to_bytes())
+            kept.write(f"{at}/{MANIFEST_FILE}", folder(tmp_path / "other").to_bytes())
     assert await store.has(uri, manifest.digest) == (damage == "bit"), "sizes tell all but a bit"
-    with pytest.raises(Damaged):
+    with pytest.raises(DamagedCopy):
         await store.fetch(uri, manifest.digest, tmp_path / "to")
-    assert not (tmp_path / "to" / NAME).exists() and not (tmp_path / "to/weights.bin").exists()
-    assert isinstance(store, Mends)
-    await store.mend(uri, manifest, lying(tmp_path / "from"))
+    assert not (tmp_path / "to" / MANIFEST_FILE).exists() and not (tmp_path / "to/weights.bin").exists()
+    assert isinstance(store, RepairableStore)
+    await store.repair(uri, manifest, lying(tmp_path / "from"))
     assert list(kept.disagreements([(uri, manifest.digest)])) == [] and kept.leftovers() == []
     await store.fetch(uri, manifest.digest, tmp_path / "to")
 
@@ -132,7 +132,7 @@ async def test_a_file_that_is_not_what_was_sealed_is_never_published(store: Stor
             file.write(b"changed")
         with pytest.raises(ManifestError, match=r"weights\.bin is not what its manifest says"):
             await store.put(place(), manifest, lying(tmp_path / "from"))
-        assert not [name for name in kept.names() if name.endswith(("weights.bin", NAME))]
+        assert not [name for name in kept.names() if name.endswith(("weights.bin", MANIFEST_FILE))]
 
 
 async def test_a_file_that_cannot_be_read_is_this_hosts_fault(store: Store, tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ async def test_only_what_changed_is_sent_again(base: str, store: Store, kept: Ke
     first = folder(tmp_path / "1", files=19)
     await store.put(place(1), first, lying(tmp_path / "1"))
     (tmp_path / "1/shard-07.bin").write_bytes(b"changed")
-    second = describe(tmp_path / "1", step=2)
+    second = describe_folder(tmp_path / "1", step=2)
     unread = {file.path for file in second.files} - {"shard-07.bin", "deep/run me ~#1.sh", "empty"}
     uri = await store.put(
         place(2), second, lambda file: tmp_path / ("nowhere" if file.path in unread else "1") / file.path
@@ -178,7 +178,7 @@ async def test_damage_does_not_spread_to_later_folders(store: Store, kept: Kept,
     first = folder(tmp_path / "1")
     uri = await store.put(place(1), first, lying(tmp_path / "1"))
     kept.spoil(f"{kept.below(uri)}/weights.bin")
-    again = describe(tmp_path / "1", step=2)
+    again = describe_folder(tmp_path / "1", step=2)
     later = await store.put(place(2), again, lying(tmp_path / "1"))
     assert list(kept.disagreements([(later, again.digest)])) == []
 
@@ -193,5 +193,5 @@ async def test_a_zombie_and_the_rightful_holder_publish_one_step_at_once(base: s
     registry = [(uri, manifests[lease].digest) for uri, lease in zip(uris, leases, strict=True)]
     assert len(set(uris)) == 2 and list(kept.disagreements(registry)) == [] and kept.leftovers() == []
     for uri, digest in (registry[0][0], registry[1][1]), (registry[1][0], registry[0][1]):
-        with pytest.raises(Damaged, match="another one than was registered"):
+        with pytest.raises(DamagedCopy, match="another one than was registered"):
             await open_store(base).fetch(uri, digest, tmp_path / "to")

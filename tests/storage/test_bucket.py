@@ -9,9 +9,9 @@ from uuid import uuid4
 
 import pytest
 
-from storage.base import Damaged, StoreAway, StoreRefused
+from storage.base import DamagedCopy, StoreRefused, StoreUnavailable
 from storage.bucket import BucketStore
-from storage.manifest import NAME, Manifest, describe
+from storage.manifest import MANIFEST_FILE, Manifest, describe_folder
 from tests.seaweed import BUCKET, environment
 from tests.storage.kept import Kept, folder, lying, place
 from tests.storage.weather import Fault, Weather, weather
@@ -39,7 +39,7 @@ async def outlast(work: Callable[[], Awaitable[T]]) -> T:
     for _ in range(TRIES):
         try:
             return await work()
-        except StoreAway:
+        except StoreUnavailable:
             continue
     raise AssertionError("it never came back")
 
@@ -73,7 +73,7 @@ async def test_f22_any_request_of_a_fetch_may_fail(fault: Fault, sky: Weather, t
         sky.at(number, fault)
         to = tmp_path / f"to-{number}"
         await outlast(lambda to=to: impatient(base).fetch(uri, manifest.digest, to))  # type: ignore[misc]
-        assert describe(to, step=1) == manifest
+        assert describe_folder(to, step=1) == manifest
         number += 1
     assert number > 3, sky.lines
 
@@ -113,7 +113,7 @@ async def test_f11_a_store_that_is_away_says_so(monkeypatch: pytest.MonkeyPatch,
         store.has(uri, manifest.digest),
         store.remove(uri),
     ):
-        with pytest.raises(StoreAway, match="s3://relay/x"):
+        with pytest.raises(StoreUnavailable, match="s3://relay/x"):
             await work
 
 
@@ -137,7 +137,7 @@ async def test_a_cancelled_upload_is_aborted(sky: Weather, s3: str, tmp_path: Pa
     with pytest.raises(asyncio.CancelledError):
         await putting
     assert not await store.has(store.uri_of(place()), manifest.digest)
-    assert not [name for name in Kept(base, s3).names() if name.endswith(("weights.bin", NAME))]
+    assert not [name for name in Kept(base, s3).names() if name.endswith(("weights.bin", MANIFEST_FILE))]
     assert [line for line in sky.lines if line.startswith("DELETE") and "weights.bin?uploadId=" in line]
 
 
@@ -167,7 +167,7 @@ async def test_the_second_folder_sends_only_what_changed(sky: Weather, tmp_path:
     base = f"s3://{BUCKET}/{uuid4().hex}"
     await BucketStore("s3", base).put(place(1), first, lying(tmp_path / "1"))
     (tmp_path / "1/shard-03.bin").write_bytes(b"changed" * 10_000)
-    second = describe(tmp_path / "1", step=2)
+    second = describe_folder(tmp_path / "1", step=2)
     sky.uploaded = 0
     await BucketStore("s3", base).put(place(2), second, lying(tmp_path / "1"))
     assert 70_000 < sky.uploaded < 90_000
@@ -179,7 +179,7 @@ async def test_no_secret_is_in_any_message(monkeypatch: pytest.MonkeyPatch, tmp_
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary-of-a-secret")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "canary-of-an-id")
-    with pytest.raises(StoreAway) as away:
+    with pytest.raises(StoreUnavailable) as away:
         await impatient("s3://relay/x").has("s3://relay/x/y", "sha256:" + "0" * 64)
     assert "canary" not in str(away.value) and "canary" not in repr(impatient("s3://relay/x"))
 
@@ -189,5 +189,5 @@ async def test_an_object_longer_than_any_manifest_is_not_read(bucket: str, s3: s
     store = BucketStore("s3", bucket)
     uri = await store.put(place(), manifest, lying(tmp_path / "from"))
     Kept(bucket, s3).write(f"{Kept(bucket, s3).below(uri)}/manifest.json", bytes(65 * 1024 * 1024))
-    with pytest.raises(Damaged, match="more than any manifest"):
+    with pytest.raises(DamagedCopy, match="more than any manifest"):
         await store.fetch(uri, manifest.digest, tmp_path / "to")

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from storage.base import Store, StoreAway, StoreRefused
+from storage.base import Store, StoreRefused, StoreUnavailable
 from storage.folder import FolderStore
-from storage.manifest import NAME, describe
-from storage.scratch import aside
+from storage.manifest import MANIFEST_FILE, describe_folder
+from storage.scratch import scratch_folder
 from tests.storage.kept import Kept, folder, lying, place
 
 
@@ -75,20 +75,20 @@ async def test_unchanged_files_are_linked(share: Path, tmp_path: Path) -> None:
     manifest = folder(tmp_path / "from")
     store = FolderStore(share.as_uri())
     first = await store.put(place(1), manifest, lying(tmp_path / "from"))
-    second = await store.put(place(2), describe(tmp_path / "from", step=2), lying(tmp_path / "from"))
+    second = await store.put(place(2), describe_folder(tmp_path / "from", step=2), lying(tmp_path / "from"))
     paths = [Path(uri.removeprefix("file://"), "weights.bin") for uri in (first, second)]
     assert paths[0].samefile(paths[1])
     await store.remove(first)
-    assert await store.has(second, describe(tmp_path / "from", step=2).digest)
+    assert await store.has(second, describe_folder(tmp_path / "from", step=2).digest)
 
 
 async def test_a_share_that_is_not_mounted_is_away(tmp_path: Path) -> None:
     """Otherwise checkpoints would land on the host's own disk, and resumes would take them for gone."""
     manifest = folder(tmp_path / "from")
     store = FolderStore((tmp_path / "nowhere").as_uri())
-    with pytest.raises(StoreAway, match="mount it, or make the folder"):
+    with pytest.raises(StoreUnavailable, match="mount it, or make the folder"):
         await store.put(place(), manifest, lying(tmp_path / "from"))
-    with pytest.raises(StoreAway, match="is it mounted"):
+    with pytest.raises(StoreUnavailable, match="is it mounted"):
         await store.fetch(store.uri_of(place()), manifest.digest, tmp_path / "to")
     assert not (tmp_path / "nowhere").exists()
 
@@ -104,7 +104,7 @@ async def test_a_place_that_cannot_be_written_is_refused(share: Path, tmp_path: 
 async def test_f15_a_share_that_is_full_is_away_until_there_is_room(share: Path, tmp_path: Path) -> None:
     manifest = folder(tmp_path / "from", big=600_000)
     store = FolderStore(share.as_uri())
-    with full_disk(500_000), pytest.raises(StoreAway, match="File too large"):
+    with full_disk(500_000), pytest.raises(StoreUnavailable, match="File too large"):
         await store.put(place(), manifest, lying(tmp_path / "from"))
     assert Kept(share.as_uri()).names() == {}
     uri = await store.put(place(), manifest, lying(tmp_path / "from"))
@@ -116,9 +116,9 @@ async def test_f15_a_host_that_is_full_says_so_and_goes_on_when_there_is_room(st
     uri = await store.put(place(), manifest, lying(tmp_path / "from"))
     with full_disk(500_000), pytest.raises(OSError, match="File too large"):
         await store.fetch(uri, manifest.digest, tmp_path / "to")
-    assert not (tmp_path / "to" / NAME).exists() and not (tmp_path / "to/weights.bin").exists()
+    assert not (tmp_path / "to" / MANIFEST_FILE).exists() and not (tmp_path / "to/weights.bin").exists()
     await store.fetch(uri, manifest.digest, tmp_path / "to")
-    assert describe(tmp_path / "to", step=1) == manifest
+    assert describe_folder(tmp_path / "to", step=1) == manifest
 
 
 async def test_leftovers_of_dead_writers_go_and_those_of_others_stay(share: Path, tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ async def test_leftovers_of_dead_writers_go_and_those_of_others_stay(share: Path
     for room in ("a-dead", "b-dead", "ab-dead"):
         (share / ".relay" / room / "folder").mkdir(parents=True)
         (share / ".relay" / room / "folder/half").write_bytes(b"half")
-    with aside(share, "a") as alive:
+    with scratch_folder(share, "a") as alive:
         (alive / "in the making").touch()
         await FolderStore(share.as_uri(), writer="a").put(place(), manifest, lying(tmp_path / "from"))
         left = {name for name in os.listdir(share / ".relay") if not alive.is_relative_to(share / ".relay" / name)}
@@ -139,7 +139,7 @@ async def test_a_base_that_is_empty_has_nothing_and_one_that_is_not_there_is_awa
     store = FolderStore(share.as_uri())
     assert not await store.has(store.uri_of(place()), manifest.digest)
     gone = FolderStore((share / "gone").as_uri())
-    with pytest.raises(StoreAway, match="mount it, or make the folder"):
+    with pytest.raises(StoreUnavailable, match="mount it, or make the folder"):
         await gone.has(gone.uri_of(place()), manifest.digest)
 
 
@@ -147,7 +147,7 @@ async def test_a_half_removed_folder_makes_room(share: Path, tmp_path: Path) -> 
     manifest = folder(tmp_path / "from")
     store = FolderStore(share.as_uri())
     uri = await store.put(place(), manifest, lying(tmp_path / "from"))
-    (Path(uri.removeprefix("file://")) / NAME).unlink()
+    (Path(uri.removeprefix("file://")) / MANIFEST_FILE).unlink()
     assert not await store.has(uri, manifest.digest)
     assert await store.put(place(), manifest, lying(tmp_path / "from")) == uri
     assert await store.has(uri, manifest.digest) and Kept(share.as_uri()).leftovers() == []
@@ -160,4 +160,4 @@ async def test_names_with_blanks_are_quoted_in_the_uri(tmp_path: Path) -> None:
     uri = await store.put(place(), manifest, lying(tmp_path / "from"))
     assert " " not in uri
     await FolderStore().fetch(uri, manifest.digest, tmp_path / "to")
-    assert describe(tmp_path / "to", step=1) == manifest
+    assert describe_folder(tmp_path / "to", step=1) == manifest

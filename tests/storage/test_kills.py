@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from storage.base import Damaged, Store
-from storage.manifest import NAME, Manifest, verify
-from storage.opening import open_store
+from storage.base import DamagedCopy, Store
+from storage.manifest import MANIFEST_FILE, Manifest, find_damage
+from storage.stores import open_store
 from tests.storage.kept import Kept, folder, place
 from tests.tiers import Tier
 
@@ -100,19 +100,19 @@ async def never_half(store: Store, kept: Kept, step: int, manifest: Manifest, to
     """The folder that was in the making is whole, or nobody takes it for one."""
     uri = f"{kept.base}/r/checkpoints/0001-{'1' * 32}/step_{step:08d}"
     if await store.has(uri, manifest.digest):
-        assert verify(to, await store.fetch(uri, manifest.digest, to)) is None
+        assert find_damage(to, await store.fetch(uri, manifest.digest, to)) is None
         assert list(kept.disagreements([(uri, manifest.digest)])) == []
     else:
-        with pytest.raises(Damaged):
+        with pytest.raises(DamagedCopy):
             await store.fetch(uri, manifest.digest, to)
-        assert not (to / NAME).exists()
+        assert not (to / MANIFEST_FILE).exists()
 
 
 async def forget(store: Store, kept: Kept, path: Path) -> None:
     """Remove all folders. What was in the making the writer's next upload removes from a folder that hosts share; in a
     bucket it stays until somebody removes it, and its parts until a lifecycle rule does."""
-    for name in [name for name in kept.names() if name.endswith(f"/{NAME}")]:
-        await store.remove(f"{kept.base}/{name.removesuffix(f'/{NAME}')}")
+    for name in [name for name in kept.names() if name.endswith(f"/{MANIFEST_FILE}")]:
+        await store.remove(f"{kept.base}/{name.removesuffix(f'/{MANIFEST_FILE}')}")
     if kept.address:
         kept.erase(kept.leftovers())
     await found(store, path)
@@ -131,12 +131,12 @@ async def test_killed_while_it_fetches(base: str, store: Store, tmp_path: Path, 
         victim = await Victim.start("fetch", base, tmp_path / "to", told)
         await victim.live(random.uniform(0.0, LONGEST))
         for number in (each["done"] for each in victim.said if "done" in each):
-            assert verify(tmp_path / "to" / str(number), manifest) is None
+            assert find_damage(tmp_path / "to" / str(number), manifest) is None
         first = victim.last("begun", first)  # the next one goes on with what this one has left
         for path in (tmp_path / "to" / str(first)).rglob("*.bin"):
             assert path.stat().st_size in {file.size for file in manifest.files}, "a name is given to what is whole"
     whole = await store.fetch(uri, manifest.digest, tmp_path / "to" / str(first))
-    assert verify(tmp_path / "to" / str(first), whole) is None
+    assert find_damage(tmp_path / "to" / str(first), whole) is None
     assert not list((tmp_path / "to" / str(first)).glob(".relay-part-*")), "nothing is left of earlier tries"
 
 
@@ -147,7 +147,7 @@ async def test_the_checker_finds_a_planted_disagreement(store: Store, kept: Kept
     assert list(kept.disagreements(registry)) == []
     kept.spoil(f"{kept.below(uri)}/weights.bin")
     assert list(kept.disagreements(registry)) == [f"{uri}: weights.bin is damaged"]
-    kept.write(f"{kept.below(uri)}/{NAME}", folder(tmp_path / "other").to_bytes())
+    kept.write(f"{kept.below(uri)}/{MANIFEST_FILE}", folder(tmp_path / "other").to_bytes())
     assert f"{uri}: another manifest" in list(kept.disagreements(registry))
     await store.remove(uri)
     assert len(list(kept.disagreements(registry))) == 1

@@ -11,14 +11,14 @@ import sys
 from pathlib import Path
 
 from storage.base import Store
-from storage.manifest import NAME, Manifest
-from storage.opening import open_store
+from storage.manifest import MANIFEST_FILE, Manifest
+from storage.stores import open_store
 from tests.storage.kept import lying, place
 
 
 async def put(store: Store, folder: Path) -> None:
     """One place after another, each with the folder's bytes; places that are there already cost nothing."""
-    manifest = Manifest.from_bytes((folder / NAME).read_bytes())
+    manifest = Manifest.from_bytes((folder / MANIFEST_FILE).read_bytes())
     for step in range(1, 1000):
         say(begun=step)
         uri = await store.put(place(step), manifest, lying(folder))

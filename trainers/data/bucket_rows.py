@@ -14,10 +14,9 @@ from typing import Any
 import obstore
 
 from runfile import ROWS
-from storage.address import BUCKETS, Address, AddressError, parse
-from storage.base import StoreAway, StoreRefused
-from storage.clients import Client, Clients
-from storage.obstore_errors import Gone, told
+from storage.address import BUCKET_SCHEMES, Address, AddressError, parse_address
+from storage.base import StoreRefused, StoreUnavailable
+from storage.obstore_client import BucketClient, BucketClients, ObjectMissing, translate_errors
 from trainers.data import cache
 from trainers.errors import ConfigError, HostError
 
@@ -28,7 +27,7 @@ ObjectListing = Mapping[str, Any]  #: what a listing says of one
 
 
 def is_bucket_path(path: str) -> bool:
-    return path.partition("://")[0] in BUCKETS and "://" in path
+    return path.partition("://")[0] in BUCKET_SCHEMES and "://" in path
 
 
 def fetch_objects(path: str) -> list[tuple[Path, str]]:
@@ -39,21 +38,21 @@ def fetch_objects(path: str) -> list[tuple[Path, str]]:
     magic = _GLOB.search(path)
     fixed = path[: path.rindex("/", 0, magic.start())] if magic else path
     try:
-        address = parse(fixed)
-        client = Clients(address.scheme, _REQUEST, _RETRY).of(address.bucket)
-        with told(path):
+        address = parse_address(fixed)
+        client = BucketClients(address.scheme, _REQUEST, _RETRY).get(address.bucket)
+        with translate_errors(path):
             found = sorted(_list_objects(client, address, path if magic else ""), key=lambda each: str(each["path"]))
             whole = Address(address.scheme, address.bucket, "")
             return [(_fetch_cached(client, whole / each["path"], each), str(whole / each["path"])) for each in found]
     except AddressError as error:
         raise ConfigError(f"data: {path}: {error}") from error
-    except (Gone, FileNotFoundError) as error:
+    except (ObjectMissing, FileNotFoundError) as error:
         raise ConfigError(f"data: there is no object {path}") from error
-    except (StoreRefused, StoreAway) as error:
+    except (StoreRefused, StoreUnavailable) as error:
         raise HostError(f"data: {error}") from error
 
 
-def _list_objects(client: Client, address: Address, pattern: str) -> Iterator[ObjectListing]:
+def _list_objects(client: BucketClient, address: Address, pattern: str) -> Iterator[ObjectListing]:
     """The objects below an address that match, or the one that it is, or those that are rows by their names."""
     matches = re.compile(_glob_to_regex(pattern.partition("://")[2].partition("/")[2])) if pattern else None
     below = [each for page in obstore.list(client, address.path or None) for each in page]
@@ -80,7 +79,7 @@ def _glob_to_regex(pattern: str) -> str:
     return "".join(known.get(part) or (part if part.startswith("[") else re.escape(part)) for part in parts)
 
 
-def _fetch_cached(client: Client, at: Address, said: ObjectListing) -> Path:
+def _fetch_cached(client: BucketClient, at: Address, said: ObjectListing) -> Path:
     """The object's file here; fetched unless it is there."""
     folder = cache.entry_folder("object", str(at), said.get("e_tag"), said["size"], str(said["last_modified"]))
     file = folder / Path(at.path).name
@@ -91,7 +90,7 @@ def _fetch_cached(client: Client, at: Address, said: ObjectListing) -> Path:
     return file
 
 
-def _download(client: Client, at: Address, size: int, to: Path) -> None:
+def _download(client: BucketClient, at: Address, size: int, to: Path) -> None:
     arrived = 0
     with cache.disk_errors(to):
         file = to.open("wb", buffering=0)

@@ -20,7 +20,7 @@ from agent.wire import Assignment
 from relay.errors import SessionReplaced
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import agents_pb2_grpc, runs_pb2
-from storage.base import Store, StoreAway
+from storage.base import Store, StoreUnavailable
 from tests.agent.fake_coordinator import FakeCoordinator, Lease
 from tests.agent.hosts import MakeHost, stub
 
@@ -44,7 +44,7 @@ class Shelf:
 
     async def remove(self, uri: str) -> None:
         if self.away:
-            raise StoreAway("it is out of reach")
+            raise StoreUnavailable("it is out of reach")
         self.removed.append(uri)
 
 

@@ -11,9 +11,9 @@ from agent.checkpoints.resume import WAIT, Resume, Unreachable, choose, mend
 from agent.events.journal import Journal
 from agent.stores.retry import Patience
 from relay.v1 import runs_pb2
-from storage.base import Place, Store
+from storage.base import FolderKey, Store
 from storage.folder import FolderStore
-from storage.manifest import NAME, describe, verify
+from storage.manifest import MANIFEST_FILE, describe_folder, find_damage
 
 
 class Copies:
@@ -26,14 +26,14 @@ class Copies:
         self.clock = 0.0
         (folder / "sealed").mkdir(parents=True)
         (folder / "sealed/weights.bin").write_bytes(os.urandom(100_000))
-        self.manifest = describe(folder / "sealed", step=4)
-        (folder / "sealed" / NAME).write_bytes(self.manifest.to_bytes())
+        self.manifest = describe_folder(folder / "sealed", step=4)
+        (folder / "sealed" / MANIFEST_FILE).write_bytes(self.manifest.to_bytes())
 
     async def add(self, scheme: str) -> Path:
         """A copy; the path of its weights."""
         share = self.folder / scheme
         share.mkdir()
-        place = Place(run="r", framework="hf", attempt=1, lease="1" * 32, step=4)
+        place = FolderKey(run="r", framework="hf", attempt=1, lease="1" * 32, step=4)
         self.stores[scheme] = store = FolderStore(share.as_uri())
         self.uris[scheme] = await store.put(place, self.manifest, lambda file: self.folder / "sealed" / file.path)
         return Path(self.uris[scheme].removeprefix("file://")) / "weights.bin"
@@ -84,13 +84,13 @@ async def test_f16_a_damaged_copy_is_passed_over_for_another_and_made_anew(copie
     spoil(wrong)
     chosen = await copies.choose()
     assert chosen.step == 4 and not chosen.skipped and chosen.folder is not None
-    assert verify(chosen.folder, copies.manifest) is None
+    assert find_damage(chosen.folder, copies.manifest) is None
     await mend(chosen, copies.stores, copies.journal)
     assert copies.said() == [
         "the checkpoint of step 4 has a damaged copy: the copy in one://: weights.bin does not match its digest",
         "the copy of step 4 in one:// is right again",
     ]
-    assert verify(wrong.parent, copies.manifest) is None
+    assert find_damage(wrong.parent, copies.manifest) is None
 
 
 async def test_f16_this_hosts_own_copy_is_wrong_and_the_stores_is_sound(copies: Copies) -> None:
@@ -109,7 +109,7 @@ async def test_what_is_gone_from_a_store_is_brought_there_again(copies: Copies) 
     chosen = await copies.choose(here=copies.folder / "sealed")
     assert chosen.folder == copies.folder / "sealed"
     await mend(chosen, copies.stores, copies.journal)
-    assert verify(gone.parent, copies.manifest) is None
+    assert find_damage(gone.parent, copies.manifest) is None
 
 
 async def test_no_copy_that_is_sound_is_a_checkpoint_passed_over(copies: Copies) -> None:

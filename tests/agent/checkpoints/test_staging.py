@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from agent.checkpoints.staging import Rule, Scanner, inside, seal, step_of
-from storage.manifest import NAME, Manifest, ManifestError, verify
+from storage.manifest import MANIFEST_FILE, Manifest, ManifestError, find_damage
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -120,8 +120,8 @@ def test_a_sealed_checkpoint_has_its_manifest(staging: Path, target: Path) -> No
     manifest = seal(stage(staging), target, step=100, metrics={"eval_loss": 0.5})
     assert (manifest.step, manifest.metrics) == (100, {"eval_loss": 0.5})
     assert [file.path for file in manifest.files] == ["model.safetensors", "optimizer/state.bin"]
-    assert Manifest.from_bytes((target / NAME).read_bytes()) == manifest
-    assert verify(target, manifest) is None
+    assert Manifest.from_bytes((target / MANIFEST_FILE).read_bytes()) == manifest
+    assert find_damage(target, manifest) is None
     assert list(staging.iterdir()) == []
 
 
@@ -136,7 +136,7 @@ def test_s4_a_checkpoint_never_changes(staging: Path, target: Path) -> None:
     (stage(staging) / "model.safetensors").write_bytes(b"other")
     with pytest.raises(ManifestError, match="other contents"):
         seal(staging / "step_100", target, step=100)
-    assert verify(target, first) is None
+    assert find_damage(target, first) is None
 
 
 def test_a_single_file_becomes_a_checkpoint(staging: Path, target: Path) -> None:
@@ -228,13 +228,15 @@ def test_killed_before_any_operation_it_is_whole_or_absent_and_can_be_finished(k
         environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}", "PATH": os.environ["PATH"]}
         reached = subprocess.run(argv, env=environment, check=False).returncode == 0
         if target.exists():
-            assert verify(target, Manifest.from_bytes((target / NAME).read_bytes())) is None
+            assert find_damage(target, Manifest.from_bytes((target / MANIFEST_FILE).read_bytes())) is None
         Scanner(staged.parent, staged.parent, Rule(), Clock())  # what a new agent does first
         manifest = seal(staged, target, step=100)
         assert [file.path for file in manifest.files] == sorted(
-            path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file() and path.name != NAME
+            path.relative_to(target).as_posix()
+            for path in target.rglob("*")
+            if path.is_file() and path.name != MANIFEST_FILE
         )
-        assert verify(target, manifest) is None
+        assert find_damage(target, manifest) is None
         assert list(target.parent.iterdir()) == [target]
     assert at > 5
 
@@ -261,4 +263,4 @@ def test_f15_a_full_disk_leaves_nothing_half_visible(staging: Path, target: Path
     assert subprocess.run(argv, env=environment, check=True, capture_output=True, text=True).stdout == "OSError\n"
     assert not target.exists()
     assert sorted(path.name for path in staged.iterdir()) == before
-    assert verify(target, seal(staged, target, step=100)) is None
+    assert find_damage(target, seal(staged, target, step=100)) is None

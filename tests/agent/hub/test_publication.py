@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from storage.hub.commit_markers import Mark
+from storage.hub.commit_markers import CommitMarker
 from tests.agent.fake_coordinator import FakeCoordinator, Lease
 from tests.agent.hosts import Gate, Host, MakeHost, stub
 from tests.hub.server import Hub, serving
@@ -36,7 +36,7 @@ async def started(hub: Hub, hosts: MakeHost, fake: FakeCoordinator, **environmen
 
 def published(hub: Hub, branch: str = "main", repo: str = REPO) -> list[tuple[str, int]]:
     """Kinds and steps of Relay's commits, oldest first."""
-    marks = [Mark.found(commit.message) for commit in hub.model(repo).history(branch)]
+    marks = [CommitMarker.parse(commit.message) for commit in hub.model(repo).history(branch)]
     return [(mark.kind, mark.step) for mark in reversed(marks) if mark is not None]
 
 
@@ -219,7 +219,7 @@ async def test_state_goes_there_as_one_more_copy(fake: FakeCoordinator, hosts: M
     copies = stores(lease, 2)
     assert set(copies) == {"host", "relay", "hf"}
     commit = copies["hf"].partition("@")[2][:40]
-    assert Mark.found(hub.model(REPO).commits[commit].message) == Mark("state", "r", 1, FIRST, 2)
+    assert CommitMarker.parse(hub.model(REPO).commits[commit].message) == CommitMarker("state", "r", 1, FIRST, 2)
     texts = lease.messages()
     assert "hub.state: each save is" in texts and "a day" in texts
 

@@ -5,14 +5,14 @@ from pathlib import Path
 
 from agent.stores.input_cache import Cache
 from relay.v1 import runs_pb2
-from storage.manifest import digest_of
+from storage.manifest import digest_bytes
 
 
 class Store:
     """Has what the test puts in, and waits with what it holds back."""
 
     def __init__(self, *contents: bytes) -> None:
-        self.contents = {digest_of(data): data for data in contents}
+        self.contents = {digest_bytes(data): data for data in contents}
         self.held_back: dict[str, tuple[asyncio.Event, asyncio.Event]] = {}  #: asked for, may come
         self.fetched: list[str] = []
 
@@ -31,7 +31,7 @@ def write(path: Path, data: bytes) -> None:
 
 
 def files(*contents: bytes) -> list[runs_pb2.Input]:
-    return [runs_pb2.Input(path=f"{index}.txt", digest=digest_of(data)) for index, data in enumerate(contents)]
+    return [runs_pb2.Input(path=f"{index}.txt", digest=digest_bytes(data)) for index, data in enumerate(contents)]
 
 
 async def test_the_least_recently_used_goes_and_what_is_rotten_is_fetched_again(tmp_path: Path) -> None:
@@ -49,11 +49,11 @@ async def test_the_least_recently_used_goes_and_what_is_rotten_is_fetched_again(
 
 async def test_one_run_removes_nothing_that_another_is_being_given(tmp_path: Path) -> None:
     store, cache = Store(b"one", b"slow", b"other"), Cache(tmp_path / "cache", limit=0)
-    asked, may_come = store.held_back[digest_of(b"slow")] = asyncio.Event(), asyncio.Event()
+    asked, may_come = store.held_back[digest_bytes(b"slow")] = asyncio.Event(), asyncio.Event()
     first = asyncio.create_task(cache.place(store, files(b"one", b"slow", b"one"), tmp_path / "a"))  # type: ignore[arg-type]
     await asked.wait()
     await cache.place(store, files(b"other"), tmp_path / "b")  # type: ignore[arg-type]
-    assert (tmp_path / "cache" / digest_of(b"one").removeprefix("sha256:")).exists()
+    assert (tmp_path / "cache" / digest_bytes(b"one").removeprefix("sha256:")).exists()
     may_come.set()
     await first
-    assert store.fetched.count(digest_of(b"one")) == 1 and (tmp_path / "a/2.txt").read_bytes() == b"one"
+    assert store.fetched.count(digest_bytes(b"one")) == 1 and (tmp_path / "a/2.txt").read_bytes() == b"one"

@@ -11,20 +11,20 @@ from agent.stores.retry import Patience
 from agent.stores.transfers import Transfers
 from relay.v1 import fleet_pb2
 from runfile import RunFile
-from storage.base import Place, StoreRefused
+from storage.base import FolderKey, StoreRefused
 from storage.folder import FolderStore
-from storage.manifest import Manifest, describe
-from storage.opening import Readers
-from storage.rate_limit import Pace
+from storage.manifest import Manifest, describe_folder
+from storage.stores import StoresByScheme
+from storage.throttling import RateLimit
 
 LEASE = "runs/r/leases/" + "1" * 32
-PLACE = Place(run="r", framework="hf", attempt=1, lease="1" * 32, step=4)
+PLACE = FolderKey(run="r", framework="hf", attempt=1, lease="1" * 32, step=4)
 
 
 def folder(path: Path) -> Manifest:
     path.mkdir(parents=True)
     (path / "weights.bin").write_bytes(bytes(100_000))
-    return describe(path, step=4)
+    return describe_folder(path, step=4)
 
 
 async def test_f11_a_share_that_is_mounted_later_gets_it_then(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_the_run_file_names_the_store() -> None:
         return RunFile.model_validate({**spec, "checkpoint": {"store": store, "layout": layout}})
 
     relay = FolderStore()
-    chosen = partial(store_of, stores=Readers({"relay": relay}), writer="a", pace=Pace())
+    chosen = partial(store_of, stores=StoresByScheme({"relay": relay}), writer="a", rate_limit=RateLimit())
     assert chosen(of("relay://")) is relay
     found = chosen(of("file:///mnt/share", "framework"))
     assert isinstance(found, FolderStore)

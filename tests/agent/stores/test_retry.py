@@ -6,7 +6,7 @@ from pathlib import Path
 
 from agent.events.journal import Journal
 from agent.stores.retry import Patience
-from storage.base import StoreAway
+from storage.base import StoreUnavailable
 
 
 class Store:
@@ -22,7 +22,7 @@ class Store:
     async def put(self) -> str:
         self.tries += 1
         if self.tries <= self.away:
-            raise StoreAway("no answer")
+            raise StoreUnavailable("no answer")
         return "uri"
 
 
@@ -67,7 +67,7 @@ async def test_a_store_that_says_when_to_come_back_is_not_asked_before(tmp_path:
         nonlocal tries
         tries += 1
         asyncio.get_running_loop().call_later(0.1, newer.set)
-        raise StoreAway("too many requests", 3600.0)
+        raise StoreUnavailable("too many requests", 3600.0)
 
     assert await patience(Store(away=0), tmp_path).outlast("the upload", put, newer.wait) is None
     assert tries == 1

@@ -19,8 +19,8 @@ from coordinator.config import Config
 from relay.errors import BlobTooLarge, BlobUnknown, DigestMismatch, OffsetGap, StoreFull
 from relay.settings import SettingsError
 from relay.v1 import artifacts_pb2 as pb
-from storage.base import StoreAway
-from storage.manifest import Manifest, ManifestFile, digest_of
+from storage.base import StoreUnavailable
+from storage.manifest import Manifest, ManifestFile, digest_bytes
 from tests.conftest import serving
 from tests.seaweed import environment, seaweed
 
@@ -53,7 +53,7 @@ def made(url: str, folder: Path, *, grace: float = GRACE, limit: int = 1 << 30) 
 
 
 def put(store: BucketArtifacts, data: bytes) -> str:
-    digest = digest_of(data)
+    digest = digest_bytes(data)
     if not store.stat(digest).complete:
         with store.upload(digest, len(data), 0) as upload:
             upload.write(data)
@@ -73,10 +73,10 @@ def test_there_and_back_and_only_once(store: BucketArtifacts, url: str, tmp_path
         with store.reading(digest) as blob:
             assert blob.size == len(data) and blob.piece(len(data)) == b""
             assert b"".join(blob.piece(at) for at in range(0, len(data), MIB)) == data
-    unknown = digest_of(b"nobody has this")
+    unknown = digest_bytes(b"nobody has this")
     assert [stat.complete for stat in store.stats([digest, unknown, digest])] == [True, False, True]
     assert len(keys(store, "blobs/")) == 3 and not list((tmp_path / "scratch" / "partial").iterdir())
-    with pytest.raises(BlobUnknown), store.reading(digest_of(b"nobody has this")):
+    with pytest.raises(BlobUnknown), store.reading(digest_bytes(b"nobody has this")):
         pass
     with pytest.raises(BlobTooLarge):
         store.read(digest, 10)
@@ -86,23 +86,23 @@ def test_an_upload_that_broke_off_goes_on_here_and_begins_anew_elsewhere(
     store: BucketArtifacts, url: str, tmp_path: Path
 ) -> None:
     data = random.Random(2).randbytes(3 * MIB)
-    with store.upload(digest_of(data), len(data), 0) as upload:
+    with store.upload(digest_bytes(data), len(data), 0) as upload:
         upload.write(data[:MIB])
     assert not keys(store)  # nothing of it can be seen
-    stat = store.stat(digest_of(data))
+    stat = store.stat(digest_bytes(data))
     assert (stat.complete, stat.offset) == (False, MIB)
     other = made(url, tmp_path / "other")
-    assert other.stat(digest_of(data)).offset == 0
-    with pytest.raises(OffsetGap), other.upload(digest_of(data), len(data), MIB):
+    assert other.stat(digest_bytes(data)).offset == 0
+    with pytest.raises(OffsetGap), other.upload(digest_bytes(data), len(data), MIB):
         pass
-    with store.upload(digest_of(data), len(data), MIB) as upload:
+    with store.upload(digest_bytes(data), len(data), MIB) as upload:
         upload.write(data[MIB:])
         upload.finish()
-    assert other.read(digest_of(data), 1 << 30) == data
+    assert other.read(digest_bytes(data), 1 << 30) == data
 
 
 def test_other_bytes_are_refused_and_never_put(store: BucketArtifacts) -> None:
-    with pytest.raises(DigestMismatch), store.upload(digest_of(b"those"), 5, 0) as upload:
+    with pytest.raises(DigestMismatch), store.upload(digest_bytes(b"those"), 5, 0) as upload:
         upload.write(b"these")
         upload.finish()
     assert not keys(store)
@@ -111,7 +111,7 @@ def test_other_bytes_are_refused_and_never_put(store: BucketArtifacts) -> None:
 def test_the_cap_counts_what_others_put(url: str, tmp_path: Path) -> None:
     put(made(url, tmp_path / "other"), b"a" * 60)
     store = made(url, tmp_path, limit=100)
-    with pytest.raises(StoreFull), store.upload(digest_of(b"b" * 60), 60, 0):
+    with pytest.raises(StoreFull), store.upload(digest_bytes(b"b" * 60), 60, 0):
         pass
 
 
@@ -144,13 +144,13 @@ def test_what_is_named_stays_and_the_rest_goes_once_it_is_old(store: BucketArtif
 
 def test_two_that_brought_the_same_leave_one_in_the_end(store: BucketArtifacts, url: str, tmp_path: Path) -> None:
     data, other = b"the same", made(url, tmp_path / "other")
-    with store.upload(digest_of(data), len(data), 0) as one, other.upload(digest_of(data), len(data), 0) as two:
+    with store.upload(digest_bytes(data), len(data), 0) as one, other.upload(digest_bytes(data), len(data), 0) as two:
         for upload in (one, two):
             upload.write(data)
             upload.finish()
     assert len(keys(store, "blobs/")) == 2
-    assert Collector(store).collect([], [digest_of(data)], FUTURE).blobs == 1
-    assert store.read(digest_of(data), 100) == data
+    assert Collector(store).collect([], [digest_bytes(data)], FUTURE).blobs == 1
+    assert store.read(digest_bytes(data), 100) == data
 
 
 def test_whoever_is_told_that_an_old_one_is_there_keeps_it(url: str, tmp_path: Path) -> None:
@@ -236,8 +236,8 @@ def test_the_store_of_another_deployment_is_not_swept(store: BucketArtifacts) ->
 def test_a_bucket_that_does_not_answer_is_away(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setattr("coordinator.artifacts.bucket.RETRIES", 0)
-    with pytest.raises(StoreAway, match="bucket"):
-        made(url, tmp_path).stat(digest_of(b"x"))
+    with pytest.raises(StoreUnavailable, match="bucket"):
+        made(url, tmp_path).stat(digest_bytes(b"x"))
 
 
 @pytest.mark.parametrize("wrong", ["/mnt/x", "s3://", "s3://key:secret@bucket", "s3://b?token=x", "ftp://b"])
@@ -252,8 +252,8 @@ async def test_replicas_share_a_bucket(coordinator_config: Config, url: str, tmp
     config = replace(coordinator_config, artifact_store=url, artifact_dir=tmp_path / "one")
     other = replace(config, data_dir=tmp_path / "other", artifact_dir=tmp_path / "two")
     async with serving(config) as one, serving(other) as two:
-        header = pb.PutBlobHeader(digest=digest_of(data), size=len(data))
+        header = pb.PutBlobHeader(digest=digest_bytes(data), size=len(data))
         chunks = [pb.PutBlobRequest(chunk=data[at : at + MIB]) for at in range(0, len(data), MIB)]
         await one.artifacts.PutBlob(iter([pb.PutBlobRequest(header=header), *chunks]))
-        got = two.artifacts.GetBlob(pb.GetBlobRequest(digest=digest_of(data), verify=True))
+        got = two.artifacts.GetBlob(pb.GetBlobRequest(digest=digest_bytes(data), verify=True))
         assert b"".join([answer.chunk async for answer in got]) == data

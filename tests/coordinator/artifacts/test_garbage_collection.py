@@ -15,7 +15,7 @@ import pytest
 
 from coordinator.artifacts.folder import FolderArtifacts
 from coordinator.artifacts.garbage_collection import Collector, missing
-from storage.manifest import Manifest, ManifestFile, digest_of
+from storage.manifest import Manifest, ManifestFile, digest_bytes
 
 LONG_AGO = 1_000_000.0
 
@@ -26,7 +26,7 @@ def store(tmp_path: Path) -> FolderArtifacts:
 
 
 def put(store: FolderArtifacts, data: bytes) -> str:
-    digest = digest_of(data)
+    digest = digest_bytes(data)
     if not store.stat(digest).complete:
         with store.upload(digest, len(data), 0) as upload:
             upload.write(data)
@@ -59,7 +59,7 @@ def test_what_is_named_directly_or_by_a_manifest_stays_and_the_rest_goes(
     age(tmp_path / "store", blobs(tmp_path / "store") - {young})
     swept = Collector(store).collect([kept], [data], time.time() - 60)
     assert (swept.blobs, swept.left) == (2, 5)  # a manifest and a file of its own
-    assert blobs(tmp_path / "store") == {kept, data, young, digest_of(b"shared"), digest_of(b"kept")}
+    assert blobs(tmp_path / "store") == {kept, data, young, digest_bytes(b"shared"), digest_bytes(b"kept")}
     assert missing(store, kept) == [] and missing(store, gone) == [gone]
     assert list((tmp_path / "store" / "swept").iterdir()) == []
 
@@ -74,11 +74,11 @@ def test_whoever_is_told_that_it_is_there_keeps_it(store: FolderArtifacts, tmp_p
 
 def test_an_upload_that_only_finished_now_is_new(store: FolderArtifacts, tmp_path: Path) -> None:
     data = b"most of it came long ago"
-    with store.upload(digest_of(data), len(data), 0) as upload:
+    with store.upload(digest_bytes(data), len(data), 0) as upload:
         upload.write(data)
     (partial,) = (tmp_path / "store" / "partial").iterdir()
     os.utime(partial, (LONG_AGO, LONG_AGO))
-    with store.upload(digest_of(data), len(data), len(data)) as upload:
+    with store.upload(digest_bytes(data), len(data), len(data)) as upload:
         upload.finish()
     assert Collector(store).collect([], [], time.time() - 60).blobs == 0
 

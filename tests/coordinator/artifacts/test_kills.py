@@ -32,7 +32,7 @@ from relay.v1 import artifacts_pb2, runs_pb2
 from relay.v1.agents_pb2_grpc import AgentsStub
 from relay.v1.artifacts_pb2_grpc import ArtifactsStub
 from relay.v1.runs_pb2_grpc import RunsStub
-from storage.manifest import Manifest, ManifestFile, digest_of
+from storage.manifest import Manifest, ManifestFile, digest_bytes
 from tests.coordinator.agent_client import ScriptedAgent
 from tests.coordinator.fleet import COMMAND
 from tests.seaweed import environment, seaweed
@@ -181,7 +181,7 @@ class Publisher:
             await self.publish([self.dice.randbytes(SIZE), bytes([self.dice.randrange(8)]) * SIZE])
 
     async def publish(self, contents: list[bytes]) -> None:
-        files = tuple(ManifestFile(f"{i}.bin", len(data), digest_of(data)) for i, data in enumerate(contents))
+        files = tuple(ManifestFile(f"{i}.bin", len(data), digest_bytes(data)) for i, data in enumerate(contents))
         manifest = Manifest(files, self.step)
         request = pb.RegisterCheckpointRequest(
             lease=self.lease, step=self.step, manifest_digest=manifest.digest, size=1, files=len(files),
@@ -203,7 +203,7 @@ class Publisher:
                 assert isinstance(from_rpc(error), InputMissing)  # it took too long: what was there has been swept
 
     async def put(self, data: bytes) -> None:
-        digest = digest_of(data)
+        digest = digest_bytes(data)
         (stat,) = (
             await self.artifacts.StatBlobs(
                 artifacts_pb2.StatBlobsRequest(digests=[digest]), timeout=20, wait_for_ready=True

@@ -129,7 +129,7 @@ async def test_a_file_that_changes_while_it_is_sent_is_named(client: RelayClient
 
 
 async def publish(client: RelayClient, folder: Path) -> manifest.Manifest:
-    content = manifest.describe(folder)
+    content = manifest.describe_folder(folder)
     blobs = list((await describe(manifest.list_files(folder))).values())
     await sent(client, [*blobs, Blob.of_bytes(content.to_bytes())])
     return content
@@ -145,7 +145,7 @@ async def test_a_result_is_pulled_whole_verified_and_through_cuts(
     service.cuts = [2, 1]
     content = await client.artifacts.contents(published.digest)
     await client.artifacts.pull(content, tmp_path / "here")
-    assert manifest.verify(tmp_path / "here", content) is None
+    assert manifest.find_damage(tmp_path / "here", content) is None
     assert (tmp_path / "here" / "run.sh").stat().st_mode & 0o111
     assert sorted(path.name for path in (tmp_path / "here").iterdir()) == ["empty", "model", "readme", "run.sh"]
 
@@ -189,10 +189,10 @@ async def test_what_the_way_has_damaged_is_fetched_again(
     service.flips = 1
     done: list[int] = []
     await client.artifacts.pull(content, tmp_path / "here", done.append)
-    assert manifest.verify(tmp_path / "here", content) is None and sum(done) == content.size
+    assert manifest.find_damage(tmp_path / "here", content) is None and sum(done) == content.size
     assert not list((tmp_path / "store" / "damaged").iterdir())
 
 
 async def test_what_the_store_does_not_have_is_said(client: RelayClient, tmp_path: Path) -> None:
     with pytest.raises(errors.BlobUnknown):
-        await client.artifacts.contents(manifest.digest_of(b"never stored"))
+        await client.artifacts.contents(manifest.digest_bytes(b"never stored"))

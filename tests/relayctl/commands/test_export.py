@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.hub.commit_markers import Mark
+from storage.hub.commit_markers import CommitMarker
 from storage.hub.uris import model_branch
 from tests.hub.server import Hub, serving
 from tests.relayctl.deployed import relayctl, run_file
@@ -104,7 +104,7 @@ def test_a_bucket_has_the_same_files_as_plain_objects(
 
 def marks(hub: Hub, branch: str = "main") -> list[tuple[str, str, int]]:
     """Of Relay's commits, newest first."""
-    found = [Mark.found(commit.message) for commit in hub.model(REPO).history(branch)]
+    found = [CommitMarker.parse(commit.message) for commit in hub.model(REPO).history(branch)]
     return [(mark.run, mark.kind, mark.step) for mark in found if mark]
 
 

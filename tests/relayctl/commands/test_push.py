@@ -18,7 +18,7 @@ from relayctl.client.client import RelayClient
 from relayctl.commands import push
 from relayctl.commands.exits import ExitCode
 from relayctl.output.terminal import Terminal
-from storage.manifest import Manifest, describe
+from storage.manifest import Manifest, describe_folder
 from tests.conftest import RunningCoordinator
 from tests.relayctl.deployed import relayctl, run_file
 from tests.seaweed import BUCKET, environment, objects, seaweed
@@ -187,7 +187,7 @@ async def registered(
         for node in range(nodes):
             (folder / str(node)).mkdir(parents=True)
             (folder / str(node) / "rank").write_text(f"rank {node}")
-            content = describe(folder / str(node), step=7)
+            content = describe_folder(folder / str(node), step=7)
             blobs = [Blob.of_bytes((folder / str(node) / "rank").read_bytes()), Blob.of_bytes(content.to_bytes())]
             await client.artifacts.upload(dict.fromkeys(blobs, 0))
             await connection.execute(

@@ -13,7 +13,7 @@ import pytest
 
 from relayctl.local import external_checkpoints, external_metrics
 from relayctl.local.external_checkpoints import Found, NotImportable
-from storage.manifest import NAME, describe
+from storage.manifest import MANIFEST_FILE, describe_folder
 from tests.relayctl.older import Lines, hf_checkpoint, point, run_folder
 
 
@@ -79,7 +79,7 @@ def test_what_is_half_written_is_passed_over_and_named(tmp_path: Path) -> None:
     hf_checkpoint(tmp_path, 9)
     (hf_checkpoint(tmp_path, 10) / "relay_state.json").write_text('{"files": {"model.safetensors": 5}}')
     sealed = hf_checkpoint(tmp_path, 11)
-    (sealed / NAME).write_bytes(describe(sealed).to_bytes())
+    (sealed / MANIFEST_FILE).write_bytes(describe_folder(sealed).to_bytes())
     (sealed / "optimizer.pt").unlink()
     found = external_checkpoints.look(tmp_path)
     assert steps(found) == [1, 9]
@@ -144,7 +144,7 @@ def test_what_is_no_file_cannot_travel(short_tmp_path: Path) -> None:
     (root / "ckpt" / "step_00000001" / "back\\slash").touch()
     assert "is not a plain path" in refusal(root)
     os.unlink(root / "ckpt" / "step_00000001" / "back\\slash")
-    (root / "ckpt" / "step_00000001" / NAME).write_text("{}")
+    (root / "ckpt" / "step_00000001" / MANIFEST_FILE).write_text("{}")
     assert "Relay keeps its own list of files under this name" in refusal(root)
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from storage.hub.commit_markers import Mark
-from storage.manifest import verify
+from storage.hub.commit_markers import CommitMarker
+from storage.manifest import find_damage
 from tests.hub.checker import disagreements
 from tests.hub.checkpoints import REPO, Keeper
 from tests.hub.repository import Lfs
@@ -76,13 +76,13 @@ async def test_killed_at_many_moments_of_publishing_a_model(hub: Hub, tmp_path: 
     worker = Keeper(hub, tmp_path).worker()
     for step in range(1, last + 1):
         (tmp_path / "model.safetensors").write_bytes(b"%d" % step * 500)
-        mark = Mark("model", "r", 1, "a" * 32, step)
+        mark = CommitMarker("model", "r", 1, "a" * 32, step)
         texts = {"README.md": f"step {step}", "relay.json": json.dumps({"run": "r", "step": step})}
         publish = partial(
-            worker.do,
-            "publish",
+            worker.run_job,
+            "publish_model",
             repo=REPO,
-            mark=asdict(mark),
+            marker=asdict(mark),
             files={"model.safetensors": str(tmp_path / "model.safetensors")},
             texts={"main": texts, "relay/r/model": texts},
             expected=None,
@@ -93,7 +93,7 @@ async def test_killed_at_many_moments_of_publishing_a_model(hub: Hub, tmp_path: 
         files = hub.model(REPO).folder("main")
         assert json.loads(files["relay.json"])["step"] == step
         assert files["model.safetensors"] == b"%d" % step * 500
-    marks = [Mark.found(commit.message) for commit in hub.model(REPO).history("main")]
+    marks = [CommitMarker.parse(commit.message) for commit in hub.model(REPO).history("main")]
     assert [mark.step for mark in marks if mark] == list(range(last, 0, -1))
 
 
@@ -112,7 +112,7 @@ async def test_killed_at_many_moments_of_fetches(hub: Hub, tmp_path: Path, tier:
         ):
             killed += 1
         manifest = await keeper.store().fetch(uri, digest, back)
-        assert verify(back, manifest) is None
+        assert find_damage(back, manifest) is None
         found = {path.relative_to(back).as_posix() for path in back.rglob("*") if path.is_file()}
         assert found == {file.path for file in manifest.files} | {"manifest.json"}
 

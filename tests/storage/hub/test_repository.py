@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from storage.base import Damaged, StoreAway, StoreRefused
+from storage.base import DamagedCopy, StoreRefused, StoreUnavailable
 from storage.hub import uris
-from storage.hub.commit_markers import Done, Go, Mark, Moved, Seen, judge
-from storage.hub.commit_rate_limit import HOUR, Budget
-from storage.manifest import verify
+from storage.hub.commit_markers import AlreadyCommitted, BranchMoved, CommitMarker, HubCommit, MayCommit, decide_commit
+from storage.hub.store import HOUR, CommitRateLimit
+from storage.manifest import find_damage
 from tests.hub.checker import disagreements
 from tests.hub.checkpoints import REPO, TOKEN, Keeper, checkpoint, place
 from tests.hub.server import Hub, serving
@@ -35,7 +35,7 @@ def keeper(hub: Hub, tmp_path: Path) -> Keeper:
 
 def states(hub: Hub) -> list[int]:
     """Steps of the commits on the run's branch, newest first."""
-    marks = [Mark.found(commit.message) for commit in hub.model(REPO).history(STATE)]
+    marks = [CommitMarker.parse(commit.message) for commit in hub.model(REPO).history(STATE)]
     return [mark.step for mark in marks if mark is not None]
 
 
@@ -45,12 +45,12 @@ async def test_a_checkpoint_goes_there_and_comes_back(hub: Hub, keeper: Keeper, 
     uri, digest = await keeper.keep(store, 100)
     assert hub.model(REPO).private
     assert states(hub) == [100]
-    assert hub.model(REPO).tags == {f"relay/r/step_00000100-{'a' * 32}": uris.Uri.parse(uri).commit}
+    assert hub.model(REPO).tags == {f"relay/r/step_00000100-{'a' * 32}": uris.HubUri.parse(uri).commit}
     assert await store.has(uri, digest)
     assert not await store.has(uri, "sha256:" + "0" * 64)
     done: list[int] = []
     manifest = await store.fetch(uri, digest, tmp_path / "back", done.append)
-    assert verify(tmp_path / "back", manifest) is None
+    assert find_damage(tmp_path / "back", manifest) is None
     assert sum(done) == manifest.size
     assert not (tmp_path / "back" / ".hub").exists()
 
@@ -100,7 +100,7 @@ async def test_an_error_of_the_hub_passes(hub: Hub, keeper: Keeper, request_: st
     hub.faults.plan(request_, "refuse", status=status)
     try:
         await keeper.keep(keeper.store(), 100)
-    except StoreAway:
+    except StoreUnavailable:
         await keeper.keep(keeper.store(), 100)
     assert states(hub) == [100]
     assert len(hub.model(REPO).tags) == 1
@@ -108,7 +108,7 @@ async def test_an_error_of_the_hub_passes(hub: Hub, keeper: Keeper, request_: st
 
 async def test_a_busy_hub_says_how_long_to_wait(hub: Hub, keeper: Keeper) -> None:
     hub.faults.plan("/commit/", "refuse", status=429, headers={"Retry-After": "17"})
-    with pytest.raises(StoreAway) as caught:
+    with pytest.raises(StoreUnavailable) as caught:
         await keeper.keep(keeper.store(), 100)
     assert caught.value.after == 17
     await keeper.keep(keeper.store(), 100)
@@ -132,11 +132,11 @@ async def test_a_fetch_that_breaks_goes_on(hub: Hub, keeper: Keeper, tmp_path: P
     uri, digest = await keeper.keep(keeper.store(), 100)
     hub.faults.plan("GET /models/me/sums", "drop")
     hub.faults.plan("/resolve/.*/trainer_state.json", "drop", times=20)
-    with pytest.raises(StoreAway):
+    with pytest.raises(StoreUnavailable):
         await keeper.store().fetch(uri, digest, tmp_path / "back")
     hub.faults.clear()
     manifest = await keeper.store().fetch(uri, digest, tmp_path / "back")
-    assert verify(tmp_path / "back", manifest) is None
+    assert find_damage(tmp_path / "back", manifest) is None
 
 
 async def test_somebody_elses_commit_is_never_overwritten(hub: Hub, keeper: Keeper) -> None:
@@ -159,7 +159,9 @@ async def test_of_two_attempts_at_one_step_the_later_one_stays(hub: Hub, keeper:
     await racing
     with pytest.raises(StoreRefused, match="later attempt"):
         await keeper.keep(zombie, 300)
-    assert Mark.found(next(hub.model(REPO).history(STATE)).message) == Mark("state", "r", 2, "b" * 32, 200)
+    assert CommitMarker.parse(next(hub.model(REPO).history(STATE)).message) == CommitMarker(
+        "state", "r", 2, "b" * 32, 200
+    )
     await keeper.store().fetch(uri, digest, tmp_path / "back")
 
 
@@ -174,28 +176,28 @@ async def test_what_nobody_registered_is_swept_by_the_next_attempt(hub: Hub, kee
     assert await keeper.store("me/nothing").sweep(place(300, attempt=2), []) == 0
 
 
-async def publish(keeper: Keeper, mark: Mark) -> dict[str, str]:
+async def publish(keeper: Keeper, mark: CommitMarker) -> dict[str, str]:
     own = uris.model_branch(mark.run)
     texts = {branch: {"relay.json": f"{mark.run} {mark.attempt}"} for branch in ("main", own)}
-    done: dict[str, str] = await keeper.worker().do(
-        "publish", repo=REPO, mark=asdict(mark), files={}, texts=texts, expected=None
+    done: dict[str, str] = await keeper.worker().run_job(
+        "publish_model", repo=REPO, marker=asdict(mark), files={}, texts=texts, expected=None
     )
     return done
 
 
 async def test_of_two_attempts_that_publish_one_step_the_later_one_shows(hub: Hub, keeper: Keeper) -> None:
-    old, new = (Mark("model", "r", attempt, str(attempt) * 32, 100) for attempt in (1, 2))
+    old, new = (CommitMarker("model", "r", attempt, str(attempt) * 32, 100) for attempt in (1, 2))
     await asyncio.gather(publish(keeper, old), publish(keeper, new), return_exceptions=True)
     await publish(keeper, new)
     assert hub.model(REPO).folder("main")["relay.json"] == b"r 2"
     with pytest.raises(StoreRefused, match="later attempt"):
         await publish(keeper, replace(old, step=200))
-    marks = [Mark.found(commit.message) for commit in hub.model(REPO).history("main")]
+    marks = [CommitMarker.parse(commit.message) for commit in hub.model(REPO).history("main")]
     assert [mark for mark in marks if mark == new] == [new]
 
 
 async def test_main_belongs_to_the_run_that_was_first(hub: Hub, keeper: Keeper) -> None:
-    one, two = (Mark("model", run, 1, run * 32, 100) for run in ("a", "b"))
+    one, two = (CommitMarker("model", run, 1, run * 32, 100) for run in ("a", "b"))
     done = await asyncio.gather(publish(keeper, one), publish(keeper, two))
     branches = [each["branch"] for each in done]
     assert sorted(branches) in (["main", "relay/a/model"], ["main", "relay/b/model"])
@@ -206,16 +208,16 @@ async def test_main_belongs_to_the_run_that_was_first(hub: Hub, keeper: Keeper) 
 
 
 async def test_a_promoted_run_has_main_from_then_on(hub: Hub, keeper: Keeper, tmp_path: Path) -> None:
-    one, two = (Mark("model", run, 1, run * 32, 100) for run in ("a", "b"))
+    one, two = (CommitMarker("model", run, 1, run * 32, 100) for run in ("a", "b"))
     await publish(keeper, one)
     with pytest.raises(StoreRefused, match="no branch of b's"):
-        await keeper.worker().do("promote", repo=REPO, run="b")
+        await keeper.worker().run_job("promote_model", repo=REPO, run="b")
     (tmp_path / "w.safetensors").write_bytes(b"weights")
     texts = {"README.md": 'load("me/sums", revision="relay/b/model")', "relay.json": "b 1"}
     files = {"w.safetensors": str(tmp_path / "w.safetensors")}
-    job: dict[str, Any] = {"repo": REPO, "mark": asdict(two), "texts": {"relay/b/model": texts}, "expected": None}
-    await keeper.worker().do("publish", files=files, **job)
-    done = await keeper.worker().do("promote", repo=REPO, run="b")
+    job: dict[str, Any] = {"repo": REPO, "marker": asdict(two), "texts": {"relay/b/model": texts}, "expected": None}
+    await keeper.worker().run_job("publish_model", files=files, **job)
+    done = await keeper.worker().run_job("promote_model", repo=REPO, run="b")
     main = hub.model(REPO).folder("main")
     assert done["commit"] == hub.model(REPO).branches["main"]
     assert (main["relay.json"], main["README.md"]) == (b"b 1", b'load("me/sums")')
@@ -241,12 +243,12 @@ async def test_what_is_damaged_or_gone_is_told(hub: Hub, keeper: Keeper, tmp_pat
     large = hub.model(REPO).large
     name, body = next(iter(large.items()))
     large[name] = body[:-1] + bytes([body[-1] ^ 1])
-    with pytest.raises(Damaged, match="does not match its digest"):
+    with pytest.raises(DamagedCopy, match="does not match its digest"):
         await store.fetch(uri, digest, tmp_path / "a")
     del large[name]
-    with pytest.raises(Damaged):
+    with pytest.raises(DamagedCopy):
         await store.fetch(uri, digest, tmp_path / "b")
-    with pytest.raises(Damaged):
+    with pytest.raises(DamagedCopy):
         await store.fetch(uri.replace(uri[uri.index("@") + 1 :][:40], "0" * 40), digest, tmp_path / "c")
 
 
@@ -299,38 +301,42 @@ async def test_without_the_client_it_is_told_what_is_missing(hub: Hub, keeper: K
 
 
 def test_a_mark_is_read_back_from_a_message() -> None:
-    mark = Mark("state", "a-run.1", 2, "f" * 32, 100)
-    assert Mark.found(f"State of step 100\n\n{mark.trailer}") == mark
-    assert Mark.found("Update README.md") is None
+    mark = CommitMarker("state", "a-run.1", 2, "f" * 32, 100)
+    assert CommitMarker.parse(f"State of step 100\n\n{mark.trailer}") == mark
+    assert CommitMarker.parse("Update README.md") is None
 
 
-def seen(name: str, mark: Mark | None) -> Seen:
-    return Seen(name, "title", "alice", mark)
+def seen(name: str, mark: CommitMarker | None) -> HubCommit:
+    return HubCommit(name, "title", "alice", mark)
 
 
 def test_whose_turn_it_is() -> None:
-    ours, old = Mark("state", "r", 2, "b", 200), Mark("state", "r", 1, "a", 100)
-    newer, other = Mark("state", "r", 3, "c", 150), Mark("state", "q", 1, "d", 100)
+    ours, old = CommitMarker("state", "r", 2, "b", 200), CommitMarker("state", "r", 1, "a", 100)
+    newer, other = CommitMarker("state", "r", 3, "c", 150), CommitMarker("state", "q", 1, "d", 100)
     begin = seen("0", None)
-    assert judge(ours, [begin], None, fresh="0") == Go("0")
-    assert judge(ours, [seen("1", old), begin], "0") == Go("1")
-    assert judge(ours, [seen("2", ours), seen("1", old)], None) == Done("2")
-    assert judge(ours, [seen("2", newer), seen("1", old)], "1") == Moved(seen("2", newer), newer=True)
-    assert judge(ours, [seen("2", other), seen("1", old)], "1") == Moved(seen("2", other))
-    assert judge(ours, [seen("3", old), seen("2", None), seen("1", old)], "1") == Moved(seen("2", None))
-    assert judge(ours, [seen("3", None)], "1") == Moved(seen("3", None))
+    assert decide_commit(ours, [begin], None, fresh="0") == MayCommit("0")
+    assert decide_commit(ours, [seen("1", old), begin], "0") == MayCommit("1")
+    assert decide_commit(ours, [seen("2", ours), seen("1", old)], None) == AlreadyCommitted("2")
+    assert decide_commit(ours, [seen("2", newer), seen("1", old)], "1") == BranchMoved(seen("2", newer), newer=True)
+    assert decide_commit(ours, [seen("2", other), seen("1", old)], "1") == BranchMoved(seen("2", other))
+    assert decide_commit(ours, [seen("3", old), seen("2", None), seen("1", old)], "1") == BranchMoved(seen("2", None))
+    assert decide_commit(ours, [seen("3", None)], "1") == BranchMoved(seen("3", None))
 
 
 def test_of_one_attempts_models_an_older_one_follows_none_that_is_newer() -> None:
     """Nor anything its result. Attempts of one number may be two, after a failover that lost something."""
 
-    older, newer, result = Mark("model", "r", 1, "a", 5), Mark("model", "r", 1, "a", 9), Mark("result", "r", 1, "a", 9)
+    older, newer, result = (
+        CommitMarker("model", "r", 1, "a", 5),
+        CommitMarker("model", "r", 1, "a", 9),
+        CommitMarker("result", "r", 1, "a", 9),
+    )
     for ours, theirs in ((older, newer), (newer, result)):
-        assert judge(ours, [seen("1", theirs)], None) == Moved(seen("1", theirs), newer=True)
-        assert judge(theirs, [seen("1", ours)], None) == Go("1")
-    assert judge(replace(older, lease="b"), [seen("1", newer)], None) == Go("1")
+        assert decide_commit(ours, [seen("1", theirs)], None) == BranchMoved(seen("1", theirs), newer=True)
+        assert decide_commit(theirs, [seen("1", ours)], None) == MayCommit("1")
+    assert decide_commit(replace(older, lease="b"), [seen("1", newer)], None) == MayCommit("1")
     states = [replace(each, kind="state") for each in (older, newer)]
-    assert judge(states[0], [seen("1", states[1])], None) == Go("1")
+    assert decide_commit(states[0], [seen("1", states[1])], None) == MayCommit("1")
 
 
 def test_names_are_what_git_takes() -> None:
@@ -339,13 +345,13 @@ def test_names_are_what_git_takes() -> None:
         made = uris.state_branch(name)
         assert ".." not in made and ".lock/" not in made and "./" not in made
     with pytest.raises(StoreRefused, match="hf://owner/repo@<commit>"):
-        uris.Uri.parse("hf://me/sums")
+        uris.HubUri.parse("hf://me/sums")
 
 
 def test_a_budget_holds_back_what_is_too_much() -> None:
-    budget = Budget(limit=2)
-    budget.spent("a", 0.0)
-    budget.spent("a", 10.0)
-    assert budget.wait("a", 20.0) == HOUR - 20.0
-    assert budget.wait("b", 20.0) == 0.0
-    assert budget.wait("a", HOUR + 1) == 0.0
+    commit_limit = CommitRateLimit(limit=2)
+    commit_limit.record("a", 0.0)
+    commit_limit.record("a", 10.0)
+    assert commit_limit.delay("a", 20.0) == HOUR - 20.0
+    assert commit_limit.delay("b", 20.0) == 0.0
+    assert commit_limit.delay("a", HOUR + 1) == 0.0

@@ -5,38 +5,42 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from storage.address import BUCKETS, SCHEMES, AddressError, parse
+from storage.address import BUCKET_SCHEMES, SCHEMES, AddressError, parse_address
 from storage.base import PathStore, Store, StoreRefused
 from storage.folder import FolderStore
 from storage.layout import Layout
-from storage.rate_limit import Pace
+from storage.throttling import RateLimit
 
 if TYPE_CHECKING:
     from storage.bucket import BucketStore
 
 
 def open_store(
-    base: str, layout: Layout = Layout.RELAY, *, writer: str | None = None, pace: Pace | None = None
+    base: str, layout: Layout = Layout.RELAY, *, writer: str | None = None, rate_limit: RateLimit | None = None
 ) -> PathStore:
     """The store whose folders lie below `base`. StoreRefused when there is no such kind of store, or it is misnamed."""
     try:
-        address = parse(base)
+        address = parse_address(base)
     except AddressError as error:
         raise StoreRefused(str(error)) from error
     if address.scheme == "file":
-        return FolderStore(base, layout, writer=writer, pace=pace)
-    return _buckets(address.scheme)(address.scheme, base, layout, pace=pace)
+        return FolderStore(base, layout, writer=writer, rate_limit=rate_limit)
+    return _buckets(address.scheme)(address.scheme, base, layout, rate_limit=rate_limit)
 
 
-class Readers(Mapping[str, Store]):
+class StoresByScheme(Mapping[str, Store]):
     """By scheme, what fetches, mends and removes any uri of it. A scheme that cannot be used here is not in it."""
 
     def __init__(
-        self, others: Mapping[str, Store] | None = None, *, writer: str | None = None, pace: Pace | None = None
+        self,
+        others: Mapping[str, Store] | None = None,
+        *,
+        writer: str | None = None,
+        rate_limit: RateLimit | None = None,
     ) -> None:
         """`others` are stores that need more than a uri."""
         self._writer = writer
-        self._pace = pace
+        self._rate_limit = rate_limit
         self._opened: dict[str, Store] = dict(others or {})
 
     def __getitem__(self, scheme: str) -> Store:
@@ -46,11 +50,11 @@ class Readers(Mapping[str, Store]):
 
     def _open(self, scheme: str) -> Store:
         if scheme == "file":
-            return FolderStore(writer=self._writer, pace=self._pace)
-        if scheme not in BUCKETS:
+            return FolderStore(writer=self._writer, rate_limit=self._rate_limit)
+        if scheme not in BUCKET_SCHEMES:
             raise KeyError(scheme)
         try:
-            return _buckets(scheme)(scheme, pace=self._pace)
+            return _buckets(scheme)(scheme, rate_limit=self._rate_limit)
         except StoreRefused as refused:
             raise KeyError(scheme) from refused
 
