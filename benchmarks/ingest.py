@@ -21,7 +21,7 @@ from grpc import aio
 
 from benchmarks.report import Table
 from coordinator.config import Config
-from coordinator.server import Running, serve
+from coordinator.server import ServerInfo, serve
 from relay.v1 import agents_pb2
 from relay.v1.agents_pb2_grpc import AgentsStub
 
@@ -47,7 +47,7 @@ async def _rates(seconds: float) -> tuple[float, float]:
         config = Config(listen="127.0.0.1:0", data_dir=Path(folder))
         async with asyncio.TaskGroup() as group:
             group.create_task(serve(config, stop, running.set_result))
-            told: Running = await running
+            told: ServerInfo = await running
             copied = await _copied(told.database_url, seconds / 2)
             began = time.monotonic()
             load = (_stream(told.address, told.database_url, began + seconds) for _ in range(STREAMS))

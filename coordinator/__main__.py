@@ -37,30 +37,30 @@ def read_command(
     given = parser.parse_args(arguments or ["-h"])
     if given.command == "serve":
         settings = read_settings(config.Config, given, environment)
-        return _serve_until_told(settings), settings.database_url
+        return _serve_until_signal(settings), settings.database_url
     database = read_settings(config.DatabaseConfig, given, environment)
     return _migrate(database.database_url, database.data_dir.expanduser()), database.database_url
 
 
 async def _migrate(database_url: str | None, data_dir: Path) -> None:
-    async with server.database_at(database_url, data_dir) as url:
+    async with server.open_database(database_url, data_dir) as url:
         await migrate.upgrade(url)
     print("the database is at this version's schema")
 
 
-async def _serve_until_told(settings: config.Config) -> None:
+async def _serve_until_signal(settings: config.Config) -> None:
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
 
-    def told(number: int) -> None:
+    def request_stop(number: int) -> None:
         stop.set()
         loop.remove_signal_handler(number)  # the second time it ends us at once
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, told, number)
+        loop.add_signal_handler(number, request_stop, number)
     await server.serve(settings, stop, lambda running: _announce(settings, running))
 
 
-def _announce(settings: config.Config, running: server.Running) -> None:
+def _announce(settings: config.Config, running: server.ServerInfo) -> None:
     place = "embedded, kept in " + str(settings.data_dir.expanduser() / "postgres")
     print(f"listening on {running.address} (deployment {running.deployment_id})")
     print(f"  database   {_without_password(running.database_url) if settings.database_url else place}")

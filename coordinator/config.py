@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from coordinator.artifacts.garbage_collection import Pace
+from coordinator.artifacts.garbage_collection import CollectionSchedule
 from relay.settings import SECRET, SECRET_FILE, SettingsError, from_environment, read_secret, setting
 from relay.timing import PROFILES, LeaseTiming
 from runfile import parse_duration, parse_size
@@ -22,9 +22,9 @@ def _timing(name: str) -> LeaseTiming:
     return PROFILES[name]
 
 
-def _pace(grace: str) -> Pace:
+def _collection_schedule(grace: str) -> CollectionSchedule:
     seconds = parse_duration(grace)
-    return Pace(every=min(Pace().every, seconds), grace=seconds)
+    return CollectionSchedule(every=min(CollectionSchedule().every, seconds), grace=seconds)
 
 
 def _limit(size: str) -> int:
@@ -92,10 +92,10 @@ class Config(DatabaseConfig):
         metavar="SIZE",
         help="Keep at most this much, all artifacts together.",
     )
-    collecting: Pace = setting(
+    collecting: CollectionSchedule = setting(
         "--artifact-grace",
         variable="RELAY_ARTIFACT_GRACE",
-        parse=_pace,
+        parse=_collection_schedule,
         default="24h",
         metavar="DURATION",
         help="Keep artifacts that nothing names for this long.",

@@ -22,12 +22,12 @@ MAX_TEXT = 4096  #: characters of a message
 MAX_SAMPLES = 200  #: of one stretch
 MAX_SHOWN = 16 * 1024  #: characters of a sample's prompt, and of its completion
 MAX_PINS = 100  #: of one stretch
-MAX_NAMED = 5  #: dropped things that are named
-METRIC = re.compile(r"[\w][\w./@:%+*()\[\]=,#~ -]{0,127}")
-PIN = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
+MAX_REPORTED = 5  #: dropped things that are named
+METRIC_NAME = re.compile(r"[\w][\w./@:%+*()\[\]=,#~ -]{0,127}")
+PIN_NAME = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
 LEVELS = ("info", "warning", "error")
-SAMPLES = ("prompt", "rollout")
-_WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+SAMPLE_KINDS = ("prompt", "rollout")
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 class BadLine(ValueError):
@@ -35,7 +35,7 @@ class BadLine(ValueError):
 
 
 @dataclass(slots=True)
-class Series:
+class MetricSeries:
     """Points of one metric, in the order of their lines. Times are epoch seconds by the trainer's clock."""
 
     steps: list[int] = field(default_factory=list)
@@ -44,7 +44,7 @@ class Series:
 
 
 @dataclass(slots=True)
-class Message:
+class LoggedMessage:
     """Something that the trainer or the agent says."""
 
     level: str
@@ -53,7 +53,7 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class ReportedSample:
     """A completion that the trainer shows: of a fixed prompt, or a rollout with its rewards."""
 
     step: int
@@ -65,15 +65,15 @@ class Sample:
 
 
 @dataclass(slots=True)
-class Parsed:
+class ParsedLines:
     """All that a stretch of lines says."""
 
-    series: dict[str, Series] = field(default_factory=dict)
+    series: dict[str, MetricSeries] = field(default_factory=dict)
     step: int | None = None  #: the newest that a metric or progress line named
     total: int | None = None
     epoch: float | None = None
-    messages: list[Message] = field(default_factory=list)
-    samples: list[Sample] = field(default_factory=list)
+    messages: list[LoggedMessage] = field(default_factory=list)
+    samples: list[ReportedSample] = field(default_factory=list)
     pins: dict[str, str] = field(default_factory=dict)
     dropped: int = 0
     named: list[str] = field(default_factory=list)  #: the first few that were dropped: where, and why
@@ -81,27 +81,27 @@ class Parsed:
     def drop(self, offset: int, why: str, count: int = 1) -> None:
         """Count, and name while few are."""
         self.dropped += count
-        if len(self.named) < MAX_NAMED:
+        if len(self.named) < MAX_REPORTED:
             self.named.append(f"byte {offset}: {why}")
 
 
-def parse(data: bytes, offset: int, *, now: float, known: set[str]) -> Parsed:
+def parse_lines(data: bytes, offset: int, *, now: float, known: set[str]) -> ParsedLines:
     """The lines in `data`, which begins at byte `offset` of its source and holds whole lines.
 
     `now` (epoch seconds) dates what has no time of its own. `known` are the run's metrics; new ones are added to it.
     """
-    parsed = Parsed()
+    parsed = ParsedLines()
     for line in data.split(b"\n")[:-1]:
         try:
             if line.strip():
-                _take(parsed, _read(line), offset, now, known)
+                _add_line(parsed, _decode(line), offset, now, known)
         except BadLine as bad:
             parsed.drop(offset, str(bad))
         offset += len(line) + 1
     return parsed
 
 
-def _read(line: bytes) -> Mapping[str, Any]:
+def _decode(line: bytes) -> Mapping[str, Any]:
     if len(line) > MAX_LINE:
         raise BadLine(f"a line of {len(line)} bytes; at most {MAX_LINE} are read")
     try:
@@ -113,41 +113,41 @@ def _read(line: bytes) -> Mapping[str, Any]:
     return value
 
 
-def _take(parsed: Parsed, line: Mapping[str, Any], offset: int, now: float, known: set[str]) -> None:
+def _add_line(parsed: ParsedLines, line: Mapping[str, Any], offset: int, now: float, known: set[str]) -> None:
     match line.get("type"):
         case "metric":
-            _take_metric(parsed, line, offset, now, known)
+            _add_metric(parsed, line, offset, now, known)
         case "progress":
-            parsed.step = _step(line)
-            parsed.total = _count(line.get("total"), parsed.total)
-            parsed.epoch = _finite(line.get("epoch"), parsed.epoch)
+            parsed.step = _read_step(line)
+            parsed.total = _read_count(line.get("total"), parsed.total)
+            parsed.epoch = _read_finite(line.get("epoch"), parsed.epoch)
         case "message" | "upload_failing" as kind:
-            _take_message(parsed, line, offset, kind)
+            _add_message(parsed, line, offset, kind)
         case "sample":
-            _take_sample(parsed, line, now)
+            _add_sample(parsed, line, now)
         case "pin":
-            _take_pin(parsed, line)
+            _add_pin(parsed, line)
         case "checkpoint":
             pass  # the registry's row comes by RegisterCheckpoint; that the cursor passed this line is what counts
         case other:
             raise BadLine(f"unknown type {str(other)[:50]!r}")
 
 
-def _take_metric(parsed: Parsed, line: Mapping[str, Any], offset: int, now: float, known: set[str]) -> None:
-    step, values = _step(line), line.get("values")
+def _add_metric(parsed: ParsedLines, line: Mapping[str, Any], offset: int, now: float, known: set[str]) -> None:
+    step, values = _read_step(line), line.get("values")
     if not isinstance(values, dict):
         raise BadLine("a metric line has `values`, an object of numbers")
-    time = _time(line.get("time"), now)
+    time = _read_time(line.get("time"), now)
     if len(values) > MAX_VALUES:
         parsed.drop(offset, f"{len(values)} values; the first {MAX_VALUES} are taken", len(values) - MAX_VALUES)
     for name, value in list(values.items())[:MAX_VALUES]:
         try:
-            number = _number(value)
+            number = _read_number(value)
             _check_name(name, known)
         except BadLine as bad:
             parsed.drop(offset, f"{name[:50]!r}: {bad}")
             continue
-        series = parsed.series.setdefault(name, Series())
+        series = parsed.series.setdefault(name, MetricSeries())
         series.steps.append(step)
         series.values.append(number)
         series.times.append(time)
@@ -157,56 +157,58 @@ def _take_metric(parsed: Parsed, line: Mapping[str, Any], offset: int, now: floa
 def _check_name(name: str, known: set[str]) -> None:
     if name in known:
         return
-    if not METRIC.fullmatch(name):
+    if not METRIC_NAME.fullmatch(name):
         raise BadLine("not a name for a metric: at most 128 letters, digits, or ./@:%+*()[]=,#~_- and blanks")
     if len(known) >= MAX_METRICS:
         raise BadLine(f"a run has at most {MAX_METRICS} metrics")
     known.add(name)
 
 
-def _take_message(parsed: Parsed, line: Mapping[str, Any], offset: int, kind: str) -> None:
+def _add_message(parsed: ParsedLines, line: Mapping[str, Any], offset: int, kind: str) -> None:
     text, level = line.get("text"), line.get("level", "info")
     if not isinstance(text, str):
         raise BadLine("a message line has `text`")
     if len(parsed.messages) >= MAX_MESSAGES:
         parsed.drop(offset, f"more than {MAX_MESSAGES} messages at once")
         return
-    parsed.messages.append(Message(level if level in LEVELS else "info", text[:MAX_TEXT], kind))
+    parsed.messages.append(LoggedMessage(level if level in LEVELS else "info", text[:MAX_TEXT], kind))
 
 
-def _take_sample(parsed: Parsed, line: Mapping[str, Any], now: float) -> None:
+def _add_sample(parsed: ParsedLines, line: Mapping[str, Any], now: float) -> None:
     kind, prompt, completion = line.get("kind"), line.get("prompt"), line.get("completion")
-    if kind not in SAMPLES or not (isinstance(prompt, str) and isinstance(completion, str)):
+    if kind not in SAMPLE_KINDS or not (isinstance(prompt, str) and isinstance(completion, str)):
         raise BadLine("a sample line has `kind` (prompt or rollout), `prompt` and `completion`, all text")
     given = line.get("rewards") or {}
     if not isinstance(given, dict) or len(given) > MAX_VALUES:
         raise BadLine(f"a sample's `rewards` is an object of at most {MAX_VALUES} numbers")
-    rewards = {name: _number(value) for name, value in given.items() if value is not None}
-    if bad := next((name for name in rewards if not METRIC.fullmatch(name)), None):
+    rewards = {name: _read_number(value) for name, value in given.items() if value is not None}
+    if bad := next((name for name in rewards if not METRIC_NAME.fullmatch(name)), None):
         raise BadLine(f"{bad[:50]!r} is not a name for a reward")
     if len(parsed.samples) >= MAX_SAMPLES:
         raise BadLine(f"more than {MAX_SAMPLES} samples at once")
     shown = prompt[:MAX_SHOWN], completion[:MAX_SHOWN]
-    parsed.samples.append(Sample(_step(line), kind, *shown, rewards, _time(line.get("time"), now)))
+    parsed.samples.append(ReportedSample(_read_step(line), kind, *shown, rewards, _read_time(line.get("time"), now)))
 
 
-def _take_pin(parsed: Parsed, line: Mapping[str, Any]) -> None:
+def _add_pin(parsed: ParsedLines, line: Mapping[str, Any]) -> None:
     name, value = line.get("name"), line.get("value")
-    if not (isinstance(name, str) and PIN.fullmatch(name) and isinstance(value, str) and 0 < len(value) <= MAX_TEXT):
+    if not (
+        isinstance(name, str) and PIN_NAME.fullmatch(name) and isinstance(value, str) and 0 < len(value) <= MAX_TEXT
+    ):
         raise BadLine("a pin line has `name` and `value`, both text")
     if len(parsed.pins) >= MAX_PINS:
         raise BadLine(f"more than {MAX_PINS} pins at once")
     parsed.pins.setdefault(name, value)
 
 
-def _step(line: Mapping[str, Any]) -> int:
-    step = _count(line.get("step"), None)
+def _read_step(line: Mapping[str, Any]) -> int:
+    step = _read_count(line.get("step"), None)
     if step is None:
         raise BadLine("no `step`: a whole number, not negative")
     return step
 
 
-def _count(value: object, otherwise: int | None) -> int | None:
+def _read_count(value: object, otherwise: int | None) -> int | None:
     """A whole number from 0 that Postgres can hold, also written as 3.0."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -215,9 +217,9 @@ def _count(value: object, otherwise: int | None) -> int | None:
     return otherwise
 
 
-def _number(value: object) -> float:
-    if isinstance(value, str) and value in _WORDS:
-        return _WORDS[value]
+def _read_number(value: object) -> float:
+    if isinstance(value, str) and value in _NON_FINITE:
+        return _NON_FINITE[value]
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise BadLine("not a number")
     try:
@@ -226,15 +228,15 @@ def _number(value: object) -> float:
         raise BadLine("a number too large for a float") from None
 
 
-def _finite(value: object, otherwise: float | None) -> float | None:
+def _read_finite(value: object, otherwise: float | None) -> float | None:
     try:
-        number = _number(value)
+        number = _read_number(value)
     except BadLine:
         return otherwise
     return number if math.isfinite(number) else otherwise
 
 
-def _time(value: object, now: float) -> float:
+def _read_time(value: object, now: float) -> float:
     """Epoch seconds, given as such or as RFC 3339 text; `now` when it is neither."""
     readers: dict[type, Callable[[Any], float]] = {
         int: float,

@@ -29,6 +29,7 @@ from typing import Any
 MAX_FAULTS = 20  #: infrastructure faults without a new head, before a run is given up
 BACKOFF = 2.0  #: seconds before the first retry of a failure, and the second after a fault; doubled each time
 MAX_BACKOFF = 300.0
+STOP_GRACE = 60.0  #: seconds that a stopping trainer has to save before it is killed
 
 
 class RunState(StrEnum):
@@ -89,7 +90,7 @@ class StopReason(StrEnum):
     PAUSE = "pause"
     CANCEL = "cancel"
 
-    def sharpened(self, other: StopReason | None) -> StopReason:
+    def strengthened(self, other: StopReason | None) -> StopReason:
         """The sharper of the two: a stop never becomes milder."""
         order = list(StopReason)
         return self if other is None else max(self, other, key=order.index)
@@ -243,10 +244,10 @@ def _renew(status: Status, _: Renewed) -> Change:
 def _lapse(status: Status, event: Lapsed) -> Change:
     if status.policy is Policy.CONTINUE:
         return Change(replace(status, lease=LeaseState.LAPSED))
-    return _lapse_for_good(status, event)
+    return _end_by_lapse(status, event)
 
 
-def _lapse_for_good(status: Status, _: Lapsed) -> Change:
+def _end_by_lapse(status: Status, _: Lapsed) -> Change:
     return _end(status, Ended(Outcome.FAULTED, reason="its holder fell silent"))
 
 
@@ -268,30 +269,30 @@ def _end(status: Status, event: Ended) -> Change:
     after = replace(status, state=state, lease=None, stop=None, failures=failures, faults=faults)
     waits = state is RunState.QUEUED and outcome in (Outcome.FAILED, Outcome.FAULTED)
     count = failures if outcome is Outcome.FAILED else faults - 1
-    return Change(after, Closing(outcome, reason), backoff(count) if waits else 0.0)
+    return Change(after, Closing(outcome, reason), compute_backoff(count) if waits else 0.0)
 
 
-def backoff(count: int) -> float:
+def compute_backoff(count: int) -> float:
     """Seconds to wait after the `count`-th trouble of a kind; none for the zeroth."""
     return 0.0 if count <= 0 else float(min(MAX_BACKOFF, BACKOFF * 2 ** min(count - 1, 16)))
 
 
-def _to(state: RunState, wanted: Wanted) -> Rule:
+def _move_to(state: RunState, wanted: Wanted) -> Rule:
     """A run without a lease goes where it is wanted at once."""
     return lambda status, _: Change(replace(status, state=state, wanted=wanted))
 
 
 def _stop_to_pause(status: Status, _: Pause) -> Change:
-    return Change(replace(status, wanted=Wanted.PAUSE, stop=StopReason.PAUSE.sharpened(status.stop)))
+    return Change(replace(status, wanted=Wanted.PAUSE, stop=StopReason.PAUSE.strengthened(status.stop)))
 
 
-def _end_to(wanted: Wanted, verb: str) -> Rule:
+def _end_lapsed_as(wanted: Wanted, verb: str) -> Rule:
     """Nobody waits for a silent holder when the run is not to go on."""
     ended = Ended(Outcome.FAULTED, reason=f"silent when the run was {verb}")
     return lambda status, _: _end(replace(status, wanted=wanted), ended)
 
 
-def _unwish_pause(status: Status, _: Resume) -> Change:
+def _withdraw_pause(status: Status, _: Resume) -> Change:
     return Change(replace(status, wanted=Wanted.RUN))
 
 
@@ -309,9 +310,9 @@ _AFTER_END = (_P.SUCCEEDED, _P.FAILED, _P.QUEUED)
 #: (phase, event) → what happens, and every phase it may lead to. What is not here is refused.
 TABLE: Mapping[tuple[Phase, type[Any]], tuple[Rule, tuple[Phase, ...]]] = {
     (_P.QUEUED, Granted): (_grant, (_P.RUNNING,)),
-    (_P.QUEUED, Pause): (_to(RunState.PAUSED, Wanted.PAUSE), (_P.PAUSED,)),
+    (_P.QUEUED, Pause): (_move_to(RunState.PAUSED, Wanted.PAUSE), (_P.PAUSED,)),
     (_P.QUEUED, Resume): (_stay, (_P.QUEUED,)),
-    (_P.QUEUED, Cancel): (_to(RunState.CANCELLED, Wanted.CANCEL), (_P.CANCELLED,)),
+    (_P.QUEUED, Cancel): (_move_to(RunState.CANCELLED, Wanted.CANCEL), (_P.CANCELLED,)),
     (_P.QUEUED, Requeue): (_stay, (_P.QUEUED,)),
     (_P.RUNNING, Started): (_stay, (_P.RUNNING,)),
     (_P.RUNNING, HeadMoved): (_advance, (_P.RUNNING,)),
@@ -323,15 +324,15 @@ TABLE: Mapping[tuple[Phase, type[Any]], tuple[Rule, tuple[Phase, ...]]] = {
     (_P.RUNNING, Requeue): (_stay, (_P.RUNNING,)),
     (_P.PAUSING, Started): (_stay, (_P.PAUSING,)),
     (_P.PAUSING, HeadMoved): (_advance, (_P.PAUSING,)),
-    (_P.PAUSING, Lapsed): (_lapse_for_good, (_P.PAUSED,)),
+    (_P.PAUSING, Lapsed): (_end_by_lapse, (_P.PAUSED,)),
     (_P.PAUSING, Ended): (_end, (_P.SUCCEEDED, _P.PAUSED)),
     (_P.PAUSING, Pause): (_stay, (_P.PAUSING,)),
-    (_P.PAUSING, Resume): (_unwish_pause, (_P.RUNNING,)),
+    (_P.PAUSING, Resume): (_withdraw_pause, (_P.RUNNING,)),
     (_P.PAUSING, Cancel): (_stop_to_cancel, (_P.CANCELLING,)),
-    (_P.PAUSING, Requeue): (_unwish_pause, (_P.RUNNING,)),
+    (_P.PAUSING, Requeue): (_withdraw_pause, (_P.RUNNING,)),
     (_P.CANCELLING, Started): (_stay, (_P.CANCELLING,)),
     (_P.CANCELLING, HeadMoved): (_advance, (_P.CANCELLING,)),
-    (_P.CANCELLING, Lapsed): (_lapse_for_good, (_P.CANCELLED,)),
+    (_P.CANCELLING, Lapsed): (_end_by_lapse, (_P.CANCELLED,)),
     (_P.CANCELLING, Ended): (_end, (_P.SUCCEEDED, _P.CANCELLED)),
     (_P.CANCELLING, Cancel): (_stay, (_P.CANCELLING,)),
     (_P.LAPSED, Granted): (_regrant, (_P.RUNNING,)),
@@ -339,13 +340,13 @@ TABLE: Mapping[tuple[Phase, type[Any]], tuple[Rule, tuple[Phase, ...]]] = {
     (_P.LAPSED, HeadMoved): (_advance, (_P.LAPSED,)),
     (_P.LAPSED, Renewed): (_renew, (_P.RUNNING,)),
     (_P.LAPSED, Ended): (_end, _AFTER_END),
-    (_P.LAPSED, Pause): (_end_to(Wanted.PAUSE, "paused"), (_P.PAUSED,)),
+    (_P.LAPSED, Pause): (_end_lapsed_as(Wanted.PAUSE, "paused"), (_P.PAUSED,)),
     (_P.LAPSED, Resume): (_stay, (_P.LAPSED,)),
-    (_P.LAPSED, Cancel): (_end_to(Wanted.CANCEL, "cancelled"), (_P.CANCELLED,)),
+    (_P.LAPSED, Cancel): (_end_lapsed_as(Wanted.CANCEL, "cancelled"), (_P.CANCELLED,)),
     (_P.LAPSED, Requeue): (_stay, (_P.LAPSED,)),
     (_P.PAUSED, Pause): (_stay, (_P.PAUSED,)),
-    (_P.PAUSED, Resume): (_to(RunState.QUEUED, Wanted.RUN), (_P.QUEUED,)),
-    (_P.PAUSED, Cancel): (_to(RunState.CANCELLED, Wanted.CANCEL), (_P.CANCELLED,)),
+    (_P.PAUSED, Resume): (_move_to(RunState.QUEUED, Wanted.RUN), (_P.QUEUED,)),
+    (_P.PAUSED, Cancel): (_move_to(RunState.CANCELLED, Wanted.CANCEL), (_P.CANCELLED,)),
     (_P.PAUSED, Requeue): (_requeue, (_P.QUEUED,)),
     (_P.SUCCEEDED, Requeue): (_requeue, (_P.QUEUED,)),
     (_P.FAILED, Requeue): (_requeue, (_P.QUEUED,)),
@@ -365,7 +366,7 @@ def step(status: Status, event: Event) -> Change:
 DIAGRAM = Path(__file__).parents[1] / "docs" / "lifecycle.md"
 
 
-def diagram() -> str:
+def render_diagram() -> str:
     """`docs/lifecycle.md`: the table as a Mermaid state diagram, events that change nothing left out."""
     return "\n".join(_diagram_lines()) + "\n"
 
@@ -393,5 +394,5 @@ def _diagram_lines() -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    DIAGRAM.write_text(diagram())
+    DIAGRAM.write_text(render_diagram())
     print(f"wrote {DIAGRAM.name}", file=sys.stderr)

@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-AT_LEAST = 4  #: agents, before "more than half" says something
+MIN_AGENTS = 4  #: agents, before "more than half" says something
 
 
 @dataclass(frozen=True, slots=True)
-class Tick:
+class ReaperTick:
     """What the reaper sees. Seconds; `elapsed` is None when it has no earlier tick of its own to compare with.
 
     `gap` is the database's time since any reaper's last tick, `clock` since this one's, `elapsed` the same by this
@@ -30,7 +30,7 @@ class Tick:
     graced: float | None = None
 
 
-def cause(tick: Tick, *, heartbeat: float) -> str:
+def find_outage(tick: ReaperTick, *, heartbeat: float) -> str:
     """Why lapsing must wait a full TTL from now, in words; empty when it need not."""
     if tick.gap is not None and tick.gap > 2 * heartbeat:
         return f"the coordinator or its database was away for {tick.gap:.1f} s"
@@ -43,7 +43,7 @@ def cause(tick: Tick, *, heartbeat: float) -> str:
         return "all agents are silent"
     fresh = [silence for silence in silent if tick.graced is None or silence < tick.graced + 2 * heartbeat]
     together = _most_within(fresh, 2 * heartbeat)
-    if len(tick.silences) >= AT_LEAST and 2 * together > len(tick.silences):
+    if len(tick.silences) >= MIN_AGENTS and 2 * together > len(tick.silences):
         return f"{together} of {len(tick.silences)} agents fell silent together"
     return ""
 

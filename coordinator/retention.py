@@ -3,10 +3,10 @@
 Some stay whatever the run file says: the head, what the attempt that runs now resumed from, what a person has pinned,
 what is still on its way (incomplete, or not beyond its host yet), and the newest that would outlive its host. Of the
 others on the curve those stay that the run file asks for, as far as its limits of age and size allow. What is off the
-curve goes first.
+curve deleted first.
 
-A checkpoint stays or goes as a whole. What stays keeps all its copies, so no rule can take the only one of something
-that is needed; what goes never comes back, so whoever carries it out may do so twice.
+A checkpoint kept or deleted as a whole. What kept keeps all its copies, so no rule can take the only one of something
+that is needed; what deleted never comes back, so whoever carries it out may do so twice.
 
 While an attempt has been granted and has not said what it resumes from, nothing may be decided: it may resume from any.
 """
@@ -24,7 +24,7 @@ _UNITS = ((86400.0, "d"), (3600.0, "h"), (60.0, "m"), (1.0, "s"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Keep:
+class RetentionPolicy:
     """What the run file asks for. Times in seconds, sizes in bytes."""
 
     last: int = 3
@@ -38,11 +38,11 @@ class Keep:
 
     def __post_init__(self) -> None:
         if self.last < 1 or self.best < 0 or (self.best and not self.metric):
-            raise ValueError("the last one at least stays, and the best of something")
+            raise ValueError("`last` must be at least 1, and `best` must name a metric")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kept(Generic[Id]):
+class CheckpointFacts(Generic[Id]):
     """A checkpoint that has not been let go yet, as it is judged. `time` is epoch seconds."""
 
     id: Id
@@ -66,39 +66,44 @@ class Kept(Generic[Id]):
 
 
 @dataclass(frozen=True, slots=True)
-class Decision(Generic[Id]):
-    """Why each that stays does, and why each that goes does not."""
+class RetentionDecision(Generic[Id]):
+    """Why each that kept does, and why each that deleted does not."""
 
-    stays: Mapping[Id, tuple[str, ...]]
-    goes: Mapping[Id, str]
+    kept: Mapping[Id, tuple[str, ...]]
+    deleted: Mapping[Id, str]
 
 
-def decide(keep: Keep, checkpoints: Iterable[Kept[Id]], now: float) -> Decision[Id]:
-    """What stays of a run's checkpoints, and what goes."""
+def decide(keep: RetentionPolicy, checkpoints: Iterable[CheckpointFacts[Id]], now: float) -> RetentionDecision[Id]:
+    """What kept of a run's checkpoints, and what deleted."""
     found = sorted(checkpoints, key=lambda each: each.order)
     curve = [each for each in found if each.complete and not each.superseded]
     reasons: dict[Id, list[str]] = {each.id: [] for each in found}
     needed = set()
-    for each, reason in _needed(found, curve):
+    for each, reason in _find_required(found, curve):
         reasons[each.id].append(reason)
         needed.add(each.id)
     best = set()
-    for each, reason in _asked_for(keep, curve):
+    for each, reason in _find_selected(keep, curve):
         reasons[each.id].append(reason)
         if reason.startswith(("best", "one of the best")):
             best.add(each.id)
-    goes = {each.id: _why_not(each) for each in found if not reasons[each.id]}
-    staying = [each for each in found if each.id not in goes]
-    goes |= {each.id: f"older than {_span(keep.max_age or 0)}" for each in _too_old(keep, staying, needed, now)}
-    staying = [each for each in staying if each.id not in goes]
-    total = _size(keep.max_total or 0)
-    goes |= {each.id: f"beyond {total} in all" for each in _too_much(keep, staying, needed, best)}
-    stays = {each.id: tuple(reasons[each.id]) for each in found if each.id not in goes}
-    return Decision(stays, goes)
+    deleted = {each.id: _explain_deletion(each) for each in found if not reasons[each.id]}
+    staying = [each for each in found if each.id not in deleted]
+    deleted |= {
+        each.id: f"older than {_format_duration(keep.max_age or 0)}"
+        for each in _find_expired(keep, staying, needed, now)
+    }
+    staying = [each for each in staying if each.id not in deleted]
+    total = _format_size(keep.max_total or 0)
+    deleted |= {each.id: f"beyond {total} in all" for each in _find_over_limit(keep, staying, needed, best)}
+    kept = {each.id: tuple(reasons[each.id]) for each in found if each.id not in deleted}
+    return RetentionDecision(kept, deleted)
 
 
-def _needed(found: Sequence[Kept[Id]], curve: Sequence[Kept[Id]]) -> Iterator[tuple[Kept[Id], str]]:
-    """What stays whatever the run file says."""
+def _find_required(
+    found: Sequence[CheckpointFacts[Id]], curve: Sequence[CheckpointFacts[Id]]
+) -> Iterator[tuple[CheckpointFacts[Id], str]]:
+    """What kept whatever the run file says."""
     safest = next((each for each in reversed(curve) if each.beyond), None)
     for each in found:
         if each.head:
@@ -115,22 +120,24 @@ def _needed(found: Sequence[Kept[Id]], curve: Sequence[Kept[Id]]) -> Iterator[tu
             yield each, "being uploaded"
 
 
-def _asked_for(keep: Keep, curve: Sequence[Kept[Id]]) -> Iterator[tuple[Kept[Id], str]]:
+def _find_selected(
+    keep: RetentionPolicy, curve: Sequence[CheckpointFacts[Id]]
+) -> Iterator[tuple[CheckpointFacts[Id], str]]:
     """What the run file asks for."""
     for each in curve[-keep.last :]:
         yield each, "the last" if keep.last == 1 else f"one of the last {keep.last}"
-    for each in _best(keep, curve):
+    for each in _find_best(keep, curve):
         yield each, f"best by {keep.metric}" if keep.best == 1 else f"one of the best {keep.best} by {keep.metric}"
     if keep.every_steps:
-        for each in _first_of_each(curve, lambda each: each.step // (keep.every_steps or 1)):
+        for each in _find_first_of_each(curve, lambda each: each.step // (keep.every_steps or 1)):
             if each.step >= keep.every_steps:
                 yield each, f"every {keep.every_steps} steps"
     if keep.every_seconds:
-        for each in _first_of_each(curve, lambda each: int(each.time // (keep.every_seconds or 1))):
-            yield each, f"every {_span(keep.every_seconds)}"
+        for each in _find_first_of_each(curve, lambda each: int(each.time // (keep.every_seconds or 1))):
+            yield each, f"every {_format_duration(keep.every_seconds)}"
 
 
-def _best(keep: Keep, curve: Sequence[Kept[Id]]) -> list[Kept[Id]]:
+def _find_best(keep: RetentionPolicy, curve: Sequence[CheckpointFacts[Id]]) -> list[CheckpointFacts[Id]]:
     """Those with the best values; of equal ones the newer."""
     sign = 1.0 if keep.least else -1.0
     valued = [each for each in curve if math.isfinite(each.metrics.get(keep.metric, math.nan))]
@@ -138,8 +145,10 @@ def _best(keep: Keep, curve: Sequence[Kept[Id]]) -> list[Kept[Id]]:
     return ranked[: keep.best]
 
 
-def _first_of_each(curve: Sequence[Kept[Id]], stretch: Callable[[Kept[Id]], int]) -> Iterator[Kept[Id]]:
-    """The first in every stretch: it stays the first whatever comes later."""
+def _find_first_of_each(
+    curve: Sequence[CheckpointFacts[Id]], stretch: Callable[[CheckpointFacts[Id]], int]
+) -> Iterator[CheckpointFacts[Id]]:
+    """The first in every stretch: it kept the first whatever comes later."""
     seen: set[int] = set()
     for each in curve:
         if (found := stretch(each)) not in seen:
@@ -147,18 +156,22 @@ def _first_of_each(curve: Sequence[Kept[Id]], stretch: Callable[[Kept[Id]], int]
             yield each
 
 
-def _why_not(each: Kept[Id]) -> str:
+def _explain_deletion(each: CheckpointFacts[Id]) -> str:
     if each.superseded:
         return "off the curve"
     return "no longer asked for" if each.complete else "never completed"
 
 
-def _too_old(keep: Keep, staying: Iterable[Kept[Id]], needed: set[Id], now: float) -> Iterator[Kept[Id]]:
+def _find_expired(
+    keep: RetentionPolicy, staying: Iterable[CheckpointFacts[Id]], needed: set[Id], now: float
+) -> Iterator[CheckpointFacts[Id]]:
     if keep.max_age is not None:
         yield from (each for each in staying if each.id not in needed and now - each.time > keep.max_age)
 
 
-def _too_much(keep: Keep, staying: Sequence[Kept[Id]], needed: set[Id], best: set[Id]) -> Iterator[Kept[Id]]:
+def _find_over_limit(
+    keep: RetentionPolicy, staying: Sequence[CheckpointFacts[Id]], needed: set[Id], best: set[Id]
+) -> Iterator[CheckpointFacts[Id]]:
     """The oldest, until the rest fits; the best after all others, what is needed never."""
     if keep.max_total is None:
         return
@@ -169,14 +182,14 @@ def _too_much(keep: Keep, staying: Sequence[Kept[Id]], needed: set[Id], best: se
             yield each
 
 
-def _span(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     for unit, letter in _UNITS:
         if seconds >= unit and seconds % unit == 0:
             return f"{seconds / unit:g}{letter}"
     return f"{seconds:g}s"
 
 
-def _size(size: int) -> str:
+def _format_size(size: int) -> str:
     for power, unit in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
         if size >= 1024**power:
             return f"{size / 1024**power:.4g} {unit}"

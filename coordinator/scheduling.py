@@ -16,8 +16,8 @@ GIB = 1024**3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Host:
-    """An agent as it can be planned with. Sizes in bytes; `trouble` says why it takes nothing, empty when it does."""
+class HostCapacity:
+    """The capacity of one host, as the plan sees it. Sizes are in bytes; `unschedulable` is why it takes no work."""
 
     name: str
     free: tuple[int, ...]
@@ -28,7 +28,7 @@ class Host:
     memory: int = 0
     disk: int = 0
     labels: Mapping[str, str] = field(default_factory=dict)
-    trouble: str = ""
+    unschedulable: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +51,7 @@ class Need:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Claimable:
+class ClaimableRun:
     """A run that could be granted: queued, or running with a lapsed lease."""
 
     run: str
@@ -64,7 +64,7 @@ class Claimable:
 
 
 @dataclass(frozen=True, slots=True)
-class Seat:
+class Placement:
     """One node's place: an agent and its slots, as that session of it described them."""
 
     agent: str
@@ -77,18 +77,18 @@ class Grant:
     """A run and where it goes, node 0 first."""
 
     run: str
-    seats: tuple[Seat, ...]
+    placements: tuple[Placement, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Decisions:
+class SchedulingDecisions:
     """What to do, and for every run that waits why, in words."""
 
     grants: tuple[Grant, ...]
     explanations: Mapping[str, str]
 
 
-def plan(queue: Iterable[Claimable], fleet: Iterable[Host], now: datetime) -> Decisions:
+def plan(queue: Iterable[ClaimableRun], fleet: Iterable[HostCapacity], now: datetime) -> SchedulingDecisions:
     """Place what can be placed.
 
     What is free only shrinks on the way, so where one run found no place none with the same need will: a queue of
@@ -102,34 +102,36 @@ def plan(queue: Iterable[Claimable], fleet: Iterable[Host], now: datetime) -> De
         if claim.eligible_time is not None and claim.eligible_time > now:
             explanations[claim.run] = f"tried again at {claim.eligible_time:%H:%M:%S} UTC, after a failure"
             continue
-        seats = () if claim.need in unmet else place(claim, list(hosts.values()))
-        if seats:
-            grants.append(Grant(claim.run, seats))
-            for seat in seats:
-                host = hosts[seat.agent]
-                hosts[seat.agent] = replace(host, free=tuple(slot for slot in host.free if slot not in seat.slots))
+        placements = () if claim.need in unmet else choose_placements(claim, list(hosts.values()))
+        if placements:
+            grants.append(Grant(claim.run, placements))
+            for placement in placements:
+                host = hosts[placement.agent]
+                hosts[placement.agent] = replace(
+                    host, free=tuple(slot for slot in host.free if slot not in placement.slots)
+                )
         else:
             if claim.need not in unmet:
-                unmet[claim.need] = explain(claim.need, list(hosts.values()))
+                unmet[claim.need] = explain_placement(claim.need, list(hosts.values()))
             explanations[claim.run] = unmet[claim.need]
-    return Decisions(tuple(grants), explanations)
+    return SchedulingDecisions(tuple(grants), explanations)
 
 
-def place(claim: Claimable, fleet: Sequence[Host]) -> tuple[Seat, ...]:
+def choose_placements(claim: ClaimableRun, fleet: Sequence[HostCapacity]) -> tuple[Placement, ...]:
     """Where a run would go now; empty when nowhere."""
-    fitting = sorted(candidates(claim.need, fleet), key=lambda host: _rank(claim, host))
+    fitting = sorted(find_candidates(claim.need, fleet), key=lambda host: _rank(claim, host))
     if len(fitting) < claim.need.nodes:
         return ()
     chosen = fitting[: claim.need.nodes]
-    return tuple(Seat(host.name, _seat(claim.need, host), host.session) for host in chosen)
+    return tuple(Placement(host.name, _choose_slots(claim.need, host), host.session) for host in chosen)
 
 
-def candidates(need: Need, fleet: Sequence[Host]) -> list[Host]:
+def find_candidates(need: Need, fleet: Sequence[HostCapacity]) -> list[HostCapacity]:
     """The hosts that could take a node of it now."""
-    return [host for host in fleet if not host.trouble and _admits(need, host) and _seat(need, host)]
+    return [host for host in fleet if not host.unschedulable and _admits(need, host) and _choose_slots(need, host)]
 
 
-def _rank(claim: Claimable, host: Host) -> tuple[bool, int, bool, bool, int, str]:
+def _rank(claim: ClaimableRun, host: HostCapacity) -> tuple[bool, int, bool, bool, int, str]:
     """Smallest first: not where it just failed, then as preferred, then near its checkpoint, then the tightest fit."""
     preferred = claim.need.prefer_hosts
     return (
@@ -142,13 +144,13 @@ def _rank(claim: Claimable, host: Host) -> tuple[bool, int, bool, bool, int, str
     )
 
 
-def _admits(need: Need, host: Host) -> bool:
+def _admits(need: Need, host: HostCapacity) -> bool:
     """Whether the host is one that the run may use at all, by name and labels."""
     named = not need.allowed_hosts or host.name in need.allowed_hosts
     return named and all(host.labels.get(key) == value for key, value in need.labels.items())
 
 
-def _seat(need: Need, host: Host, *, ever: bool = False) -> tuple[int, ...]:
+def _choose_slots(need: Need, host: HostCapacity, *, ever: bool = False) -> tuple[int, ...]:
     """The slots the host would give now, or `ever` when nothing else ran there; empty when too few or too small."""
     if host.memory < need.memory or host.disk < need.disk or host.cpus < need.cpus:
         return ()
@@ -156,64 +158,64 @@ def _seat(need: Need, host: Host, *, ever: bool = False) -> tuple[int, ...]:
         open_slots = tuple(range(host.slots)) if ever else host.free
         return () if need.require_cuda else open_slots[:1]
     wanted = max(1, need.gpus)
-    fitting = _large_gpus(need, host, ever=ever)
+    fitting = _find_large_gpus(need, host, ever=ever)
     return fitting[:wanted] if len(fitting) >= wanted else ()
 
 
-def _large_gpus(need: Need, host: Host, *, ever: bool) -> tuple[int, ...]:
+def _find_large_gpus(need: Need, host: HostCapacity, *, ever: bool) -> tuple[int, ...]:
     return tuple(index for index in (sorted(host.gpus) if ever else host.free) if host.gpus.get(index, 0) >= need.vram)
 
 
-def explain(need: Need, fleet: Sequence[Host]) -> str:
+def explain_placement(need: Need, fleet: Sequence[HostCapacity]) -> str:
     """Why a run cannot be placed now, in words; where it could be, when it can."""
-    if (fitting := candidates(need, fleet)) and len(fitting) >= need.nodes:
-        return f"can run now on {_names(fitting)}"
+    if (fitting := find_candidates(need, fleet)) and len(fitting) >= need.nodes:
+        return f"can run now on {_join_names(fitting)}"
     if not fleet:
         return "no host has joined yet"
     if not (admitted := [host for host in fleet if _admits(need, host)]):
         return _explain_admission(need)
-    wish = describe(need)
-    able = [host for host in admitted if _seat(need, host, ever=True)]
+    need_text = describe_need(need)
+    able = [host for host in admitted if _choose_slots(need, host, ever=True)]
     if len(able) < need.nodes:
-        return f"{wish}; {_best(need, admitted, ever=True)}"
-    in_service = [host for host in able if not host.trouble]
+        return f"{need_text}; {_describe_best(need, admitted, ever=True)}"
+    in_service = [host for host in able if not host.unschedulable]
     if len(in_service) < need.nodes:
-        troubled = ", ".join(f"{host.name} {host.trouble}" for host in able if host.trouble)
-        return f"{wish}; {troubled}"
-    return f"{wish}; {_best(need, in_service, ever=False)}"
+        reasons = ", ".join(f"{host.name} {host.unschedulable}" for host in able if host.unschedulable)
+        return f"{need_text}; {reasons}"
+    return f"{need_text}; {_describe_best(need, in_service, ever=False)}"
 
 
 def _explain_admission(need: Need) -> str:
-    wishes = [f"the label {key}={value}" for key, value in need.labels.items()]
+    requirements = [f"the label {key}={value}" for key, value in need.labels.items()]
     if need.allowed_hosts:
-        wishes.append(f"a name among allowed_hosts ({', '.join(sorted(need.allowed_hosts))})")
-    return f"no host has {' and '.join(wishes)}"
+        requirements.append(f"a name among allowed_hosts ({', '.join(sorted(need.allowed_hosts))})")
+    return f"no host has {' and '.join(requirements)}"
 
 
-def describe(need: Need) -> str:
+def describe_need(need: Need) -> str:
     """What a run asks for, in words."""
     if need.require_cuda:
         size = f" ≥ {need.vram / GIB:g} GiB" if need.vram else ""
-        wish = f"{max(1, need.gpus)} GPU{'s' if need.gpus > 1 else ''}{size}"
+        need_text = f"{max(1, need.gpus)} GPU{'s' if need.gpus > 1 else ''}{size}"
     else:
-        wish = "a free slot" if need.gpus <= 1 else f"{need.gpus} GPUs or a CPU slot"
+        need_text = "a free slot" if need.gpus <= 1 else f"{need.gpus} GPUs or a CPU slot"
     extras = [
         *([f"{need.memory / GIB:g} GiB of memory"] if need.memory else []),
         *([f"{need.disk / GIB:g} GiB of disk"] if need.disk else []),
         *([f"{need.cpus} CPUs"] if need.cpus else []),
     ]
     hosts = "one host" if need.nodes == 1 else f"each of {need.nodes} hosts"
-    return f"needs {', '.join([wish, *extras])} on {hosts}"
+    return f"needs {', '.join([need_text, *extras])} on {hosts}"
 
 
-def _best(need: Need, hosts: Sequence[Host], *, ever: bool) -> str:
+def _describe_best(need: Need, hosts: Sequence[HostCapacity], *, ever: bool) -> str:
     """How close the best host, or the number of hosts, comes."""
-    fitting = sum(1 for host in hosts if _seat(need, host, ever=ever))
+    fitting = sum(1 for host in hosts if _choose_slots(need, host, ever=ever))
     kind = "host" if ever else "free host"
     if need.nodes > 1 and fitting:
         return f"{fitting} {'is' if fitting == 1 else 'are'} {'like that' if ever else 'free'}"
     if need.require_cuda:
-        most = max((len(_large_gpus(need, host, ever=ever)) for host in hosts if host.gpus), default=0)
+        most = max((len(_find_large_gpus(need, host, ever=ever)) for host in hosts if host.gpus), default=0)
         return f"the best {kind} has {most or 'none'}"
     if ever and need.disk > (most_free := max(hosts, key=lambda host: host.disk)).disk:
         return f"the host with the most disk free, {most_free.name}, has {most_free.disk / GIB:.1f} GiB"
@@ -223,6 +225,6 @@ def _best(need: Need, hosts: Sequence[Host], *, ever: bool) -> str:
     return "all are taken"
 
 
-def _names(hosts: Sequence[Host]) -> str:
+def _join_names(hosts: Sequence[HostCapacity]) -> str:
     names = sorted(host.name for host in hosts)
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -23,17 +23,17 @@ from grpc_reflection.v1alpha import reflection
 import runfile
 from coordinator.artifacts.base import Artifacts
 from coordinator.artifacts.folder import FolderArtifacts
-from coordinator.background import garbage_collection, planner, reaper, run_dependencies
+from coordinator.background import garbage_collection, planner, reaper
 from coordinator.commands.events import Appender
 from coordinator.config import Config
 from coordinator.database import migrate, postgres
-from coordinator.database.connections import Database, DatabaseAway, connected
+from coordinator.database.connections import Database, DatabaseAway, connect_database
 from coordinator.rpc.agents import AgentsService
 from coordinator.rpc.artifacts import ArtifactsService
 from coordinator.rpc.fleet import FleetService
-from coordinator.rpc.interceptors import LARGEST_BYTES, Deployment, Guard, Secret
+from coordinator.rpc.interceptors import LARGEST_BYTES, CallGuard, DeploymentInterceptor, SecretInterceptor
 from coordinator.rpc.runs import RunsService
-from coordinator.sessions import Heartbeats, Sessions
+from coordinator.rpc.sessions import HeartbeatBatcher, Sessions
 from coordinator.store import deployment
 from relay.settings import SettingsError
 from relay.v1 import (
@@ -76,7 +76,7 @@ SERVICES = tuple(
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
+class ServerInfo:
     """A coordinator that takes calls."""
 
     address: str  #: host:port as bound
@@ -86,38 +86,38 @@ class Running:
     store: str  #: where artifacts are kept, for people: that folder, or a bucket
 
 
-async def serve(config: Config, stop: asyncio.Event, announce: Callable[[Running], None]) -> None:
+async def serve(config: Config, stop: asyncio.Event, announce: Callable[[ServerInfo], None]) -> None:
     """Serve until `stop`. `announce` is called once, when calls are taken."""
     data_dir = config.data_dir.expanduser()
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     async with AsyncExitStack() as stack:
-        url = await stack.enter_async_context(database_at(config.database_url, data_dir))
+        url = await stack.enter_async_context(open_database(config.database_url, data_dir))
         await migrate.require_head(url)
-        database = await stack.enter_async_context(connected(url))
-        artifacts = await asyncio.to_thread(_artifacts, config)
+        database = await stack.enter_async_context(connect_database(url))
+        artifacts = await asyncio.to_thread(_open_artifacts, config)
         await asyncio.to_thread(runfile.preload)
         healthy = health.aio.HealthServicer()
-        heartbeats, appender = Heartbeats(database, config.timing), Appender(database)
+        heartbeats, appender = HeartbeatBatcher(database, config.timing), Appender(database)
         services = (
-            lambda: _tell_health(database, healthy),
+            lambda: _report_health(database, healthy),
             heartbeats.run,
             appender.run,
-            lambda: planner.run(database, config.timing),
-            lambda: reaper.run(database, config.timing),
-            lambda: run_dependencies.run(database, artifacts),
-            lambda: garbage_collection.run(database, artifacts, config.collecting),
+            lambda: planner.plan_forever(database, config.timing),
+            lambda: reaper.reap_forever(database, config.timing),
+            lambda: planner.release_forever(database, artifacts),
+            lambda: garbage_collection.collect_forever(database, artifacts, config.collecting),
         )
-        await stack.enter_async_context(_background(*services))
-        parts = _Parts(database, artifacts, heartbeats, appender, await _deployment_id(database))
-        address = await stack.enter_async_context(_taking_calls(config, healthy, parts))
+        await stack.enter_async_context(_run_in_background(*services))
+        parts = _SharedParts(database, artifacts, heartbeats, appender, await _read_deployment_id(database))
+        address = await stack.enter_async_context(_serve_calls(config, healthy, parts))
         store = config.artifact_store or str(config.artifacts)
-        running = Running(address, parts.deployment_id, url, config.artifacts, store)
+        running = ServerInfo(address, parts.deployment_id, url, config.artifacts, store)
         write_atomically(data_dir / "address", f"{address}\n")
         announce(running)
         await stop.wait()
 
 
-def _artifacts(config: Config) -> Artifacts:
+def _open_artifacts(config: Config) -> Artifacts:
     """Where artifacts are kept. Blocking."""
     if config.artifact_store is None:
         return FolderArtifacts(config.artifacts, limit=config.artifact_limit)
@@ -132,7 +132,7 @@ def _artifacts(config: Config) -> Artifacts:
 
 
 @asynccontextmanager
-async def database_at(named: str | None, data_dir: Path) -> AsyncIterator[str]:
+async def open_database(named: str | None, data_dir: Path) -> AsyncIterator[str]:
     """The URL of the database that was named, or of our own."""
     if named:
         yield named
@@ -144,42 +144,42 @@ async def database_at(named: str | None, data_dir: Path) -> AsyncIterator[str]:
         yield url
 
 
-async def _deployment_id(database: Database) -> str:
+async def _read_deployment_id(database: Database) -> str:
     async with database.connection() as connection:
-        return str(await deployment.deployment_id(connection))
+        return str(await deployment.read_deployment_id(connection))
 
 
 @asynccontextmanager
-async def _background(*services: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+async def _run_in_background(*services: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
     """Services run for as long as the block lasts. One that ends, or fails, ends the block too, loudly."""
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(_for_ever(service)) for service in services]
+        tasks = [group.create_task(_run_forever(service)) for service in services]
         yield
         for task in tasks:
             task.cancel()
 
 
-async def _for_ever(service: Callable[[], Awaitable[None]]) -> Never:
+async def _run_forever(service: Callable[[], Awaitable[None]]) -> Never:
     await service()
     raise RuntimeError(f"{service} ended by itself")
 
 
 @dataclass(frozen=True, slots=True)
-class _Parts:
+class _SharedParts:
     """What the servicers share."""
 
     database: Database
     artifacts: Artifacts
-    heartbeats: Heartbeats
+    heartbeats: HeartbeatBatcher
     appender: Appender
     deployment_id: str
 
 
 @asynccontextmanager
-async def _taking_calls(config: Config, healthy: health.aio.HealthServicer, parts: _Parts) -> AsyncIterator[str]:
+async def _serve_calls(config: Config, healthy: health.aio.HealthServicer, parts: _SharedParts) -> AsyncIterator[str]:
     """The address calls are taken at. At the end streams are handed over and short calls finish."""
-    guard, secret = Guard(), [Secret(config.secret)] if config.secret else []
-    server = aio.server(interceptors=[guard, *secret, Deployment(parts.deployment_id)], options=OPTIONS)
+    guard, secret = CallGuard(), [SecretInterceptor(config.secret)] if config.secret else []
+    server = aio.server(interceptors=[guard, *secret, DeploymentInterceptor(parts.deployment_id)], options=OPTIONS)
     _add_servicers(server, config, parts)
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
@@ -193,7 +193,7 @@ async def _taking_calls(config: Config, healthy: health.aio.HealthServicer, part
         await server.stop(_GRACE_SECONDS)
 
 
-def _add_servicers(server: aio.Server, config: Config, parts: _Parts) -> None:
+def _add_servicers(server: aio.Server, config: Config, parts: _SharedParts) -> None:
     database, artifacts, timing = parts.database, parts.artifacts, config.timing
     sessions = Sessions(database, timing, parts.heartbeats)
     agents = AgentsService(database, artifacts, sessions, parts.appender, timing)
@@ -212,11 +212,11 @@ def _bind(server: aio.Server, config: Config) -> str:
     return f"{host}:{port}"
 
 
-async def _tell_health(database: Database, healthy: health.aio.HealthServicer) -> None:
+async def _report_health(database: Database, healthy: health.aio.HealthServicer) -> None:
     """Serving while the database answers."""
     told: str | None = "not yet"
     while True:
-        away = await _absence(database)
+        away = await _find_absence(database)
         if away != told:
             status = health_pb2.HealthCheckResponse.NOT_SERVING if away else health_pb2.HealthCheckResponse.SERVING
             for service in ("", *SERVICES):
@@ -226,7 +226,7 @@ async def _tell_health(database: Database, healthy: health.aio.HealthServicer) -
         await asyncio.sleep(_HEALTH_SECONDS)
 
 
-async def _absence(database: Database) -> str | None:
+async def _find_absence(database: Database) -> str | None:
     """None while the database answers."""
     try:
         await database.ping()

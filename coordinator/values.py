@@ -11,7 +11,7 @@ from coordinator.lifecycle import Cause, Outcome, Policy, StopReason
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class HeldPlace:
     """A lease that an agent's host still runs."""
 
     lease_id: UUID
@@ -19,7 +19,7 @@ class Held:
     phase: str
     slots: tuple[int, ...]
 
-    def stored(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """As the agent's row keeps it."""
         return {"lease": str(self.lease_id), "node": self.node, "phase": self.phase, "slots": list(self.slots)}
 
@@ -44,24 +44,24 @@ class Hello:
     capability: Mapping[str, Any]
     labels: Mapping[str, str]
     slots: tuple[int, ...]
-    held: tuple[Held, ...]
+    held: tuple[HeldPlace, ...]
     readiness: Readiness
     dial: int = 0  #: numbers the hellos of an instance, from 1; 0 when it does not count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pulse:
+class Heartbeat:
     """One heartbeat of one session. `readings` is None when it brought none."""
 
     agent: str
     session_id: UUID
-    held: tuple[Held, ...]
+    held: tuple[HeldPlace, ...]
     readiness: Readiness
     readings: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Seated:
+class LeasePlace:
     """One node's place of a lease."""
 
     node: int
@@ -110,7 +110,7 @@ class CheckpointView:
     remove_reason: str = ""
     parts: tuple[Part, ...] = ()
 
-    def offered(self) -> CheckpointView:
+    def without_removed_copies(self) -> CheckpointView:
         """With those copies only that are there to stay."""
         parts = (replace(part, copies=tuple(c for c in part.copies if c.remove_time is None)) for part in self.parts)
         return replace(self, parts=tuple(parts))
@@ -137,7 +137,7 @@ class Assignment:
     spec: Mapping[str, Any]
     inputs: tuple[Mapping[str, Any], ...]
     pins: Mapping[str, str]
-    places: tuple[Seated, ...]
+    places: tuple[LeasePlace, ...]
     checkpoints: tuple[CheckpointView, ...]
 
 
@@ -152,11 +152,12 @@ class DesiredLease:
     slots: tuple[int, ...]
     policy: Policy
     stop: StopReason | None
+    grace: float  #: seconds that a stopping trainer has to save before it is killed
     assignment: Assignment | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class DesiredState:
     """The whole wish of one agent. `session_id` is the session that the database has for it, None when it has none."""
 
     agent: str
@@ -166,7 +167,7 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True)
-class CursorAt:
+class Cursor:
     """How far a source is, in bytes."""
 
     node: int
@@ -181,7 +182,7 @@ class LeaseRecord:
     lease_id: UUID
     run_id: str
     started: bool
-    cursors: tuple[CursorAt, ...]
+    cursors: tuple[Cursor, ...]
     checkpoints: tuple[CheckpointView, ...]
 
 
@@ -204,7 +205,7 @@ class NewCheckpoint:
     size: int
     files: int
     metrics: Mapping[str, float] = field(default_factory=dict)
-    after: tuple[CursorAt, ...] = ()
+    required_cursors: tuple[Cursor, ...] = ()
     copies: tuple[Copy, ...] = ()
 
 
@@ -219,7 +220,7 @@ class Completion:
     permanent: bool = False
     error: Mapping[str, Any] | None = None
     output: Mapping[str, Any] | None = None
-    final: tuple[CursorAt, ...] = ()
+    final_cursors: tuple[Cursor, ...] = ()
     registered_step: int | None = None  #: the newest that must be in the registry
 
 
@@ -249,7 +250,7 @@ class ImportedCheckpoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Import:
+class ImportRequest:
     """A training that ran elsewhere; `checkpoints` by step, `curve_digest` empty where there is none."""
 
     submission: Submission

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, settings
 from coordinator.config import Config
 from coordinator.database import migrate, postgres
 from coordinator.database.tables import Base
-from coordinator.server import Running, serve
+from coordinator.server import ServerInfo, serve
 from relay.timing import TEST
 from relay.v1.agents_pb2_grpc import AgentsStub
 from relay.v1.artifacts_pb2_grpc import ArtifactsStub
@@ -166,11 +166,11 @@ async def serving(config: Config) -> AsyncIterator[RunningCoordinator]:
     await asyncio.wait([task, running], return_when=asyncio.FIRST_COMPLETED)
     if not running.done():
         await task
-    told: Running = running.result()
+    info: ServerInfo = running.result()
     try:
-        async with aio.insecure_channel(told.address) as channel:
+        async with aio.insecure_channel(info.address) as channel:
             stubs = (RunsStub(channel), AgentsStub(channel), ArtifactsStub(channel), FleetStub(channel))
-            yield RunningCoordinator(told.address, told.database_url, told.artifacts, channel, *stubs)
+            yield RunningCoordinator(info.address, info.database_url, info.artifacts, channel, *stubs)
     finally:
         stop.set()
         await task

@@ -16,6 +16,7 @@ SOURCES = [ROOT / "proto" / "relay", *(ROOT / name for name in PACKAGES[1:])]
 #: Modules that decide and nothing else: no I/O, no clock, no SQL, no protobuf.
 PURE = (
     *("coordinator/lifecycle.py", "coordinator/retention.py", "coordinator/scheduling.py"),
+    *("coordinator/event_lines.py", "coordinator/outage.py", "coordinator/values.py"),
     *("agent/leases.py", "proto/relay/timing.py", "storage/address.py"),
 )
 IMPURE_LIBRARY = {"asyncio", "os", "random", "socket", "subprocess", "threading", "time"}
@@ -76,7 +77,7 @@ def test_migrations_do_not_import_the_coordinator() -> None:
 def test_commands_and_services_run_no_sql_of_their_own() -> None:
     """What they ask of the database is statements of the store, which another kind of connection can carry out."""
     runs_sql = {"execute", "executemany", "fetch", "fetchrow", "fetchval", "copy_records_to_table"}
-    for path in modules(ROOT / "coordinator" / "commands", ROOT / "coordinator" / "services"):
+    for path in modules(ROOT / "coordinator" / "commands", ROOT / "coordinator" / "background"):
         called = {node.attr for node in ast.walk(tree(path)) if isinstance(node, ast.Attribute)}
         assert not called & runs_sql, path
 

@@ -4,6 +4,6 @@ base        what every kind of it can do
 folder      in a folder, e.g. on a volume that all replicas mount
 bucket      in an S3 bucket (or one of Google's or Azure's)
 partial     uploads on their way, in files that grow
-room        how much may still come
+quota        how much may still come
 collecting  what nothing names any more goes, while everything else goes on
 """

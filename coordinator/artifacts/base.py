@@ -18,7 +18,7 @@ CHECK_BYTES = 64 * CHUNK  #: hashed between two signs of life
 
 
 @dataclass(frozen=True, slots=True)
-class Stat:
+class BlobStat:
     """What the store has of a blob: all of it, or the first `offset` bytes."""
 
     digest: str
@@ -27,7 +27,7 @@ class Stat:
 
 
 @dataclass(frozen=True, slots=True)
-class Swept:
+class SweepResult:
     """What a sweep took away, and what it came by and left."""
 
     blobs: int
@@ -35,7 +35,7 @@ class Swept:
     left: int
 
 
-class Blob(Protocol):
+class BlobReader(Protocol):
     """A whole blob, being read."""
 
     @property
@@ -61,13 +61,13 @@ class Artifacts(Protocol):
     def claim(self, deployment_id: str) -> bool:
         """Whether the store is this deployment's, which the first to ask makes it. Only its owner may sweep it."""
 
-    def stat(self, digest: str, /) -> Stat:
+    def stat(self, digest: str, /) -> BlobStat:
         """What there is of a blob. One that is there stays for as long as a sweep's grace."""
 
-    def stats(self, digests: Sequence[str], /) -> Sequence[Stat]:
+    def stats(self, digests: Sequence[str], /) -> Sequence[BlobStat]:
         """`stat` of several, as fast as the store can."""
 
-    def reading(self, digest: str) -> AbstractContextManager[Blob]:
+    def open_blob(self, digest: str) -> AbstractContextManager[BlobReader]:
         """A whole blob to read from. BlobUnknown when there is none."""
 
     def read(self, digest: str, limit: int) -> bytes:
@@ -82,11 +82,11 @@ class Artifacts(Protocol):
     def upload(self, digest: str, size: int, offset: int) -> AbstractContextManager[Upload]:
         """Take a blob's bytes from `offset` on; what came stays for a later upload unless `finish` took it.
 
-        OffsetGap when the store does not have that much; BlobTooLarge or StoreFull when there is no room.
+        OffsetGap when the store does not have that much; BlobTooLarge or StoreFull when there is no quota.
         """
 
     def forget_partials(self, digest: str) -> None:
         """Remove what other uploads of a now whole blob left, if nobody writes it."""
 
-    def sweep(self, named: Container[str], before: float) -> Swept:
+    def sweep(self, named: Container[str], before: float) -> SweepResult:
         """Remove blobs that are not `named` (by digest) and that nobody brought or asked for since (epoch seconds)."""

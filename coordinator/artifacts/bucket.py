@@ -36,10 +36,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from coordinator.artifacts.base import CHECK_BYTES, CHUNK, Stat, Swept
-from coordinator.artifacts.folder import name_of
-from coordinator.artifacts.partial import Incoming, Partials
-from coordinator.artifacts.quota import Room
+from coordinator.artifacts.base import CHECK_BYTES, CHUNK, BlobStat, SweepResult
+from coordinator.artifacts.folder import parse_digest
+from coordinator.artifacts.partial import IncomingUpload, PartialUploads
+from coordinator.artifacts.quota import Quota
 from relay.errors import BlobTooLarge, BlobUnknown, DigestMismatch
 from storage.base import StoreUnavailable
 
@@ -55,7 +55,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Object:
+class BucketObject:
     """One object of a blob."""
 
     path: str
@@ -77,7 +77,7 @@ class BucketBlob:
     """A whole blob, being read in windows."""
 
     bucket: ObjectStore
-    object: Object
+    object: BucketObject
     _window: memoryview = field(default_factory=lambda: memoryview(b""))
     _from: int = 0
 
@@ -93,7 +93,7 @@ class BucketBlob:
             length = min(_WINDOW, self.size - at)
             if length <= 0:
                 return b""
-            with _away():
+            with _translate_errors():
                 found = obstore.get_range(self.bucket, self.object.path, start=at, length=length)
             self._window, self._from = memoryview(found), at
         offset = at - self._from
@@ -108,12 +108,14 @@ class BucketArtifacts:
 
     def __init__(self, url: str, scratch: Path, *, limit: int, grace: float) -> None:
         self.url = url
-        self._bucket = opened(url)
+        self._bucket = open_bucket(url)
         self._young = grace / 2
         self._touched: dict[str, float] = {}  #: by name, when this process touched it last
         partial = scratch / "partial"
         partial.mkdir(parents=True, exist_ok=True)
-        self._partials = Partials(partial, Room(limit, self._used, lambda: shutil.disk_usage(partial).free), self._put)
+        self._partials = PartialUploads(
+            partial, Quota(limit, self._used, lambda: shutil.disk_usage(partial).free), self._put
+        )
         self._partials.forget_old()
 
     def claim(self, deployment_id: str) -> bool:
@@ -121,46 +123,46 @@ class BucketArtifacts:
         import obstore
         from obstore import exceptions
 
-        with _away():
+        with _translate_errors():
             with contextlib.suppress(exceptions.AlreadyExistsError, exceptions.PreconditionError):
                 obstore.put(self._bucket, "deployment", deployment_id.encode(), mode="create")
             return bytes(obstore.get(self._bucket, "deployment").bytes()).decode() == deployment_id
 
-    def stat(self, digest: str, /) -> Stat:
+    def stat(self, digest: str, /) -> BlobStat:
         """What there is of a blob. One that is there stays for as long as a sweep's grace."""
-        name = name_of(digest)
+        name = parse_digest(digest)
         if (found := self._find(name)) is not None:
-            return Stat(digest, True, found.size)
-        return Stat(digest, False, self._partials.longest(name))
+            return BlobStat(digest, True, found.size)
+        return BlobStat(digest, False, self._partials.longest(name))
 
-    def stats(self, digests: Sequence[str], /) -> list[Stat]:
+    def stats(self, digests: Sequence[str], /) -> list[BlobStat]:
         """`stat` of several, a few dozen at once: each is a question to the bucket."""
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             return list(pool.map(self.stat, digests))
 
     @contextmanager
-    def reading(self, digest: str) -> Iterator[BucketBlob]:
+    def open_blob(self, digest: str) -> Iterator[BucketBlob]:
         """A whole blob to read from. BlobUnknown when there is none."""
-        found = self._find(name_of(digest))
+        found = self._find(parse_digest(digest))
         if found is None:
             raise BlobUnknown(f"the artifact store does not have {digest}", digest=digest)
         yield BucketBlob(self._bucket, found)
 
     def read(self, digest: str, limit: int) -> bytes:
         """A small blob whole (a manifest); BlobTooLarge beyond `limit` bytes."""
-        with self.reading(digest) as blob:
+        with self.open_blob(digest) as blob:
             if blob.size > limit:
                 raise BlobTooLarge(f"{digest} is larger than {limit} bytes")
-            return b"".join(_pieces(blob))
+            return b"".join(_read_pieces(blob))
 
     def check(self, digest: str) -> Generator[int]:
         """Read a blob whole and compare; yields now and then how many bytes are done.
 
         Ends by DigestMismatch when it is damaged, after it was set aside; by BlobUnknown when there is none.
         """
-        with self.reading(digest) as blob:
+        with self.open_blob(digest) as blob:
             hasher, at = hashlib.sha256(), 0
-            for piece in _pieces(blob):
+            for piece in _read_pieces(blob):
                 hasher.update(piece)
                 at += len(piece)
                 if at % CHECK_BYTES == 0:
@@ -169,37 +171,37 @@ class BucketArtifacts:
                 self._set_aside(blob.object)
                 raise DigestMismatch(f"the {at} bytes that the store has of {digest} are others")
 
-    def _set_aside(self, damaged: Object) -> None:
+    def _set_aside(self, damaged: BucketObject) -> None:
         import obstore
 
         kept = f"damaged/{damaged.name}/{damaged.id}"
-        with _away():
+        with _translate_errors():
             obstore.copy(self._bucket, damaged.path, kept)
             obstore.delete(self._bucket, damaged.path)
         _log.error("blob=%s damaged; set aside as %s, the next upload repairs it", damaged.name, kept)
 
     @contextmanager
-    def upload(self, digest: str, size: int, offset: int) -> Iterator[Incoming]:
+    def upload(self, digest: str, size: int, offset: int) -> Iterator[IncomingUpload]:
         """Take a blob's bytes from `offset` on; what came stays here for a later upload unless `finish` took it."""
-        with self._partials.upload(name_of(digest), size, offset) as incoming:
+        with self._partials.upload(parse_digest(digest), size, offset) as incoming:
             yield incoming
 
     def forget_partials(self, digest: str) -> None:
         """Remove what other uploads of a now whole blob left, if nobody writes it."""
-        self._partials.forget(name_of(digest))
+        self._partials.forget(parse_digest(digest))
 
     def _put(self, whole: Path, name: str) -> None:
         import obstore
 
         part = max(_PART, whole.stat().st_size // _PARTS)
-        with _away():
+        with _translate_errors():
             obstore.put(self._bucket, f"blobs/{name[:2]}/{name}/{uuid.uuid4().hex}", whole, chunk_size=part)
         whole.unlink()
 
     def _used(self) -> int:
         return sum(each.size for each in self._list("blobs/"))
 
-    def _find(self, name: str) -> Object | None:
+    def _find(self, name: str) -> BucketObject | None:
         """The newest object of a blob that stays, touched when it is old."""
         for each in sorted(self._list(f"blobs/{name[:2]}/{name}/"), key=lambda each: -each.time):
             if time.time() - each.time < self._young:
@@ -216,16 +218,16 @@ class BucketArtifacts:
         if time.monotonic() - self._touched.get(name, float("-inf")) < self._young / 2:
             return
         began = time.monotonic()
-        with _away():
+        with _translate_errors():
             obstore.put(self._bucket, f"touched/{name}", b"touched")
         self._touched[name] = began
 
-    def sweep(self, named: Container[str], before: float) -> Swept:
+    def sweep(self, named: Container[str], before: float) -> SweepResult:
         """Remove blobs that are not `named` (by digest) and that nobody brought or asked for since (epoch seconds)."""
         self._partials.forget_old()
         objects, doomed = self._list("blobs/"), {each.id for each in self._list("doomed/")}
         touched = {each.id: each.time for each in self._list("touched/")}
-        newest: dict[str, Object] = {}
+        newest: dict[str, BucketObject] = {}
         for each in (each for each in objects if each.id not in doomed):
             newest[each.name] = max(newest.get(each.name, each), each, key=lambda each: each.time)
         blobs = size = 0
@@ -235,14 +237,14 @@ class BucketArtifacts:
                 blobs, size = blobs + 1, size + each.size
         self._clean(touched, before, {each.id for each in objects})
         if blobs:
-            self._partials.room.changed()
-        return Swept(blobs, size, len(objects) - blobs)
+            self._partials.quota.invalidate()
+        return SweepResult(blobs, size, len(objects) - blobs)
 
-    def _take(self, each: Object, before: float) -> bool:
+    def _take(self, each: BucketObject, before: float) -> bool:
         """Remove an object unless its blob was touched meanwhile."""
         import obstore
 
-        with _away():
+        with _translate_errors():
             obstore.put(self._bucket, f"doomed/{each.id}", b"doomed")
             touched = self._modified(f"touched/{each.name}")
             if touched is None or touched < before:
@@ -256,11 +258,11 @@ class BucketArtifacts:
 
         old = [f"touched/{name}" for name, at in touched.items() if at < before]
         old += [each.path for each in self._list("doomed/") if each.id not in known and self._is_stale(each)]
-        with _away():
+        with _translate_errors():
             for path in old:
                 obstore.delete(self._bucket, path)
 
-    def _is_stale(self, mark: Object) -> bool:
+    def _is_stale(self, mark: BucketObject) -> bool:
         return time.time() - mark.time > _STALE
 
     def _is_there(self, path: str) -> bool:
@@ -270,20 +272,20 @@ class BucketArtifacts:
         import obstore
 
         try:
-            with _away():
-                return _seconds(obstore.head(self._bucket, path)["last_modified"])
+            with _translate_errors():
+                return _epoch_seconds(obstore.head(self._bucket, path)["last_modified"])
         except FileNotFoundError:
             return None
 
-    def _list(self, prefix: str) -> list[Object]:
+    def _list(self, prefix: str) -> list[BucketObject]:
         import obstore
 
-        with _away():
+        with _translate_errors():
             found = [meta for batch in obstore.list(self._bucket, prefix, chunk_size=1000) for meta in batch]
-        return [Object(meta["path"], meta["size"], _seconds(meta["last_modified"])) for meta in found]
+        return [BucketObject(meta["path"], meta["size"], _epoch_seconds(meta["last_modified"])) for meta in found]
 
 
-def opened(url: str) -> ObjectStore:
+def open_bucket(url: str) -> ObjectStore:
     """The bucket, with this process's credentials; ValueError when these do not do."""
     from obstore import exceptions
     from obstore.store import AzureStore, GCSStore, S3Store
@@ -310,7 +312,7 @@ def opened(url: str) -> ObjectStore:
 
 
 @contextmanager
-def _away() -> Iterator[None]:
+def _translate_errors() -> Iterator[None]:
     """What a bucket that does not answer, or refuses, says. FileNotFoundError stays what it is."""
     from obstore import exceptions
 
@@ -322,12 +324,12 @@ def _away() -> Iterator[None]:
         raise StoreUnavailable(f"the artifact store's bucket: {str(error).partition(chr(10))[0][:300]}") from error
 
 
-def _pieces(blob: BucketBlob) -> Iterator[bytes]:
+def _read_pieces(blob: BucketBlob) -> Iterator[bytes]:
     at = 0
     while piece := blob.piece(at):
         at += len(piece)
         yield piece
 
 
-def _seconds(moment: datetime) -> float:
+def _epoch_seconds(moment: datetime) -> float:
     return moment.timestamp()

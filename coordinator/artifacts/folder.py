@@ -32,9 +32,9 @@ from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
-from coordinator.artifacts.base import CHECK_BYTES, CHUNK, Stat, Swept
-from coordinator.artifacts.partial import Incoming, Partials, forget_old
-from coordinator.artifacts.quota import Room
+from coordinator.artifacts.base import CHECK_BYTES, CHUNK, BlobStat, SweepResult
+from coordinator.artifacts.partial import IncomingUpload, PartialUploads, remove_old
+from coordinator.artifacts.quota import Quota
 from relay.errors import BlobTooLarge, BlobUnknown, DigestMismatch, InvalidRequest
 from storage.manifest import DIGEST_PATTERN
 
@@ -70,8 +70,8 @@ class FolderArtifacts:
         self._blobs, self._damaged, self._swept = root / "blobs", root / "damaged", root / "swept"
         for folder in (self._blobs, root / "partial", self._damaged, self._swept):
             folder.mkdir(parents=True, exist_ok=True)
-        room = Room(limit, lambda: sum(_size_below(root)), lambda: shutil.disk_usage(root).free)
-        self._partials = Partials(root / "partial", room, self._publish)
+        quota = Quota(limit, lambda: sum(_file_sizes(root)), lambda: shutil.disk_usage(root).free)
+        self._partials = PartialUploads(root / "partial", quota, self._publish)
         self._forget_old()
 
     def claim(self, deployment_id: str) -> bool:
@@ -86,21 +86,21 @@ class FolderArtifacts:
                 made.unlink()
         return owner.read_text().strip() == deployment_id
 
-    def stat(self, digest: str, /) -> Stat:
+    def stat(self, digest: str, /) -> BlobStat:
         """What there is of a blob. One that is there stays for as long as a sweep's grace."""
         path = self._path(digest)
         try:
             os.utime(path)
-            return Stat(digest, True, path.stat().st_size)  # looked at after it was touched: a sweep puts it back
+            return BlobStat(digest, True, path.stat().st_size)  # looked at after it was touched: a sweep puts it back
         except FileNotFoundError:
-            return Stat(digest, False, self._partials.longest(path.name))
+            return BlobStat(digest, False, self._partials.longest(path.name))
 
-    def stats(self, digests: Sequence[str], /) -> list[Stat]:
+    def stats(self, digests: Sequence[str], /) -> list[BlobStat]:
         """`stat` of several."""
         return [self.stat(digest) for digest in digests]
 
     @contextmanager
-    def reading(self, digest: str) -> Iterator[FileBlob]:
+    def open_blob(self, digest: str) -> Iterator[FileBlob]:
         """A whole blob to read from. BlobUnknown when there is none."""
         path = self._path(digest)
         try:
@@ -114,20 +114,20 @@ class FolderArtifacts:
 
     def read(self, digest: str, limit: int) -> bytes:
         """A small blob whole (a manifest); BlobTooLarge beyond `limit` bytes."""
-        with self.reading(digest) as blob:
+        with self.open_blob(digest) as blob:
             if blob.size > limit:
                 raise BlobTooLarge(f"{digest} is larger than {limit} bytes")
-            return b"".join(pieces(blob))
+            return b"".join(read_pieces(blob))
 
     def check(self, digest: str) -> Generator[int]:
         """Read a blob whole and compare; yields now and then how many bytes are done.
 
         Ends by DigestMismatch when it is damaged, after it was set aside; by BlobUnknown when there is none.
         """
-        with self.reading(digest) as blob:
+        with self.open_blob(digest) as blob:
             try:
                 hasher, at = hashlib.sha256(), 0
-                for piece in pieces(blob):
+                for piece in read_pieces(blob):
                     hasher.update(piece)
                     at += len(piece)
                     if at % CHECK_BYTES == 0:
@@ -150,10 +150,10 @@ class FolderArtifacts:
                 _log.error("blob=%s damaged: %s; set aside as %s, the next upload repairs it", digest, why, kept)
 
     @contextmanager
-    def upload(self, digest: str, size: int, offset: int) -> Iterator[Incoming]:
+    def upload(self, digest: str, size: int, offset: int) -> Iterator[IncomingUpload]:
         """Take a blob's bytes from `offset` on; what came stays for a later upload unless `finish` took it.
 
-        OffsetGap when the store does not have that much; BlobTooLarge or StoreFull when there is no room.
+        OffsetGap when the store does not have that much; BlobTooLarge or StoreFull when there is no quota.
         """
         with self._partials.upload(self._path(digest).name, size, offset) as incoming:
             yield incoming
@@ -169,7 +169,7 @@ class FolderArtifacts:
         for folder in (path.parent, path.parent.parent):
             _sync_folder(folder)
 
-    def sweep(self, named: Container[str], before: float) -> Swept:
+    def sweep(self, named: Container[str], before: float) -> SweepResult:
         """Remove blobs that are not `named` (by digest) and that nobody brought or asked for since (epoch seconds)."""
         self._put_back()
         self._forget_old()
@@ -178,8 +178,8 @@ class FolderArtifacts:
             taken = 0 if f"sha256:{path.name}" in named else self._take(path, before)
             blobs, size, left = blobs + bool(taken), size + taken, left + (not taken)
         if blobs:
-            self._partials.room.changed()
-        return Swept(blobs, size, left)
+            self._partials.quota.invalidate()
+        return SweepResult(blobs, size, left)
 
     def _take(self, path: Path, before: float) -> int:
         """Remove a blob unless it was touched; the bytes that this frees (1 at least), 0 when it stays."""
@@ -205,22 +205,22 @@ class FolderArtifacts:
                 os.rename(aside, self._blobs / name[:2] / name)
 
     def _path(self, digest: str) -> Path:
-        name = name_of(digest)
+        name = parse_digest(digest)
         return self._blobs / name[:2] / name
 
     def _forget_old(self) -> None:
         self._partials.forget_old()
-        forget_old(self._damaged)
+        remove_old(self._damaged)
 
 
-def name_of(digest: str) -> str:
+def parse_digest(digest: str) -> str:
     """The 64 hex digits; InvalidRequest for what is no digest."""
     if not DIGEST_PATTERN.match(digest):
         raise InvalidRequest(f"{digest!r} is not a digest like sha256:<64 hex digits>")
     return digest.removeprefix("sha256:")
 
 
-def pieces(blob: FileBlob) -> Iterator[bytes]:
+def read_pieces(blob: FileBlob) -> Iterator[bytes]:
     """All of it, a piece at a time."""
     at = 0
     while piece := blob.piece(at):
@@ -228,7 +228,7 @@ def pieces(blob: FileBlob) -> Iterator[bytes]:
         yield piece
 
 
-def _size_below(root: Path) -> Iterator[int]:
+def _file_sizes(root: Path) -> Iterator[int]:
     for folder, _, names in os.walk(root):
         for name in names:
             with contextlib.suppress(FileNotFoundError):

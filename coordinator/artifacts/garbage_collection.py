@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from coordinator.artifacts.base import Artifacts, Swept
+from coordinator.artifacts.base import Artifacts, SweepResult
 from relay.errors import BlobTooLarge, BlobUnknown, DigestMismatch, InputMissing
 from storage.manifest import MAX_BYTES, Manifest, ManifestError
 
@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pace:
+class CollectionSchedule:
     """In seconds. What was asked for within `grace` stays: longer than any upload may take to be named."""
 
     every: float = 3600.0
@@ -30,26 +30,26 @@ class Pace:
             raise ValueError("collecting needs a positive interval, and a grace that is not negative")
 
 
-def files_of(artifacts: Artifacts, manifest_digest: str) -> frozenset[str]:
+def read_file_digests(artifacts: Artifacts, manifest_digest: str) -> frozenset[str]:
     """Digests of the files that a manifest names. BlobUnknown, ManifestError and their like. Blocking."""
     manifest = Manifest.from_bytes(artifacts.read(manifest_digest, MAX_BYTES))
     return frozenset(file.digest for file in manifest.files)
 
 
-def missing(artifacts: Artifacts, manifest_digest: str) -> list[str]:
+def find_missing(artifacts: Artifacts, manifest_digest: str) -> list[str]:
     """What the store lacks of a folder, by digest; from now on the rest stays for a sweep's grace. Blocking."""
     if not artifacts.stat(manifest_digest).complete:
         return [manifest_digest]
     try:
-        wanted = files_of(artifacts, manifest_digest)
+        wanted = read_file_digests(artifacts, manifest_digest)
     except (BlobUnknown, BlobTooLarge, DigestMismatch, ManifestError):
         return [manifest_digest]
     return [stat.digest for stat in artifacts.stats(sorted(wanted)) if not stat.complete]
 
 
-def check_whole(artifacts: Artifacts, manifest_digest: str) -> None:
+def require_folder(artifacts: Artifacts, manifest_digest: str) -> None:
     """InputMissing unless all of a folder is in the store, where it then stays until it is named. Blocking."""
-    if lacking := missing(artifacts, manifest_digest):
+    if lacking := find_missing(artifacts, manifest_digest):
         more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
         raise InputMissing(f"the artifact store does not have {lacking[0]}{more}")
 
@@ -61,7 +61,7 @@ class Collector:
     artifacts: Artifacts
     _files: dict[str, frozenset[str]] = field(default_factory=dict)
 
-    def collect(self, manifests: Iterable[str], blobs: Iterable[str], before: float) -> Swept:
+    def collect(self, manifests: Iterable[str], blobs: Iterable[str], before: float) -> SweepResult:
         """Sweep what is neither among `blobs`, nor a manifest, nor named by one. Blocking.
 
         Raises OSError, and nothing has gone, when a manifest cannot be read for another reason than its own.
@@ -75,7 +75,7 @@ class Collector:
         if (found := self._files.get(digest)) is not None:
             return found
         try:
-            return files_of(self.artifacts, digest)
+            return read_file_digests(self.artifacts, digest)
         except (BlobUnknown, BlobTooLarge, DigestMismatch, ManifestError) as wrong:
             _log.warning("manifest=%s names nothing: %s", digest, wrong)
             return None

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coordinator.artifacts.base import CHUNK
-from coordinator.artifacts.quota import Room
+from coordinator.artifacts.quota import Quota
 from relay.errors import DigestMismatch, InvalidRequest, OffsetGap, StoreFull
 
 KEPT_SECONDS = 7 * 24 * 3600.0  #: nobody comes back to an upload after that
@@ -31,20 +31,20 @@ Publish = Callable[[Path, str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Partials:
+class PartialUploads:
     """Those in one folder. `publish` is given a file once it is whole, verified and durable; it may move it away."""
 
     folder: Path
-    room: Room
+    quota: Quota
     publish: Publish
 
     @contextmanager
-    def upload(self, name: str, size: int, offset: int) -> Iterator[Incoming]:
+    def upload(self, name: str, size: int, offset: int) -> Iterator[IncomingUpload]:
         """Take the bytes of `name` (64 hex digits) from `offset` on."""
         if not 0 <= offset <= size:
             raise InvalidRequest(f"an offset of {offset} in a blob of {size} bytes")
-        with self.room.reserved(size - offset) as share, no_space_is_full():
-            incoming = Incoming(name, self._claim(name, offset), size, self.publish)
+        with self.quota.reserve(size - offset) as share, translate_no_space():
+            incoming = IncomingUpload(name, self._claim(name, offset), size, self.publish)
             try:
                 incoming.rehash(offset)
                 yield incoming
@@ -63,7 +63,7 @@ class Partials:
 
     def forget_old(self) -> None:
         """Remove those that nobody came back to."""
-        forget_old(self.folder)
+        remove_old(self.folder)
 
     def _of(self, name: str) -> list[tuple[Path, int]]:
         """With their sizes, the longest first."""
@@ -73,21 +73,21 @@ class Partials:
                 found.append((path, path.stat().st_size))
         return sorted(found, key=lambda item: -item[1])
 
-    def _claim(self, name: str, offset: int) -> Locked:
+    def _claim(self, name: str, offset: int) -> LockedFile:
         """A locked partial file that has just the first `offset` bytes."""
         longest = 0
         for path, size in self._of(name) if offset else ():
             longest = max(longest, size)
-            if size >= offset and (claimed := Locked.take(path)):
+            if size >= offset and (claimed := LockedFile.take(path)):
                 os.ftruncate(claimed.descriptor, offset)
                 return claimed
         if longest < offset:
             raise OffsetGap(f"the store has {longest} bytes of it, not {offset}", expected=str(longest))
         return self._copy(name, offset)
 
-    def _copy(self, name: str, offset: int) -> Locked:
+    def _copy(self, name: str, offset: int) -> LockedFile:
         """A new partial file, with the beginning of one that another upload still holds (it only grows)."""
-        made = Locked.make(self.folder / f"{name}.{uuid.uuid4().hex}")
+        made = LockedFile.make(self.folder / f"{name}.{uuid.uuid4().hex}")
         try:
             if offset:
                 source = self._of(name)[0][0]
@@ -100,10 +100,10 @@ class Partials:
         return made
 
 
-class Incoming:
+class IncomingUpload:
     """One upload under way. Its bytes are hashed as they come."""
 
-    def __init__(self, name: str, partial: Locked, size: int, publish: Publish) -> None:
+    def __init__(self, name: str, partial: LockedFile, size: int, publish: Publish) -> None:
         self._name, self._partial, self._size, self._publish = name, partial, size, publish
         self._hash = hashlib.sha256()
         self._resumed_from = self._at = 0
@@ -125,7 +125,7 @@ class Incoming:
         """The next bytes."""
         if self._at + len(data) > self._size:
             raise InvalidRequest(f"more bytes than the {self._size} that were announced")
-        with no_space_is_full():
+        with translate_no_space():
             view = memoryview(data)
             while view:
                 view = view[os.write(self._partial.descriptor, view) :]
@@ -151,20 +151,20 @@ class Incoming:
 
 
 @dataclass(frozen=True, slots=True)
-class Locked:
+class LockedFile:
     """A partial file, locked by us."""
 
     path: Path
     descriptor: int
 
     @classmethod
-    def make(cls, path: Path) -> Locked:
+    def make(cls, path: Path) -> LockedFile:
         partial = cls(path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600))
         fcntl.flock(partial.descriptor, fcntl.LOCK_EX)
         return partial
 
     @classmethod
-    def take(cls, path: Path) -> Locked | None:
+    def take(cls, path: Path) -> LockedFile | None:
         """An existing one; None when another upload holds it or it has gone."""
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
@@ -186,11 +186,11 @@ class Locked:
 
 def remove_unlocked(path: Path) -> None:
     """Unless an upload holds it."""
-    if taken := Locked.take(path):
+    if taken := LockedFile.take(path):
         taken.discard()
 
 
-def forget_old(folder: Path) -> None:
+def remove_old(folder: Path) -> None:
     """Remove files that have lain here for a week and that no upload holds."""
     for path in folder.iterdir():
         with contextlib.suppress(FileNotFoundError):
@@ -199,7 +199,7 @@ def forget_old(folder: Path) -> None:
 
 
 @contextmanager
-def no_space_is_full() -> Iterator[None]:
+def translate_no_space() -> Iterator[None]:
     """StoreFull for what a full disk says."""
     try:
         yield

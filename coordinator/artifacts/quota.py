@@ -15,7 +15,7 @@ SPARE_BYTES = 256 * 1024 * 1024  #: of a disk, left for everybody else
 
 
 @dataclass(slots=True)
-class Room:
+class Quota:
     """How much is used, counted now and then, and what uploads under way may still bring."""
 
     limit: int
@@ -28,7 +28,7 @@ class Room:
     _counting: threading.Lock = field(default_factory=threading.Lock)
 
     @contextmanager
-    def reserved(self, size: int) -> Iterator[Share]:
+    def reserve(self, size: int) -> Iterator[UploadShare]:
         """Room for an upload; what it has not told its share of when it ends is free again."""
         if size > self.limit:
             raise BlobTooLarge(f"{size} bytes are more than the whole store may hold ({self.limit})")
@@ -37,11 +37,11 @@ class Room:
             free = self.free() - SPARE_BYTES
             if self._used + self._reserved + size > self.limit or self._reserved + size > free:
                 raise StoreFull(
-                    f"no room for {size} bytes: {self._used + self._reserved} of {self.limit} are used, "
+                    f"no quota for {size} bytes: {self._used + self._reserved} of {self.limit} are used, "
                     f"and the disk has {max(free, 0)} to spare"
                 )
             self._reserved += size
-        share = Share()
+        share = UploadShare()
         try:
             yield share
         finally:
@@ -49,7 +49,7 @@ class Room:
                 self._reserved -= size
                 self._used += share.taken
 
-    def changed(self) -> None:
+    def invalidate(self) -> None:
         """Much has gone: count anew before the next upload."""
         self._count_at = min(self._count_at, time.monotonic())
 
@@ -70,7 +70,7 @@ class Room:
 
 
 @dataclass(slots=True)
-class Share:
+class UploadShare:
     """What an upload has added to the store."""
 
     taken: int = 0

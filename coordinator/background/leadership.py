@@ -13,29 +13,29 @@ from typing import Never
 import asyncpg
 
 from coordinator.database.connections import Database, DatabaseAway
-from coordinator.store import leadership
+from coordinator.store import deployment
 
-PLANNER, REAPER, COLLECTOR, FOLLOWER = 0x52454C41, 0x52454C42, 0x52454C43, 0x52454C44
-_AGAIN = 1.0  #: seconds before another try
+PLANNER, REAPER, COLLECTOR, DEPENDENCIES = 0x52454C41, 0x52454C42, 0x52454C43, 0x52454C44
+_RETRY_SECONDS = 1.0  #: seconds before another try
 _log = logging.getLogger(__name__)
 
 
-async def lead(db: Database, key: int, work: Callable[[asyncpg.Connection], Awaitable[Never]]) -> Never:
+async def run_as_leader(db: Database, key: int, work: Callable[[asyncpg.Connection], Awaitable[Never]]) -> Never:
     """Waits to become leader, works as one, and begins again when the database was away."""
     while True:
         try:
             async with db.dedicated() as conn:
                 # Tried now and then: a statement that waits for days would keep Postgres from clearing away old rows.
                 while True:
-                    if await leadership.try_lead(conn, key):
+                    if await deployment.try_lead(conn, key):
                         await work(conn)
-                    await asyncio.sleep(_AGAIN)
+                    await asyncio.sleep(_RETRY_SECONDS)
         except DatabaseAway as away:
             _log.warning("leadership=%x lost: %s", key, away)
-        await asyncio.sleep(_AGAIN)
+        await asyncio.sleep(_RETRY_SECONDS)
 
 
-async def set_within(event: asyncio.Event, seconds: float) -> None:
+async def wait_for(event: asyncio.Event, seconds: float) -> None:
     """Until the event is set, at most so long."""
     try:
         async with asyncio.timeout(seconds):

@@ -14,54 +14,54 @@ from typing import Never
 import asyncpg
 
 from coordinator import outage
-from coordinator.background.leadership import REAPER, lead
-from coordinator.commands import deployment as deployment_commands
+from coordinator.background.leadership import REAPER, run_as_leader
 from coordinator.commands import leases as lease_commands
+from coordinator.commands import sessions as session_commands
 from coordinator.database.connections import Database
 from coordinator.store import deployment, leases
-from coordinator.store.leadership import still_leads
+from coordinator.store.deployment import check_leadership
 from relay.timing import LeaseTiming
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
+class ReaperLook:
     """When this process last looked, by both clocks."""
 
     database: datetime
     monotonic: float
 
 
-async def run(db: Database, timing: LeaseTiming, *, monotonic: Callable[[], float] = time.monotonic) -> Never:
+async def reap_forever(db: Database, timing: LeaseTiming, *, monotonic: Callable[[], float] = time.monotonic) -> Never:
     """Reaps for ever, while leader."""
-    await lead(db, REAPER, partial(_reap_for_ever, db, timing, monotonic))
+    await run_as_leader(db, REAPER, partial(_reap_as_leader, db, timing, monotonic))
 
 
-async def _reap_for_ever(
+async def _reap_as_leader(
     db: Database, timing: LeaseTiming, monotonic: Callable[[], float], conn: asyncpg.Connection
 ) -> Never:
-    looked: Looked | None = None
+    looked: ReaperLook | None = None
     while True:
-        await still_leads(conn)
-        looked = await reap(db, timing, looked, monotonic=monotonic)
+        await check_leadership(conn)
+        looked = await reap_once(db, timing, looked, monotonic=monotonic)
         await asyncio.sleep(min(1.0, timing.heartbeat / 2))
 
 
-async def reap(
-    db: Database, timing: LeaseTiming, last: Looked | None, *, monotonic: Callable[[], float] = time.monotonic
-) -> Looked:
+async def reap_once(
+    db: Database, timing: LeaseTiming, last: ReaperLook | None, *, monotonic: Callable[[], float] = time.monotonic
+) -> ReaperLook:
     """One tick: recognises the database, judges the silence, and lets lapse what has run out."""
-    await deployment_commands.recognise(db, timing.ttl)
+    await session_commands.recognise_database(db, timing.ttl)
     async with db.transaction() as conn:
-        clock = await deployment.clock(conn)
-        looked = Looked(clock.now, monotonic())
-        seen = await _tick(conn, timing, clock, looked, last)
-        if why := outage.cause(seen, heartbeat=timing.heartbeat):
-            await deployment.forget_the_future(conn, timing.ttl)
-        await deployment.ticked(conn, clock.now, timing.ttl if why else None)
+        clock = await deployment.lock_clock(conn)
+        looked = ReaperLook(clock.now, monotonic())
+        seen = await _read_tick(conn, timing, clock, looked, last)
+        if why := outage.find_outage(seen, heartbeat=timing.heartbeat):
+            await deployment.clamp_future_times(conn, timing.ttl)
+        await deployment.record_tick(conn, clock.now, timing.ttl if why else None)
         suspended = bool(why) or (clock.lapses_after is not None and clock.lapses_after > clock.now)
-        run_out = [] if suspended else await leases.expired(conn, clock.now)
+        run_out = [] if suspended else await leases.find_expired(conn, clock.now)
     if why:
         _log.warning("nothing lapses for %g s: %s", timing.ttl, why)
     for lease_id in run_out:
@@ -70,17 +70,21 @@ async def reap(
     return looked
 
 
-async def _tick(
-    conn: asyncpg.Connection, timing: LeaseTiming, clock: deployment.Clock, now: Looked, last: Looked | None
-) -> outage.Tick:
+async def _read_tick(
+    conn: asyncpg.Connection,
+    timing: LeaseTiming,
+    clock: deployment.ReaperClock,
+    now: ReaperLook,
+    last: ReaperLook | None,
+) -> outage.ReaperTick:
     def since(earlier: datetime | None) -> float | None:
         return None if earlier is None else (clock.now - earlier).total_seconds()
 
     graced = since(clock.lapses_after)
-    return outage.Tick(
+    return outage.ReaperTick(
         gap=since(clock.tick),
         clock=since(last.database) if last else None,
         elapsed=now.monotonic - last.monotonic if last else None,
-        silences=await deployment.silences(conn, clock.now, timing.ttl + 2 * timing.heartbeat),
+        silences=await deployment.read_heartbeat_ages(conn, clock.now, timing.ttl + 2 * timing.heartbeat),
         graced=None if graced is None else graced + timing.ttl,
     )

@@ -17,29 +17,29 @@ from relay.errors import CheckpointRemoved, CheckpointUnknown, InvalidRequest, S
 async def register(db: Database, lease_id: UUID, new: NewCheckpoint) -> CheckpointView:
     """Registers one node's part; the last makes the checkpoint complete and head. Idempotent by step and digest."""
     async with db.transaction() as conn:
-        run = await runs.lock_of(conn, lease_id)
-        lease = run.held
+        run = await runs.lock_by_lease(conn, lease_id)
+        lease = run.current_lease
         if not lease.started:
             raise StartMissing
-        if not new.after:
-            raise InvalidRequest("`after` must say where the checkpoint's event line ends")
-        if new.node not in {seat.node for seat in await leases.seats(conn, lease_id)}:
+        if not new.required_cursors:
+            raise InvalidRequest("`required_cursors` must say where the checkpoint's event line ends")
+        if new.node not in {place.node for place in await leases.read_places(conn, lease_id)}:
             raise InvalidRequest(f"the lease has no node {new.node}")
-        await leases.check_passed(conn, lease_id, new.after)
-        checkpoint_id = await _checkpoint(conn, lease, new)
+        await leases.check_cursors(conn, lease_id, new.required_cursors)
+        checkpoint_id = await _find_or_add(conn, lease, new)
         if await checkpoints.add_part(conn, checkpoint_id, new) != new.manifest_digest:
             raise InvalidRequest(f"step {new.step} of this attempt is registered with other content")
         await checkpoints.add_copies(conn, checkpoint_id, new.node, new.copies)
-        if await checkpoints.complete(conn, checkpoint_id):
-            await _advance(conn, run, checkpoint_id, new)
-            await retention.tidy(conn, run.id, run.spec)
-        return await _view(conn, checkpoint_id)
+        if await checkpoints.mark_complete(conn, checkpoint_id):
+            await _move_head(conn, run, checkpoint_id, new)
+            await retention.apply_policy(conn, run.id, run.spec)
+        return await _read_view(conn, checkpoint_id)
 
 
-async def _checkpoint(conn: asyncpg.Connection, lease: leases.LeaseRow, new: NewCheckpoint) -> UUID:
+async def _find_or_add(conn: asyncpg.Connection, lease: leases.LeaseRow, new: NewCheckpoint) -> UUID:
     if found := await checkpoints.find(conn, lease.id, new.step):
         return found
-    last = await checkpoints.last_step(conn, lease.id)
+    last = await checkpoints.find_last_step(conn, lease.id)
     if last is not None and new.step <= last:
         raise InvalidRequest(f"step {new.step} is not beyond this attempt's last checkpoint, {last}")
     if new.step < lease.resumed_step:
@@ -47,7 +47,7 @@ async def _checkpoint(conn: asyncpg.Connection, lease: leases.LeaseRow, new: New
     return await checkpoints.add(conn, lease.run_id, lease.id, lease.attempt, new)
 
 
-async def _advance(conn: asyncpg.Connection, run: runs.RunRow, checkpoint_id: UUID, new: NewCheckpoint) -> None:
+async def _move_head(conn: asyncpg.Connection, run: runs.RunRow, checkpoint_id: UUID, new: NewCheckpoint) -> None:
     if not await checkpoints.move_head(conn, run.id, checkpoint_id):
         return
     await runs.apply(conn, run, HeadMoved())
@@ -56,14 +56,14 @@ async def _advance(conn: asyncpg.Connection, run: runs.RunRow, checkpoint_id: UU
         run.id,
         "checkpoint",
         f"step {new.step} is saved",
-        lease_id=run.held.id,
-        attempt=run.held.attempt,
+        lease_id=run.current_lease.id,
+        attempt=run.current_lease.attempt,
         details={"checkpoint": str(checkpoint_id), "step": new.step, "metrics": dict(new.metrics)},
         state=run.state.value,
     )
 
 
-async def _view(conn: asyncpg.Connection, checkpoint_id: UUID) -> CheckpointView:
+async def _read_view(conn: asyncpg.Connection, checkpoint_id: UUID) -> CheckpointView:
     view = await checkpoints.get(conn, checkpoint_id)
     if view is None:
         raise CheckpointUnknown(f"there is no checkpoint {checkpoint_id}")
@@ -73,39 +73,39 @@ async def _view(conn: asyncpg.Connection, checkpoint_id: UUID) -> CheckpointView
 async def add_copy(db: Database, lease_id: UUID, checkpoint_id: UUID, node: int, copy: Copy) -> None:
     """Adds a verified copy to a checkpoint of the lease's run."""
     async with db.transaction() as conn:
-        run = await runs.lock_of(conn, lease_id)
-        view = await _with_part(conn, run, checkpoint_id, node)
+        run = await runs.lock_by_lease(conn, lease_id)
+        view = await _require_part(conn, run, checkpoint_id, node)
         if await checkpoints.add_copies(conn, checkpoint_id, node, [copy]):
-            await _copied(conn, run, view, copy, run.held)
-            if run.held.started:
-                await retention.tidy(conn, run.id, run.spec)
+            await _record_copy(conn, run, view, copy, run.current_lease)
+            if run.current_lease.started:
+                await retention.apply_policy(conn, run.id, run.spec)
 
 
-async def add_pushed(
+async def add_user_copy(
     db: Database, run_id: str, checkpoint_id: UUID, node: int, manifest_digest: str, copy: Copy
 ) -> None:
     """Adds a verified copy that a person has made: of no lease, and no head moves."""
     async with db.transaction() as conn:
         run = await runs.lock(conn, run_id)
-        view = await _with_part(conn, run, checkpoint_id, node)
+        view = await _require_part(conn, run, checkpoint_id, node)
         if view.remove_time is not None:
             raise CheckpointRemoved(f"the checkpoint of step {view.step} has been let go: {view.remove_reason}")
-        if await checkpoints.digest_of(conn, checkpoint_id, node) != manifest_digest:
+        if await checkpoints.read_digest(conn, checkpoint_id, node) != manifest_digest:
             raise InvalidRequest(f"step {view.step} of this attempt is registered with other content")
         if await checkpoints.add_copies(conn, checkpoint_id, node, [copy]):
-            await _copied(conn, run, view, copy, None)
+            await _record_copy(conn, run, view, copy, None)
             if run.lease is None or run.lease.started:
-                await retention.tidy(conn, run.id, run.spec)
+                await retention.apply_policy(conn, run.id, run.spec)
 
 
-async def _with_part(conn: asyncpg.Connection, run: runs.RunRow, checkpoint_id: UUID, node: int) -> CheckpointView:
+async def _require_part(conn: asyncpg.Connection, run: runs.RunRow, checkpoint_id: UUID, node: int) -> CheckpointView:
     view = await checkpoints.get(conn, checkpoint_id)
     if view is None or view.run_id != run.id or node not in {part.node for part in view.parts}:
         raise CheckpointUnknown(f"run {run.id} has no checkpoint {checkpoint_id} with a part of node {node}")
     return view
 
 
-async def _copied(
+async def _record_copy(
     conn: asyncpg.Connection, run: runs.RunRow, view: CheckpointView, copy: Copy, by: leases.LeaseRow | None
 ) -> None:
     await history.record(

@@ -23,7 +23,7 @@ import asyncpg
 from coordinator import event_lines
 from coordinator.database.connections import Database, DatabaseAway
 from coordinator.store import events, history
-from coordinator.store.events import Key, Progress, Writer
+from coordinator.store.events import ProgressUpdate, SourceKey, Writer
 from relay.errors import InvalidRequest, LeaseLost, OffsetGap, StartMissing
 
 JSON_SOURCES = ("events", "agent")
@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class ByteRange:
     """Bytes of one source from `offset` on, and how many after them are passed over."""
 
     run_id: str
@@ -41,22 +41,22 @@ class Stretch:
     source: str
     offset: int
     data: bytes
-    skipped: int = 0
+    skipped_bytes: int = 0
 
     @property
-    def key(self) -> Key:
+    def key(self) -> SourceKey:
         return self.lease_id, self.node, self.source
 
     @property
     def end(self) -> int:
-        return self.offset + len(self.data) + self.skipped
+        return self.offset + len(self.data) + self.skipped_bytes
 
 
 #: The offset up to which a source is stored and durable, or why a stretch is refused; anything else ends the stream.
-Answer = int | Exception
+AppendResult = int | Exception
 
 
-_Waiting = tuple[Stretch, "asyncio.Future[Answer]"]
+_Pending = tuple[ByteRange, "asyncio.Future[AppendResult]"]
 
 
 class Appender:
@@ -65,12 +65,12 @@ class Appender:
     def __init__(self, database: Database, wall: Callable[[], float] = time.time) -> None:
         self._database = database
         self._wall = wall
-        self._waiting: asyncio.Queue[_Waiting] = asyncio.Queue()
-        self._aside: dict[UUID, list[_Waiting]] = {}  #: by lease, while its run is locked by somebody else
+        self._waiting: asyncio.Queue[_Pending] = asyncio.Queue()
+        self._aside: dict[UUID, list[_Pending]] = {}  #: by lease, while its run is locked by somebody else
 
-    def append(self, stretch: Stretch) -> asyncio.Future[Answer]:
+    def append(self, stretch: ByteRange) -> asyncio.Future[AppendResult]:
         """Its answer, once it is durable. Stretches of a source are answered in the order they came."""
-        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[AppendResult] = asyncio.get_running_loop().create_future()
         self._waiting.put_nowait((stretch, answer))
         return answer
 
@@ -83,9 +83,9 @@ class Appender:
                     group.create_task(self._store_aside(lease_id))
         raise AssertionError("never reached")
 
-    async def _batch(self) -> list[_Waiting]:
+    async def _batch(self) -> list[_Pending]:
         """What waits, at least one. What comes for a lease that is aside goes there too."""
-        batch: list[_Waiting] = []
+        batch: list[_Pending] = []
         size = 0
         while not batch or (size < _BATCH_BYTES and not self._waiting.empty()):
             waiting = await self._waiting.get()
@@ -103,7 +103,7 @@ class Appender:
             await self._store(batch, wait=True)
         del self._aside[lease_id]
 
-    async def _store(self, batch: Sequence[_Waiting], *, wait: bool) -> list[UUID]:
+    async def _store(self, batch: Sequence[_Pending], *, wait: bool) -> list[UUID]:
         """Stores and answers; the leases that are newly aside, when it must not wait for any."""
         answers = await self._answers([stretch for stretch, _ in batch], wait=wait)
         put_aside = []
@@ -118,9 +118,9 @@ class Appender:
                 future.set_result(answer)
         return put_aside
 
-    async def _answers(self, stretches: Sequence[Stretch], *, wait: bool) -> Sequence[Answer | None]:
+    async def _answers(self, stretches: Sequence[ByteRange], *, wait: bool) -> Sequence[AppendResult | None]:
         try:
-            return await append(self._database, stretches, wait=wait, wall=self._wall)
+            return await append_ranges(self._database, stretches, wait=wait, wall=self._wall)
         except DatabaseAway as away:
             return [away] * len(stretches)
         except (asyncpg.PostgresError, ValueError, TypeError) as error:
@@ -131,9 +131,9 @@ class Appender:
             return [answer for each in stretches for answer in await self._answers([each], wait=True)]
 
 
-async def append(
-    database: Database, stretches: Sequence[Stretch], *, wait: bool = True, wall: Callable[[], float] = time.time
-) -> list[Answer | None]:
+async def append_ranges(
+    database: Database, stretches: Sequence[ByteRange], *, wait: bool = True, wall: Callable[[], float] = time.time
+) -> list[AppendResult | None]:
     """Store stretches in one transaction; an answer for each.
 
     Without `wait` there is none, and nothing is stored, for those whose run somebody else has locked. `wall` (epoch
@@ -141,27 +141,27 @@ async def append(
     """
     async with database.transaction() as conn:
         lease_ids = {stretch.lease_id for stretch in stretches}
-        writers = await events.writers(conn, lease_ids, wait=wait)
+        writers = await events.lock_writers(conn, lease_ids, wait=wait)
         absent = lease_ids - writers.keys()
-        locked = await events.unended(conn, absent) if absent and not wait else set()
-        batch = _Batch(writers, await events.cursors(conn, lease_ids), wall())
+        locked = await events.find_unended(conn, absent) if absent and not wait else set()
+        batch = _AppendBatch(writers, await events.read_cursors(conn, lease_ids), wall())
         answers = [None if stretch.lease_id in locked else batch.take(stretch) for stretch in stretches]
-        await _write(conn, batch)
+        await _write_batch(conn, batch)
     return answers
 
 
 @dataclass(slots=True)
-class _Batch:
+class _AppendBatch:
     """What one transaction is going to write."""
 
     writers: dict[UUID, Writer]
-    cursors: dict[Key, int]
+    cursors: dict[SourceKey, int]
     now: float  #: epoch seconds
-    moved: dict[Key, int] = field(default_factory=lambda: defaultdict(int))  #: with the lines dropped on the way
-    logs: list[tuple[Key, int, bytes]] = field(default_factory=list)
-    parsed: list[tuple[Key, event_lines.Parsed]] = field(default_factory=list)
+    moved: dict[SourceKey, int] = field(default_factory=lambda: defaultdict(int))  #: with the lines dropped on the way
+    logs: list[tuple[SourceKey, int, bytes]] = field(default_factory=list)
+    parsed: list[tuple[SourceKey, event_lines.ParsedLines]] = field(default_factory=list)
 
-    def take(self, stretch: Stretch) -> Answer:
+    def take(self, stretch: ByteRange) -> AppendResult:
         writer = self.writers.get(stretch.lease_id)
         if writer is None or writer.run_id != stretch.run_id:
             return LeaseLost()
@@ -176,7 +176,7 @@ class _Batch:
             self._take_rest(stretch, stored, writer)
         return self.cursors.get(stretch.key, 0)
 
-    def _take_rest(self, stretch: Stretch, stored: int, writer: Writer) -> None:
+    def _take_rest(self, stretch: ByteRange, stored: int, writer: Writer) -> None:
         data, end = stretch.data[stored - stretch.offset :], stretch.end
         if stretch.source in JSON_SOURCES:
             whole = data.rfind(b"\n") + 1
@@ -184,7 +184,7 @@ class _Batch:
                 data, end = data[:whole], max(stored, stretch.offset) + whole
             if end == stored:
                 return
-            parsed = event_lines.parse(data, stored, now=self.now, known=writer.metrics)
+            parsed = event_lines.parse_lines(data, stored, now=self.now, known=writer.metrics)
             if (skipped := end - max(stored, stretch.offset + len(stretch.data))) > 0:
                 parsed.drop(end - skipped, f"a line of {skipped} bytes was not even sent")
             self.parsed.append((stretch.key, parsed))
@@ -195,36 +195,36 @@ class _Batch:
         self.cursors[stretch.key] = end
 
 
-async def _write(conn: asyncpg.Connection, batch: _Batch) -> None:
+async def _write_batch(conn: asyncpg.Connection, batch: _AppendBatch) -> None:
     if not batch.moved:
         return
     await events.move_cursors(conn, {key: (batch.cursors[key], dropped) for key, dropped in batch.moved.items()})
     if batch.logs:
         await events.add_logs(conn, batch.logs)
-    await events.add_points(conn, _points(batch))
+    await events.add_points(conn, _merge_points(batch))
     if samples := [(batch.writers[key[0]], each) for key, parsed in batch.parsed for each in parsed.samples]:
         await events.add_samples(conn, samples)
-    await events.progress(conn, _news(batch))
+    await events.record_progress(conn, _merge_progress(batch))
     for key, parsed in batch.parsed:
-        await _tell(conn, batch.writers[key[0]], key, parsed)
+        await _record_history(conn, batch.writers[key[0]], key, parsed)
     await history.announce(conn, sorted({batch.writers[lease].run_id for lease, _, _ in batch.moved}))
 
 
-def _points(batch: _Batch) -> list[tuple[Writer, dict[str, event_lines.Series]]]:
+def _merge_points(batch: _AppendBatch) -> list[tuple[Writer, dict[str, event_lines.MetricSeries]]]:
     """One chunk per lease and metric, however many stretches brought its points."""
-    merged: dict[UUID, dict[str, event_lines.Series]] = defaultdict(dict)
+    merged: dict[UUID, dict[str, event_lines.MetricSeries]] = defaultdict(dict)
     for (lease_id, _, _), parsed in batch.parsed:
         for metric, series in parsed.series.items():
-            whole = merged[lease_id].setdefault(metric, event_lines.Series())
+            whole = merged[lease_id].setdefault(metric, event_lines.MetricSeries())
             whole.steps += series.steps
             whole.values += series.values
             whole.times += series.times
     return [(batch.writers[lease_id], metrics) for lease_id, metrics in merged.items()]
 
 
-def _news(batch: _Batch) -> dict[str, Progress]:
+def _merge_progress(batch: _AppendBatch) -> dict[str, ProgressUpdate]:
     """What runs learn; of a gang, how far it is, is what node 0 says."""
-    news: dict[str, Progress] = defaultdict(Progress)
+    news: dict[str, ProgressUpdate] = defaultdict(ProgressUpdate)
     for (lease_id, node, _), parsed in batch.parsed:
         learned = news[batch.writers[lease_id].run_id]
         learned.metrics |= {metric: series.values[-1] for metric, series in parsed.series.items()}
@@ -233,10 +233,12 @@ def _news(batch: _Batch) -> dict[str, Progress]:
             learned.step = parsed.step if parsed.step is not None else learned.step
             learned.total = parsed.total if parsed.total is not None else learned.total
             learned.epoch = parsed.epoch if parsed.epoch is not None else learned.epoch
-    return {run: learned for run, learned in sorted(news.items()) if learned != Progress()}
+    return {run: learned for run, learned in sorted(news.items()) if learned != ProgressUpdate()}
 
 
-async def _tell(conn: asyncpg.Connection, writer: Writer, key: Key, parsed: event_lines.Parsed) -> None:
+async def _record_history(
+    conn: asyncpg.Connection, writer: Writer, key: SourceKey, parsed: event_lines.ParsedLines
+) -> None:
     """What belongs into the run's history."""
     entries: list[tuple[str, str, str, dict[str, Any]]]
     entries = [(message.kind, message.text, message.level, {}) for message in parsed.messages]

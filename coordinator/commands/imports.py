@@ -17,13 +17,21 @@ from uuid import UUID
 import asyncpg
 
 from coordinator import event_lines, retention
-from coordinator.commands.retention import keep_of
-from coordinator.commands.runs import Blobs, Checked, Created, begun, check, check_inputs, placed, require_whole
+from coordinator.commands.retention import parse_policy
+from coordinator.commands.runs import (
+    BlobReader,
+    CheckedSubmission,
+    CreatedRun,
+    check_inputs,
+    describe_creation,
+    parse_submission,
+    require_complete,
+    resolve_beginning,
+)
 from coordinator.database.connections import Database
 from coordinator.lifecycle import Ended, Granted, HeadMoved, Outcome, Pause, RunState, Started
 from coordinator.store import checkpoints, events, history, leases, planning, requests, runs
-from coordinator.store import imports as store
-from coordinator.values import Import, ImportedCheckpoint
+from coordinator.values import ImportedCheckpoint, ImportRequest
 from relay.errors import BlobUnknown, InputMissing, InvalidRequest, RunExists
 from storage.manifest import MAX_BYTES, Manifest, ManifestError
 from storage.threads import in_thread
@@ -35,35 +43,35 @@ _RUNNING = RunState.RUNNING.value
 
 
 @dataclass(slots=True)
-class Curve:
+class ImportedCurve:
     """What the event lines say, up to the head's step, each step of a metric once."""
 
-    series: Mapping[str, event_lines.Series] = field(default_factory=dict)
+    series: Mapping[str, event_lines.MetricSeries] = field(default_factory=dict)
     total: int | None = None
     epoch: float | None = None
     dropped: int = 0
     named: Sequence[str] = ()
 
 
-async def create(db: Database, blobs: Blobs, wanted: Import, ttl: float) -> Created:
+async def create_imported(db: Database, blobs: BlobReader, wanted: ImportRequest, ttl: float) -> CreatedRun:
     """Makes a run of it, once: the same has the same answer, also under another request."""
-    checked = await in_thread(check, wanted.submission)
+    checked = await in_thread(parse_submission, wanted.submission)
     await check_inputs(blobs, wanted.submission.inputs)
-    checked = await begun(db, blobs, wanted.submission, checked)
+    checked = await resolve_beginning(db, blobs, wanted.submission, checked)
     run_id, created = checked.run_id, False
     if not wanted.submission.validate_only:
         await in_thread(_check_content, blobs, wanted.checkpoints)
-        curve = await in_thread(_curve, blobs, wanted, time.time())
+        curve = await in_thread(_read_curve, blobs, wanted, time.time())
         async with db.transaction() as conn:
             run_id, created = await _carry_out(conn, wanted, checked, curve)
-    return await placed(db, checked, run_id, created, ttl)
+    return await describe_creation(db, checked, run_id, created, ttl)
 
 
-def steps_to_remove(wanted: Import, spec: Mapping[str, Any]) -> list[int]:
+def steps_to_remove(wanted: ImportRequest, spec: Mapping[str, Any]) -> list[int]:
     """Steps of the checkpoints that go as soon as the run goes on."""
     now = time.time()
     found = [
-        retention.Kept(
+        retention.CheckpointFacts(
             id=each.step,
             attempt=ATTEMPT,
             step=each.step,
@@ -75,20 +83,20 @@ def steps_to_remove(wanted: Import, spec: Mapping[str, Any]) -> list[int]:
         )
         for each in wanted.checkpoints
     ]
-    return sorted(retention.decide(keep_of(spec), found, now).goes)
+    return sorted(retention.decide(parse_policy(spec), found, now).deleted)
 
 
-def _check_content(blobs: Blobs, found: Sequence[ImportedCheckpoint]) -> None:
+def _check_content(blobs: BlobReader, found: Sequence[ImportedCheckpoint]) -> None:
     """InputMissing unless every byte is in the store, where it then stays until it is named. Blocking."""
-    require_whole(blobs, {each.manifest_digest: f"the manifest of step {each.step}" for each in found})
+    require_complete(blobs, {each.manifest_digest: f"the manifest of step {each.step}" for each in found})
     wanted: dict[str, str] = {}
     for each in found:
-        for file in _manifest(blobs, each).files:
+        for file in _read_manifest(blobs, each).files:
             wanted.setdefault(file.digest, f"{file.path} of step {each.step}")
-    require_whole(blobs, wanted)
+    require_complete(blobs, wanted)
 
 
-def _manifest(blobs: Blobs, said: ImportedCheckpoint) -> Manifest:
+def _read_manifest(blobs: BlobReader, said: ImportedCheckpoint) -> Manifest:
     try:
         manifest = Manifest.from_bytes(blobs.read(said.manifest_digest, MAX_BYTES))
     except ManifestError as wrong:
@@ -101,24 +109,24 @@ def _manifest(blobs: Blobs, said: ImportedCheckpoint) -> Manifest:
     return manifest
 
 
-def _curve(blobs: Blobs, wanted: Import, now: float) -> Curve:
+def _read_curve(blobs: BlobReader, wanted: ImportRequest, now: float) -> ImportedCurve:
     """Blocking."""
     if not wanted.curve_digest:
-        return Curve()
+        return ImportedCurve()
     try:
         data = blobs.read(wanted.curve_digest, MAX_CURVE)
     except BlobUnknown:
         raise InputMissing("not in the artifact store: the curve") from None
-    parsed = event_lines.parse(data, 0, now=now, known=set())
+    parsed = event_lines.parse_lines(data, 0, now=now, known=set())
     head = wanted.checkpoints[-1].step
-    series = {metric: _in_order(points, head, now) for metric, points in parsed.series.items()}
+    series = {metric: _keep_last_pass(points, head, now) for metric, points in parsed.series.items()}
     series = {metric: points for metric, points in series.items() if points.steps}
-    return Curve(series, parsed.total, parsed.epoch, parsed.dropped, parsed.named)
+    return ImportedCurve(series, parsed.total, parsed.epoch, parsed.dropped, parsed.named)
 
 
-def _in_order(points: event_lines.Series, head: int, now: float) -> event_lines.Series:
+def _keep_last_pass(points: event_lines.MetricSeries, head: int, now: float) -> event_lines.MetricSeries:
     """Up to the head's step: where the steps go back, a training was resumed, and what came after counts no more."""
-    kept = event_lines.Series()
+    kept = event_lines.MetricSeries()
     for step, value, at in zip(points.steps, points.values, points.times, strict=True):
         while kept.steps and kept.steps[-1] >= step:
             for column in (kept.steps, kept.values, kept.times):
@@ -130,7 +138,9 @@ def _in_order(points: event_lines.Series, head: int, now: float) -> event_lines.
     return kept
 
 
-async def _carry_out(conn: asyncpg.Connection, wanted: Import, checked: Checked, curve: Curve) -> tuple[str, bool]:
+async def _carry_out(
+    conn: asyncpg.Connection, wanted: ImportRequest, checked: CheckedSubmission, curve: ImportedCurve
+) -> tuple[str, bool]:
     """The run of an import, and whether it was made for it."""
     asked, run_id = wanted.submission, checked.run_id
     if asked.request_id:
@@ -138,80 +148,82 @@ async def _carry_out(conn: asyncpg.Connection, wanted: Import, checked: Checked,
         if known is not None:
             return known, False
     if await runs.add(conn, run_id, checked.order, asked.provenance):
-        await _fill(conn, wanted, checked, curve)
+        await _write_run(conn, wanted, checked, curve)
         return run_id, True
     await _check_same(conn, wanted, checked)
     return run_id, False
 
 
-def _digest(wanted: Import, checked: Checked) -> str:
+def _digest(wanted: ImportRequest, checked: CheckedSubmission) -> str:
     said = [checked.order.digest, wanted.curve_digest, *(each.manifest_digest for each in wanted.checkpoints)]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
-async def _check_same(conn: asyncpg.Connection, wanted: Import, checked: Checked) -> None:
+async def _check_same(conn: asyncpg.Connection, wanted: ImportRequest, checked: CheckedSubmission) -> None:
     """RunExists unless the run of this name came of the same."""
     run = await runs.lock(conn, checked.run_id)
     if run.request_digest != checked.order.digest:
         raise RunExists(f"there is a run {run.id} already, with another spec", run=run.id)
-    theirs = await store.content_of(conn, run.id, ATTEMPT)
+    theirs = await checkpoints.read_digests_by_step(conn, run.id, ATTEMPT)
     if theirs != {each.step: each.manifest_digest for each in wanted.checkpoints}:
         raise RunExists(f"there is a run {run.id} already, with other checkpoints", run=run.id)
 
 
-async def _fill(conn: asyncpg.Connection, wanted: Import, checked: Checked, curve: Curve) -> None:
+async def _write_run(
+    conn: asyncpg.Connection, wanted: ImportRequest, checked: CheckedSubmission, curve: ImportedCurve
+) -> None:
     """All that a run has which trained elsewhere. Nobody sees the states in between."""
     run_id, imported = checked.run_id, f"imported from {wanted.origin}" if wanted.origin else "imported"
     provenance = dict(wanted.submission.provenance)
     await history.record(conn, run_id, "created", imported, details=provenance, state=RunState.QUEUED.value)
-    lease_id = await _lease(conn, checked, wanted.origin)
-    ids = await store.add_checkpoints(conn, run_id, lease_id, ATTEMPT, wanted.checkpoints)
+    lease_id = await _add_ended_lease(conn, checked, wanted.origin)
+    ids = await checkpoints.add_imported(conn, run_id, lease_id, ATTEMPT, wanted.checkpoints)
     for checkpoint_id, each in zip(ids, wanted.checkpoints, strict=True):
         details = {"checkpoint": str(checkpoint_id), "step": each.step, "metrics": dict(each.metrics)}
-        await _tell(conn, run_id, lease_id, "checkpoint", f"step {each.step} is imported", details)
+        await _record(conn, run_id, lease_id, "checkpoint", f"step {each.step} is imported", details)
     await checkpoints.move_head(conn, run_id, ids[-1])
     await runs.apply(conn, await runs.lock(conn, run_id), HeadMoved())
-    await _draw(conn, run_id, lease_id, wanted.checkpoints[-1].step, curve)
+    await _write_curve(conn, run_id, lease_id, wanted.checkpoints[-1].step, curve)
     await runs.apply(conn, await runs.lock(conn, run_id), Pause(), reason=imported)
     await runs.apply(conn, await runs.lock(conn, run_id), Ended(Outcome.STOPPED, reason=imported))
 
 
-async def _lease(conn: asyncpg.Connection, checked: Checked, origin: str) -> UUID:
+async def _add_ended_lease(conn: asyncpg.Connection, checked: CheckedSubmission, origin: str) -> UUID:
     """One that has started anew, without places: no host had it."""
     run_id = checked.run_id
     await runs.apply(conn, await runs.lock(conn, run_id), Granted())
-    lease_id = await leases.add(conn, run_id, ATTEMPT, planning.policy(checked.order.spec))
+    lease_id = await leases.add(conn, run_id, ATTEMPT, planning.parse_policy(checked.order.spec))
     await runs.count_attempt(conn, run_id, ATTEMPT)
     text = f"attempt {ATTEMPT} is what was trained elsewhere"
-    await _tell(conn, run_id, lease_id, "granted", text, {"imported": True, "origin": origin})
+    await _record(conn, run_id, lease_id, "granted", text, {"imported": True, "origin": origin})
     await leases.start(conn, lease_id, None, 0, ())
     await runs.apply(conn, await runs.lock(conn, run_id), Started())
     details = {"checkpoint": "", "step": 0, "skipped": [], "superseded": 0}
-    await _tell(conn, run_id, lease_id, "started", "training began there", details)
+    await _record(conn, run_id, lease_id, "started", "training began there", details)
     return lease_id
 
 
-async def _draw(conn: asyncpg.Connection, run_id: str, lease_id: UUID, head: int, curve: Curve) -> None:
+async def _write_curve(conn: asyncpg.Connection, run_id: str, lease_id: UUID, head: int, curve: ImportedCurve) -> None:
     """The curve, in chunks that can be read one by one, and how far the run is with it."""
     writer = events.Writer(lease_id, run_id, ATTEMPT, _RUNNING, set(), {}, set(), True)
     await events.add_points(conn, [(writer, {metric: part}) for metric, part in _chunks(curve)])
     newest = {metric: points.values[-1] for metric, points in curve.series.items()}
-    await events.progress(conn, {run_id: events.Progress(head, curve.total, curve.epoch, newest)})
+    await events.record_progress(conn, {run_id: events.ProgressUpdate(head, curve.total, curve.epoch, newest)})
     if curve.dropped:
         what = "line or value" if curve.dropped == 1 else "lines or values"
         text = f"{curve.dropped} {what} of the curve dropped: {'; '.join(curve.named)}"
         details = {"dropped": curve.dropped, "first": list(curve.named)}
-        await _tell(conn, run_id, lease_id, "dropped", text, details, level="warning")
+        await _record(conn, run_id, lease_id, "dropped", text, details, level="warning")
 
 
-def _chunks(curve: Curve) -> Iterator[tuple[str, event_lines.Series]]:
+def _chunks(curve: ImportedCurve) -> Iterator[tuple[str, event_lines.MetricSeries]]:
     for metric, points in curve.series.items():
         for begin in range(0, len(points.steps), _POINTS):
             part = slice(begin, begin + _POINTS)
-            yield metric, event_lines.Series(points.steps[part], points.values[part], points.times[part])
+            yield metric, event_lines.MetricSeries(points.steps[part], points.values[part], points.times[part])
 
 
-async def _tell(
+async def _record(
     conn: asyncpg.Connection,
     run_id: str,
     lease_id: UUID,

@@ -24,93 +24,97 @@ PIN = "init_from"  #: names what was found, and the digest of its manifest
 Inputs = tuple[Mapping[str, Any], ...]
 
 
-class Blobs(Protocol):
+class ManifestReader(Protocol):
     """The artifact store, as far as it is needed here. Blocking."""
 
     def read(self, digest: str, limit: int, /) -> bytes: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Beginning:
+class InitialWeights:
     """What a run begins with: files that it gets beside those that travel, and what is pinned of them."""
 
     inputs: Inputs = ()
     pins: Mapping[str, str] = field(default_factory=dict)
 
 
-def asked(spec: Mapping[str, Any]) -> str:
+def requested(spec: Mapping[str, Any]) -> str:
     """What a checked run file asks for, e.g. `runs/x@best`; empty for a run that begins otherwise."""
     return (spec.get("model") or {}).get("init_from") or ""
 
 
-async def find(db: Database, blobs: Blobs, what: str, inputs: Sequence[Mapping[str, Any]]) -> Beginning:
+async def resolve_weights(
+    db: Database, blobs: ManifestReader, what: str, inputs: Sequence[Mapping[str, Any]]
+) -> InitialWeights:
     """The weights that a run file asks for, beside the inputs that it has. SpecInvalid says why they cannot be had."""
     require_room(what, inputs)
     point = CheckpointRef.parse(what)
     async with db.begin() as connection:
         try:
-            source = await queries.run(connection, point.run)
+            source = await queries.read_run(connection, point.run)
         except RunUnknown as unknown:
-            raise _wrong(what, str(unknown)) from unknown
-    label, digest = await _manifest_of(db, source, point, what)
-    manifest = await _read(blobs, digest, what)
+            raise _refuse(what, str(unknown)) from unknown
+    label, digest = await _find_manifest(db, source, point, what)
+    manifest = await _read_manifest(blobs, digest, what)
     names = set(select_loadable(file.path for file in manifest.files))
     if not is_model(names):
-        raise _wrong(what, f"{label} holds no model that could be loaded (no config.json, no adapter_config.json)")
+        raise _refuse(what, f"{label} holds no model that could be loaded (no config.json, no adapter_config.json)")
     files = [_input(INIT_FROM, file.path, file.digest, file.size) for file in manifest.files if file.path in names]
-    base = _base_of(source) if is_adapter(names) else ()
-    return Beginning((*files, *base), {PIN: f"{label} {digest}"})
+    base = _find_base(source) if is_adapter(names) else ()
+    return InitialWeights((*files, *base), {PIN: f"{label} {digest}"})
 
 
 def require_room(what: str, inputs: Sequence[Mapping[str, Any]]) -> None:
     """SpecInvalid when an input lies where the weights will be put."""
-    if taken := [each["path"] for each in inputs if _under(INIT_FROM, each)]:
-        raise _wrong(what, f"{taken[0]} is in the way: {INIT_FROM}/ is where its files are put")
+    if taken := [each["path"] for each in inputs if _is_below(INIT_FROM, each)]:
+        raise _refuse(what, f"{taken[0]} is in the way: {INIT_FROM}/ is where its files are put")
 
 
-async def before(db: Database, what: str, run_id: str) -> Beginning | None:
+async def find_earlier_weights(db: Database, what: str, run_id: str) -> InitialWeights | None:
     """The weights that a run has already, asked for in the same words; None when it has none."""
     async with db.begin() as connection:
         try:
-            run = (await queries.run(connection, run_id)).run
+            run = (await queries.read_run(connection, run_id)).run
         except RunUnknown:
             return None
-    if asked(run.spec) != what or PIN not in run.pins:
+    if requested(run.spec) != what or PIN not in run.pins:
         return None
-    return Beginning(tuple(each for each in _inputs(run) if _under(INIT_FROM, each)), {PIN: run.pins[PIN]})
+    return InitialWeights(tuple(each for each in _inputs(run) if _is_below(INIT_FROM, each)), {PIN: run.pins[PIN]})
 
 
-async def _manifest_of(db: Database, source: RunView, point: CheckpointRef, what: str) -> tuple[str, str]:
+async def _find_manifest(db: Database, source: RunView, point: CheckpointRef, what: str) -> tuple[str, str]:
     """What the point is, for people, and the digest of its manifest, whose files the coordinator has."""
     if not point.which:
         output = source.run.output
         if output is None:
-            raise _wrong(what, f"{point.run} is {source.run.state} and has no result; {point.run}@latest is its head")
+            raise _refuse(what, f"{point.run} is {source.run.state} and has no result; {point.run}@latest is its head")
         if output.get("uri"):
-            raise _wrong(what, f"its result is in {output['uri']}, out of the coordinator's reach; {_push(point.run)}")
+            raise _refuse(
+                what, f"its result is in {output['uri']}, out of the coordinator's reach; {_push_hint(point.run)}"
+            )
         return f"runs/{point.run}", output["manifest_digest"]
     async with db.connection() as conn:
-        found = await checkpoints.of_run(conn, point.run, superseded=True, removed=False)
+        found = await checkpoints.list_of_run(conn, point.run, superseded=True, removed=False)
     try:
         chosen = choose_checkpoint(point.which, [each for each in found if each.complete], source.run.spec)
     except CheckpointNotFound as none:
-        raise _wrong(what, f"{point.run} has {none}") from none
+        raise _refuse(what, f"{point.run} has {none}") from none
     part = chosen.parts[0]
     if not any(copy.store == "relay" and copy.remove_time is None for copy in part.copies):
         where = ", ".join(sorted({copy.store for copy in part.copies})) or "nowhere"
-        hint = _push(f"{point.run}@{chosen.step}")
-        raise _wrong(what, f"step {chosen.step} has no copy in the coordinator's store (only {where}); {hint}")
+        hint = _push_hint(f"{point.run}@{chosen.step}")
+        raise _refuse(what, f"step {chosen.step} has no copy in the coordinator's store (only {where}); {hint}")
     return f"runs/{point.run}@{chosen.step}", part.manifest_digest
 
 
-async def _read(blobs: Blobs, digest: str, what: str) -> Manifest:
+async def _read_manifest(blobs: ManifestReader, digest: str, what: str) -> Manifest:
     try:
         return Manifest.from_bytes(await in_thread(blobs.read, digest, MAX_BYTES))
     except (BlobUnknown, DigestMismatch, ManifestError) as error:
-        raise _wrong(what, f"its manifest cannot be read: {error}") from error
+        raise _refuse(what, f"its manifest cannot be read: {error}") from error
 
 
-def _base_of(source: RunView) -> Inputs:
+def _find_base(source: RunView) -> Inputs:
     """The base model of an adapter, where that travelled with the run that made it; else the Hub has it.
 
     A run that began with an adapter went on with it, on the base that the adapter had; what began with a whole model
@@ -119,11 +123,11 @@ def _base_of(source: RunView) -> Inputs:
     model = source.run.spec.get("model") or {}
     folders = (
         [INIT_BASE, INIT_FROM]
-        if asked(source.run.spec)
+        if requested(source.run.spec)
         else [(model.get("name_or_path") or "").removeprefix("./").rstrip("/")]
     )
     for folder in filter(None, folders):
-        files = [each for each in _inputs(source.run) if _under(folder, each)]
+        files = [each for each in _inputs(source.run) if _is_below(folder, each)]
         if files and not is_adapter([each["path"].removeprefix(f"{folder}/") for each in files]):
             return tuple(
                 _input(INIT_BASE, each["path"].removeprefix(f"{folder}/"), each["digest"], each["size"])
@@ -140,13 +144,13 @@ def _input(folder: str, path: str, digest: str, size: int) -> Mapping[str, Any]:
     return {"path": f"{folder}/{path}", "digest": digest, "size": size, "executable": False}
 
 
-def _under(folder: str, entry: Mapping[str, Any]) -> bool:
+def _is_below(folder: str, entry: Mapping[str, Any]) -> bool:
     return str(entry["path"]).startswith(f"{folder}/")
 
 
-def _push(point: str) -> str:
+def _push_hint(point: str) -> str:
     return f"bring it: relayctl push {point if '@' in point else f'{point}@latest'} --to relay://"
 
 
-def _wrong(what: str, why: str) -> SpecInvalid:
+def _refuse(what: str, why: str) -> SpecInvalid:
     return SpecInvalid(f'model.init_from: "{what}" cannot be begun with: {why}')

@@ -27,13 +27,13 @@ from coordinator.lifecycle import (
     StopReason,
 )
 from coordinator.store import agents, checkpoints, deployment, history, leases, planning, runs
-from coordinator.values import CheckpointView, Completion, Seated, Skipped
+from coordinator.values import CheckpointView, Completion, LeasePlace, Skipped
 from relay.errors import AgentUnknown, CheckpointUnknown, InvalidRequest, LeaseLost
 
 _log = logging.getLogger(__name__)
 
 
-class NotAsPlanned(Exception):
+class PlanOutdated(Exception):
     """What was planned with has changed meanwhile: the grant is not made, and the plan is made anew."""
 
 
@@ -42,7 +42,7 @@ async def grant(db: Database, planned: scheduling.Grant, ttl: float) -> UUID | N
     try:
         async with db.transaction() as conn:
             return await _grant(conn, planned, ttl)
-    except (NotAsPlanned, asyncpg.UniqueViolationError, AgentUnknown) as changed:
+    except (PlanOutdated, asyncpg.UniqueViolationError, AgentUnknown) as changed:
         _log.info("run=%s not granted: %s", planned.run, changed)
         return None
 
@@ -50,32 +50,32 @@ async def grant(db: Database, planned: scheduling.Grant, ttl: float) -> UUID | N
 async def _grant(conn: asyncpg.Connection, planned: scheduling.Grant, ttl: float) -> UUID:
     run = await runs.lock(conn, planned.run)
     if run.status.phase not in (Phase.QUEUED, Phase.LAPSED) or not run.eligible:
-        raise NotAsPlanned(f"it is {run.status.phase}")
-    policy = planning.policy(run.spec)
-    await _check_agents(conn, run, planned.seats, ttl)
-    if policy is Policy.STOP and await deployment.withholds_stop_runs(conn):
-        raise NotAsPlanned("the database failed over, and older holders may still train")
-    seats = [Seated(node, seat.agent, seat.slots) for node, seat in enumerate(planned.seats)]
+        raise PlanOutdated(f"it is {run.status.phase}")
+    policy = planning.parse_policy(run.spec)
+    await _check_agents(conn, run, planned.placements, ttl)
+    if policy is Policy.STOP and await deployment.are_stop_runs_withheld(conn):
+        raise PlanOutdated("the database failed over, and older holders may still train")
+    places = [LeasePlace(node, placement.agent, placement.slots) for node, placement in enumerate(planned.placements)]
     await runs.apply(conn, run, Granted())
     attempt = run.attempts + 1
-    lease_id = await leases.begin(conn, run.id, attempt, policy, seats, ttl)
+    lease_id = await leases.begin(conn, run.id, attempt, policy, places, ttl)
     await runs.count_attempt(conn, run.id, attempt)
-    await agents.raise_wishes(conn, [seat.agent for seat in seats])
+    await agents.publish_desired_change(conn, [place.agent for place in places])
     await history.record(
         conn,
         run.id,
         "granted",
-        f"attempt {attempt} on {', '.join(seat.agent for seat in seats)}",
+        f"attempt {attempt} on {', '.join(place.agent for place in places)}",
         lease_id=lease_id,
         attempt=attempt,
-        details={"agents": [seat.agent for seat in seats]},
+        details={"agents": [place.agent for place in places]},
         state=RunState.RUNNING.value,
     )
     return lease_id
 
 
 async def _check_agents(
-    conn: asyncpg.Connection, run: runs.RunRow, seats: Sequence[scheduling.Seat], ttl: float
+    conn: asyncpg.Connection, run: runs.RunRow, placements: Sequence[scheduling.Placement], ttl: float
 ) -> None:
     """NotAsPlanned unless every agent is as it was, takes work and has its slots free, and the old holder is silent.
 
@@ -83,18 +83,18 @@ async def _check_agents(
     """
     old: list[str] = []
     if run.lease:
-        if await leases.expired_place(conn, run.lease.id) is None:
-            raise NotAsPlanned("its holder is back")
-        old = [seat.agent for seat in await leases.seats(conn, run.lease.id)]
-    rows = await agents.lock(conn, [seat.agent for seat in seats] + old)
-    for seat in seats:
-        row = rows[seat.agent]
-        if row["session_id"] != seat.session:
-            raise NotAsPlanned(f"{seat.agent} has said hello again")
-        if trouble := planning.trouble({**row, "quiet": row["silence"].total_seconds() > ttl}):
-            raise NotAsPlanned(f"{seat.agent} {trouble}")
-        if busy := {slot for held in row["held"] for slot in held["slots"]} & set(seat.slots):
-            raise NotAsPlanned(f"{seat.agent} still has something on slots {sorted(busy)}")
+        if await leases.find_expired_agent(conn, run.lease.id) is None:
+            raise PlanOutdated("its holder is back")
+        old = [place.agent for place in await leases.read_places(conn, run.lease.id)]
+    rows = await agents.lock(conn, [placement.agent for placement in placements] + old)
+    for placement in placements:
+        row = rows[placement.agent]
+        if row["session_id"] != placement.session:
+            raise PlanOutdated(f"{placement.agent} has said hello again")
+        if unschedulable := planning.explain_unschedulable({**row, "quiet": row["silence"].total_seconds() > ttl}):
+            raise PlanOutdated(f"{placement.agent} {unschedulable}")
+        if busy := {slot for held in row["held"] for slot in held["slots"]} & set(placement.slots):
+            raise PlanOutdated(f"{placement.agent} still has something on slots {sorted(busy)}")
 
 
 async def start(
@@ -102,18 +102,18 @@ async def start(
 ) -> None:
     """An attempt's first write: the head becomes what it resumes from (S6). Node 0 decides for all."""
     async with db.transaction() as conn:
-        run = await runs.lock_of(conn, lease_id)
-        if node == 0 and not run.held.started:
+        run = await runs.lock_by_lease(conn, lease_id)
+        if node == 0 and not run.current_lease.started:
             await _start(conn, run, checkpoint_id, skipped)
-        elif node == 0 and run.held.resumed_from != checkpoint_id:
+        elif node == 0 and run.current_lease.resumed_from != checkpoint_id:
             raise InvalidRequest("this attempt has already started, from another checkpoint")
 
 
 async def _start(
     conn: asyncpg.Connection, run: runs.RunRow, checkpoint_id: UUID | None, skipped: Sequence[Skipped]
 ) -> None:
-    lease = run.held
-    checkpoint = await _resumable(conn, run.id, checkpoint_id)
+    lease = run.current_lease
+    checkpoint = await _check_resumable(conn, run.id, checkpoint_id)
     superseded = await checkpoints.resume_at(conn, run.id, lease.id, checkpoint)
     passed = [{"checkpoint": str(s.checkpoint_id), "step": s.step, "reason": s.reason} for s in skipped]
     await leases.start(conn, lease.id, checkpoint_id, checkpoint.step if checkpoint else 0, passed)
@@ -136,21 +136,21 @@ async def _start(
         },
         state=run.state.value,
     )
-    await retention.tidy(conn, run.id, run.spec)
+    await retention.apply_policy(conn, run.id, run.spec)
 
 
-async def _resumable(conn: asyncpg.Connection, run_id: str, checkpoint_id: UUID | None) -> CheckpointView | None:
+async def _check_resumable(conn: asyncpg.Connection, run_id: str, checkpoint_id: UUID | None) -> CheckpointView | None:
     if checkpoint_id is None:
         return None
     checkpoint = await checkpoints.get(conn, checkpoint_id)
     if checkpoint is None or checkpoint.run_id != run_id:
         raise CheckpointUnknown(f"run {run_id} has no checkpoint {checkpoint_id}")
     if not checkpoint.complete or checkpoint.superseded or checkpoint.remove_time is not None:
-        raise InvalidRequest(f"the checkpoint of step {checkpoint.step} is {_unfit(checkpoint)}")
+        raise InvalidRequest(f"the checkpoint of step {checkpoint.step} is {_explain_unresumable(checkpoint)}")
     return checkpoint
 
 
-def _unfit(checkpoint: CheckpointView) -> str:
+def _explain_unresumable(checkpoint: CheckpointView) -> str:
     if checkpoint.superseded:
         return "off the curve"
     return "being removed" if checkpoint.remove_time is not None else "not complete"
@@ -160,27 +160,27 @@ async def complete(db: Database, lease_id: UUID, report: Completion) -> RunState
     """How an attempt ended. The same report again has the same answer; EVENTS_MISSING while a source is short,
     CHECKPOINT_MISSING while its newest checkpoint is not there."""
     async with db.transaction() as conn:
-        if (state := await _reported(conn, lease_id, report)) is not None:
+        if (state := await _find_reported(conn, lease_id, report)) is not None:
             return state
-        run = await runs.lock_of(conn, lease_id)
+        run = await runs.lock_by_lease(conn, lease_id)
         fine = report.outcome in (Outcome.SUCCEEDED, Outcome.STOPPED)
         if report.node != 0 and fine:
             return run.state  # node 0 speaks for a gang; others are heard when something went wrong
         if report.outcome is not Outcome.FAULTED:
-            await leases.check_passed(conn, lease_id, report.final)
+            await leases.check_cursors(conn, lease_id, report.final_cursors)
             await checkpoints.check_registered(conn, lease_id, report.registered_step)
         if report.output is not None:
             await _publish(conn, run, report)
-        event = Ended(report.outcome, report.cause, report.permanent, _said(report, run.status.stop))
+        event = Ended(report.outcome, report.cause, report.permanent, _describe_end(report, run.status.stop))
         stored = {"digest": report.digest}
         change = await runs.apply(conn, run, event, error=report.error, completion=stored)
-        await retention.tidy(conn, run.id, run.spec)
+        await retention.apply_policy(conn, run.id, run.spec)
         return change.status.state
 
 
-async def _reported(conn: asyncpg.Connection, lease_id: UUID, report: Completion) -> RunState | None:
+async def _find_reported(conn: asyncpg.Connection, lease_id: UUID, report: Completion) -> RunState | None:
     """The run's state when this very report ended the lease; LeaseLost when something else did."""
-    end = await leases.end_of(conn, lease_id)
+    end = await leases.lock_end(conn, lease_id)
     if end is None:
         raise LeaseLost
     if not end.ended:
@@ -191,7 +191,7 @@ async def _reported(conn: asyncpg.Connection, lease_id: UUID, report: Completion
 
 
 async def _publish(conn: asyncpg.Connection, run: runs.RunRow, report: Completion) -> None:
-    lease, output = run.held, dict(report.output or {})
+    lease, output = run.current_lease, dict(report.output or {})
     await runs.publish(conn, run.id, output)
     await history.record(
         conn,
@@ -205,7 +205,7 @@ async def _publish(conn: asyncpg.Connection, run: runs.RunRow, report: Completio
     )
 
 
-def _said(report: Completion, stop: StopReason | None) -> str:
+def _describe_end(report: Completion, stop: StopReason | None) -> str:
     if report.outcome is Outcome.STOPPED:
         wished = {StopReason.PREEMPT: "preempted", StopReason.PAUSE: "paused", StopReason.CANCEL: "cancelled"}
         if report.cause is Cause.LEAVING:
@@ -222,47 +222,51 @@ async def lapse(db: Database, lease_id: UUID, at: datetime | None = None) -> boo
     With `at` it must have run out by that moment too.
     """
     async with db.transaction() as conn:
-        run = await _unended(conn, lease_id)
-        if run is None or run.held.state is not LeaseState.HELD:
+        run = await _lock_unended(conn, lease_id)
+        if run is None or run.current_lease.state is not LeaseState.HELD:
             return False
-        agent = await leases.expired_place(conn, lease_id, at)
+        agent = await leases.find_expired_agent(conn, lease_id, at)
         if agent is None:
             return False
         text = f"{agent} is silent; the run may go elsewhere"
         change = await runs.apply(conn, run, Lapsed(), reason=text)
         if change.closing is None:
-            await _tell(conn, run, "lapsed", text, level="warning")
+            await _record(conn, run, "lapsed", text, level="warning")
         return True
 
 
-async def unlapse(db: Database, lease_id: UUID) -> None:
+async def renew_lapsed(db: Database, lease_id: UUID) -> None:
     """Takes back a lapse whose silent places have all been renewed."""
     async with db.transaction() as conn:
-        run = await _unended(conn, lease_id)
-        if run is None or run.held.state is not LeaseState.LAPSED or await leases.expired_place(conn, lease_id):
+        run = await _lock_unended(conn, lease_id)
+        if (
+            run is None
+            or run.current_lease.state is not LeaseState.LAPSED
+            or await leases.find_expired_agent(conn, lease_id)
+        ):
             return
         await runs.apply(conn, run, Renewed())
-        await _tell(conn, run, "renewed", "its holder is back")
+        await _record(conn, run, "renewed", "its holder is back")
 
 
-async def miss(db: Database, lease_id: UUID) -> None:
+async def end_missing(db: Database, lease_id: UUID) -> None:
     """Ends a lease that its agent should hold and does not: whatever ran it there is gone."""
     async with db.transaction() as conn:
-        run = await _unended(conn, lease_id)
-        if run is None or (agent := await leases.is_missing(conn, lease_id)) is None:
+        run = await _lock_unended(conn, lease_id)
+        if run is None or (agent := await leases.find_missing_agent(conn, lease_id)) is None:
             return
         await runs.apply(conn, run, Ended(Outcome.FAULTED, reason=f"{agent} no longer runs it"))
 
 
-async def _unended(conn: asyncpg.Connection, lease_id: UUID) -> runs.RunRow | None:
+async def _lock_unended(conn: asyncpg.Connection, lease_id: UUID) -> runs.RunRow | None:
     try:
-        return await runs.lock_of(conn, lease_id)
+        return await runs.lock_by_lease(conn, lease_id)
     except LeaseLost:
         return None
 
 
-async def _tell(conn: asyncpg.Connection, run: runs.RunRow, kind: str, text: str, *, level: str = "info") -> None:
-    lease = run.held
+async def _record(conn: asyncpg.Connection, run: runs.RunRow, kind: str, text: str, *, level: str = "info") -> None:
+    lease = run.current_lease
     await history.record(
         conn, run.id, kind, text, lease_id=lease.id, attempt=lease.attempt, level=level, state=run.state.value
     )

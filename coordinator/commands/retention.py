@@ -12,7 +12,7 @@ import asyncpg
 
 from coordinator import retention
 from coordinator.database.connections import Database
-from coordinator.retention import Decision, Keep, Kept
+from coordinator.retention import CheckpointFacts, RetentionDecision, RetentionPolicy
 from coordinator.store import agents, checkpoints, history, runs
 from coordinator.store import retention as store
 from coordinator.values import Removal
@@ -20,10 +20,10 @@ from relay.errors import CheckpointRemoved, CheckpointUnknown, SessionReplaced
 from runfile.models import Checkpoint as Section
 
 
-def keep_of(spec: Mapping[str, Any]) -> Keep:
+def parse_policy(spec: Mapping[str, Any]) -> RetentionPolicy:
     """What a resolved run file asks for."""
     asked = Section.model_validate(spec.get("checkpoint", {})).keep
-    return Keep(
+    return RetentionPolicy(
         last=asked.last,
         best=asked.best,
         metric=asked.metric or "",
@@ -35,31 +35,33 @@ def keep_of(spec: Mapping[str, Any]) -> Keep:
     )
 
 
-async def preview(conn: asyncpg.Connection, run_id: str, spec: Mapping[str, Any]) -> Decision[UUID]:
+async def preview(conn: asyncpg.Connection, run_id: str, spec: Mapping[str, Any]) -> RetentionDecision[UUID]:
     """What would be decided now. Changes nothing."""
-    found, now = await store.kept(conn, run_id)
-    return retention.decide(keep_of(spec), found, now)
+    found, now = await store.read_kept(conn, run_id)
+    return retention.decide(parse_policy(spec), found, now)
 
 
-async def tidy(conn: asyncpg.Connection, run_id: str, spec: Mapping[str, Any]) -> None:
+async def apply_policy(conn: asyncpg.Connection, run_id: str, spec: Mapping[str, Any]) -> None:
     """Lets go what need not stay of a locked run. Not to be called before its attempt has said what it resumes from."""
-    found, now = await store.kept(conn, run_id)
-    goes = retention.decide(keep_of(spec), found, now).goes
+    found, now = await store.read_kept(conn, run_id)
+    goes = retention.decide(parse_policy(spec), found, now).deleted
     if goes:
-        await store.let_go(conn, goes)
-        await _tell(conn, run_id, found, goes)
+        await store.schedule_deletion(conn, goes)
+        await _record_deletion(conn, run_id, found, goes)
 
 
-async def _tell(conn: asyncpg.Connection, run_id: str, found: Sequence[Kept[UUID]], goes: Mapping[UUID, str]) -> None:
+async def _record_deletion(
+    conn: asyncpg.Connection, run_id: str, found: Sequence[CheckpointFacts[UUID]], goes: Mapping[UUID, str]
+) -> None:
     steps: defaultdict[str, list[int]] = defaultdict(list)
     for each in (each for each in found if each.id in goes):
         steps[goes[each.id]].append(each.step)
-    text = "; ".join(f"{_named(of)} {'go' if len(of) > 1 else 'goes'}: {why}" for why, of in steps.items())
+    text = "; ".join(f"{_join_steps(of)} {'go' if len(of) > 1 else 'goes'}: {why}" for why, of in steps.items())
     details = {"checkpoints": [str(each) for each in goes], "steps": sorted(chain.from_iterable(steps.values()))}
     await _record(conn, run_id, text, details)
 
 
-def _named(steps: Sequence[int]) -> str:
+def _join_steps(steps: Sequence[int]) -> str:
     shown = [str(step) for step in steps[:10]] + ([f"{len(steps) - 10} more"] if len(steps) > 10 else [])
     return f"step{'s' if len(steps) > 1 else ''} {', '.join(shown)}"
 
@@ -67,25 +69,25 @@ def _named(steps: Sequence[int]) -> str:
 async def _record(
     conn: asyncpg.Connection, run_id: str, text: str, details: dict[str, Any], kind: str = "removed"
 ) -> None:
-    row = await runs.locked(conn, run_id)
+    row = await runs.lock_row(conn, run_id)
     assert row is not None
     await history.record(conn, run_id, kind, text, details=details, state=row["state"])
 
 
-async def tidy_when_told(db: Database, run_id: str) -> None:
+async def apply_policy_if_started(db: Database, run_id: str) -> None:
     """As an operator or the passing of time asks for it; an attempt that is about to resume does it itself."""
     async with db.transaction() as conn:
         run = await runs.lock(conn, run_id)
         if run.lease is None or run.lease.started:
-            await tidy(conn, run.id, run.spec)
+            await apply_policy(conn, run.id, run.spec)
 
 
-async def tidy_aged(db: Database) -> None:
+async def apply_max_ages(db: Database) -> None:
     """Of all runs whose checkpoints may go because time passes."""
     async with db.connection() as conn:
-        found = await store.ageing(conn)
+        found = await store.find_runs_with_max_age(conn)
     for run_id in found:
-        await tidy_when_told(db, run_id)
+        await apply_policy_if_started(db, run_id)
 
 
 async def pin(db: Database, run_id: str, checkpoint_id: UUID, pinned: bool, reason: str) -> None:
@@ -99,15 +101,15 @@ async def pin(db: Database, run_id: str, checkpoint_id: UUID, pinned: bool, reas
             raise CheckpointRemoved(f"the checkpoint of step {view.step} has been let go: {view.remove_reason}")
         if (view.pinned, view.pin_reason) == (pinned, reason):
             return
-        await store.pin(conn, checkpoint_id, pinned, reason)
+        await store.set_pin(conn, checkpoint_id, pinned, reason)
         text = f"step {view.step} is {'pinned' if pinned else 'no longer pinned'}" + (f": {reason}" if reason else "")
         details = {"verb": "pin" if pinned else "unpin", "checkpoint": str(checkpoint_id), "step": view.step}
         await _record(conn, run.id, text, details, "wanted")
         if not pinned and (run.lease is None or run.lease.started):
-            await tidy(conn, run.id, run.spec)
+            await apply_policy(conn, run.id, run.spec)
 
 
-async def removals(db: Database, agent: str, session_id: UUID, ttl: float, *, scarce: bool) -> list[Removal]:
+async def list_removals(db: Database, agent: str, session_id: UUID, ttl: float, *, scarce: bool) -> list[Removal]:
     """What a host is to remove. When its disk is low that is also what it could do without.
 
     Bytes stay for a lease's time after they were let go: a failover may lose that, and the newer checkpoint that was
@@ -115,36 +117,36 @@ async def removals(db: Database, agent: str, session_id: UUID, ttl: float, *, sc
     """
     async with db.connection() as conn:
         await _check_session(conn, agent, session_id)
-        spare = await store.runs_with_spare(conn, store.host_uri(agent)) if scarce else []
+        spare = await store.find_runs_with_spare_copies(conn, store.host_copy_uri(agent)) if scarce else []
     for run_id in spare:
-        await _spare(db, agent, run_id)
+        await _delete_spare_copies(db, agent, run_id)
     async with db.connection() as conn:
-        return await store.removals(conn, agent, ttl)
+        return await store.list_removals(conn, agent, ttl)
 
 
-async def orphans(db: Database, sealed: Sequence[tuple[UUID, int]], ttl: float) -> list[tuple[UUID, int]]:
+async def find_orphans(db: Database, sealed: Sequence[tuple[UUID, int]], ttl: float) -> list[tuple[UUID, int]]:
     """Of the checkpoints on a host's disk, by lease and step, those that nobody will ever ask for."""
     async with db.connection() as conn:
-        return await store.orphans(conn, sealed, ttl)
+        return await store.find_orphans(conn, sealed, ttl)
 
 
-async def _spare(db: Database, agent: str, run_id: str) -> None:
+async def _delete_spare_copies(db: Database, agent: str, run_id: str) -> None:
     async with db.transaction() as conn:
         run = await runs.lock(conn, run_id)
         if run.lease is not None and not run.lease.started:
             return
-        if steps := await store.mark_spare(conn, run_id, store.host_uri(agent)):
-            text = f"{agent} is low on disk: its copies of {_named(steps)} go, others stay"
+        if steps := await store.mark_spare_copies(conn, run_id, store.host_copy_uri(agent)):
+            text = f"{agent} is low on disk: its copies of {_join_steps(steps)} go, others stay"
             await _record(conn, run_id, text, {"agent": agent, "steps": steps})
 
 
-async def removed(db: Database, agent: str, session_id: UUID, gone: Sequence[tuple[UUID, int, str]]) -> None:
+async def report_removals(db: Database, agent: str, session_id: UUID, gone: Sequence[tuple[UUID, int, str]]) -> None:
     """Copies whose bytes are gone are forgotten, if they were to go."""
     async with db.transaction() as conn:
         await _check_session(conn, agent, session_id)
-        await store.forget(conn, gone)
+        await store.forget_copies(conn, gone)
 
 
 async def _check_session(conn: asyncpg.Connection, agent: str, session_id: UUID) -> None:
-    if await agents.session_of(conn, agent) != session_id:
+    if await agents.read_session(conn, agent) != session_id:
         raise SessionReplaced(f"{agent} has another session by now")

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from coordinator.commands import initial_weights
-from coordinator.commands.initial_weights import Beginning, Blobs
+from coordinator.commands.initial_weights import InitialWeights, ManifestReader
 from coordinator.database.connections import Database
 from coordinator.lifecycle import Cancel, RunState
 from coordinator.store import history, planning, queries, runs
-from coordinator.store.queries import Follower
-from coordinator.store.runs import OVER, Order
+from coordinator.store.queries import DependentRun
+from coordinator.store.runs import OVER, RunDefinition
 from relay.errors import RunUnknown, SpecInvalid
 from storage.base import StoreUnavailable
 from storage.checkpoint_ref import CheckpointRef
@@ -20,7 +20,7 @@ from storage.checkpoint_ref import CheckpointRef
 _log = logging.getLogger(__name__)
 
 
-async def awaited(db: Database, spec: Mapping[str, Any], run_id: str) -> str | None:
+async def find_awaited(db: Database, spec: Mapping[str, Any], run_id: str) -> str | None:
     """The run that a checked run file has to wait for, or None. SpecInvalid when it would wait in vain."""
     if not (asked := spec.get("after")):
         return None
@@ -29,7 +29,7 @@ async def awaited(db: Database, spec: Mapping[str, Any], run_id: str) -> str | N
         raise SpecInvalid(f"after: {asked} is this run itself")
     async with db.begin() as connection:
         try:
-            state = RunState((await queries.run(connection, name)).run.state)
+            state = RunState((await queries.read_run(connection, name)).run.state)
         except RunUnknown as unknown:
             raise SpecInvalid(f"after: {unknown}") from unknown
     if state is RunState.SUCCEEDED:
@@ -39,45 +39,45 @@ async def awaited(db: Database, spec: Mapping[str, Any], run_id: str) -> str | N
     return name
 
 
-async def release(db: Database, blobs: Blobs) -> None:
+async def release_dependents(db: Database, blobs: ManifestReader) -> None:
     """Lets runs go whose time has come, and cancels those that waited in vain."""
     async with db.begin() as connection:
-        waiting = await queries.followers(connection)
+        waiting = await queries.list_released_dependents(connection)
     for follower in waiting:
         if follower.outcome is not RunState.SUCCEEDED:
-            await _give_up(db, follower, f"it was to come after runs/{follower.awaited}, which is {follower.outcome}")
+            await _cancel(db, follower, f"it was to come after runs/{follower.awaited}, which is {follower.outcome}")
             continue
         try:
-            beginning = await _beginning(db, blobs, follower)
+            beginning = await _resolve_weights(db, blobs, follower)
         except SpecInvalid as wrong:
-            await _give_up(db, follower, str(wrong))
+            await _cancel(db, follower, str(wrong))
         except (OSError, StoreUnavailable) as away:  # the store's folder or bucket; the next round tries again
             _log.error("run=%s after=%s not released: %s", follower.run_id, follower.awaited, away)
         else:
-            await _let_go(db, follower, beginning)
+            await _release(db, follower, beginning)
 
 
-async def _beginning(db: Database, blobs: Blobs, follower: Follower) -> Beginning:
-    asked = initial_weights.asked(follower.spec)
-    return await initial_weights.find(db, blobs, asked, follower.inputs) if asked else Beginning()
+async def _resolve_weights(db: Database, blobs: ManifestReader, follower: DependentRun) -> InitialWeights:
+    asked = initial_weights.requested(follower.spec)
+    return await initial_weights.resolve_weights(db, blobs, asked, follower.inputs) if asked else InitialWeights()
 
 
-async def _let_go(db: Database, follower: Follower, beginning: Beginning) -> None:
-    order = Order(
+async def _release(db: Database, follower: DependentRun, beginning: InitialWeights) -> None:
+    order = RunDefinition(
         follower.spec, (*follower.inputs, *beginning.inputs), follower.request_digest, beginning.pins, waits_for=None
     )
     async with db.transaction() as conn:
         run = await runs.lock(conn, follower.run_id)
         if run.request_digest != follower.request_digest or run.state is not RunState.QUEUED:
             return  # something else is asked of it meanwhile: the next round sees what
-        await runs.reorder(conn, run.id, order)
+        await runs.redefine(conn, run.id, order)
         text = f"runs/{follower.awaited} has succeeded"
         await history.record(conn, run.id, "state", f"{text}: waits no longer for it", state=run.state.value)
         await planning.wake(conn)
     _log.info("run=%s after=%s released", follower.run_id, follower.awaited)
 
 
-async def _give_up(db: Database, follower: Follower, why: str) -> None:
+async def _cancel(db: Database, follower: DependentRun, why: str) -> None:
     async with db.transaction() as conn:
         run = await runs.lock(conn, follower.run_id)
         if run.request_digest != follower.request_digest or run.state is not RunState.QUEUED:

@@ -14,11 +14,11 @@ import asyncpg
 import runfile
 from coordinator import scheduling
 from coordinator.commands import initial_weights, run_dependencies
-from coordinator.commands.initial_weights import Beginning
+from coordinator.commands.initial_weights import InitialWeights
 from coordinator.database.connections import Database
 from coordinator.lifecycle import Cancel, Event, IllegalTransition, Pause, Phase, Requeue, Resume
 from coordinator.store import history, planning, requests, runs
-from coordinator.store.runs import Order
+from coordinator.store.runs import RunDefinition
 from coordinator.values import Submission
 from relay.errors import (
     IllegalVerb,
@@ -36,7 +36,7 @@ MAX_INPUTS = 10_000
 _OVER = (Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED)
 
 
-class Whole(Protocol):
+class BlobState(Protocol):
     """What is said of one blob."""
 
     @property
@@ -46,60 +46,62 @@ class Whole(Protocol):
     def complete(self) -> bool: ...
 
 
-class Blobs(Protocol):
+class BlobReader(Protocol):
     """The artifact store, as far as it is needed here. Blocking."""
 
-    def stats(self, digests: Sequence[str], /) -> Sequence[Whole]: ...
+    def stats(self, digests: Sequence[str], /) -> Sequence[BlobState]: ...
 
     def read(self, digest: str, limit: int, /) -> bytes: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
+class CheckedSubmission:
     """A submission that could be created."""
 
     run_id: str
-    order: Order
+    order: RunDefinition
 
 
 @dataclass(frozen=True, slots=True)
-class Created:
+class CreatedRun:
     """What became of a submission, and where the run could go."""
 
     run_id: str
-    order: Order
+    order: RunDefinition
     created: bool
     agents_ready: tuple[str, ...]
     placement: str
 
 
-async def create(db: Database, blobs: Blobs, submission: Submission, ttl: float) -> Created:
+async def create(db: Database, blobs: BlobReader, submission: Submission, ttl: float) -> CreatedRun:
     """Creates a run, once: the same request has the same answer, also when the first one's was lost (S9)."""
-    checked = await in_thread(check, submission)
+    checked = await in_thread(parse_submission, submission)
     await check_inputs(blobs, submission.inputs)
-    checked = await begun(db, blobs, submission, checked)
+    checked = await resolve_beginning(db, blobs, submission, checked)
     created = False
     run_id = checked.run_id
     if not submission.validate_only:
         async with db.transaction() as conn:
             run_id, created = await _carry_out(conn, submission, checked)
-    return await placed(db, checked, run_id, created, ttl)
+    return await describe_creation(db, checked, run_id, created, ttl)
 
 
-async def placed(db: Database, checked: Checked, run_id: str, created: bool, ttl: float) -> Created:
+async def describe_creation(
+    db: Database, checked: CheckedSubmission, run_id: str, created: bool, ttl: float
+) -> CreatedRun:
     """What became of a submission, with where the run could go."""
     async with db.connection() as conn:
-        need, fleet = planning.need(checked.order.spec), await planning.fleet(conn, ttl)
-    ready = tuple(host.name for host in scheduling.candidates(need, fleet))
-    placement = _waits(checked.order) if checked.order.waits_for else scheduling.explain(need, fleet)
-    return Created(run_id, checked.order, created, ready, placement)
+        need, fleet = planning.parse_need(checked.order.spec), await planning.read_fleet(conn, ttl)
+    ready = tuple(host.name for host in scheduling.find_candidates(need, fleet))
+    placement = _describe_wait(checked.order) if checked.order.waits_for else scheduling.explain_placement(need, fleet)
+    return CreatedRun(run_id, checked.order, created, ready, placement)
 
 
-def _waits(order: Order) -> str:
+def _describe_wait(order: RunDefinition) -> str:
     return f"waits until runs/{order.waits_for} has succeeded"
 
 
-def check(submission: Submission) -> Checked:
+def parse_submission(submission: Submission) -> CheckedSubmission:
     """SpecInvalid names every mistake of the run file."""
     try:
         parsed = runfile.parse(submission.spec)
@@ -109,40 +111,44 @@ def check(submission: Submission) -> Checked:
     spec = parsed.to_dict()
     said = {"run": submission.run_id, "spec": spec, "inputs": list(submission.inputs)}
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
-    return Checked(run_id, Order(spec, submission.inputs, digest))
+    return CheckedSubmission(run_id, RunDefinition(spec, submission.inputs, digest))
 
 
-async def begun(db: Database, blobs: Blobs, submission: Submission, checked: Checked) -> Checked:
+async def resolve_beginning(
+    db: Database, blobs: BlobReader, submission: Submission, checked: CheckedSubmission
+) -> CheckedSubmission:
     """With the weights of another run, where it asks for them, or with the run that has to come first; not for a
     request that has been carried out.
     """
     order = checked.order
-    what = initial_weights.asked(order.spec)
+    what = initial_weights.requested(order.spec)
     if not what and not order.spec.get("after"):
         return checked
     if submission.request_id:
         async with db.connection() as conn:
-            if await requests.known(conn, submission.request_id):
+            if await requests.is_known(conn, submission.request_id):
                 return checked
     if what:  # said now, also where they are looked up later
         initial_weights.require_room(what, submission.inputs)
-    if submission.resume and what and (had := await initial_weights.before(db, what, checked.run_id)):
-        return _with(checked, had)
-    if awaited := await run_dependencies.awaited(db, order.spec, checked.run_id):
-        return Checked(checked.run_id, replace(order, waits_for=awaited))
+    if submission.resume and what and (had := await initial_weights.find_earlier_weights(db, what, checked.run_id)):
+        return _add_weights(checked, had)
+    if awaited := await run_dependencies.find_awaited(db, order.spec, checked.run_id):
+        return CheckedSubmission(checked.run_id, replace(order, waits_for=awaited))
     if not what:
         return checked
-    beginning = await initial_weights.find(db, blobs, what, submission.inputs)
+    beginning = await initial_weights.resolve_weights(db, blobs, what, submission.inputs)
     await check_inputs(blobs, beginning.inputs)
-    return _with(checked, beginning)
+    return _add_weights(checked, beginning)
 
 
-def _with(checked: Checked, beginning: Beginning) -> Checked:
+def _add_weights(checked: CheckedSubmission, beginning: InitialWeights) -> CheckedSubmission:
     order = checked.order
-    return Checked(checked.run_id, replace(order, inputs=(*order.inputs, *beginning.inputs), pins=beginning.pins))
+    return CheckedSubmission(
+        checked.run_id, replace(order, inputs=(*order.inputs, *beginning.inputs), pins=beginning.pins)
+    )
 
 
-async def check_inputs(blobs: Blobs, inputs: Sequence[Mapping[str, Any]]) -> None:
+async def check_inputs(blobs: BlobReader, inputs: Sequence[Mapping[str, Any]]) -> None:
     """Every input is a plain path and its content is in the store."""
     if len(inputs) > MAX_INPUTS:
         raise InvalidRequest(f"{len(inputs)} inputs; at most {MAX_INPUTS} travel with a run")
@@ -153,10 +159,10 @@ async def check_inputs(blobs: Blobs, inputs: Sequence[Mapping[str, Any]]) -> Non
             raise InvalidRequest(str(wrong)) from wrong
         if not DIGEST_PATTERN.match(entry["digest"]):
             raise InvalidRequest(f"{entry['path']}: {entry['digest']!r} is not a digest like sha256:<64 hex digits>")
-    await in_thread(require_whole, blobs, {entry["digest"]: entry["path"] for entry in inputs})
+    await in_thread(require_complete, blobs, {entry["digest"]: entry["path"] for entry in inputs})
 
 
-def require_whole(blobs: Blobs, wanted: Mapping[str, str]) -> None:
+def require_complete(blobs: BlobReader, wanted: Mapping[str, str]) -> None:
     """InputMissing names what of these (names by digest) is not whole in the store, where the rest then stays for a
     while. Blocking.
     """
@@ -165,7 +171,7 @@ def require_whole(blobs: Blobs, wanted: Mapping[str, str]) -> None:
         raise InputMissing(f"not in the artifact store: {', '.join(missing[:5])}{more}")
 
 
-async def _carry_out(conn: asyncpg.Connection, submission: Submission, checked: Checked) -> tuple[str, bool]:
+async def _carry_out(conn: asyncpg.Connection, submission: Submission, checked: CheckedSubmission) -> tuple[str, bool]:
     """The run of a submission, and whether it was created for it."""
     if submission.request_id:
         known = await requests.claim(conn, submission.request_id, checked.run_id, checked.order.digest)
@@ -179,29 +185,29 @@ async def _carry_out(conn: asyncpg.Connection, submission: Submission, checked: 
     return checked.run_id, False
 
 
-async def _insert(conn: asyncpg.Connection, submission: Submission, checked: Checked) -> bool:
+async def _insert(conn: asyncpg.Connection, submission: Submission, checked: CheckedSubmission) -> bool:
     """False when there is a run of the name."""
     run_id = checked.run_id
     if not await runs.add(conn, run_id, checked.order, submission.provenance):
         return False
     await history.record(conn, run_id, "created", "submitted", details=dict(submission.provenance), state="queued")
     if checked.order.waits_for:
-        await planning.explain(conn, {run_id: _waits(checked.order)})
+        await planning.record_explanations(conn, {run_id: _describe_wait(checked.order)})
     await planning.wake(conn)
     return True
 
 
-async def _requeue(conn: asyncpg.Connection, submission: Submission, checked: Checked) -> None:
+async def _requeue(conn: asyncpg.Connection, submission: Submission, checked: CheckedSubmission) -> None:
     """Queues a run that is over again, from its head; what it is to do may have been changed meanwhile."""
     run = await runs.lock(conn, checked.run_id)
     if run.request_digest != checked.order.digest:
         if run.status.phase not in (*_OVER, Phase.PAUSED):
             raise RunExists(f"run {run.id} is {run.status.phase}, with another spec", run=run.id)
-        await runs.reorder(conn, run.id, checked.order)
+        await runs.redefine(conn, run.id, checked.order)
     try:
         change = await runs.apply(conn, run, Requeue())
     except IllegalTransition as illegal:
-        raise _unsuitable(run.id, illegal, "queued again") from None
+        raise _refuse_verb(run.id, illegal, "queued again") from None
     if change.status != run.status:
         state = change.status.state.value
         await history.record(conn, run.id, "state", "queued again from its head", state=state)
@@ -209,32 +215,32 @@ async def _requeue(conn: asyncpg.Connection, submission: Submission, checked: Ch
 
 async def cancel(db: Database, run_id: str, reason: str) -> None:
     """Wishes that the run end."""
-    await _wish(db, run_id, Cancel(), "cancelled", reason)
+    await _set_wanted(db, run_id, Cancel(), "cancelled", reason)
 
 
 async def pause(db: Database, run_id: str, reason: str) -> None:
     """Wishes that the run rest."""
-    await _wish(db, run_id, Pause(), "paused", reason)
+    await _set_wanted(db, run_id, Pause(), "paused", reason)
 
 
 async def resume(db: Database, run_id: str) -> None:
     """Takes back a pause."""
-    await _wish(db, run_id, Resume(), "resumed", "")
+    await _set_wanted(db, run_id, Resume(), "resumed", "")
 
 
-async def _wish(db: Database, run_id: str, event: Event, verb: str, reason: str) -> None:
+async def _set_wanted(db: Database, run_id: str, event: Event, verb: str, reason: str) -> None:
     async with db.transaction() as conn:
         run = await runs.lock(conn, run_id)
         text = f"{verb} by an operator" + (f": {reason}" if reason else "")
         try:
             change = await runs.apply(conn, run, event, reason=text)
         except IllegalTransition as illegal:
-            raise _unsuitable(run_id, illegal, verb) from None
+            raise _refuse_verb(run_id, illegal, verb) from None
         if change.status != run.status:
             await history.record(conn, run_id, "wanted", text, details={"verb": verb}, state=change.status.state.value)
 
 
-def _unsuitable(run_id: str, illegal: IllegalTransition, verb: str) -> RelayError:
+def _refuse_verb(run_id: str, illegal: IllegalTransition, verb: str) -> RelayError:
     error = RunEnded if illegal.phase in _OVER else IllegalVerb
     verb_of_state = {"succeeded": "has ", "failed": "has ", "cancelled": "was "}.get(illegal.phase.value, "is ")
     text = f"run {run_id} {verb_of_state}{illegal.phase}: it cannot be {verb}"

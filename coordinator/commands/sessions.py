@@ -8,6 +8,7 @@ for so long that its instance has said a later one takes nothing from that. What
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,37 +18,41 @@ import asyncpg
 
 from coordinator.commands import leases as lease_commands
 from coordinator.database.connections import Database
-from coordinator.store import agents, deployment, desired_state, leases, planning
-from coordinator.values import Hello, LeaseRecord, Pulse, Wish
-from relay.errors import DeploymentForeign, IdentityInUse, SessionReplaced
+from coordinator.lifecycle import Ended, Outcome
+from coordinator.store import agents, deployment, desired_state, leases, planning, runs
+from coordinator.store.deployment import DatabaseIdentity
+from coordinator.values import DesiredState, Heartbeat, Hello, LeaseRecord
+from relay.errors import DeploymentForeign, IdentityInUse, LeaseLost, SessionReplaced
 from relay.timing import LeaseTiming
 
-BEATS_WITHIN = 2  #: heartbeats: for so long after its last one a session still beats
+_log = logging.getLogger(__name__)
+
+ALIVE_HEARTBEATS = 2  #: heartbeats: for so long after its last one a session still beats
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class AdmittedSession:
     """A session that was let in."""
 
     session_id: UUID
     deployment_id: UUID
 
 
-async def open_session(db: Database, hello: Hello, timing: LeaseTiming) -> Opened:
+async def open_session(db: Database, hello: Hello, timing: LeaseTiming) -> AdmittedSession:
     """Gives the agent a new session; from then on the one it had renews nothing. What it holds comes with `beat`."""
     async with db.transaction() as conn:
-        deployment_id = await deployment.deployment_id(conn)
+        deployment_id = await deployment.read_deployment_id(conn)
         if hello.deployment_id not in ("", str(deployment_id)):
             raise DeploymentForeign(f"this is deployment {deployment_id}", deployment=str(deployment_id))
         row = await agents.ensure(conn, hello)
-        retired = admit(row, hello, BEATS_WITHIN * timing.heartbeat)
+        retired = check_admission(row, hello, ALIVE_HEARTBEATS * timing.heartbeat)
         session_id = await agents.begin_session(conn, hello, retired)
         await agents.announce(conn, [hello.agent])
         await planning.wake(conn)
-        return Opened(session_id, deployment_id)
+        return AdmittedSession(session_id, deployment_id)
 
 
-def admit(row: Mapping[str, Any], hello: Hello, beats_within: float) -> list[str]:
+def check_admission(row: Mapping[str, Any], hello: Hello, beats_within: float) -> list[str]:
     """Whether the newcomer may have the name; returns the instances that are refused from then on.
 
     `row` is the agent's row with `silence`, the time since it was last heard.
@@ -71,35 +76,77 @@ async def close_session(db: Database, agent: str, session_id: UUID) -> None:
         await agents.end_session(conn, agent, session_id)
 
 
-async def beat(db: Database, pulses: Sequence[Pulse], ttl: float) -> dict[str, Wish]:
+async def record_heartbeats(db: Database, heartbeats: Sequence[Heartbeat], ttl: float) -> dict[str, DesiredState]:
     """Takes a batch of heartbeats, and reads afterwards what is wished of these agents."""
     async with db.transaction() as conn:
-        held = [(pulse.agent, pulse.session_id, item) for pulse in pulses for item in pulse.held]
+        held = [(pulse.agent, pulse.session_id, item) for pulse in heartbeats for item in pulse.held]
         lapsed = await leases.renew(conn, held, ttl) if held else []
-        if await agents.beat(conn, pulses):
+        if await agents.record_heartbeats(conn, heartbeats):
             await planning.wake(conn)
-        missing = await leases.missing(conn, [pulse.agent for pulse in pulses])
+        missing = await leases.find_missing(conn, [pulse.agent for pulse in heartbeats])
         if not lapsed and not missing:
-            return await desired_state.read(conn, [pulse.agent for pulse in pulses])
+            return await desired_state.read(conn, [pulse.agent for pulse in heartbeats])
     for lease_id in lapsed:
-        await lease_commands.unlapse(db, lease_id)
+        await lease_commands.renew_lapsed(db, lease_id)
     for lease_id in missing:
-        await lease_commands.miss(db, lease_id)
-    return await wished(db, [pulse.agent for pulse in pulses])
+        await lease_commands.end_missing(db, lease_id)
+    return await read_desired_state(db, [pulse.agent for pulse in heartbeats])
 
 
-async def wished(db: Database, names: Sequence[str]) -> dict[str, Wish]:
+async def read_desired_state(db: Database, names: Sequence[str]) -> dict[str, DesiredState]:
     """What is wished of agents now."""
     async with db.connection() as conn:
         return await desired_state.read(conn, names)
 
 
-async def records(db: Database, hello: Hello) -> list[LeaseRecord]:
+async def read_lease_records(db: Database, hello: Hello) -> list[LeaseRecord]:
     """What is stored of the leases that the hello names."""
     async with db.connection() as conn:
-        return await desired_state.records(conn, hello.agent, [held.lease_id for held in hello.held])
+        return await desired_state.read_lease_records(conn, hello.agent, [held.lease_id for held in hello.held])
 
 
-async def end_all(conn: asyncpg.Connection) -> None:
+async def end_all_sessions(conn: asyncpg.Connection) -> None:
     """Ends every session: their streams close, and agents say hello again."""
     await agents.announce(conn, await agents.end_sessions(conn))
+
+
+async def recognise_database(db: Database, ttl: float) -> None:
+    """Compares the database with the one it was, and draws the consequences once.
+
+    Another timeline (a promotion, which may have lost the last commits): sessions end, places get a full TTL. Another
+    cluster or oid (a restored copy, of any age): sessions and all leases end. Either way no `stop` run is granted for
+    one TTL.
+    """
+    async with db.transaction() as conn:
+        found, known = await deployment.read_identity(conn), await deployment.lock_remembered_identity(conn)
+        if found == known:
+            return
+        if known is not None:
+            await deployment.extend_places(conn, ttl)
+            await end_all_sessions(conn)
+            await deployment.withhold_stop_runs(conn, ttl)
+        if known is None or not _is_restored_copy(found, known):
+            await deployment.remember_identity(conn, found)
+            if known is not None:
+                _log.warning("the database failed over: timeline %s → %s", known.timeline, found.timeline)
+            return
+    _log.warning("the database is a copy: %s → %s; all leases end", known, found)
+    async with db.connection() as conn:
+        lease_ids = await deployment.list_unended_leases(conn)
+    for lease_id in lease_ids:
+        await _end_restored(db, lease_id)
+    async with db.transaction() as conn:
+        await deployment.remember_identity(conn, found)  # last, so that what a crash leaves undone is done by the next
+
+
+def _is_restored_copy(found: DatabaseIdentity, known: DatabaseIdentity) -> bool:
+    return (found.system, found.oid) != (known.system, known.oid)
+
+
+async def _end_restored(db: Database, lease_id: UUID) -> None:
+    async with db.transaction() as conn:
+        try:
+            run = await runs.lock_by_lease(conn, lease_id)
+        except LeaseLost:
+            return
+        await runs.apply(conn, run, Ended(Outcome.FAULTED, reason="the database was restored from a copy"))

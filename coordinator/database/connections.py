@@ -75,7 +75,7 @@ _AWAY = (
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def _translate_errors() -> Iterator[None]:
     """Turn what says that the database is away, or that it gave up, into DatabaseAway."""
     try:
         yield
@@ -136,7 +136,7 @@ class Notifications:
             for channel in CHANNELS:
                 await connection.add_listener(channel, self._told)
             self._wake_all()
-            while not await _set_within(ended, _CHECK_SECONDS):
+            while not await _wait_for(ended, _CHECK_SECONDS):
                 await connection.fetchval("SELECT 1")
         finally:
             connection.terminate()
@@ -152,7 +152,7 @@ class Notifications:
                 event.set()
 
 
-async def _set_within(event: asyncio.Event, seconds: float) -> bool:
+async def _wait_for(event: asyncio.Event, seconds: float) -> bool:
     try:
         async with asyncio.timeout(seconds):
             return await event.wait()
@@ -160,7 +160,7 @@ async def _set_within(event: asyncio.Event, seconds: float) -> bool:
         return False
 
 
-class Recognition:
+class DeploymentCheck:
     """Lets in connections to one deployment's database: the one that the first of them led to.
 
     Another one, or an empty one, in its place knows nothing of any lease. What it says would end them all.
@@ -189,7 +189,7 @@ class Database:
         pool: asyncpg.Pool,
         engine: AsyncEngine,
         timeouts: DatabaseTimeouts,
-        recognition: Recognition,
+        recognition: DeploymentCheck,
     ) -> None:
         self.url = url
         self._recognition = recognition
@@ -201,7 +201,7 @@ class Database:
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[asyncpg.Connection]:
         """A connection for single statements, each a transaction of its own."""
-        with _translated():
+        with _translate_errors():
             connection = await self._pool.acquire(timeout=self._timeouts.acquire)
             try:
                 yield connection
@@ -212,14 +212,14 @@ class Database:
     async def transaction(self) -> AsyncIterator[asyncpg.Connection]:
         """One transaction: committed when the block ends, rolled back when it raises."""
         async with self.connection() as connection:
-            with _translated():
+            with _translate_errors():
                 async with connection.transaction():
                     yield connection
 
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[AsyncConnection]:
         """One transaction by way of SQLAlchemy."""
-        with _translated():
+        with _translate_errors():
             async with self._engine.begin() as connection:
                 yield connection
 
@@ -229,8 +229,8 @@ class Database:
 
         It must be used now and then. A host that lost its power says no goodbye, and Postgres would wait for hours.
         """
-        with _translated():
-            connection = await _open(self.url, self._timeouts, self._recognition)
+        with _translate_errors():
+            connection = await _open_connection(self.url, self._timeouts, self._recognition)
             try:
                 await connection.execute(f"SET idle_session_timeout = {self._timeouts.idle * 1000:.0f}")
                 yield connection
@@ -243,7 +243,7 @@ class Database:
             await connection.fetchval("SELECT 1", timeout=self._timeouts.acquire)
 
 
-async def _teach_json(connection: asyncpg.Connection) -> None:
+async def _set_json_codecs(connection: asyncpg.Connection) -> None:
     """jsonb columns are Python values, both ways; numbers that JSON lacks are text there, such as "NaN"."""
     for name in ("json", "jsonb"):
         await connection.set_type_codec(name, schema="pg_catalog", encoder=_to_json, decoder=json.loads)
@@ -253,30 +253,32 @@ def _to_json(value: Any) -> str:
     try:
         text = json.dumps(value, allow_nan=False)
     except ValueError:
-        text = json.dumps(_storable(value))
+        text = json.dumps(_make_storable(value))
     # Postgres takes neither NUL nor half a surrogate pair; both are rare enough to look for by their escapes.
-    return text if "\\u0000" not in text and "\\ud" not in text else json.dumps(_storable(value))
+    return text if "\\u0000" not in text and "\\ud" not in text else json.dumps(_make_storable(value))
 
 
-def _storable(value: Any) -> Any:
+def _make_storable(value: Any) -> Any:
     match value:
         case float() if not math.isfinite(value):
             return {math.inf: "Infinity", -math.inf: "-Infinity"}.get(value, "NaN")
         case str():
-            return storable_text(value)
+            return make_storable_text(value)
         case dict():
-            return {storable_text(str(key)): _storable(item) for key, item in value.items()}
+            return {make_storable_text(str(key)): _make_storable(item) for key, item in value.items()}
         case list() | tuple():
-            return [_storable(item) for item in value]
+            return [_make_storable(item) for item in value]
     return value
 
 
-def storable_text(text: str) -> str:
+def make_storable_text(text: str) -> str:
     """Without what Postgres cannot hold in a text."""
     return text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
 
 
-async def _open(url: str, timeouts: DatabaseTimeouts, recognition: Recognition, **options: Any) -> asyncpg.Connection:
+async def _open_connection(
+    url: str, timeouts: DatabaseTimeouts, recognition: DeploymentCheck, **options: Any
+) -> asyncpg.Connection:
     connection = await asyncpg.connect(
         url,
         timeout=timeouts.connect,
@@ -293,7 +295,7 @@ async def _open(url: str, timeouts: DatabaseTimeouts, recognition: Recognition, 
 
 
 @asynccontextmanager
-async def connected(
+async def connect_database(
     url: str, *, timeouts: DatabaseTimeouts | None = None, connections: int = 8
 ) -> AsyncIterator[Database]:
     """The database at `url` (`postgresql://…`), listened to, for as long as the block lasts.
@@ -301,12 +303,12 @@ async def connected(
     `connections` is the most that each of the pool and the engine opens: few and busy beat many. The pool opens them
     when needed, so a coordinator starts, and says that its database is away, also while it is.
     """
-    timeouts, recognition = timeouts or DatabaseTimeouts(), Recognition()
+    timeouts, recognition = timeouts or DatabaseTimeouts(), DeploymentCheck()
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(_pool(url, timeouts, recognition, connections))
         engine = create_async_engine(
             "postgresql+asyncpg://",
-            async_creator=partial(_open, url, timeouts, recognition),
+            async_creator=partial(_open_connection, url, timeouts, recognition),
             pool_size=connections,
             max_overflow=0,
             pool_timeout=timeouts.acquire,
@@ -315,17 +317,17 @@ async def connected(
         stack.push_async_callback(engine.dispose)
         database = Database(url, pool, engine, timeouts, recognition)
         listening = asyncio.create_task(database.notifications.run(), name="notifications")
-        stack.push_async_callback(_cancelled, listening)
+        stack.push_async_callback(_cancel, listening)
         yield database
 
 
 @asynccontextmanager
 async def _pool(
-    url: str, timeouts: DatabaseTimeouts, recognition: Recognition, connections: int
+    url: str, timeouts: DatabaseTimeouts, recognition: DeploymentCheck, connections: int
 ) -> AsyncIterator[asyncpg.Pool]:
     async def begin(connection: asyncpg.Connection) -> None:
         await recognition.check(connection)
-        await _teach_json(connection)
+        await _set_json_codecs(connection)
 
     pool = asyncpg.create_pool(
         url,
@@ -348,7 +350,7 @@ async def _pool(
             pool.terminate()
 
 
-async def _cancelled(task: asyncio.Task[None]) -> None:
+async def _cancel(task: asyncio.Task[None]) -> None:
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task

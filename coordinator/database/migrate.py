@@ -31,7 +31,7 @@ class SchemaError(RuntimeError):
 
 async def upgrade(url: str, revision: str = "head") -> None:
     """To `revision`; does nothing when the database is there already."""
-    if revision != "head" or await _revision(url) != REVISION:
+    if revision != "head" or await _read_revision(url) != REVISION:
         await _alembic(url, "upgrade", revision)
 
 
@@ -47,13 +47,13 @@ async def check(url: str) -> None:
 
 async def require_head(url: str) -> None:
     """Raise SchemaError unless the database is at the newest revision that this version knows."""
-    found = await _revision(url)
+    found = await _read_revision(url)
     if found != REVISION:
         state = f"is at schema {found}, not {REVISION}" if found else "has no schema yet"
         raise SchemaError(f"the database {state}: run `relay-coordinator migrate`")
 
 
-async def _revision(url: str) -> str | None:
+async def _read_revision(url: str) -> str | None:
     """What the database is at; None when it has no schema."""
     connection = await asyncpg.connect(url)
     try:
@@ -66,16 +66,16 @@ async def _revision(url: str) -> str | None:
 
 
 async def _alembic(url: str, verb: Literal["upgrade", "downgrade", "check"], *revision: str) -> None:
-    async with _alone(url):
-        engine = create_async_engine("postgresql+asyncpg://", async_creator=lambda: _open(url))
+    async with _hold_lock(url):
+        engine = create_async_engine("postgresql+asyncpg://", async_creator=lambda: _open_connection(url))
         try:
             async with engine.connect() as connection:
-                await connection.run_sync(_run, verb, *revision)
+                await connection.run_sync(_run_alembic, verb, *revision)
         finally:
             await engine.dispose()
 
 
-def _run(connection: Connection, verb: str, *revision: str) -> None:
+def _run_alembic(connection: Connection, verb: str, *revision: str) -> None:
     from alembic import command
     from alembic.config import Config
 
@@ -84,13 +84,13 @@ def _run(connection: Connection, verb: str, *revision: str) -> None:
     getattr(command, verb)(config, *revision)
 
 
-async def _open(url: str) -> asyncpg.Connection:
+async def _open_connection(url: str) -> asyncpg.Connection:
     settings = {"lock_timeout": _LOCK_TIMEOUT, "statement_timeout": _STATEMENT_TIMEOUT}
     return await asyncpg.connect(url, server_settings={"application_name": "relay-migrate", **settings})
 
 
 @asynccontextmanager
-async def _alone(url: str) -> AsyncIterator[None]:
+async def _hold_lock(url: str) -> AsyncIterator[None]:
     """Hold the lock on a connection of its own: it lasts across the transactions of the migrations."""
     connection = await asyncpg.connect(url, server_settings={"application_name": "relay-migrate"})
     try:

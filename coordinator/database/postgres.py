@@ -35,16 +35,16 @@ import asyncpg
 
 from coordinator.database import postgres_keeper
 from coordinator.database.postgres_programs import (
-    Identity,
     PostgresError,
-    choose_identity,
-    locate,
+    ProcessIdentity,
+    choose_process_identity,
+    find_programs,
     reachable_binaries,
     reachable_folder,
     short_digest,
 )
 
-__all__ = ["Cluster", "Identity", "PostgresError", "embedded", "prepare", "running"]
+__all__ = ["Cluster", "PostgresError", "embedded", "prepare", "running"]
 
 USER = "relay"
 START_SECONDS = 60.0  # recovery after a crash included
@@ -59,7 +59,7 @@ class Cluster:
 
     folder: Path
     binaries: Path
-    identity: Identity
+    identity: ProcessIdentity
     durable: bool = True  #: False only for tests: what was committed may be lost with the machine
 
     @property
@@ -100,7 +100,7 @@ class Cluster:
         """
         lines = self._pid_file()
         if lines and self._is_ours(int(lines[0])):
-            _stop(int(lines[0]))
+            _stop_server(int(lines[0]))
         for name in (self.data / "postmaster.pid", self.socket_folder / f"{SOCKET_NAME}.lock"):
             name.unlink(missing_ok=True)
 
@@ -182,13 +182,13 @@ class Cluster:
         return [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
 
 
-def _stop(pid: int) -> None:
+def _stop_server(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGINT)
-        _until(lambda: not Path(f"/proc/{pid}/cwd").exists(), "the server that was left there to stop")
+        _wait_until(lambda: not Path(f"/proc/{pid}/cwd").exists(), "the server that was left there to stop")
 
 
-def _until(fact: Callable[[], bool], what: str, seconds: float = START_SECONDS) -> None:
+def _wait_until(fact: Callable[[], bool], what: str, seconds: float = START_SECONDS) -> None:
     deadline = time.monotonic() + seconds
     while not fact():
         if time.monotonic() > deadline:
@@ -215,7 +215,7 @@ class _Lock:
 
 
 @contextmanager
-def _lock(path: Path) -> Iterator[_Lock]:
+def _open_lock(path: Path) -> Iterator[_Lock]:
     lock = _Lock(path)
     try:
         yield lock
@@ -224,33 +224,33 @@ def _lock(path: Path) -> Iterator[_Lock]:
 
 
 @contextmanager
-def _starting(folder: Path) -> Iterator[None]:
-    with _lock(folder / "start.lock") as lock:
-        _until(lambda: lock.take(fcntl.LOCK_EX), f"another process that starts or stops the server in {folder}")
+def _hold_start_lock(folder: Path) -> Iterator[None]:
+    with _open_lock(folder / "start.lock") as lock:
+        _wait_until(lambda: lock.take(fcntl.LOCK_EX), f"another process that starts or stops the server in {folder}")
         yield
 
 
-def _join(cluster: Cluster) -> _Lock:
+def _join_server(cluster: Cluster) -> _Lock:
     """Become a user of the server, starting it if it does not run. Returns the lock that makes us one."""
-    with _starting(cluster.folder):
+    with _hold_start_lock(cluster.folder):
         users = _Lock(cluster.folder / "users.lock")
         try:
             # A keeper that has it exclusively is stopping the server; while we have it, none can begin to.
-            _until(lambda: users.take(fcntl.LOCK_SH), f"the server in {cluster.folder} to stop")
-            if not _kept(cluster.folder):
-                _start(cluster)
-            _until(lambda: _is_ready(cluster), f"Postgres to be ready; see {cluster.log}")
+            _wait_until(lambda: users.take(fcntl.LOCK_SH), f"the server in {cluster.folder} to stop")
+            if not _has_keeper(cluster.folder):
+                _start_server(cluster)
+            _wait_until(lambda: _is_ready(cluster), f"Postgres to be ready; see {cluster.log}")
         except BaseException:
             users.close()
             raise
     return users
 
 
-def _start(cluster: Cluster) -> None:
+def _start_server(cluster: Cluster) -> None:
     cluster.clear_stale()
     if not cluster.data.exists():
         cluster.initialise()
-    with _lock(cluster.folder / "keeper.lock") as keeper:
+    with _open_lock(cluster.folder / "keeper.lock") as keeper:
         keeper.take(fcntl.LOCK_EX)
         cluster.launch(keeper.descriptor)
 
@@ -258,41 +258,41 @@ def _start(cluster: Cluster) -> None:
 def _is_ready(cluster: Cluster) -> bool:
     if cluster.status() == "ready":
         return True
-    if not _kept(cluster.folder):
-        raise PostgresError(f"Postgres did not start: {_last_words(cluster.log)}")
+    if not _has_keeper(cluster.folder):
+        raise PostgresError(f"Postgres did not start: {_read_log_tail(cluster.log)}")
     return False
 
 
-def _last_words(log: Path) -> str:
+def _read_log_tail(log: Path) -> str:
     try:
         return log.read_text(errors="replace").strip()[-2000:]
     except FileNotFoundError:
         return "it left no log"
 
 
-def _kept(folder: Path) -> bool:
+def _has_keeper(folder: Path) -> bool:
     """Whether a keeper lives."""
-    with _lock(folder / "keeper.lock") as lock:
+    with _open_lock(folder / "keeper.lock") as lock:
         return not lock.take(fcntl.LOCK_EX)
 
 
-def _leave(cluster: Cluster, users: _Lock) -> None:
+def _leave_server(cluster: Cluster, users: _Lock) -> None:
     """Be a user no longer; when we were the last, wait until the server is gone."""
-    with _starting(cluster.folder):
+    with _hold_start_lock(cluster.folder):
         # Having it exclusively means being the last; having neither means that the keeper already stops the server.
         others = not users.take(fcntl.LOCK_EX) and users.take(fcntl.LOCK_SH)
         users.close()
         if not others:
-            _until(lambda: not _kept(cluster.folder), "Postgres to stop")
+            _wait_until(lambda: not _has_keeper(cluster.folder), "Postgres to stop")
 
 
 def prepare(
-    folder: Path, *, durable: bool = True, identity: Identity | None = None, binaries: Path | None = None
+    folder: Path, *, durable: bool = True, identity: ProcessIdentity | None = None, binaries: Path | None = None
 ) -> Cluster:
     """The cluster of a folder, which is made, in a place that the server can reach."""
-    identity = identity or choose_identity()
+    identity = identity or choose_process_identity()
     folder.mkdir(parents=True, exist_ok=True)
-    folder, binaries = folder.resolve(), locate(binaries)
+    folder, binaries = folder.resolve(), find_programs(binaries)
     if identity.uid is not None:
         folder, binaries = reachable_folder(folder), reachable_binaries(binaries)
     return Cluster(folder, binaries, identity, durable)
@@ -301,22 +301,22 @@ def prepare(
 @contextmanager
 def running(cluster: Cluster) -> Iterator[None]:
     """The server runs for as long as the block lasts."""
-    users = _join(cluster)
+    users = _join_server(cluster)
     try:
         yield
     finally:
-        _leave(cluster, users)
+        _leave_server(cluster, users)
 
 
 @asynccontextmanager
 async def embedded(cluster: Cluster) -> AsyncIterator[str]:
     """The URL of a running server with a database for us, for as long as the block lasts."""
-    users = await asyncio.to_thread(_join, cluster)
+    users = await asyncio.to_thread(_join_server, cluster)
     try:
         await _create_database(cluster)
         yield cluster.url()
     finally:
-        await asyncio.shield(asyncio.to_thread(_leave, cluster, users))
+        await asyncio.shield(asyncio.to_thread(_leave_server, cluster, users))
 
 
 async def _create_database(cluster: Cluster) -> None:

@@ -27,7 +27,7 @@ class PostgresError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class ProcessIdentity:
     """As whom the server's programs run, since Postgres refuses root."""
 
     owner: int  #: uid that owns the files, as seen from outside
@@ -51,15 +51,15 @@ class Identity:
             raise PostgresError(f"{Path(argv[0]).name} failed: {done.stderr.strip()[-2000:]}")
 
 
-def choose_identity() -> Identity:
+def choose_process_identity() -> ProcessIdentity:
     """The first way that works here."""
     if os.geteuid() != 0:
-        return Identity(owner=os.geteuid())
+        return ProcessIdentity(owner=os.geteuid())
     user = _unprivileged_user()
     prefix = ("unshare", "--user", f"--map-user={user.pw_uid}", f"--map-group={user.pw_gid}")
     if shutil.which("unshare") and not subprocess.run([*prefix, "true"], capture_output=True).returncode:
-        return Identity(owner=0, prefix=prefix)
-    return Identity(owner=user.pw_uid, uid=user.pw_uid, gid=user.pw_gid)
+        return ProcessIdentity(owner=0, prefix=prefix)
+    return ProcessIdentity(owner=user.pw_uid, uid=user.pw_uid, gid=user.pw_gid)
 
 
 def _unprivileged_user() -> pwd.struct_passwd:
@@ -70,7 +70,7 @@ def _unprivileged_user() -> pwd.struct_passwd:
     raise PostgresError("no unprivileged user (`postgres`, `nobody`) to run Postgres as; give --database-url")
 
 
-def locate(preferred: Path | None = None) -> Path:
+def find_programs(preferred: Path | None = None) -> Path:
     """The folder with `initdb` and `postgres`: `preferred`, the wheel's, or the newest of the system's."""
     candidates = [preferred] if preferred else [*_in_wheel(), *_in_system()]
     for folder in candidates:

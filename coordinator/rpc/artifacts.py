@@ -8,7 +8,7 @@ from typing import Any
 
 from grpc import aio
 
-from coordinator.artifacts.base import Artifacts, Stat, Upload
+from coordinator.artifacts.base import Artifacts, BlobStat, Upload
 from relay.errors import InvalidRequest, TooLarge
 from relay.v1 import artifacts_pb2 as pb
 from relay.v1 import artifacts_pb2_grpc
@@ -28,15 +28,15 @@ class ArtifactsService(artifacts_pb2_grpc.ArtifactsServicer):
         if len(request.digests) > MAX_DIGESTS:
             raise TooLarge(f"{len(request.digests)} digests; ask for at most {MAX_DIGESTS} at once")
         stats = await in_thread(self._artifacts.stats, request.digests)
-        return pb.StatBlobsResponse(blobs=[_stat(stat) for stat in stats])
+        return pb.StatBlobsResponse(blobs=[_render_stat(stat) for stat in stats])
 
     async def PutBlob(self, requests: AsyncIterator[pb.PutBlobRequest], context: _Context) -> pb.PutBlobResponse:
-        header = await _header(requests)
+        header = await _read_header(requests)
         stat = await in_thread(self._artifacts.stat, header.digest)
         if not stat.complete:
-            async with _uploading(self._artifacts, header) as upload:
+            async with _open_upload(self._artifacts, header) as upload:
                 async for request in requests:
-                    await in_thread(upload.write, _chunk(request))
+                    await in_thread(upload.write, _parse_chunk(request))
                 await in_thread(upload.finish)
             await in_thread(self._artifacts.forget_partials, header.digest)
         return pb.PutBlobResponse(digest=header.digest, size=stat.offset if stat.complete else header.size)
@@ -47,7 +47,7 @@ class ArtifactsService(artifacts_pb2_grpc.ArtifactsServicer):
                 while await in_thread(next, checking, None) is not None:
                     yield pb.GetBlobResponse()  # so that a long check does not look like a dead line
         with ExitStack() as opened:
-            blob = await in_thread(lambda: opened.enter_context(self._artifacts.reading(request.digest)))
+            blob = await in_thread(lambda: opened.enter_context(self._artifacts.open_blob(request.digest)))
             size, offset = blob.size, request.offset
             if not 0 <= offset <= size:
                 raise InvalidRequest(f"an offset of {offset} in a blob of {size} bytes")
@@ -56,21 +56,21 @@ class ArtifactsService(artifacts_pb2_grpc.ArtifactsServicer):
                 yield pb.GetBlobResponse(chunk=piece)
 
 
-async def _header(requests: AsyncIterator[pb.PutBlobRequest]) -> pb.PutBlobHeader:
+async def _read_header(requests: AsyncIterator[pb.PutBlobRequest]) -> pb.PutBlobHeader:
     first = await anext(requests, None)
     if first is None or first.WhichOneof("message") != "header":
         raise InvalidRequest("an upload begins with its header")
     return first.header
 
 
-def _chunk(request: pb.PutBlobRequest) -> bytes:
+def _parse_chunk(request: pb.PutBlobRequest) -> bytes:
     if request.WhichOneof("message") != "chunk":
         raise InvalidRequest("after the header come only chunks")
     return request.chunk
 
 
 @asynccontextmanager
-async def _uploading(artifacts: Artifacts, header: pb.PutBlobHeader) -> AsyncIterator[Upload]:
+async def _open_upload(artifacts: Artifacts, header: pb.PutBlobHeader) -> AsyncIterator[Upload]:
     """The store's upload, entered and left in threads."""
     with ExitStack() as stack:
         try:
@@ -80,5 +80,5 @@ async def _uploading(artifacts: Artifacts, header: pb.PutBlobHeader) -> AsyncIte
             await in_thread(stack.close)
 
 
-def _stat(stat: Stat) -> pb.BlobStat:
+def _render_stat(stat: BlobStat) -> pb.BlobStat:
     return pb.BlobStat(digest=stat.digest, complete=stat.complete, offset=stat.offset)

@@ -26,16 +26,16 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
 
     async def ListAgents(self, request: pb.ListAgentsRequest, context: _Context) -> pb.ListAgentsResponse:
         async with self._db.begin() as connection:
-            found = await queries.agents(connection, labels=request.labels)
-        return pb.ListAgentsResponse(agents=[responses.agent(view, self._ttl) for view in found])
+            found = await queries.list_agents(connection, labels=request.labels)
+        return pb.ListAgentsResponse(agents=[responses.render_agent(view, self._ttl) for view in found])
 
     async def GetAgent(self, request: pb.GetAgentRequest, context: _Context) -> pb.Agent:
         async with self._db.begin() as connection:
-            (found,) = await queries.agents(connection, name=requests.agent_name(request.name))
-        return responses.agent(found, self._ttl)
+            (found,) = await queries.list_agents(connection, name=requests.parse_agent_name(request.name))
+        return responses.render_agent(found, self._ttl)
 
     async def GetDeployment(self, request: pb.GetDeploymentRequest, context: _Context) -> pb.Deployment:
         async with self._db.begin() as connection:
-            deployment_id, now = await queries.deployment(connection)
+            deployment_id, now = await queries.read_deployment(connection)
         version = metadata.version("relay-training")
-        return pb.Deployment(deployment_id=str(deployment_id), version=version, time=requests.timestamp(now))
+        return pb.Deployment(deployment_id=str(deployment_id), version=version, time=responses.render_timestamp(now))

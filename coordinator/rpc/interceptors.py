@@ -42,7 +42,7 @@ _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 _Continue: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[_Handler | None]]"
 
 
-class Secret(aio.ServerInterceptor):
+class SecretInterceptor(aio.ServerInterceptor):
     """Lets in whoever presents the shared secret (and anyone to the health service)."""
 
     def __init__(self, secret: str) -> None:
@@ -52,7 +52,7 @@ class Secret(aio.ServerInterceptor):
         handler = await continuation(details)
         if handler is None or self._may(details):
             return handler
-        return _replaced(handler, _refuse)
+        return _with_behavior(handler, _refuse)
 
     def _may(self, details: grpc.HandlerCallDetails) -> bool:
         told = dict(details.invocation_metadata or ()).get("authorization", "")
@@ -64,7 +64,7 @@ async def _refuse(_request: object, context: aio.ServicerContext[Any, Any]) -> N
     await context.abort_with_status(rpc_status.to_status(Unauthenticated().status()))
 
 
-class Deployment(aio.ServerInterceptor):
+class DeploymentInterceptor(aio.ServerInterceptor):
     """Turns away agents that work for another deployment: what this one says of their leases would be wrong."""
 
     def __init__(self, deployment_id: str) -> None:
@@ -73,21 +73,21 @@ class Deployment(aio.ServerInterceptor):
     async def intercept_service(self, continuation: _Continue, details: grpc.HandlerCallDetails) -> _Handler | None:
         handler = await continuation(details)
         meant = dict(details.invocation_metadata or ()).get(DEPLOYMENT, self._id)
-        return handler if handler is None or meant == self._id else _replaced(handler, self._turn_away)
+        return handler if handler is None or meant == self._id else _with_behavior(handler, self._turn_away)
 
     async def _turn_away(self, _request: object, context: aio.ServicerContext[Any, Any]) -> NoReturn:
         foreign = DeploymentForeign(f"this is deployment {self._id}", deployment=self._id)
         await context.abort_with_status(rpc_status.to_status(foreign.status()))
 
 
-class _Oversized:
+class _OversizedMessage:
     """Stands for a message that was not even parsed."""
 
     def __init__(self, size: int, limit: int) -> None:
         self.error = TooLarge(f"a message of {size} bytes; at most {limit} are taken here", limit=str(limit))
 
 
-class Guard(aio.ServerInterceptor):
+class CallGuard(aio.ServerInterceptor):
     """Limits, and errors. `close()` ends the streams there are, for a shutdown that hands over."""
 
     def __init__(self) -> None:
@@ -104,7 +104,7 @@ class Guard(aio.ServerInterceptor):
         handler = await continuation(details)
         if handler is None:
             return handler
-        behavior = _behavior(handler)
+        behavior = _get_behavior(handler)
 
         async def answer(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
             if self._closing:  # it came while the server was already told to stop
@@ -113,12 +113,12 @@ class Guard(aio.ServerInterceptor):
             with self._listed(handler.request_streaming or handler.response_streaming):
                 try:
                     if handler.response_streaming:
-                        return await _write_all(behavior, _checked(request), context)
-                    return await behavior(_checked(request), context)
+                        return await _write_all(behavior, _check_size(request), context)
+                    return await behavior(_check_size(request), context)
                 except BaseException as error:  # cancellation too: `_leave` says what the client is told, and raises
                     await self._leave(error, context, details.method)
 
-        return _replaced(_limited(handler, LARGER_BYTES.get(details.method, CONTROL_BYTES)), answer)
+        return _with_behavior(_with_size_limit(handler, LARGER_BYTES.get(details.method, CONTROL_BYTES)), answer)
 
     @contextmanager
     def _listed(self, ends_early: bool) -> Iterator[None]:
@@ -141,7 +141,7 @@ class Guard(aio.ServerInterceptor):
             await self._hand_over(context)
         if not isinstance(error, Exception) or isinstance(error, aio.AbortError):
             raise error
-        match _cause(error):
+        match _unwrap_group(error):
             case RelayError() as cause:
                 await context.abort_with_status(rpc_status.to_status(cause.status()))
             case DatabaseAway():
@@ -155,33 +155,33 @@ class Guard(aio.ServerInterceptor):
                 await context.abort(grpc.StatusCode.INTERNAL, f"an error of the coordinator's own; its log: {number}")
 
 
-def _cause(error: BaseException) -> BaseException:
+def _unwrap_group(error: BaseException) -> BaseException:
     """What a task group failed with, when it is one thing."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error
 
 
-def _limited(handler: _Handler, limit: int) -> _Handler:
+def _with_size_limit(handler: _Handler, limit: int) -> _Handler:
     """The same, but a larger message is not parsed."""
     parse = handler.request_deserializer
 
     def parse_limited(data: bytes) -> Any:
-        return _Oversized(len(data), limit) if len(data) > limit else parse(data) if parse else data
+        return _OversizedMessage(len(data), limit) if len(data) > limit else parse(data) if parse else data
 
     make = _MAKERS[handler.request_streaming, handler.response_streaming]
-    return make(_behavior(handler), parse_limited, handler.response_serializer)
+    return make(_get_behavior(handler), parse_limited, handler.response_serializer)
 
 
-def _checked(request: Any) -> Any:
-    if isinstance(request, _Oversized):
+def _check_size(request: Any) -> Any:
+    if isinstance(request, _OversizedMessage):
         raise request.error
-    return _checked_each(request) if hasattr(request, "__aiter__") else request
+    return _check_each_size(request) if hasattr(request, "__aiter__") else request
 
 
-async def _checked_each(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+async def _check_each_size(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
     async for request in requests:
-        yield _checked(request)
+        yield _check_size(request)
 
 
 async def _write_all(behavior: Callable[..., Any], request: Any, context: Any) -> None:
@@ -196,10 +196,10 @@ async def _write_all(behavior: Callable[..., Any], request: Any, context: Any) -
         return
     async with aclosing(responses):
         async for response in responses:
-            await written(asyncio.ensure_future(context.write(response)))
+            await finish_writing(asyncio.ensure_future(context.write(response)))
 
 
-async def written(writing: asyncio.Future[None]) -> None:
+async def finish_writing(writing: asyncio.Future[None]) -> None:
     """A cancelled call is told why it ends only after the message that is on its way: gRPC takes one thing at a time.
 
     A reader that takes nothing any more holds up its own end only, until the server's grace is over.
@@ -207,12 +207,12 @@ async def written(writing: asyncio.Future[None]) -> None:
     try:
         await asyncio.shield(writing)
     except asyncio.CancelledError:
-        writing.add_done_callback(_let_be)
+        writing.add_done_callback(_ignore_failure)
         await asyncio.wait([writing])
         raise
 
 
-def _let_be(writing: asyncio.Future[None]) -> None:
+def _ignore_failure(writing: asyncio.Future[None]) -> None:
     """That the line broke as well is no news to a call that was cancelled."""
     if not writing.cancelled():
         writing.exception()
@@ -226,12 +226,12 @@ _MAKERS: dict[tuple[bool, bool], Callable[..., _Handler]] = {
 }
 
 
-def _behavior(handler: _Handler) -> Callable[..., Any]:
+def _get_behavior(handler: _Handler) -> Callable[..., Any]:
     behaviors = (handler.unary_unary, handler.unary_stream, handler.stream_unary, handler.stream_stream)
     return cast("Callable[..., Any]", next(behavior for behavior in behaviors if behavior is not None))
 
 
-def _replaced(handler: _Handler, behavior: Callable[..., Any]) -> _Handler:
+def _with_behavior(handler: _Handler, behavior: Callable[..., Any]) -> _Handler:
     """The same method with another behaviour, which writes to its context if the method streams."""
     make = _MAKERS[handler.request_streaming, handler.response_streaming]
     return make(behavior, handler.request_deserializer, handler.response_serializer)

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
+from datetime import datetime
 from typing import Any, cast
 from uuid import UUID
 
+from google.protobuf import any_pb2, duration_pb2, struct_pb2, timestamp_pb2
+from google.protobuf.json_format import ParseDict
+from google.rpc import error_details_pb2, status_pb2
+
 from coordinator.lifecycle import Policy, RunState
-from coordinator.retention import Decision
-from coordinator.rpc import requests
-from coordinator.sessions import Told, Waiting, Welcomed
-from coordinator.store.planning import host, trouble
+from coordinator.retention import RetentionDecision
+from coordinator.rpc.sessions import OpenSession, Reply, Wait
+from coordinator.store.planning import build_capacity, explain_unschedulable
 from coordinator.store.queries import AgentView, AttemptView, RunView
-from coordinator.store.runs import Order
+from coordinator.store.runs import RunDefinition
 from coordinator.values import Assignment, CheckpointView, DesiredLease, LeaseRecord, Removal
+from relay.errors import DOMAIN
 from relay.timing import LeaseTiming
 from relay.v1 import agents_pb2, fleet_pb2, runs_pb2
-
-STOP_GRACE = 60.0  #: seconds that a trainer has to save before it is killed
 
 _STOPS = {
     "preempt": agents_pb2.DesiredLease.PREEMPT,
@@ -26,71 +30,71 @@ _STOPS = {
 }
 
 
-def run_state(state: str) -> runs_pb2.Run.State.ValueType:
+def render_run_state(state: str) -> runs_pb2.Run.State.ValueType:
     """A run's state."""
     return runs_pb2.Run.State.Value(RunState(state).name)
 
 
-def run(view: RunView, head: CheckpointView | None, *, whole: bool = True) -> runs_pb2.Run:
+def render_run(view: RunView, head: CheckpointView | None, *, whole: bool = True) -> runs_pb2.Run:
     """A run; not `whole` leaves out what is large."""
     row = view.run
     message = runs_pb2.Run(
         name=f"runs/{row.id}",
-        state=run_state(row.state),
+        state=render_run_state(row.state),
         wanted=runs_pb2.Run.Wanted.Value(row.wanted.upper()),
         labels=row.labels,
         priority=row.priority,
-        create_time=requests.timestamp(row.create_time),
-        update_time=requests.timestamp(row.update_time),
-        end_time=requests.timestamp(row.end_time),
-        eligible_time=requests.timestamp(row.eligible_time),
+        create_time=render_timestamp(row.create_time),
+        update_time=render_timestamp(row.update_time),
+        end_time=render_timestamp(row.end_time),
+        eligible_time=render_timestamp(row.eligible_time),
         failures=row.failures,
         faults=row.faults,
         attempts=row.attempts,
-        attempt=attempt(view.attempt) if view.attempt else None,
-        head=checkpoint(head) if head else None,
+        attempt=render_attempt(view.attempt) if view.attempt else None,
+        head=render_checkpoint(head) if head else None,
         progress=runs_pb2.Progress(
             step=row.step,
             total=row.total,
             epoch=row.epoch,
             metrics={name: float(value) for name, value in row.metrics.items()},
-            time=requests.timestamp(row.progress_time),
+            time=render_timestamp(row.progress_time),
         ),
-        error=requests.error_status(row.error),
+        error=render_error_status(row.error),
         reason=row.reason,
         pins=row.pins,
         output=runs_pb2.Output(**row.output) if row.output else None,
     )
     if whole:
-        message.spec.CopyFrom(requests.struct(row.spec))
+        message.spec.CopyFrom(render_struct(row.spec))
         message.provenance.CopyFrom(runs_pb2.Provenance(**row.provenance))
-        message.inputs.extend(requests.inputs(cast("list[dict[str, Any]]", row.inputs)))
+        message.inputs.extend(render_inputs(cast("list[dict[str, Any]]", row.inputs)))
     return message
 
 
-def planned(run_id: str, order: Order) -> runs_pb2.Run:
+def render_planned_run(run_id: str, order: RunDefinition) -> runs_pb2.Run:
     """A run as it would be."""
     return runs_pb2.Run(
-        name=f"runs/{run_id}", spec=requests.struct(order.spec), inputs=requests.inputs(order.inputs), pins=order.pins
+        name=f"runs/{run_id}", spec=render_struct(order.spec), inputs=render_inputs(order.inputs), pins=order.pins
     )
 
 
-def attempt(view: AttemptView) -> runs_pb2.Attempt:
+def render_attempt(view: AttemptView) -> runs_pb2.Attempt:
     """A lease, as people see it."""
     row = view.lease
     wished = f"asked to stop: {row.stop_reason}" if row.stop_reason and not row.end_time else ""
     return runs_pb2.Attempt(
-        name=requests.lease_name(row.run_id, row.id),
+        name=format_lease_name(row.run_id, row.id),
         number=row.attempt,
         state=runs_pb2.Attempt.State.Value(row.state.upper()),
         outcome=runs_pb2.Attempt.Outcome.Value(row.outcome.upper() if row.outcome else "OUTCOME_UNSPECIFIED"),
         reason=row.reason or wished,
-        error=requests.error_status(row.error),
+        error=render_error_status(row.error),
         places=[runs_pb2.Place(node=p.node, agent=f"agents/{p.agent}", slots=p.slots) for p in view.places],
-        grant_time=requests.timestamp(row.grant_time),
-        start_time=requests.timestamp(row.start_time),
-        end_time=requests.timestamp(row.end_time),
-        resumed_from=requests.checkpoint_name(row.run_id, row.resumed_from) if row.resumed_from else "",
+        grant_time=render_timestamp(row.grant_time),
+        start_time=render_timestamp(row.start_time),
+        end_time=render_timestamp(row.end_time),
+        resumed_from=format_checkpoint_name(row.run_id, row.resumed_from) if row.resumed_from else "",
         resumed_step=row.resumed_step,
         skipped=[
             runs_pb2.SkippedCheckpoint(
@@ -102,11 +106,11 @@ def attempt(view: AttemptView) -> runs_pb2.Attempt:
     )
 
 
-def checkpoint(view: CheckpointView) -> runs_pb2.Checkpoint:
+def render_checkpoint(view: CheckpointView) -> runs_pb2.Checkpoint:
     """A checkpoint with its parts and copies."""
     return runs_pb2.Checkpoint(
-        name=requests.checkpoint_name(view.run_id, view.id),
-        lease=requests.lease_name(view.run_id, view.lease_id),
+        name=format_checkpoint_name(view.run_id, view.id),
+        lease=format_lease_name(view.run_id, view.lease_id),
         attempt=view.attempt,
         step=view.step,
         metrics=view.metrics,
@@ -120,8 +124,8 @@ def checkpoint(view: CheckpointView) -> runs_pb2.Checkpoint:
                     runs_pb2.Copy(
                         store=copy.store,
                         uri=copy.uri,
-                        create_time=requests.timestamp(copy.create_time),
-                        remove_time=requests.timestamp(copy.remove_time),
+                        create_time=render_timestamp(copy.create_time),
+                        remove_time=render_timestamp(copy.remove_time),
                     )
                     for copy in part.copies
                 ],
@@ -131,27 +135,27 @@ def checkpoint(view: CheckpointView) -> runs_pb2.Checkpoint:
         complete=view.complete,
         superseded=view.superseded,
         head=view.head,
-        create_time=requests.timestamp(view.create_time),
+        create_time=render_timestamp(view.create_time),
         pinned=view.pinned,
         pin_reason=view.pin_reason,
-        remove_time=requests.timestamp(view.remove_time),
+        remove_time=render_timestamp(view.remove_time),
         remove_reason=view.remove_reason,
     )
 
 
-def judged(view: CheckpointView, decision: Decision[UUID]) -> runs_pb2.Checkpoint:
+def render_checkpoint_with_decision(view: CheckpointView, decision: RetentionDecision[UUID]) -> runs_pb2.Checkpoint:
     """A checkpoint, and why it stays or goes."""
-    message = checkpoint(view)
-    message.keep_reasons.extend(decision.stays.get(view.id, ()))
-    message.remove_reason = view.remove_reason or decision.goes.get(view.id, "")
+    message = render_checkpoint(view)
+    message.keep_reasons.extend(decision.kept.get(view.id, ()))
+    message.remove_reason = view.remove_reason or decision.deleted.get(view.id, "")
     return message
 
 
-def removal(item: Removal) -> agents_pb2.Removal:
+def render_removal(item: Removal) -> agents_pb2.Removal:
     """A copy that is to go."""
     return agents_pb2.Removal(
-        checkpoint=requests.checkpoint_name(item.run_id, item.checkpoint_id),
-        lease=requests.lease_name(item.run_id, item.lease_id),
+        checkpoint=format_checkpoint_name(item.run_id, item.checkpoint_id),
+        lease=format_lease_name(item.run_id, item.lease_id),
         attempt=item.attempt,
         step=item.step,
         node=item.node,
@@ -159,56 +163,56 @@ def removal(item: Removal) -> agents_pb2.Removal:
     )
 
 
-def welcome(session: Welcomed, timing: LeaseTiming) -> agents_pb2.SessionResponse:
+def render_welcome(session: OpenSession, timing: LeaseTiming) -> agents_pb2.SessionResponse:
     """The session is open."""
     message = agents_pb2.Welcome(
         session_id=str(session.session_id),
         deployment_id=str(session.deployment_id),
-        ttl=requests.duration(timing.ttl),
-        heartbeat_interval=requests.duration(timing.heartbeat),
+        ttl=render_duration(timing.ttl),
+        heartbeat_interval=render_duration(timing.heartbeat),
         clock_rate_error=timing.rho,
-        kill_time=requests.duration(timing.kill),
-        margin=requests.duration(timing.margin),
-        leases=[_record(record) for record in session.leases],
+        kill_time=render_duration(timing.kill),
+        margin=render_duration(timing.margin),
+        leases=[_render_lease_record(record) for record in session.leases],
     )
     return agents_pb2.SessionResponse(welcome=message)
 
 
-def _record(record: LeaseRecord) -> agents_pb2.LeaseRecord:
+def _render_lease_record(record: LeaseRecord) -> agents_pb2.LeaseRecord:
     return agents_pb2.LeaseRecord(
-        lease=requests.lease_name(record.run_id, record.lease_id),
+        lease=format_lease_name(record.run_id, record.lease_id),
         cursors=[agents_pb2.Cursor(node=c.node, source=c.source, offset=c.offset) for c in record.cursors],
-        checkpoints=[checkpoint(view) for view in record.checkpoints],
+        checkpoints=[render_checkpoint(view) for view in record.checkpoints],
         started=record.started,
     )
 
 
-def told(message: Told | Waiting) -> agents_pb2.SessionResponse:
+def render_session_message(message: Reply | Wait) -> agents_pb2.SessionResponse:
     """A beat, or the news that there is none."""
-    if isinstance(message, Waiting):
+    if isinstance(message, Wait):
         wait = agents_pb2.Wait(heartbeat_sequence=message.sequence, reason=message.reason)
         return agents_pb2.SessionResponse(wait=wait)
-    wish = message.wish
+    wish = message.desired
     beat = agents_pb2.HeartbeatReply(
         session_id=str(wish.session_id),
         desired_version=wish.version,
         heartbeat_sequence=message.sequence,
-        leases=[_wished(lease) for lease in wish.leases],
+        leases=[_render_desired_lease(lease) for lease in wish.leases],
     )
     return agents_pb2.SessionResponse(heartbeat_reply=beat)
 
 
-def _wished(lease: DesiredLease) -> agents_pb2.DesiredLease:
+def _render_desired_lease(lease: DesiredLease) -> agents_pb2.DesiredLease:
     return agents_pb2.DesiredLease(
-        lease=requests.lease_name(lease.run_id, lease.lease_id),
+        lease=format_lease_name(lease.run_id, lease.lease_id),
         action=agents_pb2.DesiredLease.STOP if lease.stop else agents_pb2.DesiredLease.RUN,
         reason=_STOPS[lease.stop] if lease.stop else agents_pb2.DesiredLease.STOP_REASON_UNSPECIFIED,
-        grace=requests.duration(STOP_GRACE) if lease.stop else None,
-        assignment=_assignment(lease, lease.assignment) if lease.assignment else None,
+        grace=render_duration(lease.grace) if lease.stop else None,
+        assignment=_render_assignment(lease, lease.assignment) if lease.assignment else None,
     )
 
 
-def _assignment(lease: DesiredLease, assignment: Assignment) -> agents_pb2.Assignment:
+def _render_assignment(lease: DesiredLease, assignment: Assignment) -> agents_pb2.Assignment:
     stops = lease.policy is Policy.STOP
     return agents_pb2.Assignment(
         run=f"runs/{lease.run_id}",
@@ -216,15 +220,15 @@ def _assignment(lease: DesiredLease, assignment: Assignment) -> agents_pb2.Assig
         node=lease.node,
         places=[runs_pb2.Place(node=p.node, agent=f"agents/{p.agent}", slots=p.slots) for p in assignment.places],
         spec_json=json.dumps(assignment.spec, sort_keys=True, separators=(",", ":"), ensure_ascii=False),
-        inputs=requests.inputs(assignment.inputs),
+        inputs=render_inputs(assignment.inputs),
         pins=assignment.pins,
-        checkpoints=[checkpoint(view) for view in assignment.checkpoints],
+        checkpoints=[render_checkpoint(view) for view in assignment.checkpoints],
         on_disconnect=agents_pb2.STOP if stops else agents_pb2.CONTINUE,
         slots=lease.slots,
     )
 
 
-def agent(view: AgentView, ttl: float) -> fleet_pb2.Agent:
+def render_agent(view: AgentView, ttl: float) -> fleet_pb2.Agent:
     """A host, as operators see it."""
     row = view.agent
     quiet = row.heartbeat_time is None or (view.now - row.heartbeat_time).total_seconds() > ttl
@@ -233,18 +237,18 @@ def agent(view: AgentView, ttl: float) -> fleet_pb2.Agent:
         "quiet": quiet,
         "taken": [slot for place, _ in view.places for slot in place.slots],
     }
-    why = trouble(stored)
+    why = explain_unschedulable(stored)
     return fleet_pb2.Agent(
         name=f"agents/{row.name}",
-        state=_agent_state(why),
+        state=_render_agent_state(why),
         reason=why if why.startswith("is not ready") or not row.readiness_reason else row.readiness_reason,
-        capability=requests.capability(row.capability),
-        readings=requests.readings(row.readings),
+        capability=render_capability(row.capability),
+        readings=render_readings(row.readings),
         labels=row.labels,
-        leases=[requests.lease_name(run_id, place.lease_id) for place, run_id in view.places],
-        free_slots=host(stored).free,
-        connect_time=requests.timestamp(row.connect_time),
-        heartbeat_time=requests.timestamp(row.heartbeat_time),
+        leases=[format_lease_name(run_id, place.lease_id) for place, run_id in view.places],
+        free_slots=build_capacity(stored).free,
+        connect_time=render_timestamp(row.connect_time),
+        heartbeat_time=render_timestamp(row.heartbeat_time),
     )
 
 
@@ -254,8 +258,63 @@ _AGENT_COLUMNS = (
 )
 
 
-def _agent_state(why: str) -> fleet_pb2.Agent.State.ValueType:
+def _render_agent_state(why: str) -> fleet_pb2.Agent.State.ValueType:
     state = fleet_pb2.Agent
     if not why:
         return state.READY
     return {"is unreachable": state.UNREACHABLE, "is leaving": state.LEAVING}.get(why, state.NOT_READY)
+
+
+def format_lease_name(run: str, lease: UUID) -> str:
+    """How a lease is addressed."""
+    return f"runs/{run}/leases/{lease}"
+
+
+def format_checkpoint_name(run: str, checkpoint: UUID) -> str:
+    """How a checkpoint is addressed."""
+    return f"runs/{run}/checkpoints/{checkpoint}"
+
+
+def render_timestamp(value: datetime | float | None) -> timestamp_pb2.Timestamp | None:
+    """A moment; None stays unset."""
+    if value is None:
+        return None
+    found = timestamp_pb2.Timestamp()
+    found.FromNanoseconds(round((value.timestamp() if isinstance(value, datetime) else value) * 1_000_000) * 1000)
+    return found
+
+
+def render_duration(seconds: float) -> duration_pb2.Duration:
+    """A stretch of time."""
+    found = duration_pb2.Duration()
+    found.FromNanoseconds(round(seconds * 1_000_000_000))
+    return found
+
+
+def render_struct(values: Mapping[str, Any]) -> struct_pb2.Struct:
+    """Plain values as a Struct."""
+    return ParseDict(dict(values), struct_pb2.Struct())
+
+
+def render_error_status(error: Mapping[str, Any] | None) -> status_pb2.Status | None:
+    """A stored error as it travels; None stays unset."""
+    if not error:
+        return None
+    packed = any_pb2.Any()
+    packed.Pack(error_details_pb2.ErrorInfo(reason=error.get("reason", ""), domain=DOMAIN))
+    return status_pb2.Status(code=error.get("code") or 2, message=error.get("message", ""), details=[packed])
+
+
+def render_inputs(entries: Iterable[Mapping[str, Any]]) -> list[runs_pb2.Input]:
+    """Files that travel."""
+    return [runs_pb2.Input(**entry) for entry in entries]
+
+
+def render_capability(stored: Mapping[str, Any]) -> fleet_pb2.Capability:
+    """What a host has."""
+    return ParseDict(dict(stored), fleet_pb2.Capability(), ignore_unknown_fields=True)
+
+
+def render_readings(stored: Mapping[str, Any]) -> fleet_pb2.Readings:
+    """A host's load."""
+    return ParseDict(dict(stored), fleet_pb2.Readings(), ignore_unknown_fields=True)

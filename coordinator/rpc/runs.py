@@ -9,7 +9,7 @@ from uuid import UUID
 from grpc import aio
 
 from coordinator.artifacts.base import Artifacts
-from coordinator.artifacts.garbage_collection import check_whole
+from coordinator.artifacts.garbage_collection import require_folder
 from coordinator.commands import checkpoints as registry
 from coordinator.commands import imports, retention
 from coordinator.commands import runs as commands
@@ -37,7 +37,7 @@ class RunsService(runs_pb2_grpc.RunsServicer):
         self._ttl = timing.ttl
 
     async def CreateRun(self, request: pb.CreateRunRequest, context: _Context) -> pb.CreateRunResponse:
-        done = await commands.create(self._db, self._artifacts, requests.submission(request), self._ttl)
+        done = await commands.create(self._db, self._artifacts, requests.parse_submission(request), self._ttl)
         return pb.CreateRunResponse(
             run=await self._created(request, done),
             created=done.created,
@@ -46,8 +46,8 @@ class RunsService(runs_pb2_grpc.RunsServicer):
         )
 
     async def ImportRun(self, request: pb.ImportRunRequest, context: _Context) -> pb.ImportRunResponse:
-        wanted = requests.importing(request)
-        done = await imports.create(self._db, self._artifacts, wanted, self._ttl)
+        wanted = requests.parse_import(request)
+        done = await imports.create_imported(self._db, self._artifacts, wanted, self._ttl)
         return pb.ImportRunResponse(
             run=await self._created(request, done),
             created=done.created,
@@ -56,14 +56,14 @@ class RunsService(runs_pb2_grpc.RunsServicer):
             steps_to_remove=imports.steps_to_remove(wanted, done.order.spec),
         )
 
-    async def _created(self, request: pb.CreateRunRequest | pb.ImportRunRequest, done: commands.Created) -> pb.Run:
+    async def _created(self, request: pb.CreateRunRequest | pb.ImportRunRequest, done: commands.CreatedRun) -> pb.Run:
         """The run, or what it would be."""
         if request.validate_only:
-            return responses.planned(done.run_id, done.order)
+            return responses.render_planned_run(done.run_id, done.order)
         return await self._run(done.run_id)
 
     async def GetRun(self, request: pb.GetRunRequest, context: _Context) -> pb.Run:
-        return await self._run(requests.run_id(request.name))
+        return await self._run(requests.parse_run_id(request.name))
 
     async def ListRuns(self, request: pb.ListRunsRequest, context: _Context) -> pb.ListRunsResponse:
         if not 0 <= request.page_size <= LARGEST_PAGE:
@@ -71,28 +71,28 @@ class RunsService(runs_pb2_grpc.RunsServicer):
         which = RunFilter(
             states=[pb.Run.State.Name(state).lower() for state in request.states if state in pb.Run.State.values()],
             labels=request.labels,
-            created_after=requests.moment(request.created_after) if request.HasField("created_after") else None,
+            created_after=requests.parse_time(request.created_after) if request.HasField("created_after") else None,
             after=request.page_token,
             limit=request.page_size or PAGE,
         )
         async with self._db.begin() as connection:
-            found, token = await queries.runs(connection, which)
+            found, token = await queries.list_runs(connection, which)
         async with self._db.connection() as conn:
-            heads = await checkpoints.of_ids(conn, [view.run.head_id for view in found if view.run.head_id])
-        runs = [responses.run(view, heads.get(view.run.head_id or _NO_HEAD), whole=False) for view in found]
+            heads = await checkpoints.read_many(conn, [view.run.head_id for view in found if view.run.head_id])
+        runs = [responses.render_run(view, heads.get(view.run.head_id or _NO_HEAD), whole=False) for view in found]
         return pb.ListRunsResponse(runs=runs, next_page_token=token)
 
     async def CancelRun(self, request: pb.CancelRunRequest, context: _Context) -> pb.Run:
-        await commands.cancel(self._db, requests.run_id(request.name), requests.words(request.reason))
-        return await self._run(requests.run_id(request.name))
+        await commands.cancel(self._db, requests.parse_run_id(request.name), requests.parse_reason(request.reason))
+        return await self._run(requests.parse_run_id(request.name))
 
     async def PauseRun(self, request: pb.PauseRunRequest, context: _Context) -> pb.Run:
-        await commands.pause(self._db, requests.run_id(request.name), requests.words(request.reason))
-        return await self._run(requests.run_id(request.name))
+        await commands.pause(self._db, requests.parse_run_id(request.name), requests.parse_reason(request.reason))
+        return await self._run(requests.parse_run_id(request.name))
 
     async def ResumeRun(self, request: pb.ResumeRunRequest, context: _Context) -> pb.Run:
-        await commands.resume(self._db, requests.run_id(request.name))
-        return await self._run(requests.run_id(request.name))
+        await commands.resume(self._db, requests.parse_run_id(request.name))
+        return await self._run(requests.parse_run_id(request.name))
 
     def WatchRun(self, request: pb.WatchRunRequest, context: _Context) -> AsyncIterator[pb.WatchRunResponse]:
         return streams.watch_run(self._db, request)
@@ -108,42 +108,44 @@ class RunsService(runs_pb2_grpc.RunsServicer):
 
     async def ListAttempts(self, request: pb.ListAttemptsRequest, context: _Context) -> pb.ListAttemptsResponse:
         async with self._db.begin() as connection:
-            found = await queries.attempts(connection, requests.run_id(request.name))
-        return pb.ListAttemptsResponse(attempts=[responses.attempt(view) for view in found])
+            found = await queries.list_attempts(connection, requests.parse_run_id(request.name))
+        return pb.ListAttemptsResponse(attempts=[responses.render_attempt(view) for view in found])
 
     async def ListCheckpoints(
         self, request: pb.ListCheckpointsRequest, context: _Context
     ) -> pb.ListCheckpointsResponse:
-        run_id = requests.run_id(request.name)
+        run_id = requests.parse_run_id(request.name)
         async with self._db.begin() as connection:
-            spec = (await queries.run(connection, run_id)).run.spec
+            spec = (await queries.read_run(connection, run_id)).run.spec
         async with self._db.connection() as conn:
-            found = await checkpoints.of_run(
+            found = await checkpoints.list_of_run(
                 conn, run_id, superseded=request.include_superseded, removed=request.include_removed
             )
             decision = await retention.preview(conn, run_id, spec)
-        return pb.ListCheckpointsResponse(checkpoints=[responses.judged(view, decision) for view in found])
+        return pb.ListCheckpointsResponse(
+            checkpoints=[responses.render_checkpoint_with_decision(view, decision) for view in found]
+        )
 
     async def PinCheckpoint(self, request: pb.PinCheckpointRequest, context: _Context) -> pb.Checkpoint:
-        return await self._pin(request.name, pinned=True, reason=requests.words(request.reason))
+        return await self._pin(request.name, pinned=True, reason=requests.parse_reason(request.reason))
 
     async def UnpinCheckpoint(self, request: pb.UnpinCheckpointRequest, context: _Context) -> pb.Checkpoint:
         return await self._pin(request.name, pinned=False)
 
     async def AddCopy(self, request: pb.RunsAddCopyRequest, context: _Context) -> pb.Checkpoint:
-        checkpoint_id, copy = requests.checkpoint_id(request.name), requests.copy(request.copy)
+        checkpoint_id, copy = requests.parse_checkpoint_id(request.name), requests.parse_copy(request.copy)
         if copy.store == "host":
             raise InvalidRequest("a copy on a host's disk is registered by that host")
         if copy.store == "relay":
             if copy.uri != f"relay://{request.manifest_digest}":
                 raise InvalidRequest("a copy in relay lies at relay://<manifest_digest>")
-            await in_thread(check_whole, self._artifacts, request.manifest_digest)
+            await in_thread(require_folder, self._artifacts, request.manifest_digest)
         run_id = request.name.split("/")[1]
-        await registry.add_pushed(self._db, run_id, checkpoint_id, request.node, request.manifest_digest, copy)
+        await registry.add_user_copy(self._db, run_id, checkpoint_id, request.node, request.manifest_digest, copy)
         return await self._checkpoint(checkpoint_id)
 
     async def _pin(self, name: str, *, pinned: bool, reason: str = "") -> pb.Checkpoint:
-        checkpoint_id = requests.checkpoint_id(name)
+        checkpoint_id = requests.parse_checkpoint_id(name)
         await retention.pin(self._db, name.split("/")[1], checkpoint_id, pinned, reason)
         return await self._checkpoint(checkpoint_id)
 
@@ -152,11 +154,11 @@ class RunsService(runs_pb2_grpc.RunsServicer):
             view = await checkpoints.get(conn, checkpoint_id)
         if view is None:
             raise CheckpointUnknown(f"there is no checkpoint {checkpoint_id}")
-        return responses.checkpoint(view)
+        return responses.render_checkpoint(view)
 
     async def _run(self, run_id: str) -> pb.Run:
         async with self._db.begin() as connection:
-            view = await queries.run(connection, run_id)
+            view = await queries.read_run(connection, run_id)
         async with self._db.connection() as conn:
             head = await checkpoints.get(conn, view.run.head_id) if view.run.head_id else None
-        return responses.run(view, head)
+        return responses.render_run(view, head)

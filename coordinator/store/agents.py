@@ -10,7 +10,7 @@ from uuid import UUID
 import asyncpg
 
 from coordinator.store.statement import statement
-from coordinator.values import Hello, Pulse
+from coordinator.values import Heartbeat, Hello
 from relay.errors import AgentUnknown
 
 RETIRED = 100  #: instances that are remembered as replaced, per agent
@@ -19,7 +19,7 @@ RETIRED = 100  #: instances that are remembered as replaced, per agent
 async def lock(conn: asyncpg.Connection, names: Iterable[str]) -> dict[str, Mapping[str, Any]]:
     """The rows of agents by name, locked in the order of their names, with `silence`; AgentUnknown."""
     wanted = sorted(set(names))
-    found = {row["name"]: row for row in await rows(conn, wanted)}
+    found = {row["name"]: row for row in await lock_rows(conn, wanted)}
     for name in wanted:
         if name not in found:
             raise AgentUnknown(f"there is no agent {name}", agent=name)
@@ -27,7 +27,7 @@ async def lock(conn: asyncpg.Connection, names: Iterable[str]) -> dict[str, Mapp
 
 
 @statement
-async def rows(conn: asyncpg.Connection, names: Sequence[str]) -> Sequence[Mapping[str, Any]]:
+async def lock_rows(conn: asyncpg.Connection, names: Sequence[str]) -> Sequence[Mapping[str, Any]]:
     """Those of the agents that there are, locked in the order of their names; `silence` is since they were heard."""
     found: Sequence[Mapping[str, Any]] = await conn.fetch(
         """SELECT *, clock_timestamp() - GREATEST(heartbeat_time, connect_time) AS silence
@@ -37,22 +37,22 @@ async def rows(conn: asyncpg.Connection, names: Sequence[str]) -> Sequence[Mappi
     return found
 
 
-async def raise_wishes(conn: asyncpg.Connection, names: Sequence[str]) -> None:
+async def publish_desired_change(conn: asyncpg.Connection, names: Sequence[str]) -> None:
     """Raises the wish version of agents, whose sessions push a beat once the transaction commits."""
     if names:
-        await raise_versions(conn, names)
+        await raise_desired_versions(conn, names)
         await announce(conn, names)
 
 
 @statement
-async def session_of(conn: asyncpg.Connection, name: str) -> UUID | None:
+async def read_session(conn: asyncpg.Connection, name: str) -> UUID | None:
     """The session that an agent has."""
     session_id: UUID | None = await conn.fetchval("SELECT session_id FROM agents WHERE name = $1", name)
     return session_id
 
 
 @statement
-async def raise_versions(conn: asyncpg.Connection, names: Sequence[str]) -> None:
+async def raise_desired_versions(conn: asyncpg.Connection, names: Sequence[str]) -> None:
     """Raises the wish version of agents."""
     await conn.execute(
         """WITH locked AS (SELECT name FROM agents WHERE name = ANY($1) ORDER BY name FOR NO KEY UPDATE)
@@ -103,7 +103,7 @@ async def begin_session(conn: asyncpg.Connection, hello: Hello, retired: Sequenc
         hello.capability,
         hello.labels,
         list(hello.slots),
-        [held.stored() for held in hello.held],
+        [held.to_json() for held in hello.held],
         hello.readiness.ready,
         hello.readiness.reason,
         hello.readiness.leaving,
@@ -131,7 +131,7 @@ async def end_sessions(conn: asyncpg.Connection) -> list[str]:
 
 
 @statement
-async def beat(conn: asyncpg.Connection, pulses: Sequence[Pulse]) -> bool:
+async def record_heartbeats(conn: asyncpg.Connection, heartbeats: Sequence[Heartbeat]) -> bool:
     """Stores what agents said, of those whose session is still theirs; True when there may be new room for work."""
     changes = await conn.fetch(
         """WITH pulse AS (
@@ -149,12 +149,14 @@ async def beat(conn: asyncpg.Connection, pulses: Sequence[Pulse]) -> bool:
            FROM pulse p JOIN old ON old.name = p.name
            WHERE a.name = p.name AND a.session_id = p.session_id
            RETURNING old.held <> p.held OR old.ready <> p.ready OR old.leaving <> p.leaving AS changed""",
-        [pulse.agent for pulse in pulses],
-        [pulse.session_id for pulse in pulses],
-        [json.dumps([held.stored() for held in pulse.held]) for pulse in pulses],  # a list would be one more dimension
-        [None if pulse.readings is None else json.dumps(pulse.readings) for pulse in pulses],
-        [pulse.readiness.ready for pulse in pulses],
-        [pulse.readiness.reason for pulse in pulses],
-        [pulse.readiness.leaving for pulse in pulses],
+        [pulse.agent for pulse in heartbeats],
+        [pulse.session_id for pulse in heartbeats],
+        [
+            json.dumps([held.to_json() for held in pulse.held]) for pulse in heartbeats
+        ],  # a list would be one more dimension
+        [None if pulse.readings is None else json.dumps(pulse.readings) for pulse in heartbeats],
+        [pulse.readiness.ready for pulse in heartbeats],
+        [pulse.readiness.reason for pulse in heartbeats],
+        [pulse.readiness.leaving for pulse in heartbeats],
     )
     return any(row["changed"] for row in changes)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import asyncpg
 
 from coordinator.store.statement import statement
-from coordinator.values import CheckpointView, Copy, NewCheckpoint, Part
+from coordinator.values import CheckpointView, Copy, ImportedCheckpoint, NewCheckpoint, Part
 from relay.errors import CheckpointMissing
 
 OFFERED = 100  #: checkpoints that a host is told of at once: a message has a size, a long run thousands of them
@@ -55,13 +55,15 @@ async def get(conn: asyncpg.Connection, checkpoint_id: UUID) -> CheckpointView |
     return _view(row) if row else None
 
 
-async def of_ids(conn: asyncpg.Connection, ids: Sequence[UUID]) -> dict[UUID, CheckpointView]:
+async def read_many(conn: asyncpg.Connection, ids: Sequence[UUID]) -> dict[UUID, CheckpointView]:
     """Several, by id."""
     rows = await conn.fetch(f"{_SELECT} WHERE c.id = ANY($1)", list(ids))
     return {row["id"]: _view(row) for row in rows}
 
 
-async def of_run(conn: asyncpg.Connection, run_id: str, *, superseded: bool, removed: bool) -> list[CheckpointView]:
+async def list_of_run(
+    conn: asyncpg.Connection, run_id: str, *, superseded: bool, removed: bool
+) -> list[CheckpointView]:
     """A run's checkpoints in the order they were made: (attempt, step)."""
     rows = await conn.fetch(
         f"""{_SELECT} WHERE c.run_id = $1 AND ($2 OR NOT c.superseded) AND ($3 OR c.remove_time IS NULL)
@@ -74,7 +76,7 @@ async def of_run(conn: asyncpg.Connection, run_id: str, *, superseded: bool, rem
 
 
 @statement
-async def of_lease(conn: asyncpg.Connection, lease_id: UUID) -> list[CheckpointView]:
+async def list_of_lease(conn: asyncpg.Connection, lease_id: UUID) -> list[CheckpointView]:
     """A lease's own newest checkpoints by step."""
     rows = await conn.fetch(f"{_SELECT} WHERE c.lease_id = $1 ORDER BY c.step DESC LIMIT $2", lease_id, OFFERED)
     return [_view(row) for row in reversed(rows)]
@@ -91,7 +93,7 @@ _NEWEST_KEPT = f"{_ON_THE_CURVE} AND {_BEYOND_ITS_HOST} {_NEWEST_FIRST}"
 
 
 @statement
-async def resumable(conn: asyncpg.Connection, run_id: str) -> list[CheckpointView]:
+async def list_resumable(conn: asyncpg.Connection, run_id: str) -> list[CheckpointView]:
     """What a new attempt may resume from, newest first: complete, on the curve (S6), and there to stay.
 
     The newest there are, and the newest that have a copy beyond their host's disk, however far back those are.
@@ -101,17 +103,17 @@ async def resumable(conn: asyncpg.Connection, run_id: str) -> list[CheckpointVie
         run_id,
         OFFERED,
     )
-    return [_view(row).offered() for row in rows]
+    return [_view(row).without_removed_copies() for row in rows]
 
 
 async def check_registered(conn: asyncpg.Connection, lease_id: UUID, step: int | None) -> None:
     """CheckpointMissing unless the lease has registered this step, or a later one."""
-    if step is not None and ((last := await last_step(conn, lease_id)) is None or last < step):
+    if step is not None and ((last := await find_last_step(conn, lease_id)) is None or last < step):
         raise CheckpointMissing(f"the checkpoint of step {step} is not registered")
 
 
 @statement
-async def last_step(conn: asyncpg.Connection, lease_id: UUID) -> int | None:
+async def find_last_step(conn: asyncpg.Connection, lease_id: UUID) -> int | None:
     """The greatest step that the lease has registered."""
     step: int | None = await conn.fetchval("SELECT max(step) FROM checkpoints WHERE lease_id = $1", lease_id)
     return step
@@ -143,7 +145,7 @@ async def add_part(conn: asyncpg.Connection, checkpoint_id: UUID, new: NewCheckp
     """Registers one node's part, unless it is there; returns the digest that is registered."""
     await insert_part(conn, checkpoint_id, new)
     await merge_metrics(conn, checkpoint_id, new.metrics)
-    return await digest_of(conn, checkpoint_id, new.node)
+    return await read_digest(conn, checkpoint_id, new.node)
 
 
 @statement
@@ -169,7 +171,7 @@ async def merge_metrics(conn: asyncpg.Connection, checkpoint_id: UUID, metrics: 
 
 
 @statement
-async def digest_of(conn: asyncpg.Connection, checkpoint_id: UUID, node: int) -> str:
+async def read_digest(conn: asyncpg.Connection, checkpoint_id: UUID, node: int) -> str:
     """The digest that is registered for a node's part."""
     digest: str = await conn.fetchval(
         "SELECT manifest_digest FROM checkpoint_parts WHERE checkpoint_id = $1 AND node = $2", checkpoint_id, node
@@ -202,7 +204,7 @@ async def add_copy(conn: asyncpg.Connection, checkpoint_id: UUID, node: int, cop
 
 
 @statement
-async def complete(conn: asyncpg.Connection, checkpoint_id: UUID) -> bool:
+async def mark_complete(conn: asyncpg.Connection, checkpoint_id: UUID) -> bool:
     """Marks a checkpoint complete once every place of its lease has registered its part; True if it just became so."""
     row = await conn.fetchrow(
         """UPDATE checkpoints c SET complete = true
@@ -276,3 +278,53 @@ async def supersede(conn: asyncpg.Connection, run_id: str, lease_id: UUID, step:
         attempt,
     )
     return int(status.rsplit(" ", 1)[-1])
+
+
+async def add_imported(
+    conn: asyncpg.Connection, run_id: str, lease_id: UUID, attempt: int, found: Sequence[ImportedCheckpoint]
+) -> list[UUID]:
+    """Complete checkpoints of one part each, with a copy in the coordinator's own store; their ids, in order.
+
+    None is younger than the database's clock says it is now.
+    """
+    ids = [uuid4() for _ in found]
+    await conn.execute(
+        """INSERT INTO checkpoints (id, run_id, lease_id, attempt, step, metrics, complete, create_time)
+           SELECT id, $1, $2, $3, step, metrics, true, LEAST(to_timestamp(time), clock_timestamp())
+           FROM unnest($4::uuid[], $5::bigint[], $6::jsonb[], $7::float8[]) AS c(id, step, metrics, time)""",
+        run_id,
+        lease_id,
+        attempt,
+        ids,
+        [each.step for each in found],
+        [dict(each.metrics) for each in found],
+        [each.time for each in found],
+    )
+    digests = [each.manifest_digest for each in found]
+    await conn.execute(
+        """INSERT INTO checkpoint_parts (checkpoint_id, node, manifest_digest, size, files)
+           SELECT id, 0, digest, size, files
+           FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::bigint[]) AS p(id, digest, size, files)""",
+        ids,
+        digests,
+        [each.size for each in found],
+        [each.files for each in found],
+    )
+    await conn.execute(
+        """INSERT INTO checkpoint_copies (checkpoint_id, node, uri, store)
+           SELECT id, 0, 'relay://' || digest, 'relay' FROM unnest($1::uuid[], $2::text[]) AS y(id, digest)""",
+        ids,
+        digests,
+    )
+    return ids
+
+
+async def read_digests_by_step(conn: asyncpg.Connection, run_id: str, attempt: int) -> dict[int, str]:
+    """Manifests of an attempt's checkpoints by step, also of those that have been let go."""
+    rows = await conn.fetch(
+        """SELECT c.step, p.manifest_digest FROM checkpoints c JOIN checkpoint_parts p ON p.checkpoint_id = c.id
+           WHERE c.run_id = $1 AND c.attempt = $2""",
+        run_id,
+        attempt,
+    )
+    return {row["step"]: row["manifest_digest"] for row in rows}

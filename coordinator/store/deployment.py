@@ -16,14 +16,14 @@ from coordinator.store.statement import statement
 
 
 @statement
-async def deployment_id(conn: asyncpg.Connection) -> UUID:
+async def read_deployment_id(conn: asyncpg.Connection) -> UUID:
     """Which deployment the database is of, however often it was moved."""
     found: UUID = await conn.fetchval("SELECT deployment_id FROM deployment")
     return found
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class DatabaseIdentity:
     """Which database this is. A promotion raises the timeline; a restored copy has another oid or cluster."""
 
     system: str
@@ -32,7 +32,7 @@ class Identity:
 
 
 @statement
-async def identity(conn: asyncpg.Connection) -> Identity:
+async def read_identity(conn: asyncpg.Connection) -> DatabaseIdentity:
     """Of the database that answers; DatabaseAway when that is a standby, which can do nothing for us."""
     if await conn.fetchval("SELECT pg_is_in_recovery()"):
         raise DatabaseAway("a standby answers, not the primary")
@@ -41,23 +41,23 @@ async def identity(conn: asyncpg.Connection) -> Identity:
                   (SELECT oid::bigint FROM pg_database WHERE datname = current_database()) AS oid,
                   ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::bigint AS timeline"""
     )
-    return Identity(row["system"], row["oid"], row["timeline"])
+    return DatabaseIdentity(row["system"], row["oid"], row["timeline"])
 
 
 @statement
-async def remembered(conn: asyncpg.Connection) -> Identity | None:
+async def lock_remembered_identity(conn: asyncpg.Connection) -> DatabaseIdentity | None:
     """Of the database that this one was, the row locked; None before anybody looked."""
-    return _remembered(await conn.fetchrow("SELECT * FROM deployment FOR NO KEY UPDATE"))
+    return _remembered_identity(await conn.fetchrow("SELECT * FROM deployment FOR NO KEY UPDATE"))
 
 
-def _remembered(row: asyncpg.Record) -> Identity | None:
+def _remembered_identity(row: asyncpg.Record) -> DatabaseIdentity | None:
     if row["system_identifier"] is None:
         return None
-    return Identity(row["system_identifier"], row["database_oid"], row["timeline"])
+    return DatabaseIdentity(row["system_identifier"], row["database_oid"], row["timeline"])
 
 
 @statement
-async def remember(conn: asyncpg.Connection, found: Identity) -> None:
+async def remember_identity(conn: asyncpg.Connection, found: DatabaseIdentity) -> None:
     """Takes the database for this one from now on."""
     await conn.execute(
         "UPDATE deployment SET system_identifier = $1, database_oid = $2, timeline = $3",
@@ -73,17 +73,17 @@ async def withhold_stop_runs(conn: asyncpg.Connection, ttl: float) -> None:
     await conn.execute("UPDATE deployment SET stop_grants_after = clock_timestamp() + make_interval(secs => $1)", ttl)
 
 
-async def withholds_stop_runs(conn: asyncpg.Connection) -> bool:
+async def are_stop_runs_withheld(conn: asyncpg.Connection) -> bool:
     """Whether no `stop` run is granted now, also because the database is another that nobody has recognised yet."""
-    withheld, known = await withholding(conn)
-    return withheld or known not in (None, await identity(conn))
+    withheld, known = await read_withholding(conn)
+    return withheld or known not in (None, await read_identity(conn))
 
 
 @statement
-async def withholding(conn: asyncpg.Connection) -> tuple[bool, Identity | None]:
+async def read_withholding(conn: asyncpg.Connection) -> tuple[bool, DatabaseIdentity | None]:
     """Whether `stop` runs are withheld now, and the database that this one was; nothing locked."""
     row = await conn.fetchrow("SELECT *, stop_grants_after > clock_timestamp() AS withheld FROM deployment")
-    return bool(row["withheld"]), _remembered(row)
+    return bool(row["withheld"]), _remembered_identity(row)
 
 
 @statement
@@ -99,7 +99,7 @@ async def extend_places(conn: asyncpg.Connection, ttl: float) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Clock:
+class ReaperClock:
     """The reaper's times: now, its last tick, the end of the grace there was. All the database's."""
 
     now: datetime
@@ -107,15 +107,15 @@ class Clock:
     lapses_after: datetime | None
 
     @classmethod
-    def of(cls, row: Mapping[str, Any]) -> Clock:
+    def from_row(cls, row: Mapping[str, Any]) -> ReaperClock:
         """From the deployment's row and the time."""
         return cls(row["now"], row["reaper_tick"], row["lapses_after"])
 
 
 @statement
-async def clock(conn: asyncpg.Connection) -> Clock:
+async def lock_clock(conn: asyncpg.Connection) -> ReaperClock:
     """The reaper's times, the row locked."""
-    return Clock.of(
+    return ReaperClock.from_row(
         await conn.fetchrow(
             "SELECT clock_timestamp() AS now, reaper_tick, lapses_after FROM deployment FOR NO KEY UPDATE"
         )
@@ -123,7 +123,7 @@ async def clock(conn: asyncpg.Connection) -> Clock:
 
 
 @statement
-async def ticked(conn: asyncpg.Connection, now: datetime, grace: float | None) -> None:
+async def record_tick(conn: asyncpg.Connection, now: datetime, grace: float | None) -> None:
     """Notes the tick, and lets nothing lapse for `grace` seconds when it is not None."""
     await conn.execute(
         """UPDATE deployment SET reaper_tick = $1::timestamptz,
@@ -135,7 +135,7 @@ async def ticked(conn: asyncpg.Connection, now: datetime, grace: float | None) -
 
 
 @statement
-async def silences(conn: asyncpg.Connection, now: datetime, recent: float) -> list[float]:
+async def read_heartbeat_ages(conn: asyncpg.Connection, now: datetime, recent: float) -> list[float]:
     """Seconds since each agent that counts was heard: it holds something, or was heard within `recent`."""
     rows = await conn.fetch(
         """SELECT extract(epoch FROM $1::timestamptz - GREATEST(heartbeat_time, connect_time))::float8 AS silence
@@ -149,14 +149,14 @@ async def silences(conn: asyncpg.Connection, now: datetime, recent: float) -> li
     return [row["silence"] for row in rows]
 
 
-async def forget_the_future(conn: asyncpg.Connection, ttl: float) -> None:
+async def clamp_future_times(conn: asyncpg.Connection, ttl: float) -> None:
     """When the clock was set back: nobody was heard later than now, no place lasts and no run waits longer than it may.
 
     Locks runs, then places, then agents, as everybody does.
     """
     await shorten_backoffs(conn, MAX_BACKOFF)
     await shorten_places(conn, ttl)
-    await forget_future_words(conn)
+    await clamp_agent_times(conn)
     await shorten_withholding(conn, ttl)
 
 
@@ -187,7 +187,7 @@ async def shorten_places(conn: asyncpg.Connection, ttl: float) -> None:
 
 
 @statement
-async def forget_future_words(conn: asyncpg.Connection) -> None:
+async def clamp_agent_times(conn: asyncpg.Connection) -> None:
     """Agents that were heard later than now were heard now."""
     await conn.execute(
         """WITH locked AS (SELECT name FROM agents WHERE GREATEST(heartbeat_time, connect_time) > clock_timestamp()
@@ -208,6 +208,19 @@ async def shorten_withholding(conn: asyncpg.Connection, ttl: float) -> None:
 
 
 @statement
-async def unended_leases(conn: asyncpg.Connection) -> list[UUID]:
+async def list_unended_leases(conn: asyncpg.Connection) -> list[UUID]:
     """The ids of all leases that have not ended."""
     return [row["id"] for row in await conn.fetch("SELECT id FROM leases WHERE end_time IS NULL ORDER BY id")]
+
+
+@statement
+async def try_lead(conn: asyncpg.Connection, key: int) -> bool:
+    """True when the connection has the lock of the key from now on; it does not wait."""
+    leads: bool = await conn.fetchval("SELECT pg_try_advisory_lock($1)", key)
+    return leads
+
+
+@statement
+async def check_leadership(conn: asyncpg.Connection) -> None:
+    """Returns while the connection lives, and what it has with it."""
+    await conn.execute("SELECT 1")

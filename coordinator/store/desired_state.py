@@ -9,27 +9,29 @@ from uuid import UUID
 
 import asyncpg
 
-from coordinator.lifecycle import Policy, StopReason
+from coordinator.lifecycle import STOP_GRACE, Policy, StopReason
 from coordinator.store import checkpoints, leases
 from coordinator.store.statement import statement
-from coordinator.values import Assignment, DesiredLease, LeaseRecord, Wish
+from coordinator.values import Assignment, DesiredLease, DesiredState, LeaseRecord
 
 
-async def read(conn: asyncpg.Connection, agents: Sequence[str]) -> dict[str, Wish]:
+async def read(conn: asyncpg.Connection, agents: Sequence[str]) -> dict[str, DesiredState]:
     """The whole wish of each agent, as one snapshot; of an agent that this database does not know, no session."""
-    rows = await wished(conn, agents)
+    rows = await read_rows(conn, agents)
     wished_of: defaultdict[str, list[DesiredLease]] = defaultdict(list)
     heads: dict[str, tuple[UUID | None, int]] = dict.fromkeys(agents, (None, 0))
     heads |= {row["name"]: (row["session_id"], row["wish_version"]) for row in rows}
     for row in rows:
         if row["lease_id"] is not None:
             assignment = None if row["listed"] else await _assignment(conn, row["run_id"], row["lease_id"])
-            wished_of[row["name"]].append(_wished(row, assignment))
-    return {name: Wish(name, session, version, tuple(wished_of[name])) for name, (session, version) in heads.items()}
+            wished_of[row["name"]].append(_desired_lease(row, assignment))
+    return {
+        name: DesiredState(name, session, version, tuple(wished_of[name])) for name, (session, version) in heads.items()
+    }
 
 
 @statement
-async def wished(conn: asyncpg.Connection, agents: Sequence[str]) -> Sequence[Mapping[str, Any]]:
+async def read_rows(conn: asyncpg.Connection, agents: Sequence[str]) -> Sequence[Mapping[str, Any]]:
     """Each agent with each place that is wished of it, and whether the agent has `listed` it.
 
     What an agent should hold and does not is over there, and never begun again: under `stop` another boot of its name
@@ -47,7 +49,7 @@ async def wished(conn: asyncpg.Connection, agents: Sequence[str]) -> Sequence[Ma
     return rows
 
 
-def _wished(row: Mapping[str, Any], assignment: Assignment | None) -> DesiredLease:
+def _desired_lease(row: Mapping[str, Any], assignment: Assignment | None) -> DesiredLease:
     return DesiredLease(
         lease_id=row["lease_id"],
         run_id=row["run_id"],
@@ -56,44 +58,45 @@ def _wished(row: Mapping[str, Any], assignment: Assignment | None) -> DesiredLea
         slots=tuple(row["slots"]),
         policy=Policy(row["policy"]),
         stop=StopReason(row["stop_reason"]) if row["stop_reason"] else None,
+        grace=STOP_GRACE,
         assignment=assignment,
     )
 
 
 async def _assignment(conn: asyncpg.Connection, run_id: str, lease_id: UUID) -> Assignment:
-    row = await order(conn, run_id)
+    row = await read_definition(conn, run_id)
     return Assignment(
         spec=row["spec"],
         inputs=tuple(row["inputs"]),
         pins=row["pins"],
-        places=tuple(await leases.seats(conn, lease_id)),
-        checkpoints=tuple(await checkpoints.resumable(conn, run_id)),
+        places=tuple(await leases.read_places(conn, lease_id)),
+        checkpoints=tuple(await checkpoints.list_resumable(conn, run_id)),
     )
 
 
 @statement
-async def order(conn: asyncpg.Connection, run_id: str) -> Mapping[str, Any]:
+async def read_definition(conn: asyncpg.Connection, run_id: str) -> Mapping[str, Any]:
     """What a run is to do, and with what it has pinned."""
     row: Mapping[str, Any] = await conn.fetchrow("SELECT spec, inputs, pins FROM runs WHERE id = $1", run_id)
     return row
 
 
-async def records(conn: asyncpg.Connection, agent: str, held: Sequence[UUID]) -> list[LeaseRecord]:
+async def read_lease_records(conn: asyncpg.Connection, agent: str, held: Sequence[UUID]) -> list[LeaseRecord]:
     """What is stored of those leases that have not ended and have a place on the agent."""
     return [
         LeaseRecord(
             row["id"],
             row["run_id"],
             row["start_time"] is not None,
-            tuple(await leases.cursors(conn, row["id"])),
-            tuple(await checkpoints.of_lease(conn, row["id"])),
+            tuple(await leases.read_cursors(conn, row["id"])),
+            tuple(await checkpoints.list_of_lease(conn, row["id"])),
         )
-        for row in await placed(conn, agent, held)
+        for row in await find_leases_on(conn, agent, held)
     ]
 
 
 @statement
-async def placed(conn: asyncpg.Connection, agent: str, held: Sequence[UUID]) -> Sequence[Mapping[str, Any]]:
+async def find_leases_on(conn: asyncpg.Connection, agent: str, held: Sequence[UUID]) -> Sequence[Mapping[str, Any]]:
     """Those of the leases that have not ended and have a place on the agent."""
     rows: Sequence[Mapping[str, Any]] = await conn.fetch(
         """SELECT DISTINCT l.id, l.run_id, l.start_time FROM leases l JOIN places p ON p.lease_id = l.id

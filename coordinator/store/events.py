@@ -9,11 +9,11 @@ from uuid import UUID
 
 import asyncpg
 
-from coordinator.database.connections import storable_text
-from coordinator.event_lines import Sample, Series
+from coordinator.database.connections import make_storable_text
+from coordinator.event_lines import MetricSeries, ReportedSample
 from coordinator.store.statement import statement
 
-Key = tuple[UUID, int, str]  #: lease, node, source
+SourceKey = tuple[UUID, int, str]  #: lease, node, source
 
 
 @dataclass(slots=True)
@@ -31,7 +31,7 @@ class Writer:
 
 
 @dataclass(slots=True)
-class Progress:
+class ProgressUpdate:
     """What a run's row learns."""
 
     step: int | None = None
@@ -42,7 +42,7 @@ class Progress:
 
 
 @statement
-async def writers(conn: asyncpg.Connection, lease_ids: Iterable[UUID], *, wait: bool) -> dict[UUID, Writer]:
+async def lock_writers(conn: asyncpg.Connection, lease_ids: Iterable[UUID], *, wait: bool) -> dict[UUID, Writer]:
     """Those of the leases that have not ended; their runs' rows and their own are locked, runs in order of id (S2).
 
     Without `wait` those whose rows somebody else has locked are left out.
@@ -65,14 +65,14 @@ def _writer(row: Mapping[str, Any]) -> Writer:
 
 
 @statement
-async def unended(conn: asyncpg.Connection, lease_ids: Iterable[UUID]) -> set[UUID]:
+async def find_unended(conn: asyncpg.Connection, lease_ids: Iterable[UUID]) -> set[UUID]:
     """Those of the leases that have not ended, nothing locked."""
     rows = await conn.fetch("SELECT id FROM leases WHERE id = ANY($1) AND end_time IS NULL", list(lease_ids))
     return {row["id"] for row in rows}
 
 
 @statement
-async def cursors(conn: asyncpg.Connection, lease_ids: Iterable[UUID]) -> dict[Key, int]:
+async def read_cursors(conn: asyncpg.Connection, lease_ids: Iterable[UUID]) -> dict[SourceKey, int]:
     """How far each source of these leases is stored. Whoever moves one has its run's row locked."""
     rows = await conn.fetch(
         "SELECT lease_id, node, source, offset_bytes FROM cursors WHERE lease_id = ANY($1)", list(set(lease_ids))
@@ -81,7 +81,7 @@ async def cursors(conn: asyncpg.Connection, lease_ids: Iterable[UUID]) -> dict[K
 
 
 @statement
-async def move_cursors(conn: asyncpg.Connection, moved: Mapping[Key, tuple[int, int]]) -> None:
+async def move_cursors(conn: asyncpg.Connection, moved: Mapping[SourceKey, tuple[int, int]]) -> None:
     """To new offsets; the second number is how many more lines were dropped."""
     await conn.execute(
         """INSERT INTO cursors (lease_id, node, source, offset_bytes, dropped)
@@ -93,7 +93,7 @@ async def move_cursors(conn: asyncpg.Connection, moved: Mapping[Key, tuple[int, 
 
 
 @statement
-async def add_points(conn: asyncpg.Connection, points: Sequence[tuple[Writer, Mapping[str, Series]]]) -> None:
+async def add_points(conn: asyncpg.Connection, points: Sequence[tuple[Writer, Mapping[str, MetricSeries]]]) -> None:
     """A chunk for each metric."""
     records = [
         (writer.run_id, writer.lease_id, metric, series.steps, series.values, series.times)
@@ -105,12 +105,12 @@ async def add_points(conn: asyncpg.Connection, points: Sequence[tuple[Writer, Ma
 
 
 @statement
-async def add_samples(conn: asyncpg.Connection, samples: Sequence[tuple[Writer, Sample]]) -> None:
+async def add_samples(conn: asyncpg.Connection, samples: Sequence[tuple[Writer, ReportedSample]]) -> None:
     """Completions that trainers show."""
     rows = (
         (
             *(writer.run_id, writer.lease_id, each.step, each.kind),
-            *(storable_text(each.prompt), storable_text(each.completion), each.rewards, each.time),
+            *(make_storable_text(each.prompt), make_storable_text(each.completion), each.rewards, each.time),
         )
         for writer, each in samples
     )
@@ -123,7 +123,7 @@ async def add_samples(conn: asyncpg.Connection, samples: Sequence[tuple[Writer, 
 
 
 @statement
-async def add_logs(conn: asyncpg.Connection, stretches: Sequence[tuple[Key, int, bytes]]) -> None:
+async def add_logs(conn: asyncpg.Connection, stretches: Sequence[tuple[SourceKey, int, bytes]]) -> None:
     """Stretches of logs, each with its offset."""
     columns = ["lease_id", "node", "source", "offset_bytes", "data"]
     await conn.copy_records_to_table(
@@ -132,7 +132,7 @@ async def add_logs(conn: asyncpg.Connection, stretches: Sequence[tuple[Key, int,
 
 
 @statement
-async def progress(conn: asyncpg.Connection, learned: Mapping[str, Progress]) -> None:
+async def record_progress(conn: asyncpg.Connection, learned: Mapping[str, ProgressUpdate]) -> None:
     """What the rows of runs learn. The first value of a pin stays."""
     rows: list[tuple[Any, ...]] = [
         (run, news.step, news.total, news.epoch, news.metrics, news.pins) for run, news in sorted(learned.items())

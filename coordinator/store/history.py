@@ -10,14 +10,14 @@ from uuid import UUID
 
 import asyncpg
 
-from coordinator.database.connections import storable_text
+from coordinator.database.connections import make_storable_text
 from coordinator.store.statement import statement
 
 CHANNEL = "relay_runs"
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class HistoryEntry:
     """One entry, as read."""
 
     sequence: int
@@ -60,7 +60,7 @@ async def record(
         """,
         run_id,
         kind,
-        storable_text(text),
+        make_storable_text(text),
         lease_id,
         attempt,
         level,
@@ -77,7 +77,7 @@ async def announce(conn: asyncpg.Connection, run_ids: Sequence[str]) -> None:
     await conn.execute("SELECT pg_notify($1, run_id) FROM unnest($2::text[]) AS run_id", CHANNEL, list(run_ids))
 
 
-async def read(conn: asyncpg.Connection, run_id: str, after: int, limit: int) -> list[Entry]:
+async def read(conn: asyncpg.Connection, run_id: str, after: int, limit: int) -> list[HistoryEntry]:
     """Entries after a number, oldest first."""
     rows = await conn.fetch(
         """
@@ -88,4 +88,4 @@ async def read(conn: asyncpg.Connection, run_id: str, after: int, limit: int) ->
         after,
         limit,
     )
-    return [Entry(*row) for row in rows]
+    return [HistoryEntry(*row) for row in rows]

@@ -12,7 +12,7 @@ import asyncpg
 
 from coordinator.lifecycle import Closing, LeaseState, Policy, RunState, StopReason
 from coordinator.store.statement import statement
-from coordinator.values import CursorAt, Held, Seated
+from coordinator.values import Cursor, HeldPlace, LeasePlace
 from relay.errors import EventsMissing
 
 
@@ -31,7 +31,7 @@ class LeaseRow:
     resumed_step: int
 
     @classmethod
-    def of(cls, row: Mapping[str, Any]) -> LeaseRow:
+    def from_row(cls, row: Mapping[str, Any]) -> LeaseRow:
         """From a row of the table."""
         return cls(
             id=row["id"],
@@ -47,20 +47,20 @@ class LeaseRow:
 
 
 @statement
-async def unended(conn: asyncpg.Connection, run_id: str) -> LeaseRow | None:
+async def lock_unended(conn: asyncpg.Connection, run_id: str) -> LeaseRow | None:
     """The unended lease of a run whose row the caller has locked, locked too."""
     row = await conn.fetchrow("SELECT * FROM leases WHERE run_id = $1 AND end_time IS NULL FOR NO KEY UPDATE", run_id)
-    return LeaseRow.of(row) if row else None
+    return LeaseRow.from_row(row) if row else None
 
 
 async def begin(
-    conn: asyncpg.Connection, run_id: str, attempt: int, policy: Policy, seats: Iterable[Seated], ttl: float
+    conn: asyncpg.Connection, run_id: str, attempt: int, policy: Policy, places: Iterable[LeasePlace], ttl: float
 ) -> UUID:
     """A new lease with its places and slots. A slot or a run that is taken is a UniqueViolationError (S9)."""
     lease_id = await add(conn, run_id, attempt, policy)
-    for seat in seats:
-        await add_place(conn, lease_id, seat, ttl)
-        await take_slots(conn, lease_id, seat)
+    for place in places:
+        await add_place(conn, lease_id, place, ttl)
+        await take_slots(conn, lease_id, place)
     return lease_id
 
 
@@ -77,29 +77,29 @@ async def add(conn: asyncpg.Connection, run_id: str, attempt: int, policy: Polic
 
 
 @statement
-async def add_place(conn: asyncpg.Connection, lease_id: UUID, seat: Seated, ttl: float) -> None:
+async def add_place(conn: asyncpg.Connection, lease_id: UUID, place: LeasePlace, ttl: float) -> None:
     """A place on an agent, of the session that it has."""
     await conn.execute(
         """INSERT INTO places (lease_id, node, agent, session_id, boot_id, slots, expire_time)
            SELECT $1, $2, name, session_id, boot_id, $4, clock_timestamp() + make_interval(secs => $5)
            FROM agents WHERE name = $3""",
         lease_id,
-        seat.node,
-        seat.agent,
-        list(seat.slots),
+        place.node,
+        place.agent,
+        list(place.slots),
         ttl,
     )
 
 
 @statement
-async def take_slots(conn: asyncpg.Connection, lease_id: UUID, seat: Seated) -> None:
+async def take_slots(conn: asyncpg.Connection, lease_id: UUID, place: LeasePlace) -> None:
     """Takes a place's slots. One that is taken is a UniqueViolationError."""
     await conn.execute(
         "INSERT INTO taken_slots (agent, slot, lease_id, node) SELECT $1, unnest($2::int[]), $3, $4",
-        seat.agent,
-        list(seat.slots),
+        place.agent,
+        list(place.slots),
         lease_id,
-        seat.node,
+        place.node,
     )
 
 
@@ -112,13 +112,13 @@ async def end(
     completion: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """Ends a lease, its places and their slots; returns the agents whose wish that changes."""
-    await close(conn, lease_id, closing, error, completion)
+    await close_row(conn, lease_id, closing, error, completion)
     await free_slots(conn, lease_id)
     return await end_places(conn, lease_id)
 
 
 @statement
-async def close(
+async def close_row(
     conn: asyncpg.Connection,
     lease_id: UUID,
     closing: Closing,
@@ -157,10 +157,12 @@ async def end_places(conn: asyncpg.Connection, lease_id: UUID) -> list[str]:
     return [row["agent"] for row in rows]
 
 
-async def change(conn: asyncpg.Connection, lease_id: UUID, state: LeaseState, stop: StopReason | None) -> list[str]:
+async def change_state(
+    conn: asyncpg.Connection, lease_id: UUID, state: LeaseState, stop: StopReason | None
+) -> list[str]:
     """Moves an unended lease between held and lapsed, and sets its stop; returns its agents."""
-    await move(conn, lease_id, state, stop)
-    return [seat.agent for seat in await seats(conn, lease_id)]
+    await write_state(conn, lease_id, state, stop)
+    return [place.agent for place in await read_places(conn, lease_id)]
 
 
 @statement
@@ -183,7 +185,7 @@ async def start(
 
 
 @statement
-async def move(conn: asyncpg.Connection, lease_id: UUID, state: LeaseState, stop: StopReason | None) -> None:
+async def write_state(conn: asyncpg.Connection, lease_id: UUID, state: LeaseState, stop: StopReason | None) -> None:
     """Moves an unended lease between held and lapsed, and sets its stop."""
     await conn.execute(
         "UPDATE leases SET state = $2, stop_reason = $3 WHERE id = $1",
@@ -194,14 +196,14 @@ async def move(conn: asyncpg.Connection, lease_id: UUID, state: LeaseState, stop
 
 
 @statement
-async def run_of(conn: asyncpg.Connection, lease_id: UUID) -> str | None:
+async def find_run(conn: asyncpg.Connection, lease_id: UUID) -> str | None:
     """The run of a lease, nothing locked; None when there is no such lease."""
     run_id: str | None = await conn.fetchval("SELECT run_id FROM leases WHERE id = $1", lease_id)
     return run_id
 
 
 @dataclass(frozen=True, slots=True)
-class End:
+class LeaseEnd:
     """How a lease stands with its end: whether it has one, what completed it, and its run's state."""
 
     ended: bool
@@ -210,7 +212,7 @@ class End:
 
 
 @statement
-async def end_of(conn: asyncpg.Connection, lease_id: UUID) -> End | None:
+async def lock_end(conn: asyncpg.Connection, lease_id: UUID) -> LeaseEnd | None:
     """How a lease stands with its end, its run's row and its own locked; None when there is no such lease."""
     row = await conn.fetchrow(
         """SELECT l.end_time, l.completion, r.state FROM runs r JOIN leases l ON l.run_id = r.id WHERE l.id = $1
@@ -219,19 +221,19 @@ async def end_of(conn: asyncpg.Connection, lease_id: UUID) -> End | None:
     )
     if row is None:
         return None
-    return End(row["end_time"] is not None, (row["completion"] or {}).get("digest"), RunState(row["state"]))
+    return LeaseEnd(row["end_time"] is not None, (row["completion"] or {}).get("digest"), RunState(row["state"]))
 
 
 @statement
-async def seats(conn: asyncpg.Connection, lease_id: UUID) -> list[Seated]:
+async def read_places(conn: asyncpg.Connection, lease_id: UUID) -> list[LeasePlace]:
     """The places of a lease by node."""
     rows = await conn.fetch("SELECT node, agent, slots FROM places WHERE lease_id = $1 ORDER BY node", lease_id)
-    return [Seated(row["node"], row["agent"], tuple(row["slots"])) for row in rows]
+    return [LeasePlace(row["node"], row["agent"], tuple(row["slots"])) for row in rows]
 
 
-async def check_passed(conn: asyncpg.Connection, lease_id: UUID, needed: Sequence[CursorAt]) -> None:
+async def check_cursors(conn: asyncpg.Connection, lease_id: UUID, needed: Sequence[Cursor]) -> None:
     """EventsMissing unless every source is stored at least as far as said."""
-    stored = {(cursor.node, cursor.source): cursor.offset for cursor in await cursors(conn, lease_id)}
+    stored = {(cursor.node, cursor.source): cursor.offset for cursor in await read_cursors(conn, lease_id)}
     for cursor in needed:
         have = stored.get((cursor.node, cursor.source), 0)
         if have < cursor.offset:
@@ -244,16 +246,16 @@ async def check_passed(conn: asyncpg.Connection, lease_id: UUID, needed: Sequenc
 
 
 @statement
-async def cursors(conn: asyncpg.Connection, lease_id: UUID) -> list[CursorAt]:
+async def read_cursors(conn: asyncpg.Connection, lease_id: UUID) -> list[Cursor]:
     """How far each source of a lease is stored."""
     rows = await conn.fetch(
         "SELECT node, source, offset_bytes FROM cursors WHERE lease_id = $1 ORDER BY node, source", lease_id
     )
-    return [CursorAt(row["node"], row["source"], row["offset_bytes"]) for row in rows]
+    return [Cursor(row["node"], row["source"], row["offset_bytes"]) for row in rows]
 
 
 @statement
-async def renew(conn: asyncpg.Connection, held: Sequence[tuple[str, UUID, Held]], ttl: float) -> list[UUID]:
+async def renew(conn: asyncpg.Connection, held: Sequence[tuple[str, UUID, HeldPlace]], ttl: float) -> list[UUID]:
     """Renews what agents list, by (agent, session, place); returns the renewed leases that had lapsed.
 
     A place is renewed when its lease has not ended, it is that agent's, and the session is the agent's current one.
@@ -295,7 +297,7 @@ _MISSING = f"""FROM places p JOIN agents a ON a.name = p.agent JOIN leases l ON 
 
 
 @statement
-async def missing(conn: asyncpg.Connection, agents: Sequence[str]) -> list[UUID]:
+async def find_missing(conn: asyncpg.Connection, agents: Sequence[str]) -> list[UUID]:
     """Leases of which a place is missing from the last heartbeat of its agent."""
     rows = await conn.fetch(
         f"SELECT DISTINCT p.lease_id {_MISSING} AND p.agent = ANY($1) ORDER BY p.lease_id", list(agents)
@@ -304,7 +306,7 @@ async def missing(conn: asyncpg.Connection, agents: Sequence[str]) -> list[UUID]
 
 
 @statement
-async def is_missing(conn: asyncpg.Connection, lease_id: UUID) -> str | None:
+async def find_missing_agent(conn: asyncpg.Connection, lease_id: UUID) -> str | None:
     """The agent that should hold a place of the lease and does not; None when all is well."""
     agent: str | None = await conn.fetchval(
         f"SELECT p.agent {_MISSING} AND p.lease_id = $1 ORDER BY p.node LIMIT 1", lease_id
@@ -313,7 +315,7 @@ async def is_missing(conn: asyncpg.Connection, lease_id: UUID) -> str | None:
 
 
 @statement
-async def expired(conn: asyncpg.Connection, at: datetime) -> list[UUID]:
+async def find_expired(conn: asyncpg.Connection, at: datetime) -> list[UUID]:
     """Held leases of which a place had run out at this moment of the database's clock, and still has."""
     rows = await conn.fetch(
         """SELECT DISTINCT l.id FROM leases l JOIN places p ON p.lease_id = l.id
@@ -325,7 +327,7 @@ async def expired(conn: asyncpg.Connection, at: datetime) -> list[UUID]:
 
 
 @statement
-async def expired_place(conn: asyncpg.Connection, lease_id: UUID, at: datetime | None = None) -> str | None:
+async def find_expired_agent(conn: asyncpg.Connection, lease_id: UUID, at: datetime | None = None) -> str | None:
     """The agent whose place of the lease has run out by the database's clock; None when all are good.
 
     The places are locked first: a renewal that is being written just now counts. With `at` it must have run out by then

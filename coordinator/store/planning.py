@@ -10,30 +10,32 @@ from typing import Any
 import asyncpg
 
 from coordinator.lifecycle import Policy
-from coordinator.scheduling import GIB, Claimable, Host, Need
+from coordinator.scheduling import GIB, ClaimableRun, HostCapacity, Need
 from coordinator.store.statement import statement
 
 AVOID_WITHIN = "10 minutes"  #: how long another host is preferred after a fault
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
+class PlanningSnapshot:
     """Queue, fleet and time; `withheld` are `stop` runs that may not be granted yet, and until when."""
 
-    queue: list[Claimable]
-    fleet: list[Host]
+    queue: list[ClaimableRun]
+    fleet: list[HostCapacity]
     now: datetime
     withheld: dict[str, datetime]
 
 
-async def snapshot(conn: asyncpg.Connection, ttl: float) -> Snapshot:
+async def read_snapshot(conn: asyncpg.Connection, ttl: float) -> PlanningSnapshot:
     """All that the plan depends on."""
-    now, after = await moment(conn)
-    queue = [(_claimable(row), policy(row["spec"])) for row in await claimable(conn)]
+    now, after = await read_time(conn)
+    queue = [(_claimable(row), parse_policy(row["spec"])) for row in await read_claimable(conn)]
     withheld = {
         claim.run: after for claim, policy in queue if after is not None and after > now and policy is Policy.STOP
     }
-    return Snapshot([claim for claim, _ in queue if claim.run not in withheld], await fleet(conn, ttl), now, withheld)
+    return PlanningSnapshot(
+        [claim for claim, _ in queue if claim.run not in withheld], await read_fleet(conn, ttl), now, withheld
+    )
 
 
 @statement
@@ -43,14 +45,14 @@ async def wake(conn: asyncpg.Connection) -> None:
 
 
 @statement
-async def moment(conn: asyncpg.Connection) -> tuple[datetime, datetime | None]:
+async def read_time(conn: asyncpg.Connection) -> tuple[datetime, datetime | None]:
     """The database's time, and until when no `stop` run is granted."""
     row = await conn.fetchrow("SELECT clock_timestamp() AS now, stop_grants_after FROM deployment")
     return row["now"], row["stop_grants_after"]
 
 
 @statement
-async def claimable(conn: asyncpg.Connection) -> Sequence[Mapping[str, Any]]:
+async def read_claimable(conn: asyncpg.Connection) -> Sequence[Mapping[str, Any]]:
     """Runs that wait for a host, or whose holder is silent: what they ask for, and the hosts to prefer and to avoid."""
     rows: Sequence[Mapping[str, Any]] = await conn.fetch(
         f"""SELECT r.id, r.priority, r.create_time, r.eligible_time, jsonb_strip_nulls(jsonb_build_object(
@@ -69,15 +71,15 @@ async def claimable(conn: asyncpg.Connection) -> Sequence[Mapping[str, Any]]:
     return rows
 
 
-def policy(spec: Mapping[str, Any]) -> Policy:
+def parse_policy(spec: Mapping[str, Any]) -> Policy:
     """What the run file says of lost contact."""
     return Policy(spec.get("lifecycle", {}).get("on_disconnect", "continue"))
 
 
-def _claimable(row: Mapping[str, Any]) -> Claimable:
-    return Claimable(
+def _claimable(row: Mapping[str, Any]) -> ClaimableRun:
+    return ClaimableRun(
         run=row["id"],
-        need=need(row["spec"]),
+        need=parse_need(row["spec"]),
         create_time=row["create_time"],
         priority=row["priority"],
         eligible_time=row["eligible_time"],
@@ -86,7 +88,7 @@ def _claimable(row: Mapping[str, Any]) -> Claimable:
     )
 
 
-def need(spec: Mapping[str, Any]) -> Need:
+def parse_need(spec: Mapping[str, Any]) -> Need:
     """What a resolved run file asks of its hosts."""
     asked: Mapping[str, Any] = spec.get("resources", {})
     nodes = asked.get("nodes", 1)
@@ -108,13 +110,13 @@ def _bytes(gib: float | None) -> int:
     return int((gib or 0) * GIB)
 
 
-async def fleet(conn: asyncpg.Connection, ttl: float) -> list[Host]:
+async def read_fleet(conn: asyncpg.Connection, ttl: float) -> list[HostCapacity]:
     """Every agent, to be planned with. A slot is free when no unended lease has it and no heartbeat lists it."""
-    return [host(row) for row in await hosts(conn, ttl)]
+    return [build_capacity(row) for row in await read_hosts(conn, ttl)]
 
 
 @statement
-async def hosts(conn: asyncpg.Connection, ttl: float) -> Sequence[Mapping[str, Any]]:
+async def read_hosts(conn: asyncpg.Connection, ttl: float) -> Sequence[Mapping[str, Any]]:
     """Every agent's row by name, with whether it is `quiet` and the slots that are `taken` of it."""
     rows: Sequence[Mapping[str, Any]] = await conn.fetch(
         """SELECT a.*, COALESCE(a.heartbeat_time < clock_timestamp() - make_interval(secs => $1), true) AS quiet,
@@ -125,12 +127,12 @@ async def hosts(conn: asyncpg.Connection, ttl: float) -> Sequence[Mapping[str, A
     return rows
 
 
-def host(row: Mapping[str, Any]) -> Host:
+def build_capacity(row: Mapping[str, Any]) -> HostCapacity:
     """An agent's row, with `quiet` and `taken`, as the plan takes it."""
     capability: Mapping[str, Any] = row["capability"]
     dying = {slot for held in row["held"] for slot in held["slots"]}
     free = sorted(set(row["slots"]) - set(row["taken"]) - dying)
-    return Host(
+    return HostCapacity(
         name=row["name"],
         free=tuple(free),
         slots=len(row["slots"]),
@@ -140,11 +142,11 @@ def host(row: Mapping[str, Any]) -> Host:
         memory=int(capability.get("memory_bytes", 0)),
         disk=int(row["readings"].get("disk_free_bytes") or capability.get("disk_bytes", 0)),
         labels=row["labels"],
-        trouble=trouble(row),
+        unschedulable=explain_unschedulable(row),
     )
 
 
-def trouble(row: Mapping[str, Any]) -> str:
+def explain_unschedulable(row: Mapping[str, Any]) -> str:
     """Why an agent takes no work, in words; empty when it does."""
     if row["session_id"] is None or row["disconnect_time"] is not None or row["quiet"]:
         return "is unreachable"
@@ -156,7 +158,7 @@ def trouble(row: Mapping[str, Any]) -> str:
 
 
 @statement
-async def explain(conn: asyncpg.Connection, explanations: Mapping[str, str]) -> None:
+async def record_explanations(conn: asyncpg.Connection, explanations: Mapping[str, str]) -> None:
     """Writes beside each waiting run why it waits; runs that somebody works on just now are left for the next time."""
     await conn.execute(
         """WITH said AS (SELECT * FROM unnest($1::text[], $2::text[]) AS s(id, reason)),

@@ -57,7 +57,7 @@ class RunFilter:
 
 
 @dataclass(frozen=True, slots=True)
-class Follower:
+class DependentRun:
     """A queued run that waits for another, which is over."""
 
     run_id: str
@@ -68,16 +68,16 @@ class Follower:
     outcome: RunState  #: of that other
 
 
-async def run(connection: AsyncConnection, run_id: str) -> RunView:
+async def read_run(connection: AsyncConnection, run_id: str) -> RunView:
     """One run; RunUnknown."""
     async with AsyncSession(connection) as session:
-        found = await _views(session, _WITH_LEASE.where(Run.id == run_id))
+        found = await _read_views(session, _WITH_LEASE.where(Run.id == run_id))
     if not found:
         raise RunUnknown(f"there is no run {run_id}", run=run_id)
     return found[0]
 
 
-async def runs(connection: AsyncConnection, which: RunFilter) -> tuple[list[RunView], str]:
+async def list_runs(connection: AsyncConnection, which: RunFilter) -> tuple[list[RunView], str]:
     """Runs, newest first, and the token of the next page (empty at the end)."""
     query = _WITH_LEASE.order_by(Run.create_time.desc(), Run.id).limit(which.limit + 1)
     if which.states:
@@ -87,19 +87,19 @@ async def runs(connection: AsyncConnection, which: RunFilter) -> tuple[list[RunV
     if which.created_after:
         query = query.where(Run.create_time >= which.created_after)
     if which.after:
-        created, last = _untoken(which.after)
+        created, last = _decode_token(which.after)
         query = query.where(or_(Run.create_time < created, and_(Run.create_time == created, Run.id > last)))
     async with AsyncSession(connection) as session:
-        found = await _views(session, query)
+        found = await _read_views(session, query)
     page = found[: which.limit]
-    return page, _token(page[-1].run) if len(found) > which.limit else ""
+    return page, _encode_token(page[-1].run) if len(found) > which.limit else ""
 
 
-def _token(last: Run) -> str:
+def _encode_token(last: Run) -> str:
     return base64.urlsafe_b64encode(json.dumps([last.create_time.isoformat(), last.id]).encode()).decode()
 
 
-def _untoken(token: str) -> tuple[datetime, str]:
+def _decode_token(token: str) -> tuple[datetime, str]:
     try:
         created, last = json.loads(base64.urlsafe_b64decode(token))
         return datetime.fromisoformat(created), str(last)
@@ -107,7 +107,7 @@ def _untoken(token: str) -> tuple[datetime, str]:
         raise InvalidRequest("page_token is not one that was given out") from error
 
 
-async def followers(connection: AsyncConnection) -> list[Follower]:
+async def list_released_dependents(connection: AsyncConnection) -> list[DependentRun]:
     """Runs whose waiting is over."""
     other = aliased(Run)
     query = (
@@ -119,17 +119,18 @@ async def followers(connection: AsyncConnection) -> list[Follower]:
     async with AsyncSession(connection) as session:
         rows = (await session.execute(query)).all()
     return [
-        Follower(run, spec, tuple(inputs), digest, it, RunState(state)) for run, spec, inputs, digest, it, state in rows
+        DependentRun(run, spec, tuple(inputs), digest, it, RunState(state))
+        for run, spec, inputs, digest, it, state in rows
     ]
 
 
-async def attempts(connection: AsyncConnection, run_id: str) -> list[AttemptView]:
+async def list_attempts(connection: AsyncConnection, run_id: str) -> list[AttemptView]:
     """All attempts at a run, oldest first; RunUnknown."""
     async with AsyncSession(connection) as session:
         if await session.get(Run, run_id) is None:
             raise RunUnknown(f"there is no run {run_id}", run=run_id)
         found = list(await session.scalars(select(Lease).where(Lease.run_id == run_id).order_by(Lease.attempt)))
-        places = await _places(session, [lease.id for lease in found])
+        places = await _read_places(session, [lease.id for lease in found])
         return [AttemptView(lease, places.get(lease.id, ())) for lease in found]
 
 
@@ -137,14 +138,14 @@ async def attempts(connection: AsyncConnection, run_id: str) -> list[AttemptView
 _WITH_LEASE = select(Run, Lease).outerjoin(Lease, and_(Lease.run_id == Run.id, Lease.end_time.is_(None)))
 
 
-async def _views(session: AsyncSession, query: Select[Run, Lease]) -> list[RunView]:
+async def _read_views(session: AsyncSession, query: Select[Run, Lease]) -> list[RunView]:
     found: list[tuple[Run, Lease | None]] = [(row[0], row[1]) for row in await session.execute(query)]
     held = [lease.id for _, lease in found if lease]
-    places = await _places(session, held) if held else {}
+    places = await _read_places(session, held) if held else {}
     return [RunView(row, AttemptView(lease, places.get(lease.id, ())) if lease else None) for row, lease in found]
 
 
-async def _places(session: AsyncSession, lease_ids: Sequence[UUID]) -> dict[UUID, tuple[Place, ...]]:
+async def _read_places(session: AsyncSession, lease_ids: Sequence[UUID]) -> dict[UUID, tuple[Place, ...]]:
     found = await session.scalars(select(Place).where(Place.lease_id.in_(lease_ids)).order_by(Place.node))
     places: dict[UUID, tuple[Place, ...]] = {}
     for place in found:
@@ -152,7 +153,7 @@ async def _places(session: AsyncSession, lease_ids: Sequence[UUID]) -> dict[UUID
     return places
 
 
-async def agents(
+async def list_agents(
     connection: AsyncConnection, *, name: str = "", labels: Mapping[str, str] | None = None
 ) -> list[AgentView]:
     """Agents by name: all with these labels, or the one; AgentUnknown."""
@@ -176,7 +177,7 @@ async def agents(
     return [AgentView(row, tuple(pair for pair in places if pair[0].agent == row.name), now) for row in found]
 
 
-async def deployment(connection: AsyncConnection) -> tuple[UUID, datetime]:
+async def read_deployment(connection: AsyncConnection) -> tuple[UUID, datetime]:
     """Which deployment this is, and the database's time."""
     row = (await connection.execute(select(Deployment.deployment_id, func.clock_timestamp()))).one()
     return row[0], row[1]

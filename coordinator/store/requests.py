@@ -22,7 +22,7 @@ async def claim(conn: asyncpg.Connection, request_id: str, run_id: str, digest: 
     return known
 
 
-async def known(conn: asyncpg.Connection, request_id: str) -> bool:
+async def is_known(conn: asyncpg.Connection, request_id: str) -> bool:
     """Whether a request has been carried out."""
     return bool(await conn.fetchval("SELECT true FROM requests WHERE id = $1", request_id))
 

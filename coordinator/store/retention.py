@@ -8,31 +8,33 @@ whoever reaches the bytes has reported them gone.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 import asyncpg
 
-from coordinator.retention import Kept
+from coordinator.retention import CheckpointFacts
 from coordinator.store.statement import statement
 from coordinator.values import Removal
+from storage.manifest import DIGEST_PATTERN
 
 LISTED = 200  #: removals that a host is told of at once
 
 
-def host_uri(agent: str) -> str:
+def host_copy_uri(agent: str) -> str:
     """How copies on a host's own disk are named."""
     return f"host://agents/{agent}"
 
 
-async def kept(conn: asyncpg.Connection, run_id: str) -> tuple[list[Kept[UUID]], float]:
+async def read_kept(conn: asyncpg.Connection, run_id: str) -> tuple[list[CheckpointFacts[UUID]], float]:
     """The checkpoints of a run that have not been let go, and the time in epoch seconds."""
-    rows = await staying(conn, run_id)
+    rows = await read_kept_rows(conn, run_id)
     return [_kept(row) for row in rows], rows[0]["now"].timestamp() if rows else 0.0
 
 
-def _kept(row: Mapping[str, Any]) -> Kept[UUID]:
-    return Kept(
+def _kept(row: Mapping[str, Any]) -> CheckpointFacts[UUID]:
+    return CheckpointFacts(
         id=row["id"],
         attempt=row["attempt"],
         step=row["step"],
@@ -54,7 +56,7 @@ _ELSEWHERE = "y.store <> 'host' AND y.remove_time IS NULL"
 
 
 @statement
-async def staying(conn: asyncpg.Connection, run_id: str) -> Sequence[Mapping[str, Any]]:
+async def read_kept_rows(conn: asyncpg.Connection, run_id: str) -> Sequence[Mapping[str, Any]]:
     """What is judged of each checkpoint of a run that has not been let go, and the time `now`."""
     rows: Sequence[Mapping[str, Any]] = await conn.fetch(
         f"""SELECT c.id, c.attempt, c.step, c.metrics, c.complete, c.superseded, c.pinned, c.create_time,
@@ -73,15 +75,15 @@ async def staying(conn: asyncpg.Connection, run_id: str) -> Sequence[Mapping[str
     return rows
 
 
-async def let_go(conn: asyncpg.Connection, goes: Mapping[UUID, str]) -> None:
+async def schedule_deletion(conn: asyncpg.Connection, goes: Mapping[UUID, str]) -> None:
     """Marks checkpoints of a locked run, each with why, and their copies."""
-    await mark(conn, goes)
+    await mark_checkpoints(conn, goes)
     await mark_copies(conn, list(goes))
-    await drop_own(conn, list(goes))
+    await forget_own_copies(conn, list(goes))
 
 
 @statement
-async def mark(conn: asyncpg.Connection, goes: Mapping[UUID, str]) -> None:
+async def mark_checkpoints(conn: asyncpg.Connection, goes: Mapping[UUID, str]) -> None:
     """Marks checkpoints, each with why."""
     await conn.execute(
         """UPDATE checkpoints c SET remove_time = clock_timestamp(), remove_reason = g.reason
@@ -102,7 +104,7 @@ async def mark_copies(conn: asyncpg.Connection, checkpoint_ids: Sequence[UUID]) 
 
 
 @statement
-async def drop_own(conn: asyncpg.Connection, checkpoint_ids: Sequence[UUID]) -> None:
+async def forget_own_copies(conn: asyncpg.Connection, checkpoint_ids: Sequence[UUID]) -> None:
     """Forgets their copies in the coordinator's own store."""
     await conn.execute(
         "DELETE FROM checkpoint_copies WHERE checkpoint_id = ANY($1) AND store = 'relay'", list(checkpoint_ids)
@@ -110,7 +112,7 @@ async def drop_own(conn: asyncpg.Connection, checkpoint_ids: Sequence[UUID]) -> 
 
 
 @statement
-async def pin(conn: asyncpg.Connection, checkpoint_id: UUID, pinned: bool, reason: str) -> None:
+async def set_pin(conn: asyncpg.Connection, checkpoint_id: UUID, pinned: bool, reason: str) -> None:
     """Notes what a person wants of a checkpoint."""
     await conn.execute(
         "UPDATE checkpoints SET pinned = $2, pin_reason = $3 WHERE id = $1", checkpoint_id, pinned, reason
@@ -124,7 +126,7 @@ _SPARE = f"""y.uri = $1 AND y.store = 'host' AND y.remove_time IS NULL AND c.rem
 
 
 @statement
-async def runs_with_spare(conn: asyncpg.Connection, uri: str) -> list[str]:
+async def find_runs_with_spare_copies(conn: asyncpg.Connection, uri: str) -> list[str]:
     """Runs with copies on a host that it could do without: another lies beyond any host, and nobody resumes here."""
     rows = await conn.fetch(
         f"""SELECT DISTINCT c.run_id FROM checkpoint_copies y JOIN checkpoints c ON c.id = y.checkpoint_id
@@ -135,7 +137,7 @@ async def runs_with_spare(conn: asyncpg.Connection, uri: str) -> list[str]:
 
 
 @statement
-async def mark_spare(conn: asyncpg.Connection, run_id: str, uri: str) -> list[int]:
+async def mark_spare_copies(conn: asyncpg.Connection, run_id: str, uri: str) -> list[int]:
     """Marks those of one locked run; returns their steps."""
     rows = await conn.fetch(
         f"""UPDATE checkpoint_copies y SET remove_time = clock_timestamp()
@@ -148,7 +150,7 @@ async def mark_spare(conn: asyncpg.Connection, run_id: str, uri: str) -> list[in
 
 
 @statement
-async def removals(conn: asyncpg.Connection, agent: str, age: float) -> list[Removal]:
+async def list_removals(conn: asyncpg.Connection, agent: str, age: float) -> list[Removal]:
     """Copies marked so long ago, that a host can reach: on its disk, and in stores of runs that it was the last in."""
     rows = await conn.fetch(
         """SELECT y.checkpoint_id, c.run_id, c.lease_id, c.attempt, c.step, y.node, y.store, y.uri
@@ -159,7 +161,7 @@ async def removals(conn: asyncpg.Connection, agent: str, age: float) -> list[Rem
                WHERE l.run_id = c.run_id ORDER BY l.attempt DESC, l.grant_time DESC, p.node LIMIT 1)))
            ORDER BY y.store <> 'host', y.remove_time, y.checkpoint_id, y.node, y.uri LIMIT $3""",
         agent,
-        host_uri(agent),
+        host_copy_uri(agent),
         LISTED,
         age,
     )
@@ -167,7 +169,7 @@ async def removals(conn: asyncpg.Connection, agent: str, age: float) -> list[Rem
 
 
 @statement
-async def forget(conn: asyncpg.Connection, gone: Sequence[tuple[UUID, int, str]]) -> int:
+async def forget_copies(conn: asyncpg.Connection, gone: Sequence[tuple[UUID, int, str]]) -> int:
     """Forgets marked copies by checkpoint, node and uri; returns how many there were."""
     status: str = await conn.execute(
         """DELETE FROM checkpoint_copies y USING unnest($1::uuid[], $2::int[], $3::text[]) AS g(id, node, uri)
@@ -180,7 +182,9 @@ async def forget(conn: asyncpg.Connection, gone: Sequence[tuple[UUID, int, str]]
 
 
 @statement
-async def orphans(conn: asyncpg.Connection, sealed: Sequence[tuple[UUID, int]], age: float) -> list[tuple[UUID, int]]:
+async def find_orphans(
+    conn: asyncpg.Connection, sealed: Sequence[tuple[UUID, int]], age: float
+) -> list[tuple[UUID, int]]:
     """Of checkpoints by lease and step those whose lease has ended, and that nobody has registered.
 
     Those too that were let go so long ago: some copy of a disk may have them still.
@@ -200,10 +204,34 @@ async def orphans(conn: asyncpg.Connection, sealed: Sequence[tuple[UUID, int]], 
 
 
 @statement
-async def ageing(conn: asyncpg.Connection) -> list[str]:
+async def find_runs_with_max_age(conn: asyncpg.Connection) -> list[str]:
     """Runs whose checkpoints may go because time passes."""
     rows = await conn.fetch(
         """SELECT r.id FROM runs r WHERE r.spec #> '{checkpoint,keep,max_age}' IS NOT NULL
              AND EXISTS (SELECT FROM checkpoints c WHERE c.run_id = r.id AND c.remove_time IS NULL) ORDER BY r.id"""
     )
     return [row["id"] for row in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class ReferencedBlobs:
+    """By digest: manifests, whose files count too, and single blobs."""
+
+    manifests: frozenset[str]
+    blobs: frozenset[str]
+
+
+async def read_referenced_blobs(conn: asyncpg.Connection) -> ReferencedBlobs:
+    """All of it, of one moment."""
+    rows = await conn.fetch(
+        """SELECT true AS manifest, substr(uri, length('relay://') + 1) AS digest
+             FROM checkpoint_copies WHERE store = 'relay'
+           UNION SELECT true, output ->> 'manifest_digest' FROM runs WHERE output IS NOT NULL
+           UNION SELECT false, entry ->> 'digest' FROM runs, jsonb_array_elements(inputs) AS entry
+           UNION SELECT false, provenance ->> 'diff_digest' FROM runs WHERE provenance ? 'diff_digest'"""
+    )
+    sound = [(row["manifest"], row["digest"]) for row in rows if DIGEST_PATTERN.match(row["digest"] or "")]
+    return ReferencedBlobs(
+        manifests=frozenset(digest for manifest, digest in sound if manifest),
+        blobs=frozenset(digest for manifest, digest in sound if not manifest),
+    )

@@ -36,7 +36,7 @@ class RunRow:
         return self.status.state
 
     @property
-    def held(self) -> LeaseRow:
+    def current_lease(self) -> LeaseRow:
         """Its unended lease; LeaseLost when there is none."""
         if self.lease is None:
             raise LeaseLost
@@ -44,7 +44,7 @@ class RunRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class RunDefinition:
     """What a run is to do, as it was asked for. `digest` is of all of it."""
 
     spec: Mapping[str, Any]
@@ -55,7 +55,7 @@ class Order:
 
 
 @statement
-async def add(conn: asyncpg.Connection, run_id: str, order: Order, provenance: Mapping[str, str]) -> bool:
+async def add(conn: asyncpg.Connection, run_id: str, order: RunDefinition, provenance: Mapping[str, str]) -> bool:
     """A new run, queued; False when there is one of the name."""
     added = await conn.fetchval(
         """INSERT INTO runs (id, state, wanted, spec, inputs, labels, priority, request_digest, pins, provenance,
@@ -75,7 +75,7 @@ async def add(conn: asyncpg.Connection, run_id: str, order: Order, provenance: M
 
 
 @statement
-async def reorder(conn: asyncpg.Connection, run_id: str, order: Order) -> None:
+async def redefine(conn: asyncpg.Connection, run_id: str, order: RunDefinition) -> None:
     """Changes what a run is to do."""
     await conn.execute(
         """UPDATE runs SET spec = $2, inputs = $3, labels = $4, priority = $5, request_digest = $6, pins = pins || $7,
@@ -106,10 +106,10 @@ async def publish(conn: asyncpg.Connection, run_id: str, output: Mapping[str, An
 
 async def lock(conn: asyncpg.Connection, run_id: str) -> RunRow:
     """The run, its row and then its unended lease's locked until the transaction ends; RunUnknown."""
-    row = await locked(conn, run_id)
+    row = await lock_row(conn, run_id)
     if row is None:
         raise RunUnknown(f"there is no run {run_id}", run=run_id)
-    lease = await leases.unended(conn, run_id)
+    lease = await leases.lock_unended(conn, run_id)
     status = Status(
         state=RunState(row["state"]),
         wanted=Wanted(row["wanted"]),
@@ -124,7 +124,7 @@ async def lock(conn: asyncpg.Connection, run_id: str) -> RunRow:
 
 
 @statement
-async def locked(conn: asyncpg.Connection, run_id: str) -> Mapping[str, Any] | None:
+async def lock_row(conn: asyncpg.Connection, run_id: str) -> Mapping[str, Any] | None:
     """The run's row, locked, and whether it is `eligible`; None when there is no such run."""
     row: Mapping[str, Any] | None = await conn.fetchrow(
         """SELECT id, state, wanted, failures, faults, attempts, spec, request_digest,
@@ -135,9 +135,9 @@ async def locked(conn: asyncpg.Connection, run_id: str) -> Mapping[str, Any] | N
     return row
 
 
-async def lock_of(conn: asyncpg.Connection, lease_id: UUID) -> RunRow:
+async def lock_by_lease(conn: asyncpg.Connection, lease_id: UUID) -> RunRow:
     """The run of a lease, locked as by `lock`; LeaseLost unless the lease is its unended one (S2)."""
-    run_id = await leases.run_of(conn, lease_id)
+    run_id = await leases.find_run(conn, lease_id)
     if run_id is None:
         raise LeaseLost
     run = await lock(conn, run_id)
@@ -163,22 +163,22 @@ async def apply(
     if change.status == run.status and change.closing is None:
         return change
     said = reason or (change.closing.reason if change.closing else "")
-    await write(conn, run.id, change, said, error)
+    await write_change(conn, run.id, change, said, error)
     touched: list[str] = []
     if change.closing and run.lease:
         touched = await leases.end(conn, run.lease.id, change.closing, error=error, completion=completion)
         await _record_end(conn, run.lease, change, error)
     elif run.lease and change.status.lease:
-        placed = await leases.change(conn, run.lease.id, change.status.lease, change.status.stop)
+        placed = await leases.change_state(conn, run.lease.id, change.status.lease, change.status.stop)
         touched = placed if change.status.stop is not run.status.stop else []
-    await agents.raise_wishes(conn, touched)
+    await agents.publish_desired_change(conn, touched)
     if change.closing or change.status.state is RunState.QUEUED or change.status.lease is LeaseState.LAPSED:
         await planning.wake(conn)
     return change
 
 
 @statement
-async def write(
+async def write_change(
     conn: asyncpg.Connection, run_id: str, change: Change, reason: str, error: Mapping[str, Any] | None
 ) -> None:
     """What a transition makes of a run's row.

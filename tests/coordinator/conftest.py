@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from coordinator.config import Config
-from coordinator.database.connections import Database, connected
+from coordinator.database.connections import Database, connect_database
 from tests.coordinator import fleet
 
 
@@ -19,5 +19,5 @@ async def world(coordinator_config: Config) -> AsyncIterator[fleet.World]:
 @pytest.fixture
 async def db(database_url: str) -> AsyncIterator[Database]:
     """An empty database, without a coordinator that would act on its own."""
-    async with connected(database_url) as made:
+    async with connect_database(database_url) as made:
         yield made

@@ -10,7 +10,7 @@ from grpc import aio
 
 from coordinator.background import reaper
 from coordinator.config import Config
-from coordinator.database.connections import Database, connected
+from coordinator.database.connections import Database, connect_database
 from relay.errors import RelayError, from_rpc
 from relay.timing import DEFAULT
 from relay.v1 import agents_pb2, runs_pb2
@@ -47,7 +47,7 @@ class World:
                 lease.rpartition("/")[2],
                 of,
             )
-        await reaper.reap(self.db, self.config.timing, None)
+        await reaper.reap_once(self.db, self.config.timing, None)
 
     async def store(self, lease: str, offset: int, source: str = "events") -> None:
         """Moves a cursor, as if so many bytes had been stored."""
@@ -85,7 +85,7 @@ async def world(config: Config) -> AsyncIterator[World]:
     config = replace(config, timing=DEFAULT)
     async with AsyncExitStack() as stack:
         replica = await stack.enter_async_context(serving(config))
-        db = await stack.enter_async_context(connected(replica.database_url))
+        db = await stack.enter_async_context(connect_database(replica.database_url))
         yield World(config, replica, db)
 
 

@@ -4,10 +4,10 @@ import asyncio
 from contextlib import AsyncExitStack
 from dataclasses import replace
 
-from coordinator.artifacts.garbage_collection import Pace
+from coordinator.artifacts.garbage_collection import CollectionSchedule
 from coordinator.background.planner import TICK, plan_once
 from coordinator.config import Config
-from coordinator.database.connections import connected
+from coordinator.database.connections import connect_database
 from relay.timing import DEFAULT
 from relay.v1 import artifacts_pb2, fleet_pb2
 from storage.manifest import digest_bytes
@@ -24,7 +24,7 @@ async def test_when_the_leading_replica_ends_the_other_plans(coordinator_config:
         async with serving(config):
             other = replace(config, data_dir=config.data_dir.with_name("other"))
             follower = await rest.enter_async_context(serving(other))
-        db = await rest.enter_async_context(connected(config.database_url or ""))
+        db = await rest.enter_async_context(connect_database(config.database_url or ""))
         world = World(other, follower, db)
         async with agents_connected(follower.agents, "a") as [a]:
             await world.submit()
@@ -54,8 +54,8 @@ async def test_a_silent_holder_is_named_as_the_reason(world: World) -> None:
 
 async def test_a_replica_collects_as_soon_as_it_leads(coordinator_config: Config) -> None:
     """And lets go what is too old by then."""
-    config = replace(coordinator_config, timing=DEFAULT, collecting=Pace(every=0.2, grace=0.0))
-    async with serving(config) as replica, connected(config.database_url or "") as db:
+    config = replace(coordinator_config, timing=DEFAULT, collecting=CollectionSchedule(every=0.2, grace=0.0))
+    async with serving(config) as replica, connect_database(config.database_url or "") as db:
         world = World(config, replica, db)
         async with agents_connected(replica.agents, "a") as [a]:
             await world.submit(checkpoint={"keep": {"last": 2, "max_age": "1h"}})

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from coordinator import event_lines
 
 
-def _parse(*rows: Any, known: set[str] | None = None) -> event_lines.Parsed:
+def _parse(*rows: Any, known: set[str] | None = None) -> event_lines.ParsedLines:
     data = b"".join((row if isinstance(row, bytes) else json.dumps(row).encode()) + b"\n" for row in rows)
-    return event_lines.parse(data, 0, now=1000.0, known=set() if known is None else known)
+    return event_lines.parse_lines(data, 0, now=1000.0, known=set() if known is None else known)
 
 
 def _metric(step: Any = 1, **values: Any) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def _metric(step: Any = 1, **values: Any) -> dict[str, Any]:
 
 def test_points_keep_their_order_and_their_times() -> None:
     parsed = _parse(_metric(1, loss=2.5), {**_metric(2, loss=2), "time": "2026-01-01T00:00:00Z"})
-    assert parsed.series["loss"] == event_lines.Series([1, 2], [2.5, 2.0], [1000.0, 1767225600.0])
+    assert parsed.series["loss"] == event_lines.MetricSeries([1, 2], [2.5, 2.0], [1000.0, 1767225600.0])
     assert (parsed.step, parsed.dropped) == (2, 0)
 
 
@@ -83,7 +83,7 @@ def test_limits_of_one_line_of_a_run_and_of_messages() -> None:
     chatty = _parse(*({"type": "message", "text": "x" * 5000} for _ in range(event_lines.MAX_MESSAGES + 3)))
     assert (len(chatty.messages), chatty.dropped) == (event_lines.MAX_MESSAGES, 3)
     assert len(chatty.messages[0].text) == event_lines.MAX_TEXT
-    assert len(chatty.named) <= event_lines.MAX_NAMED
+    assert len(chatty.named) <= event_lines.MAX_REPORTED
 
 
 def test_pins_progress_and_checkpoints() -> None:

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from coordinator.commands.events import Answer, Appender, Stretch, append
+from coordinator.commands.events import Appender, AppendResult, ByteRange, append_ranges
 from coordinator.database import connections, postgres
 from coordinator.database.connections import Database
 from relay.errors import InvalidRequest, LeaseLost, OffsetGap, StartMissing, from_status
@@ -26,7 +26,7 @@ from tests.conftest import RunningCoordinator, cloned, serving
 
 @pytest.fixture
 async def db(database_url: str) -> AsyncIterator[Database]:
-    async with connections.connected(database_url) as connected:
+    async with connections.connect_database(database_url) as connected:
         yield connected
 
 
@@ -79,25 +79,25 @@ async def _history(db: Database, run: str = "r") -> list[tuple[str, str]]:
     return [(row["kind"], row["message"]) for row in rows]
 
 
-def _stretch(lease: uuid.UUID, data: bytes, offset: int = 0, source: str = "events", **more: Any) -> Stretch:
-    return Stretch("r", lease, 0, source, offset, data, **more)
+def _stretch(lease: uuid.UUID, data: bytes, offset: int = 0, source: str = "events", **more: Any) -> ByteRange:
+    return ByteRange("r", lease, 0, source, offset, data, **more)
 
 
 async def test_twice_overlapping_or_far_behind_it_counts_once(db: Database) -> None:
     lease, data = await _lease(db), _metrics(range(4))
     line = len(data) // 4
     whole = _stretch(lease, data)
-    assert await append(db, [whole]) == [len(data)]
-    assert await append(db, [whole, whole]) == [len(data)] * 2
-    assert await append(db, [_stretch(lease, data[:line])]) == [len(data)]
+    assert await append_ranges(db, [whole]) == [len(data)]
+    assert await append_ranges(db, [whole, whole]) == [len(data)] * 2
+    assert await append_ranges(db, [_stretch(lease, data[:line])]) == [len(data)]
     beyond = data[2 * line :] + _metrics([4])
-    assert await append(db, [_stretch(lease, beyond, 2 * line)]) == [2 * line + len(beyond)]
+    assert await append_ranges(db, [_stretch(lease, beyond, 2 * line)]) == [2 * line + len(beyond)]
     assert await _points(db) == [(step, step / 2) for step in range(5)]
 
 
 async def test_a_node_that_the_lease_does_not_have_is_refused(db: Database) -> None:
     lease = await _lease(db)
-    (refused,) = await append(db, [replace(_stretch(lease, _metrics([1])), node=1)])
+    (refused,) = await append_ranges(db, [replace(_stretch(lease, _metrics([1])), node=1)])
     assert isinstance(refused, InvalidRequest) and await _points(db) == []
 
 
@@ -124,7 +124,7 @@ async def test_a_run_that_is_locked_holds_up_no_other(db: Database) -> None:
 
 async def test_a_gap_is_refused_and_says_what_is_expected(db: Database) -> None:
     lease, data = await _lease(db), _metrics([1])
-    (gap,) = await append(db, [_stretch(lease, data, 10)])
+    (gap,) = await append_ranges(db, [_stretch(lease, data, 10)])
     assert isinstance(gap, OffsetGap) and gap.metadata["expected"] == "0"
     assert await _points(db) == []
 
@@ -135,7 +135,7 @@ async def test_an_ended_lease_is_refused_and_the_others_in_the_batch_are_not(db:
     await _end(db, ended)
     current = await _lease(db, attempt=2)
     foreign = replace(_stretch(current, data), run_id="another")
-    lost, stored, other = await append(db, [_stretch(ended, data), _stretch(current, data), foreign])
+    lost, stored, other = await append_ranges(db, [_stretch(ended, data), _stretch(current, data), foreign])
     assert isinstance(lost, LeaseLost) and isinstance(other, LeaseLost) and stored == len(data)
     assert await _points(db) == [(1, 0.5)]
 
@@ -145,7 +145,7 @@ async def test_nothing_comes_before_the_first_write(db: Database) -> None:
     lease, data = await _lease(db), _metrics([1])
     async with db.connection() as conn:
         await conn.execute("UPDATE leases SET start_time = NULL")
-    (refused,) = await append(db, [_stretch(lease, data)])
+    (refused,) = await append_ranges(db, [_stretch(lease, data)])
     assert isinstance(refused, StartMissing)
     assert await _points(db) == []
 
@@ -153,17 +153,17 @@ async def test_nothing_comes_before_the_first_write(db: Database) -> None:
 async def test_half_a_line_waits_for_its_end(db: Database) -> None:
     lease, data = await _lease(db), _metrics([1, 2])
     cut = len(data) - 5
-    (stored,) = await append(db, [_stretch(lease, data[:cut])])
+    (stored,) = await append_ranges(db, [_stretch(lease, data[:cut])])
     assert stored == len(data) // 2
-    assert await append(db, [_stretch(lease, data[stored:], stored)]) == [len(data)]
-    assert await append(db, [_stretch(lease, b"no end", len(data))]) == [len(data)]
+    assert await append_ranges(db, [_stretch(lease, data[stored:], stored)]) == [len(data)]
+    assert await append_ranges(db, [_stretch(lease, b"no end", len(data))]) == [len(data)]
     assert await _points(db) == [(1, 0.5), (2, 1.0)]
 
 
 async def test_bad_and_unsent_lines_are_counted_named_and_passed(db: Database) -> None:
     lease = await _lease(db)
     data = b"{torn\n" + _metrics([1]) + b"null\n"
-    assert await append(db, [_stretch(lease, data, skipped=1000)]) == [len(data) + 1000]
+    assert await append_ranges(db, [_stretch(lease, data, skipped_bytes=1000)]) == [len(data) + 1000]
     ((kind, text),) = await _history(db)
     assert kind == "dropped" and text.startswith("3 lines") and "byte 0: not JSON" in text and "1000 bytes" in text
     async with db.connection() as conn:
@@ -173,7 +173,7 @@ async def test_bad_and_unsent_lines_are_counted_named_and_passed(db: Database) -
 async def test_a_store_that_takes_no_uploads_is_an_event_of_its_own(db: Database) -> None:
     lease = await _lease(db)
     data = b'{"type": "upload_failing", "level": "warning", "text": "the upload of step 4 to s3:// fails"}\n'
-    assert await append(db, [_stretch(lease, data)]) == [len(data)]
+    assert await append_ranges(db, [_stretch(lease, data)]) == [len(data)]
     assert await _history(db) == [("upload_failing", "the upload of step 4 to s3:// fails")]
 
 
@@ -185,9 +185,9 @@ async def test_a_run_learns_progress_pins_messages_and_values_that_json_lacks(db
         {"type": "pin", "name": "model", "value": "first"},
         {"type": "message", "level": "warning", "text": "nul \x00 and half a pair \ud800"},
     ]
-    await append(db, [_stretch(lease, _lines(rows))])
+    await append_ranges(db, [_stretch(lease, _lines(rows))])
     again = _lines([{"type": "pin", "name": "model", "value": "second"}])
-    await append(db, [_stretch(lease, again, len(_lines(rows)))])
+    await append_ranges(db, [_stretch(lease, again, len(_lines(rows)))])
     async with db.connection() as conn:
         run = await conn.fetchrow("SELECT step, total, epoch, metrics, pins FROM runs")
     assert tuple(run) == (4, 9, 0.5, {"loss": "NaN", "lr": 0.1}, {"model": "first"})
@@ -198,7 +198,7 @@ async def test_a_run_learns_progress_pins_messages_and_values_that_json_lacks(db
 async def test_logs_are_cut_anywhere(db: Database) -> None:
     lease = await _lease(db)
     for offset, data in ((0, b"hel"), (1, b"ello w"), (0, b"hello w"), (7, b"orld")):
-        await append(db, [_stretch(lease, data, offset, "stdout")])
+        await append_ranges(db, [_stretch(lease, data, offset, "stdout")])
     async with db.connection() as conn:
         rows = await conn.fetch("SELECT offset_bytes, data FROM log_chunks ORDER BY id")
     assert [tuple(row) for row in rows] == [(0, b"hel"), (3, b"lo w"), (7, b"orld")]
@@ -216,15 +216,15 @@ async def _resend(db: Database, run: str, pieces: list[tuple[int, int]], dice: r
     lease, rows = await _lease(db, run), [_metrics([step]) for step in range(30)]
     starts = [sum(map(len, rows[:n])) for n in range(31)]
     stretches = [
-        Stretch(run, lease, 0, "events", starts[first], b"".join(rows[first : first + count]))
+        ByteRange(run, lease, 0, "events", starts[first], b"".join(rows[first : first + count]))
         for first, count in pieces
     ]
     while stretches:
         size = dice.randint(1, len(stretches))
-        answers: list[Answer | None] = await append(db, stretches[:size])
+        answers: list[AppendResult | None] = await append_ranges(db, stretches[:size])
         assert all(isinstance(answer, OffsetGap) or answer in starts for answer in answers)
         stretches = stretches[size:]
-    assert await append(db, [Stretch(run, lease, 0, "events", 0, b"".join(rows))]) == [starts[-1]]
+    assert await append_ranges(db, [ByteRange(run, lease, 0, "events", 0, b"".join(rows))]) == [starts[-1]]
     assert await _points(db, run) == [(step, step / 2) for step in range(30)]
 
 
@@ -232,7 +232,7 @@ def test_however_it_is_cut_doubled_and_reordered_each_line_counts_once(postgres_
     """S7, F17."""
     with asyncio.Runner() as runner:
         clone = cloned(postgres_server)
-        connected = connections.connected(runner.run(clone.__aenter__()))
+        connected = connections.connect_database(runner.run(clone.__aenter__()))
         try:
             _check_cuts(runner, runner.run(connected.__aenter__()))
         finally:
@@ -304,11 +304,13 @@ async def _curve(replica: RunningCoordinator, **request: Any) -> list[tuple[int,
 async def test_the_curve_is_one_curve(coordinator: RunningCoordinator, db: Database) -> None:
     """S7: points beyond the resume step are kept, marked, and not shown."""
     first = await _lease(db)
-    await append(db, [_stretch(first, _metrics([1, 2])), _stretch(first, _metrics([3, 4]), len(_metrics([1, 2])))])
+    await append_ranges(
+        db, [_stretch(first, _metrics([1, 2])), _stretch(first, _metrics([3, 4]), len(_metrics([1, 2])))]
+    )
     await _end(db, first)
     async with db.connection() as conn:
         await conn.execute("UPDATE leases SET kept_until_step = 3 WHERE id = $1", first)
-    await append(db, [_stretch(await _lease(db, attempt=2), _metrics([4, 5]))])
+    await append_ranges(db, [_stretch(await _lease(db, attempt=2), _metrics([4, 5]))])
     assert await _curve(coordinator) == [(1, [1, 2, 3], False), (2, [4, 5], False)]
     assert await _curve(coordinator, after_step=2, metrics=["loss"]) == [(1, [3], False), (2, [4, 5], False)]
     assert (1, [4], True) in await _curve(coordinator, include_superseded=True)
@@ -327,12 +329,12 @@ async def _samples(replica: RunningCoordinator, **request: Any) -> list[tuple[in
 async def test_samples_once_and_on_the_curve(coordinator: RunningCoordinator, db: Database) -> None:
     """S7: as points are, those of steps that were trained again are kept, marked, and not shown."""
     first, data = await _lease(db), _lines([_sample(10), _sample(20, "rollout", rewards={"a": 0.5}), _sample(30)])
-    assert await append(db, [_stretch(first, data)] * 2) == [len(data)] * 2
+    assert await append_ranges(db, [_stretch(first, data)] * 2) == [len(data)] * 2
     await _end(db, first)
     async with db.connection() as conn:
         await conn.execute("UPDATE leases SET kept_until_step = 20 WHERE id = $1", first)
     again = [_sample(30, completion="nul \x00"), *(_sample(40, completion=str(n)) for n in range(20))]
-    await append(db, [_stretch(await _lease(db, attempt=2), _lines(again))])
+    await append_ranges(db, [_stretch(await _lease(db, attempt=2), _lines(again))])
     last = [(40, str(n), False) for n in range(20)]
     assert await _samples(coordinator) == [(10, "10", False), (20, "20", False), (30, "nul \ufffd", False), *last]
     assert await _samples(coordinator, last_steps=1) == last
@@ -354,8 +356,8 @@ async def test_logs_whole_by_source_and_by_their_last_lines(coordinator: Running
     lease = await _lease(db)
     printed = b"".join(b"line %d\n" % n for n in range(100))
     for offset in range(0, len(printed), 7):
-        await append(db, [_stretch(lease, printed[offset : offset + 7], offset, "stdout")])
-    await append(db, [_stretch(lease, b"oh\n", 0, "stderr")])
+        await append_ranges(db, [_stretch(lease, printed[offset : offset + 7], offset, "stdout")])
+    await append_ranges(db, [_stretch(lease, b"oh\n", 0, "stderr")])
     assert await _logs(coordinator, sources=["stdout"]) == printed
     assert await _logs(coordinator, tail_lines=3) == b"line 98\nline 99\noh\n"
     assert await _logs(coordinator, tail_lines=1000) == printed + b"oh\n"
@@ -368,10 +370,10 @@ async def _piece(call: Any) -> bytes:
 
 async def test_logs_are_followed_until_the_run_ends(coordinator: RunningCoordinator, db: Database) -> None:
     lease = await _lease(db)
-    await append(db, [_stretch(lease, b"one\n", 0, "stdout")])
+    await append_ranges(db, [_stretch(lease, b"one\n", 0, "stdout")])
     call = coordinator.runs.ReadLogs(runs_pb2.ReadLogsRequest(name="runs/r", follow=True), timeout=20)
     assert await _piece(call) == b"one\n"
-    await append(db, [_stretch(lease, b"two\n", 4, "stdout")])
+    await append_ranges(db, [_stretch(lease, b"two\n", 4, "stdout")])
     assert await _piece(call) == b"two\n"
     async with db.transaction() as conn:
         await conn.execute("UPDATE runs SET state = 'succeeded' WHERE id = 'r'")
@@ -387,7 +389,7 @@ async def test_a_watcher_goes_on_at_another_replica(
     coordinator: RunningCoordinator, coordinator_config: Any, tmp_path: Any, db: Database
 ) -> None:
     lease = await _lease(db)
-    await append(db, [_stretch(lease, _say("a", "b"))])
+    await append_ranges(db, [_stretch(lease, _say("a", "b"))])
     async with _watching(coordinator, 0) as events:
         assert [(await anext(events)).text for _ in range(2)] == ["a", "b"]
     async with (
@@ -415,7 +417,7 @@ async def _watching(replica: RunningCoordinator, after: int) -> AsyncIterator[As
 
 async def test_watching_tells_progress_and_ends_with_the_run(coordinator: RunningCoordinator, db: Database) -> None:
     lease = await _lease(db)
-    await append(db, [_stretch(lease, _metrics([7]))])
+    await append_ranges(db, [_stretch(lease, _metrics([7]))])
     async with db.transaction() as conn:
         await conn.execute("UPDATE runs SET state = 'failed' WHERE id = 'r'")
     call = coordinator.runs.WatchRun(runs_pb2.WatchRunRequest(name="runs/r"), timeout=20)
@@ -449,5 +451,5 @@ async def test_a_database_that_goes_away_is_unavailable_and_comes_back(
                 break
             except grpc.RpcError as error:
                 assert error.code() is grpc.StatusCode.UNAVAILABLE
-    async with connections.connected(coordinator.database_url) as fresh:
+    async with connections.connect_database(coordinator.database_url) as fresh:
         assert await _points(fresh) == [(1, 0.5)]

@@ -21,7 +21,7 @@ from coordinator.commands import checkpoints, leases, runs, sessions
 from coordinator.database.connections import Database
 from coordinator.lifecycle import Cause, Outcome
 from coordinator.store import checkpoints as stored_checkpoints
-from coordinator.values import Completion, CursorAt, Held, Hello, NewCheckpoint, Pulse, Readiness, Submission
+from coordinator.values import Completion, Cursor, Heartbeat, HeldPlace, Hello, NewCheckpoint, Readiness, Submission
 from relay.errors import IdentityInUse, RelayError
 from relay.timing import DEFAULT
 from tests.history import curve
@@ -41,7 +41,7 @@ class Chaos:
     dice: random.Random
     runs: list[str] = field(default_factory=list)
     leases: list[UUID] = field(default_factory=list)
-    held: dict[str, dict[UUID, Held]] = field(default_factory=lambda: {"a": {}, "b": {}})
+    held: dict[str, dict[UUID, HeldPlace]] = field(default_factory=lambda: {"a": {}, "b": {}})
     session: dict[str, UUID] = field(default_factory=dict)
     versions: dict[str, int] = field(default_factory=dict)
     written: int = 0
@@ -76,14 +76,14 @@ class Chaos:
         held = dict(self.held[agent])
         if held and self.dice.random() < 0.1:
             held.pop(self.dice.choice(list(held)))
-        pulse = Pulse(agent=agent, session_id=session, held=tuple(held.values()), readiness=Readiness())
+        pulse = Heartbeat(agent=agent, session_id=session, held=tuple(held.values()), readiness=Readiness())
         known = self.versions.get(agent, 0)
-        wish = (await sessions.beat(self.db, [pulse], 30.0))[agent]
+        wish = (await sessions.record_heartbeats(self.db, [pulse], 30.0))[agent]
         assert wish.version >= known  # it was read after the beat began
         if wish.session_id != session or wish.version < self.versions.get(agent, 0):  # another beat has overtaken it
             return
         self.versions[agent] = wish.version
-        self.held[agent] = {w.lease_id: Held(w.lease_id, w.node, "running", w.slots) for w in wish.leases}
+        self.held[agent] = {w.lease_id: HeldPlace(w.lease_id, w.node, "running", w.slots) for w in wish.leases}
         self.leases += [w.lease_id for w in wish.leases if w.lease_id not in self.leases]
 
     async def expire(self) -> None:
@@ -110,7 +110,7 @@ class Chaos:
     async def save(self) -> None:
         step = self.dice.randrange(100)
         new = NewCheckpoint(
-            node=0, step=step, manifest_digest="d", size=1, files=1, after=(CursorAt(0, "events", 0),)
+            node=0, step=step, manifest_digest="d", size=1, files=1, required_cursors=(Cursor(0, "events", 0),)
         )  # fmt: skip
         await self.write(lambda lease: checkpoints.register(self.db, lease, new))
 
@@ -118,7 +118,7 @@ class Chaos:
         async def begin(lease: UUID) -> None:
             async with self.db.connection() as conn:
                 run = await conn.fetchval("SELECT run_id FROM leases WHERE id = $1", lease)
-                offered = await stored_checkpoints.resumable(conn, run)
+                offered = await stored_checkpoints.list_resumable(conn, run)
             chosen = self.dice.choice([*offered, None])
             await leases.start(self.db, lease, 0, chosen.id if chosen else None, ())
 

@@ -32,8 +32,8 @@ from coordinator.lifecycle import (
     Status,
     StopReason,
     Wanted,
-    backoff,
-    diagram,
+    compute_backoff,
+    render_diagram,
     step,
 )
 
@@ -160,7 +160,7 @@ def test_a_lapsed_lease_goes_on_counting_until_somebody_else_is_granted_the_run(
 def test_a_stop_only_sharpens() -> None:
     for first, second in product(StopReason, StopReason):
         order = list(StopReason)
-        assert order.index(first.sharpened(second)) == max(order.index(first), order.index(second))
+        assert order.index(first.strengthened(second)) == max(order.index(first), order.index(second))
     cancelling = step(step(HELD, Pause()).status, Cancel()).status
     assert cancelling.stop is StopReason.CANCEL
     with pytest.raises(IllegalTransition):
@@ -179,9 +179,9 @@ def test_requeue_starts_with_new_budgets() -> None:
 
 
 def test_backoff_grows_and_is_capped() -> None:
-    waits = [backoff(count) for count in range(40)]
+    waits = [compute_backoff(count) for count in range(40)]
     assert waits == sorted(waits) and waits[0] == 0 and waits[-1] == MAX_BACKOFF
 
 
 def test_the_diagram_in_the_docs_is_the_table() -> None:
-    assert DIAGRAM.read_text() == diagram(), "run: python -m coordinator.lifecycle"
+    assert DIAGRAM.read_text() == render_diagram(), "run: python -m coordinator.lifecycle"

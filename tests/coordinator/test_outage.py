@@ -2,14 +2,14 @@
 
 import pytest
 
-from coordinator.outage import Tick, cause
+from coordinator.outage import ReaperTick, find_outage
 
 HEARTBEAT = 5.0
 
 
-def tick(*silences: float, **more: float) -> Tick:
+def tick(*silences: float, **more: float) -> ReaperTick:
     """A tick a second after the last, with agents last heard so long ago."""
-    return Tick(**{"gap": 1.0, "clock": 1.0, "elapsed": 1.0, "silences": silences, **more})  # type: ignore[arg-type]
+    return ReaperTick(**{"gap": 1.0, "clock": 1.0, "elapsed": 1.0, "silences": silences, **more})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,7 @@ def tick(*silences: float, **more: float) -> Tick:
     [
         (tick(1, 2, 3), ""),
         (tick(), ""),
-        (Tick(None, None, None, [1.0]), ""),
+        (ReaperTick(None, None, None, [1.0]), ""),
         (tick(1, gap=11), "the coordinator or its database was away for 11.0 s"),
         (tick(1, gap=-3600), "the database's clock was set back"),
         (tick(1, clock=3601.0), "the database's clock jumped by 3600.0 s"),
@@ -34,5 +34,5 @@ def tick(*silences: float, **more: float) -> Tick:
         (tick(1, 12, 12, 12, graced=600), "3 of 4 agents fell silent together"),
     ],
 )
-def test_what_suspends_lapsing(seen: Tick, why: str) -> None:
-    assert cause(seen, heartbeat=HEARTBEAT) == why
+def test_what_suspends_lapsing(seen: ReaperTick, why: str) -> None:
+    assert find_outage(seen, heartbeat=HEARTBEAT) == why

@@ -18,11 +18,11 @@ from coordinator.artifacts.folder import FolderArtifacts
 from coordinator.background import reaper
 from coordinator.background.planner import plan_once
 from coordinator.commands import leases, runs, sessions
-from coordinator.database.connections import Database, DatabaseAway, DatabaseTimeouts, connected
+from coordinator.database.connections import Database, DatabaseAway, DatabaseTimeouts, connect_database
 from coordinator.database.postgres import Cluster
 from coordinator.store import checkpoints, planning
 from coordinator.store import leases as stored_leases
-from coordinator.values import Held, Hello, Pulse, Readiness, Submission
+from coordinator.values import Heartbeat, HeldPlace, Hello, Readiness, Submission
 from relay.errors import IdentityInUse
 from relay.timing import DEFAULT
 
@@ -49,13 +49,13 @@ class Stage:
         )  # fmt: skip
         return (await sessions.open_session(self.db, hello, DEFAULT)).session_id
 
-    async def granted(self, session: UUID, agent: str = "a") -> Held:
+    async def granted(self, session: UUID, agent: str = "a") -> HeldPlace:
         """Plans, and lists what that gives the agent."""
         await plan_once(self.db, DEFAULT)
-        wish = (await sessions.wished(self.db, [agent]))[agent]
+        wish = (await sessions.read_desired_state(self.db, [agent]))[agent]
         [lease] = wish.leases
-        held = Held(lease.lease_id, lease.node, "running", lease.slots)
-        await sessions.beat(self.db, [pulse(session, held, agent=agent)], TTL)
+        held = HeldPlace(lease.lease_id, lease.node, "running", lease.slots)
+        await sessions.record_heartbeats(self.db, [pulse(session, held, agent=agent)], TTL)
         return held
 
     async def execute(self, statement: str) -> None:
@@ -67,8 +67,8 @@ class Stage:
             return await conn.fetchval(query)
 
 
-def pulse(session: UUID, *held: Held, agent: str = "a") -> Pulse:
-    return Pulse(agent=agent, session_id=session, held=held, readiness=Readiness())
+def pulse(session: UUID, *held: HeldPlace, agent: str = "a") -> Heartbeat:
+    return Heartbeat(agent=agent, session_id=session, held=held, readiness=Readiness())
 
 
 @pytest.fixture
@@ -108,12 +108,12 @@ async def test_a_holder_that_is_back_is_not_robbed_before_its_lapse_is_taken_bac
     await stage.execute("UPDATE places SET expire_time = clock_timestamp() - interval '1 s'")
     assert await leases.lapse(stage.db, held.lease_id)
     await stage.hello("b")
-    planned = scheduling.Grant("r", (scheduling.Seat("b", (0,), await stage.value(SESSION_OF_B)),))
+    planned = scheduling.Grant("r", (scheduling.Placement("b", (0,), await stage.value(SESSION_OF_B)),))
     async with stage.db.transaction() as conn:
         await stored_leases.renew(conn, [("a", session, held)], TTL)
     assert await leases.grant(stage.db, planned, TTL) is None
     await plan_once(stage.db, DEFAULT)
-    await sessions.beat(stage.db, [pulse(session, held)], TTL)
+    await sessions.record_heartbeats(stage.db, [pulse(session, held)], TTL)
     assert await stage.value("SELECT count(*) FROM leases") == 1
     assert await stage.value("SELECT state FROM leases") == "held"
 
@@ -127,9 +127,9 @@ async def test_a_host_that_has_said_hello_again_is_not_what_was_planned_with(sta
     await stage.submit("one")
     await stage.submit("two")
     async with stage.db.connection() as conn:
-        seen = await planning.snapshot(conn, TTL)
+        seen = await planning.read_snapshot(conn, TTL)
     grants = scheduling.plan(seen.queue, seen.fleet, seen.now).grants
-    assert [grant.seats[0].slots for grant in grants] == [(0,), (1,)]
+    assert [grant.placements[0].slots for grant in grants] == [(0,), (1,)]
     await stage.hello(slots=(0,))
     assert [await leases.grant(stage.db, grant, TTL) for grant in grants] == [None, None]
     await plan_once(stage.db, DEFAULT)
@@ -138,7 +138,7 @@ async def test_a_host_that_has_said_hello_again_is_not_what_was_planned_with(sta
 
 async def test_no_stop_run_is_granted_by_a_database_that_nobody_has_recognised_yet(stage: Stage) -> None:
     """F9, S3: the planner is sooner than the reaper after a failover."""
-    await reaper.reap(stage.db, DEFAULT, None)
+    await reaper.reap_once(stage.db, DEFAULT, None)
     await stage.hello()
     await stage.hello("b")
     await stage.execute("UPDATE deployment SET timeline = timeline + 1")
@@ -161,11 +161,14 @@ async def test_the_newest_checkpoint_is_the_latest_attempts_whatever_the_clock_s
                 held.lease_id,
                 step,
             )
-        await sessions.beat(stage.db, [pulse(session)], TTL)
+        await sessions.record_heartbeats(stage.db, [pulse(session)], TTL)
     await stage.execute("UPDATE leases SET grant_time = grant_time - interval '1 hour' WHERE attempt = 2")
     async with stage.db.connection() as conn:
-        assert [view.step for view in await checkpoints.resumable(conn, "r")] == [20, 10]
-        assert [view.step for view in await checkpoints.of_run(conn, "r", superseded=True, removed=True)] == [10, 20]
+        assert [view.step for view in await checkpoints.list_resumable(conn, "r")] == [20, 10]
+        assert [view.step for view in await checkpoints.list_of_run(conn, "r", superseded=True, removed=True)] == [
+            10,
+            20,
+        ]
 
 
 async def test_a_host_is_offered_a_bounded_number_of_checkpoints_and_those_it_can_reach(stage: Stage) -> None:
@@ -183,20 +186,20 @@ async def test_a_host_is_offered_a_bounded_number_of_checkpoints_and_those_it_ca
             UNION ALL SELECT id, 0, 'relay', 'relay://d' FROM made JOIN parts ON checkpoint_id = id WHERE step = 7"""
     )
     async with stage.db.connection() as conn:
-        offered = [view.step for view in await checkpoints.resumable(conn, "r")]
-        known = [view.step for view in await checkpoints.of_lease(conn, held.lease_id)]
+        offered = [view.step for view in await checkpoints.list_resumable(conn, "r")]
+        known = [view.step for view in await checkpoints.list_of_lease(conn, held.lease_id)]
     assert offered == [*range(1000, 900, -1), 7] and known == [*range(901, 1001)]
 
 
 async def test_a_clock_set_back_keeps_no_run_and_no_host_waiting_for_it(stage: Stage) -> None:
     """F13: times that lie an hour ahead are not waited for."""
-    await reaper.reap(stage.db, DEFAULT, None)
+    await reaper.reap_once(stage.db, DEFAULT, None)
     await stage.hello()
     await stage.submit()
     await stage.execute("UPDATE deployment SET reaper_tick = reaper_tick + interval '1 hour'")
     await stage.execute("UPDATE agents SET heartbeat_time = heartbeat_time + interval '1 hour'")
     await stage.execute("UPDATE runs SET eligible_time = clock_timestamp() + interval '1 hour'")
-    await reaper.reap(stage.db, DEFAULT, None)
+    await reaper.reap_once(stage.db, DEFAULT, None)
     assert await stage.value("SELECT eligible_time < clock_timestamp() + interval '301 s' FROM runs")
     await stage.execute("UPDATE agents SET heartbeat_time = heartbeat_time - interval '11 s', connect_time = NULL")
     try:
@@ -211,7 +214,11 @@ async def test_a_database_that_is_exchanged_is_away_and_then_listened_to_again(
     """F9: it takes no connections, then it is gone, then it is there again. Nobody stops listening for good."""
     name = urlsplit(database_url).path.lstrip("/")
     operator = await asyncpg.connect(postgres_server.url("postgres"))
-    async with connected(database_url) as db, db.notifications.subscribe("relay_queue") as woken, asyncio.timeout(20):
+    async with (
+        connect_database(database_url) as db,
+        db.notifications.subscribe("relay_queue") as woken,
+        asyncio.timeout(20),
+    ):
         await woken.wait()  # it listens
         await operator.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
         await operator.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
@@ -252,7 +259,7 @@ async def test_a_goodbye_that_was_read_between_two_statements_is_a_database_that
 
 async def test_a_leader_that_says_nothing_any_more_is_no_leader(database_url: str) -> None:
     """F5: its host lost power. No word comes, and Postgres alone would keep its lock for hours."""
-    async with connected(database_url, timeouts=DatabaseTimeouts(idle=0.2)) as db, db.dedicated() as silent:
+    async with connect_database(database_url, timeouts=DatabaseTimeouts(idle=0.2)) as db, db.dedicated() as silent:
         await silent.execute("SELECT pg_advisory_lock(1)")
         ended = asyncio.Event()
         silent.add_termination_listener(lambda _: ended.set())

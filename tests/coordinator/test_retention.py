@@ -7,57 +7,57 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.retention import Keep, Kept, decide
+from coordinator.retention import CheckpointFacts, RetentionPolicy, decide
 
 DAY = 86400.0
 NOW = 100 * DAY
 
 
-def made(step: int, attempt: int = 1, *, loss: float | None = None, **more: object) -> Kept[str]:
+def made(step: int, attempt: int = 1, *, loss: float | None = None, **more: object) -> CheckpointFacts[str]:
     """A checkpoint as it stays behind: complete, uploaded, one minute a step ago."""
     values = {
         "id": f"{attempt}-{step}", "attempt": attempt, "step": step, "size": 10, "time": NOW - 60.0 * (1000 - step),
         "metrics": {} if loss is None else {"eval_loss": loss}, "beyond": True,
     }  # fmt: skip
-    return Kept(**{**values, **more})  # type: ignore[arg-type]
+    return CheckpointFacts(**{**values, **more})  # type: ignore[arg-type]
 
 
-def curve(*steps: int) -> list[Kept[str]]:
+def curve(*steps: int) -> list[CheckpointFacts[str]]:
     """A sound run: the last is head."""
     return [made(step, head=step == steps[-1]) for step in steps]
 
 
-def staying(keep: Keep, checkpoints: list[Kept[str]]) -> dict[int, tuple[str, ...]]:
+def staying(keep: RetentionPolicy, checkpoints: list[CheckpointFacts[str]]) -> dict[int, tuple[str, ...]]:
     """The reasons by step."""
     steps = {each.id: each.step for each in checkpoints}
-    return {steps[found]: reasons for found, reasons in decide(keep, checkpoints, NOW).stays.items()}
+    return {steps[found]: reasons for found, reasons in decide(keep, checkpoints, NOW).kept.items()}
 
 
 def test_the_last_stay() -> None:
-    assert staying(Keep(last=2), curve(10, 20, 30, 40)) == {
+    assert staying(RetentionPolicy(last=2), curve(10, 20, 30, 40)) == {
         30: ("one of the last 2",),
         40: ("head", "one of the last 2"),
     }
-    assert staying(Keep(last=1), curve(10, 20)) == {20: ("head", "the last")}
+    assert staying(RetentionPolicy(last=1), curve(10, 20)) == {20: ("head", "the last")}
 
 
 @pytest.mark.parametrize(("least", "stays"), [(True, 10), (False, 30)])
 def test_the_best_stay(least: bool, stays: int) -> None:
     run = [made(10, loss=0.1), made(20, loss=0.5), made(30, loss=0.9), made(40), made(50, loss=float("nan"), head=True)]
-    found = staying(Keep(last=1, best=1, metric="eval_loss", least=least), run)
+    found = staying(RetentionPolicy(last=1, best=1, metric="eval_loss", least=least), run)
     assert found == {stays: ("best by eval_loss",), 50: ("head", "the last")}
 
 
 def test_of_equally_good_ones_the_newer_stay() -> None:
     run = [made(step, loss=0.5, head=step == 40) for step in (10, 20, 30, 40)]
-    keep = Keep(last=1, best=2, metric="eval_loss")
+    keep = RetentionPolicy(last=1, best=2, metric="eval_loss")
     assert sorted(staying(keep, run)) == [30, 40]
     assert staying(keep, run)[30] == ("one of the best 2 by eval_loss",)
 
 
 def test_the_first_of_every_so_many_steps_stays() -> None:
     run = curve(90, 110, 150, 200, 290, 310, 999)
-    assert staying(Keep(last=1, every_steps=100), run) == {
+    assert staying(RetentionPolicy(last=1, every_steps=100), run) == {
         110: ("every 100 steps",),
         200: ("every 100 steps",),
         310: ("every 100 steps",),
@@ -67,52 +67,55 @@ def test_the_first_of_every_so_many_steps_stays() -> None:
 
 def test_the_first_of_every_stretch_of_time_stays() -> None:
     run = [replace(each, time=each.step * 3600.0) for each in curve(1, 3, 4, 5, 9)]
-    assert sorted(staying(Keep(last=1, every_seconds=4 * 3600.0), run)) == [1, 4, 9]
+    assert sorted(staying(RetentionPolicy(last=1, every_seconds=4 * 3600.0), run)) == [1, 4, 9]
 
 
 def test_what_is_too_old_goes_unless_it_is_needed() -> None:
     run = [replace(each, time=NOW - 10 * DAY) for each in curve(10, 20, 30)]
     run[0] = replace(run[0], pinned=True)
-    decision = decide(Keep(last=3, max_age=7 * DAY), run, NOW)
-    assert decision.goes == {"1-20": "older than 7d"}
+    decision = decide(RetentionPolicy(last=3, max_age=7 * DAY), run, NOW)
+    assert decision.deleted == {"1-20": "older than 7d"}
 
 
 def test_the_oldest_go_until_the_rest_fits_and_the_best_after_all_others() -> None:
     run = [made(10, loss=0.1), made(20), made(30), made(40), made(50, head=True)]
-    decision = decide(Keep(last=4, best=1, metric="eval_loss", max_total=25), run, NOW)
-    assert decision.goes == dict.fromkeys(("1-20", "1-30", "1-40"), "beyond 25 bytes in all")
-    assert "1-10" not in decide(Keep(last=1, best=1, metric="eval_loss", max_total=1), [run[0], run[-1]], NOW).stays
+    decision = decide(RetentionPolicy(last=4, best=1, metric="eval_loss", max_total=25), run, NOW)
+    assert decision.deleted == dict.fromkeys(("1-20", "1-30", "1-40"), "beyond 25 bytes in all")
+    assert (
+        "1-10"
+        not in decide(RetentionPolicy(last=1, best=1, metric="eval_loss", max_total=1), [run[0], run[-1]], NOW).kept
+    )
 
 
 def test_what_is_off_the_curve_or_never_became_whole_goes() -> None:
     run = [made(10), made(20, superseded=True), made(15, complete=False, beyond=False), made(15, 2, head=True)]
-    assert decide(Keep(last=9), run, NOW).goes == {"1-20": "off the curve", "1-15": "never completed"}
+    assert decide(RetentionPolicy(last=9), run, NOW).deleted == {"1-20": "off the curve", "1-15": "never completed"}
 
 
 def test_what_only_its_host_has_protects_the_newest_that_outlives_it() -> None:
     run = [made(10), made(20), made(30, beyond=False, current=True), made(40, beyond=False, current=True, head=True)]
-    assert staying(Keep(last=1), run) == {
+    assert staying(RetentionPolicy(last=1), run) == {
         20: ("the newest beyond its host",),
         30: ("being uploaded",),
         40: ("head", "being uploaded", "the last"),
     }
     uploaded = [*run[:3], replace(run[3], beyond=True)]
-    assert sorted(staying(Keep(last=1), uploaded)) == [40]
+    assert sorted(staying(RetentionPolicy(last=1), uploaded)) == [40]
 
 
 def test_parts_that_are_on_their_way_are_waited_for() -> None:
     run = [made(10, head=True), made(20, complete=False, beyond=False, current=True)]
-    assert staying(Keep(last=1), run)[20] == ("not complete yet",)
+    assert staying(RetentionPolicy(last=1), run)[20] == ("not complete yet",)
 
 
 @pytest.mark.parametrize("keep", [{"last": 0}, {"best": 1}, {"best": -1}])
 def test_a_rule_that_would_keep_nothing_is_refused(keep: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="stays"):
-        Keep(**keep)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="at least 1"):
+        RetentionPolicy(**keep)  # type: ignore[arg-type]
 
 
 keeps = st.builds(
-    Keep,
+    RetentionPolicy,
     last=st.integers(1, 4),
     best=st.integers(0, 3),
     metric=st.just("loss"),
@@ -125,12 +128,12 @@ keeps = st.builds(
 
 
 @st.composite
-def runs(draw: Callable[..., object]) -> list[Kept[str]]:
+def runs(draw: Callable[..., object]) -> list[CheckpointFacts[str]]:
     """Any run that a registry could have."""
     rows = draw(
         st.lists(
             st.builds(
-                Kept,
+                CheckpointFacts,
                 id=st.uuids().map(str),
                 attempt=st.integers(1, 4),
                 step=st.integers(0, 100),
@@ -155,29 +158,29 @@ def runs(draw: Callable[..., object]) -> list[Kept[str]]:
 
 
 @given(keeps, runs())
-def test_nothing_that_is_needed_ever_goes(keep: Keep, run: list[Kept[str]]) -> None:
+def test_nothing_that_is_needed_ever_goes(keep: RetentionPolicy, run: list[CheckpointFacts[str]]) -> None:
     decision = decide(keep, run, NOW)
-    assert {*decision.stays, *decision.goes} == {each.id for each in run}
-    assert not decision.stays.keys() & decision.goes.keys()
-    assert all(decision.stays.values()) and all(decision.goes.values())
+    assert {*decision.kept, *decision.deleted} == {each.id for each in run}
+    assert not decision.kept.keys() & decision.deleted.keys()
+    assert all(decision.kept.values()) and all(decision.deleted.values())
     outliving = [each for each in run if each.complete and not each.superseded and each.beyond]
     for each in run:
         on_its_way = each.current and not each.superseded and not each.complete
         if each.head or each.pinned or each.resumed or on_its_way:
-            assert each.id in decision.stays
+            assert each.id in decision.kept
     if outliving:
-        assert max(outliving, key=lambda each: each.order).id in decision.stays
+        assert max(outliving, key=lambda each: each.order).id in decision.kept
 
 
 @given(keeps, runs())
-def test_deciding_again_takes_nothing_more(keep: Keep, run: list[Kept[str]]) -> None:
+def test_deciding_again_takes_nothing_more(keep: RetentionPolicy, run: list[CheckpointFacts[str]]) -> None:
     """So it may be done as often as anything happens."""
     first = decide(keep, run, NOW)
-    left = [each for each in run if each.id in first.stays]
-    assert decide(keep, left, NOW).stays.keys() == first.stays.keys()
+    left = [each for each in run if each.id in first.kept]
+    assert decide(keep, left, NOW).kept.keys() == first.kept.keys()
 
 
 @given(keeps, runs())
-def test_limits_only_ever_take_away(keep: Keep, run: list[Kept[str]]) -> None:
+def test_limits_only_ever_take_away(keep: RetentionPolicy, run: list[CheckpointFacts[str]]) -> None:
     free = decide(replace(keep, max_age=None, max_total=None), run, NOW)
-    assert decide(keep, run, NOW).stays.keys() <= free.stays.keys()
+    assert decide(keep, run, NOW).kept.keys() <= free.kept.keys()

@@ -118,7 +118,7 @@ async def test_a_store_that_is_away_is_waited_for(world: World) -> None:
         await follow(world, model={"init_from": "runs/x@10"})
         async with world.db.connection() as conn:  # without a word to the coordinator's own follower
             await conn.execute("UPDATE runs SET state = 'succeeded' WHERE id = 'x'")
-        await run_dependencies.release(world.db, Away())
+        await run_dependencies.release_dependents(world.db, Away())
         assert (await world.run("next")).state == runs_pb2.Run.QUEUED
         await world.submit("free", resources={"gpus_per_node": 8})
         assert "runs/next/" in (await b.take()).lease

@@ -5,30 +5,30 @@ from typing import Any
 
 import pytest
 
-from coordinator.scheduling import GIB, Claimable, Decisions, Grant, Host, Need, Seat, plan
+from coordinator.scheduling import GIB, ClaimableRun, Grant, HostCapacity, Need, Placement, SchedulingDecisions, plan
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 
 
-def cpu(name: str, free: int = 1, slots: int = 1, **more: Any) -> Host:
-    return Host(
+def cpu(name: str, free: int = 1, slots: int = 1, **more: Any) -> HostCapacity:
+    return HostCapacity(
         name=name, free=tuple(range(slots - free, slots)), slots=slots, memory=16 * GIB, cpus=8, disk=GIB, **more
     )
 
 
-def gpu(name: str, *gib: int, free: tuple[int, ...] | None = None, **more: Any) -> Host:
+def gpu(name: str, *gib: int, free: tuple[int, ...] | None = None, **more: Any) -> HostCapacity:
     sizes = {index: size * GIB for index, size in enumerate(gib)}
-    return Host(
+    return HostCapacity(
         name=name, free=tuple(sizes) if free is None else free, slots=len(sizes), gpus=sizes, memory=64 * GIB, **more
     )
 
 
-def run(name: str, need: Need | None = None, *, age: int = 0, **more: Any) -> Claimable:
-    return Claimable(run=name, need=need or Need(), create_time=NOW - timedelta(seconds=age), **more)
+def run(name: str, need: Need | None = None, *, age: int = 0, **more: Any) -> ClaimableRun:
+    return ClaimableRun(run=name, need=need or Need(), create_time=NOW - timedelta(seconds=age), **more)
 
 
-def granted(decisions: Decisions) -> dict[str, list[str]]:
-    return {grant.run: [seat.agent for seat in grant.seats] for grant in decisions.grants}
+def granted(decisions: SchedulingDecisions) -> dict[str, list[str]]:
+    return {grant.run: [placement.agent for placement in grant.placements] for grant in decisions.grants}
 
 
 def test_priority_first_then_the_oldest() -> None:
@@ -67,12 +67,12 @@ def test_a_need_that_was_not_met_is_judged_once_for_all_runs_that_share_it() -> 
 def test_no_slot_is_granted_twice_and_gpus_are_slots() -> None:
     need = Need(gpus=2, require_cuda=True)
     decisions = plan([run("r1", need, age=2), run("r2", need, age=1), run("r3", need)], [gpu("g", 80, 80, 80, 80)], NOW)
-    assert decisions.grants == (Grant("r1", (Seat("g", (0, 1)),)), Grant("r2", (Seat("g", (2, 3)),)))
+    assert decisions.grants == (Grant("r1", (Placement("g", (0, 1)),)), Grant("r2", (Placement("g", (2, 3)),)))
 
 
 def test_only_gpus_with_enough_memory_are_given() -> None:
     decisions = plan([run("r", Need(require_cuda=True, vram=40 * GIB))], [gpu("g", 24, 80)], NOW)
-    assert decisions.grants == (Grant("r", (Seat("g", (1,)),)),)
+    assert decisions.grants == (Grant("r", (Placement("g", (1,)),)),)
 
 
 def test_gangs_are_placed_whole_or_not_at_all() -> None:
@@ -91,7 +91,7 @@ def test_a_run_that_fits_on_no_disk_is_told_how_much_there_is() -> None:
 
 @pytest.mark.parametrize("trouble", ["is unreachable", "is leaving", "is not ready: disk full"])
 def test_an_agent_in_trouble_is_no_candidate(trouble: str) -> None:
-    decisions = plan([run("r")], [cpu("a", trouble=trouble)], NOW)
+    decisions = plan([run("r")], [cpu("a", unschedulable=trouble)], NOW)
     assert (decisions.grants, decisions.explanations["r"]) == ((), f"needs a free slot on one host; a {trouble}")
 
 
@@ -107,7 +107,7 @@ def test_an_agent_in_trouble_is_no_candidate(trouble: str) -> None:
         (run("r", Need(labels={"zone": "z"})), "c"),
     ],
 )
-def test_which_of_several_hosts_it_prefers(claim: Claimable, agent: str) -> None:
+def test_which_of_several_hosts_it_prefers(claim: ClaimableRun, agent: str) -> None:
     fleet = [cpu("a"), cpu("b"), cpu("c", labels={"zone": "z"})]
     assert granted(plan([claim], fleet, NOW)) == {"r": [agent]}
 
@@ -144,5 +144,5 @@ def test_a_run_in_back_off_waits_for_its_time() -> None:
         (Need(nodes=3), [cpu("a"), cpu("b")], "needs a free slot on each of 3 hosts; 2 are like that"),
     ],
 )
-def test_why_a_run_waits(need: Need, fleet: list[Host], words: str) -> None:
+def test_why_a_run_waits(need: Need, fleet: list[HostCapacity], words: str) -> None:
     assert plan([run("r", need)], fleet, NOW).explanations == {"r": words}

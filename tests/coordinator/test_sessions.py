@@ -12,7 +12,7 @@ from grpc import aio
 from coordinator.background.planner import plan_once
 from coordinator.commands import sessions
 from coordinator.rpc import requests
-from coordinator.values import Hello, Pulse, Readiness
+from coordinator.values import Heartbeat, Hello, Readiness
 from relay.errors import SessionReplaced
 from relay.timing import DEFAULT
 from relay.v1 import agents_pb2 as pb
@@ -160,10 +160,10 @@ async def test_a_heartbeat_of_the_replaced_session_does_not_judge_what_the_new_o
     async with connected(world.replica.agents, "a") as [a]:
         await world.submit()
         wished = await a.assigned()
-        late = Pulse(agent="a", session_id=uuid.UUID(a.beats[-1].session_id), held=(), readiness=Readiness())
+        late = Heartbeat(agent="a", session_id=uuid.UUID(a.beats[-1].session_id), held=(), readiness=Readiness())
         a.hold(wished)
         await sessions.open_session(world.db, hello_of(a), DEFAULT)
-        await sessions.beat(world.db, [late], 30.0)
+        await sessions.record_heartbeats(world.db, [late], 30.0)
     [attempt] = await world.attempts()
     assert attempt.state == runs_pb2.Attempt.HELD
 
@@ -189,7 +189,8 @@ def hello_of(agent: ScriptedAgent, **more: Any) -> Hello:
     """What the agent would say."""
     plain: dict[str, Any] = {
         "agent": agent.name, "instance_id": agent.instance, "boot_id": agent.boot, "deployment_id": "", "labels": {},
-        "capability": {}, "slots": (0,), "held": requests.held(list(agent.held.values())), "readiness": Readiness(),
+        "capability": {}, "slots": (0,),
+        "held": requests.parse_held(list(agent.held.values())), "readiness": Readiness(),
     }  # fmt: skip
     return Hello(**{**plain, **more})
 
@@ -209,7 +210,7 @@ async def test_the_hello_says_at_once_what_is_free_and_whether_work_is_welcome(w
     """S9: between the hello and the first heartbeat nothing is granted by what an older session said."""
     async with connected(world.replica.agents, "a") as [a]:
         await a.beat()
-        dying = requests.held([pb.HeldLease(lease=f"runs/gone/leases/{uuid.uuid4()}", slots=[0])])
+        dying = requests.parse_held([pb.HeldLease(lease=f"runs/gone/leases/{uuid.uuid4()}", slots=[0])])
         await sessions.open_session(world.db, hello_of(a, held=dying, readiness=Readiness(ready=False)), DEFAULT)
         agent = await world.replica.fleet.GetAgent(_named("a"))
         assert (agent.state, list(agent.free_slots)) == (Fleet.NOT_READY, [])
@@ -220,8 +221,8 @@ async def test_a_heartbeat_that_is_taken_after_its_stream_ended_does_not_bring_t
     agent = ScriptedAgent(world.replica.agents, "a")
     opened = await sessions.open_session(world.db, hello_of(agent), DEFAULT)
     await sessions.close_session(world.db, "a", opened.session_id)
-    late = Pulse(agent="a", session_id=opened.session_id, held=(), readiness=Readiness())
-    await sessions.beat(world.db, [late], 30.0)
+    late = Heartbeat(agent="a", session_id=opened.session_id, held=(), readiness=Readiness())
+    await sessions.record_heartbeats(world.db, [late], 30.0)
     assert (await world.replica.fleet.GetAgent(_named("a"))).state == Fleet.UNREACHABLE
 
 
@@ -253,14 +254,14 @@ async def test_only_the_current_session_renews(world: World) -> None:
         newer = ScriptedAgent(world.replica.agents, "a", instance=a.instance)
         newer.held = a.held
         await newer.hello()
-        stale = Pulse(
+        stale = Heartbeat(
             agent="a",
             session_id=uuid.UUID(a.beats[-1].session_id),
-            held=requests.held(list(a.held.values())),
+            held=requests.parse_held(list(a.held.values())),
             readiness=Readiness(ready=False),
         )
         before = await stored(world)
-        wish = (await sessions.beat(world.db, [stale], 30.0))["a"]
+        wish = (await sessions.record_heartbeats(world.db, [stale], 30.0))["a"]
         assert wish.session_id != stale.session_id  # which is what its stream ends with
         assert await stored(world) == before
         assert (await newer.beat()).leases[0].lease == wished.lease

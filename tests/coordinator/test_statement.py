@@ -17,10 +17,10 @@ class Noted(Interpreter):
 
 async def test_another_kind_of_connection_is_handed_the_statement_and_its_arguments() -> None:
     lease = uuid4()
-    told: object = await leases.run_of(Noted(), lease)
+    told: object = await leases.find_run(Noted(), lease)
     assert told == ("leases.run_of", (lease,), {})
 
 
 async def test_on_postgres_it_runs_its_sql(db: Database) -> None:
     async with db.connection() as conn:
-        assert await leases.run_of(conn, uuid4()) is None
+        assert await leases.find_run(conn, uuid4()) is None

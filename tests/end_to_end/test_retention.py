@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from coordinator.artifacts.folder import FolderArtifacts
-from coordinator.artifacts.garbage_collection import Collector, files_of
+from coordinator.artifacts.garbage_collection import Collector, read_file_digests
 from coordinator.background.garbage_collection import collect_once
-from coordinator.database.connections import connected
+from coordinator.database.connections import connect_database
 from relay.v1 import runs_pb2 as pb
 from relayctl.local.deployment import Host
 from tests.end_to_end.conductor import true_loss
@@ -43,7 +43,7 @@ async def all_removed(run: Watched) -> list[pb.Checkpoint]:
 async def blobs_left(deployment: Deployment) -> set[Path]:
     """The files in the store, after all that nothing names was collected; they are just those that are named."""
     artifacts = FolderArtifacts(deployment.artifacts, limit=1 << 40)
-    async with connected(deployment.database_url) as db:
+    async with connect_database(deployment.database_url) as db:
         assert await collect_once(db, Collector(artifacts), grace=-1.0)
     return set((deployment.artifacts / "blobs").glob("??/*"))
 
@@ -85,6 +85,6 @@ async def test_only_the_last_and_the_best_are_left_after_kills(fleet: Fleet) -> 
         assert on_disk(host) == {each.step for each in left if on(each, f"host://agents/{host.name}")}
     artifacts = FolderArtifacts(fleet.deployment.artifacts, limit=1 << 40)
     manifests = {part.manifest_digest for each in left for part in each.parts} | {ended.output.manifest_digest}
-    named = manifests.union(*(files_of(artifacts, digest) for digest in manifests))
+    named = manifests.union(*(read_file_digests(artifacts, digest) for digest in manifests))
     named |= {entry.digest for entry in ended.inputs}
     assert {f"sha256:{path.name}" for path in await blobs_left(fleet.deployment)} == named

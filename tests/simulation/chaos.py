@@ -8,7 +8,7 @@ from contextvars import Context
 from dataclasses import replace
 
 from coordinator.commands import runs
-from coordinator.store.deployment import Identity
+from coordinator.store.deployment import DatabaseIdentity
 from tests.simulation.faults import Fault
 from tests.simulation.host import Host
 from tests.simulation.network import Way
@@ -212,7 +212,7 @@ class Chaos:
         identity = self._world.storage.identity
         self._swap(fault, replace(identity, oid=identity.oid + 1))
 
-    def _swap(self, fault: Fault, identity: Identity) -> None:
+    def _swap(self, fault: Fault, identity: DatabaseIdentity) -> None:
         """After a while in which there is none."""
         storage = self._world.storage
         storage.away = True

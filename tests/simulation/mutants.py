@@ -25,13 +25,12 @@ from agent.session import Session
 from agent.shim.kill_deadlines import Sentence
 from agent.supervisor import Supervisor
 from coordinator import lifecycle, outage, retention
-from coordinator import sessions as live_sessions
 from coordinator.commands import checkpoints as checkpoint_commands
-from coordinator.commands import deployment as deployment_commands
 from coordinator.commands import events as event_commands
 from coordinator.commands import leases as lease_commands
 from coordinator.commands import sessions as session_commands
 from coordinator.lifecycle import Change, Lapsed, LeaseState, Phase, Status
+from coordinator.rpc import sessions as live_sessions
 from coordinator.store import agents, checkpoints, deployment, desired_state, events, leases, runs
 from coordinator.store.leases import LeaseRow
 from coordinator.store.statement import Statement
@@ -152,7 +151,7 @@ def lapse_unchecked() -> Sequence[Patch]:
     async def mutated(ex: Execution, lease_id: UUID, at: Any = None) -> str | None:
         return next((row["agent"] for row in simulated_leases.places_of(ex, lease_id)), None)
 
-    return [carried_out(leases.expired_place, mutated)]
+    return [carried_out(leases.find_expired_agent, mutated)]
 
 
 @mutant(
@@ -170,7 +169,7 @@ def stop_lapse_stays() -> Sequence[Patch]:
 
 @mutant("after an outage nothing lapses for a full TTL (§2 Outage grace)", "replica_killed database_away")
 def no_outage_grace() -> Sequence[Patch]:
-    return [patch.object(outage, "cause", lambda *_, **__: "")]
+    return [patch.object(outage, "find_outage", lambda *_, **__: "")]
 
 
 # Beats
@@ -187,14 +186,14 @@ def no_wish_version() -> Sequence[Patch]:
     spare="versions order what was read, and a shim has killed before its lease lapses",
 )
 def stale_read() -> Sequence[Patch]:
-    beat = session_commands.beat
+    beat = session_commands.record_heartbeats
 
-    async def mutated(db: Any, pulses: Sequence[Any], ttl: float) -> Any:
-        before = await session_commands.wished(db, [pulse.agent for pulse in pulses])
-        await beat(db, pulses, ttl)
+    async def mutated(db: Any, heartbeats: Sequence[Any], ttl: float) -> Any:
+        before = await session_commands.read_desired_state(db, [pulse.agent for pulse in heartbeats])
+        await beat(db, heartbeats, ttl)
         return before
 
-    return [patch.object(session_commands, "beat", mutated)]
+    return [patch.object(session_commands, "record_heartbeats", mutated)]
 
 
 @mutant(
@@ -214,7 +213,7 @@ def mixed_beat() -> Sequence[Patch]:
 
 @mutant("the wish version is raised in the transaction that changes the wish (§2 Beats)", "weather pause")
 def version_not_raised() -> Sequence[Patch]:
-    return [carried_out(agents.raise_versions, nothing())]
+    return [carried_out(agents.raise_desired_versions, nothing())]
 
 
 @mutant(
@@ -277,27 +276,29 @@ def renewal_without_session() -> Sequence[Patch]:
     "power_cut",
 )
 def renewal_by_name() -> Sequence[Patch]:
-    heartbeat = REPERTOIRE[agents.beat]
+    heartbeat = REPERTOIRE[agents.record_heartbeats]
 
-    async def mutated(ex: Execution, pulses: Sequence[Any]) -> Any:
-        of_them = [place for pulse in pulses for place in ex.where("places", "agent", pulse.agent)]
+    async def mutated(ex: Execution, heartbeats: Sequence[Any]) -> Any:
+        of_them = [place for pulse in heartbeats for place in ex.where("places", "agent", pulse.agent)]
         unended = [place for place in of_them if place["end_time"] is None]
         await ex.update("places", unended, expire_time=ex.now + timedelta(seconds=TEST.ttl))
-        return await heartbeat(ex, pulses)
+        return await heartbeat(ex, heartbeats)
 
-    return [carried_out(agents.beat, mutated)]
+    return [carried_out(agents.record_heartbeats, mutated)]
 
 
 @mutant("a heartbeat of an older session changes nothing (§2 Sessions)", "line_stalls database_slow")
 def beats_of_older_sessions() -> Sequence[Patch]:
-    heartbeat = REPERTOIRE[agents.beat]
+    heartbeat = REPERTOIRE[agents.record_heartbeats]
 
-    async def mutated(ex: Execution, pulses: Sequence[Any]) -> Any:
-        rows = [ex.get("agents", pulse.agent) for pulse in pulses]
-        taken = [replace(pulse, session_id=row["session_id"]) for pulse, row in zip(pulses, rows, strict=True) if row]
+    async def mutated(ex: Execution, heartbeats: Sequence[Any]) -> Any:
+        rows = [ex.get("agents", pulse.agent) for pulse in heartbeats]
+        taken = [
+            replace(pulse, session_id=row["session_id"]) for pulse, row in zip(heartbeats, rows, strict=True) if row
+        ]
         return await heartbeat(ex, taken)
 
-    return [carried_out(agents.beat, mutated)]
+    return [carried_out(agents.record_heartbeats, mutated)]
 
 
 @mutant("a grant that its agent has not reported yet is not missing (§2 Sessions)", "detach")
@@ -322,22 +323,22 @@ def clone_taken_for_reboot() -> Sequence[Patch]:
 
 @mutant("while the older session beats another boot of its name is refused (§2 Sessions, F21)", "cloned")
 def clones_admitted() -> Sequence[Patch]:
-    admit = session_commands.admit
+    admit = session_commands.check_admission
 
     def mutated(row: Any, hello: Any, _: float) -> list[str]:
         return admit(row, hello, 0.0)
 
-    return [patch.object(session_commands, "admit", mutated)]
+    return [patch.object(session_commands, "check_admission", mutated)]
 
 
 @mutant("a replaced instance is refused from then on (§2 Sessions, F21)", "cloned agent_frozen host_frozen")
 def replaced_come_back() -> Sequence[Patch]:
-    admit = session_commands.admit
+    admit = session_commands.check_admission
 
     def mutated(row: Any, hello: Any, within: float) -> list[str]:
         return admit({**row, "retired_instances": []}, hello, within)
 
-    return [patch.object(session_commands, "admit", mutated)]
+    return [patch.object(session_commands, "check_admission", mutated)]
 
 
 @mutant(
@@ -346,31 +347,31 @@ def replaced_come_back() -> Sequence[Patch]:
     ours=True,
 )
 def late_hellos_taken() -> Sequence[Patch]:
-    admit = session_commands.admit
+    admit = session_commands.check_admission
 
     def mutated(row: Any, hello: Any, within: float) -> list[str]:
         return admit(row, replace(hello, dial=0), within)
 
-    return [patch.object(session_commands, "admit", mutated)]
+    return [patch.object(session_commands, "check_admission", mutated)]
 
 
 @mutant("a heartbeat that a later one has overtaken says nothing (§2 Sessions, F17)", "weather", ours=True)
 def overtaken_heartbeats_heard() -> Sequence[Patch]:
-    return [patch.object(live_sessions.LiveSession, "_is_news", lambda *_: True)]
+    return [patch.object(live_sessions.LiveSession, "_is_newest", lambda *_: True)]
 
 
 # Fences
 
 
 async def _any_lease(conn: Any, lease_id: UUID) -> runs.RunRow:
-    """Like runs.lock_of, for leases that are over too."""
-    run_id = await leases.run_of(conn, lease_id)
+    """Like runs.lock_by_lease, for leases that are over too."""
+    run_id = await leases.find_run(conn, lease_id)
     if run_id is None:
         raise LeaseLost
     run = await runs.lock(conn, run_id)
     if run.lease is not None and run.lease.id == lease_id:
         return run
-    return replace(run, lease=LeaseRow.of(conn.database.storage.tables["leases"][lease_id]))
+    return replace(run, lease=LeaseRow.from_row(conn.database.storage.tables["leases"][lease_id]))
 
 
 @mutant("the registry accepts only the current lease (§2 Fencing, S2)", "partition host_frozen")
@@ -382,7 +383,7 @@ def unfenced_publish() -> Sequence[Patch]:
 def unfenced_completion() -> Sequence[Patch]:
     return [
         patch.object(lease_commands, "runs", Instead(runs, lock_of=_any_lease)),
-        patch.object(lease_commands, "_reported", nothing()),
+        patch.object(lease_commands, "_find_reported", nothing()),
     ]
 
 
@@ -403,7 +404,7 @@ def unfenced_start() -> Sequence[Patch]:
     async def mutated(db: Any, lease_id: UUID, node: int, checkpoint_id: UUID | None, skipped: Any) -> None:
         async with db.transaction() as conn:
             run = await _any_lease(conn, lease_id)
-            if not run.held.started:
+            if not run.current_lease.started:
                 await lease_commands._start(conn, run, checkpoint_id, skipped)
 
     return [patch.object(lease_commands, "start", mutated)]
@@ -417,7 +418,7 @@ def unfenced_start() -> Sequence[Patch]:
     "failover",
 )
 def head_before_events() -> Sequence[Patch]:
-    return [patch.object(leases, "check_passed", nothing())]
+    return [patch.object(leases, "check_cursors", nothing())]
 
 
 @mutant("after a fallback a step counts that is greater than its own lease's last (§4, S5)", "damaged power_cut")
@@ -436,7 +437,7 @@ def head_behind_a_fallback() -> Sequence[Patch]:
 
 @mutant("the cursor moves in the transaction that stores the bytes (§3, S7)", "replica_killed commits_unknown")
 def cursor_outside() -> Sequence[Patch]:
-    append, move = event_commands.append, events.move_cursors
+    append, move = event_commands.append_ranges, events.move_cursors
     moves: list[Any] = []
 
     async def collect(conn: Any, moved: Any) -> None:
@@ -449,7 +450,7 @@ def cursor_outside() -> Sequence[Patch]:
                 await move(conn, moves.pop(0))
         return answers
 
-    return [patch.object(event_commands, "append", mutated), patch.object(events, "move_cursors", collect)]
+    return [patch.object(event_commands, "append_ranges", mutated), patch.object(events, "move_cursors", collect)]
 
 
 @mutant("acked means stored: the answer comes after the commit (§3, S7)", "commits_unknown replica_killed")
@@ -467,18 +468,18 @@ def acked_before_commit() -> Sequence[Patch]:
 
 @mutant("a stretch beyond the cursor is a gap (§3, S7)", "failover replica_killed")
 def gaps_taken() -> Sequence[Patch]:
-    take = event_commands._Batch.take
+    take = event_commands._AppendBatch.take
 
     def mutated(self: Any, stretch: Any) -> Any:
         self.cursors[stretch.key] = max(self.cursors.get(stretch.key, 0), stretch.offset)
         return take(self, stretch)
 
-    return [patch.object(event_commands._Batch, "take", mutated)]
+    return [patch.object(event_commands._AppendBatch, "take", mutated)]
 
 
 @mutant("what overlaps the cursor is taken once (§3, S7)", "weather replica_killed")
 def overlaps_taken() -> Sequence[Patch]:
-    take = event_commands._Batch.take
+    take = event_commands._AppendBatch.take
 
     def mutated(self: Any, stretch: Any) -> Any:
         stored = self.cursors.get(stretch.key, 0)
@@ -486,7 +487,7 @@ def overlaps_taken() -> Sequence[Patch]:
             self.cursors[stretch.key] = stretch.offset
         return take(self, stretch)
 
-    return [patch.object(event_commands._Batch, "take", mutated)]
+    return [patch.object(event_commands._AppendBatch, "take", mutated)]
 
 
 @mutant("a start takes later points and checkpoints of earlier attempts off the curve (§3, S6)", "power_cut")
@@ -506,12 +507,12 @@ def resume_from_the_oldest() -> Sequence[Patch]:
 
 @mutant("the newest beyond its host stays, however old it is (§4, S6)", "store_away")
 def only_copy_let_go() -> Sequence[Patch]:
-    needed = retention._needed
+    needed = retention._find_required
 
     def mutated(*args: Any) -> Any:
         return (pair for pair in needed(*args) if pair[1] != "the newest beyond its host")
 
-    return [patch.object(retention, "_needed", mutated)]
+    return [patch.object(retention, "_find_required", mutated)]
 
 
 @mutant(
@@ -520,11 +521,11 @@ def only_copy_let_go() -> Sequence[Patch]:
     spare="events come before their checkpoint, and none is taken before the start",
 )
 def register_before_start() -> Sequence[Patch]:
-    lock_of = runs.lock_of
+    lock_of = runs.lock_by_lease
 
     async def mutated(conn: Any, lease_id: UUID) -> runs.RunRow:
         run = await lock_of(conn, lease_id)
-        return replace(run, lease=replace(run.held, started=True))
+        return replace(run, lease=replace(run.current_lease, started=True))
 
     return [patch.object(checkpoint_commands, "runs", Instead(runs, lock_of=mutated))]
 
@@ -589,7 +590,7 @@ def ids_reused() -> Sequence[Patch]:
 def stop_granted_after_failover() -> Sequence[Patch]:
     return [
         carried_out(deployment.withhold_stop_runs, nothing()),
-        carried_out(deployment.withholding, nothing((False, None))),
+        carried_out(deployment.read_withholding, nothing((False, None))),
     ]
 
 
@@ -604,7 +605,7 @@ def places_not_extended() -> Sequence[Patch]:
 
 @mutant("after a failover every session ends (§2 Failover)", "failover")
 def sessions_outlive_failover() -> Sequence[Patch]:
-    return [patch.object(deployment_commands, "end_all", nothing())]
+    return [patch.object(session_commands, "end_all_sessions", nothing())]
 
 
 @mutant("a database knows which it is from its migration on (§2 Failover, S3)", "", ours=True, first=7234)
@@ -618,7 +619,7 @@ def unknown_until_first_look() -> Sequence[Patch]:
     spare="it is for a copy that runs beside its original, which is not simulated",
 )
 def leases_outlive_restore() -> Sequence[Patch]:
-    return [patch.object(deployment_commands, "_end", nothing())]
+    return [patch.object(session_commands, "_end_restored", nothing())]
 
 
 @mutant("what a failover lost is sent again: the welcome says what the coordinator has (§2 Failover)", "failover")
@@ -643,7 +644,7 @@ def end_before_checkpoints() -> Sequence[Patch]:
 @mutant("a session that is not the agent's own is told so (§2 Sessions)", "cloned agent_frozen host_frozen")
 def foreign_wishes_obeyed() -> Sequence[Patch]:
     def tell(self: Any, wish: Any, sequence: int) -> Any:
-        self._told = wish.version
-        return live_sessions.Told(replace(wish, session_id=self.welcome.session_id), sequence)
+        self._sent_version = wish.version
+        return live_sessions.Reply(replace(wish, session_id=self.welcome.session_id), sequence)
 
-    return [patch.object(live_sessions.LiveSession, "_tell", tell)]
+    return [patch.object(live_sessions.LiveSession, "_reply", tell)]

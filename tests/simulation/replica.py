@@ -13,8 +13,8 @@ from coordinator.background import planner, reaper
 from coordinator.commands.events import Appender
 from coordinator.database.connections import Database
 from coordinator.rpc.agents import AgentsService
-from coordinator.rpc.interceptors import Guard
-from coordinator.sessions import Heartbeats, Sessions
+from coordinator.rpc.interceptors import CallGuard
+from coordinator.rpc.sessions import HeartbeatBatcher, Sessions
 from relay.timing import LeaseTiming
 from relay.v1 import agents_pb2_grpc
 from storage.manifest import Manifest
@@ -44,17 +44,17 @@ class Replica:
         self.process = Process(loop, name)
         self._database = database
         self.db = db = cast(Database, database)  #: as commands take it
-        self._guard = Guard()
+        self._guard = CallGuard()
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
-        heartbeats, appender = Heartbeats(db, timing), Appender(db, loop.time)
+        heartbeats, appender = HeartbeatBatcher(db, timing), Appender(db, loop.time)
         sessions = Sessions(db, timing, heartbeats)
         service = AgentsService(db, cast(Artifacts, _Everything()), sessions, appender, timing)
         agents_pb2_grpc.add_AgentsServicer_to_server(service, cast(grpc.aio.Server, self))
         for work in (
             heartbeats.run(),
             appender.run(),
-            planner.run(db, timing),
-            reaper.run(db, timing, monotonic=loop.time),
+            planner.plan_forever(db, timing),
+            reaper.reap_forever(db, timing, monotonic=loop.time),
         ):
             self.process.spawn(work)
 

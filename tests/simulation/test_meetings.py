@@ -10,12 +10,22 @@ import pytest
 
 from coordinator import scheduling
 from coordinator.background.planner import plan_once
-from coordinator.background.reaper import reap
-from coordinator.commands import checkpoints, deployment, events, leases, runs, sessions
-from coordinator.commands.events import Stretch
+from coordinator.background.reaper import reap_once
+from coordinator.commands import checkpoints, events, leases, runs, sessions
+from coordinator.commands.events import ByteRange
 from coordinator.database.postgres import Cluster
 from coordinator.lifecycle import Cause, Outcome, RunState
-from coordinator.values import Completion, Copy, CursorAt, Held, Hello, NewCheckpoint, Pulse, Readiness, Submission
+from coordinator.values import (
+    Completion,
+    Copy,
+    Cursor,
+    Heartbeat,
+    HeldPlace,
+    Hello,
+    NewCheckpoint,
+    Readiness,
+    Submission,
+)
 from relay.errors import LeaseLost
 from relay.timing import DEFAULT
 from tests.simulation.traces import Artifacts
@@ -35,7 +45,7 @@ async def both(postgres_server: Cluster) -> AsyncIterator[Twins]:
         yield made
 
 
-def hello(agent: str, *held: Held, boot: str = "boot") -> Act:
+def hello(agent: str, *held: HeldPlace, boot: str = "boot") -> Act:
     said = Hello(
         agent=agent, instance_id=f"{agent}-{boot}", boot_id=boot, deployment_id="", capability={}, labels={},
         slots=(0, 1), held=held, readiness=Readiness(),
@@ -56,42 +66,42 @@ def session(both: Twins, agent: str) -> UUID:
 
 
 def grant(both: Twins, run: str, agent: str, slot: int = 0) -> Act:
-    planned = scheduling.Grant(run, (scheduling.Seat(agent, (slot,), session(both, agent)),))
+    planned = scheduling.Grant(run, (scheduling.Placement(agent, (slot,), session(both, agent)),))
     return lambda db: leases.grant(db, planned, TTL)
 
 
-async def granted(both: Twins, run: str = "r", agent: str = "a") -> Held:
+async def granted(both: Twins, run: str = "r", agent: str = "a") -> HeldPlace:
     """A lease that its agent lists."""
     await both.agree(grant(both, run, agent))
-    held = Held(both.storage.rows("leases")[-1]["id"], 0, "running", (0,))
+    held = HeldPlace(both.storage.rows("leases")[-1]["id"], 0, "running", (0,))
     await both.agree(beat(both, agent, held))
     return held
 
 
-async def begun(both: Twins, run: str = "r", agent: str = "a") -> Held:
+async def begun(both: Twins, run: str = "r", agent: str = "a") -> HeldPlace:
     """One whose attempt has said what it resumes from."""
     held = await granted(both, run, agent)
     await both.agree(lambda db: leases.start(db, held.lease_id, 0, None, ()))
     return held
 
 
-def beat(both: Twins, agent: str, *held: Held) -> Act:
-    pulse = Pulse(agent=agent, session_id=session(both, agent), held=held, readiness=Readiness())
-    return lambda db: sessions.beat(db, [pulse], TTL)
+def beat(both: Twins, agent: str, *held: HeldPlace) -> Act:
+    pulse = Heartbeat(agent=agent, session_id=session(both, agent), held=held, readiness=Readiness())
+    return lambda db: sessions.record_heartbeats(db, [pulse], TTL)
 
 
-async def run_out(both: Twins, held: Held) -> None:
+async def run_out(both: Twins, held: HeldPlace) -> None:
     await both.set("places", (held.lease_id, 0), expire_time=both.now - timedelta(seconds=1))
 
 
-def complete(held: Held, outcome: Outcome = Outcome.SUCCEEDED, digest: str = "report") -> Act:
+def complete(held: HeldPlace, outcome: Outcome = Outcome.SUCCEEDED, digest: str = "report") -> Act:
     report = Completion(node=0, outcome=outcome, digest=digest)
     return lambda db: leases.complete(db, held.lease_id, report)
 
 
-def append(held: Held, offset: int, data: bytes, *, wait: bool) -> Act:
-    stretch = Stretch("r", held.lease_id, 0, "stdout", offset, data)
-    return lambda db: events.append(db, [stretch], wait=wait, wall=lambda: 0.0)
+def append(held: HeldPlace, offset: int, data: bytes, *, wait: bool) -> Act:
+    stretch = ByteRange("r", held.lease_id, 0, "stdout", offset, data)
+    return lambda db: events.append_ranges(db, [stretch], wait=wait, wall=lambda: 0.0)
 
 
 def row(both: Twins, table: str, key: Any) -> Any:
@@ -201,7 +211,7 @@ async def test_a_head_moves_once_when_two_nodes_register_at_once(both: Twins) ->
     held = await granted(both)
     await both.agree(lambda db: leases.start(db, held.lease_id, 0, None, ()))
     new = NewCheckpoint(
-        node=0, step=5, manifest_digest="d", size=1, files=1, after=(CursorAt(0, "events", 0),)
+        node=0, step=5, manifest_digest="d", size=1, files=1, required_cursors=(Cursor(0, "events", 0),)
     )  # fmt: skip
     register: Act = lambda db: checkpoints.register(db, held.lease_id, new)  # noqa: E731
     met = await both.overlap(register, register)
@@ -218,16 +228,16 @@ async def test_the_next_host_is_offered_the_newest_and_those_that_it_can_reach(
     await both.agree(lambda db: leases.start(db, held.lease_id, 0, None, ()))
     for step, store in ((1, "relay"), (2, "host"), (3, "host"), (4, "host")):
         new = NewCheckpoint(
-            node=0, step=step, manifest_digest="d", size=1, files=1, after=(CursorAt(0, "events", 0),),
+            node=0, step=step, manifest_digest="d", size=1, files=1, required_cursors=(Cursor(0, "events", 0),),
             copies=(Copy(store=store, uri=f"{store}://agents/a"),),
         )  # fmt: skip
         await both.agree(partial(checkpoints.register, lease_id=held.lease_id, new=new))
-    await both.agree(lambda db: sessions.wished(db, ["a"]))
+    await both.agree(lambda db: sessions.read_desired_state(db, ["a"]))
     await both.agree(complete(held, Outcome.FAULTED))
     await both.agree(lambda db: plan_once(db, DEFAULT))
     await both.agree(grant(both, "r", "b"))
-    await both.agree(lambda db: sessions.wished(db, ["a", "b"]))
-    wish = (await sessions.wished(both.simulated, ["b"]))["b"]  # type: ignore[arg-type]
+    await both.agree(lambda db: sessions.read_desired_state(db, ["a", "b"]))
+    wish = (await sessions.read_desired_state(both.simulated, ["b"]))["b"]  # type: ignore[arg-type]
     assert wish.leases[0].assignment is not None
     assert [view.step for view in wish.leases[0].assignment.checkpoints] == [4, 3, 1]
     both.simulated.said.clear()
@@ -260,7 +270,7 @@ async def test_a_cancel_waits_for_a_stop_that_ends_by_itself(both: Twins) -> Non
 
 
 async def test_two_reapers_tick_one_after_the_other(both: Twins) -> None:
-    tick: Act = lambda db: reap(db, DEFAULT, None, monotonic=lambda: 0.0)  # noqa: E731
+    tick: Act = lambda db: reap_once(db, DEFAULT, None, monotonic=lambda: 0.0)  # noqa: E731
     met = await both.overlap(tick, tick, which=1)
     assert met.waited and met.first == met.second
 
@@ -273,7 +283,7 @@ async def test_what_a_clone_does_not_list_is_neither_missed_nor_begun_again_unde
     await both.pass_time(2 * DEFAULT.heartbeat + 1)
     await both.agree(hello("a", boot="clone"))
     for lease in both.storage.rows("leases"):
-        await both.agree(partial(leases.miss, lease_id=lease["id"]))
+        await both.agree(partial(leases.end_missing, lease_id=lease["id"]))
     await both.agree(beat(both, "a"))
     assert [lease["end_time"] is None for lease in both.storage.rows("leases")] == [True, False]
 
@@ -283,11 +293,11 @@ async def test_after_a_failover_nothing_is_wished_of_an_agent_until_it_says_hell
     listed = await granted(both)
     await both.agree(submit("s"))
     await both.agree(grant(both, "s", "a", slot=1))
-    await both.agree(lambda db: deployment.recognise(db, TTL))
+    await both.agree(lambda db: sessions.recognise_database(db, TTL))
     await both.set("deployment", True, timeline=both.storage.rows("deployment")[0]["timeline"] + 1)
-    await both.agree(lambda db: deployment.recognise(db, TTL))
+    await both.agree(lambda db: sessions.recognise_database(db, TTL))
     assert session(both, "a") is None
-    await both.agree(lambda db: sessions.wished(db, ["a", "b"]))
+    await both.agree(lambda db: sessions.read_desired_state(db, ["a", "b"]))
     await both.agree(hello("a", listed))
     await both.agree(beat(both, "a", listed))
     assert [lease["end_time"] is None for lease in both.storage.rows("leases")] == [True, False]
@@ -295,14 +305,14 @@ async def test_after_a_failover_nothing_is_wished_of_an_agent_until_it_says_hell
 
 async def test_a_checkpoint_of_two_nodes_is_head_with_its_second_part(both: Twins) -> None:
     """S5."""
-    seats = tuple(scheduling.Seat(agent, (0,), session(both, agent)) for agent in ("a", "b"))
+    seats = tuple(scheduling.Placement(agent, (0,), session(both, agent)) for agent in ("a", "b"))
     await both.agree(lambda db: leases.grant(db, scheduling.Grant("r", seats), TTL))
     lease_id = both.storage.rows("leases")[0]["id"]
     await both.agree(lambda db: leases.start(db, lease_id, 0, None, ()))
     heads = []
     for node in (0, 1):
         new = NewCheckpoint(
-            node=node, step=5, manifest_digest="d", size=1, files=1, after=(CursorAt(0, "events", 0),)
+            node=node, step=5, manifest_digest="d", size=1, files=1, required_cursors=(Cursor(0, "events", 0),)
         )  # fmt: skip
         await both.agree(partial(checkpoints.register, lease_id=lease_id, new=new))
         heads.append(row(both, "runs", "r")["head_id"])
@@ -311,7 +321,7 @@ async def test_a_checkpoint_of_two_nodes_is_head_with_its_second_part(both: Twin
 
 async def test_what_has_lapsed_is_not_found_expired_again(both: Twins) -> None:
     """Nor is it while the silent host is one of several that are heard."""
-    tick: Act = lambda db: reap(db, DEFAULT, None, monotonic=lambda: 0.0)  # noqa: E731
+    tick: Act = lambda db: reap_once(db, DEFAULT, None, monotonic=lambda: 0.0)  # noqa: E731
     held = await granted(both)
     await both.agree(tick)
     await run_out(both, held)

@@ -19,10 +19,10 @@ from coordinator.background import planner, reaper
 from coordinator.commands import runs as commands
 from coordinator.database.connections import DatabaseAway
 from coordinator.lifecycle import Policy
-from coordinator.sessions import Heartbeat, Heartbeats, Sessions, Told
-from coordinator.store import history, leadership, leases, planning, runs
-from coordinator.store.runs import Order
-from coordinator.values import Hello, Pulse, Readiness, Submission
+from coordinator.rpc.sessions import HeartbeatBatcher, NumberedHeartbeat, Reply, Sessions
+from coordinator.store import deployment, history, leases, planning, runs
+from coordinator.store.runs import RunDefinition
+from coordinator.values import Heartbeat, Hello, Readiness, Submission
 from relay.timing import DEFAULT
 from tests.simulation.store.database import Moment, SimulatedDatabase
 from tests.simulation.store.storage import Changed, Storage
@@ -30,7 +30,7 @@ from tests.simulation.traces import Artifacts, Trace
 from tests.simulation.twins import outcome
 
 ROOT = Path(__file__).parents[2]
-ORDER = Order({}, (), "digest")
+ORDER = RunDefinition({}, (), "digest")
 
 
 @pytest.fixture
@@ -104,13 +104,13 @@ async def test_a_process_that_dies_lets_go_of_all_it_had(storage: Storage, db: S
     other = SimulatedDatabase(storage)
     with pytest.raises(DatabaseAway):
         async with other.dedicated() as leader, other.transaction() as conn:
-            assert await leadership.try_lead(leader, 1)
+            assert await deployment.try_lead(leader, 1)
             await runs.count_attempt(conn, run, 7)
             task = await blocked(db, run)
             other.kill()
             await task
             async with db.dedicated() as next_leader:
-                assert await leadership.try_lead(next_leader, 1)
+                assert await deployment.try_lead(next_leader, 1)
             await runs.count_attempt(conn, run, 8)
     assert storage.tables["runs"][run]["attempts"] == 0
     with pytest.raises(DatabaseAway):
@@ -122,7 +122,7 @@ async def test_a_database_that_was_away_has_lost_its_connections(
 ) -> None:
     """F7: what was committed is there; who listened is woken; who led leads no more."""
     async with db.dedicated() as leader, db.notifications.subscribe("relay_queue") as woken:
-        await leadership.try_lead(leader, 1)
+        await deployment.try_lead(leader, 1)
         with pytest.raises(DatabaseAway):
             async with db.transaction() as conn:
                 await runs.count_attempt(conn, run, 7)
@@ -132,7 +132,7 @@ async def test_a_database_that_was_away_has_lost_its_connections(
                 storage.away = False
         assert woken.is_set()
         with pytest.raises(DatabaseAway):
-            await leadership.still_leads(leader)
+            await deployment.check_leadership(leader)
     await db.ping()
     assert storage.tables["runs"][run]["attempts"] == 0
 
@@ -235,7 +235,7 @@ async def test_who_is_deaf_hears_afterwards_that_something_was_missed(db: Simula
 
 async def test_the_coordinators_services_run_on_it(db: SimulatedDatabase) -> None:
     """L4: a run that is submitted is pushed to its agent, by way of the planner."""
-    heartbeats = Heartbeats(db, DEFAULT)
+    heartbeats = HeartbeatBatcher(db, DEFAULT)
     sessions = Sessions(db, DEFAULT, heartbeats)
     hello = Hello(
         agent="a", instance_id="1", boot_id="boot", deployment_id="", capability={}, labels={}, slots=(0,), held=(),
@@ -246,21 +246,25 @@ async def test_the_coordinators_services_run_on_it(db: SimulatedDatabase) -> Non
         provenance={},
     )  # fmt: skip
     async with asyncio.TaskGroup() as group, asyncio.timeout(60):
-        services = heartbeats.run(), planner.run(db, DEFAULT), reaper.run(db, DEFAULT, monotonic=lambda: 0.0)
+        services = (
+            heartbeats.run(),
+            planner.plan_forever(db, DEFAULT),
+            reaper.reap_forever(db, DEFAULT, monotonic=lambda: 0.0),
+        )
         tasks = [group.create_task(service) for service in services]
         async with sessions.open(hello) as session, aclosing(session.messages(silence())) as messages:
-            assert isinstance(first := await anext(messages), Told) and not first.wish.leases
+            assert isinstance(first := await anext(messages), Reply) and not first.desired.leases
             await commands.create(db, Artifacts(), submission, DEFAULT.ttl)
-            assert isinstance(told := await anext(messages), Told)
-            assert [lease.run_id for lease in told.wish.leases] == ["r"]
+            assert isinstance(told := await anext(messages), Reply)
+            assert [lease.run_id for lease in told.desired.leases] == ["r"]
         for task in tasks:
             task.cancel()
 
 
-async def silence() -> AsyncIterator[Heartbeat]:
+async def silence() -> AsyncIterator[NumberedHeartbeat]:
     """No heartbeat ever comes."""
     await asyncio.Event().wait()
-    yield Heartbeat(0, Pulse(agent="a", session_id=UUID(int=0), held=(), readiness=Readiness()))
+    yield NumberedHeartbeat(0, Heartbeat(agent="a", session_id=UUID(int=0), held=(), readiness=Readiness()))
 
 
 async def trace_digest(seed: int) -> str:

@@ -11,22 +11,22 @@ from typing import Any
 from uuid import UUID, uuid5
 
 from coordinator import scheduling
-from coordinator.artifacts.base import Stat
+from coordinator.artifacts.base import BlobStat
 from coordinator.background.planner import plan_once
-from coordinator.background.reaper import Looked, reap
-from coordinator.commands import checkpoints, deployment, events, leases, retention, runs, sessions
-from coordinator.commands.events import Stretch
+from coordinator.background.reaper import ReaperLook, reap_once
+from coordinator.commands import checkpoints, events, leases, retention, runs, sessions
+from coordinator.commands.events import ByteRange
 from coordinator.lifecycle import Cause, Outcome
-from coordinator.store import leadership
+from coordinator.store import deployment as deployment_store
 from coordinator.store import retention as retention_store
 from coordinator.values import (
     Completion,
     Copy,
-    CursorAt,
-    Held,
+    Cursor,
+    Heartbeat,
+    HeldPlace,
     Hello,
     NewCheckpoint,
-    Pulse,
     Readiness,
     Skipped,
     Submission,
@@ -46,9 +46,9 @@ NOBODY = UUID(int=0)
 class Artifacts:
     """Whatever is asked for is there."""
 
-    def stats(self, digests: Sequence[str], /) -> list[Stat]:
+    def stats(self, digests: Sequence[str], /) -> list[BlobStat]:
         """All whole."""
-        return [Stat(digest, True, 0) for digest in digests]
+        return [BlobStat(digest, True, 0) for digest in digests]
 
     def read(self, digest: str, limit: int, /) -> bytes:
         """Not what is in them."""
@@ -61,7 +61,7 @@ class Trace:
 
     dice: Random
     storage: Storage
-    looked: Looked | None = None
+    looked: ReaperLook | None = None
     reports: dict[UUID, Completion] = field(default_factory=dict)
 
     def act(self) -> tuple[str, Act]:
@@ -96,14 +96,14 @@ class Trace:
         row = self.dice.choice(unended) if unended and self.chance(0.8) else self.one("leases")
         return NOBODY if self.chance(0.02) else row["id"] if row else None
 
-    def held(self, agent: str) -> tuple[Held, ...]:
+    def held(self, agent: str) -> tuple[HeldPlace, ...]:
         """What the agent lists: mostly what it should."""
         places = [row for row in self.rows("places") if row["agent"] == agent and row["end_time"] is None]
         if places and self.chance(0.1):
             places.remove(self.dice.choice(places))
         if self.chance(0.1) and (other := self.one("places")):
             places.append(other)
-        return tuple(Held(row["lease_id"], row["node"], "running", tuple(row["slots"])) for row in places)
+        return tuple(HeldPlace(row["lease_id"], row["node"], "running", tuple(row["slots"])) for row in places)
 
     # operators
 
@@ -161,7 +161,7 @@ class Trace:
 
         async def act(db: Any) -> object:
             opened = await sessions.open_session(db, hello, DEFAULT)
-            return opened, await sessions.records(db, hello)
+            return opened, await sessions.read_lease_records(db, hello)
 
         return act
 
@@ -179,12 +179,12 @@ class Trace:
         live = [row for row in self.rows("agents") if row["session_id"] is not None]
         if not live:
             return None
-        pulses = [self.pulse(row) for row in self.dice.sample(live, self.dice.randint(1, len(live)))]
-        return lambda db: sessions.beat(db, pulses, TTL)
+        heartbeats = [self.pulse(row) for row in self.dice.sample(live, self.dice.randint(1, len(live)))]
+        return lambda db: sessions.record_heartbeats(db, heartbeats, TTL)
 
-    def pulse(self, agent: Row) -> Pulse:
+    def pulse(self, agent: Row) -> Heartbeat:
         """Of the agent's session, or one that it had."""
-        return Pulse(
+        return Heartbeat(
             agent=agent["name"],
             session_id=agent["session_id"] if self.chance(0.93) else NOBODY,
             held=self.held(agent["name"]),
@@ -207,16 +207,16 @@ class Trace:
 
     def append(self) -> Act | None:
         """Stretches of some sources."""
-        stretches: list[Stretch] = []
+        stretches: list[ByteRange] = []
         for _ in range(self.dice.randint(1, 3)):
             lease_id = self.lease_id(started=True)
             if lease_id is None:
                 return None
             stretches.append(self.stretch(lease_id))
         wait, time = self.chance(0.5), self.storage.now().timestamp()
-        return lambda db: events.append(db, stretches, wait=wait, wall=lambda: time)
+        return lambda db: events.append_ranges(db, stretches, wait=wait, wall=lambda: time)
 
-    def stretch(self, lease_id: UUID) -> Stretch:
+    def stretch(self, lease_id: UUID) -> ByteRange:
         """From where its source is stored, mostly."""
         source, node = self.dice.choice(["events", "events", "agent", "stdout"]), 1 if self.chance(0.1) else 0
         cursor = self.storage.tables["cursors"].get((lease_id, node, source))
@@ -224,7 +224,7 @@ class Trace:
         lease = self.storage.tables["leases"].get(lease_id)
         data = b"".join(json.dumps(self.line()).encode() + b"\n" for _ in range(self.dice.randint(0, 3)))
         run_id = lease["run_id"] if lease and self.chance(0.97) else "r0"
-        return Stretch(run_id, lease_id, node, source, offset, data, skipped=9 if self.chance(0.05) else 0)
+        return ByteRange(run_id, lease_id, node, source, offset, data, skipped_bytes=9 if self.chance(0.05) else 0)
 
     def line(self) -> object:
         """What a trainer writes."""
@@ -252,8 +252,8 @@ class Trace:
             size=1,
             files=1,
             metrics={"loss": self.dice.choice([0.25, 1e20])},
-            after=(CursorAt(0, "events", 1000 if self.chance(0.1) else 0),),
-            copies=(Copy(store="host", uri=retention_store.host_uri(self.dice.choice(AGENTS))),),
+            required_cursors=(Cursor(0, "events", 1000 if self.chance(0.1) else 0),),
+            copies=(Copy(store="host", uri=retention_store.host_copy_uri(self.dice.choice(AGENTS))),),
         )
         return lambda db: checkpoints.register(db, lease_id, new)
 
@@ -287,16 +287,16 @@ class Trace:
         scarce, count, age = self.chance(0.3), self.dice.randrange(4), self.dice.choice([0.0, TTL])
 
         async def act(db: Any) -> object:
-            found = await retention.removals(db, name, session_id, age, scarce=scarce)
+            found = await retention.list_removals(db, name, session_id, age, scarce=scarce)
             gone = [(each.checkpoint_id, each.node, each.uri) for each in found[:count]]
-            await retention.removed(db, name, session_id, gone)
-            return found, await retention.orphans(db, sealed, age)
+            await retention.report_removals(db, name, session_id, gone)
+            return found, await retention.find_orphans(db, sealed, age)
 
         return act
 
     def age(self) -> Act:
         """Time passes for those that are kept for a while."""
-        return retention.tidy_aged
+        return retention.apply_max_ages
 
     def complete(self) -> Act | None:
         """An attempt's last write; one that was sent before, now and then."""
@@ -314,7 +314,7 @@ class Trace:
             permanent=self.chance(0.2),
             error=failed,
             output=output,
-            final=(CursorAt(0, "events", 1000 if self.chance(0.1) else 0),),
+            final_cursors=(Cursor(0, "events", 1000 if self.chance(0.1) else 0),),
         )
         if self.chance(0.5):
             report = self.reports.setdefault(lease_id, report)
@@ -333,11 +333,13 @@ class Trace:
             return None
         chosen = self.dice.sample(self.rows("agents"), min(len(self.rows("agents")), self.dice.choice([1, 1, 2])))
         seats = tuple(
-            scheduling.Seat(row["name"], (self.dice.randrange(2),), NOBODY if self.chance(0.1) else row["session_id"])
+            scheduling.Placement(
+                row["name"], (self.dice.randrange(2),), NOBODY if self.chance(0.1) else row["session_id"]
+            )
             for row in chosen
         )
         if self.chance(0.05):
-            seats = (scheduling.Seat("nobody", (0,), NOBODY),)
+            seats = (scheduling.Placement("nobody", (0,), NOBODY),)
         planned = scheduling.Grant(run["id"], seats)
         return lambda db: leases.grant(db, planned, TTL)
 
@@ -347,7 +349,7 @@ class Trace:
         if lease_id is None:
             return None
         judgements: list[Callable[..., Awaitable[object]]]
-        judgements = [leases.lapse, leases.lapse, leases.unlapse, leases.miss]
+        judgements = [leases.lapse, leases.lapse, leases.renew_lapsed, leases.end_missing]
         judgement = self.dice.choice(judgements)
         return lambda db: judgement(db, lease_id)
 
@@ -355,20 +357,20 @@ class Trace:
         """A tick of the reaper, that went on or has just begun."""
         looked = self.looked if self.chance(0.5) else None
         now = self.storage.now()
-        self.looked = Looked(now, _monotonic(now))
-        return lambda db: reap(db, DEFAULT, looked, monotonic=lambda: _monotonic(now))
+        self.looked = ReaperLook(now, _monotonic(now))
+        return lambda db: reap_once(db, DEFAULT, looked, monotonic=lambda: _monotonic(now))
 
     def recognise(self) -> Act:
         """A look at which database it is."""
-        return lambda db: deployment.recognise(db, TTL)
+        return lambda db: sessions.recognise_database(db, TTL)
 
     def lead(self) -> Act:
         """A service takes the lead and gives it up."""
 
         async def act(db: Any) -> object:
             async with db.dedicated() as conn, db.dedicated() as other:
-                leads = await leadership.try_lead(conn, 7), await leadership.try_lead(other, 7)
-                await leadership.still_leads(conn)
+                leads = await deployment_store.try_lead(conn, 7), await deployment_store.try_lead(other, 7)
+                await deployment_store.check_leadership(conn)
             return leads
 
         return act

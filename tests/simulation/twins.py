@@ -18,7 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import asyncpg
 
-from coordinator.database.connections import CHANNELS, Database, DatabaseTimeouts, connected
+from coordinator.database.connections import CHANNELS, Database, DatabaseTimeouts, connect_database
 from coordinator.database.postgres import Cluster
 from coordinator.database.tables import Base
 from coordinator.store import deployment
@@ -291,7 +291,7 @@ async def twins(cluster: Cluster) -> AsyncIterator[Twins]:
         operator = await asyncpg.connect(url)
         try:
             await _take_over(operator)
-            async with connected(url, timeouts=_PATIENT) as database:
+            async with connect_database(url, timeouts=_PATIENT) as database:
                 yield await _twins(operator, database)
         finally:
             await operator.close()
@@ -311,7 +311,7 @@ async def _take_over(operator: asyncpg.Connection) -> None:
 
 
 async def _twins(operator: asyncpg.Connection, database: Database) -> Twins:
-    identity = await deployment.identity(operator)
+    identity = await deployment.read_identity(operator)
     clock: list[Twins] = []
     storage = Storage(now=lambda: clock[0].now if clock else BEGINNING, random=Counting(), identity=identity)
     simulated = RecordedDatabase(SimulatedDatabase(storage))

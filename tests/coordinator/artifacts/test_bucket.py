@@ -13,8 +13,8 @@ from unittest.mock import patch
 import obstore
 import pytest
 
-from coordinator.artifacts.bucket import BucketArtifacts, opened
-from coordinator.artifacts.garbage_collection import Collector, missing
+from coordinator.artifacts.bucket import BucketArtifacts, open_bucket
+from coordinator.artifacts.garbage_collection import Collector, find_missing
 from coordinator.config import Config
 from relay.errors import BlobTooLarge, BlobUnknown, DigestMismatch, OffsetGap, StoreFull
 from relay.settings import SettingsError
@@ -62,7 +62,7 @@ def put(store: BucketArtifacts, data: bytes) -> str:
 
 
 def keys(store: BucketArtifacts, prefix: str = "") -> list[str]:
-    return sorted(meta["path"] for batch in obstore.list(opened(store.url), prefix or None) for meta in batch)
+    return sorted(meta["path"] for batch in obstore.list(open_bucket(store.url), prefix or None) for meta in batch)
 
 
 def test_there_and_back_and_only_once(store: BucketArtifacts, url: str, tmp_path: Path) -> None:
@@ -70,13 +70,13 @@ def test_there_and_back_and_only_once(store: BucketArtifacts, url: str, tmp_path
         digest = put(store, data)
         assert put(made(url, tmp_path / "other"), data) == digest  # another replica has it too
         assert store.stat(digest).complete and store.read(digest, 1 << 30) == data
-        with store.reading(digest) as blob:
+        with store.open_blob(digest) as blob:
             assert blob.size == len(data) and blob.piece(len(data)) == b""
             assert b"".join(blob.piece(at) for at in range(0, len(data), MIB)) == data
     unknown = digest_bytes(b"nobody has this")
     assert [stat.complete for stat in store.stats([digest, unknown, digest])] == [True, False, True]
     assert len(keys(store, "blobs/")) == 3 and not list((tmp_path / "scratch" / "partial").iterdir())
-    with pytest.raises(BlobUnknown), store.reading(digest_bytes(b"nobody has this")):
+    with pytest.raises(BlobUnknown), store.open_blob(digest_bytes(b"nobody has this")):
         pass
     with pytest.raises(BlobTooLarge):
         store.read(digest, 10)
@@ -119,7 +119,7 @@ def test_a_damaged_blob_is_set_aside_when_asked_and_the_next_upload_repairs_it(s
     """F16."""
     digest = put(store, b"sound")
     (key,) = keys(store, "blobs/")
-    obstore.put(opened(store.url), key, b"sounD")
+    obstore.put(open_bucket(store.url), key, b"sounD")
     with pytest.raises(DigestMismatch):
         list(store.check(digest))
     assert not store.stat(digest).complete and len(keys(store, "damaged/")) == 1
@@ -138,7 +138,7 @@ def test_what_is_named_stays_and_the_rest_goes_once_it_is_old(store: BucketArtif
     assert Collector(store).collect([kept], [], 0.0).blobs == 0
     swept = Collector(store).collect([kept], [], FUTURE)
     assert (swept.blobs, swept.size, swept.left) == (1, 4, 2)
-    assert missing(store, kept) == [] and not store.stat(gone).complete
+    assert find_missing(store, kept) == [] and not store.stat(gone).complete
     assert not keys(store, "doomed/")
 
 
@@ -156,9 +156,9 @@ def test_two_that_brought_the_same_leave_one_in_the_end(store: BucketArtifacts, 
 def test_whoever_is_told_that_an_old_one_is_there_keeps_it(url: str, tmp_path: Path) -> None:
     store = made(url, tmp_path, grace=0.0)  # everything is old at once
     digest = put(store, b"asked for")
-    (before,) = [meta["last_modified"].timestamp() for batch in obstore.list(opened(url)) for meta in batch]
+    (before,) = [meta["last_modified"].timestamp() for batch in obstore.list(open_bucket(url)) for meta in batch]
     assert store.stat(digest).complete and len(keys(store, "touched/")) == 1
-    touched = obstore.head(opened(url), keys(store, "touched/")[0])["last_modified"].timestamp()
+    touched = obstore.head(open_bucket(url), keys(store, "touched/")[0])["last_modified"].timestamp()
     assert Collector(store).collect([], [], touched - 1e-3).blobs == 0
     assert before <= touched and store.stat(digest).complete
 
@@ -187,7 +187,7 @@ def test_the_mark_of_a_sweep_that_was_killed_dooms_its_object_and_no_other(url: 
     store = made(url, tmp_path, grace=0.0)
     digest = put(store, b"half swept")
     (key,) = keys(store, "blobs/")
-    obstore.put(opened(url), f"doomed/{key.rpartition('/')[2]}", b"doomed")
+    obstore.put(open_bucket(url), f"doomed/{key.rpartition('/')[2]}", b"doomed")
     assert not store.stat(digest).complete
     put(store, b"half swept")
     assert Collector(store).collect([], [digest], FUTURE).blobs == 1  # the doomed one

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.artifacts.folder import FolderArtifacts
-from coordinator.artifacts.garbage_collection import Collector, missing
+from coordinator.artifacts.garbage_collection import Collector, find_missing
 from storage.manifest import Manifest, ManifestFile, digest_bytes
 
 LONG_AGO = 1_000_000.0
@@ -60,7 +60,7 @@ def test_what_is_named_directly_or_by_a_manifest_stays_and_the_rest_goes(
     swept = Collector(store).collect([kept], [data], time.time() - 60)
     assert (swept.blobs, swept.left) == (2, 5)  # a manifest and a file of its own
     assert blobs(tmp_path / "store") == {kept, data, young, digest_bytes(b"shared"), digest_bytes(b"kept")}
-    assert missing(store, kept) == [] and missing(store, gone) == [gone]
+    assert find_missing(store, kept) == [] and find_missing(store, gone) == [gone]
     assert list((tmp_path / "store" / "swept").iterdir()) == []
 
 
@@ -128,7 +128,7 @@ def test_a_manifest_that_cannot_be_read_just_now_stops_the_sweep(
         patched.setattr(store, "read", broken)
         with pytest.raises(PermissionError):
             Collector(store).collect([kept], [], time.time() - 60)
-    assert missing(store, kept) == []
+    assert find_missing(store, kept) == []
 
 
 def test_the_store_of_another_deployment_is_not_swept(store: FolderArtifacts) -> None:

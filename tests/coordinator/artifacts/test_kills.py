@@ -20,12 +20,12 @@ import pytest
 from grpc import aio
 
 from coordinator.artifacts.base import Artifacts
-from coordinator.artifacts.bucket import BucketArtifacts, opened
+from coordinator.artifacts.bucket import BucketArtifacts, open_bucket
 from coordinator.artifacts.folder import FolderArtifacts
-from coordinator.artifacts.garbage_collection import Collector, files_of, missing
+from coordinator.artifacts.garbage_collection import Collector, find_missing, read_file_digests
 from coordinator.background.garbage_collection import collect_once
 from coordinator.database.connections import Database
-from coordinator.store import artifacts as store
+from coordinator.store import retention as store
 from relay.errors import BlobUnknown, InputMissing, OffsetGap, from_rpc, is_transient
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import artifacts_pb2, runs_pb2
@@ -51,13 +51,13 @@ Names = Callable[[], set[str]]  #: digests of the blobs that lie in a store
 async def disagreements(db: Database, artifacts: Artifacts, lying: Names) -> list[str]:
     """Where the registry and the store differ, in words."""
     async with db.connection() as conn:
-        named = await store.named(conn)
-    found = [f"{digest} lacks {lacking}" for digest in named.manifests for lacking in missing(artifacts, digest)]
+        named = await store.read_referenced_blobs(conn)
+    found = [f"{digest} lacks {lacking}" for digest in named.manifests for lacking in find_missing(artifacts, digest)]
     assert await collect_once(db, Collector(artifacts), grace=-1e6) is not None
     wanted = {*named.manifests, *named.blobs}
     for digest in named.manifests:
         with contextlib.suppress(BlobUnknown):
-            wanted |= files_of(artifacts, digest)
+            wanted |= read_file_digests(artifacts, digest)
     return found + [f"{digest} is in the store, and nothing names it" for digest in lying() - wanted]
 
 
@@ -95,10 +95,10 @@ def in_a_bucket(folder: Path, endpoint: str) -> Kind:
     url = "s3://relay/kills"
 
     def keys(prefix: str) -> list[str]:
-        return [meta["path"] for batch in obstore.list(opened(url), prefix) for meta in batch]
+        return [meta["path"] for batch in obstore.list(open_bucket(url), prefix) for meta in batch]
 
     def lose(digest: str) -> None:
-        obstore.delete(opened(url), keys(f"blobs/{digest[7:9]}/{digest[7:]}/"))
+        obstore.delete(open_bucket(url), keys(f"blobs/{digest[7:9]}/{digest[7:]}/"))
 
     return Kind(
         ("--artifact-store", url, "--artifact-dir", str(folder / "artifacts")),
@@ -265,12 +265,12 @@ async def test_registry_and_store_agree_after_many_kills(
             agent.vanish()
     assert publisher.step > 2
     async with db.connection() as conn:
-        named = await store.named(conn)
+        named = await store.read_referenced_blobs(conn)
     assert 1 <= len(named.manifests) <= 3
     artifacts = kind.opened()
     assert await disagreements(db, artifacts, kind.lying) == []
     # and what does not agree is found
-    file = min(files_of(artifacts, max(named.manifests)))
+    file = min(read_file_digests(artifacts, max(named.manifests)))
     for lost in (file, max(named.manifests)):
         kind.lose(lost)
         assert any(f"lacks {lost}" in each for each in await disagreements(db, kind.opened(), kind.lying))

@@ -9,7 +9,7 @@ import pytest
 from grpc import aio
 
 from coordinator.background import reaper
-from coordinator.background.reaper import Looked
+from coordinator.background.reaper import ReaperLook
 from coordinator.commands import leases
 from coordinator.database.postgres import Cluster
 from coordinator.store import leases as stored_leases
@@ -49,12 +49,12 @@ async def test_a_gap_in_the_reapers_own_tick_lets_nothing_lapse_for_a_ttl(world:
             # One transaction, so that the coordinator's own reaper finds both or neither.
             await conn.execute("UPDATE deployment SET reaper_tick = reaper_tick - interval '1 hour'")
             await conn.execute("UPDATE places SET expire_time = clock_timestamp() - interval '1 second'")
-        await reaper.reap(world.db, world.config.timing, None)
-        await reaper.reap(world.db, world.config.timing, None)
+        await reaper.reap_once(world.db, world.config.timing, None)
+        await reaper.reap_once(world.db, world.config.timing, None)
         assert (await state(world, "a"), await state(world, "b")) == (HELD, HELD)
         await a.beat()
         await execute(world, "UPDATE deployment SET lapses_after = clock_timestamp()")
-        await reaper.reap(world.db, world.config.timing, None)
+        await reaper.reap_once(world.db, world.config.timing, None)
         assert (await state(world, "a"), await state(world, "b")) == (HELD, LAPSED)
 
 
@@ -68,17 +68,17 @@ async def test_a_clock_that_leaps_while_the_reaper_looks_lets_nothing_lapse(worl
             await conn.execute("UPDATE deployment SET lapses_after = clock_timestamp() + interval '1 hour'")  # ours
             lease = await conn.fetchval("SELECT id FROM leases")
         async with world.db.transaction() as conn:
-            assert await stored_leases.expired(conn, judged) == []
+            assert await stored_leases.find_expired(conn, judged) == []
         assert not await leases.lapse(world.db, lease, judged)
         assert await state(world, "a") == HELD
 
 
 async def test_an_outage_that_is_no_failover_withholds_no_stop_runs(world: World) -> None:
     """F6, F7: the database is the one it was, so no holder is unknown to it."""
-    await reaper.reap(world.db, world.config.timing, None)
+    await reaper.reap_once(world.db, world.config.timing, None)
     async with world.db.transaction() as conn:
         await conn.execute("UPDATE deployment SET reaper_tick = reaper_tick - interval '1 hour'")
-    await reaper.reap(world.db, world.config.timing, None)
+    await reaper.reap_once(world.db, world.config.timing, None)
     async with world.db.connection() as conn:
         row = await conn.fetchrow("SELECT * FROM deployment")
     assert row["lapses_after"] is not None and row["stop_grants_after"] is None
@@ -93,9 +93,9 @@ async def test_when_all_agents_are_silent_the_line_is_to_blame(world: World) -> 
                                      connect_time = connect_time - interval '1 minute'"""
             )
             await conn.execute("UPDATE places SET expire_time = clock_timestamp() - interval '1 second'")
-        await reaper.reap(world.db, world.config.timing, None)
+        await reaper.reap_once(world.db, world.config.timing, None)
         await b.beat()
-        await reaper.reap(world.db, world.config.timing, None)
+        await reaper.reap_once(world.db, world.config.timing, None)
         assert (await state(world, "a"), await state(world, "b")) == (HELD, HELD)
 
 
@@ -103,11 +103,11 @@ async def test_a_clock_that_jumps_lets_nothing_lapse(world: World) -> None:
     """F13."""
     async with connected(world.replica.agents, "a", "b") as [a, b]:
         await held(world, a, b)
-        last = await reaper.reap(world.db, world.config.timing, None)
-        jumped = Looked(last.database - timedelta(hours=1), time.monotonic())
-        await reaper.reap(world.db, world.config.timing, jumped)
+        last = await reaper.reap_once(world.db, world.config.timing, None)
+        jumped = ReaperLook(last.database - timedelta(hours=1), time.monotonic())
+        await reaper.reap_once(world.db, world.config.timing, jumped)
         await run_out(world)
-        await reaper.reap(world.db, world.config.timing, None)
+        await reaper.reap_once(world.db, world.config.timing, None)
         assert (await state(world, "a"), await state(world, "b")) == (HELD, HELD)
 
 
@@ -127,7 +127,7 @@ async def test_after_a_failover_sessions_end_places_last_a_ttl_and_stop_runs_wai
         async with world.db.transaction() as conn:
             await conn.execute("UPDATE deployment SET timeline = timeline + 1")
             await conn.execute("UPDATE places SET expire_time = clock_timestamp() - interval '1 second'")
-        await reaper.reap(world.db, world.config.timing, None)
+        await reaper.reap_once(world.db, world.config.timing, None)
         with pytest.raises(aio.AioRpcError) as ended:
             await a.until(lambda _: False)
         assert ended.value.code().name == "UNAVAILABLE"
@@ -149,7 +149,7 @@ async def test_in_a_restored_copy_every_lease_has_ended(world: World) -> None:
         await held(world, a)
         [lease] = a.held
         await execute(world, "UPDATE deployment SET system_identifier = 'another'")
-        await reaper.reap(world.db, world.config.timing, None)
+        await reaper.reap_once(world.db, world.config.timing, None)
         with pytest.raises(aio.AioRpcError) as refused:
             await a.start(lease)
         assert reason(refused.value) == "LEASE_LOST"

@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager
 import asyncpg
 import pytest
 
-from coordinator.database.connections import Database, DatabaseAway, connected
+from coordinator.database.connections import Database, DatabaseAway, connect_database
 
 WAYS: list[Callable[[Database], AbstractAsyncContextManager[object]]] = [
     Database.connection,
@@ -27,7 +27,7 @@ async def test_another_database_in_its_place_is_none(
     await other.execute("CREATE TABLE deployment (deployment_id uuid)")
     await other.execute("INSERT INTO deployment VALUES (gen_random_uuid())")
     ours = await other.fetchval("SELECT deployment_id FROM deployment")
-    async with connected(empty_database_url) as database:
+    async with connect_database(empty_database_url) as database:
         await database.ping()
         await other.execute(swap)
         await other.execute(

@@ -8,7 +8,7 @@ import pytest
 from alembic.script import ScriptDirectory
 
 from coordinator.database import migrate
-from coordinator.database.connections import connected
+from coordinator.database.connections import connect_database
 from coordinator.database.tables import REVISION
 from coordinator.store import deployment
 
@@ -58,13 +58,13 @@ async def test_a_table_in_use_fails_the_migration_instead_of_holding_up_everybod
 async def test_a_database_knows_which_it_is_from_the_beginning(empty_database_url: str) -> None:
     """A copy from before its coordinator's first start is a copy too: no `stop` run is granted on it at once (S3)."""
     await migrate.upgrade(empty_database_url)
-    async with connected(empty_database_url) as db, db.connection() as conn:
-        itself = await deployment.identity(conn)
-        assert (await deployment.withholding(conn)) == (False, itself)
+    async with connect_database(empty_database_url) as db, db.connection() as conn:
+        itself = await deployment.read_identity(conn)
+        assert (await deployment.read_withholding(conn)) == (False, itself)
         await conn.execute("UPDATE deployment SET timeline = timeline + 1")
     await migrate.downgrade(empty_database_url, "0003")
     await migrate.upgrade(empty_database_url)
-    async with connected(empty_database_url) as db, db.connection() as conn:
-        _, known = await deployment.withholding(conn)
+    async with connect_database(empty_database_url) as db, db.connection() as conn:
+        _, known = await deployment.read_withholding(conn)
         assert known == replace(itself, timeline=itself.timeline + 1), "what it knew is not written over"
-        assert await deployment.withholds_stop_runs(conn)
+        assert await deployment.are_stop_runs_withheld(conn)

@@ -14,12 +14,12 @@ import asyncpg
 import pytest
 
 from coordinator.database import postgres
-from coordinator.database.postgres_programs import Identity, choose_identity
+from coordinator.database.postgres_programs import ProcessIdentity, choose_process_identity
 
 USER = """
 import sys
 from pathlib import Path
-from coordinator import postgres
+from coordinator.database import postgres
 with postgres.running(postgres.prepare(Path(sys.argv[1]), durable=False)):
     print("running", flush=True)
     sys.stdin.read()
@@ -39,7 +39,7 @@ def _user(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
             process.kill()
 
 
-def _cluster(folder: Path, identity: Identity | None = None) -> postgres.Cluster:
+def _cluster(folder: Path, identity: ProcessIdentity | None = None) -> postgres.Cluster:
     return postgres.prepare(folder, durable=False, identity=identity)
 
 
@@ -153,7 +153,7 @@ def test_a_long_path_gets_its_socket_elsewhere(tmp_path: Path) -> None:
 
 
 def test_root_has_a_way(tmp_path: Path) -> None:
-    identity = choose_identity()
+    identity = choose_process_identity()
     assert identity.owner == os.geteuid() or identity.uid is not None
 
 
@@ -164,7 +164,7 @@ def test_as_another_user_where_namespaces_are_forbidden(tmp_path: Path, monkeypa
     elsewhere = Path("/var/tmp") / f"relay-test-{os.getpid()}"
     monkeypatch.setattr("coordinator.database.postgres_programs.FALLBACK_ROOT", elsewhere)
     try:
-        cluster = _cluster(tmp_path, Identity(owner=nobody.pw_uid, uid=nobody.pw_uid, gid=nobody.pw_gid))
+        cluster = _cluster(tmp_path, ProcessIdentity(owner=nobody.pw_uid, uid=nobody.pw_uid, gid=nobody.pw_gid))
         assert cluster.folder.is_relative_to(elsewhere)
         with postgres.running(cluster):
             assert Path(f"/proc/{_server(cluster)}").stat().st_uid == nobody.pw_uid

@@ -15,7 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from coordinator.config import Config
 from coordinator.database.connections import DatabaseAway
-from coordinator.rpc.interceptors import CONTROL_BYTES, Guard, written
+from coordinator.rpc.interceptors import CONTROL_BYTES, CallGuard, finish_writing
 from relay.errors import DEPLOYMENT, DeploymentForeign, LeaseLost, RelayError, TooLarge, Unauthenticated, from_rpc
 from relay.v1 import agents_pb2, artifacts_pb2, fleet_pb2, runs_pb2
 from relay.v1.artifacts_pb2_grpc import ArtifactsServicer, ArtifactsStub, add_ArtifactsServicer_to_server
@@ -49,8 +49,8 @@ class Faulty(ArtifactsServicer):
 
 
 @pytest.fixture
-async def faulty() -> AsyncIterator[tuple[Faulty, Guard, ArtifactsStub]]:
-    servicer, guard = Faulty(), Guard()
+async def faulty() -> AsyncIterator[tuple[Faulty, CallGuard, ArtifactsStub]]:
+    servicer, guard = Faulty(), CallGuard()
     server = aio.server(interceptors=[guard])
     add_ArtifactsServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -70,7 +70,10 @@ async def faulty() -> AsyncIterator[tuple[Faulty, Guard, ArtifactsStub]]:
     ],
 )
 async def test_errors_leave_as_they_should_and_tell_nothing_of_us(
-    faulty: tuple[Faulty, Guard, ArtifactsStub], error: Exception, code: grpc.StatusCode, kind: type[RelayError] | None
+    faulty: tuple[Faulty, CallGuard, ArtifactsStub],
+    error: Exception,
+    code: grpc.StatusCode,
+    kind: type[RelayError] | None,
 ) -> None:
     servicer, _, stub = faulty
     servicer.error = error
@@ -84,7 +87,7 @@ async def test_errors_leave_as_they_should_and_tell_nothing_of_us(
         assert "SELECT" not in (raised.details() or "") and "10.0.0.1" not in (raised.details() or "")
 
 
-async def test_a_shutdown_ends_streams_as_unavailable(faulty: tuple[Faulty, Guard, ArtifactsStub]) -> None:
+async def test_a_shutdown_ends_streams_as_unavailable(faulty: tuple[Faulty, CallGuard, ArtifactsStub]) -> None:
     _, guard, stub = faulty
     call: Any = stub.GetBlob(artifacts_pb2.GetBlobRequest())
     assert (await call.read()).chunk == b"first"
@@ -102,7 +105,7 @@ async def test_a_shutdown_ends_streams_as_unavailable(faulty: tuple[Faulty, Guar
 async def test_a_line_that_breaks_under_a_cancelled_call_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
     """F10: the call is over either way, and nobody is left to hear why its last message did not get through."""
     writing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    call = asyncio.create_task(written(writing))
+    call = asyncio.create_task(finish_writing(writing))
     await asyncio.wait([call], timeout=0)  # it has begun
     call.cancel()
     await asyncio.wait([call], timeout=0)  # it waits for what is on its way
@@ -114,7 +117,7 @@ async def test_a_line_that_breaks_under_a_cancelled_call_is_no_news(caplog: pyte
     assert not caplog.records
 
 
-async def test_a_client_that_goes_ends_its_generator(faulty: tuple[Faulty, Guard, ArtifactsStub]) -> None:
+async def test_a_client_that_goes_ends_its_generator(faulty: tuple[Faulty, CallGuard, ArtifactsStub]) -> None:
     servicer, _, stub = faulty
     call = stub.GetBlob(artifacts_pb2.GetBlobRequest())
     await call.read()
@@ -167,7 +170,7 @@ async def test_calls_that_are_meant_for_another_deployment_are_turned_away(coord
 
 
 async def test_a_stream_that_ends_in_the_middle_of_a_message_says_why_all_the_same(
-    faulty: tuple[Faulty, Guard, ArtifactsStub],
+    faulty: tuple[Faulty, CallGuard, ArtifactsStub],
 ) -> None:
     """F5: the message and the reason are not sent at once, which gRPC refuses; the client would hear nothing."""
     servicer, guard, stub = faulty

@@ -22,7 +22,7 @@ from typing import Any
 import asyncpg
 
 from coordinator.database import migrate, postgres
-from coordinator.database.postgres_programs import Identity
+from coordinator.database.postgres_programs import ProcessIdentity
 from relayctl.local.deployment import Daemon
 from tests.proxy import Proxy
 
@@ -117,7 +117,7 @@ def _children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def _as(identity: Identity) -> list[str]:
+def _as(identity: ProcessIdentity) -> list[str]:
     if identity.uid is None:
         return list(identity.prefix)
     return ["setpriv", f"--reuid={identity.uid}", f"--regid={identity.gid}", "--clear-groups", "--pdeathsig=keep"]

@@ -13,7 +13,7 @@ from grpc import aio
 
 from coordinator.artifacts.folder import FolderArtifacts as Store
 from coordinator.rpc.artifacts import ArtifactsService
-from coordinator.rpc.interceptors import Guard
+from coordinator.rpc.interceptors import CallGuard
 from relay import errors
 from relay.v1 import artifacts_pb2 as pb
 from relay.v1 import artifacts_pb2_grpc
@@ -71,7 +71,7 @@ async def client(service: Breaking) -> AsyncIterator[RelayClient]:
     def register(server: aio.Server) -> None:
         artifacts_pb2_grpc.add_ArtifactsServicer_to_server(service, server)
 
-    async with serving(register, Guard()) as address, RelayClient.connect(address) as client:
+    async with serving(register, CallGuard()) as address, RelayClient.connect(address) as client:
         yield client
 
 

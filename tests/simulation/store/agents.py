@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from coordinator.store import agents
-from coordinator.values import Hello, Pulse
+from coordinator.values import Heartbeat, Hello
 from tests.simulation.store.execution import Execution
 from tests.simulation.store.interpreter import Repertoire
 from tests.simulation.store.moments import latest
@@ -16,8 +16,8 @@ from tests.simulation.store.tables import Row, jsonb
 repertoire = Repertoire()
 
 
-@repertoire.carries_out(agents.rows)
-async def rows(ex: Execution, names: Sequence[str]) -> Sequence[Row]:
+@repertoire.carries_out(agents.lock_rows)
+async def lock_rows(ex: Execution, names: Sequence[str]) -> Sequence[Row]:
     found = []
     began = ex.now
     for row in _named(ex, names):
@@ -37,15 +37,15 @@ def _silence(row: Row, now: datetime) -> timedelta | None:
     return None if heard is None else now - heard
 
 
-@repertoire.carries_out(agents.session_of)
-async def session_of(ex: Execution, name: str) -> UUID | None:
+@repertoire.carries_out(agents.read_session)
+async def read_session(ex: Execution, name: str) -> UUID | None:
     row = ex.get("agents", name)
     session_id: UUID | None = row["session_id"] if row else None
     return session_id
 
 
-@repertoire.carries_out(agents.raise_versions)
-async def raise_versions(ex: Execution, names: Sequence[str]) -> None:
+@repertoire.carries_out(agents.raise_desired_versions)
+async def raise_desired_versions(ex: Execution, names: Sequence[str]) -> None:
     for row in await ex.lock_all("agents", _named(ex, names)):
         ex.write("agents", row, wish_version=row["wish_version"] + 1)
 
@@ -78,7 +78,7 @@ async def begin_session(ex: Execution, hello: Hello, retired: Sequence[str]) -> 
         connect_time=ex.now,
         disconnect_time=None,
         heartbeat_time=ex.now,
-        held=jsonb([held.stored() for held in hello.held]),
+        held=jsonb([held.to_json() for held in hello.held]),
         ready=hello.readiness.ready,
         readiness_reason=hello.readiness.reason,
         leaving=hello.readiness.leaving,
@@ -102,10 +102,10 @@ async def end_sessions(ex: Execution) -> list[str]:
     return [row["name"] for row in await ex.update("agents", ended, session_id=None)]
 
 
-@repertoire.carries_out(agents.beat)
-async def beat(ex: Execution, pulses: Sequence[Pulse]) -> bool:
-    heard: dict[str, Pulse] = {}
-    for pulse in pulses:
+@repertoire.carries_out(agents.record_heartbeats)
+async def record_heartbeats(ex: Execution, heartbeats: Sequence[Heartbeat]) -> bool:
+    heard: dict[str, Heartbeat] = {}
+    for pulse in heartbeats:
         row = ex.get("agents", pulse.agent)
         if row is not None and row["session_id"] == pulse.session_id:
             heard.setdefault(pulse.agent, pulse)
@@ -117,8 +117,8 @@ async def beat(ex: Execution, pulses: Sequence[Pulse]) -> bool:
     return any([_hear(ex, row, heard[row["name"]]) for row in locked])
 
 
-def _hear(ex: Execution, row: Row, pulse: Pulse) -> bool:
-    said, held = pulse.readiness, jsonb([held.stored() for held in pulse.held])
+def _hear(ex: Execution, row: Row, pulse: Heartbeat) -> bool:
+    said, held = pulse.readiness, jsonb([held.to_json() for held in pulse.held])
     ex.write(
         "agents",
         row,

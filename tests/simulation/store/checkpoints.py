@@ -66,19 +66,19 @@ def _by_step(row: Row) -> int:
     return int(row["step"])
 
 
-@repertoire.carries_out(checkpoints.of_lease)
-async def of_lease(ex: Execution, lease_id: UUID) -> list[CheckpointView]:
+@repertoire.carries_out(checkpoints.list_of_lease)
+async def list_of_lease(ex: Execution, lease_id: UUID) -> list[CheckpointView]:
     rows = sorted(ex.where("checkpoints", "lease_id", lease_id), key=_by_step)
     return [_view(ex, row) for row in rows[-checkpoints.OFFERED :]]
 
 
-@repertoire.carries_out(checkpoints.resumable)
-async def resumable(ex: Execution, run_id: str) -> list[CheckpointView]:
+@repertoire.carries_out(checkpoints.list_resumable)
+async def list_resumable(ex: Execution, run_id: str) -> list[CheckpointView]:
     fit = [row for row in ex.where("checkpoints", "run_id", run_id) if _is_fit(row)]
     fit.sort(key=lambda row: (row["attempt"], row["step"]), reverse=True)
     kept = [row["id"] for row in fit if _is_beyond_its_host(ex, row)][: checkpoints.OFFERED]
     offered = [row for place, row in enumerate(fit) if place < checkpoints.OFFERED or row["id"] in kept]
-    return [_view(ex, row).offered() for row in offered]
+    return [_view(ex, row).without_removed_copies() for row in offered]
 
 
 def _is_fit(row: Row) -> bool:
@@ -90,8 +90,8 @@ def _is_beyond_its_host(ex: Execution, row: Row) -> bool:
     return any(copy["store"] != "host" and copy["remove_time"] is None for copy in copies)
 
 
-@repertoire.carries_out(checkpoints.last_step)
-async def last_step(ex: Execution, lease_id: UUID) -> int | None:
+@repertoire.carries_out(checkpoints.find_last_step)
+async def find_last_step(ex: Execution, lease_id: UUID) -> int | None:
     return max((row["step"] for row in ex.where("checkpoints", "lease_id", lease_id)), default=None)
 
 
@@ -130,8 +130,8 @@ async def merge_metrics(ex: Execution, checkpoint_id: UUID, metrics: Mapping[str
         ex.write("checkpoints", row, metrics={**row["metrics"], **jsonb(metrics)})
 
 
-@repertoire.carries_out(checkpoints.digest_of)
-async def digest_of(ex: Execution, checkpoint_id: UUID, node: int) -> str:
+@repertoire.carries_out(checkpoints.read_digest)
+async def read_digest(ex: Execution, checkpoint_id: UUID, node: int) -> str:
     part = ex.get("checkpoint_parts", (checkpoint_id, node))
     assert part is not None
     digest: str = part["manifest_digest"]
@@ -154,8 +154,8 @@ async def add_copy(ex: Execution, checkpoint_id: UUID, node: int, copy: Copy) ->
     return added is not None and added["remove_time"] is None
 
 
-@repertoire.carries_out(checkpoints.complete)
-async def complete(ex: Execution, checkpoint_id: UUID) -> bool:
+@repertoire.carries_out(checkpoints.mark_complete)
+async def mark_complete(ex: Execution, checkpoint_id: UUID) -> bool:
     def is_whole(row: Row) -> bool:
         parts = ex.where("checkpoint_parts", "checkpoint_id", checkpoint_id)
         return not row["complete"] and len(parts) == len(ex.where("places", "lease_id", row["lease_id"]))

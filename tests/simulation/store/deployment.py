@@ -6,7 +6,7 @@ from datetime import datetime
 from uuid import UUID
 
 from coordinator.store import deployment
-from coordinator.store.deployment import Clock, Identity
+from coordinator.store.deployment import DatabaseIdentity, ReaperClock
 from tests.simulation.store.execution import Execution
 from tests.simulation.store.interpreter import Repertoire
 from tests.simulation.store.moments import later, latest, seconds
@@ -27,30 +27,30 @@ async def _locked(ex: Execution) -> Row:
     return row
 
 
-def _remembered(row: Row) -> Identity | None:
+def _remembered_identity(row: Row) -> DatabaseIdentity | None:
     if row["system_identifier"] is None:
         return None
-    return Identity(row["system_identifier"], row["database_oid"], row["timeline"])
+    return DatabaseIdentity(row["system_identifier"], row["database_oid"], row["timeline"])
 
 
-@repertoire.carries_out(deployment.deployment_id)
-async def deployment_id(ex: Execution) -> UUID:
+@repertoire.carries_out(deployment.read_deployment_id)
+async def read_deployment_id(ex: Execution) -> UUID:
     found: UUID = _row(ex)["deployment_id"]
     return found
 
 
-@repertoire.carries_out(deployment.identity)
-async def identity(ex: Execution) -> Identity:
+@repertoire.carries_out(deployment.read_identity)
+async def read_identity(ex: Execution) -> DatabaseIdentity:
     return ex.identity
 
 
-@repertoire.carries_out(deployment.remembered)
-async def remembered(ex: Execution) -> Identity | None:
-    return _remembered(await _locked(ex))
+@repertoire.carries_out(deployment.lock_remembered_identity)
+async def lock_remembered_identity(ex: Execution) -> DatabaseIdentity | None:
+    return _remembered_identity(await _locked(ex))
 
 
-@repertoire.carries_out(deployment.remember)
-async def remember(ex: Execution, found: Identity) -> None:
+@repertoire.carries_out(deployment.remember_identity)
+async def remember_identity(ex: Execution, found: DatabaseIdentity) -> None:
     row = await _locked(ex)
     ex.write("deployment", row, system_identifier=found.system, database_oid=found.oid, timeline=found.timeline)
 
@@ -61,10 +61,10 @@ async def withhold_stop_runs(ex: Execution, ttl: float) -> None:
     ex.write("deployment", row, stop_grants_after=ex.now + seconds(ttl))
 
 
-@repertoire.carries_out(deployment.withholding)
-async def withholding(ex: Execution) -> tuple[bool, Identity | None]:
+@repertoire.carries_out(deployment.read_withholding)
+async def read_withholding(ex: Execution) -> tuple[bool, DatabaseIdentity | None]:
     row = _row(ex)
-    return later(row["stop_grants_after"], ex.now), _remembered(row)
+    return later(row["stop_grants_after"], ex.now), _remembered_identity(row)
 
 
 def _unended_places(ex: Execution) -> list[Row]:
@@ -83,22 +83,22 @@ async def extend_places(ex: Execution, ttl: float) -> None:
         ex.write("places", row, expire_time=ex.now + seconds(ttl))
 
 
-@repertoire.carries_out(deployment.clock)
-async def clock(ex: Execution) -> Clock:
+@repertoire.carries_out(deployment.lock_clock)
+async def lock_clock(ex: Execution) -> ReaperClock:
     began, before = ex.now, _row(ex)
     row = await _locked(ex)
-    return Clock.of({**row, "now": began if row is before else ex.now})
+    return ReaperClock.from_row({**row, "now": began if row is before else ex.now})
 
 
-@repertoire.carries_out(deployment.ticked)
-async def ticked(ex: Execution, now: datetime, grace: float | None) -> None:
+@repertoire.carries_out(deployment.record_tick)
+async def record_tick(ex: Execution, now: datetime, grace: float | None) -> None:
     row = await _locked(ex)
     lapses_after = row["lapses_after"] if grace is None else now + seconds(grace)
     ex.write("deployment", row, reaper_tick=now, lapses_after=lapses_after)
 
 
-@repertoire.carries_out(deployment.silences)
-async def silences(ex: Execution, now: datetime, recent: float) -> list[float]:
+@repertoire.carries_out(deployment.read_heartbeat_ages)
+async def read_heartbeat_ages(ex: Execution, now: datetime, recent: float) -> list[float]:
     found = []
     for agent in ex.rows("agents"):
         heard = agent["heartbeat_time"]
@@ -132,8 +132,8 @@ async def shorten_places(ex: Execution, ttl: float) -> None:
         ex.write("places", row, expire_time=ex.now + seconds(ttl))
 
 
-@repertoire.carries_out(deployment.forget_future_words)
-async def forget_future_words(ex: Execution) -> None:
+@repertoire.carries_out(deployment.clamp_agent_times)
+async def clamp_agent_times(ex: Execution) -> None:
     def was_heard_later(row: Row) -> bool:
         return later(latest(row["heartbeat_time"], row["connect_time"]), ex.now)
 
@@ -151,6 +151,16 @@ async def shorten_withholding(ex: Execution, ttl: float) -> None:
         ex.write("deployment", row, stop_grants_after=ex.now + seconds(ttl))
 
 
-@repertoire.carries_out(deployment.unended_leases)
-async def unended_leases(ex: Execution) -> list[UUID]:
+@repertoire.carries_out(deployment.list_unended_leases)
+async def list_unended_leases(ex: Execution) -> list[UUID]:
     return sorted(row["id"] for row in ex.rows("leases") if row["end_time"] is None)
+
+
+@repertoire.carries_out(deployment.try_lead)
+async def try_lead(ex: Execution, key: int) -> bool:
+    return ex.lock_advisory(key)
+
+
+@repertoire.carries_out(deployment.check_leadership)
+async def check_leadership(_: Execution) -> None:
+    return None

@@ -14,8 +14,8 @@ from tests.simulation.store.tables import Row
 repertoire = Repertoire()
 
 
-@repertoire.carries_out(desired_state.wished)
-async def wished(ex: Execution, agents: Sequence[str]) -> Sequence[Row]:
+@repertoire.carries_out(desired_state.read_rows)
+async def read_rows(ex: Execution, agents: Sequence[str]) -> Sequence[Row]:
     return [row for name in sorted(set(agents)) for row in _of_agent(ex, name)]
 
 
@@ -44,15 +44,15 @@ def _places(ex: Execution, agent: Row) -> Iterator[tuple[Row, Row]]:
             yield place, lease
 
 
-@repertoire.carries_out(desired_state.order)
-async def order(ex: Execution, run_id: str) -> Row:
+@repertoire.carries_out(desired_state.read_definition)
+async def read_definition(ex: Execution, run_id: str) -> Row:
     run = ex.get("runs", run_id)
     assert run is not None
     return {name: run[name] for name in ("spec", "inputs", "pins")}
 
 
-@repertoire.carries_out(desired_state.placed)
-async def placed(ex: Execution, agent: str, held: Sequence[UUID]) -> Sequence[Row]:
+@repertoire.carries_out(desired_state.find_leases_on)
+async def find_leases_on(ex: Execution, agent: str, held: Sequence[UUID]) -> Sequence[Row]:
     leases = (ex.get("leases", lease_id) for lease_id in dict.fromkeys(held))
     return [
         {name: lease[name] for name in ("id", "run_id", "start_time")}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from uuid import UUID
 
-from coordinator.database.connections import storable_text
-from coordinator.event_lines import Sample, Series
+from coordinator.database.connections import make_storable_text
+from coordinator.event_lines import MetricSeries, ReportedSample
 from coordinator.store import events
-from coordinator.store.events import Key, Progress, Writer
+from coordinator.store.events import ProgressUpdate, SourceKey, Writer
 from tests.simulation.store.execution import Execution
 from tests.simulation.store.interpreter import Repertoire
 from tests.simulation.store.tables import Row, jsonb
@@ -21,8 +21,8 @@ def _leases(ex: Execution, lease_ids: Iterable[UUID]) -> list[Row]:
     return [row for row in found if row is not None and row["end_time"] is None]
 
 
-@repertoire.carries_out(events.writers)
-async def writers(ex: Execution, lease_ids: Iterable[UUID], *, wait: bool) -> dict[UUID, Writer]:
+@repertoire.carries_out(events.lock_writers)
+async def lock_writers(ex: Execution, lease_ids: Iterable[UUID], *, wait: bool) -> dict[UUID, Writer]:
     found: dict[UUID, Writer] = {}
     for lease in sorted(_leases(ex, lease_ids), key=lambda row: str(row["run_id"])):
         run = ex.get("runs", lease["run_id"])
@@ -45,13 +45,13 @@ def _writer(ex: Execution, run: Row, lease: Row) -> Writer:
     return Writer(lease["id"], run["id"], lease["attempt"], run["state"], nodes, pins, metrics, started)
 
 
-@repertoire.carries_out(events.unended)
-async def unended(ex: Execution, lease_ids: Iterable[UUID]) -> set[UUID]:
+@repertoire.carries_out(events.find_unended)
+async def find_unended(ex: Execution, lease_ids: Iterable[UUID]) -> set[UUID]:
     return {row["id"] for row in _leases(ex, lease_ids)}
 
 
-@repertoire.carries_out(events.cursors)
-async def cursors(ex: Execution, lease_ids: Iterable[UUID]) -> dict[Key, int]:
+@repertoire.carries_out(events.read_cursors)
+async def read_cursors(ex: Execution, lease_ids: Iterable[UUID]) -> dict[SourceKey, int]:
     return {
         (row["lease_id"], row["node"], row["source"]): row["offset_bytes"]
         for lease_id in sorted(set(lease_ids))
@@ -60,7 +60,7 @@ async def cursors(ex: Execution, lease_ids: Iterable[UUID]) -> dict[Key, int]:
 
 
 @repertoire.carries_out(events.move_cursors)
-async def move_cursors(ex: Execution, moved: Mapping[Key, tuple[int, int]]) -> None:
+async def move_cursors(ex: Execution, moved: Mapping[SourceKey, tuple[int, int]]) -> None:
     for (lease_id, node, source), (offset, dropped) in moved.items():
         values = {"lease_id": lease_id, "node": node, "source": source}
         if await ex.insert_new("cursors", **values, offset_bytes=offset, dropped=dropped) is None:
@@ -69,7 +69,7 @@ async def move_cursors(ex: Execution, moved: Mapping[Key, tuple[int, int]]) -> N
 
 
 @repertoire.carries_out(events.add_points)
-async def add_points(ex: Execution, points: Sequence[tuple[Writer, Mapping[str, Series]]]) -> None:
+async def add_points(ex: Execution, points: Sequence[tuple[Writer, Mapping[str, MetricSeries]]]) -> None:
     for writer, metrics in points:
         for metric, series in metrics.items():
             await ex.insert(
@@ -84,7 +84,7 @@ async def add_points(ex: Execution, points: Sequence[tuple[Writer, Mapping[str, 
 
 
 @repertoire.carries_out(events.add_samples)
-async def add_samples(ex: Execution, samples: Sequence[tuple[Writer, Sample]]) -> None:
+async def add_samples(ex: Execution, samples: Sequence[tuple[Writer, ReportedSample]]) -> None:
     for writer, sample in samples:
         await ex.insert(
             "samples",
@@ -92,21 +92,21 @@ async def add_samples(ex: Execution, samples: Sequence[tuple[Writer, Sample]]) -
             lease_id=writer.lease_id,
             step=sample.step,
             kind=sample.kind,
-            prompt=storable_text(sample.prompt),
-            completion=storable_text(sample.completion),
+            prompt=make_storable_text(sample.prompt),
+            completion=make_storable_text(sample.completion),
             rewards=jsonb(sample.rewards),
             time=sample.time,
         )
 
 
 @repertoire.carries_out(events.add_logs)
-async def add_logs(ex: Execution, stretches: Sequence[tuple[Key, int, bytes]]) -> None:
+async def add_logs(ex: Execution, stretches: Sequence[tuple[SourceKey, int, bytes]]) -> None:
     for (lease_id, node, source), offset, data in stretches:
         await ex.insert("log_chunks", lease_id=lease_id, node=node, source=source, offset_bytes=offset, data=data)
 
 
-@repertoire.carries_out(events.progress)
-async def progress(ex: Execution, learned: Mapping[str, Progress]) -> None:
+@repertoire.carries_out(events.record_progress)
+async def record_progress(ex: Execution, learned: Mapping[str, ProgressUpdate]) -> None:
     for run_id, news in sorted(learned.items()):
         if (run := ex.get("runs", run_id)) and (run := await ex.lock("runs", run)):
             ex.write(

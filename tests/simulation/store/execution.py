@@ -15,7 +15,7 @@ from uuid import UUID
 import asyncpg
 
 from coordinator.database.connections import DatabaseAway
-from coordinator.store.deployment import Identity
+from coordinator.store.deployment import DatabaseIdentity
 from tests.simulation.store.storage import Changed, Lock, Slot, Transaction
 from tests.simulation.store.tables import TABLES, Key, Row
 
@@ -36,7 +36,7 @@ class Execution:
         return self._storage.now()
 
     @property
-    def identity(self) -> Identity:
+    def identity(self) -> DatabaseIdentity:
         """Which database this is."""
         return self._storage.identity
 

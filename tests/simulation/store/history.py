@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-from coordinator.database.connections import storable_text
+from coordinator.database.connections import make_storable_text
 from coordinator.store import history
 from tests.simulation.store.execution import Execution
 from tests.simulation.store.interpreter import Repertoire
@@ -40,7 +40,7 @@ async def record(
         run_id=run_id,
         sequence=sequence,
         kind=kind,
-        message=storable_text(text),
+        message=make_storable_text(text),
         lease_id=lease_id,
         attempt=attempt,
         level=level,

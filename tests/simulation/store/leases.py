@@ -9,8 +9,8 @@ from uuid import UUID
 
 from coordinator.lifecycle import Closing, LeaseState, Policy, RunState, StopReason
 from coordinator.store import leases
-from coordinator.store.leases import End, LeaseRow
-from coordinator.values import CursorAt, Held, Seated
+from coordinator.store.leases import LeaseEnd, LeaseRow
+from coordinator.values import Cursor, HeldPlace, LeasePlace
 from tests.simulation.store.execution import Execution
 from tests.simulation.store.interpreter import Repertoire
 from tests.simulation.store.moments import seconds
@@ -34,11 +34,11 @@ async def _lease(ex: Execution, lease_id: UUID) -> Row | None:
     return await ex.lock("leases", row) if row else None
 
 
-@repertoire.carries_out(leases.unended)
-async def unended(ex: Execution, run_id: str) -> LeaseRow | None:
+@repertoire.carries_out(leases.lock_unended)
+async def lock_unended(ex: Execution, run_id: str) -> LeaseRow | None:
     for row in ex.where("leases", "run_id", run_id):
         if _has_not_ended(row) and (locked := await ex.lock("leases", row, _has_not_ended)):
-            return LeaseRow.of(locked)
+            return LeaseRow.from_row(locked)
     return None
 
 
@@ -50,28 +50,28 @@ async def add(ex: Execution, run_id: str, attempt: int, policy: Policy) -> UUID:
 
 
 @repertoire.carries_out(leases.add_place)
-async def add_place(ex: Execution, lease_id: UUID, seat: Seated, ttl: float) -> None:
-    if agent := ex.get("agents", seat.agent):
+async def add_place(ex: Execution, lease_id: UUID, place: LeasePlace, ttl: float) -> None:
+    if agent := ex.get("agents", place.agent):
         await ex.insert(
             "places",
             lease_id=lease_id,
-            node=seat.node,
-            agent=seat.agent,
+            node=place.node,
+            agent=place.agent,
             session_id=agent["session_id"],
             boot_id=agent["boot_id"],
-            slots=list(seat.slots),
+            slots=list(place.slots),
             expire_time=ex.now + seconds(ttl),
         )
 
 
 @repertoire.carries_out(leases.take_slots)
-async def take_slots(ex: Execution, lease_id: UUID, seat: Seated) -> None:
-    for slot in seat.slots:
-        await ex.insert("taken_slots", agent=seat.agent, slot=slot, lease_id=lease_id, node=seat.node)
+async def take_slots(ex: Execution, lease_id: UUID, place: LeasePlace) -> None:
+    for slot in place.slots:
+        await ex.insert("taken_slots", agent=place.agent, slot=slot, lease_id=lease_id, node=place.node)
 
 
-@repertoire.carries_out(leases.close)
-async def close(
+@repertoire.carries_out(leases.close_row)
+async def close_row(
     ex: Execution,
     lease_id: UUID,
     closing: Closing,
@@ -123,42 +123,42 @@ async def start(
         )
 
 
-@repertoire.carries_out(leases.move)
-async def move(ex: Execution, lease_id: UUID, state: LeaseState, stop: StopReason | None) -> None:
+@repertoire.carries_out(leases.write_state)
+async def write_state(ex: Execution, lease_id: UUID, state: LeaseState, stop: StopReason | None) -> None:
     if row := await _lease(ex, lease_id):
         ex.write("leases", row, state=state.value, stop_reason=stop.value if stop else None)
 
 
-@repertoire.carries_out(leases.run_of)
-async def run_of(ex: Execution, lease_id: UUID) -> str | None:
+@repertoire.carries_out(leases.find_run)
+async def find_run(ex: Execution, lease_id: UUID) -> str | None:
     row = ex.get("leases", lease_id)
     return row["run_id"] if row else None
 
 
-@repertoire.carries_out(leases.end_of)
-async def end_of(ex: Execution, lease_id: UUID) -> End | None:
+@repertoire.carries_out(leases.lock_end)
+async def lock_end(ex: Execution, lease_id: UUID) -> LeaseEnd | None:
     row = ex.get("leases", lease_id)
     run = ex.get("runs", row["run_id"]) if row else None
     run = await ex.lock("runs", run) if run else None
     row = await ex.lock("leases", row) if row and run else None
     if row is None or run is None:
         return None
-    return End(row["end_time"] is not None, (row["completion"] or {}).get("digest"), RunState(run["state"]))
+    return LeaseEnd(row["end_time"] is not None, (row["completion"] or {}).get("digest"), RunState(run["state"]))
 
 
-@repertoire.carries_out(leases.seats)
-async def seats(ex: Execution, lease_id: UUID) -> list[Seated]:
-    return [Seated(row["node"], row["agent"], tuple(row["slots"])) for row in places_of(ex, lease_id)]
+@repertoire.carries_out(leases.read_places)
+async def read_places(ex: Execution, lease_id: UUID) -> list[LeasePlace]:
+    return [LeasePlace(row["node"], row["agent"], tuple(row["slots"])) for row in places_of(ex, lease_id)]
 
 
-@repertoire.carries_out(leases.cursors)
-async def cursors(ex: Execution, lease_id: UUID) -> list[CursorAt]:
+@repertoire.carries_out(leases.read_cursors)
+async def read_cursors(ex: Execution, lease_id: UUID) -> list[Cursor]:
     rows = sorted(ex.where("cursors", "lease_id", lease_id), key=lambda row: (row["node"], row["source"]))
-    return [CursorAt(row["node"], row["source"], row["offset_bytes"]) for row in rows]
+    return [Cursor(row["node"], row["source"], row["offset_bytes"]) for row in rows]
 
 
 @repertoire.carries_out(leases.renew)
-async def renew(ex: Execution, held: Sequence[tuple[str, UUID, Held]], ttl: float) -> list[UUID]:
+async def renew(ex: Execution, held: Sequence[tuple[str, UUID, HeldPlace]], ttl: float) -> list[UUID]:
     listed: dict[tuple[UUID, int], UUID] = {}
     for agent, session_id, item in held:
         row = ex.get("places", (item.lease_id, item.node))
@@ -211,26 +211,26 @@ def _missing(ex: Execution, places: Sequence[Row]) -> Iterator[Row]:
             yield place
 
 
-@repertoire.carries_out(leases.missing)
-async def missing(ex: Execution, agents: Sequence[str]) -> list[UUID]:
+@repertoire.carries_out(leases.find_missing)
+async def find_missing(ex: Execution, agents: Sequence[str]) -> list[UUID]:
     places = [row for agent in sorted(set(agents)) for row in ex.where("places", "agent", agent)]
     return sorted({row["lease_id"] for row in _missing(ex, places)})
 
 
-@repertoire.carries_out(leases.is_missing)
-async def is_missing(ex: Execution, lease_id: UUID) -> str | None:
+@repertoire.carries_out(leases.find_missing_agent)
+async def find_missing_agent(ex: Execution, lease_id: UUID) -> str | None:
     return next((row["agent"] for row in _missing(ex, places_of(ex, lease_id))), None)
 
 
-@repertoire.carries_out(leases.expired)
-async def expired(ex: Execution, at: datetime) -> list[UUID]:
+@repertoire.carries_out(leases.find_expired)
+async def find_expired(ex: Execution, at: datetime) -> list[UUID]:
     now = min(ex.now, at)
     held = sorted(row["id"] for row in ex.rows("leases") if _has_not_ended(row) and row["state"] == "held")
     return [lease for lease in held if any(row["expire_time"] < now for row in ex.where("places", "lease_id", lease))]
 
 
-@repertoire.carries_out(leases.expired_place)
-async def expired_place(ex: Execution, lease_id: UUID, at: datetime | None = None) -> str | None:
+@repertoire.carries_out(leases.find_expired_agent)
+async def find_expired_agent(ex: Execution, lease_id: UUID, at: datetime | None = None) -> str | None:
     over, began = [], ex.now
     for row in places_of(ex, lease_id):
         if _has_not_ended(row) and (locked := await ex.lock("places", row, _has_not_ended)):

@@ -22,14 +22,14 @@ async def wake(ex: Execution) -> None:
     ex.notify("relay_queue", "")
 
 
-@repertoire.carries_out(planning.moment)
-async def moment(ex: Execution) -> tuple[datetime, datetime | None]:
+@repertoire.carries_out(planning.read_time)
+async def read_time(ex: Execution) -> tuple[datetime, datetime | None]:
     (row,) = ex.rows("deployment")
     return ex.now, row["stop_grants_after"]
 
 
-@repertoire.carries_out(planning.claimable)
-async def claimable(ex: Execution) -> Sequence[Row]:
+@repertoire.carries_out(planning.read_claimable)
+async def read_claimable(ex: Execution) -> Sequence[Row]:
     wanted = (run for run in ex.rows("runs") if run["wanted"] == "run" and run["waits_for"] is None)
     return [_claim(ex, run) for run in wanted if _is_claimable(ex, run)]
 
@@ -77,8 +77,8 @@ def _without_nulls(value: Any) -> Any:
     return value
 
 
-@repertoire.carries_out(planning.hosts)
-async def hosts(ex: Execution, ttl: float) -> Sequence[Row]:
+@repertoire.carries_out(planning.read_hosts)
+async def read_hosts(ex: Execution, ttl: float) -> Sequence[Row]:
     since = ex.now - seconds(ttl)
     return [
         {
@@ -90,8 +90,8 @@ async def hosts(ex: Execution, ttl: float) -> Sequence[Row]:
     ]
 
 
-@repertoire.carries_out(planning.explain)
-async def explain(ex: Execution, explanations: Mapping[str, str]) -> None:
+@repertoire.carries_out(planning.record_explanations)
+async def record_explanations(ex: Execution, explanations: Mapping[str, str]) -> None:
     for run_id, reason in sorted(explanations.items()):
 
         def is_news(row: Row, reason: str = reason) -> bool:

@@ -26,8 +26,8 @@ def _is_elsewhere(ex: Execution, checkpoint_id: UUID, node: int) -> bool:
     return any(copy["node"] == node and copy["store"] != "host" and copy["remove_time"] is None for copy in copies)
 
 
-@repertoire.carries_out(retention.staying)
-async def staying(ex: Execution, run_id: str) -> Sequence[Mapping[str, Any]]:
+@repertoire.carries_out(retention.read_kept_rows)
+async def read_kept_rows(ex: Execution, run_id: str) -> Sequence[Mapping[str, Any]]:
     found = [row for row in ex.where("checkpoints", "run_id", run_id) if row["remove_time"] is None]
     found.sort(key=lambda row: (row["attempt"], row["step"]))
     return [_judged(ex, row) for row in found]
@@ -51,8 +51,8 @@ def _judged(ex: Execution, row: Row) -> Row:
     }
 
 
-@repertoire.carries_out(retention.mark)
-async def mark(ex: Execution, goes: Mapping[UUID, str]) -> None:
+@repertoire.carries_out(retention.mark_checkpoints)
+async def mark_checkpoints(ex: Execution, goes: Mapping[UUID, str]) -> None:
     for checkpoint_id, reason in goes.items():
         if row := ex.get("checkpoints", checkpoint_id):
             await ex.update("checkpoints", [row], remove_time=ex.now, remove_reason=reason)
@@ -73,14 +73,14 @@ async def mark_copies(ex: Execution, checkpoint_ids: Sequence[UUID]) -> None:
     await ex.update("checkpoint_copies", rows, _is_to_be_marked, remove_time=ex.now)
 
 
-@repertoire.carries_out(retention.drop_own)
-async def drop_own(ex: Execution, checkpoint_ids: Sequence[UUID]) -> None:
+@repertoire.carries_out(retention.forget_own_copies)
+async def forget_own_copies(ex: Execution, checkpoint_ids: Sequence[UUID]) -> None:
     for row in _copies(ex, checkpoint_ids, lambda row: bool(row["store"] == "relay")):
         await ex.delete("checkpoint_copies", row)
 
 
-@repertoire.carries_out(retention.pin)
-async def pin(ex: Execution, checkpoint_id: UUID, pinned: bool, reason: str) -> None:
+@repertoire.carries_out(retention.set_pin)
+async def set_pin(ex: Execution, checkpoint_id: UUID, pinned: bool, reason: str) -> None:
     if row := ex.get("checkpoints", checkpoint_id):
         await ex.update("checkpoints", [row], pinned=pinned, pin_reason=reason)
 
@@ -102,22 +102,22 @@ def _checkpoint_of(ex: Execution, copy: Row) -> Row:
     return checkpoint
 
 
-@repertoire.carries_out(retention.runs_with_spare)
-async def runs_with_spare(ex: Execution, uri: str) -> list[str]:
+@repertoire.carries_out(retention.find_runs_with_spare_copies)
+async def find_runs_with_spare_copies(ex: Execution, uri: str) -> list[str]:
     spare = [copy for copy in ex.rows("checkpoint_copies") if _is_spare(ex, copy, uri)]
     return sorted({_checkpoint_of(ex, copy)["run_id"] for copy in spare})
 
 
-@repertoire.carries_out(retention.mark_spare)
-async def mark_spare(ex: Execution, run_id: str, uri: str) -> list[int]:
+@repertoire.carries_out(retention.mark_spare_copies)
+async def mark_spare_copies(ex: Execution, run_id: str, uri: str) -> list[int]:
     ids = [row["id"] for row in ex.where("checkpoints", "run_id", run_id)]
     spare = _copies(ex, ids, lambda copy: _is_spare(ex, copy, uri))
     marked = await ex.update("checkpoint_copies", spare, lambda copy: _is_spare(ex, copy, uri), remove_time=ex.now)
     return sorted(_checkpoint_of(ex, copy)["step"] for copy in marked)
 
 
-@repertoire.carries_out(retention.removals)
-async def removals(ex: Execution, agent: str, age: float) -> list[Removal]:
+@repertoire.carries_out(retention.list_removals)
+async def list_removals(ex: Execution, agent: str, age: float) -> list[Removal]:
     before = ex.now - timedelta(seconds=age)
     marked = [copy for copy in ex.rows("checkpoint_copies") if copy["remove_time"] and copy["remove_time"] <= before]
     marked.sort(key=lambda copy: (copy["remove_time"], copy["checkpoint_id"], copy["node"], copy["uri"]))
@@ -128,7 +128,7 @@ async def removals(ex: Execution, agent: str, age: float) -> list[Removal]:
 
 def _reaches(ex: Execution, agent: str, copy: Row) -> bool:
     if copy["store"] == "host":
-        return bool(copy["uri"] == retention.host_uri(agent))
+        return bool(copy["uri"] == retention.host_copy_uri(agent))
     leases = ex.where("leases", "run_id", _checkpoint_of(ex, copy)["run_id"])
     places = [(lease, place) for lease in leases for place in ex.where("places", "lease_id", lease["id"])]
     places.sort(key=lambda pair: (-pair[0]["attempt"], -pair[0]["grant_time"].timestamp(), pair[1]["node"]))
@@ -143,8 +143,8 @@ def _removal(checkpoint: Row, copy: Row) -> Removal:
     )
 
 
-@repertoire.carries_out(retention.forget)
-async def forget(ex: Execution, gone: Sequence[tuple[UUID, int, str]]) -> int:
+@repertoire.carries_out(retention.forget_copies)
+async def forget_copies(ex: Execution, gone: Sequence[tuple[UUID, int, str]]) -> int:
     found = [ex.get("checkpoint_copies", key) for key in dict.fromkeys(gone)]
     rows = [row for row in found if row is not None and row["remove_time"] is not None]
     for row in rows:
@@ -152,8 +152,8 @@ async def forget(ex: Execution, gone: Sequence[tuple[UUID, int, str]]) -> int:
     return len(rows)
 
 
-@repertoire.carries_out(retention.orphans)
-async def orphans(ex: Execution, sealed: Sequence[tuple[UUID, int]], age: float) -> list[tuple[UUID, int]]:
+@repertoire.carries_out(retention.find_orphans)
+async def find_orphans(ex: Execution, sealed: Sequence[tuple[UUID, int]], age: float) -> list[tuple[UUID, int]]:
     before = ex.now - timedelta(seconds=age)
     return sorted(key for key in sealed if _is_orphan(ex, *key, before))
 
@@ -166,8 +166,8 @@ def _is_orphan(ex: Execution, lease_id: UUID, step: int, before: datetime) -> bo
     return all(row["remove_time"] is not None and row["remove_time"] <= before for row in rows)
 
 
-@repertoire.carries_out(retention.ageing)
-async def ageing(ex: Execution) -> list[str]:
+@repertoire.carries_out(retention.find_runs_with_max_age)
+async def find_runs_with_max_age(ex: Execution) -> list[str]:
     aged = [row for row in ex.rows("runs") if row["spec"].get("checkpoint", {}).get("keep", {}).get("max_age")]
     return sorted(row["id"] for row in aged if _has_staying(ex, row["id"]))
 

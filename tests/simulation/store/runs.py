@@ -7,7 +7,7 @@ from typing import Any
 
 from coordinator.lifecycle import Change, RunState
 from coordinator.store import runs
-from coordinator.store.runs import OVER, Order
+from coordinator.store.runs import OVER, RunDefinition
 from tests.simulation.store.execution import Execution
 from tests.simulation.store.interpreter import Repertoire
 from tests.simulation.store.moments import later, seconds
@@ -16,7 +16,7 @@ from tests.simulation.store.tables import Row, jsonb
 repertoire = Repertoire()
 
 
-def _ordered(order: Order) -> dict[str, Any]:
+def _ordered(order: RunDefinition) -> dict[str, Any]:
     return {
         "spec": jsonb(order.spec),
         "inputs": jsonb(list(order.inputs)),
@@ -34,7 +34,7 @@ async def _write(ex: Execution, run_id: str, **changes: Any) -> None:
 
 
 @repertoire.carries_out(runs.add)
-async def add(ex: Execution, run_id: str, order: Order, provenance: Mapping[str, str]) -> bool:
+async def add(ex: Execution, run_id: str, order: RunDefinition, provenance: Mapping[str, str]) -> bool:
     added = await ex.insert_new(
         "runs",
         id=run_id,
@@ -47,8 +47,8 @@ async def add(ex: Execution, run_id: str, order: Order, provenance: Mapping[str,
     return added is not None
 
 
-@repertoire.carries_out(runs.reorder)
-async def reorder(ex: Execution, run_id: str, order: Order) -> None:
+@repertoire.carries_out(runs.redefine)
+async def redefine(ex: Execution, run_id: str, order: RunDefinition) -> None:
     pins = {**(ex.get("runs", run_id) or {}).get("pins", {}), **order.pins}
     await _write(ex, run_id, **_ordered(order), pins=jsonb(pins))
 
@@ -63,8 +63,8 @@ async def publish(ex: Execution, run_id: str, output: Mapping[str, Any]) -> None
     await _write(ex, run_id, output=jsonb(output))
 
 
-@repertoire.carries_out(runs.locked)
-async def locked(ex: Execution, run_id: str) -> Row | None:
+@repertoire.carries_out(runs.lock_row)
+async def lock_row(ex: Execution, run_id: str) -> Row | None:
     began, before = ex.now, ex.get("runs", run_id)
     if before is None or (row := await ex.lock("runs", before)) is None:
         return None
@@ -75,8 +75,10 @@ async def locked(ex: Execution, run_id: str) -> Row | None:
 _READ = ("id", "state", "wanted", "failures", "faults", "attempts", "spec", "request_digest")
 
 
-@repertoire.carries_out(runs.write)
-async def write(ex: Execution, run_id: str, change: Change, reason: str, error: Mapping[str, Any] | None) -> None:
+@repertoire.carries_out(runs.write_change)
+async def write_change(
+    ex: Execution, run_id: str, change: Change, reason: str, error: Mapping[str, Any] | None
+) -> None:
     row, after = ex.get("runs", run_id), change.status
     if row is None or (row := await ex.lock("runs", row)) is None:
         return

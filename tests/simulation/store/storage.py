@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from coordinator.database.connections import DatabaseAway, DatabaseTimeouts
-from coordinator.store.deployment import Identity
+from coordinator.store.deployment import DatabaseIdentity
 from tests.simulation.store.tables import LOOKED_UP, TABLES, Key, Row, Sources
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Snapshot:
 
     tables: Mapping[str, Mapping[Key, Row]]
 
-    def migrated(self, identity: Identity) -> Snapshot:
+    def migrated(self, identity: DatabaseIdentity) -> Snapshot:
         """With what the migration has written down: which database this is, also before a coordinator has looked."""
         known = {
             key: row if row["system_identifier"] else {**row, **_written(identity)}
@@ -56,7 +56,7 @@ class Snapshot:
         return Snapshot({**self.tables, "deployment": known})
 
 
-def _written(identity: Identity) -> Row:
+def _written(identity: DatabaseIdentity) -> Row:
     return {"system_identifier": identity.system, "database_oid": identity.oid, "timeline": identity.timeline}
 
 
@@ -112,12 +112,12 @@ class Storage:
         *,
         now: Callable[[], datetime],
         random: Random,
-        identity: Identity | None = None,
+        identity: DatabaseIdentity | None = None,
         lock_timeout: float = DatabaseTimeouts().lock,
     ) -> None:
         self.now = now
         self.lock_timeout = lock_timeout
-        self.identity = identity or Identity("1", 1, 1)
+        self.identity = identity or DatabaseIdentity("1", 1, 1)
         self.observers: list[Observer] = []
         self.databases: dict[SimulatedDatabase, None] = {}
         self.deadlocks = 0  #: that were broken; Relay's order of locks leaves none

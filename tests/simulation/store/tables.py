@@ -15,7 +15,7 @@ from uuid import UUID
 
 import sqlalchemy
 
-from coordinator.database.connections import storable_text
+from coordinator.database.connections import make_storable_text
 from coordinator.database.tables import Base
 
 Row = Mapping[str, Any]
@@ -128,11 +128,11 @@ def jsonb(value: Any) -> Any:
     """A value as a jsonb column gives it back."""
     match value:
         case str():
-            return storable_text(value)
+            return make_storable_text(value)
         case float() if not math.isfinite(value):
             return {math.inf: "Infinity", -math.inf: "-Infinity"}.get(value, "NaN")
         case dict():
-            return {storable_text(str(key)): jsonb(item) for key, item in value.items()}
+            return {make_storable_text(str(key)): jsonb(item) for key, item in value.items()}
         case list() | tuple():
             return [jsonb(item) for item in value]
     return value

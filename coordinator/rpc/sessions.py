@@ -2,7 +2,7 @@
 
 Heartbeats of all streams are combined: while one batch is being written the next gathers, so that ten thousand agents
 cost a few transactions per second. A beat answers each heartbeat, and one is pushed the moment `relay_wishes` names
-the agent, whichever replica changed its wish. Where the database cannot be read the answer is `Waiting`: contact, no
+the agent, whichever replica changed its desired. Where the database cannot be read the answer is `Waiting`: contact, no
 change.
 """
 
@@ -18,19 +18,19 @@ from uuid import UUID
 
 from coordinator.commands import sessions as commands
 from coordinator.database.connections import Database, DatabaseAway
-from coordinator.values import Hello, LeaseRecord, Pulse, Wish
+from coordinator.values import DesiredState, Heartbeat, Hello, LeaseRecord
 from relay.errors import SessionReplaced
 from relay.timing import LeaseTiming
 
 _log = logging.getLogger(__name__)
 
 
-class SessionOver(Exception):
+class SessionEnded(Exception):
     """The coordinator has ended this session (the database failed over or was restored): say hello again."""
 
 
 @dataclass(frozen=True, slots=True)
-class Welcomed:
+class OpenSession:
     """A session is open."""
 
     session_id: UUID
@@ -39,15 +39,15 @@ class Welcomed:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class Reply:
     """What is wished, as the answer to a heartbeat; sequence 0 when pushed."""
 
-    wish: Wish
+    desired: DesiredState
     sequence: int
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class Wait:
     """The database cannot be read."""
 
     sequence: int
@@ -55,26 +55,26 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True)
-class Heartbeat:
+class NumberedHeartbeat:
     """A heartbeat, numbered by its agent."""
 
     sequence: int
-    pulse: Pulse
+    heartbeat: Heartbeat
 
 
-class Heartbeats:
+class HeartbeatBatcher:
     """Combines the heartbeats of a process into few transactions. `run` is a service."""
 
     def __init__(self, db: Database, timing: LeaseTiming) -> None:
         self._db = db
         self._ttl = timing.ttl
-        self._waiting: list[tuple[Pulse, asyncio.Future[Wish]]] = []
+        self._waiting: list[tuple[Heartbeat, asyncio.Future[DesiredState]]] = []
         self._arrived = asyncio.Event()
 
-    async def beat(self, pulse: Pulse) -> Wish:
-        """Renews what the pulse lists; returns what is wished of its agent, read after it was sent."""
-        answer: asyncio.Future[Wish] = asyncio.get_running_loop().create_future()
-        self._waiting.append((pulse, answer))
+    async def renew(self, heartbeat: Heartbeat) -> DesiredState:
+        """Renews what the heartbeat lists; returns what is wished of its agent, read after it was sent."""
+        answer: asyncio.Future[DesiredState] = asyncio.get_running_loop().create_future()
+        self._waiting.append((heartbeat, answer))
         self._arrived.set()
         return await answer
 
@@ -90,10 +90,10 @@ class Heartbeats:
             for _, answer in self._waiting:
                 answer.cancel()
 
-    async def _carry_out(self, batch: list[tuple[Pulse, asyncio.Future[Wish]]]) -> None:
-        """One transaction. Two sessions of one agent may be in it: only the current one's pulse changes anything."""
+    async def _carry_out(self, batch: list[tuple[Heartbeat, asyncio.Future[DesiredState]]]) -> None:
+        """Record a batch in one transaction. Of two sessions of one agent only the current one changes anything."""
         try:
-            wishes = await commands.beat(self._db, [pulse for pulse, _ in batch], self._ttl)
+            desired = await commands.record_heartbeats(self._db, [heartbeat for heartbeat, _ in batch], self._ttl)
         except DatabaseAway as away:
             for _, answer in batch:
                 if not answer.done():
@@ -103,15 +103,15 @@ class Heartbeats:
                 answer.cancel()
             raise
         else:
-            for pulse, answer in batch:
+            for heartbeat, answer in batch:
                 if not answer.done():
-                    answer.set_result(wishes[pulse.agent])
+                    answer.set_result(desired[heartbeat.agent])
 
 
 class Sessions:
     """Opens sessions for the Agents service."""
 
-    def __init__(self, db: Database, timing: LeaseTiming, heartbeats: Heartbeats) -> None:
+    def __init__(self, db: Database, timing: LeaseTiming, heartbeats: HeartbeatBatcher) -> None:
         self._db = db
         self._timing = timing
         self._heartbeats = heartbeats
@@ -123,13 +123,13 @@ class Sessions:
             opened = await commands.open_session(self._db, hello, self._timing)
             _log.info("agent=%s session=%s opened", hello.agent, opened.session_id)
             try:
-                first = Pulse(
+                first = Heartbeat(
                     agent=hello.agent, session_id=opened.session_id, held=hello.held, readiness=hello.readiness
                 )
-                wish = await self._heartbeats.beat(first)
-                records = await commands.records(self._db, hello)
-                welcome = Welcomed(opened.session_id, opened.deployment_id, tuple(records))
-                yield LiveSession(self._db, self._heartbeats, welcome, wish, changed)
+                desired = await self._heartbeats.renew(first)
+                records = await commands.read_lease_records(self._db, hello)
+                welcome = OpenSession(opened.session_id, opened.deployment_id, tuple(records))
+                yield LiveSession(self._db, self._heartbeats, welcome, desired, changed)
             finally:
                 with contextlib.suppress(DatabaseAway):
                     await commands.close_session(self._db, hello.agent, opened.session_id)
@@ -137,22 +137,27 @@ class Sessions:
 
 
 class LiveSession:
-    """One stream: what it is told, in one order."""
+    """One stream: what it is reply, in one order."""
 
     def __init__(
-        self, db: Database, heartbeats: Heartbeats, welcome: Welcomed, wish: Wish, changed: asyncio.Event
+        self,
+        db: Database,
+        heartbeats: HeartbeatBatcher,
+        welcome: OpenSession,
+        desired: DesiredState,
+        changed: asyncio.Event,
     ) -> None:
         self._db = db
         self._heartbeats = heartbeats
         self.welcome = welcome
-        self._first = wish
+        self._first = desired
         self._changed = changed
-        self._told = -1  # the newest wish version that was sent
-        self._heard = 0  # the newest heartbeat
+        self._sent_version = -1  # the newest desired version that was sent
+        self._newest_sequence = 0  # the newest heartbeat
 
-    async def messages(self, heartbeats: AsyncIterator[Heartbeat]) -> AsyncGenerator[Told | Waiting, None]:
+    async def messages(self, heartbeats: AsyncIterator[NumberedHeartbeat]) -> AsyncGenerator[Reply | Wait, None]:
         """Answers each heartbeat, and pushes what changes in between, until the heartbeats end."""
-        yield self._tell(self._first, 0)
+        yield self._reply(self._first, 0)
         reading = asyncio.ensure_future(anext(heartbeats, None))
         waking = asyncio.ensure_future(self._changed.wait())
         try:
@@ -162,9 +167,9 @@ class LiveSession:
                     if (heartbeat := reading.result()) is None:
                         return
                     reading = asyncio.ensure_future(anext(heartbeats, None))
-                    if self._is_news(heartbeat):
+                    if self._is_newest(heartbeat):
                         yield await self._answer(heartbeat)
-                elif (pushed := await self._pushed()) is not None:
+                elif (pushed := await self._read_change()) is not None:
                     yield pushed
                 if waking.done():
                     waking = asyncio.ensure_future(self._changed.wait())
@@ -172,33 +177,33 @@ class LiveSession:
             reading.cancel()
             waking.cancel()
 
-    def _is_news(self, heartbeat: Heartbeat) -> bool:
+    def _is_newest(self, heartbeat: NumberedHeartbeat) -> bool:
         """False for one that a later one has overtaken: it no longer says what is held (F17). 0 is not counted."""
-        newer = heartbeat.sequence > self._heard or not heartbeat.sequence
-        self._heard = max(self._heard, heartbeat.sequence)
+        newer = heartbeat.sequence > self._newest_sequence or not heartbeat.sequence
+        self._newest_sequence = max(self._newest_sequence, heartbeat.sequence)
         return newer
 
-    async def _answer(self, heartbeat: Heartbeat) -> Told | Waiting:
+    async def _answer(self, heartbeat: NumberedHeartbeat) -> Reply | Wait:
         try:
-            return self._tell(await self._heartbeats.beat(heartbeat.pulse), heartbeat.sequence)
+            return self._reply(await self._heartbeats.renew(heartbeat.heartbeat), heartbeat.sequence)
         except DatabaseAway as away:
-            return Waiting(heartbeat.sequence, str(away) or "the database is out of reach")
+            return Wait(heartbeat.sequence, str(away) or "the database is out of reach")
 
-    async def _pushed(self) -> Told | None:
+    async def _read_change(self) -> Reply | None:
         """What is wished now, if it changed; nothing while it cannot be read: the next heartbeat will tell."""
         self._changed.clear()
         try:
-            wish = (await commands.wished(self._db, [self._first.agent]))[self._first.agent]
+            desired = (await commands.read_desired_state(self._db, [self._first.agent]))[self._first.agent]
         except DatabaseAway:
             return None
-        known = self._told
-        told = self._tell(wish, 0)
-        return told if wish.version > known else None
+        known = self._sent_version
+        reply = self._reply(desired, 0)
+        return reply if desired.version > known else None
 
-    def _tell(self, wish: Wish, sequence: int) -> Told:
-        if wish.session_id is None:
-            raise SessionOver("the coordinator ended this session; say hello again")
-        if wish.session_id != self.welcome.session_id:
+    def _reply(self, desired: DesiredState, sequence: int) -> Reply:
+        if desired.session_id is None:
+            raise SessionEnded("the coordinator ended this session; say hello again")
+        if desired.session_id != self.welcome.session_id:
             raise SessionReplaced
-        self._told = wish.version
-        return Told(wish, sequence)
+        self._sent_version = desired.version
+        return Reply(desired, sequence)
