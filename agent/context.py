@@ -16,7 +16,7 @@ from agent.stores.blobs import Blobs
 from agent.stores.input_cache import Cache
 from agent.stores.transfers import Transfers
 from relay.v1 import agents_pb2_grpc, runs_pb2_grpc
-from runfile import Hub
+from runfile import HubSection
 from storage.base import Store
 from storage.hub.store import CommitRateLimit
 from storage.hub.worker import HubWorker
@@ -30,7 +30,7 @@ class HubContext:
     worker: HubWorker
     commit_limit: CommitRateLimit
     runs: runs_pb2_grpc.RunsStub  #: for what a model card tells of other hosts
-    defaults: Hub | None = None  #: the `hub` section of runs whose run file has none
+    defaults: HubSection | None = None  #: the `hub` section of runs whose run file has none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,8 +22,8 @@ from relay.settings import (
     read_settings,
     setting,
 )
-from runfile import Hub, parse_duration, parse_size
-from runfile.scalars import NAME
+from runfile import HubSection, parse_duration, parse_size
+from runfile.scalars import NAME_PATTERN
 
 DETACH = "detach"
 
@@ -57,7 +57,7 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _hub(environment: Mapping[str, str]) -> Hub | None:
+def _hub(environment: Mapping[str, str]) -> HubSection | None:
     """Where runs are published whose run file does not say it (row A7)."""
     repo = environment.get("RELAY_HF_REPO") or environment.get("HF_REPO")
     if not repo:
@@ -66,7 +66,7 @@ def _hub(environment: Mapping[str, str]) -> Hub | None:
     with contextlib.suppress(ValueError):
         every = f"{float(every):g}s"  # a number alone is seconds, as it was
     try:
-        return Hub.model_validate(
+        return HubSection.model_validate(
             {"repo": repo, "every": every, "dry_run": dry.lower() not in ("", "0", "false", "no")},
             context={"units": True},
         )
@@ -175,10 +175,10 @@ class AgentSettings:
         help="Let a trainer continue without an agent for at most this long.",
     )
     secret: str | None = from_environment(read_secret, shown=False)
-    hub: Hub | None = from_environment(_hub)  #: for runs whose run file has no `hub` section
+    hub: HubSection | None = from_environment(_hub)  #: for runs whose run file has no `hub` section
 
     def __post_init__(self) -> None:
-        if not NAME.fullmatch(self.name):
+        if not NAME_PATTERN.fullmatch(self.name):
             raise SettingsError(f"--name {self.name!r}: small letters, digits, '.', '_' and '-' only, at most 128")
         host, colon, port = self.coordinator.rpartition(":")
         if not (host and colon and port.isdigit()):

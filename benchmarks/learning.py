@@ -17,7 +17,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.report import Table
-from runfile import Source
+from runfile import DataSource
 from trainers.data import reasoning_gym
 
 METHODS = ("grpo", "ppo")
@@ -100,8 +100,8 @@ def _write_rows(folder: Path, seed: int) -> list[dict[str, str]]:
     return held
 
 
-def _words(size: int) -> Source:
-    return Source(reasoning_gym="spell_backward", config=WORDS, size=size)
+def _words(size: int) -> DataSource:
+    return DataSource(reasoning_gym="spell_backward", config=WORDS, size=size)
 
 
 def _row(task: dict[str, Any]) -> dict[str, str]:

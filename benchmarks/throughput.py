@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.report import Table, interval
 from benchmarks.trainer import measured, ours
 from benchmarks.workload import Workload, prepare
-from runfile import load
+from runfile import load_run_file
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -58,7 +58,9 @@ def _prepared(folder: Path, changes: dict[str, Any], steps: int) -> Workload:
     spec = workload.spec
     options = {**spec["options"], "max_length": LONGEST, **changes.get("options", {})}
     workload.run_file.write_text(json.dumps({**spec, **changes, "options": options}))
-    workload.run_file.write_text(load(workload.run_file).to_json())  # presets filled in, as an agent is given it
+    workload.run_file.write_text(
+        load_run_file(workload.run_file).to_json()
+    )  # presets filled in, as an agent is given it
     return workload
 
 

@@ -7,35 +7,35 @@ where there is one, what is wrong and what would be right. `find_inputs` says wh
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from runfile import inputs as _inputs
 from runfile import limits, options, presets, reading, rules, validation_errors
-from runfile.inputs import INIT_BASE, INIT_FROM, ROWS, Travel, rows_in
-from runfile.mistakes import Mark, Mistake, RunFileErrors
+from runfile.inputs import INIT_BASE, INIT_FROM, ROW_SUFFIXES, InputFile, list_row_files
+from runfile.mistakes import Mistake, Position, RunFileErrors
 from runfile.models import (
     METHODS,
-    Adopt,
     AdoptCheckpoints,
-    Checkpoint,
+    AdoptSection,
+    CheckpointSection,
     Complete,
-    Data,
-    Hub,
-    Keep,
-    Lifecycle,
-    Model,
+    DataSection,
+    DataSource,
+    HubSection,
+    KeepSection,
+    LifecycleSection,
+    ModelSection,
     Nodes,
-    Resources,
+    ResourcesSection,
     Reward,
     RunFile,
-    Samples,
-    Source,
+    SamplesSection,
     Split,
 )
-from runfile.options import preload
+from runfile.options import preload_schemas
 from runfile.reading import Document
 from runfile.units import Every, UnitError, format_duration, format_size, parse_duration, parse_size
 
@@ -43,56 +43,56 @@ __all__ = [
     "INIT_BASE",
     "INIT_FROM",
     "METHODS",
-    "ROWS",
-    "Adopt",
+    "ROW_SUFFIXES",
     "AdoptCheckpoints",
-    "Checkpoint",
+    "AdoptSection",
+    "CheckpointSection",
     "Complete",
-    "Data",
+    "DataSection",
+    "DataSource",
     "Document",
     "Every",
-    "Hub",
-    "Keep",
-    "Lifecycle",
-    "Mark",
+    "HubSection",
+    "InputFile",
+    "KeepSection",
+    "LifecycleSection",
     "Mistake",
-    "Model",
+    "ModelSection",
     "Nodes",
-    "Resources",
+    "Position",
+    "ResourcesSection",
     "Reward",
     "RunFile",
     "RunFileErrors",
-    "Samples",
-    "Source",
+    "RunInputs",
+    "SamplesSection",
     "Split",
-    "Travel",
-    "Travelling",
     "UnitError",
     "find_inputs",
     "format_duration",
     "format_size",
-    "load",
-    "parse",
+    "list_row_files",
+    "load_run_file",
     "parse_duration",
+    "parse_run_file",
     "parse_size",
-    "preload",
-    "rows_in",
+    "preload_schemas",
 ]
 
 _KEPT_EMPTY = {"options", "model_init", "lora", "quantization", "launch", "trackers", "config"}
 
 
-def load(path: FilePath | str, sets: Sequence[str] = ()) -> RunFile:
+def load_run_file(path: Path | str, sets: Sequence[str] = ()) -> RunFile:
     """The run that the file describes, with `sets` (`options.learning_rate=1e-4`) put over it.
 
     Local files that it names and that are not there are mistakes too. Raises `RunFileErrors`.
     """
-    file = FilePath(path)
-    document = reading.override(reading.read(file), sets)
+    file = Path(path)
+    document = reading.apply_overrides(reading.read_document(file), sets)
     return _checked(document, base=file.parent)
 
 
-def parse(data: Mapping[str, Any], *, supported: bool = True) -> RunFile:
+def parse_run_file(data: Mapping[str, Any], *, supported: bool = True) -> RunFile:
     """The run that plain values describe; 4.0 is 4 where a whole number is needed, a bare number of time is seconds.
 
     `supported=False` accepts all that the format knows, also what this release refuses to run. Raises `RunFileErrors`.
@@ -101,29 +101,29 @@ def parse(data: Mapping[str, Any], *, supported: bool = True) -> RunFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Travelling:
+class RunInputs:
     """What leaves the submitter's disk, and the run file as the host will read it."""
 
-    files: tuple[Travel, ...]
+    files: tuple[InputFile, ...]
     runfile: RunFile
 
 
-def find_inputs(runfile: RunFile, base: FilePath | str) -> Travelling:
+def find_inputs(runfile: RunFile, base: Path | str) -> RunInputs:
     """What must travel with a run whose file lies in the folder `base`; `RunFileErrors` for what is not there."""
-    data, files, mistakes = _inputs.gather(runfile.to_dict(), FilePath(base))
+    data, files, mistakes = _inputs.gather_inputs(runfile.to_dict(), Path(base))
     if mistakes:
         raise RunFileErrors(mistakes)
-    return Travelling(tuple(files), parse(data, supported=False))
+    return RunInputs(tuple(files), parse_run_file(data, supported=False))
 
 
-def _checked(document: Document, *, base: FilePath | None = None, supported: bool = True) -> RunFile:
-    if found_unsound := list(limits.unsound(document.data)):
+def _checked(document: Document, *, base: Path | None = None, supported: bool = True) -> RunFile:
+    if found_unsound := list(limits.find_unstorable(document.data)):
         raise RunFileErrors((document.locate(mistake) for mistake in found_unsound), document.name)
-    data: dict[str, Any] = presets.applied(rules.by_mode(_without_empty(document.data)))
+    data: dict[str, Any] = presets.apply_presets(rules.translate_mode(_without_empty(document.data)))
     run, found = _validated(data, units=base is not None)
     found += _around(data, run, supported)
     if base is not None:
-        found += [(mistake, False) for mistake in _inputs.missing(data, base)]
+        found += [(mistake, False) for mistake in _inputs.find_missing(data, base)]
     if run is None or found:
         raise RunFileErrors(_once(document.locate(mistake, key=key) for mistake, key in found), document.name)
     return run
@@ -134,19 +134,19 @@ def _validated(data: Mapping[str, Any], *, units: bool) -> tuple[RunFile | None,
         return RunFile.model_validate(data, context={"units": units}), []
     except ValidationError as error:
         errors = error.errors(include_url=False)
-        return None, list(validation_errors.mistakes(errors, data, options.names(data.get("method"))))
+        return None, list(validation_errors.convert_errors(errors, data, options.list_options(data.get("method"))))
 
 
 def _around(data: Mapping[str, Any], run: RunFile | None, supported: bool) -> list[tuple[Mistake, bool]]:
     """The mistakes that the types alone do not show."""
     method = data.get("method")
-    found = [(mistake, True) for mistake in (*rules.between_sections(data), *presets.mistakes(data))]
-    if wrong := options.method_mistake(method) if supported else None:
+    found = [(mistake, True) for mistake in (*rules.find_conflicts(data), *presets.find_preset_mistakes(data))]
+    if wrong := options.check_method(method) if supported else None:
         found.append((wrong, False))
     if isinstance(method, str):
-        found += options.check(method, run.to_dict() if run else data)
+        found += options.find_option_mistakes(method, run.to_dict() if run else data)
     if run is not None and supported:
-        found += [(mistake, True) for mistake in rules.not_supported(run)]
+        found += [(mistake, True) for mistake in rules.find_unsupported(run)]
     return found
 
 

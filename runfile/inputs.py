@@ -9,46 +9,55 @@ import glob
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Any, Literal
 
-from runfile.mistakes import Mistake, Path, nearest
+from runfile.mistakes import KeyPath, Mistake, find_nearest
 
 EXTERNAL = "external"
 INIT_FROM = "init_from"  #: where a host finds the files that `model.init_from` names; the coordinator adds them
 INIT_BASE = f"{INIT_FROM}/base"  #: and the base model that they adapt, where the Hub does not have it
-ROWS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather")  #: what files of rows end in
+ROW_SUFFIXES = (
+    ".jsonl",
+    ".ndjson",
+    ".json",
+    ".csv",
+    ".tsv",
+    ".parquet",
+    ".arrow",
+    ".feather",
+)  #: what files of rows end in
 _SKIPPED = {".git", "__pycache__", ".DS_Store"}
 _MAGIC = frozenset("*?[")
 
 
 @dataclass(frozen=True, slots=True)
-class Travel:
+class InputFile:
     """One file that travels: where it is here, and where it will be in the run's working folder (POSIX, relative)."""
 
-    source: FilePath
+    source: Path
     path: str
 
 
 @dataclass(frozen=True, slots=True)
-class Reference:
+class LocalReference:
     """A place in a run file that names something on the submitter's disk."""
 
-    path: Path
+    path: KeyPath
     text: str
     kind: Literal["data", "files", "model"]
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class ResolvedReference:
     """What a reference stands for: its files relative to `root`, and how the rest of the reference reads from there."""
 
-    root: FilePath
+    root: Path
     rest: str
     files: tuple[str, ...]
 
 
-def references(data: Mapping[str, Any]) -> Iterator[Reference]:
+def list_references(data: Mapping[str, Any]) -> Iterator[LocalReference]:
     """Every local reference of a run file, as written or resolved; what is malformed is passed over."""
     rows = data.get("data")
     if isinstance(rows, Mapping):
@@ -58,27 +67,27 @@ def references(data: Mapping[str, Any]) -> Iterator[Reference]:
     files = data.get("files")
     for index, text in enumerate(files if isinstance(files, list) else ()):
         if isinstance(text, str) and text:
-            yield Reference(("files", index), text, "files")
+            yield LocalReference(("files", index), text, "files")
     for key in ("model", "teacher"):
         model = data.get(key)
         name = model.get("name_or_path") if isinstance(model, Mapping) else None
         if isinstance(name, str) and _is_folder_name(name):
-            yield Reference((key, "name_or_path"), name, "model")
+            yield LocalReference((key, "name_or_path"), name, "model")
     rewards = data.get("rewards")
     for index, reward in enumerate(rewards if isinstance(rewards, list) else ()):
         name = reward.get("model") if isinstance(reward, Mapping) else None
         if isinstance(name, str) and _is_folder_name(name):
-            yield Reference(("rewards", index, "model"), name, "model")
+            yield LocalReference(("rewards", index, "model"), name, "model")
 
 
-def _rows(path: Path, value: Any) -> Iterator[Reference]:
+def _rows(path: KeyPath, value: Any) -> Iterator[LocalReference]:
     entries = (
         [((*path, index), entry) for index, entry in enumerate(value)] if isinstance(value, list) else [(path, value)]
     )
     for place, entry in entries:
         at, text = ((*place, "path"), entry.get("path")) if isinstance(entry, Mapping) else (place, entry)
         if isinstance(text, str) and text and "://" not in text:
-            yield Reference(at, text, "data")
+            yield LocalReference(at, text, "data")
 
 
 def _is_folder_name(name: str) -> bool:
@@ -88,31 +97,31 @@ def _is_folder_name(name: str) -> bool:
     return name.startswith("/") and os.path.isdir(name)
 
 
-def missing(data: Mapping[str, Any], base: FilePath) -> Iterator[Mistake]:
+def find_missing(data: Mapping[str, Any], base: Path) -> Iterator[Mistake]:
     """What the run file names and the disk does not have."""
-    for reference in references(data):
+    for reference in list_references(data):
         problem = _look(reference, base)
         if isinstance(problem, Mistake):
             yield problem
 
 
-def _look(reference: Reference, base: FilePath) -> Found | Mistake:
+def _look(reference: LocalReference, base: Path) -> ResolvedReference | Mistake:
     text = os.path.expanduser(reference.text)
     whole = base / text
     if not whole.exists() and _MAGIC & set(text):
         return _look_glob(reference, base, text)
     if whole.is_dir() and reference.kind != "data":
         return _look_folder(reference, whole)
-    if whole.is_dir() and (rows := rows_in(whole)):
-        return Found(whole, ".", tuple(rows))
+    if whole.is_dir() and (rows := list_row_files(whole)):
+        return ResolvedReference(whole, ".", tuple(rows))
     if whole.is_file() and reference.kind != "model":
         if reference.kind == "data" and not whole.stat().st_size:
             return Mistake(reference.path, f'"{reference.text}" is empty', "each line of it is a row")
-        return Found(whole.parent, whole.name, (whole.name,))
+        return ResolvedReference(whole.parent, whole.name, (whole.name,))
     return Mistake(reference.path, *_absent(reference, whole))
 
 
-def rows_in(folder: FilePath) -> list[str]:
+def list_row_files(folder: Path) -> list[str]:
     """The files of rows below a folder that is named as data, relative to it, in order. By their names: what they are,
     whoever reads them finds out.
     """
@@ -120,41 +129,44 @@ def rows_in(folder: FilePath) -> list[str]:
     for here, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if name not in _SKIPPED and not name.startswith("."))
         plain = {name: name.lower().removesuffix(".gz").removesuffix(".zst") for name in names}
-        rows = sorted(name for name in names if plain[name].endswith(ROWS) and not name.startswith("."))
+        rows = sorted(name for name in names if plain[name].endswith(ROW_SUFFIXES) and not name.startswith("."))
         found += [os.path.relpath(os.path.join(here, name), folder) for name in rows]
     return found
 
 
-def _absent(reference: Reference, whole: FilePath) -> tuple[str, str]:
+def _absent(reference: LocalReference, whole: Path) -> tuple[str, str]:
     if whole.is_dir():
-        return f'"{reference.text}" holds no file of rows', f"these end in {', '.join(ROWS)} (or .gz, .zst after that)"
+        return (
+            f'"{reference.text}" holds no file of rows',
+            f"these end in {', '.join(ROW_SUFFIXES)} (or .gz, .zst after that)",
+        )
     if whole.is_file():
         return f'"{reference.text}" is a file', "a model is a folder or a name on the Hub"
     if whole.exists() or whole.is_symlink():
         return f'"{reference.text}" is not a file that can be read', ""
-    hub = reference.kind == "data" and reference.text.count("/") == 1 and not FilePath(reference.text).suffix
+    hub = reference.kind == "data" and reference.text.count("/") == 1 and not Path(reference.text).suffix
     hint = f"a data set on the Hub is written hf://{reference.text}" if hub else _neighbour(whole)
     return f'there is no {"folder" if reference.kind == "model" else "file"} "{reference.text}"', hint
 
 
-def _neighbour(whole: FilePath) -> str:
+def _neighbour(whole: Path) -> str:
     if not whole.parent.is_dir():
         return f"the folder {whole.parent} does not exist"
-    close = nearest(whole.name, sorted(entry.name for entry in whole.parent.iterdir()))
+    close = find_nearest(whole.name, sorted(entry.name for entry in whole.parent.iterdir()))
     return f"did you mean {close}?" if close else f"looked in {whole.parent.absolute()}"
 
 
-def _look_glob(reference: Reference, base: FilePath, text: str) -> Found | Mistake:
-    parts = FilePath(text).parts
+def _look_glob(reference: LocalReference, base: Path, text: str) -> ResolvedReference | Mistake:
+    parts = Path(text).parts
     fixed = next(index for index, part in enumerate(parts) if _MAGIC & set(part))
-    root, rest = base / FilePath(*parts[:fixed]), str(FilePath(*parts[fixed:]))
+    root, rest = base / Path(*parts[:fixed]), str(Path(*parts[fixed:]))
     hits = sorted(hit for hit in glob.glob(rest, root_dir=root, recursive=True) if (root / hit).is_file())
     if not hits:
         return Mistake(reference.path, f'no file matches "{reference.text}"', f"looked in {root.absolute()}")
-    return Found(root, rest, tuple(hits))
+    return ResolvedReference(root, rest, tuple(hits))
 
 
-def _look_folder(reference: Reference, folder: FilePath) -> Found | Mistake:
+def _look_folder(reference: LocalReference, folder: Path) -> ResolvedReference | Mistake:
     files: list[str] = []
     for here, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if name not in _SKIPPED)
@@ -165,14 +177,14 @@ def _look_folder(reference: Reference, folder: FilePath) -> Found | Mistake:
         files += [os.path.relpath(os.path.join(here, name), folder) for name in sorted(names) if name not in _SKIPPED]
     if not files:
         return Mistake(reference.path, f'the folder "{reference.text}" is empty')
-    return Found(folder, ".", tuple(files))
+    return ResolvedReference(folder, ".", tuple(files))
 
 
-def gather(data: dict[str, Any], base: FilePath) -> tuple[dict[str, Any], list[Travel], list[Mistake]]:
+def gather_inputs(data: dict[str, Any], base: Path) -> tuple[dict[str, Any], list[InputFile], list[Mistake]]:
     """The resolved run file `data` rewritten for the host, what travels (each file once), and what is not there."""
-    root = FilePath(os.path.abspath(base))
-    places, travels, mistakes = _Places(root, data), dict[str, FilePath](), list[Mistake]()
-    for reference in references(data):
+    root = Path(os.path.abspath(base))
+    places, travels, mistakes = _Places(root, data), dict[str, Path](), list[Mistake]()
+    for reference in list_references(data):
         look = _look(reference, root)
         if isinstance(look, Mistake):
             mistakes.append(look)
@@ -186,19 +198,19 @@ def gather(data: dict[str, Any], base: FilePath) -> tuple[dict[str, Any], list[T
             if text != reference.text and reference.path[0] == "model":
                 data["model"].setdefault("known_as", reference.text)
         _put(data, reference.path, text)
-    return data, [Travel(source, path) for path, source in sorted(travels.items())], mistakes
+    return data, [InputFile(source, path) for path, source in sorted(travels.items())], mistakes
 
 
 class _Places:
     """Where folders of the submitter's disk appear on the host."""
 
-    def __init__(self, root: FilePath, data: Mapping[str, Any]) -> None:
+    def __init__(self, root: Path, data: Mapping[str, Any]) -> None:
         self._root = root
         self._outside: dict[str, str] = {}
-        self._taken = {FilePath(os.path.normpath(r.text)).parts[:2] for r in references(data)}
+        self._taken = {Path(os.path.normpath(r.text)).parts[:2] for r in list_references(data)}
 
-    def of(self, look: Found) -> str:
-        folder = FilePath(os.path.normpath(look.root))
+    def of(self, look: ResolvedReference) -> str:
+        folder = Path(os.path.normpath(look.root))
         if folder.is_relative_to(self._root):
             return folder.relative_to(self._root).as_posix()
         key = str(folder) if look.rest != "." else f"{folder}/."
@@ -215,10 +227,10 @@ class _Places:
 
 
 def _joined(folder: str, name: str) -> str:
-    return FilePath(os.path.normpath(os.path.join(folder, name))).as_posix()
+    return Path(os.path.normpath(os.path.join(folder, name))).as_posix()
 
 
-def _put(data: Any, path: Path, value: str) -> None:
+def _put(data: Any, path: KeyPath, value: str) -> None:
     for part in path[:-1]:
         data = data[part]
     data[path[-1]] = value

@@ -7,15 +7,15 @@ has no others), and nesting without end. Looked for before anything else, since 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from runfile.mistakes import Mistake, Path
+from runfile.mistakes import KeyPath, Mistake
 
 MAX_DEPTH = 24
 LARGEST = 2**53  #: whole numbers up to here are exact as doubles
 
 
-def unsound(data: Mapping[str, Any]) -> Iterator[Mistake]:
+def find_unstorable(data: Mapping[str, Any]) -> Iterator[Mistake]:
     """Each place that holds such a thing."""
-    stack: list[tuple[Path, Any]] = [((), data)]
+    stack: list[tuple[KeyPath, Any]] = [((), data)]
     while stack:
         path, value = stack.pop()
         if problem := _problem(value):

@@ -5,11 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-Path = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class Position:
     """A place in a file, counted from one."""
 
     line: int
@@ -20,28 +20,28 @@ class Mark:
 class Mistake:
     """One thing that is wrong: where, what, and what would be right (empty when the problem says it)."""
 
-    path: Path
+    path: KeyPath
     problem: str
     hint: str = ""
-    mark: Mark | None = None
+    position: Position | None = None
     override: str = ""  #: the `--set` that brought the value in, as it was given
 
     @property
-    def dotted(self) -> str:
+    def path_text(self) -> str:
         """The path as people write it: `data.train[0].path`."""
-        return dotted(self.path)
+        return format_path(self.path)
 
-    def located(self, mark: Mark | None, override: str) -> "Mistake":
-        return replace(self, mark=None if override else mark, override=override)
+    def with_position(self, mark: Position | None, override: str) -> "Mistake":
+        return replace(self, position=None if override else mark, override=override)
 
     @property
     def text(self) -> str:
         """Path, problem and hint in one line, without the place in the file."""
-        where = f"{self.dotted}: " if self.path else ""
+        where = f"{self.path_text}: " if self.path else ""
         return where + self.problem + (f"; {self.hint}" if self.hint else "")
 
     def __str__(self) -> str:
-        place = f"line {self.mark.line}, column {self.mark.column}: " if self.mark else ""
+        place = f"line {self.position.line}, column {self.position.column}: " if self.position else ""
         return (f"--set {self.override}: " if self.override else place) + self.text
 
 
@@ -49,8 +49,8 @@ class RunFileErrors(ValueError):
     """A run file that cannot be used: all its mistakes at once, in the order of the file."""
 
     def __init__(self, mistakes: Iterable[Mistake], name: str = "the run file") -> None:
-        unplaced = Mark(1 << 30, 0)
-        self.mistakes: tuple[Mistake, ...] = tuple(sorted(mistakes, key=lambda m: _order(m.mark or unplaced)))
+        unplaced = Position(1 << 30, 0)
+        self.mistakes: tuple[Mistake, ...] = tuple(sorted(mistakes, key=lambda m: _order(m.position or unplaced)))
         self.name = name
         super().__init__(self.report())
 
@@ -61,11 +61,11 @@ class RunFileErrors(ValueError):
         return "\n".join([heading, *(f"  {mistake}" for mistake in self.mistakes)])
 
 
-def _order(mark: Mark) -> tuple[int, int]:
+def _order(mark: Position) -> tuple[int, int]:
     return mark.line, mark.column
 
 
-def dotted(path: Sequence[str | int]) -> str:
+def format_path(path: Sequence[str | int]) -> str:
     """`("data", "train", 0, "path")` as `data.train[0].path`."""
     text = ""
     for part in path:
@@ -73,7 +73,7 @@ def dotted(path: Sequence[str | int]) -> str:
     return text
 
 
-def found(value: Any) -> str:
+def describe_value(value: Any) -> str:
     """What somebody wrote, in words: `the text "three"`, `the number 3`, `a list`."""
     match value:
         case None:
@@ -81,7 +81,7 @@ def found(value: Any) -> str:
         case bool():
             return "true" if value else "false"
         case str():
-            return f'the text "{shortened(value)}"'
+            return f'the text "{shorten(value)}"'
         case int() | float():
             return f"the number {value}"
         case Mapping():
@@ -91,20 +91,20 @@ def found(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def shortened(text: str, limit: int = 60) -> str:
+def shorten(text: str, limit: int = 60) -> str:
     """The text on one line, cut after `limit` characters."""
     line = " ".join(text.split())
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
-def nearest(name: str, names: Iterable[str]) -> str | None:
+def find_nearest(name: str, names: Iterable[str]) -> str | None:
     """The known name that `name` was probably meant to be."""
     known = {candidate.casefold().replace("-", "_"): candidate for candidate in names}
     close = difflib.get_close_matches(name.casefold().replace("-", "_"), known, n=1, cutoff=0.65)
     return known[close[0]] if close else None
 
 
-def one_of(names: Iterable[str]) -> str:
+def join_alternatives(names: Iterable[str]) -> str:
     """`a, b or c`."""
     listed = list(names)
     return listed[0] if len(listed) == 1 else f"{', '.join(listed[:-1])} or {listed[-1]}"

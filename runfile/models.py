@@ -36,8 +36,8 @@ from runfile.scalars import (
     Text,
     Variables,
     Whole,
-    one_or_more,
-    whole,
+    list_sources,
+    parse_whole,
 )
 from runfile.units import Every
 from storage import address, checkpoint_ref
@@ -49,7 +49,7 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
 
-class Model(Section):
+class ModelSection(Section):
     """What is trained: a Hub name or a folder, or another run's result (weights only, a new curve)."""
 
     name_or_path: Text | None = None
@@ -65,7 +65,7 @@ class Model(Section):
         return value
 
     @model_validator(mode="after")
-    def _one(self) -> "Model":
+    def _one(self) -> "ModelSection":
         if (self.name_or_path is None) == (self.init_from is None):
             raise ValueError("give name_or_path or init_from, one of the two")
         if self.init_from is not None and self.revision is not None:
@@ -73,7 +73,7 @@ class Model(Section):
         return self
 
 
-class Source(Section):
+class DataSource(Section):
     """Rows to train or evaluate on: files (a path, a glob, hf://, s3://) or a generator of tasks."""
 
     path: Text | None = None
@@ -89,7 +89,7 @@ class Source(Section):
     disjoint_from: Literal["train"] | None = None  #: of held-out rows: training passes over those
 
     @model_validator(mode="after")
-    def _one(self) -> "Source":
+    def _one(self) -> "DataSource":
         if (self.path is None) == (self.reasoning_gym is None):
             raise ValueError("give path or reasoning_gym, one of the two")
         said = [name for name in ("size", "seed", "config", "chat") if getattr(self, name)]
@@ -104,7 +104,7 @@ class Split(Section):
     split: Annotated[Number, Field(gt=0, lt=1)]
 
 
-Sources = Annotated[tuple[Source, ...], BeforeValidator(one_or_more), Field(min_length=1)]
+Sources = Annotated[tuple[DataSource, ...], BeforeValidator(list_sources), Field(min_length=1)]
 
 
 def _eval_kind(value: Any) -> str:
@@ -115,7 +115,7 @@ def _eval_kind(value: Any) -> str:
     return "~sources"
 
 
-class Data(Section):
+class DataSection(Section):
     """The rows. `format: auto` looks at them; `columns` renames, old name to new; with `streaming` tokens are made of
     them as they are needed, not before.
     """
@@ -148,7 +148,7 @@ class Nodes(Section):
 def _nodes(value: Any) -> Any:
     if isinstance(value, Mapping | Nodes):
         return value
-    if (count := whole(value)) < 1:
+    if (count := parse_whole(value)) < 1:
         raise ValueError("at least 1 is needed")
     return {"min": count, "max": count}
 
@@ -157,7 +157,7 @@ def _nodes_out(nodes: Nodes) -> int | dict[str, int]:
     return nodes.min if nodes.min == nodes.max else {"min": nodes.min, "max": nodes.max}
 
 
-class Resources(Section):
+class ResourcesSection(Section):
     """What each host must have.
 
     A run takes `gpus_per_node` GPUs of each host. Where `require_cuda` is false a host without GPUs will do too and
@@ -185,7 +185,7 @@ class Resources(Section):
         return {**value, "require_cuda": wanted}
 
 
-class Keep(Section):
+class KeepSection(Section):
     """Which checkpoints stay: the last, the best and some in between; of those none too old and not too many bytes.
 
     Never fewer than resuming needs.
@@ -200,17 +200,17 @@ class Keep(Section):
     max_total: Size | None = None  #: bytes, each checkpoint counted once however many copies it has
 
     @model_validator(mode="after")
-    def _best_needs_a_metric(self) -> "Keep":
+    def _best_needs_a_metric(self) -> "KeepSection":
         if self.best and not self.metric:
             raise ValueError("best needs a metric to compare by, for instance metric: eval_loss")
         return self
 
 
-class Checkpoint(Section):
+class CheckpointSection(Section):
     """How often to save, what to keep, and where."""
 
     every: Interval = Every(seconds=600.0)
-    keep: Keep = Keep()
+    keep: KeepSection = KeepSection()
     store: Annotated[Text, Field(pattern=r"^(relay|file|s3|gs|az|hf)://")] = "relay://"
     layout: Literal["relay", "framework"] | None = None  #: None, as relay, also for agents that know no layouts
 
@@ -226,13 +226,13 @@ class Checkpoint(Section):
         return store
 
     @model_validator(mode="after")
-    def _a_layout_is_of_folders(self) -> "Checkpoint":
+    def _a_layout_is_of_folders(self) -> "CheckpointSection":
         if self.layout == "framework" and self.store.startswith(("relay://", "hf://")):
             raise ValueError(f"layout: framework goes with file://, s3://, gs:// and az://, not with {self.store}")
         return self
 
 
-class Hub(Section):
+class HubSection(Section):
     """Publishing to the Hugging Face Hub while the run goes on."""
 
     repo: Annotated[Text, Field(pattern=f"^{address.HUB_REPO.pattern}$")]
@@ -243,7 +243,7 @@ class Hub(Section):
     state: Flag = False  #: the whole trainer state of each checkpoint goes there too
 
 
-class Lifecycle(Section):
+class LifecycleSection(Section):
     """What happens when things go wrong."""
 
     on_disconnect: Literal["continue", "stop"] = "continue"
@@ -279,7 +279,7 @@ class Reward(Section):
         return self
 
 
-class Samples(Section):
+class SamplesSection(Section):
     """Completions shown while a run goes on: of the first prompts at every evaluation, of RL the newest rollouts."""
 
     prompts: Annotated[Whole, Field(ge=1, le=64)] = 8  #: and rollouts, at once
@@ -314,7 +314,7 @@ class AdoptMetrics(Section):
     source: Annotated[Literal["hf_log", "tensorboard", "trainer_state"], Field(alias="from")]
 
 
-class Adopt(Section):
+class AdoptSection(Section):
     """How a program that does not follow the contract is read."""
 
     checkpoints: AdoptCheckpoints | None = None
@@ -357,31 +357,31 @@ class RunFile(Section):
     priority: Annotated[Whole, Field(ge=-1000, le=1000)] = 0
     method: Text
     framework: Literal["hf", "nemo", "meta"] = "hf"
-    model: Model | None = None
-    teacher: Model | None = None  #: of gkd and distillation
+    model: ModelSection | None = None
+    teacher: ModelSection | None = None  #: of gkd and distillation
     model_init: Free = Field(default_factory=dict)
     lora: Free | None = None
     quantization: Free | None = None
     preset: Annotated[
         tuple[Text, ...], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
     ] = ()
-    data: Data | None = None
+    data: DataSection | None = None
     seed: Annotated[Whole, Field(ge=0, lt=2**32)] = 42
     options: Free = Field(default_factory=dict)
     rewards: tuple[Reward, ...] = ()
-    samples: Samples | None = None
+    samples: SamplesSection | None = None
     image: Text | None = None
     command: tuple[Annotated[str, Strict()], ...] | None = None
     workdir: Inside = "."
     resume_args: tuple[Annotated[str, Strict()], ...] = ()
-    adopt: Adopt | None = None
+    adopt: AdoptSection | None = None
     outputs: tuple[Inside, ...] = ()
     files: tuple[Text, ...] = ()
-    resources: Resources = Resources()
+    resources: ResourcesSection = ResourcesSection()
     launch: Free = Field(default_factory=dict)
-    checkpoint: Checkpoint = Checkpoint()
-    hub: Hub | None = None
-    lifecycle: Lifecycle = Lifecycle()
+    checkpoint: CheckpointSection = CheckpointSection()
+    hub: HubSection | None = None
+    lifecycle: LifecycleSection = LifecycleSection()
     env: Variables = Field(default_factory=dict)
     secrets: tuple[Secret, ...] = ()
     trackers: dict[Text, Free] = Field(default_factory=dict)

@@ -12,9 +12,9 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from runfile.mistakes import Mistake, Path, found, nearest, one_of
+from runfile.mistakes import KeyPath, Mistake, describe_value, find_nearest, join_alternatives
 from runfile.models import METHODS
-from runfile.suggestions import ELSEWHERE
+from runfile.suggestions import ALIASES
 
 if TYPE_CHECKING:
     import jsonschema
@@ -38,7 +38,7 @@ _BOUNDS = {
 
 
 @cache
-def schema(method: str) -> dict[str, Any] | None:
+def load_schema(method: str) -> dict[str, Any] | None:
     """The method's schema, or None where this release has none."""
     path = _SCHEMAS / f"{method}.json"
     if method not in METHODS or not path.is_file():
@@ -47,33 +47,37 @@ def schema(method: str) -> dict[str, Any] | None:
     return loaded
 
 
-def preload() -> None:
+def preload_schemas() -> None:
     """Load now what the first run file would load: for a process that must not pause then. Blocking."""
     import jsonschema  # noqa: F401
 
-    available()
+    list_supported_methods()
 
 
 @cache
-def available() -> tuple[str, ...]:
+def list_supported_methods() -> tuple[str, ...]:
     """The methods that this release can run."""
-    return tuple(method for method in METHODS if schema(method) is not None)
+    return tuple(method for method in METHODS if load_schema(method) is not None)
 
 
-def names(method: Any) -> Mapping[str, Any]:
+def list_options(method: Any) -> Mapping[str, Any]:
     """The options of a method by name; nothing for a method that is not known."""
-    found_schema = schema(method) if isinstance(method, str) else None
+    found_schema = load_schema(method) if isinstance(method, str) else None
     properties: Mapping[str, Any] = (found_schema or {}).get("properties", {})
     return properties
 
 
-def method_mistake(method: Any) -> Mistake | None:
+def check_method(method: Any) -> Mistake | None:
     """What is wrong with the method's name, if anything."""
-    if not isinstance(method, str) or method in available():
+    if not isinstance(method, str) or method in list_supported_methods():
         return None
     if method in METHODS:
-        return Mistake(("method",), f"{method} is not supported yet", f"this release has {one_of(available())}")
-    close = nearest(method, METHODS)
+        return Mistake(
+            ("method",),
+            f"{method} is not supported yet",
+            f"this release has {join_alternatives(list_supported_methods())}",
+        )
+    close = find_nearest(method, METHODS)
     return Mistake(
         ("method",),
         f'there is no method "{method}"',
@@ -81,9 +85,9 @@ def method_mistake(method: Any) -> Mistake | None:
     )
 
 
-def check(method: str, run: Mapping[str, Any]) -> Iterator[tuple[Mistake, bool]]:
+def find_option_mistakes(method: str, run: Mapping[str, Any]) -> Iterator[tuple[Mistake, bool]]:
     """Each mistake in the library's own mappings, and whether it is about the key (else about its value)."""
-    rules = schema(method)
+    rules = load_schema(method)
     if rules is None:
         return
     for name, section_rules in {"options": rules, **rules.get("x-relay-sections", {})}.items():
@@ -93,7 +97,7 @@ def check(method: str, run: Mapping[str, Any]) -> Iterator[tuple[Mistake, bool]]
 
 
 def _check_section(
-    method: str, rules: Mapping[str, Any], options: Mapping[str, Any], section: Path
+    method: str, rules: Mapping[str, Any], options: Mapping[str, Any], section: KeyPath
 ) -> Iterator[tuple[Mistake, bool]]:
     elsewhere = {name: f"write model.{name}" for name, rule in rules.get("properties", {}).items() if rule is False}
     owned: Mapping[str, str] = rules.get("x-relay-owned", {}) | elsewhere
@@ -128,19 +132,19 @@ def _errors(rules: Mapping[str, Any], options: Mapping[str, Any]) -> Iterator[An
     return jsonschema.Draft202012Validator(rules).iter_errors(options)
 
 
-def _unknown(method: str, path: Path, rules: Mapping[str, Any]) -> Mistake:
+def _unknown(method: str, path: KeyPath, rules: Mapping[str, Any]) -> Mistake:
     name, known = str(path[-1]), rules.get("properties", {})
     if not known and len(path) == 2:
         hint = "a command takes its settings from command and env" if method == "command" else ""
         return Mistake(path, f"{method} has no options", hint)
-    alias = ELSEWHERE.get(name.casefold().replace("-", "_"), "")
+    alias = ALIASES.get(name.casefold().replace("-", "_"), "")
     section, _, ours = alias.rpartition(".")
     if section == "options" and ours in known:
         return Mistake(path, "unknown option", f"it is called {ours} here")
-    if close := nearest(name, known):
+    if close := find_nearest(name, known):
         return Mistake(path, "unknown option", f"did you mean {close}?")
     if alias == path[0]:
-        return Mistake(path, "unknown option", f"there is {one_of(list(known))}")
+        return Mistake(path, "unknown option", f"there is {join_alternatives(list(known))}")
     return Mistake(
         path,
         "unknown option",
@@ -152,12 +156,19 @@ def _problem(error: jsonschema.ValidationError) -> tuple[str, str]:
     rule: Any = error.validator_value
     if error.validator == "enum":
         allowed = [str(value) for value in rule]
-        close = nearest(error.instance, allowed) if isinstance(error.instance, str) else None
-        return f"{one_of(allowed)} is needed, found {found(error.instance)}", f"did you mean {close}?" if close else ""
+        close = find_nearest(error.instance, allowed) if isinstance(error.instance, str) else None
+        return (
+            f"{join_alternatives(allowed)} is needed, found {describe_value(error.instance)}",
+            f"did you mean {close}?" if close else "",
+        )
     if error.validator in _BOUNDS:
-        return f"{_BOUNDS[str(error.validator)]} {rule} is needed, found {found(error.instance)}", ""
+        return f"{_BOUNDS[str(error.validator)]} {rule} is needed, found {describe_value(error.instance)}", ""
     wanted = _wanted(error.schema) if isinstance(error.schema, Mapping) else []
-    return (f"{one_of(wanted)} is needed, found {found(error.instance)}", "") if wanted else (error.message, "")
+    return (
+        (f"{join_alternatives(wanted)} is needed, found {describe_value(error.instance)}", "")
+        if wanted
+        else (error.message, "")
+    )
 
 
 def _wanted(rules: Mapping[str, Any]) -> list[str]:

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from runfile import options
-from runfile.mistakes import Mistake, nearest, one_of
+from runfile.mistakes import Mistake, find_nearest, join_alternatives
 
 _LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "target_modules": "all-linear"}
 #: 4 bits as the QLoRA paper (arXiv:2305.14314) takes them: NormalFloat4, the constants quantized too.
@@ -49,13 +49,13 @@ _FASTER = 10.0
 _ADAPTING = ("lora", "qlora")
 
 
-def mistakes(data: Mapping[str, Any]) -> Iterator[Mistake]:
+def find_preset_mistakes(data: Mapping[str, Any]) -> Iterator[Mistake]:
     """Names that are no presets, and presets that cannot be together."""
     names = _names(data)
     for index, name in enumerate(names):
         if name not in PRESETS:
-            close = nearest(name, PRESETS)
-            hint = f"did you mean {close}?" if close else f"there is {one_of(list(PRESETS))}"
+            close = find_nearest(name, PRESETS)
+            hint = f"did you mean {close}?" if close else f"there is {join_alternatives(list(PRESETS))}"
             yield Mistake(("preset", index), f'there is no preset "{name}"', hint)
     adapting = [name for name in names if name in _ADAPTING]
     if "full" in names and (adapting or data.get("lora") is not None):
@@ -67,7 +67,7 @@ def mistakes(data: Mapping[str, Any]) -> Iterator[Mistake]:
         )
 
 
-def applied(data: Mapping[str, Any]) -> dict[str, Any]:
+def apply_presets(data: Mapping[str, Any]) -> dict[str, Any]:
     """The run file with its presets' values where it says nothing; of two presets the first one stands."""
     resolved = dict(data)
     for name in _names(data):
@@ -77,7 +77,7 @@ def applied(data: Mapping[str, Any]) -> dict[str, Any]:
     return resolved
 
 
-def described(run: Mapping[str, Any]) -> Iterator[str]:
+def describe_presets(run: Mapping[str, Any]) -> Iterator[str]:
     """For people: what each preset of a resolved run sets, and where the run file has a value of its own."""
     for name in _names(run):
         said = [
@@ -98,7 +98,7 @@ def _names(data: Mapping[str, Any]) -> list[str]:
 @cache
 def _sets(name: str, method: str) -> Mapping[str, Mapping[str, Any]]:
     """What a preset sets for a method: only options that it has."""
-    known = options.names(method)
+    known = options.list_options(method)
     sets = {section: dict(values) for section, values in PRESETS.get(name, {}).items()}
     if name in _ADAPTING and (usual := known.get("learning_rate", {}).get("default")):
         sets["options"] = {"learning_rate": float(f"{_FASTER * usual:.6g}")}

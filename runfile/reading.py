@@ -9,12 +9,12 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from runfile.mistakes import Mark, Mistake, Path, RunFileErrors, dotted
+from runfile.mistakes import KeyPath, Mistake, Position, RunFileErrors, format_path
 
 MAX_BYTES = 4 << 20
 MAX_NODES = 200_000  #: what a file may hold once its aliases are followed
@@ -29,20 +29,20 @@ class Document:
 
     data: dict[str, Any]
     name: str = "the run file"
-    keys: Mapping[Path, Mark] = field(default_factory=dict)
-    values: Mapping[Path, Mark] = field(default_factory=dict)
-    overrides: Mapping[Path, str] = field(default_factory=dict)  #: what `--set` gave, by path
+    keys: Mapping[KeyPath, Position] = field(default_factory=dict)
+    values: Mapping[KeyPath, Position] = field(default_factory=dict)
+    overrides: Mapping[KeyPath, str] = field(default_factory=dict)  #: what `--set` gave, by path
 
     def locate(self, mistake: Mistake, *, key: bool = False) -> Mistake:
         """The mistake with its place: of the key or the value, else of the nearest thing around it."""
         for length in range(len(mistake.path), 0, -1):
             path = mistake.path[:length]
             if path in self.overrides:
-                return mistake.located(None, self.overrides[path])
+                return mistake.with_position(None, self.overrides[path])
             whole = length == len(mistake.path)
             mark = (None if key or not whole else self.values.get(path)) or self.keys.get(path)
             if mark:
-                return mistake.located(mark, "")
+                return mistake.with_position(mark, "")
         return mistake
 
 
@@ -65,7 +65,7 @@ for _tag, _pattern, _first in (
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
 
 
-def read(path: FilePath) -> Document:
+def read_document(path: Path) -> Document:
     """The file's values; `RunFileErrors` when it cannot be read or is not YAML, JSON or TOML (by its suffix)."""
     try:
         if path.is_dir():
@@ -73,10 +73,10 @@ def read(path: FilePath) -> Document:
         content = path.read_bytes()
     except OSError as error:
         raise RunFileErrors([Mistake((), f"cannot be read: {error.strerror}")], str(path)) from error
-    return decode(content, path.suffix.lower(), str(path))
+    return decode_document(content, path.suffix.lower(), str(path))
 
 
-def decode(content: bytes, suffix: str, name: str) -> Document:
+def decode_document(content: bytes, suffix: str, name: str) -> Document:
     """Like `read`, from bytes; `suffix` is `.json`, `.toml` or anything else for YAML."""
     if len(content) > MAX_BYTES:
         raise RunFileErrors([Mistake((), f"larger than {MAX_BYTES >> 20} MiB: this is not a run file")], name)
@@ -95,7 +95,7 @@ def decode(content: bytes, suffix: str, name: str) -> Document:
         raise RunFileErrors([Mistake((), "holds a number that is too long")], name) from error
 
 
-def yaml_value(text: str) -> Any:
+def parse_yaml_value(text: str) -> Any:
     """One value as YAML types it: `3e-4` a number, `[a, b]` a list."""
     node = yaml.compose(text, Loader=_Loader)
     return None if node is None else _Reader("").value(node, ())
@@ -119,7 +119,7 @@ def _not_yaml(error: yaml.YAMLError) -> Mistake:
     if "'\\t'" in problem:
         problem = "a tab; indent with spaces"
     problem = problem.replace("'<stream end>'", "the end of the file")
-    return Mistake((), f"not YAML: {problem}", mark=Mark(place.line + 1, place.column + 1) if place else None)
+    return Mistake((), f"not YAML: {problem}", position=Position(place.line + 1, place.column + 1) if place else None)
 
 
 def _as_mapping(data: Any, name: str) -> dict[str, Any]:
@@ -135,13 +135,13 @@ class _Reader:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.keys: dict[Path, Mark] = {}
-        self.values: dict[Path, Mark] = {}
+        self.keys: dict[KeyPath, Position] = {}
+        self.values: dict[KeyPath, Position] = {}
         self.mistakes: list[Mistake] = []
         self._open: set[int] = set()
         self._count = 0
 
-    def value(self, node: yaml.Node, path: Path) -> Any:
+    def value(self, node: yaml.Node, path: KeyPath) -> Any:
         self._count += 1
         if self._count > MAX_NODES or id(node) in self._open:
             raise RunFileErrors([Mistake(path, "aliases (*name) make this file endless")], self.name)
@@ -152,7 +152,7 @@ class _Reader:
         finally:
             self._open.discard(id(node))
 
-    def _construct(self, node: yaml.Node, path: Path) -> Any:
+    def _construct(self, node: yaml.Node, path: KeyPath) -> Any:
         match node:
             case yaml.MappingNode():
                 return self._mapping(node, path)
@@ -160,7 +160,7 @@ class _Reader:
                 return [self.value(item, (*path, index)) for index, item in enumerate(node.value)]
         return _scalar(node)
 
-    def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
+    def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
         merged: dict[str, Any] = {}
         own: dict[str, Any] = {}
         for key_node, value_node in node.value:
@@ -171,26 +171,26 @@ class _Reader:
             if key in own:
                 first = self.keys[(*path, key)].line
                 self.mistakes.append(
-                    Mistake((*path, key), f"given twice (first on line {first})", mark=_mark(key_node))
+                    Mistake((*path, key), f"given twice (first on line {first})", position=_mark(key_node))
                 )
                 continue
             self.keys[(*path, key)] = _mark(key_node)
             own[key] = self.value(value_node, (*path, key))
         return merged | own
 
-    def _merged(self, node: yaml.Node, path: Path) -> dict[str, Any]:
+    def _merged(self, node: yaml.Node, path: KeyPath) -> dict[str, Any]:
         value = self.value(node, path)
         merged: dict[str, Any] = {}
         for part in reversed(value if isinstance(value, list) else [value]):
             if not isinstance(part, dict):
-                self.mistakes.append(Mistake(path, "<< merges mappings only", mark=_mark(node)))
+                self.mistakes.append(Mistake(path, "<< merges mappings only", position=_mark(node)))
                 return {}
             merged |= part
         return merged
 
 
-def _mark(node: yaml.Node) -> Mark:
-    return Mark(node.start_mark.line + 1, node.start_mark.column + 1)
+def _mark(node: yaml.Node) -> Position:
+    return Position(node.start_mark.line + 1, node.start_mark.column + 1)
 
 
 def _scalar(node: yaml.Node) -> Any:
@@ -222,7 +222,7 @@ def _read_json(text: str, name: str) -> Document:
         data = json.loads(text, object_pairs_hook=once)
     except json.JSONDecodeError as error:
         raise RunFileErrors(
-            [Mistake((), f"not JSON: {error.msg}", mark=Mark(error.lineno, error.colno))], name
+            [Mistake((), f"not JSON: {error.msg}", position=Position(error.lineno, error.colno))], name
         ) from error
     if twice:
         raise RunFileErrors([Mistake((key,), "given twice") for key in twice], name)
@@ -245,37 +245,37 @@ def _read_toml(text: str, name: str) -> Document:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         place = re.search(r"\(at line (\d+), column (\d+)\)", str(error))
-        mark = Mark(int(place[1]), int(place[2])) if place else None
+        mark = Position(int(place[1]), int(place[2])) if place else None
         problem = str(error).partition(" (at ")[0]
-        raise RunFileErrors([Mistake((), f"not TOML: {problem}", mark=mark)], name) from error
+        raise RunFileErrors([Mistake((), f"not TOML: {problem}", position=mark)], name) from error
     return Document(data, name, _toml_keys(text))
 
 
-def _toml_keys(text: str) -> dict[Path, Mark]:
+def _toml_keys(text: str) -> dict[KeyPath, Position]:
     """Where keys stand, by a plain look at each line; text inside multi-line strings may add places nobody asks for."""
-    keys: dict[Path, Mark] = {}
-    table: Path = ()
-    counts: dict[Path, int] = {}
+    keys: dict[KeyPath, Position] = {}
+    table: KeyPath = ()
+    counts: dict[KeyPath, int] = {}
     for number, line in enumerate(text.splitlines(), 1):
         if header := _TOML_TABLE.match(line):
             table = _toml_path(header[2])
             if header[1] == "[[":
                 counts[table] = counts.get(table, -1) + 1
                 table = (*table, counts[table])
-            keys.setdefault(table, Mark(number, 1))
+            keys.setdefault(table, Position(number, 1))
         elif key := _TOML_KEY.match(line):
-            keys.setdefault((*table, *_toml_path(key[2])), Mark(number, len(key[1]) + 1))
+            keys.setdefault((*table, *_toml_path(key[2])), Position(number, len(key[1]) + 1))
     return keys
 
 
-def _toml_path(text: str) -> Path:
+def _toml_path(text: str) -> KeyPath:
     return tuple(part.strip().strip("\"'") for part in text.split("."))
 
 
-def override(document: Document, sets: Sequence[str]) -> Document:
+def apply_overrides(document: Document, sets: Sequence[str]) -> Document:
     """The document with each `a.b=value` put in, typed as in YAML; `data.train[0].path` reaches into lists."""
     data = json.loads(json.dumps(document.data)) if sets else document.data
-    overrides: dict[Path, str] = {}
+    overrides: dict[KeyPath, str] = {}
     mistakes: list[Mistake] = []
     for assignment in sets:
         name, equals, text = assignment.partition("=")
@@ -286,7 +286,7 @@ def override(document: Document, sets: Sequence[str]) -> Document:
             )
             continue
         try:
-            _assign(data, path, text if path[0] in _TEXTS and len(path) > 1 else yaml_value(text))
+            _assign(data, path, text if path[0] in _TEXTS and len(path) > 1 else parse_yaml_value(text))
             overrides[path] = assignment
         except (yaml.YAMLError, ValueError) as error:
             mistakes.append(Mistake(path, str(error).splitlines()[0], override=assignment))
@@ -295,26 +295,26 @@ def override(document: Document, sets: Sequence[str]) -> Document:
     return Document(data, document.name, document.keys, document.values, overrides)
 
 
-def _assigned_path(name: str) -> Path:
+def _assigned_path(name: str) -> KeyPath:
     parts = [part for part in re.split(r"[.\[\]]+", name.strip()) if part]
     return tuple(int(part) if part.isdigit() and index else part for index, part in enumerate(parts))
 
 
-def _assign(data: Any, path: Path, value: Any) -> None:
+def _assign(data: Any, path: KeyPath, value: Any) -> None:
     for at, part in enumerate(path):
         last = at == len(path) - 1
         if isinstance(data, list):
             if not isinstance(part, int) or part >= len(data):
-                raise ValueError(f"{dotted(path[:at])} is a list of {len(data)}: say which one, counted from 0")
+                raise ValueError(f"{format_path(path[:at])} is a list of {len(data)}: say which one, counted from 0")
         elif isinstance(data, dict):
             part = str(part)
         else:
-            raise ValueError(f"{dotted(path[:at])} is a single value: nothing lies inside it")
+            raise ValueError(f"{format_path(path[:at])} is a single value: nothing lies inside it")
         if last:
             data[part] = value
         elif isinstance(data, dict):
             data = data.setdefault(str(part), {})
             if data is None:
-                raise ValueError(f"{dotted(path[: at + 1])} is empty in the file")
+                raise ValueError(f"{format_path(path[: at + 1])} is empty in the file")
         else:
             data = data[part]

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePath
 from typing import Any
 
-from runfile.mistakes import Mistake, Path
-from runfile.models import METHODS, RunFile, Source, Split
+from runfile.mistakes import KeyPath, Mistake
+from runfile.models import METHODS, DataSource, RunFile, Split
 from storage.address import BUCKET_SCHEMES, AddressError, parse_address
 
 #: Keys that mean something to command runs only, and those that mean nothing to them.
@@ -30,7 +30,7 @@ _FORMATS = (
 )
 
 #: What the format knows and this release does not do: path → when a run asks for it. Refused, never ignored.
-NOT_YET: Mapping[str, Callable[[RunFile], bool]] = {
+UNSUPPORTED: Mapping[str, Callable[[RunFile], bool]] = {
     "framework": lambda run: run.framework != "hf",
     "image": lambda run: run.image is not None,
     "adopt.metrics": lambda run: run.adopt is not None and run.adopt.metrics is not None,
@@ -44,12 +44,12 @@ NOT_YET: Mapping[str, Callable[[RunFile], bool]] = {
 }
 
 
-def by_mode(data: Mapping[str, Any]) -> dict[str, Any]:
+def translate_mode(data: Mapping[str, Any]) -> dict[str, Any]:
     """`sft` and `rl` are the modes of the worker that Relay replaces; the latter is no method of its own."""
     return {**data, **({"method": "grpo"} if data.get("method") == "rl" else {})}
 
 
-def between_sections(data: Mapping[str, Any]) -> Iterator[Mistake]:
+def find_conflicts(data: Mapping[str, Any]) -> Iterator[Mistake]:
     """Keys that do not go with the method, and those that it needs; looks at the file as written."""
     method = data.get("method")
     yield from _for_hub(data)
@@ -166,9 +166,9 @@ def _calls_that_stay(data: Mapping[str, Any]) -> Iterator[Mistake]:
             yield Mistake(("rewards", index, "call"), f"{file} does not travel with the run", f"add files: [{file}]")
 
 
-def not_supported(run: RunFile) -> Iterator[Mistake]:
+def find_unsupported(run: RunFile) -> Iterator[Mistake]:
     """What the run asks for and this release would have to ignore."""
-    for path, asked in NOT_YET.items():
+    for path, asked in UNSUPPORTED.items():
         if asked(run):
             yield Mistake(tuple(path.split(".")), "is not supported yet", "leave it out")
     yield from _sources_not_supported(run)
@@ -187,7 +187,7 @@ def _sources_not_supported(run: RunFile) -> Iterator[Mistake]:
             yield Mistake((*path, "path"), f"{scheme}:// is not supported yet", hint)
 
 
-def _sources(run: RunFile) -> Iterator[tuple[Path, Source]]:
+def _sources(run: RunFile) -> Iterator[tuple[KeyPath, DataSource]]:
     if run.data is None:
         return
     for index, source in enumerate(run.data.train):

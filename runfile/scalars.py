@@ -8,25 +8,25 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, Strict, ValidationInfo
 
-from runfile.mistakes import found
+from runfile.mistakes import describe_value
 from runfile.units import GIB, Every, format_duration, format_size, parse_duration, parse_size
 
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
-VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
+VARIABLE_PATTERN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
-def whole(value: Any) -> int:
+def parse_whole(value: Any) -> int:
     """An int, also where JSON or a Struct wrote 4 as 4.0."""
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return int(value)
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"a whole number is needed, found {found(value)}")
+        raise ValueError(f"a whole number is needed, found {describe_value(value)}")
     return value
 
 
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"a number is needed, found {found(value)}")
+        raise ValueError(f"a number is needed, found {describe_value(value)}")
     if not math.isfinite(value):
         raise ValueError("a finite number is needed")
     return float(value)
@@ -75,7 +75,7 @@ def _stall_after_out(value: float | Literal["auto"]) -> str:
     return value if isinstance(value, str) else format_duration(value)
 
 
-def one_or_more(value: Any) -> Any:
+def list_sources(value: Any) -> Any:
     """A single source stands for a list of one; text stands for its path."""
     entries = list(value) if isinstance(value, list | tuple) else [value]
     return [{"path": entry} if isinstance(entry, str) else entry for entry in entries]
@@ -84,7 +84,7 @@ def one_or_more(value: Any) -> Any:
 def _free(value: Any) -> Any:
     """A free mapping in canonical form: 4.0 is 4 (so JSON and Struct say the same), nothing infinite."""
     if not isinstance(value, Mapping):
-        raise ValueError(f"a mapping (key: value) is needed, found {found(value)}")
+        raise ValueError(f"a mapping (key: value) is needed, found {describe_value(value)}")
     return {str(key): _plain(item) for key, item in value.items()}
 
 
@@ -95,16 +95,16 @@ def _plain(value: Any) -> Any:
         case list() | tuple():
             return [_plain(item) for item in value]
         case float():
-            return whole(value) if _number(value).is_integer() and abs(value) < 2**53 else value
+            return parse_whole(value) if _number(value).is_integer() and abs(value) < 2**53 else value
         case None | bool() | int() | str():
             return value
-    raise ValueError(f"{found(value)} cannot stand here")
+    raise ValueError(f"{describe_value(value)} cannot stand here")
 
 
 def _variable(name: str) -> str:
     if name.upper().startswith("RELAY_"):
         raise ValueError("is refused: names beginning with RELAY_ belong to Relay")
-    if not VARIABLE.fullmatch(name):
+    if not VARIABLE_PATTERN.fullmatch(name):
         raise ValueError(f'"{name}" is not a name for an environment variable')
     return name
 
@@ -113,14 +113,14 @@ def _variable_value(value: Any) -> str:
     if not isinstance(value, str):
         text = str(value).lower() if isinstance(value, bool) else value
         quoted = f'; put quotes around it: "{text}"' if isinstance(value, bool | int | float) else ""
-        raise ValueError(f"text is needed, found {found(value)}{quoted}")
+        raise ValueError(f"text is needed, found {describe_value(value)}{quoted}")
     if "\0" in value:
         raise ValueError("holds a NUL byte")
     return value
 
 
 def _name(value: str) -> str:
-    if not NAME.fullmatch(value):
+    if not NAME_PATTERN.fullmatch(value):
         better = re.sub(r"[^a-z0-9._-]+", "-", value.lower()).strip("-._")[:128]
         hint = f', for instance "{better}"' if better else ""
         raise ValueError(f"a name has small letters, digits, '.', '_' and '-', at most 128{hint}")
@@ -130,7 +130,7 @@ def _name(value: str) -> str:
 def _secret(value: str) -> str:
     if "=" in value:
         raise ValueError("a secret is named here, its value never is: write the name alone")
-    if not VARIABLE.fullmatch(value):
+    if not VARIABLE_PATTERN.fullmatch(value):
         raise ValueError(f'"{value}" is not a name for an environment variable')
     return value
 
@@ -144,7 +144,7 @@ def _inside(value: str) -> str:
 
 Text = Annotated[str, Strict(), Field(min_length=1)]
 Flag = Annotated[bool, Strict()]
-Whole = Annotated[int, BeforeValidator(whole)]
+Whole = Annotated[int, BeforeValidator(parse_whole)]
 Number = Annotated[float, BeforeValidator(_number)]
 Gib = Annotated[float, BeforeValidator(_gib), Field(gt=0)]
 Size = Annotated[int, PlainValidator(_size), PlainSerializer(format_size)]

@@ -6,11 +6,11 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from runfile.mistakes import Path, dotted, nearest, one_of
-from runfile.models import Adopt, AdoptCheckpoints, RunFile
+from runfile.mistakes import KeyPath, find_nearest, format_path, join_alternatives
+from runfile.models import AdoptCheckpoints, AdoptSection, RunFile
 
 #: What other tools call it → where it is here. A text with a space is the whole answer.
-ELSEWHERE: Mapping[str, str] = {
+ALIASES: Mapping[str, str] = {
     "accelerator": "resources.gpus_per_node",
     "accelerators": "resources.gpus_per_node",
     "gpu": "resources.gpus_per_node",
@@ -167,7 +167,7 @@ ELSEWHERE: Mapping[str, str] = {
 }
 
 #: The same within one section, where it means something else there.
-WITHIN: Mapping[tuple[str, str], str] = {
+SECTION_ALIASES: Mapping[tuple[str, str], str] = {
     ("data", "path"): "data.train",
     ("data", "files"): "data.train",
     ("data", "dataset"): "data.train",
@@ -198,34 +198,40 @@ WITHIN: Mapping[tuple[str, str], str] = {
 }
 
 
-def instead(path: Path, options: Mapping[str, Any] | None = None) -> str:
+def suggest_key(path: KeyPath, options: Mapping[str, Any] | None = None) -> str:
     """What to say of the unknown key at `path`, given the method's own option names: the nearest right one, if any."""
     section, key = tuple(part for part in path[:-1] if isinstance(part, str)), str(path[-1])
-    known = fields_at(section)
+    known = list_keys(section)
     folded = key.casefold().replace("-", "_").replace(" ", "_")
-    if elsewhere := WITHIN.get((dotted(section), folded)):
+    if elsewhere := SECTION_ALIASES.get((format_path(section), folded)):
         return _meant(section, elsewhere)
-    if elsewhere := ELSEWHERE.get(folded):
+    if elsewhere := ALIASES.get(folded):
         return _meant(section, elsewhere)
-    if close := nearest(key, known):
+    if close := find_nearest(key, known):
         return f"did you mean {close}?"
-    if places := [f"{place}.{folded}" for place in _places().get(folded, ()) if place != dotted(section)]:
-        return f"it belongs to {one_of(places)}" if "" not in _places()[folded] else f"{folded} stands at the top level"
+    if places := [f"{place}.{folded}" for place in _places().get(folded, ()) if place != format_path(section)]:
+        return (
+            f"it belongs to {join_alternatives(places)}"
+            if "" not in _places()[folded]
+            else f"{folded} stands at the top level"
+        )
     if options and folded in options:
         return f"it belongs to options.{folded}"
     return f"known here: {', '.join(known)}" if known else ""
 
 
-def _meant(section: Path, elsewhere: str) -> str:
+def _meant(section: KeyPath, elsewhere: str) -> str:
     if " " in elsewhere:
         return elsewhere
     parent, _, name = elsewhere.replace("[]", "").rpartition(".")
     return (
-        f"it is called {name} here" if parent == dotted(section) and section else f"write {elsewhere.replace('[]', '')}"
+        f"it is called {name} here"
+        if parent == format_path(section) and section
+        else f"write {elsewhere.replace('[]', '')}"
     )
 
 
-def fields_at(section: Path) -> list[str]:
+def list_keys(section: KeyPath) -> list[str]:
     """The keys that may stand in this section of a run file."""
     model: type[BaseModel] | None = RunFile
     for part in section:
@@ -252,7 +258,7 @@ def _places() -> dict[str, tuple[str, ...]]:
     places: dict[str, tuple[str, ...]] = {name: ("",) for name in RunFile.model_fields}
     for name, field in RunFile.model_fields.items():
         section = _section_of(field.annotation)
-        if section not in (None, Adopt, AdoptCheckpoints):
-            for key in fields_at((name,)):
+        if section not in (None, AdoptSection, AdoptCheckpoints):
+            for key in list_keys((name,)):
                 places[key] = (*places.get(key, ()), name)
     return places

@@ -5,8 +5,8 @@ from typing import Any
 
 from pydantic_core import ErrorDetails
 
-from runfile.mistakes import Mistake, Path, found, nearest, one_of
-from runfile.suggestions import fields_at, instead
+from runfile.mistakes import KeyPath, Mistake, describe_value, find_nearest, join_alternatives
+from runfile.suggestions import list_keys, suggest_key
 
 _NEEDED = {
     "string_type": "text is needed",
@@ -25,7 +25,7 @@ _BOUNDS = {
 }
 
 
-def mistakes(
+def convert_errors(
     errors: list[ErrorDetails], data: Mapping[str, Any], options: Mapping[str, Any] | None
 ) -> Iterator[tuple[Mistake, bool]]:
     """Each error as a mistake, and whether it is about the key (else about its value)."""
@@ -33,14 +33,14 @@ def mistakes(
         path = _path(error["loc"], data)
         kind = error["type"]
         if kind == "extra_forbidden":
-            yield Mistake(path, "unknown key", instead(path, options)), True
+            yield Mistake(path, "unknown key", suggest_key(path, options)), True
         elif kind == "missing":
             yield Mistake(path, "is missing", _missing(path)), True
         else:
             yield Mistake(path, *_problem(kind, error, path)), False
 
 
-def _path(location: tuple[int | str, ...], data: Any) -> Path:
+def _path(location: tuple[int | str, ...], data: Any) -> KeyPath:
     """The place as the file has it: without the names of variants, without the index of a list that was one value."""
     path: list[str | int] = []
     for part in location:
@@ -63,19 +63,19 @@ def _inside(data: Any, part: str | int) -> Any:
     return None
 
 
-def _missing(path: Path) -> str:
+def _missing(path: KeyPath) -> str:
     return "one of the methods, for instance method: sft" if path == ("method",) else ""
 
 
-def _problem(kind: str, error: ErrorDetails, path: Path) -> tuple[str, str]:
+def _problem(kind: str, error: ErrorDetails, path: KeyPath) -> tuple[str, str]:
     value, context = error["input"], error.get("ctx", {})
     if kind in _NEEDED:
-        return f"{_NEEDED[kind]}, found {found(value)}", _shape(kind, value, path)
+        return f"{_NEEDED[kind]}, found {describe_value(value)}", _shape(kind, value, path)
     if kind == "literal_error":
         return _choice(value, error)
     if kind in _BOUNDS:
         bound, words = _BOUNDS[kind]
-        return f"{words} {context[bound]} is needed, found {found(value)}", ""
+        return f"{words} {context[bound]} is needed, found {describe_value(value)}", ""
     if kind in ("string_too_short", "too_short"):
         return "must not be empty", ""
     if kind == "string_pattern_mismatch":
@@ -83,7 +83,7 @@ def _problem(kind: str, error: ErrorDetails, path: Path) -> tuple[str, str]:
     return str(context.get("error", error["msg"])), ""
 
 
-def _shape(kind: str, value: Any, path: Path) -> str:
+def _shape(kind: str, value: Any, path: KeyPath) -> str:
     match kind, value:
         case "string_type", bool() | int() | float():
             return f'put quotes around it: "{str(value).lower() if isinstance(value, bool) else value}"'
@@ -94,7 +94,7 @@ def _shape(kind: str, value: Any, path: Path) -> str:
         case "model_type", str() if path == ("model",):
             return f"write model: {{name_or_path: {value}}}"
         case "model_type", _:
-            return f"known here: {', '.join(fields_at(path))}" if fields_at(path) else ""
+            return f"known here: {', '.join(list_keys(path))}" if list_keys(path) else ""
     return ""
 
 
@@ -103,16 +103,19 @@ def _choice(value: Any, error: ErrorDetails) -> tuple[str, str]:
         part.strip().strip("'")
         for part in str(error.get("ctx", {}).get("expected", "")).replace(" or ", ", ").split(", ")
     ]
-    close = nearest(value, allowed) if isinstance(value, str) else None
-    return f"{one_of(allowed)} is needed, found {found(value)}", f"did you mean {close}?" if close else ""
+    close = find_nearest(value, allowed) if isinstance(value, str) else None
+    return (
+        f"{join_alternatives(allowed)} is needed, found {describe_value(value)}",
+        f"did you mean {close}?" if close else "",
+    )
 
 
-def _pattern(value: Any, path: Path) -> tuple[str, str]:
+def _pattern(value: Any, path: KeyPath) -> tuple[str, str]:
     if path[-1] == "store":
         return (
-            f"{found(value)} is not a store",
+            f"{describe_value(value)} is not a store",
             "write relay://, file:///a/folder, s3://bucket/prefix, gs://, az:// or hf://",
         )
     if path[-1] == "repo":
-        return f"{found(value)} is no repository on the Hub", "write owner/name"
-    return f"{found(value)} does not name a function of a file", "write file.py:function"
+        return f"{describe_value(value)} is no repository on the Hub", "write owner/name"
+    return f"{describe_value(value)} does not name a function of a file", "write file.py:function"

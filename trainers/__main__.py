@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from runfile import RunFile, RunFileErrors, load, parse, presets
+from runfile import RunFile, RunFileErrors, load_run_file, parse_run_file, presets
 from trainers import standalone
 from trainers.environment import AttemptEnvironment, runs_under_agent
 from trainers.events import EventLog
@@ -31,7 +31,11 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _build_parser().parse_args(_add_default_verb(argv))
     under_agent = runs_under_agent()
     try:
-        run = parse(json.loads(arguments.file.read_text())) if under_agent else load(arguments.file, arguments.set)
+        run = (
+            parse_run_file(json.loads(arguments.file.read_text()))
+            if under_agent
+            else load_run_file(arguments.file, arguments.set)
+        )
     except (RunFileErrors, OSError, ValueError) as error:
         return _refuse(str(error))
     if run.method == "command":
@@ -55,7 +59,7 @@ def _train(run: RunFile, arguments: argparse.Namespace, control: ControlFolder, 
         root = control.root if checking else Path(arguments.runs)
         environment = standalone.prepare_attempt(run, arguments.file, root)
         _announce_start(environment, checking)
-    print(*presets.described(run.to_dict()), sep="\n", end="\n" if run.preset else "", flush=True)
+    print(*presets.describe_presets(run.to_dict()), sep="\n", end="\n" if run.preset else "", flush=True)
     if not checking and (missing := ranks.missing_package(run.launch)):
         _report_error(missing)
         return Outcome(FAILED, missing)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from runfile import Data, Model, RunFileErrors, parse
+from runfile import DataSection, ModelSection, RunFileErrors, parse_run_file
 from trainers import methods
 from trainers.data import loading
 from trainers.data.disk_rows import gather_rows
@@ -68,7 +68,7 @@ class TokenizedRows:
         return sorted(max((len(each.ids) for each in row), default=0) for row in self.rows)
 
 
-def examine_rows(section: Data, kinds: Sequence[str], seed: int, base: Path, scratch: Path) -> ExaminedRows:
+def examine_rows(section: DataSection, kinds: Sequence[str], seed: int, base: Path, scratch: Path) -> ExaminedRows:
     """Read all training rows, past those that are wrong; large ones stay in `scratch`."""
     reader = loading.RowReader(section, seed, kinds, base, {})
     bad: list[str] = []
@@ -342,13 +342,15 @@ def main(argv: list[str]) -> int:
     return 1 if found.error_count or found.stopped_by or not found.rows else 0
 
 
-def _data_section(arguments: argparse.Namespace) -> Data:
+def _data_section(arguments: argparse.Namespace) -> DataSection:
     rewards = {"rewards": [{"call": "os.path:basename"}]} if methods.load_method(arguments.method).uses_rewards else {}
     teacher = {"teacher": {"name_or_path": "a/b"}} if methods.load_method(arguments.method).uses_teacher else {}
     renames = dict(each.split("=", 1) for each in arguments.column)
     rows = {"train": arguments.file, "format": arguments.format, "columns": renames}
     model = {"name_or_path": arguments.model or "a/b"}
-    run = parse({"version": "relay/v1", "method": arguments.method, "model": model, "data": rows, **rewards, **teacher})
+    run = parse_run_file(
+        {"version": "relay/v1", "method": arguments.method, "model": model, "data": rows, **rewards, **teacher}
+    )
     assert run.data is not None
     return run.data
 
@@ -356,7 +358,7 @@ def _data_section(arguments: argparse.Namespace) -> Data:
 def _tokenize(arguments: argparse.Namespace, method: Method, found: ExaminedRows) -> TokenizedRows | None:
     if arguments.model is None or not found.rows:
         return None
-    folder = hub.fetch_tokenizer(hub.resolve_model(Model(name_or_path=arguments.model), {}))
+    folder = hub.fetch_tokenizer(hub.resolve_model(ModelSection(name_or_path=arguments.model), {}))
     options = {} if arguments.max_length is None else {"max_length": arguments.max_length}
     if arguments.assistant_only_loss:
         options["assistant_only_loss"] = True

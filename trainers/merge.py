@@ -20,7 +20,7 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging
 
-from runfile import RunFile, parse
+from runfile import RunFile, parse_run_file
 from trainers import methods
 from trainers.data import loading
 from trainers.errors import ConfigError, HostError
@@ -123,7 +123,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         print(
             merge_adapter(
-                arguments.adapter, arguments.into, parse(json.loads(arguments.run_file.read_text()), supported=False)
+                arguments.adapter,
+                arguments.into,
+                parse_run_file(json.loads(arguments.run_file.read_text()), supported=False),
             )
         )
     except (MergeMismatch, ConfigError, HostError, OSError, ValueError) as error:

@@ -51,11 +51,11 @@ def main() -> int:
 def _run_attempt(environment: AttemptEnvironment, control: ControlFolder, events: EventLog) -> Outcome:
     """Run the attempt and return its outcome. Raises what is not expected, after it has been recorded."""
     with imports.without_garbage_collection():  # it takes seconds
-        from runfile import parse
+        from runfile import parse_run_file
         from trainers import methods, runtime
 
     try:
-        run = parse(json.loads(environment.run_file.read_text()))
+        run = parse_run_file(json.loads(environment.run_file.read_text()))
         if run.method == "evaluate":
             return _evaluate(run, environment, events)
         with imports.without_garbage_collection():

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainingArguments
 from transformers.utils import logging
 
-from runfile import Data, Every, Model, RunFile, Source, Split
+from runfile import DataSection, DataSource, Every, ModelSection, RunFile, Split
 from trainers import checkpoints, data_report, fingerprint, methods, requirements
 from trainers.callbacks import CheckpointInterval, StepEndCallback, build_agreement
 from trainers.checkpoints import SavedCheckpoint, World
@@ -186,13 +186,13 @@ def _evaluation_options(run: RunFile) -> dict[str, Any]:
     return {"eval_strategy": "no"}
 
 
-def _require_data_and_model(run: RunFile) -> tuple[Data, Model]:
+def _require_data_and_model(run: RunFile) -> tuple[DataSection, ModelSection]:
     if run.data is None or run.model is None:
         raise ConfigError(f"{'data' if run.data is None else 'model'}: is missing")
     return run.data, run.model
 
 
-def _resolve_pins(run: RunFile, model: Model, pins: Mapping[str, str]) -> dict[str, str]:
+def _resolve_pins(run: RunFile, model: ModelSection, pins: Mapping[str, str]) -> dict[str, str]:
     """What is pinned now for the first time: commits of the model and of data sets on the Hub."""
     fresh: dict[str, str] = {}
     if commit := hub.resolve_model(model, pins).revision:
@@ -208,7 +208,7 @@ def _resolve_pins(run: RunFile, model: Model, pins: Mapping[str, str]) -> dict[s
     return {name: value for name, value in fresh.items() if name not in pins}
 
 
-def _data_sources(rows: Data | None) -> Iterator[Source]:
+def _data_sources(rows: DataSection | None) -> Iterator[DataSource]:
     if rows is not None:
         yield from rows.train
         yield from () if rows.eval is None or isinstance(rows.eval, Split) else rows.eval

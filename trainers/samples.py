@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import GenerationConfig, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from runfile import Samples
+from runfile import SamplesSection
 from trainers.data.loading import Rows
 from trainers.events import EventLog
 from trainers.models.generation import Turns, find_end_tokens, generate_completions, tokenize_prompt
@@ -23,13 +23,19 @@ class SampleCallback(TrainerCallback):
     """Writes samples to the event file; only the main process has one."""
 
     def __init__(
-        self, trainer: ResumableTrainer, samples: Samples | None, rows: Rows, events: EventLog, *, evaluates: bool
+        self,
+        trainer: ResumableTrainer,
+        samples: SamplesSection | None,
+        rows: Rows,
+        events: EventLog,
+        *,
+        evaluates: bool,
     ) -> None:
         """`rows` give the prompts; without evaluations their completions come every `samples.every` steps too. Where
         the run asks for no `samples`, rollouts are shown all the same: they are there anyway.
         """
         self._trainer, self._events, self._evaluates = trainer, events, evaluates
-        self._samples = samples or Samples()
+        self._samples = samples or SamplesSection()
         count = min(samples.prompts, len(rows)) if samples else 0
         prompts = [extract_prompt(rows.kind, rows.rows[index]) for index in range(count)]
         self._prompts = [_first_tokens_as_text(trainer, each) for each in prompts] if rows.kind == "text" else prompts

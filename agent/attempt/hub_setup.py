@@ -24,7 +24,7 @@ from agent.wire import Assignment
 from relay.backoff import Backoff
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import runs_pb2
-from runfile import Hub, RunFile
+from runfile import HubSection, RunFile
 from storage.hub.store import HubStore
 
 FIRST_PAUSE, LONGEST_PAUSE = 10.0, 600.0  #: seconds; bounds of the waits for a Hub that is away
@@ -63,7 +63,7 @@ def _publication(
     run: RunFile,
     folder: AttemptFolder,
     journal: Journal,
-    hub: Hub,
+    hub: HubSection,
     facts: Facts,
 ) -> Publication:
     packing = Packing(

@@ -14,7 +14,7 @@ from agent.folder import AttemptFolder
 from agent.hub.facts import Facts
 from agent.hub.publication import Model, Parcel
 from agent.wire import Assignment
-from runfile import Hub, RunFile, model_card
+from runfile import HubSection, RunFile, model_card
 from storage.hub.commit_markers import CommitMarker, MarkerKind
 from storage.loadable import is_adapter, library_of, list_loadable_files
 
@@ -29,7 +29,7 @@ def mark_of(assignment: Assignment, model: Model) -> CommitMarker:
 class Packing:
     """For one attempt. `environment` is what its processes get."""
 
-    hub: Hub
+    hub: HubSection
     run: RunFile
     assignment: Assignment
     folder: AttemptFolder

@@ -21,7 +21,7 @@ from typing import Any, Never
 from agent.checkpoints.publisher import Newest
 from agent.events.journal import Journal
 from relay.backoff import Backoff
-from runfile import Hub
+from runfile import HubSection
 from storage.base import DamagedCopy, StoreRefused, StoreUnavailable
 from storage.hub.commit_markers import CommitMarker
 from storage.hub.store import CommitRateLimit
@@ -58,7 +58,7 @@ class Publication:
 
     def __init__(
         self,
-        hub: Hub,
+        hub: HubSection,
         *,
         run: str,
         mark: Callable[[Model], CommitMarker],

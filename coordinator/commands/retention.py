@@ -17,7 +17,7 @@ from coordinator.store import agents, checkpoints, history, runs
 from coordinator.store import retention as store
 from coordinator.values import Removal
 from relay.errors import CheckpointRemoved, CheckpointUnknown, SessionReplaced
-from runfile.models import Checkpoint as Section
+from runfile.models import CheckpointSection as Section
 
 
 def parse_policy(spec: Mapping[str, Any]) -> RetentionPolicy:

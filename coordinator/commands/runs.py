@@ -104,7 +104,7 @@ def _describe_wait(order: RunDefinition) -> str:
 def parse_submission(submission: Submission) -> CheckedSubmission:
     """SpecInvalid names every mistake of the run file."""
     try:
-        parsed = runfile.parse(submission.spec)
+        parsed = runfile.parse_run_file(submission.spec)
     except runfile.RunFileErrors as wrong:
         raise SpecInvalid(str(wrong)) from wrong
     run_id = submission.run_id or parsed.name or f"{parsed.method}-{secrets.token_hex(4)}"

@@ -18,7 +18,7 @@ from relayctl.client import provenance
 from relayctl.client.artifacts import Blob, Progress, describe
 from relayctl.client.client import RelayClient, run_name
 from relayctl.output.format import count, size
-from runfile import INIT_FROM, RunFile, RunFileErrors, Travel, find_inputs, load, parse
+from runfile import INIT_FROM, InputFile, RunFile, RunFileErrors, find_inputs, load_run_file, parse_run_file
 
 Stage = Callable[[str, int], Progress]  #: told what begins and how many bytes it is; gives what to report progress to
 
@@ -29,7 +29,7 @@ class Submission:
 
     path: Path
     runfile: RunFile  #: as the host will read it
-    files: Sequence[Travel]
+    files: Sequence[InputFile]
 
     @property
     def size(self) -> int:
@@ -44,7 +44,7 @@ class Submission:
 async def prepare(path: Path, sets: Sequence[str] = (), name: str | None = None) -> Submission:
     """Reads the run file and finds what travels; RunFileErrors with every mistake."""
     more = [f"name={json.dumps(name)}"] if name else []
-    runfile = await asyncio.to_thread(load, path, [*sets, *more])
+    runfile = await asyncio.to_thread(load_run_file, path, [*sets, *more])
     found = await asyncio.to_thread(find_inputs, runfile, path.parent)
     return Submission(path, found.runfile, found.files)
 
@@ -96,7 +96,7 @@ async def send(
     return [_input(travel, blobs) for travel in submission.files], told
 
 
-def _input(travel: Travel, blobs: Mapping[Path, Blob]) -> pb.Input:
+def _input(travel: InputFile, blobs: Mapping[Path, Blob]) -> pb.Input:
     blob = blobs[travel.source]
     return pb.Input(path=travel.path, digest=blob.digest, size=blob.size, executable=os.access(travel.source, os.X_OK))
 
@@ -120,6 +120,6 @@ def says_the_same(run: pb.Run, submission: Submission) -> bool:
 
 def _read(run: pb.Run) -> RunFile | None:
     try:
-        return parse(json_format.MessageToDict(run.spec), supported=False)
+        return parse_run_file(json_format.MessageToDict(run.spec), supported=False)
     except RunFileErrors:  # written by another release
         return None

@@ -60,7 +60,9 @@ async def submit(
 def _plan(prepared: submission.Submission, checked: pb.CreateRunResponse | None) -> str:
     entries = views.spec_block(prepared.runfile, str(prepared.path))
     entries.append(("hub", hub_words(prepared.runfile, _weights(prepared))))
-    entries += [("preset", line.removeprefix("preset ")) for line in presets.described(prepared.runfile.to_dict())]
+    entries += [
+        ("preset", line.removeprefix("preset ")) for line in presets.describe_presets(prepared.runfile.to_dict())
+    ]
     entries.append(("travels", submission.travel_words(prepared)))
     if checked is not None and (found := checked.run.pins.get("init_from")):
         entries.append(("begins with", _beginning_words(found, checked.run.inputs)))

@@ -25,7 +25,7 @@ from relayctl.commands.push import telling
 from relayctl.output import views
 from relayctl.output.format import count, size
 from relayctl.output.terminal import Terminal, byte_bars, note, say
-from runfile import RunFile, RunFileErrors, model_card, parse
+from runfile import RunFile, RunFileErrors, model_card, parse_run_file
 from storage import address
 from storage.base import DamagedCopy, Progress, StoreRefused, StoreUnavailable
 from storage.hub.commit_markers import CommitMarker
@@ -183,7 +183,7 @@ def _summarize(attempt: pb.Attempt) -> model_card.AttemptSummary:
 
 def _run_file(run: pb.Run) -> RunFile:
     try:
-        return parse(json_format.MessageToDict(run.spec), supported=False)
+        return parse_run_file(json_format.MessageToDict(run.spec), supported=False)
     except RunFileErrors as error:
         raise PullFailed(
             f"{short(run.name)} was submitted by another release, whose run file is not known here"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from relayctl.output.format import size, span
-from runfile import Hub, RunFile, format_duration
+from runfile import HubSection, RunFile, format_duration
 
 DAY = 86400.0
 _BILLIONS = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)\s*([bm])(?![a-z0-9])", re.IGNORECASE)
@@ -26,7 +26,7 @@ def hub_words(run: RunFile, weights: int | None) -> str:
     return f"{words}; {_state_words(run, weights)}" if hub.state else words
 
 
-def _often(hub: Hub) -> str:
+def _often(hub: HubSection) -> str:
     seconds = hub.every.seconds
     if seconds is None:
         return str(hub.every)

@@ -14,7 +14,7 @@ from relay.v1 import runs_pb2 as pb
 from relayctl.client.client import short
 from relayctl.output.format import ago, block, count, number, printable, size, span, table
 from runfile import RunFile, Split, format_duration
-from runfile.models import Keep
+from runfile.models import KeepSection
 from runfile.units import Every
 
 _EVENT_MARKS = {"warning": "! ", "error": "!! "}
@@ -319,7 +319,7 @@ def _interval(every: Every) -> str:
     return str(every) if every.steps else _short_duration(every.seconds or 0)
 
 
-def keep_words(keep: Keep) -> str:
+def keep_words(keep: KeepSection) -> str:
     """What of a run's checkpoints is kept: `the last 3, the best 1 by eval_loss`."""
     words = [f"the last {keep.last}"]
     words += [f"the best {keep.best} by {keep.metric}"] if keep.best else []

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from runfile import RunFileErrors, parse
-from runfile.reading import yaml_value
+from runfile import RunFileErrors, parse_run_file
+from runfile.reading import parse_yaml_value
 from tests.docs.page import PAGES, Block, blocks
 
 PRINTED = [
@@ -22,6 +22,6 @@ PRINTED = [
 def test_a_printed_run_file_is_taken(page: Path, at: int, block: Block) -> None:
     """But for the files that it names, which are not here."""
     try:
-        parse(yaml_value(block.text))
+        parse_run_file(parse_yaml_value(block.text))
     except RunFileErrors as mistakes:
         pytest.fail(f"{page.name}, block {at}: {mistakes}")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from runfile import parse
+from runfile import parse_run_file
 from runfile.model_card import AttemptSummary, CardFacts, render_card
 
 SFT: dict[str, Any] = {
@@ -22,7 +22,7 @@ SFT: dict[str, Any] = {
 
 def facts(spec: dict[str, Any] = SFT, **more: Any) -> CardFacts:
     known: dict[str, Any] = {
-        "run": parse(spec),
+        "run": parse_run_file(spec),
         "run_id": "sums",
         "attempt": 2,
         "lease": "a" * 32,

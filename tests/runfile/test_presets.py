@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 
-from runfile import RunFile, parse, presets
+from runfile import RunFile, parse_run_file, presets
 from runfile.mistakes import RunFileErrors
 
 
 def run(**keys: Any) -> RunFile:
     spec = {"version": "relay/v1", "method": "sft", "model": {"name_or_path": "x/y"}, "data": {"train": "a.jsonl"}}
-    return parse({**spec, **keys})
+    return parse_run_file({**spec, **keys})
 
 
 @pytest.mark.parametrize("name", presets.PRESETS)
@@ -18,7 +18,7 @@ def run(**keys: Any) -> RunFile:
 def test_a_preset_resolves_once(name: str, method: str) -> None:
     """On submitter, coordinator, agent and trainer the run file is the same one."""
     once = run(preset=name, method=method)
-    assert parse(once.to_dict()) == once and once.preset == (name,)
+    assert parse_run_file(once.to_dict()) == once and once.preset == (name,)
 
 
 def test_an_adapter_learns_at_ten_times_the_methods_rate() -> None:
@@ -42,7 +42,7 @@ def test_what_the_file_says_stands() -> None:
         "gradient_checkpointing": False,
         "dataloader_num_workers": 2,
     }
-    said = list(presets.described(made.to_dict()))
+    said = list(presets.describe_presets(made.to_dict()))
     assert "lora.r=16 (the run file says otherwise)" in said[0] and "lora.lora_alpha=32," in said[0]
     assert said[1].startswith("preset fast: options.packing=true (the run file says otherwise), ")
 

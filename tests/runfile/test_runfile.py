@@ -17,9 +17,9 @@ from runfile import (
     find_inputs,
     format_duration,
     format_size,
-    load,
-    parse,
+    load_run_file,
     parse_duration,
+    parse_run_file,
     parse_size,
     reading,
 )
@@ -52,14 +52,14 @@ def written(folder: Path, text: str, name: str = "run.yaml") -> Path:
 
 def mistakes(file: Path, *sets: str) -> list[str]:
     with pytest.raises(RunFileErrors) as caught:
-        load(file, sets)
+        load_run_file(file, sets)
     return [str(mistake) for mistake in caught.value.mistakes]
 
 
 def said(**changes: Any) -> list[str]:
     """What is said of a command run with these keys."""
     with pytest.raises(RunFileErrors) as caught:
-        parse({**COMMAND, **changes})
+        parse_run_file({**COMMAND, **changes})
     return [mistake.text for mistake in caught.value.mistakes]
 
 
@@ -129,26 +129,26 @@ class TestReading:
             'method: command\ncommand: [echo, yes, on, no, "3"]\n'
             "labels: {a: off, b: 1_000}\nlifecycle: {max_attempts: 010}\n",
         )
-        run = load(file)
+        run = load_run_file(file)
         assert run.command == ("echo", "yes", "on", "no", "3")
         assert run.labels == {"a": "off", "b": "1_000"}
         assert run.lifecycle.max_attempts == 10
 
     def test_a_number_with_an_exponent_is_a_number(self, tmp_path: Path) -> None:
         file = written(tmp_path, SFT_TEXT + "options: {learning_rate: 3e-4, adam_epsilon: 1e-8}\n")
-        assert load(file).options == {"learning_rate": 3e-4, "adam_epsilon": 1e-8}
+        assert load_run_file(file).options == {"learning_rate": 3e-4, "adam_epsilon": 1e-8}
 
     def test_yaml_json_and_toml_say_the_same(self, tmp_path: Path) -> None:
         text = "options: {learning_rate: 3e-4, max_length: 64}\ncheckpoint: {every: 500 steps}\n"
-        yaml_run = load(written(tmp_path, SFT_TEXT + text))
+        yaml_run = load_run_file(written(tmp_path, SFT_TEXT + text))
         data = {**SFT, "options": {"learning_rate": 3e-4, "max_length": 64}, "checkpoint": {"every": "500 steps"}}
         toml = (
             'version = "relay/v1"\nname = "sums"\nmethod = "sft"\nmodel.name_or_path = "owner/model"\n'
             '[data]\ntrain = "train.jsonl"\n[options]\nlearning_rate = 3e-4\nmax_length = 64\n'
             '[checkpoint]\nevery = "500 steps"\n'
         )
-        assert load(written(tmp_path, json.dumps(data, indent="\t"), "run.json")) == yaml_run
-        assert load(written(tmp_path, toml, "run.toml")) == yaml_run
+        assert load_run_file(written(tmp_path, json.dumps(data, indent="\t"), "run.json")) == yaml_run
+        assert load_run_file(written(tmp_path, toml, "run.toml")) == yaml_run
 
     @pytest.mark.parametrize(
         ("name", "text", "expected"),
@@ -196,9 +196,11 @@ class TestReading:
         assert mistakes(tmp_path / "latin.yaml") == ["is not UTF-8 text"]
 
     def test_aliases_and_merges_work_and_cannot_explode(self, tmp_path: Path) -> None:
-        run = load(written(tmp_path, "method: command\ncommand: &c [a]\nresume_args: *c\n"))
+        run = load_run_file(written(tmp_path, "method: command\ncommand: &c [a]\nresume_args: *c\n"))
         assert run.resume_args == run.command == ("a",)
-        merged = load(written(tmp_path, "method: command\ncommand: [a]\nlabels: &l {a: b}\nenv: {<<: *l, c: d}\n"))
+        merged = load_run_file(
+            written(tmp_path, "method: command\ncommand: [a]\nlabels: &l {a: b}\nenv: {<<: *l, c: d}\n")
+        )
         assert merged.env == {"a": "b", "c": "d"}
         bomb = "a0: &a0 [1,1,1,1,1,1,1,1,1,1]\n" + "".join(
             f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9)
@@ -210,7 +212,7 @@ class TestReading:
     def test_any_bytes_are_a_document_or_mistakes(self, content: bytes) -> None:
         for suffix in (".yaml", ".json", ".toml"):
             try:
-                assert isinstance(reading.decode(content, suffix, "x").data, dict)
+                assert isinstance(reading.decode_document(content, suffix, "x").data, dict)
             except RunFileErrors as error:
                 assert error.mistakes
 
@@ -239,11 +241,11 @@ class TestHostileFiles:
     def test_any_value_under_any_key_is_a_run_or_mistakes(self, value: Any, key: str, method: str) -> None:
         base = SFT if method == "sft" else COMMAND
         try:
-            run = parse({**base, key: value})
+            run = parse_run_file({**base, key: value})
         except RunFileErrors as error:
             assert error.mistakes and all(str(mistake) for mistake in error.mistakes)
         else:
-            assert parse(json.loads(run.to_json())).digest() == run.digest()
+            assert parse_run_file(json.loads(run.to_json())).digest() == run.digest()
 
 
 class TestMistakes:
@@ -289,7 +291,7 @@ class TestMistakes:
 
     def test_an_option_at_the_top_is_sent_to_options(self) -> None:
         with pytest.raises(RunFileErrors, match=r"learning_rate: unknown key; it belongs to options\.learning_rate"):
-            parse({**SFT, "learning_rate": 1e-4})
+            parse_run_file({**SFT, "learning_rate": 1e-4})
 
     @pytest.mark.parametrize(
         ("changes", "text"),
@@ -381,10 +383,10 @@ class TestMistakes:
 
     def test_what_is_kept_carries_its_units(self) -> None:
         keep = {"last": 2, "best": 1, "metric": "eval_loss", "every": "4h", "max_age": "7d", "max_total": "1.5GiB"}
-        run = parse({**COMMAND, "checkpoint": {"keep": keep}})
+        run = parse_run_file({**COMMAND, "checkpoint": {"keep": keep}})
         found = run.checkpoint.keep
         assert (found.every.seconds if found.every else 0, found.max_age, found.max_total) == (14400, 604800, 3 << 29)
-        assert parse(run.to_dict()) == run
+        assert parse_run_file(run.to_dict()) == run
         assert said(checkpoint={"keep": {"max_total": 5}})[0].startswith(
             'checkpoint.keep.max_total: a size carries its unit: "5GiB"'
         )
@@ -393,14 +395,14 @@ class TestMistakes:
 
     def test_a_training_run_needs_a_model_and_data(self) -> None:
         with pytest.raises(RunFileErrors) as caught:
-            parse({"method": "sft"})
-        assert [m.dotted for m in caught.value.mistakes] == ["model", "data"]
+            parse_run_file({"method": "sft"})
+        assert [m.path_text for m in caught.value.mistakes] == ["model", "data"]
 
     def test_a_stream_of_rows(self) -> None:
         """Only for trainers that take one, and with an end."""
         rows = {"train": "a.jsonl", "streaming": True}
         trained = {"version": "relay/v1", "model": {"name_or_path": "a/b"}, "data": rows}
-        assert parse({**trained, "method": "sft", "options": {"max_steps": 9}}).data.streaming  # type: ignore[union-attr]
+        assert parse_run_file({**trained, "method": "sft", "options": {"max_steps": 9}}).data.streaming  # type: ignore[union-attr]
         for method, text in (
             ("sft", "options.max_steps: is missing; a stream of rows does not say where it ends"),
             (
@@ -409,12 +411,12 @@ class TestMistakes:
             ),
         ):
             with pytest.raises(RunFileErrors) as wrong:
-                parse({**trained, "method": method})
+                parse_run_file({**trained, "method": method})
             assert text in str(wrong.value)
 
     def test_a_missing_method_is_one_mistake(self) -> None:
         with pytest.raises(RunFileErrors) as caught:
-            parse({})
+            parse_run_file({})
         assert [m.text for m in caught.value.mistakes] == [
             "method: is missing; one of the methods, for instance method: sft"
         ]
@@ -433,7 +435,7 @@ class TestMistakes:
     )
     def test_what_is_not_done_yet_is_refused_and_never_ignored(self, changes: dict[str, Any], path: str) -> None:
         assert said(**changes) == [f"{path}: is not supported yet; leave it out"]
-        assert isinstance(parse({**COMMAND, **changes}, supported=False), RunFile)
+        assert isinstance(parse_run_file({**COMMAND, **changes}, supported=False), RunFile)
 
     @pytest.mark.parametrize(
         ("changes", "text"),
@@ -451,19 +453,19 @@ class TestMistakes:
     )
     def test_the_libraries_own_names_are_checked(self, changes: dict[str, Any], text: str) -> None:
         with pytest.raises(RunFileErrors) as caught:
-            parse({**SFT, **changes})
+            parse_run_file({**SFT, **changes})
         assert text in caught.value.mistakes[0].text
 
     def test_a_method_of_later_is_named_as_such(self) -> None:
         with pytest.raises(RunFileErrors, match=r"online_dpo is not supported yet; this release has sft, .*command"):
-            parse({**SFT, "method": "online_dpo"})
+            parse_run_file({**SFT, "method": "online_dpo"})
 
     def test_no_message_is_the_validation_librarys(self) -> None:
         rubbish = [None, 1, -1.5, "x", True, [], {}, [1], {"a": {"b": 1}}, float("nan")]
         for key in RunFile.model_fields:
             for value in rubbish:
                 try:
-                    parse({**COMMAND, key: value})
+                    parse_run_file({**COMMAND, key: value})
                 except RunFileErrors as error:
                     assert not re.search(r"pydantic|Input should|type=|Value error|validation error", str(error))
 
@@ -471,7 +473,7 @@ class TestMistakes:
 class TestOverrides:
     def test_values_are_typed_as_in_yaml(self, tmp_path: Path) -> None:
         file = written(tmp_path, SFT_TEXT)
-        run = load(file, ["options.learning_rate=1e-4", "name=other", "data.train=[train.jsonl, train.jsonl]"])
+        run = load_run_file(file, ["options.learning_rate=1e-4", "name=other", "data.train=[train.jsonl, train.jsonl]"])
         assert (run.options["learning_rate"], run.name) == (1e-4, "other")
         assert run.data is not None and len(run.data.train) == 2
 
@@ -488,19 +490,19 @@ class TestOverrides:
 
     def test_the_environment_is_text_whatever_it_looks_like(self, tmp_path: Path) -> None:
         file = written(tmp_path, "method: command\ncommand: [a]\n")
-        run = load(file, ["env.STEPS=5", "env.ON=true", "labels.try=2"])
+        run = load_run_file(file, ["env.STEPS=5", "env.ON=true", "labels.try=2"])
         assert run.env == {"STEPS": "5", "ON": "true"} and run.labels == {"try": "2"}
         assert mistakes(file, "env.RELAY_X=1")[0].startswith("--set env.RELAY_X=1: env.RELAY_X: is refused")
 
     def test_lists_are_reached_by_index(self, tmp_path: Path) -> None:
         file = written(tmp_path, "method: command\ncommand: [a, b]\n")
-        assert load(file, ["command[1]=c"]).command == ("a", "c")
+        assert load_run_file(file, ["command[1]=c"]).command == ("a", "c")
         assert "counted from 0" in mistakes(file, "command[2]=c")[0]
 
 
 class TestResolved:
     def test_defaults_are_filled_in(self) -> None:
-        run = parse(COMMAND)
+        run = parse_run_file(COMMAND)
         assert run.checkpoint.every == Every(seconds=600.0)
         assert (run.checkpoint.keep.last, run.checkpoint.store, run.seed, run.lifecycle.max_attempts) == (
             3,
@@ -512,10 +514,12 @@ class TestResolved:
         assert run.lifecycle.stall_after == "auto" and run.lifecycle.on_disconnect == "continue"
 
     def test_writing_a_number_of_gpus_means_gpus(self) -> None:
-        assert parse({**COMMAND, "resources": {"gpus_per_node": 2}}).resources.require_cuda
-        assert parse({**COMMAND, "resources": {"vram_gib": "24GiB"}}).resources.vram_gib == 24.0
-        assert not parse({**COMMAND, "resources": {"gpus_per_node": 2, "require_cuda": False}}).resources.require_cuda
-        assert not parse({**COMMAND, "resources": {"gpus_per_node": 0}}).resources.require_cuda
+        assert parse_run_file({**COMMAND, "resources": {"gpus_per_node": 2}}).resources.require_cuda
+        assert parse_run_file({**COMMAND, "resources": {"vram_gib": "24GiB"}}).resources.vram_gib == 24.0
+        assert not parse_run_file(
+            {**COMMAND, "resources": {"gpus_per_node": 2, "require_cuda": False}}
+        ).resources.require_cuda
+        assert not parse_run_file({**COMMAND, "resources": {"gpus_per_node": 0}}).resources.require_cuda
 
     def test_a_run_survives_json_and_the_floats_of_a_struct(self) -> None:
         data = {
@@ -523,14 +527,14 @@ class TestResolved:
             "options": {"max_length": 64, "learning_rate": 3e-4, "eval_steps": None},
             "data": {"train": ["a", {"path": "b"}], "eval": {"split": 0.02}},
         }
-        run = parse(data)
+        run = parse_run_file(data)
         floats = json.loads(run.to_json(), parse_int=float)
-        assert parse(floats) == run
-        assert parse(floats).to_json() == run.to_json() and parse(floats).digest() == run.digest()
+        assert parse_run_file(floats) == run
+        assert parse_run_file(floats).to_json() == run.to_json() and parse_run_file(floats).digest() == run.digest()
         assert run.options["eval_steps"] is None
 
     def test_seconds_may_be_given_as_numbers_by_a_program_but_not_in_a_file(self, tmp_path: Path) -> None:
-        assert parse({**COMMAND, "checkpoint": {"every": 2.5}}).checkpoint.every == Every(seconds=2.5)
+        assert parse_run_file({**COMMAND, "checkpoint": {"every": 2.5}}).checkpoint.every == Every(seconds=2.5)
         assert (
             "carries its unit"
             in mistakes(written(tmp_path, "method: command\ncommand: [a]\ncheckpoint: {every: 3}\n"))[0]
@@ -538,7 +542,7 @@ class TestResolved:
 
     @pytest.mark.parametrize("name", ["a", "a.b_c-1", "0", "x" * 128])
     def test_names_match_R7(self, name: str) -> None:
-        assert parse({**COMMAND, "name": name}).name == name
+        assert parse_run_file({**COMMAND, "name": name}).name == name
 
     @pytest.mark.parametrize("name", ["", "-a", "A", "a/b", "ü", "x" * 129, "a\n", ".."])
     def test_names_outside_R7_are_refused(self, name: str) -> None:
@@ -564,14 +568,14 @@ class TestResolved:
         )
     )
     def test_what_is_accepted_reads_back_equal(self, data: dict[str, Any]) -> None:
-        run = parse(data)
-        assert parse(json.loads(run.to_json())) == run
-        assert parse(json.loads(run.to_json())).to_json() == run.to_json()
+        run = parse_run_file(data)
+        assert parse_run_file(json.loads(run.to_json())) == run
+        assert parse_run_file(json.loads(run.to_json())).to_json() == run.to_json()
 
 
 class TestTravelling:
     def paths(self, data: dict[str, Any], base: Path) -> list[str]:
-        return [travel.path for travel in find_inputs(parse(data), base).files]
+        return [travel.path for travel in find_inputs(parse_run_file(data), base).files]
 
     def test_what_lies_beside_the_file_keeps_its_relative_path(self, tmp_path: Path) -> None:
         for name in (
@@ -585,7 +589,7 @@ class TestTravelling:
         ):
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text("x")
-        run = parse(
+        run = parse_run_file(
             {
                 **SFT,
                 "data": {"train": ["data/*.jsonl", "hf://owner/rows"], "eval": "data/a.jsonl"},
@@ -614,7 +618,7 @@ class TestTravelling:
             "model": {"name_or_path": "../other/model"},
             "data": {"train": [str(other / "a.jsonl"), "../other/*.jsonl"]},
         }
-        result = find_inputs(parse(data), base)
+        result = find_inputs(parse_run_file(data), base)
         spec = result.runfile.to_dict()
         assert [travel.path for travel in result.files] == [
             "external/0/a.jsonl",
@@ -629,7 +633,7 @@ class TestTravelling:
         (base / "external" / "0").mkdir(parents=True)
         (base / "external" / "0" / "a.jsonl").write_text("mine")
         (tmp_path / "a.jsonl").write_text("other")
-        result = find_inputs(parse({**SFT, "data": {"train": ["external/0/a.jsonl", "../a.jsonl"]}}), base)
+        result = find_inputs(parse_run_file({**SFT, "data": {"train": ["external/0/a.jsonl", "../a.jsonl"]}}), base)
         assert {t.path: t.source.read_text() for t in result.files} == {
             "external/0/a.jsonl": "mine",
             "external/1/a.jsonl": "other",
@@ -670,8 +674,8 @@ def test_the_run_files_of_the_docs_and_the_examples_are_right(tmp_path: Path) ->
     whole = [text for text in texts if "method:" in text and "version:" in text]
     assert len(whole) >= 2
     for text in whole:
-        parse(reading.decode(text.encode(), ".yaml", "docs").data)
+        parse_run_file(reading.decode_document(text.encode(), ".yaml", "docs").data)
     examples = list((root / "examples").glob("*.yaml"))
     assert examples
     for path in examples:
-        parse(reading.read(path).data)
+        parse_run_file(reading.read_document(path).data)

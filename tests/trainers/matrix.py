@@ -102,10 +102,10 @@ def _trainers(folder: str, ranks: int, verb: str) -> str | None:
 
 def configure(path: Path) -> int:
     """Only the library's config, on a machine that cannot train with it."""
-    from runfile import parse
+    from runfile import parse_run_file
     from trainers.runtime import owned_options
 
-    run = parse(json.loads(path.read_text()))
+    run = parse_run_file(json.loads(path.read_text()))
     methods.load_method(run.method).configure(run, owned_options(run, tempfile.gettempdir()))
     return 0
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from runfile import RunFileErrors, parse
+from runfile import RunFileErrors, parse_run_file
 from tests.trainers import attempts
 from tests.trainers.specs import LORA, needs_evaluate, spec
 from trainers import evaluation
@@ -146,7 +146,7 @@ def test_what_cannot_be_asked(work: Path, here: Path, options: dict[str, Any], s
 def test_a_host_without_the_harness_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluation, "find_spec", lambda name: None)
     with pytest.raises(HostError, match=r"needs the package lm-eval \(pip install 'relay-training\[evaluate\]'\)"):
-        evaluation._prepare(parse(run_of({"name_or_path": "a/b"})), 1)
+        evaluation._prepare(parse_run_file(run_of({"name_or_path": "a/b"})), 1)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_a_host_without_the_harness_says_so(monkeypatch: pytest.MonkeyPatch) -> 
 def test_run_files_that_make_no_sense(changes: dict[str, Any], said: str) -> None:
     asked = {name: value for name, value in {**run_of({"name_or_path": "a/b"}), **changes}.items() if value is not None}
     with pytest.raises(RunFileErrors) as wrong:
-        parse(asked)
+        parse_run_file(asked)
     assert said in str(wrong.value)
 
 

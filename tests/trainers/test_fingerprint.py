@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from runfile import parse
+from runfile import parse_run_file
 from trainers import fingerprint
 from trainers.data.loading import Rows
 from trainers.errors import ConfigError
@@ -24,7 +24,7 @@ SOURCE = ModelSource("org/tiny", "abc", "org/tiny")
 
 
 def _of(rows: list[dict[str, Any]] = ROWS, source: ModelSource = SOURCE, **changes: Any) -> fingerprint.Fingerprint:
-    return fingerprint.fingerprint_of(parse(RUN | changes), source, Rows("text", rows).digest)
+    return fingerprint.fingerprint_of(parse_run_file(RUN | changes), source, Rows("text", rows).digest)
 
 
 def _refusal(now: fingerprint.Fingerprint) -> str:

@@ -143,7 +143,7 @@ def test_a_cut_leaves_no_trace(straight: Straight, tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_the_example_of_a_method_trains(work: Path, tmp_path: Path, method: str) -> None:
     """`examples/sums-<method>.yaml` (`sums.yaml` for sft), two steps of it and with the tiny model."""
-    run = dict(reading.read(EXAMPLES / ("sums.yaml" if method == "sft" else f"sums-{method}.yaml")).data)
+    run = dict(reading.read_document(EXAMPLES / ("sums.yaml" if method == "sft" else f"sums-{method}.yaml")).data)
     if "reasoning_gym" in run["data"]["train"][0]:
         pytest.importorskip("reasoning_gym", reason="the extra `tasks` is not installed")
     rows = [{"path": str(EXAMPLES / source["path"])} if "path" in source else source for source in run["data"]["train"]]

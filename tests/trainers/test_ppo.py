@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from runfile import parse
+from runfile import parse_run_file
 from runfile.mistakes import RunFileErrors
 from tests.trainers import attempts
 from tests.trainers.specs import LORA, spec
@@ -148,7 +148,7 @@ def train_recorded(work: Path, folder: Path) -> int:
     """Ten steps of ours; leaves the weights, the log, and of each rollout what was drawn: tokens and orders."""
     from datasets import Dataset
 
-    from runfile import Model
+    from runfile import ModelSection
     from trainers.models.hub import fetch_model, resolve_model
     from trainers.ppo.config import PPOConfig
     from trainers.ppo.rollout import RolloutBatch, RolloutBuffer
@@ -174,7 +174,7 @@ def train_recorded(work: Path, folder: Path) -> int:
     trainer = Recorded(
         model=str(work / "model"), args=args, train_dataset=Dataset.from_list(rows), reward_funcs=[short, digits]
     )
-    trainer.base_model = fetch_model(resolve_model(Model(name_or_path=str(work / "model")), {}))
+    trainer.base_model = fetch_model(resolve_model(ModelSection(name_or_path=str(work / "model")), {}))
     trainer.train()
     trainer.save_model(str(folder / "output"))
     (folder / "drawn.json").write_text(json.dumps(drawn))
@@ -468,7 +468,7 @@ def test_a_reward_model_judges_dialogues(work: Path, tmp_path: Path) -> None:
 )
 def test_what_it_does_not_do_is_refused_by_name(work: Path, change: dict[str, Any], said: str) -> None:
     with pytest.raises(RunFileErrors, match=said):
-        parse(spec(work, "ppo") | change)
+        parse_run_file(spec(work, "ppo") | change)
 
 
 @pytest.mark.slow

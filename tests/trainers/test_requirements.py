@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from runfile import parse
+from runfile import parse_run_file
 from trainers import requirements
 from trainers.errors import HostError
 
@@ -12,7 +12,7 @@ from trainers.errors import HostError
 def lacks(**keys: Any) -> str:
     spec = {"version": "relay/v1", "method": "sft", "model": {"name_or_path": "x/y"}, "data": {"train": "a.jsonl"}}
     with pytest.raises(HostError) as lack:
-        requirements.require_host(parse({**spec, **keys}), 1)
+        requirements.require_host(parse_run_file({**spec, **keys}), 1)
     return str(lack.value)
 
 
@@ -24,7 +24,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_plain_run_lacks_nothing() -> None:
     spec = {"version": "relay/v1", "method": "sft", "model": {"name_or_path": "x/y"}, "data": {"train": "a.jsonl"}}
-    requirements.require_host(parse({**spec, "preset": ["lora", "fast", "small-memory"]}), 1)
+    requirements.require_host(parse_run_file({**spec, "preset": ["lora", "fast", "small-memory"]}), 1)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from runfile import parse
+from runfile import parse_run_file
 from runfile.mistakes import RunFileErrors
 from tests.trainers import attempts
 from tests.trainers.specs import LORA, REWARDED, spec
@@ -104,4 +104,4 @@ def test_messages_are_shown_with_their_roles_and_a_lone_answer_without() -> None
 
 def test_a_reward_model_says_nothing(work: Path) -> None:
     with pytest.raises(RunFileErrors, match="samples: does not go with method: reward"):
-        parse(spec(work, "reward", **ASKED))
+        parse_run_file(spec(work, "reward", **ASKED))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from runfile import parse
+from runfile import parse_run_file
 from trainers import standalone
 
 SFT = {"version": "relay/v1", "method": "sft", "data": {"train": "rows.jsonl"}}
@@ -16,13 +16,13 @@ def test_a_local_model_is_named_by_where_it_lies(tmp_path: Path, name: str, reso
     """So what was trained on it can be loaded from any folder of this machine."""
     (tmp_path / "models" / "tiny").mkdir(parents=True)
     (tmp_path / "mine").mkdir()
-    run = parse(SFT | {"model": {"name_or_path": name}})
+    run = parse_run_file(SFT | {"model": {"name_or_path": name}})
     contract = standalone.prepare_attempt(run, tmp_path / "mine" / "sums.yaml", tmp_path / "runs", {})
     assert json.loads(contract.run_file.read_text())["model"]["name_or_path"] == resolved.format(tmp_path)
 
 
 def test_the_first_pin_of_a_name_holds(tmp_path: Path) -> None:
-    run = parse(SFT | {"model": {"name_or_path": "org/tiny"}})
+    run = parse_run_file(SFT | {"model": {"name_or_path": "org/tiny"}})
     for commit in ("first", "second"):
         contract = standalone.prepare_attempt(run, tmp_path / "sums.yaml", tmp_path, {})
         contract.events.write_text(json.dumps({"type": "pin", "name": "model", "value": commit}) + "\n{torn")

@@ -13,7 +13,7 @@ from typing import Any
 
 import obstore
 
-from runfile import ROWS
+from runfile import ROW_SUFFIXES
 from storage.address import BUCKET_SCHEMES, Address, AddressError, parse_address
 from storage.base import StoreRefused, StoreUnavailable
 from storage.obstore_client import BucketClient, BucketClients, ObjectMissing, translate_errors
@@ -64,12 +64,14 @@ def _list_objects(client: BucketClient, address: Address, pattern: str) -> Itera
     else:
         found = [obstore.head(client, address.path)]
     if not found:
-        raise ConfigError(f"data: there is no object {pattern or f'of rows below {address} ({chr(44).join(ROWS)})'}")
+        raise ConfigError(
+            f"data: there is no object {pattern or f'of rows below {address} ({chr(44).join(ROW_SUFFIXES)})'}"
+        )
     yield from found
 
 
 def _has_rows_suffix(key: str) -> bool:
-    return key.lower().removesuffix(".gz").removesuffix(".zst").endswith(ROWS)
+    return key.lower().removesuffix(".gz").removesuffix(".zst").endswith(ROW_SUFFIXES)
 
 
 def _glob_to_regex(pattern: str) -> str:

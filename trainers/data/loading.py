@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runfile import ROWS, Data, Source, Split, rows_in
+from runfile import ROW_SUFFIXES, DataSection, DataSource, Split, list_row_files
 from storage.manifest import hash_file
 from trainers.data import bucket_rows, cache, files, reasoning_gym
 from trainers.data.disk_rows import DiskRows, concatenate_rows, find_cached_rows, gather_rows, select_rows
@@ -60,7 +60,7 @@ class Rows:
 class _SourceRows:
     """One source's rows."""
 
-    source: Source
+    source: DataSource
     rows: Sequence[Row]
     source_digest: str = ""
 
@@ -69,7 +69,7 @@ class _SourceRows:
 
 
 def load_rows(
-    data: Data, *, seed: int, kinds: Sequence[str], base: Path, pins: Mapping[str, str] | None = None
+    data: DataSection, *, seed: int, kinds: Sequence[str], base: Path, pins: Mapping[str, str] | None = None
 ) -> tuple[Rows, Rows | None]:
     """The rows to train on and those held out (None when `data.eval` says nothing). `pins` names the commits of data
     sets on the Hub (see `trainers.models.hub`). ConfigError names file and line.
@@ -173,7 +173,7 @@ class _RowFormat:
 class RowReader:
     """Reads sources of one data section; the first row decides the kind where the run file does not."""
 
-    def __init__(self, data: Data, seed: int, kinds: Sequence[str], base: Path, pins: Mapping[str, str]) -> None:
+    def __init__(self, data: DataSection, seed: int, kinds: Sequence[str], base: Path, pins: Mapping[str, str]) -> None:
         self._seed, self._pins, self._columns, self._base = seed, pins, data.columns, base
         self._kinds = readable_kinds(kinds)
         self._files_of_path: dict[str, list[tuple[Path, str]]] = {}
@@ -189,7 +189,7 @@ class RowReader:
         """Of the rows that were read."""
         return trained_kind(self._format.kind)
 
-    def read_sources(self, sources: Sequence[Source], name: str) -> list[_SourceRows]:
+    def read_sources(self, sources: Sequence[DataSource], name: str) -> list[_SourceRows]:
         parts = [self._read_source(source) for source in sources]
         if not any(part.rows for part in parts):
             raise ConfigError(
@@ -197,7 +197,7 @@ class RowReader:
             )
         return parts
 
-    def _read_source(self, source: Source) -> _SourceRows:
+    def _read_source(self, source: DataSource) -> _SourceRows:
         if source.reasoning_gym is not None:
             return _SourceRows(source, list(self._require_rows(source)))
         asked = [
@@ -214,19 +214,19 @@ class RowReader:
         rows = gather_rows(self._require_rows(source), folder, lambda: asdict(self._format))
         return _SourceRows(source, rows, folder.name if isinstance(rows, DiskRows) else "")
 
-    def _describe_content(self, source: Source) -> Any:
+    def _describe_content(self, source: DataSource) -> Any:
         """What decides which rows a source has."""
         if (source.path or "").startswith("hf://"):
             return [source.path, source.name, source.split, hub.resolve_dataset(source, self._pins)]
         return [[hash_file(file)[0], *file.suffixes[-2:]] for file, _ in self._find_files(source.path or "")]
 
-    def _require_rows(self, source: Source) -> Iterator[Row]:
+    def _require_rows(self, source: DataSource) -> Iterator[Row]:
         for row in self.check_rows(source):
             if isinstance(row, ConfigError):
                 raise row
             yield row
 
-    def check_rows(self, source: Source) -> Iterator[Row | ConfigError]:
+    def check_rows(self, source: DataSource) -> Iterator[Row | ConfigError]:
         """The rows of a source as they are trained on; in the place of one that is wrong, why. Raises ConfigError where
         nothing more can be read.
         """
@@ -258,7 +258,7 @@ class RowReader:
             has = "has a" if odd <= row.keys() else "has no"
             raise ConfigError(f"{place}: {has} {', '.join(odd)}, other than the rows before; give it in all or in none")
 
-    def _read_raw(self, source: Source) -> Iterator[tuple[str, Mapping[str, Any] | ConfigError]]:
+    def _read_raw(self, source: DataSource) -> Iterator[tuple[str, Mapping[str, Any] | ConfigError]]:
         if source.reasoning_gym is not None:
             for number, task in enumerate(reasoning_gym.generate_rows(source, self._seed), 1):
                 yield f"{source.reasoning_gym} task {number}", task
@@ -282,9 +282,9 @@ class RowReader:
         if whole.is_file():
             hits = [whole]
         elif whole.is_dir():
-            hits = [whole / name for name in rows_in(whole)]
+            hits = [whole / name for name in list_row_files(whole)]
             if not hits:
-                raise ConfigError(f"{path}: the folder holds no file of rows ({', '.join(ROWS)})")
+                raise ConfigError(f"{path}: the folder holds no file of rows ({', '.join(ROW_SUFFIXES)})")
         else:
             names = sorted(glob.glob(str(Path(path).expanduser()), root_dir=self._base, recursive=True))
             hits = [self._base / name for name in names if (self._base / name).is_file()]

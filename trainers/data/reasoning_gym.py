@@ -9,15 +9,15 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
-from runfile import Source
-from runfile.mistakes import nearest
+from runfile import DataSource
+from runfile.mistakes import find_nearest
 from trainers.data.row_formats import Row
 from trainers.errors import ConfigError, HostError
 
 DEFAULT_SIZE = 1000  #: tasks, where a source does not say
 
 
-def generate_rows(source: Source, seed: int) -> Iterator[Row]:
+def generate_rows(source: DataSource, seed: int) -> Iterator[Row]:
     """The tasks of a `reasoning_gym` source as rows: `prompt`, `completion`, `answer` (text, as `completion` is) and
     `task`. `seed` is for a source without one.
     """
@@ -60,7 +60,7 @@ def _create_dataset(made_by: str) -> Any:
     asked: Mapping[str, Any] = json.loads(made_by)
     name = asked["reasoning_gym"]
     if name not in DATASETS:
-        close = nearest(name, DATASETS)
+        close = find_nearest(name, DATASETS)
         hint = f"did you mean {close}?" if close else "reasoning_gym.factory.DATASETS has their names"
         raise ConfigError(f"data: reasoning-gym has no tasks called {name}; {hint}")
     try:

@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from runfile import INIT_BASE, INIT_FROM, Model, Source
+from runfile import INIT_BASE, INIT_FROM, DataSource, ModelSection
 from storage.loadable import ADAPTER
 from trainers.errors import ConfigError, HostError
 
@@ -61,7 +61,7 @@ class LocalModel:
         return Path(self.source.adapter) if self.source.adapter else None
 
 
-def resolve_model(model: Model, pins: Mapping[str, str]) -> ModelSource:
+def resolve_model(model: ModelSection, pins: Mapping[str, str]) -> ModelSource:
     """The model to load; of the Hub's, the pinned commit or today's. Raises ConfigError for a model that does not
     exist.
     """
@@ -73,7 +73,7 @@ def resolve_model(model: Model, pins: Mapping[str, str]) -> ModelSource:
     )
 
 
-def resolve_teacher(model: Model, pins: Mapping[str, str]) -> ModelSource:
+def resolve_teacher(model: ModelSection, pins: Mapping[str, str]) -> ModelSource:
     """The model that a run learns from; of the Hub's, the pinned commit or today's."""
     name = model.name_or_path or ""
     return _find_local_model(name, name) or ModelSource(
@@ -165,17 +165,17 @@ def _download_snapshot(source: ModelSource, wanted: tuple[str, ...], unwanted: t
     )
 
 
-def dataset_pin_name(source: Source) -> str:
+def dataset_pin_name(source: DataSource) -> str:
     """The pin's name of a data set on the Hub, e.g. `data:owner/name`."""
     return f"data:{_dataset_name(source)}" + (f"@{source.revision}" if source.revision else "")
 
 
-def resolve_dataset(source: Source, pins: Mapping[str, str]) -> str:
+def resolve_dataset(source: DataSource, pins: Mapping[str, str]) -> str:
     """The pinned commit of a data set on the Hub, or today's."""
     return pins.get(dataset_pin_name(source)) or resolve_commit(_dataset_name(source), source.revision, "dataset")
 
 
-def load_dataset_rows(source: Source, commit: str) -> Iterable[Mapping[str, Any]]:
+def load_dataset_rows(source: DataSource, commit: str) -> Iterable[Mapping[str, Any]]:
     """The rows of one split (default: train) of a data set on the Hub."""
     from datasets import load_dataset
     from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
@@ -227,5 +227,5 @@ def _hub_errors(kind: RepositoryKind, name: str, revision: str | None) -> Iterat
         raise HostError(f"{kind}: the Hub is out of reach and {name} is not in the cache ({reason})") from error
 
 
-def _dataset_name(source: Source) -> str:
+def _dataset_name(source: DataSource) -> str:
     return (source.path or "").removeprefix("hf://").removeprefix("datasets/")

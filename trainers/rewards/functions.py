@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runfile import Reward, RunFile
-from runfile.mistakes import nearest
+from runfile.mistakes import find_nearest
 from trainers.data import reasoning_gym as generated_tasks
 from trainers.data.row_formats import format_value
 from trainers.errors import ConfigError, RewardError
@@ -85,7 +85,7 @@ class RegisteredReward:
 def _make_registered(reward: Reward, columns: Collection[str], place: str) -> RewardCallable:
     name = str(reward.name)
     if name not in REGISTERED:
-        close = nearest(name, REGISTERED)
+        close = find_nearest(name, REGISTERED)
         hint = f"did you mean {close}?" if close else f"there is {', '.join(REGISTERED)}; or call: rewards.py:function"
         raise ConfigError(f"{place}: there is no reward called {name}; {hint}")
     known = REGISTERED[name]

@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 
 from relayctl.output.plan import hub_words, state_size
-from runfile import parse
+from runfile import parse_run_file
 
 GB = 1e9
 
 
 def run(name: str = "org/Llama-3-8B", **more: Any) -> Any:
-    return parse(
+    return parse_run_file(
         {"version": "relay/v1", "method": "sft", "model": {"name_or_path": name}, "data": {"train": "hf://a/b"}, **more}
     )
 

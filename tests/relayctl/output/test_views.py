@@ -9,7 +9,7 @@ from relay.v1 import fleet_pb2
 from relay.v1 import runs_pb2 as pb
 from relayctl.output import views
 from relayctl.output.format import block
-from runfile import parse
+from runfile import parse_run_file
 
 NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
 
@@ -134,7 +134,7 @@ def test_checkpoints() -> None:
 
 def test_what_is_kept_is_said_in_the_plan() -> None:
     keep = {"last": 2, "best": 1, "metric": "eval_loss", "every": "500 steps", "max_age": "7d", "max_total": "1GiB"}
-    run = parse({"method": "command", "command": ["true"], "checkpoint": {"keep": keep}})
+    run = parse_run_file({"method": "command", "command": ["true"], "checkpoint": {"keep": keep}})
     words = dict(views.spec_block(run, "run.yaml"))["checkpoint"]
     assert words == (
         "every 10 min, the last 2, the best 1 by eval_loss, one every 500 steps, none older than 7 d 0 h, "
@@ -239,7 +239,7 @@ def test_events_and_ends() -> None:
 
 
 def test_a_plan_says_what_was_filled_in() -> None:
-    run = parse(
+    run = parse_run_file(
         {
             "method": "sft",
             "name": "sums",

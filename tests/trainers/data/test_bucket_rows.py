@@ -7,7 +7,7 @@ import obstore
 import pytest
 from obstore.store import S3Store
 
-from runfile import Data, RunFileErrors, parse
+from runfile import DataSection, RunFileErrors, parse_run_file
 from tests.seaweed import BUCKET, environment, seaweed
 from trainers.data import bucket_rows, cache, loading
 from trainers.errors import ConfigError, HostError
@@ -39,7 +39,7 @@ def bucket(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S3St
 
 
 def read(path: str) -> list[str]:
-    section = Data.model_validate({"train": path})
+    section = DataSection.model_validate({"train": path})
     train, _ = loading.load_rows(section, seed=1, kinds=("text",), base=Path("/nowhere"))
     return [row["text"] for row in train.rows]
 
@@ -105,4 +105,4 @@ def test_a_host_that_may_not_read_says_so(bucket: S3Store, monkeypatch: pytest.M
 def test_paths_that_make_no_sense_are_refused_before_a_host_sees_them(path: str, said: str) -> None:
     run = {"version": "relay/v1", "method": "sft", "model": {"name_or_path": "a/b"}, "data": {"train": path}}
     with pytest.raises(RunFileErrors, match=said):
-        parse(run)
+        parse_run_file(run)

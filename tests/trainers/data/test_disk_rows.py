@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from runfile import Data
+from runfile import DataSection
 from tests.trainers import attempts
 from tests.trainers.specs import spec
 from trainers.data import cache, disk_rows, loading
@@ -38,7 +38,7 @@ def written(path: Path, rows: list[Any]) -> Path:
 def load(
     base: Path, section: dict[str, Any], kinds: tuple[str, ...] = ("text",)
 ) -> tuple[loading.Rows, loading.Rows | None]:
-    return loading.load_rows(Data.model_validate(section), seed=1, kinds=kinds, base=base)
+    return loading.load_rows(DataSection.model_validate(section), seed=1, kinds=kinds, base=base)
 
 
 def rows_of(found: loading.Rows | None) -> list[Any]:

@@ -13,7 +13,7 @@ import pyarrow.feather
 import pyarrow.parquet
 import pytest
 
-from runfile import Data, find_inputs, parse, rows_in
+from runfile import DataSection, find_inputs, list_row_files, parse_run_file
 from trainers.data import files, loading
 from trainers.errors import ConfigError
 
@@ -94,7 +94,7 @@ def test_dialogues_too(tmp_path: Path, name: str) -> None:
 
 def test_labels_of_a_table_are_true_or_false(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("prompt,completion,label\na,true,true\nb,c,False\n")
-    section = Data.model_validate({"train": "rows.csv"})
+    section = DataSection.model_validate({"train": "rows.csv"})
     train, _ = loading.load_rows(section, seed=1, kinds=("unpaired_preference",), base=tmp_path)
     assert [(row["completion"], row["label"]) for row in train.rows] == [("true", True), ("c", False)]
 
@@ -142,7 +142,7 @@ def test_a_huge_line_is_read(tmp_path: Path) -> None:
 )
 def test_what_is_wrong_with_a_file(tmp_path: Path, name: str, content: bytes, said: str) -> None:
     (tmp_path / name).write_bytes(content)
-    section = Data.model_validate({"train": name, "columns": {"a": "text"}})
+    section = DataSection.model_validate({"train": name, "columns": {"a": "text"}})
     with pytest.raises(ConfigError) as wrong:
         loading.load_rows(section, seed=1, kinds=("text",), base=tmp_path)
     assert str(wrong.value).startswith(said)
@@ -167,7 +167,7 @@ def test_reading_goes_on_past_what_is_no_row(tmp_path: Path, name: str, content:
 def test_wrong_types_halfway_are_named_with_their_row(tmp_path: Path) -> None:
     rows = [*CHAT, {"messages": [{"role": "user", "content": None}]}]
     (tmp_path / "rows.parquet").write_bytes(parquet(rows))
-    section = Data.model_validate({"train": "rows.parquet"})
+    section = DataSection.model_validate({"train": "rows.parquet"})
     with pytest.raises(ConfigError, match=r"^rows\.parquet row 4: messages: message 1 is .* found .*null"):
         loading.load_rows(section, seed=1, kinds=("chat",), base=tmp_path)
 
@@ -179,12 +179,14 @@ def test_a_folder_is_its_files_of_rows_and_travels_as_such(tmp_path: Path) -> No
         (folder / name).write_bytes(WRITERS[f"rows{''.join(Path(name).suffixes)}"]([{"text": name}]))
     for other in ("README.md", ".hidden.jsonl"):
         (folder / other).write_text("no rows")
-    assert rows_in(folder) == ["a.parquet", "b.jsonl.gz", "more/c.csv"]
-    section = Data.model_validate({"train": "rows"})
+    assert list_row_files(folder) == ["a.parquet", "b.jsonl.gz", "more/c.csv"]
+    section = DataSection.model_validate({"train": "rows"})
     train, _ = loading.load_rows(section, seed=1, kinds=("text",), base=tmp_path)
     assert [row["text"] for row in train.rows] == ["a.parquet", "b.jsonl.gz", "more/c.csv"]
-    run = parse({"version": "relay/v1", "method": "sft", "model": {"name_or_path": "a/b"}, "data": {"train": "rows"}})
+    run = parse_run_file(
+        {"version": "relay/v1", "method": "sft", "model": {"name_or_path": "a/b"}, "data": {"train": "rows"}}
+    )
     sent = find_inputs(run, tmp_path)
-    assert [travel.path for travel in sent.files] == [f"rows/{name}" for name in rows_in(folder)]
+    assert [travel.path for travel in sent.files] == [f"rows/{name}" for name in list_row_files(folder)]
     assert sent.runfile.data is not None
     assert [each.path for each in sent.runfile.data.train] == ["rows"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from runfile import Data, find_inputs, parse
+from runfile import DataSection, find_inputs, parse_run_file
 from trainers.data import loading, row_formats
 from trainers.errors import ConfigError
 
@@ -19,7 +19,7 @@ UNPAIRED = ("unpaired_preference",)
 def _load(
     section: dict[str, Any], base: Path, seed: int = 1, kinds: tuple[str, ...] = KINDS
 ) -> tuple[loading.Rows, loading.Rows | None]:
-    return loading.load_rows(Data.model_validate(section), seed=seed, kinds=kinds, base=base)
+    return loading.load_rows(DataSection.model_validate(section), seed=seed, kinds=kinds, base=base)
 
 
 def _write(path: Path, *rows: Any) -> Path:
@@ -270,7 +270,7 @@ def test_the_host_reads_the_rows_that_the_submitter_would(tmp_path: Path) -> Non
     for name in ("home/data/b.jsonl", "home/data/deep/a.jsonl", "shared/a.jsonl", "shared/z.jsonl", "other/a.jsonl"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         _write(tmp_path / name, *({"text": f"{name} {number}"} for number in range(4)))
-    run = parse(
+    run = parse_run_file(
         {
             "version": "relay/v1",
             "method": "sft",
@@ -289,7 +289,7 @@ def test_the_host_reads_the_rows_that_the_submitter_would(tmp_path: Path) -> Non
     for file in travel.files:
         (host / file.path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file.source, host / file.path)
-    there, here = parse(json.loads(travel.runfile.to_json())).data, run.data
+    there, here = parse_run_file(json.loads(travel.runfile.to_json())).data, run.data
     assert there is not None and here is not None and there != here
     loaded = [
         loading.load_rows(section, seed=1, kinds=KINDS, base=base) for section, base in ((here, home), (there, host))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from runfile import Source, parse
+from runfile import DataSource, parse_run_file
 from runfile.mistakes import RunFileErrors
 from tests.trainers import attempts
 from tests.trainers.specs import needs_tasks
@@ -72,7 +72,7 @@ def made(*asked: dict[str, Any], columns: tuple[str, ...] = ("prompt", "answer")
         "rewards": list(asked),
         "files": [str(files)] if files else [],
     }
-    return functions.resolve_rewards(parse(run), columns, {})
+    return functions.resolve_rewards(parse_run_file(run), columns, {})
 
 
 class State:
@@ -149,7 +149,7 @@ def test_the_rewards_that_have_names() -> None:
 
 @needs_tasks
 def test_a_generated_task_verifies_its_answer() -> None:
-    (row, *_) = reasoning_gym.generate_rows(Source(reasoning_gym="spell_backward", size=3), seed=1)
+    (row, *_) = reasoning_gym.generate_rows(DataSource(reasoning_gym="spell_backward", size=3), seed=1)
     assert row["completion"] == row["answer"] and row["answer"] in row["prompt"][::-1]
     (verified,) = made({"name": "reasoning_gym"}, columns=("prompt", "task"))
     right, wrong = judged(verified, row["answer"], "nothing", task=[row["task"]] * 2)
@@ -160,7 +160,7 @@ def test_a_host_without_generated_tasks_says_so(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     reasoning_gym._create_dataset.cache_clear()
     with pytest.raises(HostError, match=r"needs the package reasoning-gym \(pip install 'relay-training\[tasks\]'\)"):
-        next(reasoning_gym.generate_rows(Source(reasoning_gym="spell_backward", size=3), seed=1))
+        next(reasoning_gym.generate_rows(DataSource(reasoning_gym="spell_backward", size=3), seed=1))
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ def test_training_passes_over_what_is_held_out() -> None:
 
     source = {"reasoning_gym": "spell_backward", "config": {"min_word_len": 3, "max_word_len": 3}, "chat": True}
     asked = {"train": [{**source, "size": 300}], "eval": [{**source, "size": 20, "seed": 7, "disjoint_from": "train"}]}
-    run = parse({"version": "relay/v1", "method": "sft", "model": {"name_or_path": "x/y"}, "data": asked})
+    run = parse_run_file({"version": "relay/v1", "method": "sft", "model": {"name_or_path": "x/y"}, "data": asked})
     assert run.data is not None
     train, held = reading.load_rows(run.data, seed=1, kinds=("prompt_completion",), base=Path.cwd())
     assert held is not None and len(held) == 20 and 200 < len(train) < 300
@@ -292,4 +292,4 @@ def test_training_passes_over_what_is_held_out() -> None:
 )
 def test_tasks_that_cannot_be_generated(source: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        list(reasoning_gym.generate_rows(Source(**source), seed=1))
+        list(reasoning_gym.generate_rows(DataSource(**source), seed=1))
