@@ -35,7 +35,7 @@ OLD: Mapping[str, str] = {
     r"mend(?:s|ed|ing)?\b": "repair",
     r"patience": "retry policy, backoff",
     r"sharp(?:er|en|ens|ened|ness|est)|blunt(?:er)?": "stronger, weaker",
-    "told": "is notified; receives; knows",
+    r"told(?! (?:from|apart))": "is notified; receives; knows",
     r"stretch(?:es)?\b": "byte range, range",
     r"seated|seats?\b": "placement",
     r"(?:for|of|by) people|people (?:can|may|type|read|write|who)|a person\b": "user, you",
