@@ -1,4 +1,4 @@
-"""What happens between steps: when to save, and whether somebody asked to stop. All ranks decide alike."""
+"""What happens at the end of a step: whether to save, and whether to stop. All ranks decide alike."""
 
 import time
 from collections.abc import Callable
@@ -11,13 +11,14 @@ from runfile import Every
 from trainers.launch.control import ControlFolder
 from trainers.resumable import EvaluationPostponed, ResumableTrainer
 
-AgreeOnFlags = Callable[[bool, bool], tuple[bool, bool]]  #: (stop, save) of this rank → of any rank
+AgreeOnFlags = Callable[[bool, bool], tuple[bool, bool]]  #: the flags (stop, save) of this rank → of any rank
 
 
 def build_agreement(processes: int) -> AgreeOnFlags:
-    """Any rank's wish is the wish of all: a flag that one rank alone acts on leaves the others waiting for ever.
+    """Return a function that turns the flags of each rank into flags of all: if one rank alone acted, the others would
+    wait forever.
 
-    The flags travel over gloo, on CPU: no rank waits for its GPU to hear that nothing happened.
+    The flags are exchanged over gloo, on the CPU, so no rank waits for its GPU to learn that nothing happened.
     """
     if processes == 1:
         return lambda stop, save: (stop, save)
@@ -36,7 +37,7 @@ def build_agreement(processes: int) -> AgreeOnFlags:
 
 @dataclass(slots=True)
 class CheckpointInterval:
-    """`checkpoint.every` as a question that is asked after each step."""
+    """The run file's `checkpoint.every`: decides after each step whether a checkpoint is due."""
 
     every: Every
     clock: Callable[[], float] = time.monotonic
@@ -46,23 +47,25 @@ class CheckpointInterval:
         self._saved_at = self.clock()
 
     def is_due(self, step: int) -> bool:
+        """Return True when a checkpoint is due at the end of `step`."""
         if self.every.steps is not None:
             return step % self.every.steps == 0
         return self.clock() - self._saved_at >= (self.every.seconds or 0.0)
 
     def mark_saved(self) -> None:
+        """Start the interval anew."""
         self._saved_at = self.clock()
 
 
 class StepEndCallback(TrainerCallback):
-    """Saves at its pace, at the last step, and when asked to stop; then `stopped` is true.
+    """Saves when the interval ends, at the last step and when a stop is requested; after a stop `stopped` is True.
 
-    A save due at an epoch's last step (or the run's) waits for the end of the epoch, so that what the library logs
-    and evaluates there is in the checkpoint: a resumed run begins with the next epoch and would never do it.
+    A save at the last step of an epoch (or of the run) waits for the end of the epoch, so that what the library logs
+    and evaluates there is part of the checkpoint: a resumed run starts with the next epoch and would never do it.
 
-    Within an epoch an evaluation that is due where the run stops is put off, also when it has begun: it would eat the
-    grace, and the next attempt can do it before its first step, from the same random state. (At an epoch's end it could
-    not: by then the new epoch's order has been drawn.)
+    Within an epoch, an evaluation that is due or running when the run stops is postponed. It would use up the time that
+    is left to stop, and the next attempt can run it before its first step, from the same random state. (At the end of
+    an epoch it could not: by then the order of the next epoch has been drawn.)
     """
 
     def __init__(
@@ -82,7 +85,7 @@ class StepEndCallback(TrainerCallback):
             restore,
         )
         self._save_at_epoch_end = False
-        self._can_postpone = False  #: the evaluation that may begin now
+        self._can_postpone = False  #: an evaluation that begins now may be postponed
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._restore()
@@ -118,7 +121,7 @@ class StepEndCallback(TrainerCallback):
         self._can_postpone = False
         if self._save_at_epoch_end:
             control.should_save, self._save_at_epoch_end = True, False
-        elif self.stopped:  # in the middle of an epoch: its end has not come, so nothing is logged or evaluated for it
+        elif self.stopped:  # stopped within an epoch: it has not ended, so nothing is logged or evaluated for its end
             control.should_log = control.should_evaluate = control.should_save = False
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

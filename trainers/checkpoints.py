@@ -1,17 +1,17 @@
-"""Checkpoints that another host can go on from, bit for bit: written aside, made durable, then renamed into place.
+"""Checkpoints from which another host resumes bit for bit: written to a draft folder, made durable, then renamed.
 
 A folder holds what the library trainer saves (weights as safetensors, optimizer, scheduler, random states of every
-rank, its own state), tokenizer and chat template, and three things of ours:
+rank, its own state), the tokenizer and the chat template, and three things of Relay's:
 
-- `relay_state.json`: the step, what was trained (see `trainers.fingerprint`), the world it was trained in (processes,
-  threads: both change the bits) and every file's size. An import puts one without world and identity into what another
-  trainer saved;
-- `rank_00000.json`, one for each rank: the logging state. The library restores weights but not the sums since the
-  last log, so the first values logged after a resume would differ from those of a run that was never interrupted;
-- `rank_00000.pt`, where a trainer has more to remember (`Resumable.extra_state`): completions that are yet to be
-  trained on, for instance.
+- `relay_state.json`: the step, the fingerprint of what was trained (see `trainers.fingerprint`), the world in which it
+  was trained (processes and threads, which both change the bits) and the size of every file. An import writes one
+  without world and fingerprint into what another trainer saved;
+- `rank_00000.json`, one for each rank: the logging state. The library restores weights but not the sums since the last
+  log, so the first values logged after a resume would differ from those of an uninterrupted run;
+- `rank_00000.pt`, where a trainer has more to remember (`ResumableTrainer.collect_extra_state`), for instance
+  completions that it has not trained on yet.
 
-Nothing in it needs unpickling without `weights_only` (the library's `training_args.bin` does, and is left out).
+Nothing in it needs unpickling without `weights_only`. (The library's `training_args.bin` does, and is left out.)
 """
 
 import json
@@ -33,16 +33,18 @@ FORMAT = 1
 MANIFEST = "relay_state.json"
 TRAINER_STATE = "trainer_state.json"
 _PICKLED = "training_args.bin"
-_TORCH_WRITER_SOURCE = "inline_container"  #: where torch's writer of archives is, named by its errors
-_FULL_DISK_BYTES = 1 << 20  #: free bytes of a disk that just refused to take more
+_TORCH_WRITER_SOURCE = "inline_container"  #: the source file that errors of torch's archive writer name
+_FULL_DISK_BYTES = 1 << 20  #: a disk that refused a write is full when it has fewer free bytes
 
 
 class CheckpointError(Exception):
-    """A checkpoint that cannot be resumed from; the message says what is missing."""
+    """A checkpoint that cannot be resumed from. The message says what is missing."""
 
 
 class SaveableTrainer(Protocol):
-    """A library trainer whose state can be saved, with what this rank needs beside it (`trainers.resumable`)."""
+    """A library trainer whose state can be saved, together with what this rank must remember (see
+    `trainers.resumable`).
+    """
 
     state: "TrainerState"
     args: "TrainingArguments"
@@ -57,7 +59,7 @@ class SaveableTrainer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What decides the order of floating-point sums on a CPU."""
+    """What decides the order of floating-point sums on a CPU: the number of processes, and of threads in each."""
 
     processes: int
     threads: int
@@ -65,16 +67,18 @@ class World:
 
 @dataclass(frozen=True, slots=True)
 class SavedCheckpoint:
-    """A whole checkpoint on disk."""
+    """A complete checkpoint on disk."""
 
     folder: Path
     step: int
-    world: World | None  #: None when another trainer saved it, and so is its identity
-    fingerprint: Mapping[str, Any] | None
+    world: World | None  #: None when another trainer saved it
+    fingerprint: Mapping[str, Any] | None  #: None when another trainer saved it
 
     @classmethod
     def open(cls, folder: Path) -> "SavedCheckpoint":
-        """Read it, and see that every file is there in full. CheckpointError says what is not."""
+        """Open the checkpoint in `folder`. Raises CheckpointError, which names the files that are missing or have
+        another size.
+        """
         try:
             state = json.loads((folder / MANIFEST).read_text())
             if state["format"] != FORMAT:
@@ -89,14 +93,16 @@ class SavedCheckpoint:
         return checkpoint
 
     def read_logging_state(self, rank: int) -> dict[str, Any] | None:
-        """What `LoggingState.to_dict` gave for that rank; None for a rank that was not there."""
+        """Return the fields of that rank's `LoggingState`, or None for a rank that did not exist."""
         path = self.folder / f"{_rank_name(rank)}.json"
         state: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
         return state
 
     def read_extra_state(self, rank: int, device: Any) -> dict[str, Any]:
-        """What `Resumable.extra_state` gave for that rank, tensors on `device`; empty where it gave nothing."""
-        import torch  # not above: whoever starts the ranks stays small
+        """Return what `ResumableTrainer.collect_extra_state` gave for that rank, with tensors on `device`; empty
+        without any.
+        """
+        import torch  # imported here, because the process that starts the ranks must stay small
 
         path = self.folder / f"{_rank_name(rank)}.pt"
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True) if path.is_file() else {}
@@ -104,11 +110,15 @@ class SavedCheckpoint:
 
     @property
     def lacks_optimizer(self) -> bool:
-        """True when weights are all that it has; the libraries then begin with a new optimizer, and say nothing."""
+        """True when the checkpoint has only weights. The libraries then start with a new optimizer and
+        report nothing.
+        """
         return not any(self.folder.glob("optimizer*")) and not any(self.folder.glob("global_step*"))
 
     def sum_logged_losses(self) -> float:
-        """The sum of the losses of all steps that were logged, for want of a logging state: as the log rounds them."""
+        """Return the sum of the losses of all logged steps, as the log rounds them, for a checkpoint without a logging
+        state.
+        """
         history = json.loads((self.folder / TRAINER_STATE).read_text())["log_history"]
         logged = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
         before = [0, *(step for step, _ in logged)]
@@ -117,18 +127,19 @@ class SavedCheckpoint:
 
 @dataclass(frozen=True, slots=True)
 class LoggingState:
-    """A trainer's sums and windows since its last log, for one rank. Floats pass through JSON exactly (NaN too)."""
+    """One rank's sums and windows since the trainer's last log. Floats pass through JSON exactly (NaN too)."""
 
     tr_loss: float  #: sum of this rank's losses since the last log
     total_loss: float  #: sum of the losses logged so far
     last_logged: int  #: step of the last log
     flos: float  #: floating-point operations not yet added to the trainer's state
-    metrics: Mapping[str, Mapping[str, list[float]]]  #: TRL's `windows`
+    metrics: Mapping[str, Mapping[str, list[float]]]  #: see `metric_windows`
     tokens: float  #: tokens trained on
-    evaluation_due: bool = False  #: the step was to be evaluated and has not been
+    evaluation_due: bool = False  #: an evaluation of the last step is postponed
 
     @classmethod
     def capture(cls, trainer: SaveableTrainer) -> "LoggingState":
+        """Read the state from the trainer."""
         inner: Any = trainer
         return cls(
             tr_loss=inner._tr_loss.item(),
@@ -144,7 +155,7 @@ class LoggingState:
         )
 
     def restore(self, trainer: SaveableTrainer) -> None:
-        """Put it back; called when training begins, after the library has set its own to zero."""
+        """Write the state to the trainer. Called when training begins, after the library has reset its own sums."""
         inner: Any = trainer
         inner._tr_loss.fill_(self.tr_loss)
         inner._total_loss_scalar = self.total_loss
@@ -159,7 +170,9 @@ class LoggingState:
 
 
 def metric_windows(trainer: Any) -> dict[str, dict[str, list[float]]]:
-    """TRL's metrics since the last log, by mode (train, eval) and name; its older trainers have another word for it."""
+    """Return TRL's metrics since the last log, by mode (train, eval) and name. Its older trainers use another
+    attribute.
+    """
     found: dict[str, dict[str, list[float]]] = getattr(trainer, "_metrics", None) or getattr(
         trainer, "_stored_metrics", {}
     )
@@ -167,13 +180,14 @@ def metric_windows(trainer: Any) -> dict[str, dict[str, list[float]]]:
 
 
 def folder_name(step: int) -> str:
+    """Return the name of a checkpoint's folder."""
     return f"step_{step:08d}"
 
 
 def save_checkpoint(trainer: SaveableTrainer, staging: Path, world: World, identity: Mapping[str, Any]) -> Path:
-    """Write the trainer's whole state to `staging/step_%08d` and return that. Every rank calls it.
+    """Write the trainer's whole state to `staging/step_%08d` and return that folder. Every rank calls it.
 
-    Until the rename the folder's name begins with `.tmp-`, so whoever looks at `step_*` sees only whole checkpoints.
+    Until the rename the folder's name begins with `.tmp-`, so a reader of `step_*` sees only complete checkpoints.
     """
     step = int(trainer.state.global_step)
     final = staging / folder_name(step)
@@ -189,7 +203,7 @@ def save_checkpoint(trainer: SaveableTrainer, staging: Path, world: World, ident
 
 
 def _write_rank_state(trainer: SaveableTrainer, draft: Path) -> None:
-    """This rank's part of the state."""
+    """Write this rank's part of the state."""
     import torch
 
     inner: Any = trainer
@@ -217,8 +231,8 @@ def save_result(trainer: SaveableTrainer, output: Path, facts: Mapping[str, Any]
 
 @contextmanager
 def _draft_folder(trainer: SaveableTrainer, final: Path) -> Iterator[Path]:
-    """An empty folder that all ranks write what is to become `final` into. Raises HostError for a disk that is full or
-    broken; what was written then is removed, or the next attempt would find the disk full too.
+    """Provide an empty folder in which all ranks write what becomes `final`. Raises HostError for a full or broken
+    disk, and then removes the draft, so that the next attempt does not find the disk full too.
     """
     draft = final.parent / f".tmp-{final.name}"
     try:
@@ -235,9 +249,10 @@ def _draft_folder(trainer: SaveableTrainer, final: Path) -> Iterator[Path]:
 
 
 def _disk_fault(error: Exception, folder: Path) -> str | None:
-    """What the disk said, in one line; None for an error that has nothing to do with it.
+    """Return the disk's error in one line, or None for an error that has nothing to do with the disk.
 
-    The libraries do not raise OSError: safetensors has an error of its own, torch one that does not say why.
+    The libraries do not raise OSError: safetensors has an error of its own, and torch one that does not give the
+    reason.
     """
     said = str(error).partition("\n")[0]
     if not (isinstance(error, OSError) or type(error).__name__ == "SafetensorError" or _TORCH_WRITER_SOURCE in said):
@@ -247,11 +262,11 @@ def _disk_fault(error: Exception, folder: Path) -> str | None:
 
 
 def commit_folder(draft: Path, final: Path) -> None:
-    """Make every byte of `draft` durable, then give it its name, in the place of what may be there."""
+    """Make every byte of `draft` durable, then rename it to `final`, which it replaces."""
     for path in sorted(draft.rglob("*")):
         path.chmod(
             0o755 if path.is_dir() else 0o644
-        )  # libraries write weights 0600: unreadable to other users of the host
+        )  # libraries write weights with mode 0600, which other users of the host cannot read
         _sync_to_disk(path)
     _sync_to_disk(draft)
     if final.exists():
@@ -261,7 +276,7 @@ def commit_folder(draft: Path, final: Path) -> None:
 
 
 def newest_checkpoint(staging: Path) -> SavedCheckpoint | None:
-    """The whole checkpoint with the greatest step; damaged ones are passed over."""
+    """Return the complete checkpoint with the greatest step, or None. Damaged ones are skipped."""
     for folder in sorted(staging.glob("step_*"), reverse=True):
         try:
             return SavedCheckpoint.open(folder)
@@ -271,32 +286,37 @@ def newest_checkpoint(staging: Path) -> SavedCheckpoint | None:
 
 
 def prune_checkpoints(staging: Path, keep: int) -> None:
-    """Remove all but the `keep` newest, and what an interrupted save left behind.
+    """Remove all checkpoints but the `keep` newest, and what an interrupted save left behind.
 
-    A host takes folders away by renaming them: what is to go is renamed first too, so each is taken whole or gone.
+    A host takes folders away by renaming them. A folder to be removed is renamed first too, so the host gets it whole
+    or not at all.
     """
     for draft in staging.glob(".tmp-*"):
         shutil.rmtree(draft)
     for folder in sorted(staging.glob("step_*"), reverse=True)[keep:]:
-        with suppress(FileNotFoundError):  # the host was first
+        with suppress(FileNotFoundError):  # the host has taken it
             shutil.rmtree(folder.rename(staging / f".tmp-{folder.name}"))
 
 
 def _write_manifest(draft: Path, facts: Mapping[str, Any]) -> None:
+    """Write the facts and the size of every file of the draft."""
     files = {str(path.relative_to(draft)): path.stat().st_size for path in sorted(draft.rglob("*")) if path.is_file()}
     (draft / MANIFEST).write_text(json.dumps({**facts, "files": files}, indent=2) + "\n")
 
 
 def _rank_name(rank: int) -> str:
+    """Return the stem of a rank's file names."""
     return f"rank_{rank:05d}"
 
 
 def _make_empty(folder: Path) -> None:
+    """Replace a folder by an empty one."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
 
 
 def _sync_to_disk(path: Path) -> None:
+    """Flush a file or a folder to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

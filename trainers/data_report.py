@@ -1,8 +1,8 @@
-"""`python -m trainers data FILE… --method sft [--model M]`: what rows are, before anything trains on them.
+"""`python -m trainers data FILE… --method sft [--model M]` reports on rows before anything trains on them.
 
-What is wrong with them row by row, how many are empty or there twice; and with a model's tokenizer how long they are,
-how much `max_length` cuts off, and some of them exactly as the model will see them. Rows are tokenized by the method's
-own library trainer, on a stand-in for the model, so nothing here can differ from the training.
+It lists the errors row by row and counts rows that are empty or repeated. With a model's tokenizer it gives the lengths
+of the rows, how much `max_length` cuts off, and some rows exactly as the model will see them. The method's own library
+trainer tokenizes the rows, on a stand-in for the model, so the report cannot differ from the training.
 """
 
 import argparse
@@ -29,20 +29,20 @@ from trainers.methods.method import Method
 from trainers.models import hub
 
 LISTED_ERRORS, RENDERED_ROWS, TOKENIZED_ROWS = 5, 3, 2000
-_NO_LIMIT = 1 << 20  #: tokens; no row is cut
+_NO_LIMIT = 1 << 20  #: a `max_length` in tokens that cuts no row
 _BARS, _WIDTH = 10, 40
-_LEARNT_COLUMNS = ("completion", "chosen", "text")  #: columns that hold what is learnt
+_LEARNT_COLUMNS = ("completion", "chosen", "text")  #: columns with text that is learnt
 
 
 @dataclass(frozen=True, slots=True)
 class ExaminedRows:
-    """Rows as they were read."""
+    """Rows that were read, and the errors among them."""
 
     kind: str
     rows: Sequence[Row]
-    errors: Sequence[str] = ()  #: the first few, each with its place
+    errors: Sequence[str] = ()  #: the first few, each with file and line
     error_count: int = 0
-    stopped_by: str = ""  #: why reading did not come to the end
+    stopped_by: str = ""  #: the error that ended reading before the last row
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,21 +55,21 @@ class TokenSequence:
 
 @dataclass(frozen=True, slots=True)
 class TokenizedRows:
-    """What becomes of rows as tokens."""
+    """Rows as tokens."""
 
     tokenizer: Any
     rows: Sequence[Sequence[TokenSequence]]
-    limit: int | None  #: `max_length`
+    limit: int | None  #: the `max_length` in force
     notes: Sequence[str] = field(default_factory=tuple)
 
     @property
     def lengths(self) -> list[int]:
-        """Of each row's longest sequence, in order of size."""
+        """The length of each row's longest sequence, sorted."""
         return sorted(max((len(each.ids) for each in row), default=0) for row in self.rows)
 
 
 def examine_rows(section: DataSection, kinds: Sequence[str], seed: int, base: Path, scratch: Path) -> ExaminedRows:
-    """Read all training rows, past those that are wrong; large ones stay in `scratch`."""
+    """Read all training rows, skipping those with errors. Many rows are kept in `scratch`."""
     reader = loading.RowReader(section, seed, kinds, base, {})
     bad: list[str] = []
     count, ended = 0, ""
@@ -92,24 +92,25 @@ def examine_rows(section: DataSection, kinds: Sequence[str], seed: int, base: Pa
 
 
 def find_oddities(rows: Sequence[Row], *, repeated: bool = False) -> list[str]:
-    """What may be odd about rows that are right, each in a few words; cheap enough for every start. Rows that are
-    `repeated` by their source's weight are there more than once on purpose.
+    """Return what may be wrong with valid rows, in a few words each; cheap enough for every start. With `repeated`, the
+    weight of a source repeats its rows on purpose.
     """
     found = []
     if empty := sum(_teaches_nothing(row) for row in rows):
-        found.append(f"{empty} of {len(rows)} rows teach nothing: what is learnt in them is empty")
+        found.append(f"{empty} of {len(rows)} rows teach nothing: the text to learn is empty")
     if not repeated and (twice := len(rows) - len(np.unique(np.fromiter(map(_hash_row, rows), np.uint64, len(rows))))):
-        found.append(f"{twice} of {len(rows)} rows are there more than once")
+        found.append(f"{twice} of {len(rows)} rows occur more than once")
     return found
 
 
 def _hash_row(row: Row) -> int:
-    """A number that next to no other row has."""
+    """Return a hash of 64 bits of the row."""
     said = json.dumps(row, sort_keys=True, default=str).encode()
     return int.from_bytes(hashlib.blake2b(said, digest_size=8).digest())
 
 
 def _teaches_nothing(row: Row) -> bool:
+    """Return True when the part of a row that is learnt is empty."""
     if "messages" in row:
         said = [turn["content"] for turn in row["messages"] if turn["role"] == "assistant"]
         return not any(text.strip() for text in said)
@@ -118,11 +119,14 @@ def _teaches_nothing(row: Row) -> bool:
 
 
 def _plain_text(value: Any) -> str:
+    """Return the text of a value that is text or messages."""
     return value if isinstance(value, str) else "".join(turn["content"] for turn in value)
 
 
 def tokenize_rows(method: Method, rows: Sequence[Row], folder: Path, options: Mapping[str, Any]) -> TokenizedRows:
-    """The rows (of many only some, evenly) as the method's trainer makes them; `folder` has tokenizer and config."""
+    """Tokenize the rows (an even selection of many) by the method's trainer. `folder` holds the tokenizer and the
+    config.
+    """
     from transformers import AutoTokenizer
 
     step = max(1, len(rows) // TOKENIZED_ROWS)
@@ -141,15 +145,15 @@ def tokenize_rows(method: Method, rows: Sequence[Row], folder: Path, options: Ma
         trainer, limit = _build_trainer(method, some, tokenizer, Path(scratch), options)
         made = [list(_split_sequences(trainer.data_collator([row]))) for row in trainer.train_dataset]
     ends = tokenizer.eos_token_id
-    learns = any(any(each.learnt) for row in made for each in row)  # a reward model scores, and learns no token
+    learns = any(any(each.learnt) for row in made for each in row)  # a reward model learns to score, and no token
     if learns and not any(ends in _learnt_ids(each) for row in made for each in row):
-        notes.append(f"no row teaches where to stop: {tokenizer.eos_token} is never among what is learnt")
+        notes.append(f"no row teaches where to stop: {tokenizer.eos_token} is never learnt")
     return TokenizedRows(tokenizer, made, limit, notes)
 
 
 @contextmanager
 def _quiet_libraries() -> Iterator[None]:
-    """What libraries say of a stand-in is of no interest."""
+    """Silence what the libraries report about the stand-in."""
     import datasets
     import transformers
 
@@ -164,13 +168,16 @@ def _quiet_libraries() -> Iterator[None]:
 
 
 def _learnt_ids(sequence: TokenSequence) -> set[int]:
+    """Return the tokens of a sequence that are learnt."""
     return {token for token, learnt in zip(sequence.ids, sequence.learnt, strict=True) if learnt}
 
 
 def _build_trainer(
     method: Method, rows: Sequence[Row], tokenizer: Any, scratch: Path, options: Mapping[str, Any]
 ) -> tuple[Any, int | None]:
-    """The library's trainer on a model of the same vocabulary and next to no weights, and the `max_length` in force."""
+    """Return the library's trainer, on a model of the same vocabulary with almost no weights, and the `max_length` in
+    force.
+    """
     from datasets import Dataset
     from transformers import LlamaForCausalLM
 
@@ -195,6 +202,7 @@ def _build_trainer(
 
 
 def _stand_in_config(tokenizer: Any) -> Any:
+    """Return the configuration of the smallest model with the tokenizer's vocabulary."""
     from transformers import LlamaConfig
 
     return LlamaConfig(
@@ -210,7 +218,7 @@ def _stand_in_config(tokenizer: Any) -> Any:
 
 
 def _split_sequences(batch: Mapping[str, Any]) -> Iterator[TokenSequence]:
-    """What a trainer's collator made of one row. What stands for another row's (KTO's `KL_`) is left out."""
+    """Yield the sequences that a trainer's collator made of one row, without those of another row (KTO's `KL_`)."""
     for name in batch:
         prefix = name.removesuffix("input_ids")
         if prefix == name or prefix in ("prompt_", "KL_"):
@@ -226,29 +234,30 @@ def _split_sequences(batch: Mapping[str, Any]) -> Iterator[TokenSequence]:
 
 
 def _check_tokenizer(tokenizer: Any, folder: Path, options: Mapping[str, Any], rows: Sequence[Row]) -> Iterator[str]:
-    """What about a tokenizer may spoil a training."""
+    """Yield what about a tokenizer may spoil a training."""
     template = tokenizer.chat_template or ""
     chats = bool(rows) and any(isinstance(value, list) for value in rows[0].values())
     if chats and not template:
-        yield "rows are dialogues, and the tokenizer has no chat template"
+        yield "rows are dialogues, but the tokenizer has no chat template"
     if options.get("assistant_only_loss") and "generation" not in template:
         yield "assistant_only_loss needs a chat template with {% generation %} around what the assistant says"
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id == tokenizer.eos_token_id:
-        yield f"filling and end are one token ({tokenizer.eos_token}): where filling is masked by its id, ends are too"
+        end = tokenizer.eos_token
+        yield f"padding and end are the same token ({end}): a loss that masks padding by its id masks ends too"
     config = folder / "config.json"
     size = json.loads(config.read_text()).get("vocab_size") if config.is_file() else None
     beyond = [token for token, number in tokenizer.get_added_vocab().items() if size is not None and number >= size]
     if beyond:
         yield f"added tokens without an embedding in the model ({size} rows): {', '.join(sorted(beyond)[:5])}"
     if untrained := sorted(_find_untrained_tokens(tokenizer, folder)):
-        yield f"added tokens whose embeddings were never trained (all alike): {', '.join(untrained[:5])}"
+        yield f"added tokens whose embeddings were never trained (all are equal): {', '.join(untrained[:5])}"
 
 
 def _find_untrained_tokens(tokenizer: Any, folder: Path) -> set[str]:
-    """Added tokens whose rows of the embedding are zero, or the same as another added one's."""
+    """Return the added tokens whose embeddings are zero or equal to those of another added token."""
     from safetensors import SafetensorError, safe_open
 
-    filling = tokenizer.pad_token  # which nobody trains
+    filling = tokenizer.pad_token  # padding is never trained
     added = {token: number for token, number in tokenizer.get_added_vocab().items() if token != filling}
     for file in sorted(folder.glob("*.safetensors")):
         try:
@@ -267,7 +276,7 @@ def _find_untrained_tokens(tokenizer: Any, folder: Path) -> set[str]:
 
 
 def format_report(found: ExaminedRows, made: TokenizedRows | None) -> str:
-    """For people."""
+    """Return the report as text."""
     lines = [
         f"{found.kind or 'no kind that this method learns from'}: {len(found.rows):,} rows",
         *_format_errors(found),
@@ -279,14 +288,16 @@ def format_report(found: ExaminedRows, made: TokenizedRows | None) -> str:
 
 
 def _format_errors(found: ExaminedRows) -> Iterator[str]:
+    """Yield the first errors and their number."""
     if found.error_count:
-        yield f"{found.error_count:,} more rows are wrong, and nothing trains on a file that has any:"
+        yield f"{found.error_count:,} more rows are wrong, and no run can train on a file with wrong rows:"
         yield from (f"  {each}" for each in found.errors)
     if found.stopped_by:
-        yield f"reading ended: {found.stopped_by}"
+        yield f"reading stopped: {found.stopped_by}"
 
 
 def _format_lengths(made: TokenizedRows) -> Iterator[str]:
+    """Yield percentiles and a histogram of the lengths."""
     lengths = made.lengths
     at = {share: lengths[min(len(lengths) - 1, len(lengths) * share // 100)] for share in (5, 50, 95, 99)}
     of = f" of {len(lengths):,} rows" if len(lengths) >= TOKENIZED_ROWS else ""
@@ -301,6 +312,7 @@ def _format_lengths(made: TokenizedRows) -> Iterator[str]:
 
 
 def _format_truncation(made: TokenizedRows) -> Iterator[str]:
+    """Yield what `max_length` cuts off."""
     if made.limit is None:
         return
     longer = [length for length in made.lengths if length > made.limit]
@@ -310,14 +322,16 @@ def _format_truncation(made: TokenizedRows) -> Iterator[str]:
 
 
 def _format_rows(made: TokenizedRows) -> Iterator[str]:
+    """Yield the first rows as the model sees them."""
     for number, row in enumerate(made.rows[:RENDERED_ROWS], 1):
-        legend = "; what is learnt stands in «»" if number == 1 and any(any(each.learnt) for each in row) else ""
+        legend = ", with «» around what is learnt" if number == 1 and any(any(each.learnt) for each in row) else ""
         yield f"row {number} as the model sees it{legend}:"
         for sequence in row:
             yield "  " + _mark_learnt(made.tokenizer, sequence).replace("\n", "\n  ")
 
 
 def _mark_learnt(tokenizer: Any, sequence: TokenSequence) -> str:
+    """Return a sequence as text, with «» around what is learnt."""
     text, start = "", 0
     for at in range(1, len(sequence.ids) + 1):
         if at == len(sequence.ids) or sequence.learnt[at] != sequence.learnt[start]:
@@ -328,7 +342,9 @@ def _mark_learnt(tokenizer: Any, sequence: TokenSequence) -> str:
 
 
 def main(argv: list[str]) -> int:
-    """0 when nothing is wrong with the rows, 1 when something is, 78 when they cannot be looked at."""
+    """Run the command line. Return 0 for rows without errors, 1 for rows with errors, 78 when rows cannot be read at
+    all.
+    """
     arguments = _build_parser().parse_args(argv)
     try:
         method = methods.load_method(arguments.method)
@@ -343,6 +359,7 @@ def main(argv: list[str]) -> int:
 
 
 def _data_section(arguments: argparse.Namespace) -> DataSection:
+    """Return the data section of a run file that trains on these files."""
     rewards = {"rewards": [{"call": "os.path:basename"}]} if methods.load_method(arguments.method).uses_rewards else {}
     teacher = {"teacher": {"name_or_path": "a/b"}} if methods.load_method(arguments.method).uses_teacher else {}
     renames = dict(each.split("=", 1) for each in arguments.column)
@@ -356,6 +373,7 @@ def _data_section(arguments: argparse.Namespace) -> DataSection:
 
 
 def _tokenize(arguments: argparse.Namespace, method: Method, found: ExaminedRows) -> TokenizedRows | None:
+    """Tokenize the rows for the model that the command line names; None without one."""
     if arguments.model is None or not found.rows:
         return None
     folder = hub.fetch_tokenizer(hub.resolve_model(ModelSection(name_or_path=arguments.model), {}))

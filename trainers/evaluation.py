@@ -1,7 +1,7 @@
-"""`method: evaluate`: a model's marks in tasks of lm-eval (EleutherAI's lm-evaluation-harness), which does all of it.
+"""`method: evaluate`: scores of a model on tasks of lm-eval (EleutherAI's lm-evaluation-harness).
 
-They are the run's metrics (`eval/<task>/<metric>`, at the step of the checkpoint that was evaluated), and its result is
-what lm-eval says, `results.json`, with each answer beside it, `samples.jsonl`. A run that is moved begins anew.
+The scores are the run's metrics (`eval/<task>/<metric>`, at the step of the evaluated checkpoint). The result is
+lm-eval's own, `results.json`, with every answer in `samples.jsonl`. An interrupted run starts from the beginning.
 """
 
 import json
@@ -28,7 +28,7 @@ from trainers.models import hub
 from trainers.models.hub import LocalModel, ModelSource
 
 METHOD = "evaluate"
-SAMPLES = 8  #: answers that become samples
+SAMPLES = 8  #: the number of answers that are logged as samples
 _STEP = re.compile(r"@(\d+)")
 
 
@@ -78,13 +78,13 @@ class EvaluateConfig:
 
 
 def evaluate(run: RunFile, environment: AttemptEnvironment, processes: int, log: EventLog) -> Outcome:
-    """Evaluate to the end. Raises ConfigError before anything is loaded, HostError for what this host lacks."""
+    """Evaluate to the end. Raises ConfigError before anything is loaded, and HostError for what this host lacks."""
     options, manager = _prepare(run, processes)
     source = _resolve_model(run, environment.pins, log)
     model = hub.fetch_model(source)
     found = _run_lm_eval(run, options, manager, model)
     if found is None:
-        return Outcome(SUCCEEDED)  # another rank has the results of all
+        return Outcome(SUCCEEDED)  # the first rank has the results of all
     at = re.search(_STEP, source.origin or "")
     step = int(at[1]) if at else 0
     log.log_metrics(step, collect_metrics(found["results"]))
@@ -99,14 +99,14 @@ def evaluate(run: RunFile, environment: AttemptEnvironment, processes: int, log:
 
 
 def check(run: RunFile, environment: AttemptEnvironment, processes: int) -> str:
-    """Look at options and model without evaluating; lines for people."""
+    """Check options and model without evaluating, and return lines for the user."""
     options, manager = _prepare(run, processes)
     name = hub.resolve_model(_require_model(run), environment.pins).name
     return f"model: {name}\ntasks: {', '.join(manager.match_tasks(_task_names(options)))}"
 
 
 def collect_metrics(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """lm-eval's results as metrics: `eval/<task>/<metric>`, with the filter's name where there is one."""
+    """Return lm-eval's results as metrics: `eval/<task>/<metric>`, followed by the filter's name where there is one."""
     found = {}
     for task, values in results.items():
         for name, value in values.items():
@@ -117,7 +117,7 @@ def collect_metrics(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float
 
 
 def _collect_answers(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[tuple[str, str]]:
-    """What was asked and what the model said to it, where it said something."""
+    """Yield each question and the model's answer, where the answer is text."""
     for each in chain.from_iterable(samples.values()):
         answer = each["resps"][0][0]
         if isinstance(answer, str):
@@ -125,7 +125,7 @@ def _collect_answers(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iter
 
 
 def _prepare(run: RunFile, processes: int) -> tuple[EvaluateConfig, Any]:
-    """The options, and lm-eval's index of tasks, which has all that are named."""
+    """Return the options, and lm-eval's index of tasks, which has all that the options name."""
     if find_spec("lm_eval") is None:
         raise HostError("method: evaluate needs the package lm-eval (pip install 'relay-training[evaluate]')")
     requirements.require_host(run, processes)
@@ -135,7 +135,9 @@ def _prepare(run: RunFile, processes: int) -> tuple[EvaluateConfig, Any]:
     if not options.tasks:
         raise ConfigError("options.tasks: is missing; for instance tasks: [gsm8k, hellaswag]")
     if options.include_path is not None and not Path(options.include_path).is_dir():
-        raise ConfigError(f"options.include_path: there is no folder {options.include_path}; does it travel (files)?")
+        raise ConfigError(
+            f"options.include_path: there is no folder {options.include_path}; it must be listed in files"
+        )
     manager = TaskManager(include_path=options.include_path)
     for name in _task_names(options):
         if not manager.match_tasks([name]):
@@ -146,16 +148,19 @@ def _prepare(run: RunFile, processes: int) -> tuple[EvaluateConfig, Any]:
 
 
 def _task_names(options: EvaluateConfig) -> Sequence[str]:
+    """Return the names of the tasks."""
     return options.tasks.split(",") if isinstance(options.tasks, str) else options.tasks
 
 
 def _require_model(run: RunFile) -> Any:
+    """Return the run's model. Raises ConfigError where it has none."""
     if run.model is None:
         raise ConfigError("model: is missing")
     return run.model
 
 
 def _resolve_model(run: RunFile, pins: Mapping[str, str], log: EventLog) -> ModelSource:
+    """Resolve the run's model and log the pin of a commit that was resolved now."""
     source = hub.resolve_model(_require_model(run), pins)
     if source.revision and "model" not in pins:
         log.log_pin("model", source.revision)
@@ -163,6 +168,7 @@ def _resolve_model(run: RunFile, pins: Mapping[str, str], log: EventLog) -> Mode
 
 
 def _run_lm_eval(run: RunFile, options: EvaluateConfig, manager: Any, model: LocalModel) -> Any:
+    """Run the tasks and return lm-eval's results, or None on every rank but the first."""
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
@@ -196,10 +202,12 @@ def _run_lm_eval(run: RunFile, options: EvaluateConfig, manager: Any, model: Loc
 
 
 def _origin_fact(source: ModelSource) -> dict[str, str]:
+    """Return the checkpoint that the model comes from, where it comes from one."""
     return {"init_from": source.origin} if source.origin else {}
 
 
 def _save_result(output: Path, found: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Write the results and the answers as the run's result."""
     draft = output.parent / f".tmp-{output.name}"
     shutil.rmtree(draft, ignore_errors=True)
     try:

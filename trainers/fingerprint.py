@@ -1,7 +1,7 @@
-"""What a run trains, as a few names and values: a checkpoint is gone on from only by a run that trains the same.
+"""The fingerprint of what a run trains. A checkpoint is resumed only by a run with the same fingerprint.
 
-Resumed under another batch size, with other rows or another learning rate, the libraries train on without a word: the
-wrong rows are skipped, the old learning rate stays.
+Resumed with another batch size, other rows or another learning rate, the libraries train on without an error: they skip
+the wrong rows, and keep the old learning rate.
 """
 
 import json
@@ -16,7 +16,7 @@ from trainers.models.hub import ModelSource
 
 Fingerprint = Mapping[str, Any]
 
-#: Options that may change on the way: how far to go, what is looked at, how the machine is used.
+#: Options that may change during a run: how long to train, what is logged and evaluated, how the machine is used.
 _MAY_CHANGE = re.compile(
     r"max_steps|num_train_epochs|(log|logging|eval)_\w+|per_device_eval_batch_size|gradient_checkpointing\w*"
     r"|dataloader_(num_workers|prefetch_factor|persistent_workers|pin_memory)|dataset_num_proc|include_\w+|ddp_\w+"
@@ -24,7 +24,7 @@ _MAY_CHANGE = re.compile(
 
 
 def fingerprint_of(run: RunFile, model: ModelSource, rows: str, teacher: ModelSource | None = None) -> Fingerprint:
-    """The identity of a run that trains `model` on rows of this digest; plain JSON values."""
+    """Return the fingerprint of a run that trains `model` on rows with this digest, as plain JSON values."""
     options = {name: value for name, value in run.options.items() if not _MAY_CHANGE.fullmatch(name)}
     sections = {
         "model_init": run.model_init,
@@ -39,33 +39,38 @@ def fingerprint_of(run: RunFile, model: ModelSource, rows: str, teacher: ModelSo
         "full training": run.lora is None,
         "seed": run.seed,
         "rows": rows,
-        **({"data.streaming": True} if run.data is not None and run.data.streaming else {}),  # the order is another
+        **({"data.streaming": True} if run.data is not None and run.data.streaming else {}),  # another order
         **({"rewards": [_reward_settings(reward) for reward in run.rewards]} if run.rewards else {}),
         **{f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()},
     }
 
 
 def _model_name(model: ModelSource) -> str:
+    """Return the model's name and commit, or the name of its folder."""
     return f"{model.path}@{model.revision}" if model.revision else Path(model.path).name
 
 
 def _reward_settings(reward: Reward) -> dict[str, Any]:
-    """What decides what a reward gives; how long it may take does not."""
+    """Return the settings that decide a reward's value. Its time limit does not."""
     deciding = {"name", "call", "model", "weight", "config"}
     return reward.model_dump(mode="json", include=deciding, exclude_defaults=True)
 
 
 def require_same_run(checkpoint: Path, before: Fingerprint, now: Fingerprint) -> None:
-    """ConfigError names what another run, or this one under other options, saved in `checkpoint`."""
+    """Raise ConfigError when another run, or this run with other options, saved `checkpoint`. The message names what
+    differs.
+    """
     if differences := list(_list_differences(before, now)):
         raise ConfigError(
-            f"{checkpoint.name} was saved by a run that is not this one: {', '.join(differences)}; "
-            "train what has changed as a new run, under another name"
+            f"{checkpoint.name} was saved by a run that trained something else: {', '.join(differences)}; "
+            "what has changed must be trained as a new run, under another name"
         )
 
 
 def require_same_weights(checkpoint: Path, run: RunFile) -> None:
-    """ConfigError when another trainer saved an adapter and this run trains all weights, or the other way round."""
+    """Raise ConfigError when another trainer saved an adapter and this run trains all weights, or the other
+    way round.
+    """
     adapter = (checkpoint / "adapter_config.json").is_file()
     if adapter == (run.lora is not None):
         return
@@ -75,10 +80,11 @@ def require_same_weights(checkpoint: Path, run: RunFile) -> None:
 
 
 def _list_differences(before: Fingerprint, now: Fingerprint) -> Iterator[str]:
+    """Yield each difference between two fingerprints in words."""
     for name in {**before, **now}:
         if before.get(name) != now.get(name):
             changed = (
-                "are others"
+                "have changed"
                 if name == "rows"
                 else f"was {_format_value(before, name)} and is {_format_value(now, name)}"
             )
@@ -86,4 +92,5 @@ def _list_differences(before: Fingerprint, now: Fingerprint) -> Iterator[str]:
 
 
 def _format_value(identity: Fingerprint, name: str) -> str:
+    """Return one value of a fingerprint as JSON, or "not given"."""
     return json.dumps(identity[name]) if name in identity else "not given"

@@ -1,8 +1,9 @@
-"""`python -m trainers.merge ADAPTER INTO --run-file run.json` merges an adapter into its base, and checks it.
+"""`python -m trainers.merge ADAPTER INTO --run-file run.json` merges an adapter into its base model and verifies the
+result.
 
-The sums are done in float32 and stored in the base model's own type. The merged model, read back, must give the logits
-of the unmerged one on rows of the run's own data, as far as that type can tell them apart. The adapter is only read.
-The last line printed says how far apart they were; exit code 1 where that is too much, and then nothing is at INTO.
+The sums are computed in float32 and stored in the base model's own type. The merged model, read back, must give the
+logits of the unmerged one on rows of the run's own data, within the rounding of that type. The adapter is only read.
+The last printed line gives the largest difference; if it is too large, the exit code is 1 and nothing is at INTO.
 """
 
 import argparse
@@ -27,18 +28,20 @@ from trainers.errors import ConfigError, HostError
 from trainers.models import hub
 from trainers.models.loading import load_model
 
-COMPARED_ROWS, COMPARED_TOKENS = 4, 256  #: what is compared
-ROUNDING_SLACK = 16  #: rounding errors of the stored type that add up on the way to a logit
+COMPARED_ROWS, COMPARED_TOKENS = 4, 256  #: the rows, and the tokens of each, on which logits are compared
+ROUNDING_SLACK = 16  #: rounding errors of the stored type that may add up in a logit
 
 
 class MergeMismatch(Exception):
-    """The merged model is not the unmerged one; says how far apart they are."""
+    """The merged model differs from the unmerged one. The message gives the difference."""
 
 
 def merge_adapter(adapter: Path, into: Path, run: RunFile) -> str:
-    """Merge, check and keep; what the check said. Raises NotTheSame, ConfigError, HostError."""
+    """Merge, verify and keep the model; return the result of the comparison. Raises MergeMismatch, ConfigError,
+    HostError.
+    """
     if into.resolve() == adapter.resolve():
-        raise ConfigError(f"{into} is where the adapter is: it would be overwritten")
+        raise ConfigError(f"{into} is the adapter's own folder, which must not be overwritten")
     draft = into.with_name(f".tmp-{into.name}")
     shutil.rmtree(draft, ignore_errors=True)
     base = _fetch_base(adapter, run)
@@ -63,18 +66,20 @@ def merge_adapter(adapter: Path, into: Path, run: RunFile) -> str:
 
 
 def compare_logits(before: list[torch.Tensor], after: list[torch.Tensor], stored: torch.dtype) -> str:
-    """How far apart logits are, in words; NotTheSame when it is more than rounding to `stored` explains."""
+    """Describe the largest difference of the logits. Raises MergeMismatch when rounding to `stored` does not explain
+    it.
+    """
     apart = max(float((one - other).abs().max()) for one, other in zip(before, after, strict=True))
     scale = max(float(one.abs().max()) for one in before)
     bound = max(torch.finfo(stored).eps * ROUNDING_SLACK, 1e-5) * max(scale, 1.0)
     said = f"largest difference of a logit {apart:.2e} on {len(before)} rows, bound {bound:.2e} ({stored})"
-    if not apart <= bound:  # also when it is NaN
-        raise MergeMismatch(f"the merged model is not the unmerged one: {said}")
+    if not apart <= bound:  # true for NaN as well
+        raise MergeMismatch(f"the merged model differs from the unmerged one: {said}")
     return said
 
 
 def read_texts(run: RunFile, tokenizer: Any) -> list[str]:
-    """The first few rows of the run's data, as they are trained on."""
+    """Return the first few rows of the run's data as the texts that are trained on."""
     if run.data is None:
         raise ConfigError("data: is missing")
     pins = json.loads(os.environ.get("RELAY_PINS") or "{}")
@@ -89,6 +94,7 @@ def read_texts(run: RunFile, tokenizer: Any) -> list[str]:
 
 
 def _format_row(row: Mapping[str, Any], tokenizer: Any) -> str:
+    """Return the text of one row."""
     parts = [row[name] for name in ("messages", "text", "prompt", "completion", "chosen") if name in row]
     if isinstance(parts[0], list):
         return str(tokenizer.apply_chat_template([message for part in parts for message in part], tokenize=False))
@@ -96,7 +102,7 @@ def _format_row(row: Mapping[str, Any], tokenizer: Any) -> str:
 
 
 def _fetch_base(adapter: Path, run: RunFile) -> Path:
-    """The base model's folder, at the commit that the adapter was trained on."""
+    """Return the folder of the base model, at the commit on which the adapter was trained."""
     if run.model is None:
         raise ConfigError("model: is missing")
     revision = json.loads((adapter / "adapter_config.json").read_text()).get("revision")
@@ -104,6 +110,7 @@ def _fetch_base(adapter: Path, run: RunFile) -> Path:
 
 
 def _load_float32(folder: Path, run: RunFile) -> Any:
+    """Load the model in float32 for evaluation."""
     how = {name: value for name, value in run.model_init.items() if name != "dtype"}
     return load_model(folder, methods.load_method(run.method).task, dtype=torch.float32, **how).eval()
 
@@ -114,7 +121,7 @@ def _compute_logits(model: Any, inputs: list[Any]) -> list[torch.Tensor]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The exit code."""
+    """Run the command line and return the exit code."""
     arguments = _build_parser().parse_args(argv)
     if arguments.until_stdin_ends:
         threading.Thread(target=_exit_when_stdin_ends, daemon=True).start()
@@ -135,7 +142,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _exit_when_stdin_ends() -> None:
-    """Nobody merges for an agent that is dead."""
+    """Exit once stdin ends: the agent that asked for the merge is gone."""
     while os.read(0, 4096):
         pass
     os._exit(1)

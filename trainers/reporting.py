@@ -1,4 +1,4 @@
-"""What a trainer logs, as events and as plain lines for whoever watches."""
+"""Reporting what a trainer logs: as events, and as plain lines in the log."""
 
 import contextlib
 import math
@@ -20,11 +20,11 @@ _LINE_METRICS = (
     *("rewards/accuracies", "rewards/margins", "accuracy", "eval_rewards/accuracies", "eval_accuracy"),
     *("learning_rate", "grad_norm", "samples_per_second"),
 )
-_PROGRESS_SECONDS = 1.0  #: a progress line at most this often between logs
+_PROGRESS_SECONDS = 1.0  #: the least time between two progress events
 
 
 class EventReporter(TrainerCallback):
-    """Writes every log of the trainer to the event file; only the main process has one."""
+    """Writes everything that the trainer logs to the event file. Only the main process has one."""
 
     def __init__(self, trainer: Trainer, events: EventLog) -> None:
         self._trainer, self._events = trainer, events
@@ -56,7 +56,7 @@ class EventReporter(TrainerCallback):
     ) -> None:
         numbers = {name: value for name, value in (logs or {}).items() if isinstance(value, int | float)}
         if "train_runtime" in numbers and state.global_step < state.max_steps:
-            return  # stopped on the way: the mean belongs to the run's end
+            return  # stopped before the end: the summary belongs to a finished run
         if "train_runtime" in numbers:
             values = self._summary_values(numbers, state)
         elif "loss" in numbers:
@@ -67,10 +67,11 @@ class EventReporter(TrainerCallback):
             if "eval_loss" in values and self._loss_is_likelihood:
                 values["eval_perplexity"] = metric_names.perplexity(values["eval_loss"])
         self._events.log_metrics(state.global_step, values)
-        tqdm.write(format_line(state.global_step, state.max_steps, values))  # above a bar, where there is one
+        tqdm.write(format_line(state.global_step, state.max_steps, values))  # above the progress bar, if there is one
         sys.stdout.flush()
 
     def _training_values(self, numbers: Mapping[str, float], args: TrainingArguments) -> dict[str, float]:
+        """Return a training log under Relay's names, with speeds and GPU readings."""
         values = {metric_names.TRAINING.get(name, name): value for name, value in numbers.items()}
         if self._loss_is_likelihood:
             values["perplexity"] = metric_names.perplexity(values["train_loss"])
@@ -86,7 +87,9 @@ class EventReporter(TrainerCallback):
         return values | read_gpu(args.device)
 
     def _summary_values(self, numbers: Mapping[str, float], state: TrainerState) -> dict[str, float]:
-        """The end: the mean loss over all steps of all attempts, which the library counts for the last attempt only."""
+        """Return the values of a finished run. The mean loss is over the steps of all attempts; the library's is over
+        the last attempt only.
+        """
         total: Any = self._trainer
         values = {
             "train_loss_mean": total._total_loss_scalar / max(state.global_step, 1),
@@ -95,10 +98,12 @@ class EventReporter(TrainerCallback):
         return values | {"train_runtime": numbers["train_runtime"], "epoch": numbers.get("epoch", 0.0)}
 
     def _report_progress(self, state: TrainerState) -> None:
+        """Write a progress event."""
         self._reported_at = time.monotonic()
         self._events.log_progress(state.global_step, state.max_steps, float(state.epoch or 0))
 
     def _warn_unless_finite(self, loss: float, step: int) -> None:
+        """Warn once when the loss becomes NaN or infinite."""
         if not math.isfinite(loss) and not self._warned:
             self._events.log_message(
                 "warning", f"the training loss is {'NaN' if math.isnan(loss) else 'infinite'} at step {step}"
@@ -107,36 +112,38 @@ class EventReporter(TrainerCallback):
 
 
 class ProgressBar(ProgressCallback):
-    """The library's progress bar; what is logged, `Reporter` says."""
+    """The library's progress bar, without its log lines, which `EventReporter` prints."""
 
     def on_log(self, *_: Any, **__: Any) -> None:
-        """Nothing."""
+        """Print nothing."""
 
 
 class StepClock:
-    """Seconds spent in steps, evaluations and saves left out."""
+    """Measures the time spent in steps, without evaluations and saves."""
 
     def __init__(self) -> None:
         self._began: float | None = None
         self._steps, self._seconds = 0, 0.0
 
     def start_step(self) -> None:
+        """Note that a step begins."""
         self._began = time.monotonic()
 
     def end_step(self) -> None:
+        """Count the step that has ended."""
         if self._began is not None:
             self._steps, self._seconds = self._steps + 1, self._seconds + time.monotonic() - self._began
 
     def take_totals(self) -> tuple[int, float]:
-        """Steps and their seconds since the last `take`."""
+        """Return the number of steps and their seconds since the last call."""
         taken = self._steps, self._seconds
         self._steps, self._seconds = 0, 0.0
         return taken
 
 
 def checkpoint_metrics(history: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """The newest losses and evaluation results of a trainer's log history (which a resume restores), for a
-    checkpoint's line.
+    """Return the newest losses and evaluation results of a trainer's log history (which a resume restores), to be
+    stored with a checkpoint.
     """
     newest = {
         name: value
@@ -148,16 +155,16 @@ def checkpoint_metrics(history: Iterable[Mapping[str, Any]]) -> dict[str, float]
 
 
 def read_gpu(device: torch.device) -> dict[str, float]:
-    """Memory (GB, 1e9 bytes) and utilization of this process's GPU; nothing on a CPU."""
+    """Return memory (GB, 1e9 bytes) and utilization of this process's GPU; empty on a CPU."""
     if device.type != "cuda":
         return {}
     readings = {"gpu_memory_allocated_gb": torch.cuda.memory_allocated(device) / 1e9}
-    with contextlib.suppress(ImportError, RuntimeError):  # no NVML on this host, or none that may be asked
+    with contextlib.suppress(ImportError, RuntimeError):  # this host has no NVML, or does not let it be read
         readings["gpu_utilization_percent"] = float(torch.cuda.utilization(device))
     return readings
 
 
 def format_line(step: int, total: int, values: Mapping[str, float]) -> str:
-    """One line for people: `step 10/40  train_loss 2.31  learning_rate 0.0002 …`."""
+    """Return one line of the log: `step 10/40  train_loss 2.31  learning_rate 0.0002 …`."""
     shown = [name for name in _LINE_METRICS if name in values]
     return "  ".join([f"step {step}/{total}", *(f"{name} {values[name]:.4g}" for name in shown)])

@@ -1,6 +1,4 @@
-"""What a run asks of a host, looked at before anything is loaded: each lack is one line that says why, and another host
-may not have it.
-"""
+"""What a run requires of its host, checked before anything is loaded. Another host may have what this one lacks."""
 
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -12,15 +10,19 @@ from trainers.errors import HostError
 
 
 def require_host(run: RunFile, processes: int) -> None:
-    """Raises HostError with all that this host lacks."""
+    """Raise HostError with everything that this host lacks."""
     if lacks := list(_missing(run, processes)):
         raise HostError("; ".join(lacks))
 
 
 def _missing(run: RunFile, processes: int) -> Iterator[str]:
+    """Yield one line for each requirement that this host does not meet."""
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if run.resources.require_cuda and found < processes:
-        yield (f"{processes} CUDA GPUs are needed, torch finds {found} (resources.require_cuda: false trains on CPUs)")
+        yield (
+            f"this host must have {processes} CUDA GPUs, and torch finds {found} "
+            "(resources.require_cuda: false trains on CPUs)"
+        )
     for asked, what, packages, gpu in _REQUIREMENTS:
         if not asked(run):
             continue
@@ -28,14 +30,15 @@ def _missing(run: RunFile, processes: int) -> Iterator[str]:
             yield f"{what} needs a CUDA GPU, and torch finds none"
         yield from (f"{what} needs the package {name}" for name in packages if find_spec(name) is None)
     if run.options.get("bf16") and found and not torch.cuda.is_bf16_supported():
-        yield f"options.bf16: {torch.cuda.get_device_name()} has no bfloat16 (fp16: true is what it can)"
+        yield f"options.bf16: {torch.cuda.get_device_name()} has no bfloat16 (use fp16: true)"
 
 
 def _attention_implementation(run: RunFile) -> str:
+    """Return the attention implementation that the run asks for, or an empty text."""
     return str(run.model_init.get("attn_implementation", ""))
 
 
-#: When it is asked for, what it is called, the packages it needs, and whether it needs a GPU.
+#: A test whether the run asks for a feature, its name, the packages it needs, and whether it needs a GPU.
 _REQUIREMENTS: tuple[tuple[Callable[[RunFile], object], str, tuple[str, ...], bool], ...] = (
     (
         lambda run: _attention_implementation(run) in ("flash_attention_2", "flash_attention_3"),
@@ -54,7 +57,7 @@ _REQUIREMENTS: tuple[tuple[Callable[[RunFile], object], str, tuple[str, ...], bo
     (lambda run: "bnb" in str(run.options.get("optim")), "options.optim", ("bitsandbytes",), True),
     (lambda run: run.options.get("activation_offloading"), "options.activation_offloading", (), True),
     (lambda run: run.options.get("use_vllm"), "options.use_vllm", ("vllm",), True),
-    # On CPUs accelerate makes DDP of it, and says nothing.
+    # On CPUs accelerate silently uses DDP instead.
     (lambda run: "fsdp_config" in run.launch, "launch.fsdp_config", (), True),
     (lambda run: "deepspeed_config" in run.launch, "launch.deepspeed_config", ("deepspeed",), True),
     (lambda run: "parallelism_config" in run.launch, "launch.parallelism_config", (), True),

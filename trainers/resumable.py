@@ -1,4 +1,4 @@
-"""The library trainer, taught to save and resume Relay's way. Every method's trainer inherits from it first."""
+"""The library trainer, extended to save and resume Relay's way. Every method's trainer inherits from it first."""
 
 import json
 import math
@@ -16,29 +16,32 @@ from trainers.checkpoints import SavedCheckpoint, metric_windows
 from trainers.models.hub import LocalModel
 from trainers.rollout import Rollout
 
-_REFERENCE = "ref"  #: TRL's name of the adapter that it compares with
+_REFERENCE = "ref"  #: TRL's name of the adapter that is the reference
 
 
 class EvaluationPostponed(Exception):
-    """A stop was asked for in the middle of an evaluation; the next attempt does it."""
+    """A stop was requested during an evaluation, which the next attempt carries out."""
 
 
 class ResumableTrainer(Trainer):
-    """A Trainer whose checkpoints are written by `save_hook` and whose logs survive a NaN."""
+    """A library trainer whose checkpoints are written by `save_hook` and whose logs survive a NaN."""
 
     save_hook: Callable[[], None]
-    base_model: LocalModel  #: what the model was before training
-    evaluation_due = False  #: of the step last done; a stop put it off
-    shared_state: tuple[str, ...] = ()  #: what of `extra_state` is the same in every rank
+    base_model: LocalModel  #: the model before training
+    evaluation_due = False  #: an evaluation of the last step is postponed
+    shared_state: tuple[str, ...] = ()  #: names in the extra state whose values are the same in every rank
     loss_is_likelihood = False  #: the loss is a mean over tokens of -log(p), and exp(loss) a perplexity
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """In place of the library's own, which writes into the final folder, without fsync, and rotates."""
+        """Save by `save_hook`. The library itself would write into the final folder, without fsync, and delete old
+        folders.
+        """
         self.save_hook()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As the library does; but an adapter names its base as others can find it, not by a folder of this host. The
-        one that it is compared with is not saved: every attempt copies it from what the run began with.
+        """Save as the library does, with two changes: an adapter names its base model as others can find it (not by a
+        folder of this host), and the adapter that DPO and KTO compare with is removed, since every attempt copies it
+        from the initial weights.
         """
         super().save_model(output_dir, _internal_call)
         if self.is_world_process_zero():
@@ -48,34 +51,42 @@ class ResumableTrainer(Trainer):
             name_base_model(folder, self.base_model)
 
     def collect_extra_state(self) -> dict[str, Any]:
-        """What this rank needs to go on exactly, beyond what the library saves of it: tensors, numbers, text, None, and
-        lists and mappings of those.
+        """Return what this rank needs to resume exactly beyond what the library saves: tensors, numbers, text, None,
+        and lists and mappings of those.
         """
         return {}
 
     def restore_extra_state(self, state: dict[str, Any]) -> None:
-        """`extra_state` of the checkpoint that is gone on from; empty when it has none for this rank, and only what is
-        `alike` when it was saved by another number of processes. Called when training begins.
+        """Restore the extra state of the checkpoint that is resumed from. Called when training begins.
+
+        It is empty when the checkpoint has none for this rank, and holds only what `shared_state` names when another
+        number of processes saved it.
         """
 
     @classmethod
     def describe_missing_state(cls, checkpoint: SavedCheckpoint) -> str:
-        """What a checkpoint of another trainer lacks, in words; nothing where it lacks nothing."""
+        """Return in words what a checkpoint of another trainer lacks and therefore starts anew; empty where it lacks
+        nothing.
+        """
         return "it has no optimizer, which begins anew" if checkpoint.lacks_optimizer else ""
 
     def newest_rollouts(self) -> Sequence[Rollout]:
-        """The newest completions of its own that it trained on, where it does such."""
+        """Return the newest completions that the trainer generated and trained on; empty for methods that generate
+        none.
+        """
         return ()
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """Resumed from the last step there is nothing to do; the library would train one step more."""
+        """Do nothing when resumed from the last step, where the library would train one step more."""
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        """An evaluation that is put off half way leaves nothing behind: the state saved is the one before it."""
+        """Log, save and evaluate. A postponed evaluation leaves no trace: the state that is saved is the one
+        before it.
+        """
         before = capture_random_states() if self.control.should_evaluate else None
         try:
             super()._maybe_log_save_evaluate(*args, **kwargs)
@@ -87,20 +98,20 @@ class ResumableTrainer(Trainer):
             self.save_hook()
 
     def evaluate_if_due(self) -> None:
-        """The evaluation that a stop put off, as the library would have done it after that step."""
+        """Run the evaluation that a stop postponed, as the library would have run it after that step."""
         if self.evaluation_due:
             self.evaluation_due = False
             self._evaluate(None, None)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """A NaN is logged once and not for ever: the library empties its sum by subtracting it from itself."""
+        """Log a NaN once and not forever: the library resets its sum by subtracting the sum from itself."""
         if not math.isfinite(logs.get("loss", 0.0)):
             self._tr_loss.zero_()
         super().log(logs, *args, **kwargs)
 
 
 def name_base_model(folder: Path, base: LocalModel) -> None:
-    """Let the adapter saved in `folder` (if it is one) refer to its base by name, and commit where it has one."""
+    """Make the adapter saved in `folder` (if it is one) refer to its base by name, and by commit where it has one."""
     config, card = folder / "adapter_config.json", folder / "README.md"
     if config.is_file():
         known = {"base_model_name_or_path": base.source.name, "revision": base.source.revision}
@@ -110,13 +121,13 @@ def name_base_model(folder: Path, base: LocalModel) -> None:
 
 
 def capture_random_states() -> tuple[Any, ...]:
-    """Of all generators that training draws from."""
+    """Return the states of all random generators that training draws from."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return random.getstate(), numpy.random.get_state(), torch.get_rng_state(), cuda
 
 
 def restore_random_states(states: tuple[Any, ...]) -> None:
-    """Draw again what was drawn since `random_states`."""
+    """Restore the states, so that what was drawn since `capture_random_states` is drawn again."""
     random.setstate(states[0])
     numpy.random.set_state(states[1])
     torch.set_rng_state(states[2])

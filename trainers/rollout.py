@@ -1,4 +1,4 @@
-"""Completions of a run's own model that it was trained on."""
+"""Completions that a run's own model generated and that it was trained on."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from trainers.models.generation import Turns
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """A completion that was trained on, and what each reward function gave for it; None where one did not judge it."""
+    """A completion that was trained on, with the reward that each function gave, or None where a function gave none."""
 
     prompt: Turns
     completion: Turns

@@ -1,4 +1,4 @@
-"""One attempt at a run, from the run file to the result: what all methods share."""
+"""One attempt at a run, from the run file to the result: the stages that all methods share."""
 
 import importlib.metadata
 import os
@@ -36,9 +36,10 @@ from trainers.rewards import functions
 from trainers.samples import SampleCallback
 
 _FOREIGN_CHECKPOINT = (
-    "saved by another trainer: it goes on, but not bit for bit; options and data are not compared with what it trained"
+    "another trainer saved this checkpoint: training resumes, but not bit for bit; options and data are not compared "
+    "with those that it was trained with"
 )
-_TOKENIZING_PROCESSES = 16  #: processes that make tokens of large rows, at most, where the options do not say
+_TOKENIZING_PROCESSES = 16  #: the most processes that tokenize rows on disk, where the options set no number
 _EVALUATION_OPTIONS = ("eval_steps", "eval_strategy", "eval_on_start")
 
 
@@ -49,62 +50,60 @@ class TrainingJob:
     run: RunFile
     environment: AttemptEnvironment
     control: ControlFolder
-    processes: int  #: as asked for
+    processes: int  #: the number that the parent process asked the launcher for
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedRun:
-    """All that can be wrong with a run has been looked at."""
+    """A run whose options, rows and names have been checked."""
 
     args: TrainingArguments
     train: loading.Rows
     held_out: loading.Rows | None
     model: hub.ModelSource
-    pins: Mapping[str, str]
+    pins: Mapping[str, str]  #: names that this attempt was the first to resolve
     signals: LearningSignals
+
+    @property
+    def is_main(self) -> bool:
+        """True in the process that reports and saves."""
+        return bool(self.args.process_index == 0)
+
+
+@dataclass(frozen=True, slots=True)
+class StartingPoint:
+    """Where an attempt starts: at a checkpoint or from the beginning."""
+
+    checkpoint: SavedCheckpoint | None
+    world: World  #: the processes and threads to train with
+    fingerprint: Fingerprint  #: of what the run trains
 
 
 def train_run(job: TrainingJob, events: EventLog) -> Outcome:
-    """Train to the end, or until asked to stop. Raises ConfigError before a step is done, CheckpointError, or what
-    broke.
+    """Train to the end or until a stop is requested, in the named stages of one attempt.
+
+    Raises ConfigError before the first step, CheckpointError, or any other error that ends the training.
     """
     logging.disable_progress_bar()
     with ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="relay-trainer-"))
         prepared = prepare_run(job, scratch)
-        main = prepared.args.process_index == 0
-        log = events if main else stack.enter_context(EventLog(Path("/dev/null")))
-        for name, value in prepared.pins.items():
-            log.log_pin(name, value)
-        if job.environment.resume_from is None and not isinstance(
-            prepared.train.rows, DiskRows
-        ):  # of those it takes minutes
-            repeated = any(source.weight > 1 for source in _data_sources(job.run.data))
-            for remark in data_report.find_oddities(prepared.train.rows, repeated=repeated):
-                log.log_message("warning", f"data.train: {remark}")
-        trained = fingerprint.fingerprint_of(job.run, prepared.model, prepared.train.digest, prepared.signals.teacher)
-        resume, world = _select_checkpoint(job, log, trained)
-        method, model = methods.load_method(job.run.method), hub.fetch_model(prepared.model)
-        with _errors_attributed_to("model, lora or options"):
-            trainer = method.build_trainer(
-                job.run, prepared.args, model, prepared.train, prepared.held_out, prepared.signals
-            )
-        _require_rows_left(trainer)
-        ends = _attach_callbacks(job, trainer, log, world, resume, trained)
-        if main:
-            rows, evaluates = prepared.held_out or prepared.train, prepared.held_out is not None
-            trainer.add_callback(SampleCallback(trainer, job.run.samples, rows, log, evaluates=evaluates))
-        trainer.train(resume_from_checkpoint=str(resume.folder) if resume else None)
-        if ends.stopped:
-            return Outcome(
-                STOPPED, f"stopped on request at step {trainer.state.global_step}; everything up to it is saved"
-            )
+        log = events if prepared.is_main else stack.enter_context(EventLog(Path("/dev/null")))
+        _log_pins(prepared, log)
+        _warn_about_rows(job, prepared, log)
+        start = _choose_start(job, prepared, log)
+        trainer = _build_trainer(job, prepared)
+        step_ends = _attach_callbacks(job, prepared, trainer, start, log)
+        trainer.train(resume_from_checkpoint=str(start.checkpoint.folder) if start.checkpoint else None)
+        if step_ends.stopped:
+            step = trainer.state.global_step
+            return Outcome(STOPPED, f"stopped on request at step {step}; everything up to it is saved")
         checkpoints.save_result(trainer, job.environment.output, _describe_result(job, prepared, trainer))
         return Outcome(SUCCEEDED)
 
 
 def check_run(job: TrainingJob) -> str:
-    """Look at options, data and model without training; lines for people."""
+    """Check options, data and model without training, and return lines for the user."""
     with tempfile.TemporaryDirectory(prefix="relay-trainer-") as scratch:
         prepared = prepare_run(job, scratch)
     held_out = f", {len(prepared.held_out)} held out" if prepared.held_out else ""
@@ -115,7 +114,7 @@ def check_run(job: TrainingJob) -> str:
             methods.load_method(job.run.method), prepared.train.rows, folder, job.run.options
         )
     return (
-        f"{job.run.method} with {type(prepared.args).__name__}: options are good\n"
+        f"{job.run.method} with {type(prepared.args).__name__}: the options are valid\n"
         f"data: {prepared.train.kind}, {len(prepared.train)} rows{held_out}\n"
         f"model: {prepared.model.path}{at}\n\n"
         f"{data_report.format_report(data_report.ExaminedRows(prepared.train.kind, prepared.train.rows), made)}"
@@ -123,14 +122,15 @@ def check_run(job: TrainingJob) -> str:
 
 
 def prepare_run(job: TrainingJob, scratch: str) -> PreparedRun:
-    """The library's config first, then rows, then the model's name: what is cheap to refuse is refused first."""
+    """Check the run and resolve its names: first the library's options, then rows, then the model. The cheapest check
+    is the first to refuse a run.
+    """
     run, method = job.run, methods.load_method(job.run.method)
     rows, model = _require_data_and_model(run)
     requirements.require_host(run, job.processes)
     with _errors_attributed_to("options"), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "`gradient_checkpointing` is deprecated", FutureWarning
-        )  # TRL's own default says so
+        # TRL's own default raises this one.
+        warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
         args = method.configure(run, owned_options(run, scratch))
     if job.processes != args.world_size:
         raise ConfigError(f"the launcher must start {job.processes} processes, and it started {args.world_size}")
@@ -139,22 +139,24 @@ def prepare_run(job: TrainingJob, scratch: str) -> PreparedRun:
     if args.world_size > 1:
         [fresh] = broadcast_object_list([fresh])
     pins |= fresh
-    with args.main_process_first(local=True, desc="reading rows"):  # what has to be fetched is fetched once
+    with args.main_process_first(local=True, desc="reading rows"):  # so that files are fetched once
         train_rows, held_out = loading.load_rows(
             rows, seed=run.seed, kinds=method.row_kinds, base=Path.cwd(), pins=pins
         )
     if not rows.streaming and isinstance(train_rows.rows, DiskRows) and getattr(args, "dataset_num_proc", 0) is None:
         args.dataset_num_proc = min(len(os.sched_getaffinity(0)), _TOKENIZING_PROCESSES)  # type: ignore[attr-defined]
     source = hub.resolve_model(model, pins)
-    beside = LearningSignals(
+    signals = LearningSignals(
         functions.resolve_rewards(run, train_rows.columns, pins) if method.uses_rewards else (),
         hub.resolve_teacher(run.teacher, pins) if run.teacher else None,
     )
-    return PreparedRun(args, train_rows, held_out, source, fresh, beside)
+    return PreparedRun(args, train_rows, held_out, source, fresh, signals)
 
 
 def owned_options(run: RunFile, scratch: str) -> dict[str, Any]:
-    """The options Relay sets itself (`trainers.schemas.OWNED` tells people so), and defaults for this machine."""
+    """Return the options that Relay sets itself (`trainers.schemas.OWNED` lists them), and defaults for this
+    machine.
+    """
     cuda = torch.cuda.is_available()
     owned: dict[str, Any] = {
         "output_dir": scratch,
@@ -174,26 +176,29 @@ def owned_options(run: RunFile, scratch: str) -> dict[str, Any]:
 
 
 def _evaluation_options(run: RunFile) -> dict[str, Any]:
-    """Held-out rows are evaluated: every `eval_steps` where that is given, else at the end of each epoch."""
+    """Return when held-out rows are evaluated: every `eval_steps` where that is given, else at the end of
+    each epoch.
+    """
     if run.data is not None and run.data.eval is not None:
         strategy = "steps" if "eval_steps" in run.options else "epoch"
         return {"eval_strategy": run.options.get("eval_strategy", strategy)}
     for name in _EVALUATION_OPTIONS:
         if run.options.get(name) not in (None, "no", False):
             raise ConfigError(
-                f"options.{name}: there is nothing to evaluate on; add data.eval, for instance {{split: 0.02}}"
+                f"options.{name}: there are no rows to evaluate on; add data.eval, for instance {{split: 0.02}}"
             )
     return {"eval_strategy": "no"}
 
 
 def _require_data_and_model(run: RunFile) -> tuple[DataSection, ModelSection]:
+    """Return the run's data and model. Raises ConfigError where one of them is not given."""
     if run.data is None or run.model is None:
         raise ConfigError(f"{'data' if run.data is None else 'model'}: is missing")
     return run.data, run.model
 
 
 def _resolve_pins(run: RunFile, model: ModelSection, pins: Mapping[str, str]) -> dict[str, str]:
-    """What is pinned now for the first time: commits of the model and of data sets on the Hub."""
+    """Return the names that are resolved for the first time: commits of models and data sets on the Hub."""
     fresh: dict[str, str] = {}
     if commit := hub.resolve_model(model, pins).revision:
         fresh["model"] = commit
@@ -209,73 +214,99 @@ def _resolve_pins(run: RunFile, model: ModelSection, pins: Mapping[str, str]) ->
 
 
 def _data_sources(rows: DataSection | None) -> Iterator[DataSource]:
+    """Yield the sources of the rows to train on and of the held-out rows."""
     if rows is not None:
         yield from rows.train
         yield from () if rows.eval is None or isinstance(rows.eval, Split) else rows.eval
 
 
-def _select_checkpoint(job: TrainingJob, log: EventLog, trained: Fingerprint) -> tuple[SavedCheckpoint | None, World]:
-    """The checkpoint to go on from, and the world it (or a fresh start) trains in. Raises ConfigError for a checkpoint
-    of a run that trains something else.
+def _log_pins(prepared: PreparedRun, log: EventLog) -> None:
+    """Log the names that this attempt resolved, which hold for all later attempts."""
+    for name, value in prepared.pins.items():
+        log.log_pin(name, value)
+
+
+def _warn_about_rows(job: TrainingJob, prepared: PreparedRun, log: EventLog) -> None:
+    """Warn about odd rows when a run begins; not about rows on disk, for which it would take minutes."""
+    if job.environment.resume_from is not None or isinstance(prepared.train.rows, DiskRows):
+        return
+    repeated = any(source.weight > 1 for source in _data_sources(job.run.data))
+    for oddity in data_report.find_oddities(prepared.train.rows, repeated=repeated):
+        log.log_message("warning", f"data.train: {oddity}")
+
+
+def _choose_start(job: TrainingJob, prepared: PreparedRun, log: EventLog) -> StartingPoint:
+    """Open the checkpoint to resume from, if there is one, and choose the world to train in.
+
+    Raises ConfigError for a checkpoint of a run that trains something else.
     """
+    trained = fingerprint.fingerprint_of(job.run, prepared.model, prepared.train.digest, prepared.signals.teacher)
     world = World(job.processes, torch.get_num_threads())
     if job.environment.resume_from is None:
-        return None, world
+        return StartingPoint(None, world, trained)
     checkpoint = SavedCheckpoint.open(job.environment.resume_from)
     if checkpoint.world is None or checkpoint.fingerprint is None:
         fingerprint.require_same_weights(checkpoint.folder, job.run)
-        anew = methods.load_method(job.run.method).trainer_class.describe_missing_state(checkpoint)
-        log.log_message("warning", "; ".join(filter(None, (_FOREIGN_CHECKPOINT, anew))))
-        return checkpoint, world
+        missing = methods.load_method(job.run.method).trainer_class.describe_missing_state(checkpoint)
+        log.log_message("warning", "; ".join(filter(None, (_FOREIGN_CHECKPOINT, missing))))
+        return StartingPoint(checkpoint, world, trained)
     fingerprint.require_same_run(checkpoint.folder, checkpoint.fingerprint, trained)
     if checkpoint.world.processes != world.processes:
         log.log_message(
             "warning",
-            f"saved by {checkpoint.world.processes} processes, resumed by {world.processes}: "
-            "training goes on, but not bit for bit as it would have",
+            f"{checkpoint.world.processes} processes saved this checkpoint, and {world.processes} resume from it: "
+            "training resumes, but not bit for bit",
         )
-        return checkpoint, world
+        return StartingPoint(checkpoint, world, trained)
     torch.set_num_threads(checkpoint.world.threads)  # sums in another order give other bits
-    return checkpoint, checkpoint.world
+    return StartingPoint(checkpoint, checkpoint.world, trained)
+
+
+def _build_trainer(job: TrainingJob, prepared: PreparedRun) -> ResumableTrainer:
+    """Fetch the model and build the library's trainer around it."""
+    method, model = methods.load_method(job.run.method), hub.fetch_model(prepared.model)
+    with _errors_attributed_to("model, lora or options"):
+        trainer = method.build_trainer(
+            job.run, prepared.args, model, prepared.train, prepared.held_out, prepared.signals
+        )
+    _require_rows_left(trainer)
+    return trainer
 
 
 def _attach_callbacks(
-    job: TrainingJob,
-    trainer: ResumableTrainer,
-    log: EventLog,
-    world: World,
-    resume: SavedCheckpoint | None,
-    trained: Fingerprint,
+    job: TrainingJob, prepared: PreparedRun, trainer: ResumableTrainer, start: StartingPoint, log: EventLog
 ) -> StepEndCallback:
-    """Give the library's trainer our reports, saves and stops."""
-    if resume is not None:
-        trainer.args.eval_on_start = False  # the run began before
+    """Add Relay's reports, checkpoints and stops to the library's trainer."""
+    if start.checkpoint is not None:
+        trainer.args.eval_on_start = False  # an earlier attempt did it
     every, seconds = job.run.checkpoint.every, job.environment.checkpoint_seconds
-    pace = CheckpointInterval(Every(seconds=seconds) if every.steps is None and seconds else every)
-    ends = StepEndCallback(
-        trainer, job.control, pace, build_agreement(world.processes), _build_restore(trainer, resume)
-    )
-    main = trainer.is_world_process_zero()
+    interval = CheckpointInterval(Every(seconds=seconds) if every.steps is None and seconds else every)
+    agree, restore = build_agreement(start.world.processes), _build_restore(trainer, start.checkpoint)
+    step_ends = StepEndCallback(trainer, job.control, interval, agree, restore)
 
     def save() -> None:
-        folder = checkpoints.save_checkpoint(trainer, job.environment.staging, world, trained)
-        if main:
+        folder = checkpoints.save_checkpoint(trainer, job.environment.staging, start.world, start.fingerprint)
+        if prepared.is_main:
             log.log_checkpoint(trainer.state.global_step, folder.name, checkpoint_metrics(trainer.state.log_history))
             if job.environment.keep_last is not None:
                 checkpoints.prune_checkpoints(job.environment.staging, job.environment.keep_last)
 
     trainer.save_hook = save
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(ends)
-    if main:
+    trainer.add_callback(step_ends)
+    if prepared.is_main:
         trainer.add_callback(EventReporter(trainer, log))
-        if sys.stderr.isatty():  # somebody watches
+        if sys.stderr.isatty():  # a user is watching
             trainer.add_callback(ProgressBar)
-    return ends
+        rows, evaluates = prepared.held_out or prepared.train, prepared.held_out is not None
+        trainer.add_callback(SampleCallback(trainer, job.run.samples, rows, log, evaluates=evaluates))
+    return step_ends
 
 
 def _build_restore(trainer: ResumableTrainer, resume: SavedCheckpoint | None) -> Any:
-    """What puts back the logging state, once the library has set its own to zero, and what else the trainer had."""
+    """Return a function that restores the logging state, once the library has reset its own, and the trainer's extra
+    state.
+    """
 
     def restore() -> None:
         rank = trainer.args.process_index
@@ -295,6 +326,7 @@ def _build_restore(trainer: ResumableTrainer, resume: SavedCheckpoint | None) ->
 
 
 def _describe_result(job: TrainingJob, prepared: PreparedRun, trainer: ResumableTrainer) -> dict[str, Any]:
+    """Return the facts that are stored with the result."""
     return {
         "run": job.environment.run_id,
         "method": job.run.method,
@@ -310,7 +342,9 @@ def _describe_result(job: TrainingJob, prepared: PreparedRun, trainer: Resumable
 
 
 def _require_rows_left(trainer: ResumableTrainer) -> None:
-    """The library drops rows that `max_length` leaves nothing to learn of, and trips over having none."""
+    """Raise ConfigError when no row is left. The library drops rows of which `max_length` leaves nothing to learn, and
+    fails obscurely when that is all of them.
+    """
     for name, rows in (("data.train", trainer.train_dataset), ("data.eval", trainer.eval_dataset)):
         if isinstance(rows, Sized) and not len(rows):  # a stream does not say
             raise ConfigError(f"{name}: no row has anything left to learn within options.max_length")
@@ -318,8 +352,8 @@ def _require_rows_left(trainer: ResumableTrainer) -> None:
 
 @contextmanager
 def _errors_attributed_to(part: str) -> Iterator[None]:
-    """The library's complaints about what it was given, as ConfigError; as HostError what is missing or cannot be read
-    on this host.
+    """Turn the library's errors about its input into ConfigError, and those about files that are missing or cannot be
+    read on this host into HostError.
     """
     try:
         yield
@@ -330,17 +364,18 @@ def _errors_attributed_to(part: str) -> Iterator[None]:
 
 
 def _in_one_line(error: Exception) -> str:
+    """Return an error's message in one line."""
     return " ".join(str(error).split())
 
 
 def _out_of_memory_message(said: str) -> str:
-    """One line that always begins alike, so that hosts and people recognise it."""
+    """Return one line that always begins alike, so that hosts and users recognise it."""
     name, line = "CUDA out of memory", said.strip().partition("\n")[0]
     return line if line.startswith(name) else f"{name}: {line}" if line else name
 
 
 def expected_outcome(error: Exception) -> Outcome | None:
-    """How an expected error ends the attempt; None for one that needs its traceback."""
+    """Return how an expected error ends the attempt, or None for an error that needs its traceback."""
     match error:
         case ConfigError():
             return Outcome(REFUSED, str(error))

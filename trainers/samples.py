@@ -1,6 +1,7 @@
-"""What the model says while it is trained, for people: completions of the same few prompts at every evaluation, and of
-RL the newest rollouts with their rewards. Nothing here changes the training: the completions are the likeliest ones, so
-no random number is drawn for them.
+"""Samples of what the model says during training: completions of the same few prompts at every evaluation, and for RL
+the newest rollouts with their rewards.
+
+Sampling does not change the training: completions are the likeliest ones, so no random number is drawn for them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,11 +17,11 @@ from trainers.models.generation import Turns, find_end_tokens, generate_completi
 from trainers.resumable import ResumableTrainer
 from trainers.rollout import Rollout
 
-_PROMPT_TOKENS = 32  #: tokens of a row of plain text that the model goes on from
+_PROMPT_TOKENS = 32  #: the number of tokens of a plain text that the model continues
 
 
 class SampleCallback(TrainerCallback):
-    """Writes samples to the event file; only the main process has one."""
+    """Writes samples to the event file. Only the main process has one."""
 
     def __init__(
         self,
@@ -31,8 +32,8 @@ class SampleCallback(TrainerCallback):
         *,
         evaluates: bool,
     ) -> None:
-        """`rows` give the prompts; without evaluations their completions come every `samples.every` steps too. Where
-        the run asks for no `samples`, rollouts are shown all the same: they are there anyway.
+        """Take the prompts from `rows`. Without evaluations, completions are also written every `samples.every` steps.
+        A run without `samples` still gets its rollouts, which exist anyway.
         """
         self._trainer, self._events, self._evaluates = trainer, events, evaluates
         self._samples = samples or SamplesSection()
@@ -64,12 +65,14 @@ class SampleCallback(TrainerCallback):
             self._events.log_sample(step, "prompt", format_turns(prompt), answer)
 
     def _is_sharded(self) -> bool:
-        """Whether one process alone cannot run the model."""
+        """Return True when one process alone cannot run the model."""
         return self._trainer.is_fsdp_enabled or self._trainer.is_deepspeed_enabled
 
 
 def extract_prompt(kind: str, row: Mapping[str, Any]) -> Turns:
-    """What the model is asked by a row of a kind (see `trainers.data.row_formats`): all before what it is to learn."""
+    """Return what a row of a kind (see `trainers.data.row_formats`) asks the model: everything before what is to be
+    learnt.
+    """
     match kind:
         case "text":
             return str(row["text"])
@@ -85,12 +88,13 @@ def extract_prompt(kind: str, row: Mapping[str, Any]) -> Turns:
 
 
 def _first_tokens_as_text(trainer: ResumableTrainer, text: Turns) -> str:
+    """Return the start of a plain text, for the model to complete."""
     tokenizer: Any = trainer.processing_class
     return str(tokenizer.decode(tokenizer(text)["input_ids"][:_PROMPT_TOKENS], skip_special_tokens=True))
 
 
 def format_turns(turns: Turns) -> str:
-    """For people: messages as `role: content`, one below the other; a lone answer of the assistant without its role."""
+    """Return messages as lines `role: content`, and a single message of the assistant without its role."""
     if isinstance(turns, str):
         return turns
     if len(turns) == 1 and turns[0].get("role") == "assistant":
@@ -99,12 +103,12 @@ def format_turns(turns: Turns) -> str:
 
 
 def pick_evenly(found: Sequence[Rollout], most: int) -> list[Rollout]:
-    """At most so many, evenly chosen: neighbours answer the same prompt."""
+    """Return at most `most` rollouts, evenly spread, because neighbours answer the same prompt."""
     return [found[index * len(found) // most] for index in range(most)] if len(found) > most else list(found)
 
 
 def complete_prompts(trainer: ResumableTrainer, prompts: Sequence[Turns], max_new_tokens: int) -> list[str]:
-    """The likeliest completion of each prompt, by the model as it is now."""
+    """Return the likeliest completion of each prompt by the current model."""
     model: Any = trainer.model
     tokenizer: Any = trainer.processing_class
     room = getattr(model.config, "max_position_embeddings", None) or 1 << 20

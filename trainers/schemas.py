@@ -1,8 +1,8 @@
-"""The methods' options as JSON Schema, generated from the libraries' own config classes: `python -m trainers.schemas`.
+"""The options of every method as JSON Schema, generated from the libraries' own config classes: `python -m
+trainers.schemas`.
 
-They lie beside the contract (`proto/relay/v1/methods/`), so a run is refused for a misspelt option where no training
-library is installed. Options that Relay sets itself are left out and listed under `x-relay-owned` with what to write
-instead.
+The files lie beside the contract (`proto/relay/v1/methods/`), so a misspelt option is refused where no training library
+is installed. Options that Relay sets itself are left out, and `x-relay-owned` says what to write instead.
 """
 
 import argparse
@@ -119,7 +119,7 @@ _JSON_TYPES: Mapping[Any, str] = {bool: "boolean", int: "integer", float: "numbe
 
 
 def build_method_schema(method: str) -> dict[str, Any]:
-    """The JSON Schema of one method's `options`; ImportError or KeyError when there is no such method."""
+    """Return the JSON Schema of one method's `options`. Raises ConfigError when there is no such method."""
     from peft import LoraConfig
 
     config = _config_class(method)
@@ -159,6 +159,7 @@ def _config_class(method: str) -> type:
 def _property_schemas(
     config: type, fields: Iterable["dataclasses.Field[Any]"], choices: Mapping[str, tuple[str, ...]]
 ) -> dict[str, Any]:
+    """Return the schema of each option, with its default and its description."""
     hints = typing.get_type_hints(config)
     documented = _read_descriptions(config)
     properties = {}
@@ -200,7 +201,9 @@ def _type_schema(hint: Any) -> dict[str, Any]:
 
 
 def _union_schema(members: tuple[Any, ...]) -> dict[str, Any]:
-    """`SomeEnum | str` is how the libraries say "one of these": the enum alone is the truth."""
+    """Return the schema of a union. The libraries write `SomeEnum | str` for a choice, of which only the
+    enum counts.
+    """
     if any(isinstance(member, type) and issubclass(member, enum.Enum) for member in members):
         members = tuple(member for member in members if member is not str)
     variants: list[dict[str, Any]] = []
@@ -215,6 +218,7 @@ def _union_schema(members: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def _default_value(field: "dataclasses.Field[Any]") -> Any:
+    """Return an option's default where JSON can hold it, else `dataclasses.MISSING`."""
     value = field.default
     if field.default_factory is not dataclasses.MISSING:
         value = field.default_factory()
@@ -227,7 +231,7 @@ _DOCUMENTED_PARAMETER = re.compile(r"^ {8}(\w+) \(.*\):\s*$")
 
 
 def _read_descriptions(config: type) -> dict[str, str]:
-    """What the docstrings of a config class and its parents say of each parameter, first sentence."""
+    """Return the first sentence that the docstrings of a config class and its parents have on each parameter."""
     texts: dict[str, str] = {}
     for cls in reversed(config.__mro__):
         name = ""
@@ -245,6 +249,7 @@ def _read_descriptions(config: type) -> dict[str, str]:
 
 
 def _first_sentence(text: str, limit: int = 240) -> str:
+    """Return the first sentence of a description, without markup and cut at `limit` characters."""
     plain = re.sub(r"\[?`~?(?:[\w.]+\.)?([^`]*)`\]?", r"\1", " ".join(text.replace("%%", "%").split()))
     first = re.split(r"(?<=[.!])\s+(?=[A-Z])", plain, maxsplit=1)[0]
     return first if len(first) <= limit else first[: limit - 1] + "…"
@@ -265,7 +270,7 @@ def _model_init_schema() -> dict[str, Any]:
 
 
 def _quantization_schema() -> dict[str, Any]:
-    """The arguments of bitsandbytes' configuration, as transformers has it."""
+    """Return the schema of bitsandbytes' configuration, from the arguments that transformers accepts."""
     from transformers import BitsAndBytesConfig
 
     parameters = inspect.signature(BitsAndBytesConfig.__init__).parameters.values()
@@ -287,7 +292,7 @@ def _quantization_schema() -> dict[str, Any]:
 
 
 def _launch_schema() -> dict[str, Any]:
-    """Sections of accelerate's own configuration file; what is in them is passed through."""
+    """Return the sections of accelerate's own configuration file, whose content is passed through."""
     return {
         "type": "object",
         "additionalProperties": False,
@@ -302,12 +307,12 @@ def _launch_schema() -> dict[str, Any]:
 
 
 def render_schema(method: str) -> str:
-    """The committed file's text."""
+    """Return the text of the committed file."""
     return json.dumps(build_method_schema(method), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Write every method's schema, or with --check say which are stale."""
+    """Write the schema of every method, or with --check name those that are stale. Return the exit code."""
     from trainers import evaluation, methods
 
     parser = argparse.ArgumentParser(prog="python -m trainers.schemas", description=__doc__)
@@ -320,6 +325,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _is_fresh(method: str, *, write: bool) -> bool:
+    """Return True when the committed schema is up to date; write it when asked."""
     path, text = FOLDER / f"{method}.json", render_schema(method)
     fresh = path.is_file() and path.read_text() == text
     if write and not fresh:

@@ -39,7 +39,7 @@ def test_every_row_that_is_wrong_is_counted_and_the_first_are_named(
     said = looked_at(capsys, file, "--method", "sft", code=1)
     assert "prompt_completion: 2 rows" in said and "7 more rows are wrong" in said
     assert said.count("rows.jsonl:") == 5 and "rows.jsonl:2: completion" in said
-    assert "1 of 2 rows are there more than once" in said
+    assert "1 of 2 rows occur more than once" in said
 
 
 def test_reading_goes_on_past_a_line_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,7 +108,7 @@ def _reported(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert any(line.startswith("tokens: p5 15  p50 17") and line.endswith("max 17") for line in lines)
     assert any("█" in line and line.split()[0] == "17" for line in lines)
     assert any(line.startswith("max_length 16 cuts ") and "with them" in line for line in lines)
-    assert "row 1 as the model sees it; what is learnt stands in «»:" in lines and lines[-1].startswith("  «<|user|>")
+    assert "row 1 as the model sees it, with «» around what is learnt:" in lines and lines[-1].startswith("  «<|user|>")
 
 
 @pytest.mark.slow
@@ -134,9 +134,9 @@ def _spoilt(tmp_path: Path) -> None:
     rows = [{"messages": [ASKS, SAYS]}]
     made = data_report.tokenize_rows(methods.load_method("sft"), rows, tmp_path / "model", {})
     said = "\n".join(made.notes)
-    assert "filling and end are one token (<|end|>)" in said
+    assert "padding and end are the same token (<|end|>)" in said
     assert "without an embedding in the model" in said and "<three>" in said
-    assert "never trained (all alike): <one>, <two>" in said
+    assert "never trained (all are equal): <one>, <two>" in said
     tokenizer.chat_template = None
     bare = "\n".join(data_report._check_tokenizer(tokenizer, tmp_path / "model", {"assistant_only_loss": True}, rows))
     assert "the tokenizer has no chat template" in bare and "assistant_only_loss needs a chat template" in bare
@@ -158,7 +158,7 @@ def test_check_and_the_command_say_the_same(work: Path, run: dict[str, Any], tmp
     argv = [sys.executable, "-m", "trainers", "check", str(tmp_path / "run.json"), "--set", "options.eval_steps=null"]
     checked = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path)
     assert checked.returncode == 0, checked.stderr
-    assert "options are good" in checked.stdout and "«<|user|>" in checked.stdout
+    assert "the options are valid" in checked.stdout and "«<|user|>" in checked.stdout
     argv = [sys.executable, "-m", "relayctl", "data", "check", str(work / "chat.jsonl"), "--method", "sft"]
     looked = subprocess.run([*argv, "--model", str(work / "model")], capture_output=True, text=True, cwd=tmp_path)
     assert looked.returncode == 0, looked.stderr
@@ -169,5 +169,5 @@ def test_check_and_the_command_say_the_same(work: Path, run: dict[str, Any], tmp
 
 def test_rows_that_their_weight_repeats_are_not_remarked_on() -> None:
     rows = [{"text": "a"}, {"text": "a"}]
-    assert data_report.find_oddities(rows) == ["1 of 2 rows are there more than once"]
+    assert data_report.find_oddities(rows) == ["1 of 2 rows occur more than once"]
     assert data_report.find_oddities(rows, repeated=True) == []

@@ -134,7 +134,7 @@ def test_the_adapter_of_another_run_at_its_step(work: Path, here: Path) -> None:
     ("options", "said"),
     [
         ({"tasks": ["colors"]}, "options.tasks: lm-eval has no task colors"),
-        ({"include_path": "nowhere"}, "options.include_path: there is no folder nowhere; does it travel (files)?"),
+        ({"include_path": "nowhere"}, "options.include_path: there is no folder nowhere; list it in files"),
     ],
 )
 def test_what_cannot_be_asked(work: Path, here: Path, options: dict[str, Any], said: str) -> None:

@@ -42,12 +42,12 @@ def _refusal(now: fingerprint.Fingerprint) -> str:
         (_of(lora=None), "full training was false and is true"),
         (_of(seed=7), "seed was 42 and is 7"),
         (_of(data={"train": "rows.jsonl", "streaming": True}), "data.streaming was not given and is true"),
-        (_of(ROWS[::-1]), "rows are others"),
+        (_of(ROWS[::-1]), "rows have changed"),
         (_of(source=ModelSource("org/tiny", "def", "org/tiny")), 'model was "org/tiny@abc" and is "org/tiny@def"'),
     ],
 )
 def test_what_was_trained_otherwise_is_another_run(now: fingerprint.Fingerprint, said: str) -> None:
-    assert f"step_00000010 was saved by a run that is not this one: {said}" in _refusal(now)
+    assert f"step_00000010 was saved by a run that trained something else: {said}" in _refusal(now)
 
 
 def test_all_differences_are_said_at_once() -> None:

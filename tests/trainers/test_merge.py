@@ -75,7 +75,7 @@ def test_a_merged_model_gives_the_logits_of_the_unmerged_one(folder: Path) -> No
     assert (folder / "merged" / "tokenizer.json").is_file() and not (folder / "merged" / "adapter_config.json").exists()
 
     over = python("-m", "trainers.merge", "adapter", "adapter", "--run-file", "run.json", cwd=folder)
-    assert over.returncode == 1 and "would be overwritten" in over.stdout
+    assert over.returncode == 1 and "must not be overwritten" in over.stdout
     assert digests(folder / "adapter") == before
 
 
@@ -100,13 +100,13 @@ def test_a_reward_models_adapter_is_merged_with_its_head(folder: Path) -> None:
 def test_a_model_that_is_another_is_refused() -> None:
     check = """
 import torch
-from trainers.merge import NotTheSame, compare
+from trainers.merge import MergeMismatch, compare_logits
 one = [torch.zeros(2, 3)]
-print(compare(one, [torch.full((2, 3), 1e-6)], torch.float32))
+print(compare_logits(one, [torch.full((2, 3), 1e-6)], torch.float32))
 for wrong in (0.5, float("nan")):
     try:
-        compare(one, [torch.full((2, 3), wrong)], torch.float32)
-    except NotTheSame:
+        compare_logits(one, [torch.full((2, 3), wrong)], torch.float32)
+    except MergeMismatch:
         print("refused")
 """
     done = python("-c", check, cwd=Path.cwd())

@@ -30,7 +30,7 @@ def test_a_plain_run_lacks_nothing() -> None:
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"resources": {"gpus_per_node": 1}}, "1 CUDA GPUs are needed, torch finds 0"),
+        ({"resources": {"gpus_per_node": 1}}, "this host must have 1 CUDA GPUs, and torch finds 0"),
         ({"preset": "qlora"}, "quantization needs a CUDA GPU, and torch finds none"),
         ({"preset": "long-context"}, "model_init.attn_implementation: flash attention needs a CUDA GPU"),
         ({"model_init": {"attn_implementation": "owner/kernel"}}, "a kernel of the Hub needs a CUDA GPU"),
@@ -51,6 +51,5 @@ def test_what_needs_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "Tesla T4")
     monkeypatch.setattr("trainers.requirements.find_spec", lambda name: None)
     assert lacks(preset="qlora", options={"bf16": True}) == (
-        "quantization needs the package bitsandbytes; "
-        "options.bf16: Tesla T4 has no bfloat16 (fp16: true is what it can)"
+        "quantization needs the package bitsandbytes; options.bf16: Tesla T4 has no bfloat16 (use fp16: true)"
     )

@@ -193,6 +193,9 @@ def test_a_trainers_own_checkpoint_is_fine_tuned_further(tiny_model: Path, tmp_p
     relayctl("resume", "further")
     relayctl("wait", "further", "--timeout", "120s")
     assert [step for step, _ in curve_of("further")] == [1, 2, 3, 4, 5, 6]
-    assert "saved by another trainer: it goes on, but not bit for bit" in relayctl("watch", "further").stdout
+    assert (
+        "another trainer saved this checkpoint: training resumes, but not bit for bit"
+        in relayctl("watch", "further").stdout
+    )
     assert relayctl("pull", "further", str(tmp_path / "out")).stdout
     assert (tmp_path / "out" / "model.safetensors").is_file()
