@@ -25,7 +25,7 @@ import asyncpg
 
 from agent.shim_client.shims import Exit, Shim
 from relay.v1 import runs_pb2 as pb
-from relayctl.client.client import RelayClient, short
+from relayctl.client.client import RelayClient, short_name
 from relayctl.local.deployment import Host
 
 STUBBORN = Path(__file__).parent / "stubborn.py"
@@ -145,7 +145,7 @@ class Scene:
             "resources": {"gpus_per_node": 0, "prefer_hosts": [self.victim.name]},
             "lifecycle": {"on_disconnect": "stop"},
         }
-        return short((await self.client.create_run(spec)).run.name)
+        return short_name((await self.client.create_run(spec)).run.name)
 
     async def _silence(self, situation: Situation) -> None:
         assert self.victim.daemon is not None
@@ -166,12 +166,12 @@ class Scene:
         await self._ended((await self.client.create_run(spec)).run.name)
 
     async def _ended(self, run: str) -> pb.Run:
-        async for _ in self.client.watch(run):
+        async for _ in self.client.watch_run(run):
             pass
-        return await self.client.run(run)
+        return await self.client.get_run(run)
 
     async def _lapse(self, run: str, tree: Tree) -> Lapse:
-        lost, regained = await self.client.attempts(run)
+        lost, regained = await self.client.list_attempts(run)
         told = await _exit(self.victim, run, lost)
         assert told.trust is not None and told.kill_began is not None, told
         moments = await _moments(self.database_url, lost, regained)
@@ -180,7 +180,7 @@ class Scene:
 
 async def _exit(host: Host, run: str, attempt: pb.Attempt) -> Exit:
     """How the trainer ended, as its shim tells."""
-    folder = host.root / "runs" / run / "attempts" / f"{attempt.number}-{short(attempt.name)[:8]}"
+    folder = host.root / "runs" / run / "attempts" / f"{attempt.number}-{short_name(attempt.name)[:8]}"
     shim = await Shim.attach(Path(json.loads((folder / "shim.json").read_text())["socket"]))
     return await shim.wait()
 
@@ -190,7 +190,7 @@ async def _moments(url: str, lost: pb.Attempt, regained: pb.Attempt) -> tuple[fl
     connection = await asyncpg.connect(url)
     try:
         expired: datetime = await connection.fetchval(
-            "SELECT expire_time FROM places WHERE lease_id = $1", uuid.UUID(short(lost.name))
+            "SELECT expire_time FROM places WHERE lease_id = $1", uuid.UUID(short_name(lost.name))
         )
     finally:
         await connection.close()

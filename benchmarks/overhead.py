@@ -132,16 +132,16 @@ async def _bare(work: Workload, folder: Path) -> Training:
 
 async def _ours(work: Workload, cluster: LocalCluster, client: RelayClient) -> Training:
     began = time.time()
-    submitted = await submission.submit(client, await submission.prepare(work.run_file))
+    submitted = await submission.submit_run(client, await submission.prepare_run(work.run_file))
     name, readings = submitted.run.name, list[Reading]()
-    async for update in client.watch(name):
+    async for update in client.watch_run(name):
         if update.HasField("progress") and update.progress.step > (readings[-1].step if readings else 0):
             readings.append(await asyncio.to_thread(_reading, cluster, update.progress.step))
     ended = time.time()
-    run = await client.run(name)
+    run = await client.get_run(name)
     if run.state != pb.Run.SUCCEEDED:
         raise RuntimeError(f"{name} did not succeed: {run.error.message}")
-    times = sorted(moment for stretch in await client.metrics(name, ["train_loss"]) for moment in stretch.times)
+    times = sorted(moment for stretch in await client.read_metrics(name, ["train_loss"]) for moment in stretch.times)
     return Training(whole=ended - began, loop=times[-1] - times[0], window=(readings[0], readings[-1]))
 
 

@@ -27,9 +27,9 @@ from benchmarks.report import Table, cores, seconds, spread
 from benchmarks.workload import Workload, prepare
 from relay.v1 import runs_pb2 as pb
 from relayctl.client import submission
-from relayctl.client.client import RelayClient, short
+from relayctl.client.client import RelayClient, short_name
 from relayctl.local.deployment import Host, LocalCluster, local_cluster
-from relayctl.local.recovery import Recovery, recovery
+from relayctl.local.recovery import Recovery, measure_recovery
 
 SAVE_EVERY = 100
 PAST = 40  #: steps past a checkpoint at which a host goes
@@ -95,7 +95,7 @@ async def _one(folder: Path, work: Workload) -> Disturbed:
         RelayClient.connect(cluster.coordinator.address) as client,
     ):
         submitted = time.time()
-        run = (await submission.submit(client, await submission.prepare(work.run_file))).run.name
+        run = (await submission.submit_run(client, await submission.prepare_run(work.run_file))).run.name
         try:
             lost, left = await _disturb(cluster, client, run)
             return await _stages(cluster, client, run, (submitted, lost, left))
@@ -118,34 +118,34 @@ async def _disturb(cluster: LocalCluster, client: RelayClient, run: str) -> tupl
 async def _past_a_checkpoint(client: RelayClient, run: str, attempt: int) -> None:
     """Until this attempt has a checkpoint off its host and is PAST steps further."""
     copied = math.inf
-    async for update in client.watch(run):
+    async for update in client.watch_run(run):
         if update.HasField("progress") and update.progress.step >= copied + PAST:
             return
         if update.HasField("event") and update.event.attempt == attempt and update.event.kind == pb.RunEvent.COPIED:
             copied = min(copied, float(str(update.event.details["step"])))
-    raise RuntimeError(f"{run} ended in attempt {attempt}: {(await client.run(run)).error.message}")
+    raise RuntimeError(f"{run} ended in attempt {attempt}: {(await client.get_run(run)).error.message}")
 
 
 async def _holder(cluster: LocalCluster, client: RelayClient, run: str) -> Host:
-    return _host(cluster, (await client.attempts(run))[-1])
+    return _host(cluster, (await client.list_attempts(run))[-1])
 
 
 def _host(cluster: LocalCluster, attempt: pb.Attempt) -> Host:
-    return cluster.hosts[short(attempt.places[0].agent)]
+    return cluster.hosts[short_name(attempt.places[0].agent)]
 
 
 async def _stages(
     cluster: LocalCluster, client: RelayClient, run: str, moments: tuple[float, float, float]
 ) -> Disturbed:
-    attempts = await client.attempts(run)
-    stretches = await client.metrics(run, ["train_loss"], include_superseded=True)
+    attempts = await client.list_attempts(run)
+    stretches = await client.read_metrics(run, ["train_loss"], include_superseded=True)
     lapsed = await _lapse(client, run)
     noticed = (moments[0], lapsed, seconds(attempts[1].end_time))
     records = zip(attempts, [attempts[:1], attempts[:2], attempts[1:]], moments, noticed, strict=True)
     found = []
     for attempt, pair, began, seen in records:
         loading = await asyncio.to_thread(_until_loaded, _host(cluster, attempt), run, attempt, began, seen)
-        found.append(_with_steps(loading, recovery(stretches, pair, began)))
+        found.append(_with_steps(loading, measure_recovery(stretches, pair, began)))
     return Disturbed(found[0] | dict.fromkeys(("noticed", "new ground", "twice"), math.nan), *found[1:])
 
 
@@ -159,7 +159,7 @@ def _with_steps(loading: Stages, found: Recovery) -> Stages:
 
 
 async def _lapse(client: RelayClient, run: str) -> float:
-    async for update in client.watch(run):
+    async for update in client.watch_run(run):
         if update.HasField("event") and update.event.kind == pb.RunEvent.LAPSED:
             return seconds(update.event.time)
     raise RuntimeError(f"{run} never lapsed")

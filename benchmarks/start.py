@@ -76,10 +76,10 @@ async def _start(client: RelayClient, events: Path) -> Start:
     direct = await _directly(events)
     submitted = time.time()
     run = (await client.create_run(SPEC)).run.name
-    async for _ in client.watch(run):
+    async for _ in client.watch_run(run):
         pass
-    [attempt] = await client.attempts(run)
-    [stretch] = await client.metrics(run, [METRIC])
+    [attempt] = await client.list_attempts(run)
+    [stretch] = await client.read_metrics(run, [METRIC])
     granted, prepared, process = seconds(attempt.grant_time), seconds(attempt.start_time), stretch.values[0]
     return Start(
         granted=(granted - submitted) * 1000,

@@ -52,7 +52,10 @@ CLEAN = (
     *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "proto", "proto/relay"),
     *("docs/benchmarks.md", "docs/errors.md", "docs/events.md", "docs/first-steps.md", "docs/from-other-systems.md"),
     *("docs/glossary.md", "docs/grpcurl.md", "docs/index.md", "docs/lifecycle.md", "docs/methods.md"),
-    *("docs/operations.md", "docs/contributing/adding.md", "docs/contributing/simulator.md"),
+    *("docs/operations.md", "docs/cli.md", "docs/contributing/adding.md", "docs/contributing/simulator.md"),
+    *("relayctl", "relayctl/client", "relayctl/commands", "relayctl/local", "relayctl/output"),
+    *("tests/relayctl", "tests/relayctl/client", "tests/relayctl/commands"),
+    *("tests/relayctl/local", "tests/relayctl/output"),
 )
 
 

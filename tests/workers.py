@@ -19,12 +19,9 @@ WAITING = tuple(
     f"tests/{name}/" for name in ("agent", "coordinator", "deploy", "docs", "end_to_end", "faults", "relayctl")
 )
 #: Folders in which the tests of a file share a deployment.
-DEPLOYED = ("tests/end_to_end/", "tests/faults/")
+DEPLOYED = ("tests/end_to_end/", "tests/faults/", "tests/relayctl/commands/")
 #: Files whose tests share what `relayctl up` brought up.
-UP = [
-    *(f"tests/relayctl/commands/test_{name}.py" for name in ("commands", "export", "import_run", "push")),
-    "tests/docs/test_walkthroughs.py",
-]
+UP = ["tests/docs/test_walkthroughs.py"]
 #: Files whose tests load the training libraries into the worker itself, for attempts to fork from.
 LOADING = [f"tests/trainers/test_{name}.py" for name in ("another_trainer", "gpu", "resumable", "runtime", "schemas")]
 

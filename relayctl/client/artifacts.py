@@ -1,4 +1,4 @@
-"""Files by content, to and from the coordinator's store: only what is missing, several at a time, resumed where cut."""
+"""Uploads and downloads of the coordinator's store: files by their digest, several at a time, resumed where cut off."""
 
 from __future__ import annotations
 
@@ -16,90 +16,94 @@ import grpc
 from relay import errors
 from relay.v1 import artifacts_pb2 as pb
 from relay.v1 import artifacts_pb2_grpc as pb_grpc
-from relayctl.client.channel import Line, Trial
+from relayctl.client.channel import CoordinatorChannel, Retries
 from storage import manifest
+from storage.base import Progress, ignore_progress
 
-CHUNK = 512 * 1024
-AT_ONCE = 4
-_STATS = 1000  #: digests asked for in one message
+CHUNK = 512 * 1024  #: bytes in one message
+AT_ONCE = 4  #: files that are read or transferred at the same time
+_STATS = 1000  #: digests in one StatBlobs request
 
 Result = TypeVar("Result")
-Progress = Callable[[int], None]  #: told how many more bytes are done
+#: Begins a stage of work, given its title and its size in bytes, and returns what to report its progress to.
+StartProgress = Callable[[str, int], Progress]
 
 
 class PullFailed(Exception):
-    """What was fetched is not what the run published, or cannot be written here."""
+    """A checkpoint or result cannot be fetched, or what was fetched is not what the run published."""
 
 
 class SendFailed(Exception):
-    """Something has not arrived where it was to go; says where, and why."""
+    """Something could not be written to its destination; the message names the destination and the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """Bytes to upload, by content: a file on this disk, or bytes in memory."""
+    """Content to upload, a file on this disk or bytes in memory, with its digest and its size in bytes."""
 
     digest: str
     size: int
     source: Path | bytes
 
     @classmethod
-    def of_bytes(cls, content: bytes) -> Blob:
+    def from_bytes(cls, content: bytes) -> Blob:
+        """Make a blob of bytes in memory."""
         return cls(manifest.digest_bytes(content), len(content), content)
 
 
-async def _together(work: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
-    """Carries all of it out, a few at a time; the first failure stops the rest and is raised as it is."""
+async def _gather_bounded(work: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """Run coroutines, at most AT_ONCE at a time; the first failure stops the rest and is raised as it is."""
     limit = asyncio.Semaphore(AT_ONCE)
 
-    async def one(part: Coroutine[Any, Any, Result]) -> Result:
+    async def run_one(part: Coroutine[Any, Any, Result]) -> Result:
         async with limit:
             return await part
 
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(part)) for part in work]
+            tasks = [group.create_task(run_one(part)) for part in work]
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from None
     return [task.result() for task in tasks]
 
 
-async def describe(files: Iterable[Path], progress: Progress = lambda done: None) -> dict[Path, Blob]:
-    """Each file's content hashed, a few files at a time."""
+async def hash_files(files: Iterable[Path], progress: Progress = ignore_progress) -> dict[Path, Blob]:
+    """Hash files, a few at a time, and return the blob of each."""
 
-    async def one(path: Path) -> Blob:
+    async def hash_one(path: Path) -> Blob:
         digest, size = await asyncio.to_thread(manifest.hash_file, path)
         progress(size)
         return Blob(digest, size, path)
 
     paths = list(dict.fromkeys(files))
-    return dict(zip(paths, await _together(one(path) for path in paths), strict=True))
+    return dict(zip(paths, await _gather_bounded(hash_one(path) for path in paths), strict=True))
 
 
 class Artifacts:
-    """The coordinator's store, seen from outside."""
+    """A client of the coordinator's store, which keeps blobs by their digest."""
 
-    def __init__(self, line: Line) -> None:
-        self._line = line
-        self._stub = pb_grpc.ArtifactsStub(line.channel)
+    def __init__(self, channel: CoordinatorChannel) -> None:
+        self._channel = channel
+        self._stub = pb_grpc.ArtifactsStub(channel.grpc_channel)
 
-    async def missing(self, blobs: Iterable[Blob]) -> dict[Blob, int]:
-        """Those the store does not have whole → how many bytes of each it has."""
+    async def find_missing(self, blobs: Iterable[Blob]) -> dict[Blob, int]:
+        """Return the blobs that the store does not have whole, each with the number of bytes that it has of it."""
         by_digest = {blob.digest: blob for blob in blobs}
         digests = list(by_digest)
         absent: dict[Blob, int] = {}
         for start in range(0, len(digests), _STATS):
             request = pb.StatBlobsRequest(digests=digests[start : start + _STATS])
-            answer = await self._line.call(self._stub.StatBlobs, request)
+            answer = await self._channel.call(self._stub.StatBlobs, request)
             absent |= {by_digest[stat.digest]: stat.offset for stat in answer.blobs if not stat.complete}
         return absent
 
-    async def upload(self, blobs: Mapping[Blob, int], progress: Progress = lambda done: None) -> None:
-        """Uploads each blob from its offset; `missing` says which and from where."""
-        await _together(self._put(blob, offset, progress) for blob, offset in blobs.items())
+    async def upload(self, blobs: Mapping[Blob, int], progress: Progress = ignore_progress) -> None:
+        """Upload each blob from its offset; `find_missing` returns which blobs to upload and from where."""
+        await _gather_bounded(self._put(blob, offset, progress) for blob, offset in blobs.items())
 
     async def _put(self, blob: Blob, offset: int, progress: Progress) -> None:
-        trial, sent = Trial(self._line), offset
+        """Upload one blob, resuming at what the store has after every broken connection."""
+        retries, sent = Retries(self._channel), offset
         progress(offset)
 
         def count(size: int) -> None:
@@ -109,24 +113,25 @@ class Artifacts:
 
         while True:
             try:
-                await self._stub.PutBlob(_upload(blob, sent, count), metadata=self._line.metadata)
+                await self._stub.PutBlob(_upload_requests(blob, sent, count), metadata=self._channel.metadata)
                 return
             except grpc.aio.AioRpcError as error:
                 if isinstance(errors.from_rpc(error), errors.DigestMismatch):
                     raise errors.DigestMismatch(f"{_title(blob)} changed while it was being uploaded") from None
-                await trial.failed(error)
-            taken = (await self.missing([blob])).get(blob)
-            if taken is None:
+                await retries.wait_after_error(error)
+            stored = (await self.find_missing([blob])).get(blob)
+            if stored is None:
                 return
-            if taken > offset:
-                trial, offset = Trial(self._line), taken
-            progress(taken - sent)
-            sent = taken
+            if stored > offset:
+                retries, offset = Retries(self._channel), stored
+            progress(stored - sent)
+            sent = stored
 
-    async def download(self, digest: str, size: int, target: Path, progress: Progress = lambda done: None) -> None:
-        """Puts one blob at `target`, whole and verified, or raises; goes on from what an earlier try left.
+    async def download(self, digest: str, size: int, target: Path, progress: Progress = ignore_progress) -> None:
+        """Download a blob of `size` bytes to `target`, verified, resuming from what an earlier download left.
 
-        What arrives wrong is fetched once more, after the store has checked its own bytes.
+        A blob that arrives damaged is downloaded once more after the store has verified its own bytes; when that does
+        not match its digest either, nothing is left and PullFailed is raised.
         """
         await asyncio.to_thread(target.parent.mkdir, parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.{digest.removeprefix('sha256:')[:12]}.part")
@@ -145,41 +150,41 @@ class Artifacts:
         os.replace(part, target)
 
     async def _fetch(self, digest: str, size: int, part: Path, progress: Progress, *, verify: bool = False) -> bool:
-        """Whether the blob is in `part` now, whole and right."""
+        """Download the rest of a blob into `part` and return whether its content matches the digest."""
         with part.open("a+b") as file:
-            hasher = await asyncio.to_thread(_resume, file, size)
+            hasher = await asyncio.to_thread(_hash_existing, file, size)
             progress(file.tell())
             while file.tell() < size:
                 before = file.tell()
                 async for chunk in self._chunks(digest, file.tell, verify=verify):
-                    await asyncio.to_thread(_take, file, hasher, chunk)
+                    await asyncio.to_thread(_append, file, hasher, chunk)
                     progress(len(chunk))
                 if file.tell() == before:
                     break
         return f"sha256:{hasher.hexdigest()}" == digest
 
-    def _chunks(self, digest: str, at: Callable[[], int], *, verify: bool = False) -> AsyncIterator[bytes]:
-        """The rest of a blob from where `at` says, also after every break of the line."""
+    def _chunks(self, digest: str, position: Callable[[], int], *, verify: bool = False) -> AsyncIterator[bytes]:
+        """Yield the rest of a blob from the byte at `position()`, which is asked again after a broken connection."""
 
-        def start() -> AsyncIterable[pb.GetBlobResponse]:
-            request = pb.GetBlobRequest(digest=digest, offset=at(), verify=verify)
-            call: AsyncIterable[pb.GetBlobResponse] = self._stub.GetBlob(request, metadata=self._line.metadata)
+        def open_stream() -> AsyncIterable[pb.GetBlobResponse]:
+            request = pb.GetBlobRequest(digest=digest, offset=position(), verify=verify)
+            call: AsyncIterable[pb.GetBlobResponse] = self._stub.GetBlob(request, metadata=self._channel.metadata)
             return call
 
-        return (piece.chunk async for piece in self._line.resumed(start))
+        return (piece.chunk async for piece in self._channel.resume_stream(open_stream))
 
-    async def read(self, digest: str, limit: int) -> bytes:
-        """A small blob in memory, verified."""
+    async def read_blob(self, digest: str, limit: int) -> bytes:
+        """Return the verified content of a blob of at most `limit` bytes; raises PullFailed."""
         try:
             for verify in (False, True):
-                content = await self._content(digest, limit, verify=verify)
+                content = await self._read_once(digest, limit, verify=verify)
                 if manifest.digest_bytes(content) == digest:
                     return content
         except errors.DigestMismatch as error:
             raise PullFailed(f"{digest} arrived damaged: {error}") from error
         raise PullFailed(f"{digest} arrived damaged: its bytes are right in the store and wrong here")
 
-    async def _content(self, digest: str, limit: int, *, verify: bool) -> bytes:
+    async def _read_once(self, digest: str, limit: int, *, verify: bool) -> bytes:
         content = bytearray()
         async for chunk in self._chunks(digest, content.__len__, verify=verify):
             content += chunk
@@ -187,21 +192,21 @@ class Artifacts:
                 raise PullFailed(f"{digest} is larger than {limit} bytes")
         return bytes(content)
 
-    async def contents(self, digest: str) -> manifest.Manifest:
-        """The manifest of that digest."""
+    async def read_manifest(self, digest: str) -> manifest.Manifest:
+        """Return the manifest that is stored under this digest; raises PullFailed."""
         try:
-            return manifest.Manifest.from_bytes(await self.read(digest, manifest.MAX_BYTES))
+            return manifest.Manifest.from_bytes(await self.read_blob(digest, manifest.MAX_BYTES))
         except manifest.ManifestError as error:
             raise PullFailed(str(error)) from error
 
     async def pull(
-        self, content: manifest.Manifest, folder: Path, progress: Progress = lambda done: None
+        self, content: manifest.Manifest, folder: Path, progress: Progress = ignore_progress
     ) -> Sequence[Path]:
-        """Puts every file that the manifest names into `folder`, verified; those already there and right stay."""
+        """Download every file of the manifest into `folder`, verified; files that are there and match are kept."""
 
-        async def one(file: manifest.ManifestFile) -> Path:
+        async def pull_one(file: manifest.ManifestFile) -> Path:
             target = folder / file.path
-            if await asyncio.to_thread(_has, target, file):
+            if await asyncio.to_thread(_matches, target, file):
                 progress(file.size)
             else:
                 await self.download(file.digest, file.size, target, progress)
@@ -209,10 +214,10 @@ class Artifacts:
                 target.chmod(target.stat().st_mode | 0o111)
             return target
 
-        return await _together(one(file) for file in content.files)
+        return await _gather_bounded(pull_one(file) for file in content.files)
 
 
-async def _upload(blob: Blob, offset: int, count: Progress) -> AsyncIterator[pb.PutBlobRequest]:
+async def _upload_requests(blob: Blob, offset: int, count: Progress) -> AsyncIterator[pb.PutBlobRequest]:
     yield pb.PutBlobRequest(header=pb.PutBlobHeader(digest=blob.digest, size=blob.size, offset=offset))
     if isinstance(blob.source, bytes):
         for start in range(offset, blob.size, CHUNK):
@@ -231,7 +236,7 @@ def _title(blob: Blob) -> str:
     return str(blob.source) if isinstance(blob.source, Path) else blob.digest
 
 
-def _has(target: Path, file: manifest.ManifestFile) -> bool:
+def _matches(target: Path, file: manifest.ManifestFile) -> bool:
     return (
         target.is_file()
         and not target.is_symlink()
@@ -240,8 +245,8 @@ def _has(target: Path, file: manifest.ManifestFile) -> bool:
     )
 
 
-def _resume(file: BinaryIO, size: int) -> hashlib._Hash:
-    """Hashes what is there already; what cannot be a beginning is thrown away."""
+def _hash_existing(file: BinaryIO, size: int) -> hashlib._Hash:
+    """Hash what is in the file already, after emptying it when it is longer than the blob."""
     if os.fstat(file.fileno()).st_size > size:
         file.truncate(0)
     file.seek(0)
@@ -251,6 +256,6 @@ def _resume(file: BinaryIO, size: int) -> hashlib._Hash:
     return hasher
 
 
-def _take(file: BinaryIO, hasher: hashlib._Hash, chunk: bytes) -> None:
+def _append(file: BinaryIO, hasher: hashlib._Hash, chunk: bytes) -> None:
     file.write(chunk)
     hasher.update(chunk)

@@ -1,20 +1,21 @@
-"""The line to a coordinator: what is tried again, for how long, and what is said when it stays dead.
+"""The channel to a coordinator: which failures are retried, for how long, and what the error says in the end.
 
-A transport's failure (and what a proxy makes of a dead backend) is tried again with full jitter; a domain error never
-is. Before the first answer patience is short, since a wrong address should be told at once; after it a coordinator that
-is being restarted is waited for.
+A failure of the transport (and what a proxy makes of a dead backend) is retried with exponential backoff and full
+jitter; an error that the coordinator itself reports never is. Before the first answer the time for retries is short,
+since a wrong address should be reported at once; after it the channel waits for a coordinator that is being restarted.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from random import Random
 from typing import TypeVar
 
 import grpc
 
 from relay import errors
+from relay.backoff import Backoff
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -30,109 +31,114 @@ _OPTIONS = (
     ("grpc.enable_retries", 0),
     ("grpc.max_receive_message_length", 16 << 20),
 )
-#: What gRPC says when the connection ends under a call.
+#: The details of gRPC's error when a connection ends during a call.
 _BROKEN = {"Internal error from Core", "Stream removed (Socket closed)", "Socket closed", "Connection reset by peer"}
-DATABASE_AWAY = "the database is out of reach"  #: what a coordinator says then
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
+DATABASE_AWAY = "the database is out of reach"  #: part of the error of a coordinator that cannot reach its database
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0  #: seconds, at most, before the first retry and before any
 
 
 class Unreachable(Exception):
-    """The coordinator did not answer; the message says which address was tried, how it failed and what to do."""
+    """The coordinator did not answer; the message names the address, the failure and what to do."""
 
-    def __init__(self, address: str, why: str, *, before: bool = False) -> None:
-        todo = "start one with `relayctl up`, or name yours with --coordinator or RELAY_COORDINATOR"
-        lost = "it answered before: perhaps it is being restarted"
+    def __init__(self, address: str, why: str, *, answered_before: bool = False) -> None:
+        advice = (
+            "it answered before: perhaps it is being restarted"
+            if answered_before
+            else "start one with `relayctl up`, or name yours with --coordinator or RELAY_COORDINATOR"
+        )
         if DATABASE_AWAY in why:
             super().__init__(f"the coordinator at {address} answers, but its database does not; try again")
         else:
-            super().__init__(f"cannot reach the coordinator at {address} ({why}); {lost if before else todo}")
+            super().__init__(f"cannot reach the coordinator at {address} ({why}); {advice}")
 
 
 class CallFailed(Exception):
-    """The other side refused in a way that is not Relay's own: perhaps it is no coordinator, or another version."""
+    """The server refused with an error that is not Relay's: it may be no coordinator, or of another version."""
 
 
-class Line:
-    """One connection, with the secret that goes along and the patience that it has."""
+class CoordinatorChannel:
+    """One gRPC channel, the secret that is sent with each call, and how long calls are retried."""
 
-    def __init__(self, address: str, secret: str = "", *, first: float = 2.0, patience: float = 20.0) -> None:
+    def __init__(
+        self, address: str, secret: str = "", *, connect_timeout: float = 2.0, retry_timeout: float = 20.0
+    ) -> None:
         self.address = address
-        self.channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        self.grpc_channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
         self.metadata = (("authorization", f"Bearer {secret}"),) if secret else ()
-        self.first = first  #: seconds of trying before anything was ever answered
-        self.patience = patience  #: seconds of trying after the last answer
-        self.answered = False
-        self.on_trouble: Callable[[str], None] = lambda why: None  #: told once for each stretch of silence
+        self.connect_timeout = connect_timeout  #: seconds of retrying before the coordinator has ever answered
+        self.retry_timeout = retry_timeout  #: seconds of retrying after its last answer
+        self.answered = False  #: whether the coordinator has ever answered
+        self.on_disconnect: Callable[[str], None] = lambda why: None  #: called once each time contact is lost
 
     async def close(self) -> None:
-        await self.channel.close()
+        """Close the gRPC channel."""
+        await self.grpc_channel.close()
 
     async def call(
         self, method: grpc.aio.UnaryUnaryMultiCallable[Request, Response], request: Request, seconds: float = 15.0
     ) -> Response:
-        """The answer; RelayError when it is refused, Unreachable when there is none."""
+        """Call a unary method and return its answer; raises RelayError when refused, Unreachable without an answer."""
 
-        async def once() -> Response:
+        async def call_once() -> Response:
             return await method(request, timeout=seconds, metadata=self.metadata)
 
-        return await self.retried(once)
+        return await self.retry(call_once)
 
-    async def retried(self, once: Callable[[], Awaitable[Response]]) -> Response:
-        """What `once` gives, tried again as long as only the line fails."""
-        trial = Trial(self)
+    async def retry(self, operation: Callable[[], Awaitable[Response]]) -> Response:
+        """Return what the operation returns, calling it again for as long as only the transport fails."""
+        retries = Retries(self)
         while True:
             try:
-                response = await once()
+                response = await operation()
             except grpc.aio.AioRpcError as error:
-                await trial.failed(error)
+                await retries.wait_after_error(error)
             else:
                 self.answered = True
                 return response
 
-    async def resumed(self, start: Callable[[], AsyncIterable[Response]]) -> AsyncIterator[Response]:
-        """Every message of a stream; `start` opens it where it broke off, knowing what was already taken."""
-        trial = Trial(self)
+    async def resume_stream(self, open_stream: Callable[[], AsyncIterable[Response]]) -> AsyncIterator[Response]:
+        """Yield every message of a stream across broken connections; `open_stream` opens it where it broke off."""
+        retries = Retries(self)
         while True:
             try:
-                async for message in start():
+                async for message in open_stream():
                     self.answered = True
-                    trial = Trial(self)
+                    retries = Retries(self)
                     yield message
                 return
             except grpc.aio.AioRpcError as error:
-                await trial.failed(error)
+                await retries.wait_after_error(error)
 
 
-class Trial:
-    """One thing that is tried until it succeeds, is refused, or patience ends."""
+class Retries:
+    """The retries of one operation, which end when it succeeds, is refused, or its time is up."""
 
-    def __init__(self, line: Line) -> None:
-        self._line = line
+    def __init__(self, channel: CoordinatorChannel) -> None:
+        self._channel = channel
         self._since = asyncio.get_running_loop().time()
-        self._pause = _FIRST_PAUSE
+        self._backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE, Random())
 
-    async def failed(self, error: grpc.aio.AioRpcError) -> None:
-        """Returns when it is time to try again; raises what the caller should see instead."""
+    async def wait_after_error(self, error: grpc.aio.AioRpcError) -> None:
+        """Return when it is time to try again, or raise the error that the caller should see instead."""
         if refusal := errors.from_rpc(error):
             raise refusal from None
         if not errors.is_transient(error):
             raise CallFailed(f"{error.code().name}: {error.details()}") from None
-        await self.waited(_words(error))
+        await self.wait(_describe(error))
 
-    async def waited(self, why: str) -> None:
-        """Returns when it is time to try again; Unreachable when patience has ended."""
-        line = self._line
+    async def wait(self, why: str) -> None:
+        """Return when it is time to try again; raises Unreachable when the time for retries is up."""
+        channel = self._channel
         spent = asyncio.get_running_loop().time() - self._since
-        if spent >= (line.patience if line.answered else line.first):
-            raise Unreachable(line.address, why, before=line.answered) from None
-        if self._pause == _FIRST_PAUSE and line.answered:
-            line.on_trouble(why)
-        await asyncio.sleep(random.uniform(0, self._pause))
-        self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+        if spent >= (channel.retry_timeout if channel.answered else channel.connect_timeout):
+            raise Unreachable(channel.address, why, answered_before=channel.answered) from None
+        if self._backoff.failures == 0 and channel.answered:
+            channel.on_disconnect(why)
+        await asyncio.sleep(self._backoff.next_pause())
 
 
-def _words(error: grpc.aio.AioRpcError) -> str:
-    """How it failed, without gRPC's way of saying so."""
+def _describe(error: grpc.aio.AioRpcError) -> str:
+    """Describe a transport's failure in a few words, without gRPC's own wording."""
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         return "no answer in time"
     details = (error.details() or error.code().name).strip()

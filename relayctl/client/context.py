@@ -1,4 +1,4 @@
-"""Which coordinator to talk to: what the command line says, else the environment, else what `relayctl up` wrote."""
+"""The coordinator to talk to: that of the command line, else of the environment, else of the context file."""
 
 import json
 import os
@@ -12,8 +12,8 @@ DEFAULT_COORDINATOR = "127.0.0.1:7070"
 
 
 @dataclass(frozen=True, slots=True)
-class Context:
-    """An address, the secret that goes with it, and who said so."""
+class ClientContext:
+    """A coordinator's address, the secret to send to it, and where the address comes from."""
 
     coordinator: str
     secret: str = ""
@@ -21,33 +21,33 @@ class Context:
 
 
 def context_path(environ: Mapping[str, str]) -> Path:
-    """Where the default context lies."""
+    """Return the path of the context file, which `relayctl up` and `relayctl config --use` write."""
     home = environ.get("XDG_CONFIG_HOME") or Path(environ.get("HOME") or Path.home()) / ".config"
     return Path(home) / "relay" / "context.json"
 
 
-def resolve(given: str | None, environ: Mapping[str, str] = os.environ) -> Context:
-    """The context in force; ValueError when the context file cannot be read or what was given is no address."""
+def resolve(given: str | None, environ: Mapping[str, str] = os.environ) -> ClientContext:
+    """Return the context in force; raises ValueError for what is no address and a context file that is damaged."""
     secret = read_secret(environ) or ""
     if given:
-        return Context(checked(given, "--coordinator: "), secret, "--coordinator")
+        return ClientContext(check_address(given, "--coordinator: "), secret, "--coordinator")
     if address := environ.get("RELAY_COORDINATOR"):
-        return Context(checked(address, "RELAY_COORDINATOR: "), secret, "RELAY_COORDINATOR")
+        return ClientContext(check_address(address, "RELAY_COORDINATOR: "), secret, "RELAY_COORDINATOR")
     path = context_path(environ)
     if not path.is_file():
-        return Context(DEFAULT_COORDINATOR, secret, "the default")
-    return Context(_stored(path), secret, str(path))
+        return ClientContext(DEFAULT_COORDINATOR, secret, "the default")
+    return ClientContext(_read_address(path), secret, str(path))
 
 
-def checked(address: str, origin: str = "") -> str:
-    """The address, when it is one; ValueError otherwise."""
+def check_address(address: str, origin: str = "") -> str:
+    """Return the address if it reads HOST:PORT; raises ValueError, whose message begins with `origin`."""
     host, _, port = address.rpartition(":")
     if not (host and "/" not in host and port.isdecimal() and int(port) < 2**16):
         raise ValueError(f'{origin}an address reads HOST:PORT, found "{address}"')
     return address
 
 
-def _stored(path: Path) -> str:
+def _read_address(path: Path) -> str:
     try:
         address = json.loads(path.read_text())["coordinator"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -55,8 +55,8 @@ def _stored(path: Path) -> str:
     return str(address)
 
 
-def write(address: str, environ: Mapping[str, str] = os.environ) -> Path:
-    """Makes the address the default from now on."""
+def write_context(address: str, environ: Mapping[str, str] = os.environ) -> Path:
+    """Write the context file, which makes this address the default, and return the file's path."""
     path = context_path(environ)
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
@@ -65,6 +65,6 @@ def write(address: str, environ: Mapping[str, str] = os.environ) -> Path:
     return path
 
 
-def described(context: Context) -> dict[str, str]:
-    """The context for people and programs; the secret stays where it is."""
+def describe(context: ClientContext) -> dict[str, str]:
+    """Return the context as texts to print, without the secret itself."""
     return {**asdict(context), "secret": "set" if context.secret else "not set"}

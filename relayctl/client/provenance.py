@@ -1,4 +1,4 @@
-"""Where a run was submitted from: the git commit and uncommitted diff of the run file's folder, and by whom."""
+"""Where a run comes from: the git commit and uncommitted changes of the run file's folder, and who submitted it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from importlib import metadata
 from pathlib import Path
 
 MAX_DIFF = 8 << 20  #: bytes; a larger diff is left out
-_PATIENCE = 10.0  #: seconds for one git command
+_GIT_TIMEOUT = 10.0  #: seconds for one git command
 
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """For people, who want to know later what was trained. Empty where unknown."""
+    """What lets a user see later which code was trained; a field is empty where it is not known."""
 
     commit: str = ""
     branch: str = ""
@@ -25,8 +25,8 @@ class Provenance:
     client: str = ""
 
 
-async def of(folder: Path) -> Provenance:
-    """What git says of the folder; outside a checkout only who and with which client."""
+async def read_provenance(folder: Path) -> Provenance:
+    """Read a folder's provenance from git; outside a checkout, return only the submitter and the client."""
     who = Provenance(submitter=_submitter(), client=f"relayctl/{_version()}")
     commit = await _git(folder, "rev-parse", "--verify", "HEAD")
     if not commit:
@@ -43,7 +43,7 @@ async def of(folder: Path) -> Provenance:
 
 
 async def _git(folder: Path, *arguments: str) -> bytes:
-    """What git prints; nothing when it fails, hangs or is not installed."""
+    """Return what a git command prints, or nothing when it fails, hangs or git is not installed."""
     try:
         process = await asyncio.create_subprocess_exec(
             "git",
@@ -57,7 +57,7 @@ async def _git(folder: Path, *arguments: str) -> bytes:
     except OSError:
         return b""
     try:
-        async with asyncio.timeout(_PATIENCE):
+        async with asyncio.timeout(_GIT_TIMEOUT):
             printed, _ = await process.communicate()
     except TimeoutError:
         process.kill()

@@ -1,7 +1,7 @@
-"""`relayctl demo`: a real model on two hosts; one is killed in the middle, and the other finishes the run.
+"""`relayctl demo`: train a small model on two hosts, kill one in the middle, and let the other finish the run.
 
 Everything is what a user has: the coordinator with its database, agents that share no folder, the run file of
-`examples/`, the Python client. Only the killing is ours.
+`examples/`, the Python client. Only the killing is the demo's own.
 """
 
 from __future__ import annotations
@@ -20,19 +20,29 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from relay.v1 import runs_pb2 as pb
-from relayctl.client import submission
-from relayctl.client.client import RelayClient
+from relayctl.client import RelayClient
+from relayctl.client.submission import prepare_run, submit_run
 from relayctl.commands.exits import ExitCode
-from relayctl.commands.watch import LiveScreen, PlainScreen, Screen
-from relayctl.local.deployment import Daemon, DaemonFailed, Host, LocalCluster, local_cluster
-from relayctl.local.recovery import Recovery, recovery
-from relayctl.output import curves as plots
-from relayctl.output import views
-from relayctl.output.format import block, count
-from relayctl.output.terminal import Terminal, byte_bars, note, say
+from relayctl.commands.watch import Screen, open_screen
+from relayctl.local.deployment import (
+    Daemon,
+    DaemonFailed,
+    FolderUnusable,
+    Host,
+    LocalCluster,
+    local_cluster,
+    make_folder,
+)
+from relayctl.local.recovery import Recovery, measure_recovery
+from relayctl.output.curves import join_segments, plot_in_terminal, write_png
+from relayctl.output.format import format_block, format_count
+from relayctl.output.runs import describe_state
+from relayctl.output.terminal import Terminal, note, progress_bars, say
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 RUN = "sums"
@@ -47,22 +57,24 @@ class DemoFailed(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
-    """Where the demo keeps its things, and how it talks."""
+class DemoContext:
+    """The folder of the demo's files, and the terminal that it prints to."""
 
     folder: Path
     terminal: Terminal
 
     @property
     def model(self) -> Path:
+        """The folder of the untrained model."""
         return self.folder / "models" / "smollm2"
 
     @property
     def result(self) -> Path:
+        """The folder of the trained adapter."""
         return self.folder / "model"
 
-    async def script(self, title: str, *argv: str | Path) -> str:
-        """What one of our scripts prints; it is gone with us, whatever happens."""
+    async def run_script(self, title: str, *argv: str | Path) -> str:
+        """Run one of the demo's scripts and return what it prints; it is killed when the demo is stopped."""
         note(f"{title} …")
         words = [sys.executable, *map(str, argv)]
         job = await Daemon.start(title, words, env={}, log=self.folder / "demo.log")
@@ -76,20 +88,25 @@ class Stage:
         return "\n".join(job.lines)
 
 
-def demo(folder: Path) -> ExitCode:
-    """Runs it, and leaves the model and the curve in `folder`."""
+def demo(
+    folder: Annotated[Path, typer.Option(metavar="DIR", help="Keep the demo's files in this folder.")] = Path(".demo"),
+) -> None:
+    """Train a small model on two hosts, and kill one in the middle.
+
+    The other host finishes the run. The model and a picture of the curve are kept in the folder.
+    """
+    raise typer.Exit(_run(folder))
+
+
+def _run(folder: Path) -> ExitCode:
     if not (EXAMPLES / "sums.yaml").is_file():
         note(f"the demo needs the examples of a checkout of Relay; there is no {EXAMPLES}")
         return ExitCode.ERROR
-    stage = Stage(folder.absolute(), Terminal.current())
+    context = DemoContext(folder.absolute(), Terminal.current())
     try:
-        stage.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        note(f"--folder {stage.folder} cannot be used: {error.strerror}; name another folder")
-        return ExitCode.ERROR
-    try:
-        return asyncio.run(_interruptible(stage))
-    except (DemoFailed, DaemonFailed) as failure:
+        make_folder(context.folder, "--folder")
+        return asyncio.run(_run_interruptible(context))
+    except (DemoFailed, DaemonFailed, FolderUnusable) as failure:
         note(str(failure))
         return ExitCode.ERROR
     except (KeyboardInterrupt, asyncio.CancelledError):
@@ -97,66 +114,70 @@ def demo(folder: Path) -> ExitCode:
         return ExitCode.INTERRUPTED
 
 
-async def _interruptible(stage: Stage) -> ExitCode:
+async def _run_interruptible(context: DemoContext) -> ExitCode:
     task = asyncio.current_task()
     assert task is not None
     for sign in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(sign, task.cancel)
-    await _show(stage)
+    await _show_recovery(context)
     return ExitCode.OK
 
 
-async def _show(stage: Stage) -> None:
-    if not (stage.model / "config.json").is_file():
-        await stage.script(
-            "preparing SmolLM2-135M-Instruct (once, about a minute)", EXAMPLES / "smollm2.py", stage.model
+async def _show_recovery(context: DemoContext) -> None:
+    if not (context.model / "config.json").is_file():
+        await context.run_script(
+            "preparing SmolLM2-135M-Instruct (once, about a minute)", EXAMPLES / "smollm2.py", context.model
         )
     began = time.monotonic()
-    before = await _asked(stage, "asking the untrained model 32 held-out sums")
-    steps = await _sized(stage)
-    async with _deployed(stage) as (cluster, client):
-        run, lost = await _trained(stage, cluster, client, steps)
-        await _kept(stage, client, run)
-        stretches = await client.metrics(run.name, include_superseded=True)
-        found = recovery([s for s in stretches if s.metric == "train_loss"], await client.attempts(run.name), lost)
-    after = await _asked(stage, "asking the trained model", "--adapter", str(stage.result))
-    say(_report(stage, found, steps, before, after, time.monotonic() - began))
+    before = await _ask_model(context, "asking the untrained model 32 held-out sums")
+    steps = await _choose_steps(context)
+    async with _deployment(context) as (cluster, client):
+        run, lost = await _train(context, cluster, client, steps)
+        await _keep_result(context, client, run)
+        segments = await client.read_metrics(run.name, include_superseded=True)
+        found = measure_recovery(
+            [s for s in segments if s.metric == "train_loss"], await client.list_attempts(run.name), lost
+        )
+    after = await _ask_model(context, "asking the trained model", "--adapter", str(context.result))
+    say(_format_report(context, found, steps, before, after, time.monotonic() - began))
     if not (found.one_curve and found.trained == steps):
         raise DemoFailed(f"the curve is not one curve of {steps} steps: {found}")
 
 
-async def _asked(stage: Stage, title: str, *more: str) -> dict[str, Any]:
-    printed = (await stage.script(title, EXAMPLES / "evaluate_sums.py", stage.model, *more)).splitlines()
+async def _ask_model(context: DemoContext, title: str, *more: str) -> dict[str, Any]:
+    printed = (await context.run_script(title, EXAMPLES / "evaluate_sums.py", context.model, *more)).splitlines()
     answer: dict[str, Any] = json.loads("\n".join(printed[printed.index("{") :]))  # warnings may stand before it
     sample = answer["examples"][0]
     note(f"  for instance: {sample['question']} {sample['written'].splitlines()[0][:80] if sample['written'] else ''}")
     return answer
 
 
-async def _sized(stage: Stage) -> int:
-    """How many steps this machine does in the time there is, from the first few of them, done alone."""
-    probe = stage.folder / "probe"
+async def _choose_steps(context: DemoContext) -> int:
+    """Time a few steps and return how many this machine does within the budget."""
+    probe = context.folder / "probe"
     shutil.rmtree(probe, ignore_errors=True)
-    sets = [f"model.name_or_path={stage.model}", "options.max_steps=5", "options.logging_steps=1"]
+    sets = [f"model.name_or_path={context.model}", "options.max_steps=5", "options.logging_steps=1"]
     sets += ["checkpoint.every=100 steps", "options.eval_steps=100"]
     words = [word for value in sets for word in ("--set", value)]
-    await stage.script("timing the first steps", "-m", "trainers", EXAMPLES / "sums.yaml", "--runs", probe, *words)
+    await context.run_script(
+        "timing the first steps", "-m", "trainers", EXAMPLES / "sums.yaml", "--runs", probe, *words
+    )
     events = [json.loads(line) for path in probe.rglob("events.jsonl") for line in path.read_text().splitlines()]
-    times = sorted(_seconds(event["time"]) for event in events if "train_loss" in event.get("values", ()))
+    times = sorted(_to_seconds(event["time"]) for event in events if "train_loss" in event.get("values", ()))
     step = statistics.median(later - sooner for sooner, later in pairwise(times))
     steps = int(min(max((BUDGET - _OVERHEAD) / max(step, 0.01), _FEWEST), _MOST))
     note(f"  {step:.1f} s a step: {steps} steps")
     return steps
 
 
-def _seconds(stamp: str | float) -> float:
+def _to_seconds(stamp: str | float) -> float:
     return stamp if isinstance(stamp, float | int) else datetime.fromisoformat(stamp).timestamp()
 
 
 @asynccontextmanager
-async def _deployed(stage: Stage) -> AsyncIterator[tuple[LocalCluster, RelayClient]]:
-    """A coordinator with an embedded Postgres and two hosts; the hosts vanish with the block, saved or not."""
-    folder = stage.folder / "cluster"
+async def _deployment(context: DemoContext) -> AsyncIterator[tuple[LocalCluster, RelayClient]]:
+    """Start a coordinator with an embedded Postgres and two hosts; when the block ends the hosts are killed at once."""
+    folder = context.folder / "cluster"
     shutil.rmtree(folder, ignore_errors=True)
     note("starting Postgres, the coordinator, host-a and host-b …")
     async with local_cluster(folder, ["host-a", "host-b"]) as cluster:
@@ -168,36 +189,36 @@ async def _deployed(stage: Stage) -> AsyncIterator[tuple[LocalCluster, RelayClie
             await asyncio.gather(*(host.vanish() for host in cluster.hosts.values()))
 
 
-async def _trained(stage: Stage, cluster: LocalCluster, client: RelayClient, steps: int) -> tuple[pb.Run, float]:
-    """The run once it has succeeded on host-b, and when host-a was lost (seconds since the epoch)."""
-    sets = [f"model.name_or_path={stage.model}", f"options.max_steps={steps}", "options.logging_steps=1"]
+async def _train(context: DemoContext, cluster: LocalCluster, client: RelayClient, steps: int) -> tuple[pb.Run, float]:
+    """Return the run once it has succeeded on host-b, and when host-a was killed, in seconds since the epoch."""
+    sets = [f"model.name_or_path={context.model}", f"options.max_steps={steps}", "options.logging_steps=1"]
     sets += [f"options.eval_steps={max(steps // 2, 1)}", f"checkpoint.every={_SAVE_EVERY} steps"]
-    prepared = await submission.prepare(EXAMPLES / "sums.yaml", [*sets, "resources.prefer_hosts=[host-a]"], RUN)
-    with byte_bars(stage.terminal) as bars:
-        await submission.submit(client, prepared, bars)
-    screen: Screen = LiveScreen(RUN, stage.terminal.width or 80) if stage.terminal.interactive else PlainScreen()
+    prepared = await prepare_run(EXAMPLES / "sums.yaml", [*sets, "resources.prefer_hosts=[host-a]"], RUN)
+    with progress_bars(context.terminal) as bars:
+        await submit_run(client, prepared, bars)
+    screen = open_screen(RUN, context.terminal)
     try:
-        lost = await _watched(client, screen, cluster.hosts["host-a"], steps)
+        lost = await _watch_and_kill(client, screen, cluster.hosts["host-a"], steps)
     finally:
         screen.close()
-    run = await client.run(RUN)
+    run = await client.get_run(RUN)
     if run.state != pb.Run.SUCCEEDED:
-        raise DemoFailed(f"the run {views.standing(run)}; logs are in {stage.folder / 'cluster'}")
+        raise DemoFailed(f"the run {describe_state(run)}; logs are in {context.folder / 'cluster'}")
     if math.isnan(lost):
         raise DemoFailed("the run ended before host-a could be killed")
     return run, lost
 
 
-async def _watched(client: RelayClient, screen: Screen, victim: Host, steps: int) -> float:
-    """Watches to the end, and kills the first host in the middle, a few steps past a checkpoint that left it."""
+async def _watch_and_kill(client: RelayClient, screen: Screen, victim: Host, steps: int) -> float:
+    """Watch the run to its end, and kill the first host in the middle, a few steps after a checkpoint has left it."""
     copied, lost = 0, math.nan
-    async for update in client.watch(RUN):
+    async for update in client.watch_run(RUN):
         if update.HasField("event"):
-            screen.event(update.event)
+            screen.show_event(update.event)
             if update.event.kind == pb.RunEvent.COPIED:
                 copied = int(float(str(update.event.details["step"])))
             continue
-        screen.progress(update.progress)
+        screen.show_progress(update.progress)
         step = update.progress.step
         if math.isnan(lost) and step >= steps * 0.45 and 0 < copied <= step - 2:
             lost = time.time()
@@ -206,26 +227,26 @@ async def _watched(client: RelayClient, screen: Screen, victim: Host, steps: int
     return lost
 
 
-async def _kept(stage: Stage, client: RelayClient, run: pb.Run) -> None:
-    """The model in a folder, the curve as a picture and in the terminal."""
-    folder = stage.result
+async def _keep_result(context: DemoContext, client: RelayClient, run: pb.Run) -> None:
+    """Fetch the model into a folder, and draw the curve as a picture and in the terminal."""
+    folder = context.result
     shutil.rmtree(folder, ignore_errors=True)
-    await client.artifacts.pull(await client.artifacts.contents(run.output.manifest_digest), folder)
-    curves = [curve for curve in views.series(await client.metrics(run.name)) if curve.name == "train_loss"]
-    await asyncio.to_thread(plots.png, curves, stage.folder / "curve.png", f"{RUN}: one curve, two hosts")
-    say("\n" + plots.in_terminal(curves, stage.terminal.width))
+    await client.artifacts.pull(await client.artifacts.read_manifest(run.output.manifest_digest), folder)
+    curves = [curve for curve in join_segments(await client.read_metrics(run.name)) if curve.name == "train_loss"]
+    await asyncio.to_thread(write_png, curves, context.folder / "curve.png", f"{RUN}: one curve, two hosts")
+    say("\n" + plot_in_terminal(curves, context.terminal.width))
 
 
-def _report(
-    stage: Stage, found: Recovery, steps: int, before: dict[str, Any], after: dict[str, Any], seconds: float
+def _format_report(
+    context: DemoContext, found: Recovery, steps: int, before: dict[str, Any], after: dict[str, Any], seconds: float
 ) -> str:
     def held_out(key: str) -> str:
         return f"{before[key]} of {before['asked']} before, {after[key]} of {after['asked']} after"
 
     curve = f"{'yes' if found.one_curve else 'NO'}: {found.trained} of {steps} steps, each once, over two hosts"
-    facts = block(
+    facts = format_block(
         [
-            ("steps trained", f"{found.trained}, and {count(found.twice, 'step')} of them twice"),
+            ("steps trained", f"{found.trained}, and {format_count(found.twice, 'step')} of them twice"),
             ("resumed from", f"step {found.resumed_step}"),
             ("kill to first step", f"{found.first_step:.1f} s (30 s of them the lease running out)"),
             ("kill to new ground", f"{found.beyond:.1f} s until the first step that host-a had not done"),
@@ -233,17 +254,18 @@ def _report(
             ("right number", held_out("right_number")),
             ("exact format", held_out("exact_format")),
             ("took", f"{seconds:.0f} s"),
-            ("curve", str(stage.folder / "curve.png")),
-            ("model", str(stage.result)),
+            ("curve", str(context.folder / "curve.png")),
+            ("model", str(context.result)),
         ]
     )
-    return f"\n{facts}\n\nload it with\n\n{_loading(stage)}\n"
+    return f"\n{facts}\n\nload it with\n\n{_format_loading(context)}\n"
 
 
-def _loading(stage: Stage) -> str:
+def _format_loading(context: DemoContext) -> str:
     lines: Sequence[str] = (
         "from peft import PeftModel; from transformers import AutoModelForCausalLM, AutoTokenizer",
-        f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{stage.model}"), "{stage.result}")',
-        f'tokenizer = AutoTokenizer.from_pretrained("{stage.result}")',
+        f'base = AutoModelForCausalLM.from_pretrained("{context.model}")',
+        f'model = PeftModel.from_pretrained(base, "{context.result}")',
+        f'tokenizer = AutoTokenizer.from_pretrained("{context.result}")',
     )
     return "\n".join(f"    {line}" for line in lines)

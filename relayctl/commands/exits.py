@@ -1,10 +1,10 @@
-"""Exit codes that scripts can branch on."""
+"""How commands end: exit codes that scripts can branch on, and the errors that choose one."""
 
 from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """How a command of relayctl ended."""
+    """The exit codes of relayctl."""
 
     OK = 0
     ERROR = 1
@@ -15,3 +15,7 @@ class ExitCode(IntEnum):
     RUN_CANCELLED = 11
     TIMED_OUT = 12
     INTERRUPTED = 130
+
+
+class UsageMistake(Exception):
+    """The command line asks for something that makes no sense; the message says what would."""

@@ -1,4 +1,4 @@
-"""What can be loaded of a run, written where people load it from: a folder, a bucket, the Hugging Face Hub."""
+"""`relayctl export`: write what can be loaded of a run's result or checkpoint to a folder, a bucket or the Hub."""
 
 from __future__ import annotations
 
@@ -11,23 +11,27 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from google.protobuf import json_format
 
 from relay.v1 import runs_pb2 as pb
-from relayctl.client import copies
-from relayctl.client.artifacts import PullFailed, SendFailed
-from relayctl.client.client import RelayClient, short
-from relayctl.commands import acting
-from relayctl.commands.exits import ExitCode
-from relayctl.commands.looking import UsageMistake
-from relayctl.commands.push import telling
-from relayctl.output import views
-from relayctl.output.format import count, size
-from relayctl.output.terminal import Terminal, byte_bars, note, say
+from relayctl.client import PullFailed, RelayClient, SendFailed
+from relayctl.client.artifacts import StartProgress
+from relayctl.client.client import short_name
+from relayctl.client.copies import fetch_part, fetch_result
+from relayctl.commands.checkpoint_ref import find_complete_checkpoint
+from relayctl.commands.exits import ExitCode, UsageMistake
+from relayctl.commands.options import RunOrCheckpoint
+from relayctl.commands.push import blame_store
+from relayctl.commands.runner import run_command
+from relayctl.output.format import format_bytes, format_count
+from relayctl.output.runs import describe_state
+from relayctl.output.terminal import Terminal, note, progress_bars, say
 from runfile import RunFile, RunFileErrors, model_card, parse_run_file
 from storage import address
-from storage.base import DamagedCopy, Progress, StoreRefused, StoreUnavailable
+from storage.base import DamagedCopy, StoreRefused, StoreUnavailable
 from storage.hub.commit_markers import CommitMarker
 from storage.hub.uris import MAIN, model_branch
 from storage.hub.worker import HubWorker
@@ -37,35 +41,57 @@ from storage.stores import open_store
 
 HUB = "hf://"
 HERE = "path/to/this/folder"  #: what the card of files that are not on the Hub says to load
-Bars = Callable[[str, int], Progress]
+
+
+def export(
+    context: typer.Context,
+    what: RunOrCheckpoint,
+    to: Annotated[
+        str,
+        typer.Option(
+            help="Write it to a folder, s3://…, gs://…, az://… or hf://owner/name.",
+            metavar="DEST",
+            show_default=False,
+        ),
+    ],
+    private: Annotated[
+        bool, typer.Option("--private/--public", help="Make a new Hub repository private or public.")
+    ] = True,
+) -> None:
+    """Write a run's model where it can be loaded, with a card.
+
+    The result or a checkpoint is written without the trainer's state, with your credentials.
+    """
+    run_command(context, partial(_export, what, to, private), "export it again with the same command")
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ExportSource:
     """What is exported, and where its bytes are."""
 
-    mark: CommitMarker
+    marker: CommitMarker
     run: pb.Run
     content: pb.CheckpointPart | pb.Output
     metrics: Mapping[str, float]
 
     @property
     def title(self) -> str:
-        name = short(self.run.name)
-        return f"the result of {name}" if self.mark.kind == "result" else f"step {self.mark.step} of {name}"
+        """The name of what is exported, in messages."""
+        name = short_name(self.run.name)
+        return f"the result of {name}" if self.marker.kind == "result" else f"step {self.marker.step} of {name}"
 
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """What is written: files by their paths, and texts for each place that people may load it from."""
+    """What is written: files by their paths, and texts (card, metadata), given where users load them from."""
 
     title: str
-    mark: CommitMarker
+    marker: CommitMarker
     files: Mapping[str, Path]
     texts: Callable[[str, str], dict[str, str]]
 
-    def written(self, beside: Path) -> dict[str, Path]:
-        """All as files; the texts, which come last, are put into a folder of their own. Blocking."""
+    def write_texts(self, beside: Path) -> dict[str, Path]:
+        """Write the texts into a new folder and return all files by path, the texts last. Blocking."""
         beside.mkdir()
         texts = self.texts(HERE, MAIN)
         for path, text in texts.items():
@@ -73,23 +99,22 @@ class Export:
         return {**self.files, **{path: beside / path for path in texts}}
 
 
-#: Writes what was made; what it prepares goes into the folder, which is not there yet.
-Write = Callable[[Export, Path, Bars], Awaitable[ExitCode]]
+#: Writes an export to its destination; what it prepares goes into the folder, which is not there yet.
+Write = Callable[[Export, Path, StartProgress], Awaitable[ExitCode]]
 
 
-async def export(client: RelayClient, what: str, to: str, terminal: Terminal, *, private: bool) -> ExitCode:
-    """Fetches it, every byte verified, and writes what can be loaded."""
-    write, beside = await asyncio.to_thread(_destination, to, private=private)
-    source = await (_checkpoint(client, what) if "@" in what else _result(client, what))
-    with _room(beside) as folder, byte_bars(terminal) as bars:
-        await _fetched(client, source, folder / "whole", bars)
-        made = await _made(client, source, folder / "whole")
+async def _export(what: str, to: str, private: bool, client: RelayClient, terminal: Terminal) -> ExitCode:
+    write, beside = await asyncio.to_thread(_open_destination, to, private=private)
+    source = await (_find_checkpoint(client, what) if "@" in what else _find_result(client, what))
+    with _temporary_folder(beside) as folder, progress_bars(terminal) as bars:
+        await _fetch(client, source, folder / "whole", bars)
+        made = await _make_export(client, source, folder / "whole")
         return await write(made, folder / "texts", bars)
 
 
 @contextmanager
-def _room(beside: Path | None) -> Iterator[Path]:
-    """A folder for what is on its way, and one in it that is to be filled; on the file system of where it goes."""
+def _temporary_folder(beside: Path | None) -> Iterator[Path]:
+    """Make a temporary folder with an empty `whole` in it, on the file system of a destination that is a folder."""
     if beside is not None:
         beside.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".relay-export-", dir=beside) as name:
@@ -97,24 +122,24 @@ def _room(beside: Path | None) -> Iterator[Path]:
         yield Path(name)
 
 
-def _destination(to: str, *, private: bool) -> tuple[Write, Path | None]:
-    """What writes there, and where to prepare it, if not just anywhere. Blocking."""
+def _open_destination(to: str, *, private: bool) -> tuple[Write, Path | None]:
+    """Return what writes to the destination, and the folder in which to prepare it if it matters. Blocking."""
     if to.startswith(HUB):
         repo = to.removeprefix(HUB)
         if not address.HUB_REPO.fullmatch(repo):
             raise UsageMistake(f"--to: {to} names no repository on the Hub; one reads hf://owner/name")
         return partial(_to_hub, repo, private=private), None
     if "://" not in to:
-        return _folder(Path(to))
+        return _open_folder(Path(to))
     try:
         place = address.parse_address(to)
     except address.AddressError as error:
         raise UsageMistake(f"--to: {error}; or a folder, or hf://owner/name") from error
-    return _folder(Path(place.path)) if place.scheme == "file" else (partial(_to_bucket, place), None)
+    return _open_folder(Path(place.path)) if place.scheme == "file" else (partial(_to_bucket, place), None)
 
 
-def _folder(folder: Path) -> tuple[Write, Path]:
-    """One that is there must be empty: nothing is overwritten, and nothing of another export stays among the files."""
+def _open_folder(folder: Path) -> tuple[Write, Path]:
+    """Refuse a folder that is not empty, so that nothing is overwritten or mixed with another export's files."""
     if folder.exists() and any(folder.iterdir()):
         raise SendFailed(f"{folder} is not empty; export into a new folder")
     return partial(_to_folder, folder), folder
@@ -123,53 +148,55 @@ def _folder(folder: Path) -> tuple[Write, Path]:
 # Where it comes from
 
 
-async def _checkpoint(client: RelayClient, point: str) -> Source:
-    """Node 0's part is what can be loaded."""
-    found = await copies.complete(client, point)
-    run = await client.run(found.name.split("/")[1])
-    mark = CommitMarker("model", short(run.name), found.attempt, short(found.lease), found.step)
-    return Source(mark, run, found.parts[0], found.metrics)
+async def _find_checkpoint(client: RelayClient, point: str) -> ExportSource:
+    """Return node 0's part of a checkpoint, which is what can be loaded."""
+    checkpoint = await find_complete_checkpoint(client, point)
+    run = await client.get_run(checkpoint.name.split("/")[1])
+    marker = CommitMarker(
+        "model", short_name(run.name), checkpoint.attempt, short_name(checkpoint.lease), checkpoint.step
+    )
+    return ExportSource(marker, run, checkpoint.parts[0], checkpoint.metrics)
 
 
-async def _result(client: RelayClient, name: str) -> Source:
-    """Marked as its agent marks it, so that what that one has published is known again."""
-    run = await client.run(name)
-    ended = [each for each in await client.attempts(name) if each.outcome == pb.Attempt.SUCCEEDED]
+async def _find_result(client: RelayClient, name: str) -> ExportSource:
+    """Return a run's result, with the marker that its agent gives it, so that a commit of the agent's is recognized."""
+    run = await client.get_run(name)
+    ended = [each for each in await client.list_attempts(name) if each.outcome == pb.Attempt.SUCCEEDED]
     if not (run.HasField("output") and ended):
-        raise PullFailed(f"{short(run.name)} has no result: it {views.standing(run)}; a checkpoint is RUN@latest")
+        raise PullFailed(f"{short_name(run.name)} has no result: it {describe_state(run)}; a checkpoint is RUN@latest")
     step = max(run.progress.step, run.head.step)
-    mark = CommitMarker("result", short(run.name), ended[-1].number, short(ended[-1].name), step)
-    return Source(mark, run, run.output, run.head.metrics)
+    marker = CommitMarker("result", short_name(run.name), ended[-1].number, short_name(ended[-1].name), step)
+    return ExportSource(marker, run, run.output, run.head.metrics)
 
 
-async def _fetched(client: RelayClient, source: Source, folder: Path, bars: Bars) -> Manifest:
+async def _fetch(client: RelayClient, source: ExportSource, folder: Path, bars: StartProgress) -> Manifest:
     progress = bars("fetching", source.content.size)
     if isinstance(source.content, pb.Output):
-        return await acting.fetched(client, source.content, folder, progress)
-    return await copies.fetched(client, source.content, folder, progress)
+        return await fetch_result(client, source.content, folder, progress)
+    return await fetch_part(client, source.content, folder, progress)
 
 
-async def _made(client: RelayClient, source: Source, folder: Path) -> Export:
+async def _make_export(client: RelayClient, source: ExportSource, folder: Path) -> Export:
     files = await asyncio.to_thread(list_loadable_files, folder)
     if not files:
         raise PullFailed(f"{source.title} has no files")
     facts = model_card.CardFacts(
-        run=_run_file(source.run),
-        run_id=source.mark.run,
-        attempt=source.mark.attempt,
-        lease=source.mark.lease,
-        step=source.mark.step,
-        final=source.mark.kind == "result",
+        run=_parse_run_file(source.run),
+        run_id=source.marker.run,
+        attempt=source.marker.attempt,
+        lease=source.marker.lease,
+        step=source.marker.step,
+        final=source.marker.kind == "result",
         library=library_of(files),
         files=files.keys(),
         record=await asyncio.to_thread(model_card.read_record, folder),
-        digest=source.content.manifest_digest if source.mark.kind == "model" else "",
+        digest=source.content.manifest_digest if source.marker.kind == "model" else "",
         metrics=source.metrics,
         inputs={each.path: each.digest for each in source.run.inputs},
         pins=source.run.pins,
-        attempts=[_summarize(attempt) for attempt in await client.attempts(source.run.name)],
+        attempts=[_summarize(attempt) for attempt in await client.list_attempts(source.run.name)],
     )
-    return Export(source.title, source.mark, files, partial(model_card.render_texts, facts))
+    return Export(source.title, source.marker, files, partial(model_card.render_texts, facts))
 
 
 def _summarize(attempt: pb.Attempt) -> model_card.AttemptSummary:
@@ -181,63 +208,63 @@ def _summarize(attempt: pb.Attempt) -> model_card.AttemptSummary:
     )
 
 
-def _run_file(run: pb.Run) -> RunFile:
+def _parse_run_file(run: pb.Run) -> RunFile:
     try:
         return parse_run_file(json_format.MessageToDict(run.spec), supported=False)
     except RunFileErrors as error:
         raise PullFailed(
-            f"{short(run.name)} was submitted by another release, whose run file is not known here"
+            f"{short_name(run.name)} was submitted by another release, whose run file is not known here"
         ) from error
 
 
 # Where it goes
 
 
-async def _to_folder(folder: Path, made: Export, beside: Path, bars: Bars) -> ExitCode:
-    files = await asyncio.to_thread(made.written, beside)
-    total = await asyncio.to_thread(_moved, files, folder)
-    say(f"{made.title} is in {folder}: {count(len(files), 'file')}, {size(total)}")
+async def _to_folder(folder: Path, made: Export, beside: Path, bars: StartProgress) -> ExitCode:
+    files = await asyncio.to_thread(made.write_texts, beside)
+    total = await asyncio.to_thread(_move_files, files, folder)
+    say(f"{made.title} is in {folder}: {format_count(len(files), 'file')}, {format_bytes(total)}")
     return ExitCode.OK
 
 
-def _moved(files: Mapping[str, Path], folder: Path) -> int:
-    """Bytes that lie in the folder now. Blocking."""
+def _move_files(files: Mapping[str, Path], folder: Path) -> int:
+    """Move files to their paths in the folder and return the bytes of all. Blocking."""
     for path, source in files.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         source.rename(folder / path)
     return sum((folder / path).stat().st_size for path in files)
 
 
-async def _to_bucket(place: address.Address, made: Export, beside: Path, bars: Bars) -> ExitCode:
-    files = await asyncio.to_thread(made.written, beside)
+async def _to_bucket(place: address.Address, made: Export, beside: Path, bars: StartProgress) -> ExitCode:
+    files = await asyncio.to_thread(made.write_texts, beside)
     total = sum([(await asyncio.to_thread(source.stat)).st_size for source in files.values()])
-    with telling(str(place)):
-        open_store(str(place))  # says what is missing where buckets cannot be used
+    with blame_store(str(place)):
+        open_store(str(place))  # raises StoreRefused when buckets cannot be used here
         from storage.bucket_files import put_files
 
         await put_files(place, files, bars("sending", total))
-    say(f"{made.title} is in {place}: {count(len(files), 'file')}, {size(total)}")
+    say(f"{made.title} is in {place}: {format_count(len(files), 'file')}, {format_bytes(total)}")
     return ExitCode.OK
 
 
-async def _to_hub(repo: str, made: Export, beside: Path, bars: Bars, *, private: bool) -> ExitCode:
-    """One commit, on `main` where that is the run's or nobody's."""
-    run = made.mark.run
+async def _to_hub(repo: str, made: Export, beside: Path, bars: StartProgress, *, private: bool) -> ExitCode:
+    """Write one commit, to `main` unless that belongs to another run, else to the run's own branch."""
+    run = made.marker.run
     try:
         done = await HubWorker(sys.executable, os.environ).run_job(
             "publish_model",
             repo=repo,
             private=private,
-            marker=asdict(made.mark),
+            marker=asdict(made.marker),
             files={path: str(source) for path, source in made.files.items()},
             texts={branch: made.texts(repo, branch) for branch in (MAIN, model_branch(run))},
             expected=None,
         )
-    except (StoreRefused, DamagedCopy) as refused:
-        note(f"{made.title} is not exported: {refused}")
+    except (StoreRefused, DamagedCopy) as error:
+        note(f"{made.title} is not exported: {error}")
         return ExitCode.REFUSED
-    except StoreUnavailable as away:
-        note(f"the Hub cannot be reached; try again: {away}")
+    except StoreUnavailable as error:
+        note(f"the Hub cannot be reached; try again: {error}")
         return ExitCode.UNREACHABLE
     if done["note"]:
         note(done["note"])

@@ -1,4 +1,4 @@
-"""`relayctl import`: a training that ran elsewhere becomes a run, with its checkpoints and its curve, and rests."""
+"""`relayctl import`: make a paused run of a training that ran elsewhere, with its checkpoints and its curve."""
 
 from __future__ import annotations
 
@@ -9,35 +9,38 @@ import re
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from relay.errors import RunExists, RunUnknown
 from relay.v1 import runs_pb2 as pb
-from relayctl.client import submission
-from relayctl.client.artifacts import Blob, describe
-from relayctl.client.channel import Unreachable
-from relayctl.client.client import RelayClient, run_name, short
-from relayctl.client.submission import Stage, Submission
-from relayctl.commands.exits import ExitCode
-from relayctl.commands.looking import UsageMistake, machine
+from relayctl.client import RelayClient, Unreachable
+from relayctl.client.artifacts import Blob, StartProgress, hash_files
+from relayctl.client.client import run_name, short_name
+from relayctl.client.submission import PreparedRun, has_same_spec, prepare_run, upload_inputs
+from relayctl.commands.exits import ExitCode, UsageMistake
+from relayctl.commands.options import DryRun, Format, Overrides, Quiet
+from relayctl.commands.runner import run_command
 from relayctl.local import external_checkpoints, external_metrics
-from relayctl.local.external_checkpoints import Foreign, Found, NotImportable
-from relayctl.local.external_metrics import Curve
-from relayctl.output import views
-from relayctl.output.format import block, count, printable, size
-from relayctl.output.plan import hub_words
-from relayctl.output.serialize import Output, plain, single
-from relayctl.output.terminal import Terminal, byte_bars, say
+from relayctl.local.external_checkpoints import ExternalCheckpoint, ExternalTraining, NotImportable
+from relayctl.local.external_metrics import ImportedCurve
+from relayctl.output.format import format_block, format_bytes, format_count, make_printable
+from relayctl.output.plan import PLACEMENT_UNKNOWN, describe_hub, describe_keep, describe_uploads, plan_entries
+from relayctl.output.runs import describe_state
+from relayctl.output.serialize import Output, format_value, to_plain
+from relayctl.output.terminal import Terminal, progress_bars, say
 from storage.manifest import Manifest, ManifestFile
 
-MOST = 1000  #: checkpoints that are taken at once
+MOST = 1000  #: checkpoints that can be imported at once
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """The command line."""
+class ImportRequest:
+    """What the command line asks for."""
 
     file: Path
     folder: Path
@@ -45,174 +48,215 @@ class Asked:
     name: str | None
     last: int | None
     dry_run: bool
+    output: Output
+
+    @property
+    def for_users(self) -> bool:
+        """Whether the plan is shown and the result said in a sentence."""
+        return self.output in (Output.TABLE, Output.WIDE)
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
-    """A run file and a training, as far as this machine can tell."""
+class PreparedImport:
+    """A run file and a training without mistakes that this machine can find."""
 
-    submission: Submission
-    found: Found
-    curve: Curve
+    run: PreparedRun
+    training: ExternalTraining
+    curve: ImportedCurve
 
-    def told(self, checkpoint: Foreign, manifest: Manifest | None = None) -> pb.ImportedCheckpoint:
-        """A checkpoint, with its content once that is known."""
+    def to_message(self, checkpoint: ExternalCheckpoint, manifest: Manifest | None = None) -> pb.ImportedCheckpoint:
+        """Describe a checkpoint to the coordinator, with its digest once the manifest is known."""
         return pb.ImportedCheckpoint(
             step=checkpoint.step,
-            metrics=self.curve.judged.get(checkpoint.step, {}),
+            metrics=self.curve.checkpoint_metrics.get(checkpoint.step, {}),
             manifest_digest=manifest.digest if manifest else "",
-            size=manifest.size if manifest else checkpoint.weight,
+            size=manifest.size if manifest else checkpoint.total_size,
             files=len(manifest.files) if manifest else len(checkpoint.files) + len(checkpoint.added),
             time=Timestamp(seconds=math.floor(checkpoint.time), nanos=int(checkpoint.time % 1 * 1e9)),
         )
 
 
-async def bring(client: RelayClient, asked: Asked, terminal: Terminal, output: Output) -> ExitCode:
-    """Shows what would become of it, and unless it is a rehearsal imports it."""
-    quiet = machine(output) or output is Output.NAME
-    prepared = await _prepare(asked)
-    checkpoints = [prepared.told(each) for each in prepared.found.checkpoints]
-    try:
-        checked = await client.import_run(prepared.submission.spec, checkpoints, validate_only=True)
-    except Unreachable:
-        if asked.dry_run and not quiet:
-            say(_plan(prepared, None))
-        raise
-    if not quiet:
-        say(_plan(prepared, checked))
-    await _require_name(client, prepared.submission)
-    if asked.dry_run:
-        if quiet:
-            say(_result(checked, output))
+def import_run(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="The run file to continue it with.", show_default=False)],
+    folder: Annotated[
+        Path, typer.Argument(help="Where its checkpoints are: step_* or checkpoint-* folders.", show_default=False)
+    ],
+    sets: Overrides = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name the run [as the run file does, else as the folder].", show_default=False)
+    ] = None,
+    last: Annotated[
+        int | None, typer.Option(min=1, help="Import only the newest N checkpoints.", metavar="N", show_default=False)
+    ] = None,
+    dry_run: DryRun = False,
+    output: Format = Output.TABLE,
+    quiet: Quiet = False,
+) -> None:
+    """Import a training that ran elsewhere as a paused run.
+
+    The run has the training's checkpoints and curve; `relayctl resume` continues it.
+    """
+    chosen = Output.NAME if quiet else output
+    request = ImportRequest(file, folder, tuple(sets or ()), name, last, dry_run, chosen)
+    run_command(context, partial(_import, request), "nothing was imported yet; the same command sends the rest")
+
+
+async def _import(request: ImportRequest, client: RelayClient, terminal: Terminal) -> ExitCode:
+    prepared = await _prepare(request)
+    validated = await _show_plan(request, client, prepared)
+    await _require_name(client, prepared.run)
+    if request.dry_run:
+        if not request.for_users:
+            say(_format_response(validated, request.output))
         return ExitCode.OK
-    with byte_bars(terminal) as bars:
-        made = await _import(client, prepared, bars)
-    say(_result(made, output))
+    with progress_bars(terminal) as bars:
+        response = await _upload(client, prepared, bars)
+    say(_format_response(response, request.output))
     return ExitCode.OK
 
 
-async def _prepare(asked: Asked) -> Prepared:
-    if not await asyncio.to_thread(asked.folder.is_dir):
-        raise UsageMistake(f"{asked.folder} is not a folder")
-    prepared = await submission.prepare(asked.file, asked.sets, asked.name)
-    if prepared.runfile.name is None:
-        name = await asyncio.to_thread(_name_of, asked.folder)
-        prepared = await submission.prepare(asked.file, asked.sets, name)
-    found = await asyncio.to_thread(external_checkpoints.look, asked.folder, asked.last)
-    if len(found.checkpoints) > MOST:
+async def _show_plan(request: ImportRequest, client: RelayClient, prepared: PreparedImport) -> pb.ImportRunResponse:
+    """Print the plan and return the coordinator's answer to it; a rehearsal shows the plan without an answer, too."""
+    checkpoints = [prepared.to_message(checkpoint) for checkpoint in prepared.training.checkpoints]
+    try:
+        validated = await client.import_run(prepared.run.spec, checkpoints, validate_only=True)
+    except Unreachable:
+        if request.dry_run and request.for_users:
+            say(_format_plan(prepared, None))
+        raise
+    if request.for_users:
+        say(_format_plan(prepared, validated))
+    return validated
+
+
+async def _prepare(request: ImportRequest) -> PreparedImport:
+    if not await asyncio.to_thread(request.folder.is_dir):
+        raise UsageMistake(f"{request.folder} is not a folder")
+    run = await prepare_run(request.file, request.sets, request.name)
+    if run.runfile.name is None:
+        name = await asyncio.to_thread(_name_after, request.folder)
+        run = await prepare_run(request.file, request.sets, name)
+    training = await asyncio.to_thread(external_checkpoints.find_checkpoints, request.folder, request.last)
+    if len(training.checkpoints) > MOST:
         raise NotImportable(
-            f"{asked.folder}: {len(found.checkpoints)} checkpoints; at most {MOST} are taken, so say --last {MOST}"
+            f"{request.folder}: {len(training.checkpoints)} checkpoints; at most {MOST} are taken, so say --last {MOST}"
         )
-    return Prepared(prepared, found, await asyncio.to_thread(external_metrics.of, asked.folder, found.checkpoints))
+    curve = await asyncio.to_thread(external_metrics.read_curve, request.folder, training.checkpoints)
+    return PreparedImport(run, training, curve)
 
 
-def _name_of(folder: Path) -> str:
-    """A run's name, of the folder's."""
+def _name_after(folder: Path) -> str:
+    """Return a name for a run that resembles the folder's."""
     name = re.sub(r"[^a-z0-9._-]+", "-", folder.resolve().name.lower()).strip("-._")[:128]
     if not name:
         raise UsageMistake(f"{folder}: no run can be named like it; give a name with --name")
     return name
 
 
-async def _require_name(client: RelayClient, wanted: Submission) -> None:
-    """RunExists, before anything is read or sent, when the name is that of a run of another run file."""
-    name = wanted.runfile.name or ""
+async def _require_name(client: RelayClient, prepared: PreparedRun) -> None:
+    """Raise RunExists, before anything is read or sent, when a run of another run file has the name."""
+    name = prepared.runfile.name or ""
     try:
-        run = await client.run(run_name(name))
+        run = await client.get_run(run_name(name))
     except RunUnknown:
         return
-    if not submission.says_the_same(run, wanted):
+    if not has_same_spec(run, prepared):
         raise RunExists(f"there is a run {name} already, with another spec")
 
 
-async def _import(client: RelayClient, prepared: Prepared, stage: Stage) -> pb.ImportRunResponse:
-    found, curve = prepared.found, prepared.curve
-    total = sum(each.size for each in found.checkpoints)
-    paths = (path for each in found.checkpoints for path in each.files.values())
-    blobs = await describe(paths, stage("reading checkpoints", total))
-    manifests = [_manifest(each, blobs) for each in found.checkpoints]
-    more = [*blobs.values(), *(Blob.of_bytes(data) for each in found.checkpoints for data in each.added.values())]
-    more += [Blob.of_bytes(manifest.to_bytes()) for manifest in manifests]
-    drawn = Blob.of_bytes(curve.content) if curve.points else None
-    inputs, provenance = await submission.send(client, prepared.submission, stage, [*more, *([drawn] if drawn else [])])
+async def _upload(client: RelayClient, prepared: PreparedImport, bars: StartProgress) -> pb.ImportRunResponse:
+    training, curve = prepared.training, prepared.curve
+    total = sum(checkpoint.size for checkpoint in training.checkpoints)
+    paths = (path for checkpoint in training.checkpoints for path in checkpoint.files.values())
+    blobs = await hash_files(paths, bars("reading checkpoints", total))
+    manifests = [_make_manifest(checkpoint, blobs) for checkpoint in training.checkpoints]
+    added = (content for checkpoint in training.checkpoints for content in checkpoint.added.values())
+    more = [*blobs.values(), *map(Blob.from_bytes, added)]
+    more += [Blob.from_bytes(manifest.to_bytes()) for manifest in manifests]
+    curve_blob = Blob.from_bytes(curve.content) if curve.points else None
+    more += [curve_blob] if curve_blob else []
+    inputs, provenance = await upload_inputs(client, prepared.run, bars, more)
+    pairs = zip(training.checkpoints, manifests, strict=True)
     return await client.import_run(
-        prepared.submission.spec,
-        [prepared.told(each, manifest) for each, manifest in zip(found.checkpoints, manifests, strict=True)],
+        prepared.run.spec,
+        [prepared.to_message(checkpoint, manifest) for checkpoint, manifest in pairs],
         inputs=inputs,
         provenance=provenance,
-        curve_digest=drawn.digest if drawn else "",
-        origin=f"{printable(str(found.root.resolve()))} on {socket.gethostname()}",
+        curve_digest=curve_blob.digest if curve_blob else "",
+        origin=f"{make_printable(str(training.root.resolve()))} on {socket.gethostname()}",
     )
 
 
-def _manifest(checkpoint: Foreign, blobs: dict[Path, Blob]) -> Manifest:
+def _make_manifest(checkpoint: ExternalCheckpoint, blobs: dict[Path, Blob]) -> Manifest:
     files = [
         ManifestFile(path, blobs[file].size, blobs[file].digest, os.access(file, os.X_OK))
         for path, file in checkpoint.files.items()
     ]
-    added = [(path, Blob.of_bytes(data)) for path, data in checkpoint.added.items()]
+    added = [(path, Blob.from_bytes(content)) for path, content in checkpoint.added.items()]
     files += [ManifestFile(path, blob.size, blob.digest) for path, blob in added]
     return Manifest(tuple(sorted(files, key=lambda file: file.path)), checkpoint.step)
 
 
-def _plan(prepared: Prepared, checked: pb.ImportRunResponse | None) -> str:
-    wanted, found = prepared.submission, prepared.found
-    entries = views.spec_block(wanted.runfile, str(wanted.path))
-    entries.append(("imports", _imports_words(found)))
-    entries.append(("passed over", "\n".join(f"{printable(name)}: {why}" for name, why in found.passed_over)))
-    entries.append(("curve", _curve_words(prepared.curve, found.head.step)))
-    entries.append(("was", _status_words(found)))
-    entries.append(("hub", hub_words(wanted.runfile, None)))
-    entries.append(("travels", submission.travel_words(wanted)))
-    if checked is None:
-        return block([*entries, ("placement", "not known: the coordinator does not answer")])
-    entries.append(("stays", _stays_words(prepared, checked)))
-    return block([*entries, ("placement", f"rests until it is resumed; {printable(checked.placement)}")])
+def _format_plan(prepared: PreparedImport, validated: pb.ImportRunResponse | None) -> str:
+    run, training = prepared.run, prepared.training
+    entries = plan_entries(run.runfile, str(run.path))
+    entries.append(("imports", _describe_checkpoints(training)))
+    entries.append(("skipped", "\n".join(f"{make_printable(name)}: {why}" for name, why in training.skipped)))
+    entries.append(("curve", _describe_curve(prepared.curve, training.head.step)))
+    entries.append(("was", _describe_status(training)))
+    entries.append(("hub", describe_hub(run.runfile, None)))
+    entries.append(("uploads", describe_uploads(run)))
+    if validated is None:
+        return format_block([*entries, ("placement", PLACEMENT_UNKNOWN)])
+    entries.append(("keeps", _describe_retention(prepared, validated)))
+    return format_block([*entries, ("placement", f"paused until it is resumed; {make_printable(validated.placement)}")])
 
 
-def _imports_words(found: Found) -> str:
-    many = found.checkpoints
-    files, bytes_ = sum(len(each.files) for each in many), sum(each.size for each in many)
-    lie = f"{count(files, 'file')}, {size(bytes_)}, from {found.root}"
-    return f"{count(len(many), 'checkpoint')} ({_steps([each.step for each in many])}): {lie}"
+def _describe_checkpoints(training: ExternalTraining) -> str:
+    every = training.checkpoints
+    files, total = sum(len(each.files) for each in every), sum(each.size for each in every)
+    contents = f"{format_count(files, 'file')}, {format_bytes(total)}, from {training.root}"
+    return f"{format_count(len(every), 'checkpoint')} ({_list_steps([each.step for each in every])}): {contents}"
 
 
-def _steps(steps: Sequence[int]) -> str:
+def _list_steps(steps: Sequence[int]) -> str:
     shown = [str(step) for step in steps[-6:]]
     return f"step{'s' if len(steps) > 1 else ''} {'… ' if len(steps) > 6 else ''}{', '.join(shown)}"
 
 
-def _curve_words(curve: Curve, head: int) -> str:
-    unread = f"; {count(curve.unread, 'entry', 'entries')} there not understood" if curve.unread else ""
+def _describe_curve(curve: ImportedCurve, head: int) -> str:
+    unread = f"; {format_count(curve.unread, 'entry', 'entries')} there not understood" if curve.unread else ""
     if not curve.points:
         return f"none{unread}"
-    points = f"{count(curve.points, 'point')} of {external_metrics.names(curve.metrics)}"
+    points = f"{format_count(curve.points, 'point')} of {external_metrics.list_names(curve.metrics)}"
     return f"{points}, up to step {head}, from {curve.origin}{unread}"
 
 
-def _status_words(found: Found) -> str:
-    return ", ".join(f"{name} {printable(said)}" for name, said in external_checkpoints.status_of(found.root).items())
+def _describe_status(training: ExternalTraining) -> str:
+    status = external_checkpoints.read_status(training.root)
+    return ", ".join(f"{name} {make_printable(value)}" for name, value in status.items())
 
 
-def _stays_words(prepared: Prepared, checked: pb.ImportRunResponse) -> str:
-    """What the run file will let go, and how to keep it."""
-    keep, going = prepared.submission.runfile.checkpoint.keep, checked.steps_to_remove
-    kept = f"the run file keeps {views.keep_words(keep)}"
-    if not going:
-        return f"all of it while it rests; then {kept}, those that the run saves itself included"
+def _describe_retention(prepared: PreparedImport, validated: pb.ImportRunResponse) -> str:
+    """Describe which checkpoints the run file keeps, which it lets be deleted and when, and how to keep more."""
+    keep, deleted = prepared.run.runfile.checkpoint.keep, validated.steps_to_remove
+    kept = f"the run file keeps {describe_keep(keep)}"
+    if not deleted:
+        return f"all of them while it is paused; then {kept}, those that the run saves itself included"
     when = "with the next look at ages" if keep.max_age is not None else "once it is resumed"
-    pin = f"relayctl checkpoints pin {short(checked.run.name)}@{going[-1]}"
-    goes = f"{_steps(going)} {'go' if len(going) > 1 else 'goes'} {when}"
-    return f"{goes}, for {kept}; to keep more: --set checkpoint.keep.last=N, or {pin}"
+    pin = f"relayctl checkpoints pin {short_name(validated.run.name)}@{deleted[-1]}"
+    verb = "are deleted" if len(deleted) > 1 else "is deleted"
+    return f"{_list_steps(deleted)} {verb} {when}, for {kept}; to keep more: --set checkpoint.keep.last=N, or {pin}"
 
 
-def _result(made: pb.ImportRunResponse, output: Output) -> str:
-    name = short(made.run.name)
+def _format_response(response: pb.ImportRunResponse, output: Output) -> str:
+    name = short_name(response.run.name)
     if output is Output.NAME:
         return name
-    if machine(output):
-        return single(plain(made), output)
-    if made.created:
-        step = made.run.head.step
-        return f"\nimported {name}; it rests at step {step}; go on with: relayctl resume {name}"
-    return f"\n{name} had been imported already and it {views.standing(made.run)}; nothing new was made"
+    if output.for_programs:
+        return format_value(to_plain(response), output)
+    if response.created:
+        step = response.run.head.step
+        return f"\nimported {name}; it is paused at step {step}; continue it with: relayctl resume {name}"
+    return f"\n{name} had been imported already and it {describe_state(response.run)}; nothing new was made"

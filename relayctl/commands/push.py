@@ -1,25 +1,29 @@
-"""A checkpoint put into another store, from whichever copy is sound, and made known to the coordinator."""
+"""`relayctl push`: copy a checkpoint into another store and register the copy with the coordinator."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from google.protobuf import json_format
 
 from relay.errors import BlobUnknown, CheckpointRemoved, DigestMismatch
 from relay.v1 import runs_pb2 as pb
-from relayctl.client import copies
-from relayctl.client.artifacts import Artifacts, Blob, PullFailed, SendFailed
-from relayctl.client.client import RelayClient, short
-from relayctl.commands.exits import ExitCode
-from relayctl.commands.looking import UsageMistake
-from relayctl.output.format import count, size
-from relayctl.output.terminal import Terminal, byte_bars, say
+from relayctl.client import PullFailed, RelayClient, SendFailed
+from relayctl.client.artifacts import Artifacts, Blob, StartProgress
+from relayctl.client.client import short_name
+from relayctl.client.copies import fetch_part
+from relayctl.commands.checkpoint_ref import find_complete_checkpoint
+from relayctl.commands.exits import ExitCode, UsageMistake
+from relayctl.commands.runner import run_command
+from relayctl.output.format import format_bytes, format_count
+from relayctl.output.terminal import Terminal, progress_bars, say
 from storage.address import AddressError, parse_address
 from storage.base import FolderKey, LocateFile, PathStore, Progress, StoreRefused, StoreUnavailable, ignore_progress
 from storage.layout import Layout
@@ -27,59 +31,83 @@ from storage.manifest import Manifest
 from storage.stores import open_store
 
 OWN = "relay://"  #: the coordinator's own store
-Bars = Callable[[str, int], Progress]
+
+
+def push(
+    context: typer.Context,
+    point: Annotated[
+        str, typer.Argument(help="RUN@STEP, RUN@latest or RUN@best.", metavar="RUN@STEP", show_default=False)
+    ],
+    to: Annotated[
+        str,
+        typer.Option(
+            help="Copy it to this store: relay://, file:///…, s3://…, gs://… or az://….",
+            metavar="URI",
+            show_default=False,
+        ),
+    ],
+    pin: Annotated[bool, typer.Option("--pin/--no-pin", help="Pin the checkpoint, so that it is kept.")] = True,
+) -> None:
+    """Copy a checkpoint into another store, with your credentials.
+
+    The coordinator learns of the copy, so that hosts resume from it as well.
+    """
+    on_interrupt = "a copy that is not complete was not registered with the coordinator; push it again"
+    run_command(context, partial(push_checkpoint, point=point, to=to, pin=pin), on_interrupt)
 
 
 @dataclass(frozen=True, slots=True)
-class OwnStore:
-    """The coordinator's own, where a folder is its files' blobs and its manifest's."""
+class CoordinatorStore:
+    """The coordinator's own store, where a folder is kept as the blobs of its files and of its manifest."""
 
     artifacts: Artifacts
     scheme: str = "relay"
 
     async def has(self, uri: str, digest: str) -> bool:
+        """Return whether the folder of this manifest is stored whole."""
         try:
-            content = await self.artifacts.contents(digest)
+            content = await self.artifacts.read_manifest(digest)
         except (BlobUnknown, DigestMismatch, PullFailed):
             return False
-        return not await self.artifacts.missing(Blob(file.digest, file.size, b"") for file in content.files)
+        return not await self.artifacts.find_missing(Blob(file.digest, file.size, b"") for file in content.files)
 
     async def put(
         self, key: FolderKey, manifest: Manifest, locate: LocateFile, progress: Progress = ignore_progress
     ) -> str:
+        """Upload the blobs that are missing, the manifest last, and return the copy's URI."""
         blobs = {file.digest: Blob(file.digest, file.size, locate(file)) for file in manifest.files}
-        missing = await self.artifacts.missing(blobs.values())
+        missing = await self.artifacts.find_missing(blobs.values())
         progress(manifest.size - sum(blob.size for blob in missing))
         await self.artifacts.upload(missing, progress)
-        last = Blob.of_bytes(manifest.to_bytes())
-        await self.artifacts.upload(await self.artifacts.missing([last]))
+        last = Blob.from_bytes(manifest.to_bytes())
+        await self.artifacts.upload(await self.artifacts.find_missing([last]))
         return f"{OWN}{manifest.digest}"
 
 
-async def push(client: RelayClient, point: str, to: str, terminal: Terminal, *, pin: bool) -> ExitCode:
-    """Puts every part of a checkpoint there that is not there yet."""
-    check_target(to)
-    checkpoint = await copies.complete(client, point)
+async def push_checkpoint(client: RelayClient, terminal: Terminal, point: str, to: str, pin: bool) -> ExitCode:
+    """Put every part of a checkpoint that is not there yet into the store."""
+    _check_target(to)
+    checkpoint = await find_complete_checkpoint(client, point)
     if checkpoint.HasField("remove_time"):
-        raise CheckpointRemoved(f"the checkpoint of step {checkpoint.step} has been let go: {checkpoint.remove_reason}")
-    run = await client.run(checkpoint.name.split("/")[1])
+        raise CheckpointRemoved(f"the checkpoint of step {checkpoint.step} was deleted: {checkpoint.remove_reason}")
+    run = await client.get_run(checkpoint.name.split("/")[1])
     spec = json_format.MessageToDict(run.spec)
-    with byte_bars(terminal) as bars, telling(to):
-        store = _store(client, to, spec)
-        async with _staying(client, checkpoint, f"pushed to {to}", pin=pin) as stays:
-            places = [(part, _place(checkpoint, part, spec)) for part in checkpoint.parts]
-            sent = [await _put(client, store, place, checkpoint, part, bars) for part, place in places]
-    step = f"step {checkpoint.step} of {short(run.name)}"
+    with progress_bars(terminal) as bars, blame_store(to):
+        store = _open_target(client, to, spec)
+        async with _kept_meanwhile(client, checkpoint, f"pushed to {to}", pin=pin) as kept:
+            keys = [(part, _key_of(checkpoint, part, spec)) for part in checkpoint.parts]
+            sent = [await _put_part(client, store, key, checkpoint, part, bars) for part, key in keys]
+    step = f"step {checkpoint.step} of {short_name(run.name)}"
     if any(sent):
         files, total = sum(part.files for part in checkpoint.parts), sum(part.size for part in checkpoint.parts)
-        say(f"{step} is in {to} now: {count(files, 'file')}, {size(total)}; {stays}")
+        say(f"{step} is in {to} now: {format_count(files, 'file')}, {format_bytes(total)}; {kept}")
     else:
-        say(f"{step} was in {to} already, nothing was sent; {stays}")
+        say(f"{step} was in {to} already, nothing was sent; {kept}")
     return ExitCode.OK
 
 
-def check_target(to: str) -> None:
-    """UsageMistake unless this is where a checkpoint can be pushed."""
+def _check_target(to: str) -> None:
+    """Raise UsageMistake for what is no store that a checkpoint can be pushed to."""
     if to.startswith("hf://"):
         raise UsageMistake(
             "--to: a checkpoint cannot be pushed to the Hub; its model can: relayctl export RUN@STEP --to hf://…"
@@ -94,69 +122,74 @@ def check_target(to: str) -> None:
         raise UsageMistake(f"--to: {error}") from error
 
 
-def _store(client: RelayClient, to: str, spec: dict[str, Any]) -> OwnStore | PathStore:
+def _open_target(client: RelayClient, to: str, spec: dict[str, Any]) -> CoordinatorStore | PathStore:
     if to == OWN:
-        return OwnStore(client.artifacts)
+        return CoordinatorStore(client.artifacts)
     return open_store(to, Layout(spec.get("checkpoint", {}).get("layout") or Layout.RELAY))
 
 
-def _place(checkpoint: pb.Checkpoint, part: pb.CheckpointPart, spec: dict[str, Any]) -> FolderKey:
-    """As its host's agent would have it."""
+def _key_of(checkpoint: pb.Checkpoint, part: pb.CheckpointPart, spec: dict[str, Any]) -> FolderKey:
+    """Return the key under which the host's agent would have published the part."""
     return FolderKey(
         run=checkpoint.name.split("/")[1],
         framework=spec.get("framework", "hf"),
         attempt=checkpoint.attempt,
-        lease=short(checkpoint.lease),
+        lease=short_name(checkpoint.lease),
         step=checkpoint.step,
         node=part.node,
         nodes=len(checkpoint.parts),
     )
 
 
-async def _put(
+async def _put_part(
     client: RelayClient,
-    store: OwnStore | PathStore,
+    store: CoordinatorStore | PathStore,
     key: FolderKey,
     checkpoint: pb.Checkpoint,
     part: pb.CheckpointPart,
-    bars: Bars,
+    bars: StartProgress,
 ) -> bool:
-    """Whether it had to be sent. What lies there and is known is left as it is."""
+    """Copy and register one part; return whether it had to be sent. A copy that is there already is left as it is."""
     digest = part.manifest_digest
-    uri = f"{OWN}{digest}" if isinstance(store, OwnStore) else store.uri_of(key)
+    uri = f"{OWN}{digest}" if isinstance(store, CoordinatorStore) else store.uri_of(key)
     there = await store.has(uri, digest)
     if not there:
         with tempfile.TemporaryDirectory(prefix="relay-push-") as name:
             folder = Path(name)
-            content = await copies.fetched(client, part, folder, bars("fetching", part.size))
+            content = await fetch_part(client, part, folder, bars("fetching", part.size))
             await store.put(key, content, lambda file: folder / file.path, bars("sending", part.size))
     await client.add_copy(checkpoint.name, part.node, digest, pb.Copy(store=store.scheme, uri=uri))
     return not there
 
 
 @asynccontextmanager
-async def _staying(client: RelayClient, checkpoint: pb.Checkpoint, reason: str, *, pin: bool) -> AsyncIterator[str]:
-    """Pinned from before the first byte, lest it be let go on its way; and no longer when that breaks off."""
+async def _kept_meanwhile(
+    client: RelayClient, checkpoint: pb.Checkpoint, reason: str, *, pin: bool
+) -> AsyncIterator[str]:
+    """Pin a checkpoint before its first byte is read, lest it be deleted meanwhile; unpin it when the push fails.
+
+    Provides the sentence that says for how long the checkpoint is kept.
+    """
     if checkpoint.pinned:
-        yield "it stays: it had been pinned" + (f" ({checkpoint.pin_reason})" if checkpoint.pin_reason else "")
+        yield "it is kept: it was pinned before" + (f" ({checkpoint.pin_reason})" if checkpoint.pin_reason else "")
         return
     if not pin:
-        yield "it stays for as long as the run file says"
+        yield "it is kept for as long as the run file says"
         return
     async with AsyncExitStack() as stack:
-        stack.push_async_callback(client.unpin, checkpoint.name)
-        await client.pin(checkpoint.name, reason)
+        stack.push_async_callback(client.unpin_checkpoint, checkpoint.name)
+        await client.pin_checkpoint(checkpoint.name, reason)
         run = checkpoint.name.split("/")[1]
         yield f"it is pinned, until: relayctl checkpoints unpin {run}@{checkpoint.step}"
         stack.pop_all()
 
 
 @contextmanager
-def telling(to: str) -> Iterator[None]:
-    """What is wrong with the store is said of the store."""
+def blame_store(to: str) -> Iterator[None]:
+    """Raise a store's failures as SendFailed, with the store's URI in the message."""
     try:
         yield
-    except StoreUnavailable as away:
-        raise SendFailed(f"{to} cannot be reached; try again later: {away}") from away
-    except StoreRefused as refused:
-        raise SendFailed(f"{to} does not take it: {refused}") from refused
+    except StoreUnavailable as error:
+        raise SendFailed(f"{to} cannot be reached; try again later: {error}") from error
+    except StoreRefused as error:
+        raise SendFailed(f"{to} does not take it: {error}") from error

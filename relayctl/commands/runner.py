@@ -1,68 +1,24 @@
-"""Carries a command out: connects, and turns every way to fail into one clear message and an exit code."""
+"""Running a command: connect, await its coroutine, and turn every failure into one message and an exit code."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
+from typing import NoReturn
+
+import typer
 
 from relay import errors
-from relayctl.client import context
-from relayctl.client.artifacts import PullFailed, SendFailed
-from relayctl.client.channel import CallFailed, Unreachable
-from relayctl.client.client import RelayClient
-from relayctl.commands.exits import ExitCode
-from relayctl.commands.looking import UsageMistake
-from relayctl.local.external_checkpoints import NotImportable
-from relayctl.output.format import block
-from relayctl.output.serialize import Output, single
-from relayctl.output.terminal import Terminal, note, say
-from runfile import RunFileErrors, UnitError
+from relayctl.client import CallFailed, PullFailed, RelayClient, SendFailed, Unreachable
+from relayctl.client.context import ClientContext, resolve
+from relayctl.commands.exits import ExitCode, UsageMistake
+from relayctl.output.terminal import Terminal, note
 
 Work = Callable[[RelayClient, Terminal], Awaitable[ExitCode]]
 
-
-def carry_out(coordinator: str | None, work: Work, leaving: str = "") -> ExitCode:
-    """Runs the command; `leaving` is said when it is left by Ctrl-C."""
-    try:
-        return asyncio.run(_connected(coordinator, work))
-    except KeyboardInterrupt:
-        note(f"\n{leaving}" if leaving else "")
-        return ExitCode.INTERRUPTED
-    except BrokenPipeError:  # the reader of our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return ExitCode.OK
-    except (RunFileErrors, PullFailed, SendFailed, NotImportable) as error:
-        note(str(error))
-        return ExitCode.ERROR
-    except (UsageMistake, UnitError) as error:
-        note(str(error))
-        return ExitCode.USAGE
-    except Unreachable as error:
-        note(str(error))
-        return ExitCode.UNREACHABLE
-    except (errors.RelayError, CallFailed) as error:
-        note(refusal(error))
-        return ExitCode.REFUSED
-    except OSError as error:
-        note(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-        return ExitCode.ERROR
-
-
-async def _connected(coordinator: str | None, work: Work) -> ExitCode:
-    chosen = _context(coordinator)
-    async with RelayClient.connect(chosen.coordinator, chosen.secret) as client:
-        return await work(client, Terminal.current())
-
-
-def _context(coordinator: str | None) -> context.Context:
-    try:
-        return context.resolve(coordinator)
-    except ValueError as error:
-        raise UsageMistake(str(error)) from error
-
-
-_NEXT: dict[type[Exception], str] = {
+#: What to do next, by the error that the coordinator answered with.
+_ADVICE: dict[type[Exception], str] = {
     errors.RunUnknown: "see them all with: relayctl runs -a",
     errors.CheckpointRemoved: "what is left: relayctl checkpoints RUN",
     errors.RunExists: "it was made from something else, so choose another name with --name",
@@ -70,23 +26,66 @@ _NEXT: dict[type[Exception], str] = {
 }
 
 
-def refusal(error: Exception) -> str:
-    """What was refused, and what to do about it."""
-    hint = _NEXT.get(type(error))
-    return f"{str(error).rstrip('.')}; {hint}" if hint else str(error)
+def run_command(context: typer.Context, work: Work, on_interrupt: str = "") -> NoReturn:
+    """Run a command's coroutine with a connected client and exit with its code; Ctrl-C prints `on_interrupt`."""
+    raise typer.Exit(_exit_code(context.obj, work, on_interrupt))
 
 
-def configure(coordinator: str | None, use: str | None, output: Output) -> ExitCode:
-    """Shows the context in force, or makes an address the default."""
+def _exit_code(coordinator: str | None, work: Work, on_interrupt: str) -> ExitCode:
     try:
-        if use:
-            note(f"wrote {context.write(context.checked(use))}")
-        entries = context.described(context.resolve(coordinator))
+        return asyncio.run(_run_connected(coordinator, work))
+    except KeyboardInterrupt:
+        note(f"\n{on_interrupt}" if on_interrupt else "")
+        return ExitCode.INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return ExitCode.OK
+    except Exception as error:
+        failure = describe_failure(error)
+        if failure is None:
+            raise
+        note(failure[0])
+        return failure[1]
+
+
+async def _run_connected(coordinator: str | None, work: Work) -> ExitCode:
+    chosen = _resolve_context(coordinator)
+    async with RelayClient.connect(chosen.coordinator, chosen.secret) as client:
+        return await work(client, Terminal.current())
+
+
+def _resolve_context(coordinator: str | None) -> ClientContext:
+    try:
+        return resolve(coordinator)
     except ValueError as error:
-        note(str(error))
-        return ExitCode.USAGE
-    if output in (Output.JSON, Output.JSONL, Output.YAML):
-        say(single(entries, output))
-    else:
-        say(entries["coordinator"] if output is Output.NAME else block(list(entries.items())))
-    return ExitCode.OK
+        raise UsageMistake(str(error)) from error
+
+
+def describe_failure(error: Exception) -> tuple[str, ExitCode] | None:
+    """Return the message and the exit code of a failure that users can act on, or None for a defect of relayctl."""
+    match error:
+        case UsageMistake():
+            return str(error), ExitCode.USAGE
+        case Unreachable():
+            return str(error), ExitCode.UNREACHABLE
+        case errors.RelayError() | CallFailed():
+            return _describe_refusal(error), ExitCode.REFUSED
+        case PullFailed() | SendFailed():
+            return str(error), ExitCode.ERROR
+        case OSError():
+            return f"{error.filename}: {error.strerror}" if error.filename else str(error), ExitCode.ERROR
+        case ValueError():
+            return _describe_file_mistakes(error)
+    return None
+
+
+def _describe_refusal(error: Exception) -> str:
+    advice = _ADVICE.get(type(error))
+    return f"{str(error).rstrip('.')}; {advice}" if advice else str(error)
+
+
+def _describe_file_mistakes(error: ValueError) -> tuple[str, ExitCode] | None:
+    from relayctl.local.external_checkpoints import NotImportable
+    from runfile import RunFileErrors  # loads slowly, and is loaded already where it can be raised
+
+    return (str(error), ExitCode.ERROR) if isinstance(error, RunFileErrors | NotImportable) else None

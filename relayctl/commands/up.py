@@ -1,4 +1,4 @@
-"""`relayctl up`: a database, a coordinator and agents on this machine, until Ctrl-C."""
+"""`relayctl up`: run a database, a coordinator and agents on this machine until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -7,39 +7,56 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from relay.timing import PROFILES
-from relayctl.client import context
-from relayctl.commands.exits import ExitCode
-from relayctl.local.deployment import DaemonFailed, LocalCluster, local_cluster
-from relayctl.output.format import block
+from relayctl.client.context import check_address, write_context
+from relayctl.commands.exits import ExitCode, UsageMistake
+from relayctl.local.deployment import DaemonFailed, FolderUnusable, LocalCluster, local_cluster, make_folder
+from relayctl.output.format import format_block
 from relayctl.output.terminal import note, say
 
-_LONGEST = 60  #: characters of a data folder that leave room for Unix sockets in it (107 bytes in all)
+_LONGEST = 60  #: characters of a data folder's path that leave room for Unix sockets in it (107 bytes in all)
 
 
-def up(data_dir: Path | None, listen: str, hosts: int, timing: str) -> ExitCode:
-    """Starts all of it, says where it is, and ends it on Ctrl-C, SIGTERM or when a part of it ends."""
+def up(
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Keep everything in this folder [~/.local/share/relay/up].", show_default=False
+        ),
+    ] = None,
+    listen: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Let the coordinator listen here.")
+    ] = "127.0.0.1:7070",
+    agents: Annotated[int, typer.Option("--agents", min=0, max=16, metavar="N", help="Start N agents.")] = 1,
+    timing: Annotated[str, typer.Option(help="Set the lease timing: default, wan or test.")] = "default",
+) -> None:
+    """Run a database, a coordinator and agents here until Ctrl-C."""
+    try:
+        folder = _prepare_folder(data_dir)
+        if timing not in PROFILES:
+            raise UsageMistake(f'there is no timing "{timing}"; known: {", ".join(PROFILES)}')
+        check_address(listen, "--listen: ")
+        code = asyncio.run(_run(folder, listen, [f"local-{number}" for number in range(1, agents + 1)], timing))
+    except (UsageMistake, ValueError) as error:
+        note(str(error))
+        code = ExitCode.USAGE
+    except (DaemonFailed, FolderUnusable) as error:
+        note(str(error))
+        code = ExitCode.ERROR
+    raise typer.Exit(code)
+
+
+def _prepare_folder(data_dir: Path | None) -> Path:
+    """Make the data folder and return its absolute path."""
     folder = (data_dir or _default_folder()).expanduser().absolute()
     if len(os.fsencode(folder)) > _LONGEST:
-        note(f"{folder} is too long a path for Unix sockets; choose a shorter one with --data-dir")
-        return ExitCode.USAGE
-    try:
-        if timing not in PROFILES:
-            raise ValueError(f'there is no timing "{timing}"; known: {", ".join(PROFILES)}')
-        context.checked(listen, "--listen: ")
-        folder.mkdir(parents=True, exist_ok=True)
-    except ValueError as mistake:
-        note(str(mistake))
-        return ExitCode.USAGE
-    except OSError as error:
-        note(f"--data-dir {folder} cannot be used: {error.strerror}; name another folder")
-        return ExitCode.ERROR
-    try:
-        return asyncio.run(_until_stopped(folder, listen, [f"local-{n}" for n in range(1, hosts + 1)], timing))
-    except DaemonFailed as failure:
-        note(str(failure))
-        return ExitCode.ERROR
+        raise UsageMistake(f"{folder} is too long a path for Unix sockets; choose a shorter one with --data-dir")
+    make_folder(folder, "--data-dir")
+    return folder
 
 
 def _default_folder() -> Path:
@@ -47,60 +64,61 @@ def _default_folder() -> Path:
     return Path(data) / "relay" / "up"
 
 
-async def _until_stopped(folder: Path, listen: str, hosts: list[str], timing: str) -> ExitCode:
+async def _run(folder: Path, listen: str, hosts: list[str], timing: str) -> ExitCode:
+    """Start everything, print where it is, and stop it on Ctrl-C, on SIGTERM or when a part of it ends."""
     stop, loop, task = asyncio.Event(), asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
     ready = False
 
-    def asked() -> None:  # while it starts, stopping means not to go on starting
+    def request_stop() -> None:  # while it starts, stopping means not to go on starting
         stop.set()
         if not ready:
             task.cancel()
 
     for sign in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(sign, asked)
+        loop.add_signal_handler(sign, request_stop)
     note("starting …")
     try:
         async with local_cluster(folder, hosts, timing=timing, listen=listen) as cluster:
             ready = True
-            written = context.write(cluster.coordinator.address)
-            say(_description(cluster, folder, written))
-            ended = await _first_end(cluster, stop)
-            note("ending: trainers save first …")
+            context_path = write_context(cluster.coordinator.address)
+            say(_describe(cluster, folder, context_path))
+            failure = await _wait_for_end(cluster, stop)
+            note("stopping: trainers save first …")
     except asyncio.CancelledError:
         if not stop.is_set():
             raise
         return ExitCode.INTERRUPTED
-    if ended is not None:
-        raise ended
-    note(f"ended; what was kept is in {folder}")
+    if failure is not None:
+        raise failure
+    note(f"stopped; the data is kept in {folder}")
     return ExitCode.OK
 
 
-def _description(cluster: LocalCluster, folder: Path, written: Path) -> str:
+def _describe(cluster: LocalCluster, folder: Path, context_path: Path) -> str:
     free = shutil.disk_usage(folder).free / 1024**3
-    return block(
+    return format_block(
         [
             ("coordinator", f"{cluster.coordinator.address} (this machine only)"),
             ("database", "embedded Postgres"),
             ("kept in", f"{folder} (stays; {free:.0f} GiB free)"),
             ("agents", ", ".join(cluster.hosts) or "none"),
-            ("context", f"{written}: relayctl talks to this coordinator from now on"),
+            ("context", f"{context_path}: relayctl talks to this coordinator from now on"),
             ("next", "relayctl submit FILE, relayctl runs"),
             ("end", "Ctrl-C"),
         ]
     )
 
 
-async def _first_end(cluster: LocalCluster, stop: asyncio.Event) -> DaemonFailed | None:
-    """Waits until it is asked to stop (None) or a daemon ends by itself."""
+async def _wait_for_end(cluster: LocalCluster, stop: asyncio.Event) -> DaemonFailed | None:
+    """Wait until a stop is requested, and return None; or until a daemon ends by itself, and return its failure."""
     daemons = [d for d in (cluster.coordinator.daemon, *(h.daemon for h in cluster.hosts.values())) if d is not None]
     ends = {asyncio.create_task(daemon.process.wait()): daemon for daemon in daemons}
-    asked = asyncio.create_task(stop.wait())
-    done, pending = await asyncio.wait([asked, *ends], return_when=asyncio.FIRST_COMPLETED)
+    requested = asyncio.create_task(stop.wait())
+    done, pending = await asyncio.wait([requested, *ends], return_when=asyncio.FIRST_COMPLETED)
     for task in pending:
         task.cancel()
-    if asked in done:
+    if requested in done:
         return None
     daemon = ends[next(iter(done & ends.keys()))]
     last = "\n  ".join(list(daemon.lines)[-8:]) or "(it printed nothing)"

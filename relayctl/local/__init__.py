@@ -1,1 +1,1 @@
-"""Relay on one machine: a coordinator and agents as processes of their own."""
+"""This machine: a deployment of Relay as processes on it, and trainings without Relay in folders of it."""

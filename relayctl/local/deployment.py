@@ -1,9 +1,9 @@
-"""Relay on one machine: a coordinator and hosts as processes of their own, each in a folder of its own.
+"""A deployment on one machine: a coordinator and hosts as processes of their own, each in a folder of its own.
 
-`relayctl up`, `relayctl demo` and the end-to-end tests stand on this. Hosts share no folder with each other or with
-anyone, so what works here works across machines. Nothing outlives the block that started it: a daemon gets SIGTERM
-when its starter dies, and `Host.vanish` finds shims and trainers by the host's folder, which stands in the command
-line or environment of each.
+`relayctl up`, `relayctl demo` and the end-to-end tests use it. Hosts share no folder with each other or with anyone
+else, so what works here works across machines. Nothing outlives the block that started it: a daemon gets SIGTERM when
+the process that started it dies, and `Host.vanish` finds shims and trainers by the host's folder, which is in the
+command line or the environment of each.
 """
 
 from __future__ import annotations
@@ -27,17 +27,29 @@ import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 os.execvp(sys.argv[1], sys.argv[1:])
 """
-_KEPT_LINES = 400
-_FAREWELL = 20.0  #: seconds a daemon has to end by itself before it is killed
+_KEPT_LINES = 400  #: of a daemon's output
+_GRACE = 20.0  #: seconds that a daemon has to end by itself before it is killed
+
+
+class FolderUnusable(Exception):
+    """A folder that a user named cannot be made or written to."""
+
+
+def make_folder(folder: Path, option: str) -> None:
+    """Make a folder, which the user named with this option; raises FolderUnusable."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FolderUnusable(f"{option} {folder} cannot be used: {error.strerror}; name another folder") from error
 
 
 class DaemonFailed(Exception):
-    """A daemon ended before it was ready; the message holds its last lines."""
+    """A daemon ended before it was ready; the message has the last lines that it printed."""
 
 
 @dataclass(slots=True)
 class Daemon:
-    """One process of ours. Its output goes to a log file, and a line of it can be awaited."""
+    """A process of the deployment. Its output goes to a log file, and a line of it can be awaited."""
 
     name: str
     process: asyncio.subprocess.Process
@@ -48,7 +60,7 @@ class Daemon:
 
     @classmethod
     async def start(cls, name: str, argv: Sequence[str], *, env: Mapping[str, str], log: Path) -> Daemon:
-        """Starts it in a session of its own, so that Ctrl-C reaches only us."""
+        """Start a program in a session of its own, so that Ctrl-C does not reach it."""
         log.parent.mkdir(parents=True, exist_ok=True)
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT),
@@ -76,7 +88,7 @@ class Daemon:
             self.grown.notify_all()
 
     async def seen(self, pattern: str) -> re.Match[str]:
-        """The first line that matches, waited for; DaemonFailed when the process ends without it."""
+        """Wait for a line that matches and return the match; raises DaemonFailed when the process ends without one."""
 
         def found() -> re.Match[str] | None:
             return next((match for line in self.lines if (match := re.search(pattern, line))), None)
@@ -88,8 +100,8 @@ class Daemon:
         last = "\n  ".join(list(self.lines)[-8:]) or "(it printed nothing)"
         raise DaemonFailed(f"{self.name} ended with {self.process.returncode} (log: {self.log})\n  {last}")
 
-    async def end(self, how: signal.Signals = signal.SIGTERM, grace: float = _FAREWELL) -> int:
-        """Asks it to end, kills it after the grace, and returns how it ended."""
+    async def end(self, how: signal.Signals = signal.SIGTERM, grace: float = _GRACE) -> int:
+        """Send a signal, kill the process after `grace` seconds, and return its exit code."""
         if self.process.returncode is None:
             self.process.send_signal(how)
             try:
@@ -100,7 +112,7 @@ class Daemon:
         return await self.finished()
 
     async def finished(self) -> int:
-        """How it ended, once it has, and all that it printed is there."""
+        """Wait until the process has ended and all its output is read, and return its exit code."""
         code = await self.process.wait()
         if self.pump is not None:
             await self.pump
@@ -109,7 +121,7 @@ class Daemon:
 
 @dataclass(slots=True)
 class Coordinator:
-    """A coordinator process; its database is embedded unless a URL is given."""
+    """A coordinator process, with an embedded database unless it is given a URL."""
 
     folder: Path
     name: str = "coordinator"
@@ -123,11 +135,11 @@ class Coordinator:
 
     @property
     def alive(self) -> bool:
-        """Whether it was started and has not ended."""
+        """Whether the process was started and has not ended."""
         return self.daemon is not None and self.daemon.process.returncode is None
 
     async def start(self) -> str:
-        """Starts it and returns the address it listens on; the same one when it is started again."""
+        """Start the process and return the address that it listens on, which is the same when it is started again."""
         argv = [sys.executable, "-m", "coordinator", "serve"]
         argv += ["--listen", self.address or self.listen, "--data-dir", str(self.folder), "--timing", self.timing]
         if self.database_url:
@@ -138,39 +150,39 @@ class Coordinator:
         return self.address
 
     async def stop(self) -> None:
-        """Ends it as an operator would."""
+        """Stop the process as an operator would, with SIGTERM."""
         if self.daemon is not None:
             await self.daemon.end()
 
     async def kill(self) -> None:
-        """SIGKILL."""
+        """Kill the process with SIGKILL."""
         if self.daemon is not None:
             await self.daemon.end(signal.SIGKILL)
 
 
 @dataclass(slots=True)
 class Host:
-    """A GPU host, as far as Relay can tell: one agent with a disk, data and sockets that nobody else sees."""
+    """What Relay sees as a host: one agent with folders for runs, data and sockets that no other process uses."""
 
     name: str
     folder: Path  #: short: Unix socket paths hold at most 107 bytes
     coordinator: str  #: address
     arguments: Sequence[str] = ()
     env: Mapping[str, str] = field(default_factory=dict)
-    within: Sequence[str] = ()  #: what its agent is run by, such as a command that enters a namespace
+    within: Sequence[str] = ()  #: a command that runs the agent's command line, e.g. in a namespace of its own
     daemon: Daemon | None = None
 
     @property
     def root(self) -> Path:
-        """Where its run folders lie."""
+        """The folder of its runs."""
         return self.folder / "root"
 
     async def start(self) -> None:
-        """Starts its agent, and returns when the coordinator has welcomed it."""
+        """Start the agent, and return when the coordinator has welcomed it."""
         await (await self.launch()).seen(r"\bwelcome\b")
 
     async def launch(self) -> Daemon:
-        """Starts its agent, whatever the coordinator says to it."""
+        """Start the agent without waiting for the coordinator's welcome."""
         argv = [*self.within, sys.executable, "-m", "agent", "run"]
         argv += ["--coordinator", self.coordinator, "--name", self.name]
         argv += ["--root", str(self.root), "--data-dir", str(self.folder / "data")]
@@ -180,22 +192,22 @@ class Host:
         return self.daemon
 
     async def leave(self) -> int:
-        """SIGTERM: its runs are saved and released."""
+        """Stop the agent with SIGTERM, on which its runs are saved and released; return its exit code."""
         assert self.daemon is not None
         return await self.daemon.end(grace=90)
 
     async def detach(self) -> int:
-        """SIGUSR2: only the agent ends."""
+        """Stop only the agent with SIGUSR2, while its trainers go on; return its exit code."""
         assert self.daemon is not None
         return await self.daemon.end(signal.SIGUSR2)
 
     async def kill_agent(self) -> None:
-        """SIGKILL to the agent alone."""
+        """Kill the agent alone with SIGKILL."""
         assert self.daemon is not None
         await self.daemon.end(signal.SIGKILL)
 
     async def vanish(self) -> None:
-        """The host is gone: agent, shims and trainers, SIGKILL, until none is left."""
+        """Kill agent, shims and trainers with SIGKILL until none is left, as when a host is lost."""
         if self.daemon is not None and self.daemon.process.returncode is None:
             self.daemon.process.kill()
         while pids := list(self.processes()):
@@ -206,7 +218,7 @@ class Host:
             await self.daemon.end(signal.SIGKILL)
 
     def processes(self) -> Iterator[int]:
-        """Ids of all living processes of this host, by its folder in their command line or environment."""
+        """Yield the ids of all living processes that have this host's folder in their command line or environment."""
         mark = os.fsencode(self.folder) + b"/"
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit() and int(entry.name) != os.getpid() and _belongs(entry, mark):
@@ -214,10 +226,10 @@ class Host:
 
 
 def _belongs(process: Path, mark: bytes) -> bool:
-    """A daemon of ours by its command line, what it started by a variable of ours; not whoever looks at its files."""
+    """Return whether the mark is in the command line of a Python or Postgres process, or in a RELAY_ variable."""
     try:
         command, environ = (process / "cmdline").read_bytes(), (process / "environ").read_bytes()
-    except (FileNotFoundError, ProcessLookupError, PermissionError):  # ended meanwhile, or not ours
+    except (FileNotFoundError, ProcessLookupError, PermissionError):  # it has ended, or belongs to another user
         return False
     ours = os.path.basename(command.partition(b"\0")[0]).startswith((b"python", b"postgres"))
     return (ours and mark in command) or any(
@@ -233,7 +245,7 @@ def _kill(pid: int) -> None:
 
 
 def _wait_gone(pid: int) -> None:
-    """Blocks until the process is dead; a zombie is dead (its command line is empty then)."""
+    """Block until the process is dead, at most 10 s; a zombie is dead (its command line is empty)."""
     try:
         handle = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -246,7 +258,7 @@ def _wait_gone(pid: int) -> None:
 
 @dataclass(slots=True)
 class LocalCluster:
-    """One coordinator and its hosts."""
+    """A coordinator and its hosts by name."""
 
     coordinator: Coordinator
     hosts: dict[str, Host]
@@ -256,7 +268,7 @@ class LocalCluster:
 async def local_cluster(
     folder: Path, hosts: Sequence[str], *, timing: str = "default", listen: str = "127.0.0.1:0"
 ) -> AsyncIterator[LocalCluster]:
-    """A coordinator with an embedded database and one agent per name; all of it is gone when the block ends."""
+    """Start a coordinator with an embedded database and a host for each name, and stop all when the block ends."""
     coordinator = Coordinator(folder / "coordinator", timing=timing, listen=listen)
     fleet: dict[str, Host] = {}
     try:
@@ -265,11 +277,11 @@ async def local_cluster(
         await asyncio.gather(*(host.start() for host in fleet.values()))
         yield LocalCluster(coordinator, fleet)
     finally:
-        await asyncio.gather(*(_end(host) for host in fleet.values()))
+        await asyncio.gather(*(_stop_host(host) for host in fleet.values()))
         await coordinator.stop()
 
 
-async def _end(host: Host) -> None:
+async def _stop_host(host: Host) -> None:
     if host.daemon is not None:
         await host.leave()
     await host.vanish()

@@ -1,8 +1,8 @@
 """The curve of a training that ran without Relay, as event lines of the contract, up to a step.
 
-It is in the folder's `events.jsonl`, or in the `log_history` of the Hugging Face Trainer, whose names become those
-that Relay's own trainers give (`runfile.metric_names`), so that a run that goes on has one curve. Blocking: call it in
-a thread.
+It is read from the folder's `events.jsonl`, or from the `log_history` of the Hugging Face Trainer. The names of metrics
+become those that Relay's own trainers report (`runfile.metric_names`), so that a run that is continued has one curve.
+Blocking: call it in a thread.
 """
 
 from __future__ import annotations
@@ -15,75 +15,79 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from relayctl.local.external_checkpoints import Foreign, NotImportable, require_inside
-from relayctl.output.format import size
-from runfile import metric_names
+from relayctl.local.external_checkpoints import ExternalCheckpoint, NotImportable, require_inside
+from runfile import format_size, metric_names
 
 EVENTS = "events.jsonl"
 MAX_CURVE = 64 << 20  #: bytes of event lines that a coordinator takes
-MAX_LINE = 256 * 1024
-_KNOWN = ("message", "pin", "sample", "upload_failing")  #: event lines that say nothing of the curve
+MAX_LINE = 256 * 1024  #: bytes of one event line; a longer one is not read
+_NOT_OF_THE_CURVE = ("message", "pin", "sample", "upload_failing")  #: types of event lines that have no points
 
 
 @dataclass(slots=True)
-class Curve:
-    """Event lines, what is in them, and what each checkpoint is judged by."""
+class ImportedCurve:
+    """A curve as event lines, with counts of what is in them and the metrics of each checkpoint."""
 
-    origin: str = ""
+    origin: str = ""  #: the file that it was read from
     lines: list[bytes] = field(default_factory=list)
-    metrics: dict[str, int] = field(default_factory=dict)  #: how many points of each
-    judged: dict[int, dict[str, float]] = field(default_factory=dict)  #: by step
-    unread: int = 0  #: lines that say nothing known
+    metrics: dict[str, int] = field(default_factory=dict)  #: the number of points of each metric
+    checkpoint_metrics: dict[int, dict[str, float]] = field(default_factory=dict)  #: by step
+    unread: int = 0  #: lines and entries that were not understood
 
     @property
     def points(self) -> int:
+        """The number of points of all metrics."""
         return sum(self.metrics.values())
 
     @property
     def content(self) -> bytes:
+        """The event lines, each with its newline."""
         return b"".join(self.lines)
 
     def add(self, line: bytes, step: int, values: Mapping[str, Any]) -> None:
-        """One line of points."""
+        """Add a line with points of one step."""
         self.lines.append(line + b"\n")
         for name in values:
             self.metrics[name] = self.metrics.get(name, 0) + 1
-        judged = {
+        results = {
             name: float(value)
             for name, value in values.items()
-            if metric_names.is_evaluation_result(name) and _finite(value)
+            if metric_names.is_evaluation_result(name) and _is_finite(value)
         }
-        if judged:
-            self.judged.setdefault(step, {}).update(judged)
+        if results:
+            self.checkpoint_metrics.setdefault(step, {}).update(results)
 
 
-def of(root: Path, checkpoints: Sequence[Foreign]) -> Curve:
-    """The curve of what was trained in a folder, up to the newest of its checkpoints."""
+def read_curve(root: Path, checkpoints: Sequence[ExternalCheckpoint]) -> ImportedCurve:
+    """Read the curve of the training in a folder, up to the newest of its checkpoints; raises NotImportable."""
     head, events = checkpoints[-1], root / EVENTS
-    curve = Curve()
+    curve = ImportedCurve()
     if events.exists():
         require_inside(events, root)
-        curve = _of_events(events, head.step)
-    if not curve.points and head.logged is not None:
-        unread, curve = curve.unread, _of_history(checkpoints)
+        curve = _read_events(events, head.step)
+    if not curve.points and head.log_history is not None:
+        unread, curve = curve.unread, _read_history(checkpoints)
         curve.unread += unread
     if (total := sum(map(len, curve.lines))) > MAX_CURVE:
-        raise NotImportable(f"{root}: the curve is {size(total)} of event lines; at most {size(MAX_CURVE)} are taken")
+        raise NotImportable(
+            f"{root}: the curve is {total} bytes of event lines; at most {format_size(MAX_CURVE)} are taken"
+        )
     return curve
 
 
-def _of_events(file: Path, head: int) -> Curve:
-    curve = Curve(EVENTS)
+def _read_events(file: Path, head: int) -> ImportedCurve:
+    """Read event lines, and leave out the points after the step `head`."""
+    curve = ImportedCurve(EVENTS)
     with file.open("rb") as opened:
         for raw in opened:
             if line := raw.strip():
-                _take(curve, line, head)
+                _add_event(curve, line, head)
     return curve
 
 
-def _take(curve: Curve, line: bytes, head: int) -> None:
-    event = _event(line)
-    step, kind, values = _step(event), event.get("type"), event.get("values")
+def _add_event(curve: ImportedCurve, line: bytes, head: int) -> None:
+    event = _parse_event(line)
+    step, kind, values = _step_of(event), event.get("type"), event.get("values")
     if kind == "metric" and step is not None and isinstance(values, dict):
         if step <= head:
             curve.add(line, step, values)
@@ -91,19 +95,20 @@ def _take(curve: Curve, line: bytes, head: int) -> None:
         if step <= head:
             curve.lines.append(line + b"\n")
     elif kind == "checkpoint" and step is not None:
-        said = event.get("metrics")
-        found = {name: float(value) for name, value in said.items() if _finite(value)} if isinstance(said, dict) else {}
-        curve.judged.setdefault(step, {}).update(found)
-    elif kind not in _KNOWN:
+        metrics = event.get("metrics")
+        items = metrics.items() if isinstance(metrics, dict) else ()
+        finite = {name: float(value) for name, value in items if _is_finite(value)}
+        curve.checkpoint_metrics.setdefault(step, {}).update(finite)
+    elif kind not in _NOT_OF_THE_CURVE:
         curve.unread += 1
 
 
-def _step(event: Mapping[str, Any]) -> int | None:
+def _step_of(event: Mapping[str, Any]) -> int | None:
     step = event.get("step")
     return step if isinstance(step, int) and not isinstance(step, bool) and step >= 0 else None
 
 
-def _event(line: bytes) -> Mapping[str, Any]:
+def _parse_event(line: bytes) -> Mapping[str, Any]:
     if len(line) > MAX_LINE:
         return {}
     try:
@@ -113,42 +118,42 @@ def _event(line: bytes) -> Mapping[str, Any]:
     return event if isinstance(event, dict) else {}
 
 
-def _of_history(checkpoints: Sequence[Foreign]) -> Curve:
-    """The Trainer dates nothing: each point is as old as the first checkpoint that has it."""
-    head, curve = checkpoints[-1], Curve(f"{checkpoints[-1].folder.name}/trainer_state.json")
-    for entry in head.logged or ():
-        step, values = _step(entry), _values(entry)
+def _read_history(checkpoints: Sequence[ExternalCheckpoint]) -> ImportedCurve:
+    """Read the newest checkpoint's log history. It has no times: a point gets that of the first checkpoint after it."""
+    head, curve = checkpoints[-1], ImportedCurve(f"{checkpoints[-1].folder.name}/trainer_state.json")
+    for entry in head.log_history or ():
+        step, values = _step_of(entry), _rename_values(entry)
         if step is None or step > head.step or not values:
             curve.unread += 1
             continue
         saved = next(each.time for each in checkpoints if each.step >= step)
         line = {"type": "metric", "step": step, "time": _rfc3339(saved), "values": values}
         curve.add(json.dumps(line).encode(), step, values)
-    if head.total:
-        line = {"type": "progress", "step": head.step, "total": head.total, "time": _rfc3339(head.time)}
+    if head.total_steps:
+        line = {"type": "progress", "step": head.step, "total": head.total_steps, "time": _rfc3339(head.time)}
         curve.lines.append(json.dumps(line).encode() + b"\n")
     for each in checkpoints:
-        curve.judged[each.step] = _judged(each)
+        curve.checkpoint_metrics[each.step] = _evaluation_results(each)
     return curve
 
 
-def _judged(checkpoint: Foreign) -> dict[str, float]:
-    """What its own history says of its own step."""
-    logs = (entry for entry in checkpoint.logged or () if entry.get("step") == checkpoint.step)
+def _evaluation_results(checkpoint: ExternalCheckpoint) -> dict[str, float]:
+    """Return the results of evaluations at the checkpoint's step, from its own log history."""
+    logs = (entry for entry in checkpoint.log_history or () if entry.get("step") == checkpoint.step)
     return {
         name: float(value)
         for entry in logs
         for name, value in entry.items()
-        if metric_names.is_evaluation_result(name) and _finite(value)
+        if metric_names.is_evaluation_result(name) and _is_finite(value)
     }
 
 
-def _values(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """One entry of a log history, as Relay's own trainers would have reported it."""
+def _rename_values(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the metrics of a log history's entry as Relay's own trainers would have reported them."""
     numbers = {name: value for name, value in entry.items() if name != "step" and _is_number(value)}
     if "train_runtime" in numbers:
-        kept = {said: numbers[name] for name, said in metric_names.SUMMARY.items() if name in numbers}
-        return _said(kept | ({"epoch": numbers["epoch"]} if "epoch" in numbers else {}))
+        kept = {ours: numbers[name] for name, ours in metric_names.SUMMARY.items() if name in numbers}
+        return _to_json_numbers(kept | ({"epoch": numbers["epoch"]} if "epoch" in numbers else {}))
     values = {
         metric_names.TRAINING.get(name, name): value
         for name, value in numbers.items()
@@ -158,11 +163,11 @@ def _values(entry: Mapping[str, Any]) -> dict[str, Any]:
         values["perplexity"] = metric_names.perplexity(numbers["loss"])
     if "eval_loss" in numbers:
         values["eval_perplexity"] = metric_names.perplexity(numbers["eval_loss"])
-    return _said(values)
+    return _to_json_numbers(values)
 
 
-def _said(values: Mapping[str, float]) -> dict[str, Any]:
-    """As JSON can say it, which has no NaN."""
+def _to_json_numbers(values: Mapping[str, float]) -> dict[str, Any]:
+    """Replace NaN and infinity, which JSON does not have, by their names."""
     words = {math.inf: "Infinity", -math.inf: "-Infinity"}
     return {name: value if math.isfinite(value) else words.get(value, "NaN") for name, value in values.items()}
 
@@ -173,7 +178,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, float)
 
 
-def _finite(value: Any) -> bool:
+def _is_finite(value: Any) -> bool:
     return _is_number(value) and math.isfinite(value)
 
 
@@ -181,8 +186,8 @@ def _rfc3339(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat()
 
 
-def names(metrics: Iterable[str], most: int = 4) -> str:
-    """The first few, the losses before the others."""
+def list_names(metrics: Iterable[str], most: int = 4) -> str:
+    """Return the first few names of metrics, the losses before the others, and how many more there are."""
     found = set(metrics)
     losses = [name for name in ("train_loss", "eval_loss") if name in found]
     known = [*losses, *sorted(found - set(losses))]

@@ -1,4 +1,4 @@
-"""What a disturbed run's own record says about the disturbance: steps done twice, and how soon it went on. Pure."""
+"""How a run recovered from the loss of a host, read from its own metrics: steps trained twice, and delays. Pure."""
 
 from __future__ import annotations
 
@@ -10,20 +10,25 @@ from relay.v1 import runs_pb2 as pb
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """How a run got over the loss of a host. Times in seconds from the loss."""
+    """How a run recovered from the loss of a host. Times are in seconds from the loss."""
 
-    trained: int  #: steps of the curve
-    twice: int  #: steps that the lost host had done beyond the checkpoint that was resumed
+    trained: int  #: steps on the curve
+    twice: int  #: steps that the lost host had trained after the checkpoint that was resumed from
     resumed_step: int
     first_step: float  #: until the new attempt's first step
-    beyond: float  #: until the first step that the lost host had not done
-    one_curve: bool  #: every step of the curve once and in order, up to the last
+    beyond: float  #: until the first step that the lost host had not trained
+    one_curve: bool  #: whether the curve has every step once and in order, up to the last
 
 
-def recovery(stretches: Sequence[pb.ReadMetricsResponse], attempts: Sequence[pb.Attempt], lost: float) -> Recovery:
-    """Reads it off one metric logged at every step, superseded points included; `lost` in seconds since the epoch."""
+def measure_recovery(
+    segments: Sequence[pb.ReadMetricsResponse], attempts: Sequence[pb.Attempt], lost: float
+) -> Recovery:
+    """Measure the recovery by one metric that is logged at every step, given with its superseded points.
+
+    `lost` is when the host was lost, in seconds since the epoch.
+    """
     before, after = attempts[0], attempts[-1]
-    points = {attempt.name: _points(stretches, attempt) for attempt in attempts}
+    points = {attempt.name: _points(segments, attempt) for attempt in attempts}
     reached = max((step for step, _ in points[before.name]), default=0)
     curve = [
         step
@@ -42,6 +47,6 @@ def recovery(stretches: Sequence[pb.ReadMetricsResponse], attempts: Sequence[pb.
     )
 
 
-def _points(stretches: Sequence[pb.ReadMetricsResponse], attempt: pb.Attempt) -> list[tuple[int, float]]:
-    own = (stretch for stretch in stretches if stretch.lease == attempt.name)
+def _points(segments: Sequence[pb.ReadMetricsResponse], attempt: pb.Attempt) -> list[tuple[int, float]]:
+    own = (segment for segment in segments if segment.lease == attempt.name)
     return sorted({(step, time) for s in own for step, time in zip(s.steps, s.times, strict=True)})

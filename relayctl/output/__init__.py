@@ -1,1 +1,1 @@
-"""What relayctl prints: tables, curves, logs and machine-readable values."""
+"""What relayctl prints: tables, curves, plans, and output for programs."""

@@ -1,47 +1,92 @@
-"""Curves: in the terminal, and as a PNG. One curve for each metric; where a later attempt took over is marked."""
+"""A run's metrics as curves, one for each metric however many attempts made it; drawn in the terminal and as a PNG."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from relayctl.output.format import count, number
-from relayctl.output.views import Series
+from relay.v1 import runs_pb2 as pb
+from relayctl.output.format import format_count, format_number
 
-_WIDTH, _WIDEST, _ROWS = 80, 120, 14  #: columns and rows of a plot in the terminal
-_AT_ONCE = 4  #: plots when no metric was named and none is one that people look at first
+_WIDTH, _WIDEST = 80, 120  #: columns of a plot off a terminal, and at most
+_ROWS, _LABELLED_ROWS = 16, (0, 5, 10, 15)  #: rows of a plot, and those that have their value at the left
+_AT_ONCE = 4  #: plots when no metric was named and none is one that users look at first
+_PLOTTED_FIRST = ("train_loss", "loss", "eval_loss", "reward", "train_reward")
 _BRAILLE_BITS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 
 
-def in_terminal(curves: Sequence[Series], width: int | None) -> str:
-    """The curves as text, one under the other."""
-    return "\n\n".join(_text_plot(curve, min(width or _WIDTH, _WIDEST)) for curve in curves)
+@dataclass(frozen=True, slots=True)
+class MetricCurve:
+    """One metric's points in the order of their steps, and the steps at which a later attempt took over."""
+
+    name: str
+    steps: Sequence[int]
+    values: Sequence[float]
+    restarts: Sequence[int]
 
 
-def _text_plot(curve: Series, width: int) -> str:
+def join_segments(segments: Iterable[pb.ReadMetricsResponse]) -> list[MetricCurve]:
+    """Join the segments that are not superseded into one curve for each metric, sorted by name."""
+    by_name: dict[str, list[pb.ReadMetricsResponse]] = {}
+    for segment in segments:
+        if not segment.superseded and segment.steps:
+            by_name.setdefault(segment.metric, []).append(segment)
+    return [_join_metric(name, by_name[name]) for name in sorted(by_name)]
+
+
+def _join_metric(name: str, segments: Sequence[pb.ReadMetricsResponse]) -> MetricCurve:
+    ordered = sorted(segments, key=lambda segment: segment.steps[0])
+    restarts = [b.steps[0] for a, b in pairwise(ordered) if a.lease != b.lease]
+    steps = [step for segment in ordered for step in segment.steps]
+    return MetricCurve(name, steps, [value for segment in ordered for value in segment.values], restarts)
+
+
+def choose_curves(curves: Sequence[MetricCurve], named: Sequence[str]) -> list[MetricCurve]:
+    """Choose the curves to plot: those of the named metrics, else of the metrics that users look at first."""
+    plottable = [curve for curve in curves if any(math.isfinite(value) for value in curve.values)]
+    if named:
+        return plottable
+    first = [curve for curve in plottable if curve.name in _PLOTTED_FIRST]
+    return first or [curve for curve in plottable if len(curve.steps) > 1][:_AT_ONCE]
+
+
+def plot_in_terminal(curves: Sequence[MetricCurve], width: int | None) -> str:
+    """Draw curves as text of at most `width` columns, one under the other."""
+    return "\n\n".join(_plot_text(curve, min(width or _WIDTH, _WIDEST)) for curve in curves)
+
+
+def _plot_text(curve: MetricCurve, width: int) -> str:
     points = [(s, v) for s, v in zip(curve.steps, curve.values, strict=True) if math.isfinite(v)]
     low, high = min(value for _, value in points), max(value for _, value in points)
     first, last = points[0][0], points[-1][0]
-    labels = [number(high), *[""] * (_ROWS - 2), number(low)]
+    labels = _row_labels(low, high)
     margin = max(map(len, labels))
     columns = width - margin - 2
 
-    def across(step: float) -> float:
+    def column_of(step: float) -> float:
         return (step - first) / max(last - first, 1) * (columns * 2 - 1)
 
-    dots = [(across(step), (high - value) / ((high - low) or 1.0) * (_ROWS * 4 - 1)) for step, value in points]
-    marks = {int(across(step)) // 2 for step in curve.restarts}
-    rows = _braille(dots, columns, marks)
-    body = [f"{label:>{margin}} ┤{row}".rstrip() for label, row in zip(labels, rows, strict=True)]
-    title = f"{curve.name}{_restart_words(curve)}"
+    dots = [(column_of(step), (high - value) / ((high - low) or 1.0) * (_ROWS * 4 - 1)) for step, value in points]
+    marks = {int(column_of(step)) // 2 for step in curve.restarts}
+    rows = _draw_braille(dots, columns, marks)
+    body = [f"{label:>{margin}} {'┤' if label else '│'}{row}".rstrip() for label, row in zip(labels, rows, strict=True)]
+    restarts = f"  ({format_count(len(curve.restarts), 'restart')}, marked ┊)" if curve.restarts else ""
     foot = f"{'step':>{margin}}  {first}{last:>{columns - len(str(first))}}"
-    return "\n".join([title, *body, foot])
+    return "\n".join([f"{curve.name}{restarts}", *body, foot])
 
 
-def _braille(dots: Sequence[tuple[float, float]], columns: int, marks: Container[int]) -> list[str]:
-    """A line through the dots, two by four of them to a character; a dotted bar in the marked columns."""
+def _row_labels(low: float, high: float) -> list[str]:
+    """Return the labels at the left of a plot's rows; a flat curve has its value at the first row only."""
+    shown = _LABELLED_ROWS if high > low else _LABELLED_ROWS[:1]
+    values = {row: high - (high - low) * row / (_ROWS - 1) for row in shown}
+    return [format_number(values[row]) if row in values else "" for row in range(_ROWS)]
+
+
+def _draw_braille(dots: Sequence[tuple[float, float]], columns: int, marks: Container[int]) -> list[str]:
+    """Draw a line through dots, two by four of which make a character, and a dotted bar in the marked columns."""
     cells: dict[tuple[int, int], int] = {}
     for (x0, y0), (x1, y1) in pairwise([dots[0], *dots]):
         pieces = max(int(abs(x1 - x0)), int(abs(y1 - y0)), 1)
@@ -49,29 +94,16 @@ def _braille(dots: Sequence[tuple[float, float]], columns: int, marks: Container
             x, y = round(x0 + (x1 - x0) * piece / pieces), round(y0 + (y1 - y0) * piece / pieces)
             cells[y // 4, x // 2] = cells.get((y // 4, x // 2), 0) | _BRAILLE_BITS[y % 4][x % 2]
 
-    def cell(row: int, column: int) -> str:
+    def character(row: int, column: int) -> str:
         if bits := cells.get((row, column)):
             return chr(0x2800 + bits)
         return "┊" if column in marks else " "
 
-    return ["".join(cell(row, column) for column in range(columns)) for row in range(_ROWS)]
+    return ["".join(character(row, column) for column in range(columns)) for row in range(_ROWS)]
 
 
-def _restart_words(curve: Series) -> str:
-    return f"  ({count(len(curve.restarts), 'restart')}, marked ┊)" if curve.restarts else ""
-
-
-def chosen(curves: Sequence[Series], named: Sequence[str]) -> list[Series]:
-    """The metrics to plot: those named, else the ones people look at first."""
-    plottable = [curve for curve in curves if any(math.isfinite(value) for value in curve.values)]
-    if named:
-        return plottable
-    first = [c for c in plottable if c.name in ("train_loss", "loss", "eval_loss", "reward", "train_reward")]
-    return first or [c for c in plottable if len(c.steps) > 1][:_AT_ONCE]
-
-
-def png(curves: Sequence[Series], target: Path, title: str) -> None:
-    """The curves as one picture, a panel for each. Blocking: call it in a thread."""
+def write_png(curves: Sequence[MetricCurve], target: Path, title: str) -> None:
+    """Draw curves into a PNG file, a panel for each. Blocking: call it in a thread."""
     import matplotlib
 
     matplotlib.use("agg")

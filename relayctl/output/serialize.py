@@ -1,7 +1,7 @@
-"""Messages of the contract as plain values, and plain values as text for programs.
+"""Output for programs: messages of the contract as plain values, and plain values as JSON, JSON lines or YAML.
 
-Unlike protobuf's own JSON: names as in the contract, whole numbers as numbers, enum values in small letters. A field
-without presence is always there, so that a script need not ask; one with presence only when it is set.
+Unlike in protobuf's own JSON, fields have the contract's names, whole numbers are numbers and enum values are in lower
+case. A field without presence is always in the output; a field with presence is in it when it is set.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ from google.protobuf import (
 )
 from google.protobuf.message import Message
 
+from relayctl.client.client import short_name
+
 
 class Output(StrEnum):
-    """How a command prints what it found."""
+    """The formats of `-o`."""
 
     TABLE = "table"
     WIDE = "wide"
@@ -35,37 +37,42 @@ class Output(StrEnum):
     YAML = "yaml"
     NAME = "name"
 
+    @property
+    def for_programs(self) -> bool:
+        """Whether the format serializes values, rather than tables or names."""
+        return self in (Output.JSON, Output.JSONL, Output.YAML)
 
-def plain(message: Message) -> Any:
-    """A message as mappings, lists and scalars."""
+
+def to_plain(message: Message) -> Any:
+    """Convert a message to dictionaries, lists and scalars."""
     match message:
         case timestamp_pb2.Timestamp():
             return message.ToJsonString()
         case duration_pb2.Duration():
             return message.ToTimedelta().total_seconds()
         case struct_pb2.Struct():
-            return _whole(json_format.MessageToDict(message))
+            return _restore_integers(json_format.MessageToDict(message))
         case any_pb2.Any():
-            return _unpacked(message)
+            return _unpack(message)
     return {
-        field.name: _field(field, getattr(message, field.name))
+        field.name: _field_to_plain(field, getattr(message, field.name))
         for field in message.DESCRIPTOR.fields
         if not field.has_presence or message.HasField(field.name)
     }
 
 
-def _field(field: Any, value: Any) -> Any:
+def _field_to_plain(field: Any, value: Any) -> Any:
     if field.message_type is not None and field.message_type.GetOptions().map_entry:
         entry = field.message_type.fields_by_name["value"]
-        return {str(key): _single(entry, value[key]) for key in sorted(value)}
+        return {str(key): _value_to_plain(entry, value[key]) for key in sorted(value)}
     if field.is_repeated:
-        return [_single(field, item) for item in value]
-    return _single(field, value)
+        return [_value_to_plain(field, item) for item in value]
+    return _value_to_plain(field, value)
 
 
-def _single(field: Any, value: Any) -> Any:
+def _value_to_plain(field: Any, value: Any) -> Any:
     if isinstance(value, Message):
-        return plain(value)
+        return to_plain(value)
     if field.enum_type is not None:
         known = field.enum_type.values_by_number.get(value)
         return known.name.lower() if known else value
@@ -74,36 +81,45 @@ def _single(field: Any, value: Any) -> Any:
     return base64.b64encode(value).decode() if isinstance(value, bytes) else value
 
 
-def _unpacked(packed: any_pb2.Any) -> dict[str, Any]:
-    """`@type` and the fields, as in protobuf's JSON; the bytes of a type that only a newer release knows."""
+def _unpack(packed: any_pb2.Any) -> dict[str, Any]:
+    """Return `@type` and the fields, as protobuf's JSON has them, or the bytes of a type that is not known here."""
     try:
         known = descriptor_pool.Default().FindMessageTypeByName(packed.TypeName())
     except KeyError:
         return {"@type": packed.type_url, "value": base64.b64encode(packed.value).decode()}
-    return {"@type": packed.type_url, **plain(message_factory.GetMessageClass(known).FromString(packed.value))}
+    return {"@type": packed.type_url, **to_plain(message_factory.GetMessageClass(known).FromString(packed.value))}
 
 
-def _whole(value: Any) -> Any:
-    """A Struct's doubles as whole numbers where they are; its keys in order, since it has none of its own."""
+def _restore_integers(value: Any) -> Any:
+    """Make integers of a Struct's whole doubles, and sort its keys, for a Struct keeps no order."""
     match value:
         case Mapping():
-            return {key: _whole(value[key]) for key in sorted(value)}
+            return {key: _restore_integers(value[key]) for key in sorted(value)}
         case list():
-            return [_whole(item) for item in value]
+            return [_restore_integers(item) for item in value]
         case float() if value.is_integer():
             return int(value)
     return value
 
 
-def listing(kind: str, items: Sequence[Any], output: Output) -> str:
-    """A list for programs: an envelope (`{"runs": []}` also when empty), or one JSON value a line."""
+def format_list(kind: str, messages: Sequence[Message], output: Output, table: str) -> str:
+    """Format a list of messages: as the given table, as their short names, or for programs."""
+    if output.for_programs:
+        return format_values(kind, [to_plain(message) for message in messages], output)
+    if output is Output.NAME:
+        return "\n".join(short_name(message.name) for message in messages)  # type: ignore[attr-defined]
+    return table
+
+
+def format_values(kind: str, values: Sequence[Any], output: Output) -> str:
+    """Format a list for programs: as an envelope (`{"runs": []}` when empty), or as one JSON value a line."""
     if output is Output.JSONL:
-        return "\n".join(json.dumps(item, ensure_ascii=False) for item in items)
-    return single({kind: list(items)}, output)
+        return "\n".join(json.dumps(value, ensure_ascii=False) for value in values)
+    return format_value({kind: list(values)}, output)
 
 
-def single(value: Any, output: Output) -> str:
-    """One value for programs."""
+def format_value(value: Any, output: Output) -> str:
+    """Format one value for programs."""
     if output is Output.YAML:
         import yaml
 

@@ -1,27 +1,31 @@
-"""Where output goes: a terminal gets bars, colours and its width; a file or a pipe gets plain lines, never cut."""
+"""Where output goes: a terminal gets progress bars and its width; a file or a pipe gets plain lines, never cut."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from relayctl.client.artifacts import Progress
+from relayctl.client.artifacts import StartProgress
+from storage.base import Progress, ignore_progress
+
+_SMALL = 8 << 20  #: bytes; what is smaller gets no progress bar
 
 
 @dataclass(frozen=True, slots=True)
 class Terminal:
-    """What stdout and stderr are. A terminal that can move no cursor counts as none."""
+    """What stdout and stderr are; a terminal that cannot move its cursor counts as none."""
 
     interactive: bool  #: stdout is a terminal
-    attended: bool  #: stderr is one, so progress may be shown there
-    width: int | None
+    attended: bool  #: stderr is a terminal, so progress may be shown there
+    width: int | None  #: columns of stdout's terminal
 
     @classmethod
     def current(cls) -> Terminal:
+        """Look at stdout, stderr and TERM."""
         moving = os.environ.get("TERM") not in ("dumb", "unknown")
         interactive = moving and sys.stdout.isatty()
         width = shutil.get_terminal_size().columns if interactive else None
@@ -29,20 +33,20 @@ class Terminal:
 
 
 def say(text: str) -> None:
-    """What was asked for, on stdout."""
+    """Print to stdout what the user asked for."""
     print(text, flush=True)
 
 
 def note(text: str) -> None:
-    """What goes along with it, on stderr."""
+    """Print a remark or an error to stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 @contextmanager
-def byte_bars(terminal: Terminal) -> Iterator[Callable[[str, int], Progress]]:
-    """Gives a bar for each stage on a terminal, and nothing elsewhere or for what is small."""
+def progress_bars(terminal: Terminal) -> Iterator[StartProgress]:
+    """Provide a function that starts a progress bar; it shows nothing off a terminal and for what is small."""
     if not terminal.attended:
-        yield lambda title, size: lambda done: None
+        yield lambda title, size: ignore_progress
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
@@ -51,10 +55,10 @@ def byte_bars(terminal: Terminal) -> Iterator[Callable[[str, int], Progress]]:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(True), TransferSpeedColumn())
     with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
 
-        def stage(title: str, size: int) -> Progress:
-            if size < 8 << 20:
-                return lambda done: None
+        def start_progress(title: str, size: int) -> Progress:
+            if size < _SMALL:
+                return ignore_progress
             task = bars.add_task(title, total=size)
             return lambda done: bars.advance(task, done)
 
-        yield stage
+        yield start_progress

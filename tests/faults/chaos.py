@@ -252,8 +252,8 @@ async def database_cut(world: World, strike: Strike) -> AsyncIterator[bool]:
 async def run_paused(world: World, strike: Strike) -> AsyncIterator[bool]:
     run = (await living(world, strike))[0].run
     async with world.alone(run):
-        yield await taken(world.client.pause(run))
-        await taken(world.client.resume(run))
+        yield await taken(world.client.pause_run(run))
+        await taken(world.client.resume_run(run))
 
 
 @asynccontextmanager
@@ -261,7 +261,7 @@ async def run_cancelled(world: World, strike: Strike) -> AsyncIterator[bool]:
     """And submitted again under its name, which goes on from its head."""
     run = (await living(world, strike))[0].run
     async with world.alone(run):
-        cancelled = await taken(world.client.cancel(run))
+        cancelled = await taken(world.client.cancel_run(run))
         yield cancelled
         if cancelled:
             await requeued(world, run)
@@ -278,9 +278,9 @@ async def taken(verb: Coroutine[Any, Any, pb.Run]) -> bool:
 
 async def requeued(world: World, run: str) -> None:
     """Runs again if it was cancelled in the end."""
-    async for _ in world.client.watch(run):
+    async for _ in world.client.watch_run(run):
         pass
-    found = await world.client.run(run)
+    found = await world.client.get_run(run)
     if found.state == pb.Run.CANCELLED:
         spec = json_format.MessageToDict(found.spec)
         await world.client.create_run(spec, inputs=found.inputs, run_id=run, resume=True)
@@ -324,7 +324,7 @@ async def world_of(fleet: Fleet, site: Site, hosts: int) -> AsyncIterator[World]
         lines = [await stack.enter_async_context(Proxy(upstreams)) for _ in range(hosts)]
         for number, way in enumerate(lines):
             await fleet.host(f"h{number}", *HOST, via=way.address)
-        client = await stack.enter_async_context(RelayClient.connect(fleet.proxy.address, patience=HEALED_WITHIN))
+        client = await stack.enter_async_context(RelayClient.connect(fleet.proxy.address, retry_timeout=HEALED_WITHIN))
         yield World(fleet, site, client, lines)
 
 
@@ -335,7 +335,7 @@ async def submit(world: World, runs: Sequence[tuple[int, str]]) -> None:
         spec = world.fleet.gated(steps, save_every=3) | {"lifecycle": {"on_disconnect": policy, "max_attempts": 1000}}
         path = world.fleet.folder / "submitter" / f"{name}.yaml"
         path.write_text(yaml.safe_dump({"version": "relay/v1", "name": name, **spec}))
-        await submission.submit(world.client, await submission.prepare(path))
+        await submission.submit_run(world.client, await submission.prepare_run(path))
         world.runs[name] = steps
 
 
@@ -371,7 +371,9 @@ async def promises_kept(world: World) -> None:
         async with asyncio.timeout(HEALED_WITHIN):
             await asyncio.gather(*(succeeded(world, run) for run in world.runs))
     except TimeoutError:
-        states = {run.name: pb.Run.State.Name(run.state) for run in await world.client.runs() if run.state not in ENDED}
+        states = {
+            run.name: pb.Run.State.Name(run.state) for run in await world.client.list_runs() if run.state not in ENDED
+        }
         raise AssertionError(f"not ended {HEALED_WITHIN:g} s after all was mended: {states}") from None
     await world.fleet.is_sound()
     for host in world.hosts:

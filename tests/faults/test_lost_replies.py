@@ -60,5 +60,5 @@ async def test_a_submission_whose_reply_is_lost_makes_one_run(fleet: Fleet) -> N
         assert (await client.create_run(spec, request_id="q")).run.name == made.run.name == "runs/r"
         with pytest.raises(RunExists):
             await client.create_run(spec, request_id="another")
-        assert [run.name for run in await client.runs()] == ["runs/r"]
+        assert [run.name for run in await client.list_runs()] == ["runs/r"]
     fleet.submitted["q"] = "r"

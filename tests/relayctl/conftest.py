@@ -1,4 +1,4 @@
-"""A deployment for each module that wants one."""
+"""A deployment that all tests of a worker share: the names of their runs must differ."""
 
 import tempfile
 from collections.abc import Iterator
@@ -9,13 +9,13 @@ import pytest
 from tests.relayctl.deployed import up
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def folder() -> Path:
-    """Where the deployment keeps its things; short, for Unix sockets lie in it."""
+    """The folder of the deployment; its path is short, for Unix sockets are in it."""
     return Path(tempfile.mkdtemp(prefix="relay-up-"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def deployment(folder: Path) -> Iterator[str]:
     """The address of a coordinator with one agent."""
     with up(folder) as address:
@@ -24,5 +24,5 @@ def deployment(folder: Path) -> Iterator[str]:
 
 @pytest.fixture
 def environment(deployment: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What commands are told of the deployment."""
+    """Let commands talk to the deployment."""
     monkeypatch.setenv("RELAY_COORDINATOR", deployment)

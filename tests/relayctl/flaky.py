@@ -48,7 +48,7 @@ class Faults(aio.ServerInterceptor):
         return grpc.unary_unary_rpc_method_handler(refuse)
 
 
-_Unimplemented: Any = runs_pb2_grpc.RunsServicer  #: answers what it is not told to as UNIMPLEMENTED
+_Unimplemented: Any = runs_pb2_grpc.RunsServicer  #: answers what it does not implement as UNIMPLEMENTED
 
 
 @dataclass

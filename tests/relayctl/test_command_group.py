@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from relayctl.__main__ import app
-from relayctl.command_group import ELSEWHERE
+from relayctl.command_group import COMMANDS, ELSEWHERE, load_command
 
 run = CliRunner().invoke
 
@@ -27,8 +27,14 @@ def test_a_verb_like_none_is_answered_with_all() -> None:
 
 
 def test_every_answer_is_a_verb_that_exists() -> None:
-    known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
-    assert {answer.split()[0] for answer in ELSEWHERE.values()} <= known
+    assert {answer.split()[0] for answer in ELSEWHERE.values()} <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_of_commands_has_the_first_line_of_each_ones_help_whole(name: str) -> None:
+    summary = COMMANDS[name][1]
+    assert load_command(name).help.splitlines()[0] == summary
+    assert summary in run(app, ["--help"]).stdout
 
 
 def test_help_names_every_command_and_loads_nothing_heavy() -> None:

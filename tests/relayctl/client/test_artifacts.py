@@ -1,4 +1,4 @@
-"""Files by content, against the coordinator's own store behind a line that breaks."""
+"""Files by content, against the coordinator's own store behind connections that break."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from coordinator.rpc.interceptors import CallGuard
 from relay import errors
 from relay.v1 import artifacts_pb2 as pb
 from relay.v1 import artifacts_pb2_grpc
-from relayctl.client.artifacts import Blob, PullFailed, describe
+from relayctl.client.artifacts import Blob, PullFailed, hash_files
 from relayctl.client.client import RelayClient
 from storage import manifest
 from tests.relayctl.flaky import serving
@@ -87,14 +87,14 @@ def noise(size: int, seed: int = 1) -> bytes:
 
 
 async def sent(client: RelayClient, blobs: list[Blob]) -> int:
-    """Uploads what is missing; how many bytes progress was told of."""
+    """Upload what is missing and return how many bytes were reported as progress."""
     done = 0
 
     def count(size: int) -> None:
         nonlocal done
         done += size
 
-    await client.artifacts.upload(await client.artifacts.missing(blobs), count)
+    await client.artifacts.upload(await client.artifacts.find_missing(blobs), count)
     return done
 
 
@@ -102,10 +102,10 @@ async def test_only_what_is_missing_is_sent_and_each_content_once(
     client: RelayClient, service: Breaking, tmp_path: Path
 ) -> None:
     files = written(tmp_path / "in", a=b"same", b=b"same", c=noise(3 << 20), empty=b"")
-    blobs = list((await describe(files)).values())
+    blobs = list((await hash_files(files)).values())
     assert await sent(client, blobs) == 4 + (3 << 20)
     assert len(service.headers) == 3
-    assert await client.artifacts.missing(blobs) == {}
+    assert await client.artifacts.find_missing(blobs) == {}
     assert await sent(client, blobs) == 0
 
 
@@ -113,16 +113,16 @@ async def test_an_upload_that_broke_off_goes_on_where_it_was(
     client: RelayClient, service: Breaking, tmp_path: Path
 ) -> None:
     [file] = written(tmp_path / "in", a=noise(5 << 20))
-    blob = (await describe([file]))[file]
+    blob = (await hash_files([file]))[file]
     service.cuts = [4, 3]
     assert await sent(client, [blob]) == blob.size
     assert service.headers[0].offset == 0 and len(service.headers) == 3
-    assert await client.artifacts.missing([blob]) == {}
+    assert await client.artifacts.find_missing([blob]) == {}
 
 
 async def test_a_file_that_changes_while_it_is_sent_is_named(client: RelayClient, tmp_path: Path) -> None:
     [file] = written(tmp_path / "in", a=noise(1 << 20))
-    blob = (await describe([file]))[file]
+    blob = (await hash_files([file]))[file]
     file.write_bytes(noise(1 << 20, seed=2))
     with pytest.raises(errors.DigestMismatch, match="changed while it was being uploaded"):
         await sent(client, [blob])
@@ -130,8 +130,8 @@ async def test_a_file_that_changes_while_it_is_sent_is_named(client: RelayClient
 
 async def publish(client: RelayClient, folder: Path) -> manifest.Manifest:
     content = manifest.describe_folder(folder)
-    blobs = list((await describe(manifest.list_files(folder))).values())
-    await sent(client, [*blobs, Blob.of_bytes(content.to_bytes())])
+    blobs = list((await hash_files(manifest.list_files(folder))).values())
+    await sent(client, [*blobs, Blob.from_bytes(content.to_bytes())])
     return content
 
 
@@ -143,7 +143,7 @@ async def test_a_result_is_pulled_whole_verified_and_through_cuts(
     (tmp_path / "out" / "run.sh").chmod(0o755)
     published = await publish(client, tmp_path / "out")
     service.cuts = [2, 1]
-    content = await client.artifacts.contents(published.digest)
+    content = await client.artifacts.read_manifest(published.digest)
     await client.artifacts.pull(content, tmp_path / "here")
     assert manifest.find_damage(tmp_path / "here", content) is None
     assert (tmp_path / "here" / "run.sh").stat().st_mode & 0o111
@@ -185,7 +185,7 @@ async def test_what_the_way_has_damaged_is_fetched_again(
     written(tmp_path / "out", a=noise(3 << 20))
     content = await publish(client, tmp_path / "out")
     service.flips = 1
-    assert await client.artifacts.contents(content.digest) == content
+    assert await client.artifacts.read_manifest(content.digest) == content
     service.flips = 1
     done: list[int] = []
     await client.artifacts.pull(content, tmp_path / "here", done.append)
@@ -195,4 +195,4 @@ async def test_what_the_way_has_damaged_is_fetched_again(
 
 async def test_what_the_store_does_not_have_is_said(client: RelayClient, tmp_path: Path) -> None:
     with pytest.raises(errors.BlobUnknown):
-        await client.artifacts.contents(manifest.digest_bytes(b"never stored"))
+        await client.artifacts.read_manifest(manifest.digest_bytes(b"never stored"))

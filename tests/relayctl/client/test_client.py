@@ -23,7 +23,7 @@ Code = grpc.StatusCode
 async def test_what_proxies_make_of_a_dead_backend_is_tried_again(code: grpc.StatusCode) -> None:
     faults = Faults([code, code])
     async with connected(ScriptedRuns(), faults) as client:
-        assert (await client.run("x")).name == "runs/x"
+        assert (await client.get_run("x")).name == "runs/x"
     assert faults.codes == []
 
 
@@ -37,20 +37,20 @@ async def test_a_refusal_is_never_tried_again() -> None:
 
     async with connected(Refusing()) as client:
         with pytest.raises(errors.RunUnknown, match="no such run"):
-            await client.run("x")
+            await client.get_run("x")
     assert Refusing.asked == 1
 
 
 async def test_something_that_is_no_coordinator_is_said_at_once() -> None:
     async with serving(lambda server: None) as address, RelayClient.connect(address) as client:
         with pytest.raises(CallFailed, match="UNIMPLEMENTED"):
-            await client.run("x")
+            await client.get_run("x")
 
 
 async def test_nobody_there_is_one_line_with_the_address_and_what_to_do() -> None:
-    async with RelayClient.connect("127.0.0.1:9", first=0.2) as client:
+    async with RelayClient.connect("127.0.0.1:9", connect_timeout=0.2) as client:
         with pytest.raises(Unreachable) as caught:
-            await client.run("x")
+            await client.get_run("x")
     assert str(caught.value).startswith("cannot reach the coordinator at 127.0.0.1:9 (Connection refused); start one")
     assert "\n" not in str(caught.value)
 
@@ -72,27 +72,27 @@ async def test_a_creation_whose_answer_was_lost_is_the_same_request_again() -> N
 async def test_watching_goes_on_where_it_broke_off() -> None:
     runs = ScriptedRuns(events=9, cuts=[2, 0, 3])
     async with connected(runs) as client:
-        seen = [update.event.sequence async for update in client.watch("x") if update.HasField("event")]
+        seen = [update.event.sequence async for update in client.watch_run("x") if update.HasField("event")]
     assert seen == list(range(1, 10))
 
 
-async def test_a_log_comes_once_also_when_the_line_breaks() -> None:
+async def test_a_log_comes_once_also_when_connections_break() -> None:
     """S7: every line is shown once."""
     runs = ScriptedRuns(log=b"".join(b"line %d\n" % n for n in range(20)), cuts=[3, 0, 7])
     async with connected(runs) as client:
-        whole = b"".join([piece.data async for piece in client.logs("x")])
+        whole = b"".join([piece.data async for piece in client.read_logs("x")])
         runs.cuts = [2]
-        tail = b"".join([piece.data async for piece in client.logs("x", tail_lines=5)])
+        tail = b"".join([piece.data async for piece in client.read_logs("x", tail_lines=5)])
     assert whole == runs.log
     assert tail == b"".join(b"line %d\n" % n for n in range(15, 20))
 
 
-async def test_trouble_is_told_once_for_each_silence() -> None:
-    told: list[str] = []
+async def test_lost_contact_is_reported_once_each_time() -> None:
+    reported: list[str] = []
     faults = Faults()
     async with connected(ScriptedRuns(), faults) as client:
-        await client.run("x")
-        client.line.on_trouble = told.append
+        await client.get_run("x")
+        client.channel.on_disconnect = reported.append
         faults.codes = [Code.UNAVAILABLE] * 3
-        await client.run("x")
-    assert told == ["backend gone"]
+        await client.get_run("x")
+    assert reported == ["backend gone"]

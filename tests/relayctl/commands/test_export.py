@@ -47,7 +47,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """What a person has in the environment to reach it."""
+    """A Hub, and the variables in the environment with which a user reaches it."""
     with serving() as hub:
         hub.tokens = {"hf_mine": "write", "hf_reader": "read"}
         for name, value in (hub.environ(tmp_path / "cache") | {"HF_TOKEN": "hf_mine"}).items():

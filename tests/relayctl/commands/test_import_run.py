@@ -1,4 +1,4 @@
-"""`relayctl import` against a real deployment: a training that ran elsewhere becomes a run, and goes on as one."""
+"""`relayctl import` against a real deployment: a training that ran elsewhere becomes a run, which is continued."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def test_a_workers_run_goes_on_as_one_run_with_one_curve(folder: Path, tmp_path:
     assert "step_00000009: it is empty" in plan
     assert "7 points of train_loss, up to step 7, from events.jsonl; 2 entries there not understood" in plan
     assert "status COMPLETED, latest_ckpt step_00000007" in plan
-    assert "all of it while it rests; then the run file keeps the last 3" in plan
-    assert "rests until it is resumed; can run now on local-1" in plan and "1 file" in plan
+    assert "all of them while it is paused; then the run file keeps the last 3" in plan
+    assert "paused until it is resumed; can run now on local-1" in plan and "1 file" in plan
     relayctl("show", "worker", code=4)
 
     said = relayctl("import", file, str(old)).stdout
-    assert "imported worker; it rests at step 7; go on with: relayctl resume worker" in said
+    assert "imported worker; it is paused at step 7; continue it with: relayctl resume worker" in said
     shown = json.loads(relayctl("show", "worker", "-o", "json").stdout)
     assert (shown["state"], shown["reason"].startswith(f"imported from {old} on ")) == ("paused", True)
     assert "elsewhere  from the start" in relayctl("show", "worker").stdout
@@ -128,19 +128,19 @@ def _cut_after_the_plan() -> Any:
     return cut
 
 
-def test_what_the_run_file_will_let_go_is_said_before(tmp_path: Path) -> None:
+def test_what_the_run_file_will_not_keep_is_said_before(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4, 5):
         hf_checkpoint(tmp_path / "hf", step, [{"step": step, "eval_loss": step / 10}, {"step": step, "loss": 1.0}])
-    file = run_file(tmp_path, "kept", STEPS="6")
+    file = run_file(tmp_path, "aged", STEPS="6")
     plan = relayctl("import", file, str(tmp_path / "hf")).stdout
-    assert "steps 1, 2 go once it is resumed, for the run file keeps the last 3; to keep more: --set" in plan
-    assert "relayctl checkpoints pin kept@2" in plan
+    assert "steps 1, 2 are deleted once it is resumed, for the run file keeps the last 3; to keep more: --set" in plan
+    assert "relayctl checkpoints pin aged@2" in plan
     ages = relayctl("import", file, str(tmp_path / "hf"), "--set", "checkpoint.keep.max_age=1d", "--dry-run", code=4)
-    assert "steps 1, 2 go with the next look at ages" in ages.stdout
-    found = checkpoints_of("kept")
+    assert "steps 1, 2 are deleted with the next look at ages" in ages.stdout
+    found = checkpoints_of("aged")
     assert {each["step"]: each["metrics"]["eval_loss"] for each in found} == {n: n / 10 for n in (1, 2, 3, 4, 5)}
     assert [each["step"] for each in found if each.get("remove_reason")] == [1, 2]
-    relayctl("pull", "kept@5", str(tmp_path / "five"))
+    relayctl("pull", "aged@5", str(tmp_path / "five"))
     names = sorted(path.name for path in (tmp_path / "five").iterdir())
     assert names == ["model.safetensors", "optimizer.pt", "relay_state.json", "trainer_state.json"]
 
@@ -172,7 +172,7 @@ def _many(folder: Path) -> Path:
 
 
 def test_a_trainers_own_checkpoint_is_fine_tuned_further(tiny_model: Path, tmp_path: Path) -> None:
-    """Model and data travel, a plain Trainer's checkpoint is what it goes on from."""
+    """Model and data are uploaded with the run, which resumes from a plain Trainer's checkpoint."""
     tiny.make_rows(tmp_path / "train.jsonl", kind="text")
     shutil.copytree(tiny_model, tmp_path / "model")
     elsewhere = tmp_path / "elsewhere"
@@ -189,7 +189,7 @@ def test_a_trainers_own_checkpoint_is_fine_tuned_further(tiny_model: Path, tmp_p
     }
     (tmp_path / "further.yaml").write_text(yaml.safe_dump(spec))
     said = relayctl("import", str(tmp_path / "further.yaml"), str(elsewhere)).stdout
-    assert "2 checkpoints (steps 2, 4)" in said and "imported further; it rests at step 4" in said
+    assert "2 checkpoints (steps 2, 4)" in said and "imported further; it is paused at step 4" in said
     relayctl("resume", "further")
     relayctl("wait", "further", "--timeout", "120s")
     assert [step for step, _ in curve_of("further")] == [1, 2, 3, 4, 5, 6]

@@ -12,11 +12,11 @@ import asyncpg
 import pytest
 
 from relay.errors import CheckpointRemoved
-from relayctl.client import copies
 from relayctl.client.artifacts import Blob, PullFailed
 from relayctl.client.client import RelayClient
-from relayctl.commands import push
 from relayctl.commands.exits import ExitCode
+from relayctl.commands.pull import pull_checkpoint
+from relayctl.commands.push import push_checkpoint
 from relayctl.output.terminal import Terminal
 from storage.manifest import Manifest, describe_folder
 from tests.conftest import RunningCoordinator
@@ -109,20 +109,20 @@ def test_pushing_again_sends_nothing_and_changes_nothing(target: str, tmp_path: 
     shutil.rmtree(share)  # nothing is fetched, either
     said = relayctl("push", f"{name}@latest", "--to", target).stdout
     assert said == f"step 10 of {name} was in {target} already, nothing was sent; " + (
-        f"it stays: it had been pinned (pushed to {target})\n"
+        f"it is kept: it was pinned before (pushed to {target})\n"
     )
     assert checkpoint(name, 10) == known
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "other").rglob("*")} == stored
 
 
-def test_a_pin_that_is_there_keeps_its_reason_and_none_is_made_when_that_is_not_wished(tmp_path: Path) -> None:
-    trained(tmp_path, "held")
-    relayctl("checkpoints", "pin", "held@5", "--reason", "the paper's")
-    assert "it had been pinned (the paper's)" in relayctl("push", "held@5", "--to", "relay://").stdout
-    assert checkpoint("held", 5)["pin_reason"] == "the paper's"
-    said = relayctl("push", "held@10", "--to", "relay://", "--no-pin").stdout
-    assert said.endswith("it stays for as long as the run file says\n")
-    assert checkpoint("held", 10)["pinned"] is False
+def test_a_pin_that_is_there_keeps_its_reason_and_none_is_made_with_no_pin(tmp_path: Path) -> None:
+    trained(tmp_path, "pinned")
+    relayctl("checkpoints", "pin", "pinned@5", "--reason", "the paper's")
+    assert "it was pinned before (the paper's)" in relayctl("push", "pinned@5", "--to", "relay://").stdout
+    assert checkpoint("pinned", 5)["pin_reason"] == "the paper's"
+    said = relayctl("push", "pinned@10", "--to", "relay://", "--no-pin").stdout
+    assert said.endswith("it is kept for as long as the run file says\n")
+    assert checkpoint("pinned", 10)["pinned"] is False
 
 
 def test_what_cannot_be_pushed_is_one_line_and_leaves_no_pin(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ async def registered(
             (folder / str(node)).mkdir(parents=True)
             (folder / str(node) / "rank").write_text(f"rank {node}")
             content = describe_folder(folder / str(node), step=7)
-            blobs = [Blob.of_bytes((folder / str(node) / "rank").read_bytes()), Blob.of_bytes(content.to_bytes())]
+            blobs = [Blob.from_bytes((folder / str(node) / "rank").read_bytes()), Blob.from_bytes(content.to_bytes())]
             await client.artifacts.upload(dict.fromkeys(blobs, 0))
             await connection.execute(
                 "INSERT INTO checkpoint_parts VALUES ($1, $2, $3, $4, 1)",
@@ -214,8 +214,8 @@ async def test_each_nodes_part_goes_to_its_own_place(
     lease = await registered(coordinator, client, tmp_path / "made", 2, complete=True)
     (tmp_path / "other").mkdir()
     to = (tmp_path / "other").as_uri()
-    assert await push.push(client, "gang@7", to, PLAIN, pin=True) == ExitCode.OK
-    [found] = await client.checkpoints("gang")
+    assert await push_checkpoint(client, PLAIN, "gang@7", to, pin=True) == ExitCode.OK
+    [found] = await client.list_checkpoints("gang")
     place = f"{to}/gang/checkpoints/0001-{lease}/step_00000007"
     assert [[copy.uri for copy in part.copies if copy.store == "file"] for part in found.parts] == [
         [f"{place}/node_0000-of-0002"],
@@ -223,19 +223,19 @@ async def test_each_nodes_part_goes_to_its_own_place(
     ]
     shutil.rmtree(coordinator.artifact_dir / "blobs")
     (coordinator.artifact_dir / "blobs").mkdir()
-    assert await copies.pull(client, "gang@7", tmp_path / "back", PLAIN) == ExitCode.OK
+    assert await pull_checkpoint(client, PLAIN, "gang@7", tmp_path / "back") == ExitCode.OK
     assert (tmp_path / "back/node_0001/rank").read_text() == "rank 1"
-    assert await push.push(client, "gang@7", "relay://", PLAIN, pin=True) == ExitCode.OK  # it lacked them
+    assert await push_checkpoint(client, PLAIN, "gang@7", "relay://", pin=True) == ExitCode.OK  # it lacked them
 
 
-async def test_a_checkpoint_that_is_not_whole_or_was_let_go_is_not_pushed(
+async def test_a_checkpoint_that_is_not_whole_or_was_deleted_is_not_pushed(
     coordinator: RunningCoordinator, client: RelayClient, tmp_path: Path
 ) -> None:
     await registered(coordinator, client, tmp_path / "made", 1, complete=False)
     with pytest.raises(PullFailed, match="step 7 is not complete"):
-        await push.push(client, "gang@7", tmp_path.as_uri(), PLAIN, pin=True)
+        await push_checkpoint(client, PLAIN, "gang@7", tmp_path.as_uri(), pin=True)
     connection = await asyncpg.connect(coordinator.database_url)
     await connection.execute("UPDATE checkpoints SET complete = true, remove_time = now(), remove_reason = 'too old'")
     await connection.close()
-    with pytest.raises(CheckpointRemoved, match="let go: too old"):
-        await push.push(client, "gang@7", tmp_path.as_uri(), PLAIN, pin=False)
+    with pytest.raises(CheckpointRemoved, match="was deleted: too old"):
+        await push_checkpoint(client, PLAIN, "gang@7", tmp_path.as_uri(), pin=False)

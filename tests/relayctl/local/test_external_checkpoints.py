@@ -1,4 +1,4 @@
-"""What is recognised of trainings without Relay, what is passed over and why, and what is refused."""
+"""What is recognised of trainings without Relay, what is skipped and why, and what is refused."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from typing import Any
 import pytest
 
 from relayctl.local import external_checkpoints, external_metrics
-from relayctl.local.external_checkpoints import Found, NotImportable
+from relayctl.local.external_checkpoints import ExternalTraining, NotImportable
 from storage.manifest import MANIFEST_FILE, describe_folder
 from tests.relayctl.older import Lines, hf_checkpoint, point, run_folder
 
 
-def steps(found: Found) -> list[int]:
+def steps(found: ExternalTraining) -> list[int]:
     return [each.step for each in found.checkpoints]
 
 
-def values(curve: external_metrics.Curve) -> dict[int, dict[str, object]]:
+def values(curve: external_metrics.ImportedCurve) -> dict[int, dict[str, object]]:
     events = [json.loads(line) for line in curve.lines]
     return {event["step"]: event["values"] for event in events if event["type"] == "metric"}
 
 
 def refusal(root: Path) -> str:
     with pytest.raises(NotImportable) as refused:
-        external_metrics.of(root, external_checkpoints.look(root).checkpoints)
+        external_metrics.read_curve(root, external_checkpoints.find_checkpoints(root).checkpoints)
     said = str(refused.value)
     assert "\n" not in said
     return said
@@ -37,13 +37,13 @@ def refusal(root: Path) -> str:
 def test_the_folder_of_a_commanders_worker(tmp_path: Path) -> None:
     """Row A6."""
     root = run_folder(tmp_path / "old", [1, 2, 10])
-    found = external_checkpoints.look(root)
-    assert (steps(found), found.passed_over) == ([1, 2, 10], [])
+    found = external_checkpoints.find_checkpoints(root)
+    assert (steps(found), found.skipped) == ([1, 2, 10], [])
     assert {path: file.name for path, file in found.head.files.items()} == {"step": "step"}
-    assert (found.head.added, found.head.logged) == ({}, None)
-    assert external_checkpoints.status_of(root) == {"status": "COMPLETED", "latest_ckpt": "step_00000010"}
-    assert steps(external_checkpoints.look(root / "ckpt")) == [1, 2, 10]
-    assert steps(external_checkpoints.look(root, last=2)) == [2, 10]
+    assert (found.head.added, found.head.log_history) == ({}, None)
+    assert external_checkpoints.read_status(root) == {"status": "COMPLETED", "latest_ckpt": "step_00000010"}
+    assert steps(external_checkpoints.find_checkpoints(root / "ckpt")) == [1, 2, 10]
+    assert steps(external_checkpoints.find_checkpoints(root, last=2)) == [2, 10]
 
 
 def test_checkpoints_of_the_hugging_face_trainer_are_given_what_ours_ask_for(tmp_path: Path) -> None:
@@ -53,18 +53,18 @@ def test_checkpoints_of_the_hugging_face_trainer_are_given_what_ours_ask_for(tmp
     (tmp_path / "tmp-checkpoint-120").mkdir()
     (tmp_path / ".tmp-checkpoint-130").mkdir()
     (tmp_path / "runs").mkdir()
-    found = external_checkpoints.look(tmp_path)
-    assert (steps(found), found.passed_over, found.head.total) == ([20, 100], [], 100)
+    found = external_checkpoints.find_checkpoints(tmp_path)
+    assert (steps(found), found.skipped, found.head.total_steps) == ([20, 100], [], 100)
     assert sorted(found.head.files) == ["model.safetensors", "optimizer.pt", "trainer_state.json"]  # without the pickle
     sealed = json.loads(found.head.added["relay_state.json"])
     assert (sealed["format"], sealed["step"], sealed["world"], sealed["identity"]) == (1, 100, None, None)
     assert sealed["files"] == {path: file.stat().st_size for path, file in found.head.files.items()}
 
     (tmp_path / "checkpoint-100" / "relay_state.json").write_text(json.dumps({"files": sealed["files"]}))
-    assert external_checkpoints.look(tmp_path).head.added == {}
+    assert external_checkpoints.find_checkpoints(tmp_path).head.added == {}
 
 
-def test_what_is_half_written_is_passed_over_and_named(tmp_path: Path) -> None:
+def test_what_is_half_written_is_skipped_and_named(tmp_path: Path) -> None:
     hf_checkpoint(tmp_path, 1)
     (hf_checkpoint(tmp_path, 2) / "model.safetensors").unlink()
     (hf_checkpoint(tmp_path, 3) / "trainer_state.json").write_text('{"global_st')
@@ -81,9 +81,9 @@ def test_what_is_half_written_is_passed_over_and_named(tmp_path: Path) -> None:
     sealed = hf_checkpoint(tmp_path, 11)
     (sealed / MANIFEST_FILE).write_bytes(describe_folder(sealed).to_bytes())
     (sealed / "optimizer.pt").unlink()
-    found = external_checkpoints.look(tmp_path)
+    found = external_checkpoints.find_checkpoints(tmp_path)
     assert steps(found) == [1, 9]
-    assert dict(found.passed_over) == {
+    assert dict(found.skipped) == {
         "checkpoint-2": "no weights are in it (*.safetensors, pytorch_model*.bin, adapter_model.*)",
         "checkpoint-3": "trainer_state.json is missing or cannot be read",
         "checkpoint-4": "it is empty",
@@ -101,7 +101,7 @@ def test_what_is_half_written_is_passed_over_and_named(tmp_path: Path) -> None:
 def test_weights_of_every_kind_are_known(tmp_path: Path, weights: str) -> None:
     folder = hf_checkpoint(tmp_path, 1)
     (folder / "model.safetensors").rename(folder / weights)
-    assert steps(external_checkpoints.look(tmp_path)) == [1]
+    assert steps(external_checkpoints.find_checkpoints(tmp_path)) == [1]
 
 
 def test_where_nothing_is_found_it_is_said_what_was_looked_for(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_links_are_followed_inside_the_folder_and_nowhere_else(tmp_path: Path) -
     (root / "blobs" / "shared").mkdir(parents=True)
     (root / "blobs" / "shared" / "w").write_text("1")
     (root / "ckpt" / "step_00000002").symlink_to(root / "blobs")
-    assert sorted(external_checkpoints.look(root).head.files) == ["shared/w"]
+    assert sorted(external_checkpoints.find_checkpoints(root).head.files) == ["shared/w"]
     link = root / "ckpt" / "step_00000001" / "key"
     for target, said in ((secret, f"it leads to {secret}, and links"), (tmp_path / "none", "leads nowhere")):
         link.symlink_to(target)
@@ -160,8 +160,8 @@ def test_a_log_history_becomes_the_curve_that_our_trainers_would_have_drawn(tmp_
     ]
     hf_checkpoint(tmp_path, 1)
     hf_checkpoint(tmp_path, 2, history)
-    found = external_checkpoints.look(tmp_path)
-    curve = external_metrics.of(tmp_path, found.checkpoints)
+    found = external_checkpoints.find_checkpoints(tmp_path)
+    curve = external_metrics.read_curve(tmp_path, found.checkpoints)
     first, evaluated, lost, ended, _ = (json.loads(line) for line in curve.lines)
     assert first["values"] == {
         "train_loss": 2.0, "grad_norm": 0.5, "learning_rate": 1e-4, "epoch": 0.1, "perplexity": math.exp(2.0),
@@ -171,7 +171,7 @@ def test_a_log_history_becomes_the_curve_that_our_trainers_would_have_drawn(tmp_
     assert lost["values"] == {"train_loss": "NaN", "tokens_per_second": 9.0, "perplexity": "NaN"}
     assert ended["values"] == {"train_loss_mean": 1.5, "train_runtime": 5.0, "total_flos": 8.0}
     assert json.loads(curve.lines[-1])["total"] == 100
-    assert (curve.judged, curve.unread) == ({1: {}, 2: {"eval_loss": 1.0}}, 3)
+    assert (curve.checkpoint_metrics, curve.unread) == ({1: {}, 2: {"eval_loss": 1.0}}, 3)
     assert curve.origin == "checkpoint-2/trainer_state.json"
 
 
@@ -190,22 +190,22 @@ def test_event_lines_are_taken_as_they_are_and_others_counted(tmp_path: Path) ->
         *other,
     ]
     root = run_folder(tmp_path / "old", [1, 2], lines)
-    curve = external_metrics.of(root, external_checkpoints.look(root).checkpoints)
+    curve = external_metrics.read_curve(root, external_checkpoints.find_checkpoints(root).checkpoints)
     assert values(curve) == {1: {"train_loss": 3.0}, 2: {"eval_loss": 0.5, "eval_runtime": 2.0}}
     assert json.loads(curve.lines[-1]) == progress
     assert (curve.points, curve.unread, curve.origin) == (3, 5, "events.jsonl")
-    assert curve.judged == {2: {"eval_loss": 0.5, "accuracy": 0.75}}
-    assert external_metrics.names(curve.metrics) == "train_loss, eval_loss, eval_runtime"
+    assert curve.checkpoint_metrics == {2: {"eval_loss": 0.5, "accuracy": 0.75}}
+    assert external_metrics.list_names(curve.metrics) == "train_loss, eval_loss, eval_runtime"
 
 
 def test_where_event_lines_say_nothing_the_trainers_own_history_does(tmp_path: Path) -> None:
     hf_checkpoint(tmp_path, 2)
     (tmp_path / "events.jsonl").write_text("lease acquired\n")
-    curve = external_metrics.of(tmp_path, external_checkpoints.look(tmp_path).checkpoints)
+    curve = external_metrics.read_curve(tmp_path, external_checkpoints.find_checkpoints(tmp_path).checkpoints)
     assert (sorted(values(curve)), curve.unread) == ([1, 2], 1)
 
 
 def test_a_curve_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = run_folder(tmp_path / "old", [9], [point(step, 1.0) for step in range(9)])
     monkeypatch.setattr(external_metrics, "MAX_CURVE", 100)
-    assert "at most 100 B are taken" in refusal(root)
+    assert "at most 100B are taken" in refusal(root)
