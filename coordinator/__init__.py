@@ -1,1 +1,1 @@
-"""The coordinator: decides which agent holds which run, and remembers everything."""
+"""The coordinator: decides which agent holds which run, and stores everything that must not be lost."""

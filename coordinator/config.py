@@ -60,7 +60,7 @@ class DatabaseConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config(DatabaseConfig):
-    """Everything that `relay-coordinator serve` can be told."""
+    """All settings of `relay-coordinator serve`."""
 
     listen: str = setting(
         "--listen",

@@ -1,7 +1,7 @@
-"""What the lines of a JSON source say: what is taken, what is dropped and why. Pure.
+"""The parser of event lines: what each line of a JSON source says, what is dropped and why. Pure.
 
-A line is never a reason to stop: one that cannot be read, or is over a limit, is counted, the first few are named by
-their byte offset, and the rest of the file goes on. The limits are R10's.
+A bad line never stops a stream: a line that cannot be read, or is over a limit, is counted, the first few are reported
+with their byte offset, and reading continues with the next one. The limits are those of R10.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any
 MAX_LINE = 256 * 1024  #: bytes
 MAX_VALUES = 1000  #: metrics in one line
 MAX_METRICS = 2000  #: metrics of one run
-MAX_MESSAGES = 50  #: of one stretch
+MAX_MESSAGES = 50  #: of one byte range
 MAX_TEXT = 4096  #: characters of a message
-MAX_SAMPLES = 200  #: of one stretch
+MAX_SAMPLES = 200  #: of one byte range
 MAX_SHOWN = 16 * 1024  #: characters of a sample's prompt, and of its completion
-MAX_PINS = 100  #: of one stretch
-MAX_REPORTED = 5  #: dropped things that are named
+MAX_PINS = 100  #: of one byte range
+MAX_REPORTED = 5  #: dropped lines or values that are reported
 METRIC_NAME = re.compile(r"[\w][\w./@:%+*()\[\]=,#~ -]{0,127}")
 PIN_NAME = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
 LEVELS = ("info", "warning", "error")
@@ -31,7 +31,7 @@ _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 class BadLine(ValueError):
-    """Why a line, or a value in it, is not taken."""
+    """A line, or a value in it, that is dropped; the message says why."""
 
 
 @dataclass(slots=True)
@@ -45,16 +45,16 @@ class MetricSeries:
 
 @dataclass(slots=True)
 class LoggedMessage:
-    """Something that the trainer or the agent says."""
+    """A message from the trainer or the agent."""
 
     level: str
     text: str
-    kind: str = "message"  #: of the history's entry
+    kind: str = "message"  #: kind of the history's event
 
 
 @dataclass(frozen=True, slots=True)
 class ReportedSample:
-    """A completion that the trainer shows: of a fixed prompt, or a rollout with its rewards."""
+    """A completion that the trainer reports: of a fixed prompt, or a rollout with its rewards."""
 
     step: int
     kind: str
@@ -66,29 +66,30 @@ class ReportedSample:
 
 @dataclass(slots=True)
 class ParsedLines:
-    """All that a stretch of lines says."""
+    """Everything that a range of lines says."""
 
     series: dict[str, MetricSeries] = field(default_factory=dict)
-    step: int | None = None  #: the newest that a metric or progress line named
+    step: int | None = None  #: the newest step of a metric or progress line
     total: int | None = None
     epoch: float | None = None
     messages: list[LoggedMessage] = field(default_factory=list)
     samples: list[ReportedSample] = field(default_factory=list)
     pins: dict[str, str] = field(default_factory=dict)
     dropped: int = 0
-    named: list[str] = field(default_factory=list)  #: the first few that were dropped: where, and why
+    named: list[str] = field(default_factory=list)  #: the first few that were dropped, with where and why
 
     def drop(self, offset: int, why: str, count: int = 1) -> None:
-        """Count, and name while few are."""
+        """Count what is dropped, and report the first few."""
         self.dropped += count
         if len(self.named) < MAX_REPORTED:
             self.named.append(f"byte {offset}: {why}")
 
 
 def parse_lines(data: bytes, offset: int, *, now: float, known: set[str]) -> ParsedLines:
-    """The lines in `data`, which begins at byte `offset` of its source and holds whole lines.
+    """Parse `data`, which begins at byte `offset` of its source and consists of whole lines.
 
-    `now` (epoch seconds) dates what has no time of its own. `known` are the run's metrics; new ones are added to it.
+    `now` (seconds since the epoch) is the time of lines that have none. `known` is the set of the run's metrics; new
+    ones are added to it.
     """
     parsed = ParsedLines()
     for line in data.split(b"\n")[:-1]:
@@ -103,7 +104,7 @@ def parse_lines(data: bytes, offset: int, *, now: float, known: set[str]) -> Par
 
 def _decode(line: bytes) -> Mapping[str, Any]:
     if len(line) > MAX_LINE:
-        raise BadLine(f"a line of {len(line)} bytes; at most {MAX_LINE} are read")
+        raise BadLine(f"a line of {len(line)} bytes; the limit is {MAX_LINE}")
     try:
         value = json.loads(line.decode())
     except (ValueError, RecursionError) as error:
@@ -136,10 +137,10 @@ def _add_line(parsed: ParsedLines, line: Mapping[str, Any], offset: int, now: fl
 def _add_metric(parsed: ParsedLines, line: Mapping[str, Any], offset: int, now: float, known: set[str]) -> None:
     step, values = _read_step(line), line.get("values")
     if not isinstance(values, dict):
-        raise BadLine("a metric line has `values`, an object of numbers")
+        raise BadLine("a metric line must have `values`, an object of numbers")
     time = _read_time(line.get("time"), now)
     if len(values) > MAX_VALUES:
-        parsed.drop(offset, f"{len(values)} values; the first {MAX_VALUES} are taken", len(values) - MAX_VALUES)
+        parsed.drop(offset, f"{len(values)} values; the first {MAX_VALUES} are kept", len(values) - MAX_VALUES)
     for name, value in list(values.items())[:MAX_VALUES]:
         try:
             number = _read_number(value)
@@ -158,16 +159,16 @@ def _check_name(name: str, known: set[str]) -> None:
     if name in known:
         return
     if not METRIC_NAME.fullmatch(name):
-        raise BadLine("not a name for a metric: at most 128 letters, digits, or ./@:%+*()[]=,#~_- and blanks")
+        raise BadLine("a metric's name must be at most 128 letters, digits, or ./@:%+*()[]=,#~_- and blanks")
     if len(known) >= MAX_METRICS:
-        raise BadLine(f"a run has at most {MAX_METRICS} metrics")
+        raise BadLine(f"a run must have at most {MAX_METRICS} metrics")
     known.add(name)
 
 
 def _add_message(parsed: ParsedLines, line: Mapping[str, Any], offset: int, kind: str) -> None:
     text, level = line.get("text"), line.get("level", "info")
     if not isinstance(text, str):
-        raise BadLine("a message line has `text`")
+        raise BadLine("a message line must have `text`")
     if len(parsed.messages) >= MAX_MESSAGES:
         parsed.drop(offset, f"more than {MAX_MESSAGES} messages at once")
         return
@@ -177,13 +178,13 @@ def _add_message(parsed: ParsedLines, line: Mapping[str, Any], offset: int, kind
 def _add_sample(parsed: ParsedLines, line: Mapping[str, Any], now: float) -> None:
     kind, prompt, completion = line.get("kind"), line.get("prompt"), line.get("completion")
     if kind not in SAMPLE_KINDS or not (isinstance(prompt, str) and isinstance(completion, str)):
-        raise BadLine("a sample line has `kind` (prompt or rollout), `prompt` and `completion`, all text")
+        raise BadLine("a sample line must have `kind` (prompt or rollout), `prompt` and `completion`, all text")
     given = line.get("rewards") or {}
     if not isinstance(given, dict) or len(given) > MAX_VALUES:
-        raise BadLine(f"a sample's `rewards` is an object of at most {MAX_VALUES} numbers")
+        raise BadLine(f"a sample's `rewards` must be an object of at most {MAX_VALUES} numbers")
     rewards = {name: _read_number(value) for name, value in given.items() if value is not None}
     if bad := next((name for name in rewards if not METRIC_NAME.fullmatch(name)), None):
-        raise BadLine(f"{bad[:50]!r} is not a name for a reward")
+        raise BadLine(f"{bad[:50]!r} is not a valid name for a reward")
     if len(parsed.samples) >= MAX_SAMPLES:
         raise BadLine(f"more than {MAX_SAMPLES} samples at once")
     shown = prompt[:MAX_SHOWN], completion[:MAX_SHOWN]
@@ -195,7 +196,7 @@ def _add_pin(parsed: ParsedLines, line: Mapping[str, Any]) -> None:
     if not (
         isinstance(name, str) and PIN_NAME.fullmatch(name) and isinstance(value, str) and 0 < len(value) <= MAX_TEXT
     ):
-        raise BadLine("a pin line has `name` and `value`, both text")
+        raise BadLine("a pin line must have `name` and `value`, both text")
     if len(parsed.pins) >= MAX_PINS:
         raise BadLine(f"more than {MAX_PINS} pins at once")
     parsed.pins.setdefault(name, value)
@@ -204,12 +205,12 @@ def _add_pin(parsed: ParsedLines, line: Mapping[str, Any]) -> None:
 def _read_step(line: Mapping[str, Any]) -> int:
     step = _read_count(line.get("step"), None)
     if step is None:
-        raise BadLine("no `step`: a whole number, not negative")
+        raise BadLine("`step` must be a whole number that is not negative")
     return step
 
 
 def _read_count(value: object, otherwise: int | None) -> int | None:
-    """A whole number from 0 that Postgres can hold, also written as 3.0."""
+    """Return a whole number from 0 that Postgres can store, also when written as 3.0; otherwise `otherwise`."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**62:
@@ -237,7 +238,7 @@ def _read_finite(value: object, otherwise: float | None) -> float | None:
 
 
 def _read_time(value: object, now: float) -> float:
-    """Epoch seconds, given as such or as RFC 3339 text; `now` when it is neither."""
+    """Return a time in seconds since the epoch, given as such or as RFC 3339 text; `now` when it is neither."""
     readers: dict[type, Callable[[Any], float]] = {
         int: float,
         float: float,

@@ -1,20 +1,20 @@
 """The states of a run and of its lease, and the only place where they change.
 
-A run is *queued* until it is granted, *running* while a lease on it has not ended, *paused*, or over: *succeeded*,
-*failed*, *cancelled*. Its lease is *held*, or has *lapsed* (its holder is silent), or has *ended*. Verbs only set
-what is `wanted`; the lease's end moves the run. `Phase` folds the three into the nine situations that behave
-differently, `TABLE` says for each of them which events it takes and where they lead, and `step` carries one out. A
-pair the table does not have is an `IllegalTransition`. The diagram in `docs/lifecycle.md` is drawn from the table:
-`python -m coordinator.lifecycle`.
+A run is *queued* until it is granted, *running* while it has a lease that has not ended, *paused*, or over:
+*succeeded*, *failed*, *cancelled*. Its lease is *held*, or has *lapsed* (no heartbeat from its holder for a TTL), or
+has *ended*. Verbs only set what is `wanted`; the end of the lease changes the state of the run. `Phase` folds the three
+into the nine situations that behave differently, `TABLE` lists the events that each of them accepts and where they
+lead, and `step` applies one. A pair that the table does not have is an `IllegalTransition`. The diagram in
+`docs/lifecycle.md` is drawn from the table: `python -m coordinator.lifecycle`.
 
-What a lapse is: not an end. The run becomes claimable and nothing is spent; until somebody else is granted it, the
-silent lease still counts. It ends only where that is the policy (`stop`), or where nobody would wait for its holder:
-when the run is wanted paused or cancelled.
+A lapse is not an end. The run can be granted to another host and no attempt is spent; until that happens, the lapsed
+lease still counts. It ends only where the policy says so (`stop`), or where nothing would wait for its holder: when the
+run is to be paused or cancelled.
 
-Two budgets, counted apart. `failures` are the run's own and end it at `max_attempts`. `faults` are the
-infrastructure's, counted since the head last moved; they spend no attempt, but a run that meets MAX_FAULTS of them
-without a single new checkpoint is taken for the cause. Stops that were wished, an agent that leaves and lost trust
-spend nothing.
+Two budgets are counted apart. `failures` are the run's own and end it at `max_attempts`. `faults` are the
+infrastructure's, counted since the head last moved. They do not count against `max_attempts`, but a run that meets
+MAX_FAULTS of them without a single new checkpoint is considered their cause and fails. A requested stop, an agent that
+leaves and lost trust count against neither.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-MAX_FAULTS = 20  #: infrastructure faults without a new head, before a run is given up
-BACKOFF = 2.0  #: seconds before the first retry of a failure, and the second after a fault; doubled each time
+MAX_FAULTS = 20  #: infrastructure faults without a new head, after which a run fails
+BACKOFF = 2.0  #: seconds before the first retry after a failure, or the second after a fault; doubled each time
 MAX_BACKOFF = 300.0
 STOP_GRACE = 60.0  #: seconds that a stopping trainer has to save before it is killed
 
 
 class RunState(StrEnum):
-    """Where a run stands."""
+    """The state of a run."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -44,7 +44,7 @@ class RunState(StrEnum):
 
 
 class Wanted(StrEnum):
-    """What an operator last wished of a run."""
+    """What a user last requested of a run."""
 
     RUN = "run"
     PAUSE = "pause"
@@ -52,7 +52,7 @@ class Wanted(StrEnum):
 
 
 class LeaseState(StrEnum):
-    """Where a lease stands."""
+    """The state of a lease."""
 
     HELD = "held"
     LAPSED = "lapsed"
@@ -69,7 +69,7 @@ class Outcome(StrEnum):
 
 
 class Cause(StrEnum):
-    """Why a trainer was stopped."""
+    """Who or what stopped a trainer."""
 
     REQUESTED = "requested"
     LEAVING = "leaving"
@@ -84,14 +84,14 @@ class Policy(StrEnum):
 
 
 class StopReason(StrEnum):
-    """Why a holder is asked to stop; in the order of sharpness."""
+    """Why a holder is asked to stop, from the weakest reason to the strongest."""
 
     PREEMPT = "preempt"
     PAUSE = "pause"
     CANCEL = "cancel"
 
     def strengthened(self, other: StopReason | None) -> StopReason:
-        """The sharper of the two: a stop never becomes milder."""
+        """Return the stronger of the two reasons: a stop never becomes weaker."""
         order = list(StopReason)
         return self if other is None else max(self, other, key=order.index)
 
@@ -112,7 +112,7 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """All of a run that its transitions depend on. `lease` is None when it has no unended lease."""
+    """Everything about a run that its transitions depend on. `lease` is None when it has no unended lease."""
 
     state: RunState = RunState.QUEUED
     wanted: Wanted = Wanted.RUN
@@ -125,7 +125,7 @@ class Status:
 
     @property
     def phase(self) -> Phase:
-        """Which row of the table applies."""
+        """The row of the table that applies."""
         if self.state is not RunState.RUNNING:
             return Phase(self.state.value)
         if self.lease is LeaseState.LAPSED:
@@ -135,27 +135,27 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """A lease on the run was granted; one that had lapsed ends with it."""
+    """A lease on the run was granted. A lapsed lease ends with it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The holder said what it resumes from."""
+    """The holder reported the checkpoint that it resumes from."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeadMoved:
-    """A checkpoint became head: whatever went wrong before, the run advances."""
+    """A checkpoint became the head: the run makes progress, so its faults are forgotten."""
 
 
 @dataclass(frozen=True, slots=True)
 class Renewed:
-    """A silent holder came back."""
+    """The holder of a lapsed lease came back."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lapsed:
-    """The holder has been silent for longer than its lease lasts."""
+    """No heartbeat has arrived from the holder for longer than its lease lasts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,22 +170,22 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """An operator wishes the run to rest."""
+    """A user requests that the run pause."""
 
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """An operator takes back a pause."""
+    """A user requests that the run continue."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """An operator wishes the run to end."""
+    """A user requests that the run end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Requeue:
-    """An operator submits a run again under its name: on from its head, with new budgets."""
+    """A user submits a run again under its name: it continues from its head, with new budgets."""
 
 
 Event = Granted | Started | HeadMoved | Renewed | Lapsed | Ended | Pause | Resume | Cancel | Requeue
@@ -194,7 +194,7 @@ EVENTS: tuple[type[Any], ...] = (Granted, Started, HeadMoved, Renewed, Lapsed, E
 
 @dataclass(frozen=True, slots=True)
 class Closing:
-    """How the unended lease that a run had ends in a transition."""
+    """How a transition ends the unended lease of a run."""
 
     outcome: Outcome
     reason: str
@@ -202,7 +202,9 @@ class Closing:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a transition does: the status after it, the lease it ends, and seconds before the run may be granted."""
+    """The effect of a transition: the status after it, the lease that it ends, and seconds before the run may be
+    granted.
+    """
 
     status: Status
     closing: Closing | None = None
@@ -210,7 +212,7 @@ class Change:
 
 
 class IllegalTransition(Exception):
-    """An event that the run cannot take where it stands."""
+    """An event that a run does not accept in its phase."""
 
     def __init__(self, phase: Phase, event: type[Any]) -> None:
         super().__init__(f"a run that is {phase.value} cannot take {event.__name__}")
@@ -229,7 +231,7 @@ def _grant(status: Status, _: Granted) -> Change:
 
 
 def _regrant(status: Status, _: Granted) -> Change:
-    closing = Closing(Outcome.FAULTED, "silent; granted elsewhere")
+    closing = Closing(Outcome.FAULTED, "no heartbeat; granted to another host")
     return Change(replace(status, lease=LeaseState.HELD, stop=None, faults=status.faults + 1), closing)
 
 
@@ -248,14 +250,14 @@ def _lapse(status: Status, event: Lapsed) -> Change:
 
 
 def _end_by_lapse(status: Status, _: Lapsed) -> Change:
-    return _end(status, Ended(Outcome.FAULTED, reason="its holder fell silent"))
+    return _end(status, Ended(Outcome.FAULTED, reason="no heartbeat from its holder"))
 
 
 def _end(status: Status, event: Ended) -> Change:
-    """The lease's end: success counts whatever was wanted, then the wish, then the budgets."""
+    """Apply the end of the lease: success counts whatever was wanted, then what is wanted decides, then the budgets."""
     outcome, reason = event.outcome, event.reason
     if outcome is Outcome.STOPPED and event.cause is Cause.REQUESTED and status.stop is None:
-        outcome, reason = Outcome.FAULTED, reason or "stopped though nobody had asked"
+        outcome, reason = Outcome.FAULTED, reason or "stopped without a request"
     failures = status.failures + (outcome is Outcome.FAILED)
     faults = status.faults + (outcome is Outcome.FAULTED)
     spent = outcome is Outcome.FAILED and (event.permanent or failures >= status.max_attempts)
@@ -273,12 +275,12 @@ def _end(status: Status, event: Ended) -> Change:
 
 
 def compute_backoff(count: int) -> float:
-    """Seconds to wait after the `count`-th trouble of a kind; none for the zeroth."""
+    """Return the seconds to wait after the `count`-th failure or fault in a row; none for the zeroth."""
     return 0.0 if count <= 0 else float(min(MAX_BACKOFF, BACKOFF * 2 ** min(count - 1, 16)))
 
 
 def _move_to(state: RunState, wanted: Wanted) -> Rule:
-    """A run without a lease goes where it is wanted at once."""
+    """Return the rule for a run without a lease, which changes its state at once."""
     return lambda status, _: Change(replace(status, state=state, wanted=wanted))
 
 
@@ -287,8 +289,8 @@ def _stop_to_pause(status: Status, _: Pause) -> Change:
 
 
 def _end_lapsed_as(wanted: Wanted, verb: str) -> Rule:
-    """Nobody waits for a silent holder when the run is not to go on."""
-    ended = Ended(Outcome.FAULTED, reason=f"silent when the run was {verb}")
+    """Return the rule for a lapsed run that is not to continue: its lease ends at once."""
+    ended = Ended(Outcome.FAULTED, reason=f"no heartbeat from its holder when the run was {verb}")
     return lambda status, _: _end(replace(status, wanted=wanted), ended)
 
 
@@ -307,7 +309,7 @@ def _requeue(status: Status, _: Requeue) -> Change:
 _P = Phase
 _AFTER_END = (_P.SUCCEEDED, _P.FAILED, _P.QUEUED)
 
-#: (phase, event) → what happens, and every phase it may lead to. What is not here is refused.
+#: (phase, event) → the rule, and every phase that it may lead to. Any other pair is refused.
 TABLE: Mapping[tuple[Phase, type[Any]], tuple[Rule, tuple[Phase, ...]]] = {
     (_P.QUEUED, Granted): (_grant, (_P.RUNNING,)),
     (_P.QUEUED, Pause): (_move_to(RunState.PAUSED, Wanted.PAUSE), (_P.PAUSED,)),
@@ -356,7 +358,7 @@ TABLE: Mapping[tuple[Phase, type[Any]], tuple[Rule, tuple[Phase, ...]]] = {
 
 
 def step(status: Status, event: Event) -> Change:
-    """Carries out one event; IllegalTransition where the table has none."""
+    """Apply one event to a status; IllegalTransition where the table has no entry."""
     entry = TABLE.get((status.phase, type(event)))
     if entry is None:
         raise IllegalTransition(status.phase, type(event))
@@ -367,17 +369,17 @@ DIAGRAM = Path(__file__).parents[1] / "docs" / "lifecycle.md"
 
 
 def render_diagram() -> str:
-    """`docs/lifecycle.md`: the table as a Mermaid state diagram, events that change nothing left out."""
+    """Return `docs/lifecycle.md`: the table as a Mermaid state diagram, without the events that change nothing."""
     return "\n".join(_diagram_lines()) + "\n"
 
 
 def _diagram_lines() -> Iterator[str]:
     yield "# The life of a run"
     yield ""
-    yield "Drawn from the table in `coordinator/lifecycle.py` by `python -m coordinator.lifecycle`; edit that one."
+    yield "Generated from the table in `coordinator/lifecycle.py` by `python -m coordinator.lifecycle`."
     yield ""
-    yield "In *running*, *pausing*, *cancelling* and *lapsed* a run has one lease that has not ended; elsewhere none."
-    yield "Events that leave a run where it is are not drawn; all other pairs of state and event are refused."
+    yield "A *running*, *pausing*, *cancelling* or *lapsed* run has one lease that has not ended; others have none."
+    yield "Events that do not change the state are not drawn; all other pairs of state and event are refused."
     yield ""
     yield "```mermaid"
     yield "stateDiagram-v2"

@@ -1,14 +1,16 @@
-"""Which of a run's checkpoints stay, each with its reasons in words, and which go. Pure.
+"""The retention rules: which checkpoints of a run are kept, with reasons, and which are scheduled for deletion. Pure.
 
-Some stay whatever the run file says: the head, what the attempt that runs now resumed from, what a person has pinned,
-what is still on its way (incomplete, or not beyond its host yet), and the newest that would outlive its host. Of the
-others on the curve those stay that the run file asks for, as far as its limits of age and size allow. What is off the
-curve deleted first.
+Some are kept whatever the run file says: the head, the checkpoint that the running attempt resumed from, those that a
+user has pinned, those that are unfinished (incomplete, or without a copy beyond their host), and the newest one that
+would outlive its host. Of the others on the curve, the run file's `checkpoint.keep` selects, within its limits of age
+and size. Superseded checkpoints are deleted first.
 
-A checkpoint kept or deleted as a whole. What kept keeps all its copies, so no rule can take the only one of something
-that is needed; what deleted never comes back, so whoever carries it out may do so twice.
+A checkpoint is kept or deleted as a whole. A kept one keeps all its copies, so no rule can delete the only copy of
+something that is needed. A deletion is final, so it may be carried out twice.
 
-While an attempt has been granted and has not said what it resumes from, nothing may be decided: it may resume from any.
+While an attempt has been granted and has not reported what it resumes from, nothing may be decided: it may resume from
+any checkpoint. The store marks what this module decides (`coordinator.store.retention`), and the commands apply it in
+the transactions that change what is kept (`coordinator.commands.retention`).
 """
 
 from __future__ import annotations
@@ -25,12 +27,12 @@ _UNITS = ((86400.0, "d"), (3600.0, "h"), (60.0, "m"), (1.0, "s"))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetentionPolicy:
-    """What the run file asks for. Times in seconds, sizes in bytes."""
+    """The run file's `checkpoint.keep`. Times are in seconds, sizes in bytes."""
 
     last: int = 3
     best: int = 0
     metric: str = ""
-    least: bool = True  #: the best has the least value
+    least: bool = True  #: the best value is the smallest
     every_steps: int | None = None
     every_seconds: float | None = None
     max_age: float | None = None
@@ -43,7 +45,7 @@ class RetentionPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointFacts(Generic[Id]):
-    """A checkpoint that has not been let go yet, as it is judged. `time` is epoch seconds."""
+    """Everything about a checkpoint that the decision depends on. `time` is in seconds since the epoch."""
 
     id: Id
     attempt: int
@@ -55,26 +57,26 @@ class CheckpointFacts(Generic[Id]):
     superseded: bool = False
     head: bool = False
     pinned: bool = False
-    resumed: bool = False  #: by the attempt that runs now
-    current: bool = False  #: of the attempt that runs now
+    resumed: bool = False  #: the running attempt resumed from it
+    current: bool = False  #: the running attempt made it
     beyond: bool = False  #: every part has a copy beyond its host's disk
 
     @property
     def order(self) -> tuple[int, int]:
-        """Later ones are greater."""
+        """The sort key: later checkpoints are greater."""
         return self.attempt, self.step
 
 
 @dataclass(frozen=True, slots=True)
 class RetentionDecision(Generic[Id]):
-    """Why each that kept does, and why each that deleted does not."""
+    """Why each kept checkpoint is kept, and why each other one is scheduled for deletion."""
 
     kept: Mapping[Id, tuple[str, ...]]
     deleted: Mapping[Id, str]
 
 
 def decide(keep: RetentionPolicy, checkpoints: Iterable[CheckpointFacts[Id]], now: float) -> RetentionDecision[Id]:
-    """What kept of a run's checkpoints, and what deleted."""
+    """Decide which of a run's checkpoints are kept and which are scheduled for deletion."""
     found = sorted(checkpoints, key=lambda each: each.order)
     curve = [each for each in found if each.complete and not each.superseded]
     reasons: dict[Id, list[str]] = {each.id: [] for each in found}
@@ -95,7 +97,7 @@ def decide(keep: RetentionPolicy, checkpoints: Iterable[CheckpointFacts[Id]], no
     }
     staying = [each for each in staying if each.id not in deleted]
     total = _format_size(keep.max_total or 0)
-    deleted |= {each.id: f"beyond {total} in all" for each in _find_over_limit(keep, staying, needed, best)}
+    deleted |= {each.id: f"over the limit of {total} in all" for each in _find_over_limit(keep, staying, needed, best)}
     kept = {each.id: tuple(reasons[each.id]) for each in found if each.id not in deleted}
     return RetentionDecision(kept, deleted)
 
@@ -103,7 +105,7 @@ def decide(keep: RetentionPolicy, checkpoints: Iterable[CheckpointFacts[Id]], no
 def _find_required(
     found: Sequence[CheckpointFacts[Id]], curve: Sequence[CheckpointFacts[Id]]
 ) -> Iterator[tuple[CheckpointFacts[Id], str]]:
-    """What kept whatever the run file says."""
+    """Yield the checkpoints that are kept whatever the run file says, each with a reason."""
     safest = next((each for each in reversed(curve) if each.beyond), None)
     for each in found:
         if each.head:
@@ -113,7 +115,7 @@ def _find_required(
         if each.pinned:
             yield each, "pinned"
         if each is safest and not each.head:
-            yield each, "the newest beyond its host"
+            yield each, "the newest with a copy beyond its host"
         if each.current and not each.superseded and not each.complete:
             yield each, "not complete yet"
         elif each.current and not each.superseded and (safest is None or each.order > safest.order):
@@ -123,7 +125,7 @@ def _find_required(
 def _find_selected(
     keep: RetentionPolicy, curve: Sequence[CheckpointFacts[Id]]
 ) -> Iterator[tuple[CheckpointFacts[Id], str]]:
-    """What the run file asks for."""
+    """Yield the checkpoints that the run file selects, each with a reason."""
     for each in curve[-keep.last :]:
         yield each, "the last" if keep.last == 1 else f"one of the last {keep.last}"
     for each in _find_best(keep, curve):
@@ -138,7 +140,7 @@ def _find_selected(
 
 
 def _find_best(keep: RetentionPolicy, curve: Sequence[CheckpointFacts[Id]]) -> list[CheckpointFacts[Id]]:
-    """Those with the best values; of equal ones the newer."""
+    """Return those with the best values of the metric; of equal ones the newer."""
     sign = 1.0 if keep.least else -1.0
     valued = [each for each in curve if math.isfinite(each.metrics.get(keep.metric, math.nan))]
     ranked = sorted(reversed(valued), key=lambda each: sign * each.metrics[keep.metric])
@@ -148,7 +150,7 @@ def _find_best(keep: RetentionPolicy, curve: Sequence[CheckpointFacts[Id]]) -> l
 def _find_first_of_each(
     curve: Sequence[CheckpointFacts[Id]], stretch: Callable[[CheckpointFacts[Id]], int]
 ) -> Iterator[CheckpointFacts[Id]]:
-    """The first in every stretch: it kept the first whatever comes later."""
+    """Yield the first checkpoint of every interval, which stays the first whatever comes later."""
     seen: set[int] = set()
     for each in curve:
         if (found := stretch(each)) not in seen:
@@ -158,8 +160,8 @@ def _find_first_of_each(
 
 def _explain_deletion(each: CheckpointFacts[Id]) -> str:
     if each.superseded:
-        return "off the curve"
-    return "no longer asked for" if each.complete else "never completed"
+        return "superseded"
+    return "not selected by checkpoint.keep" if each.complete else "never completed"
 
 
 def _find_expired(
@@ -172,7 +174,7 @@ def _find_expired(
 def _find_over_limit(
     keep: RetentionPolicy, staying: Sequence[CheckpointFacts[Id]], needed: set[Id], best: set[Id]
 ) -> Iterator[CheckpointFacts[Id]]:
-    """The oldest, until the rest fits; the best after all others, what is needed never."""
+    """Yield the oldest until the rest fits, the best ones last, and required ones never."""
     if keep.max_total is None:
         return
     total = sum(each.size for each in staying)

@@ -1,8 +1,9 @@
-"""Who gets what: the whole queue and the whole fleet in, grants and explanations out. Pure.
+"""The scheduler: maps the whole queue and the whole fleet to grants and explanations. Pure.
 
-A *slot* is a GPU by its index or, on a host without GPUs, one of the runs it takes at once. A run takes `gpus` slots on
-each of its hosts (one, where it asks for none or the host has none), on as many hosts as it has nodes, all or none.
-Higher priority goes first, then the older; a run that cannot be placed holds nobody else up.
+A *slot* is a GPU by its index or, on a host without GPUs, one of the runs that it can run at once. A run occupies
+`gpus` slots on each of its hosts (one, where it asks for none or the host has none), on as many hosts as it has nodes,
+all or none. Runs of higher priority are placed first, then older ones; a run that cannot be placed does not hold up any
+other.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class HostCapacity:
     free: tuple[int, ...]
     slots: int
     session: UUID | None = None
-    gpus: Mapping[int, int] = field(default_factory=dict)  #: memory by index; empty on a host without GPUs
+    gpus: Mapping[int, int] = field(default_factory=dict)  #: memory in bytes by index; empty on a host without GPUs
     cpus: int = 0
     memory: int = 0
     disk: int = 0
@@ -33,7 +34,7 @@ class HostCapacity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
-    """What a run asks of each of its hosts. Sizes in bytes."""
+    """The resources that a run needs on each of its hosts. Sizes are in bytes."""
 
     nodes: int = 1
     gpus: int = 1
@@ -52,7 +53,7 @@ class Need:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimableRun:
-    """A run that could be granted: queued, or running with a lapsed lease."""
+    """A run that can be granted: queued, or running with a lapsed lease."""
 
     run: str
     need: Need
@@ -60,12 +61,12 @@ class ClaimableRun:
     priority: int = 0
     eligible_time: datetime | None = None
     near: frozenset[str] = frozenset()  #: hosts that have its head's checkpoint on their disk
-    avoid: frozenset[str] = frozenset()  #: hosts under which it just failed
+    avoid: frozenset[str] = frozenset()  #: hosts on which it just failed
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """One node's place: an agent and its slots, as that session of it described them."""
+    """Where one node of a run is placed: an agent, slots of it, and the session in which the agent described them."""
 
     agent: str
     slots: tuple[int, ...]
@@ -74,7 +75,7 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """A run and where it goes, node 0 first."""
+    """A run and where its nodes are placed, node 0 first."""
 
     run: str
     placements: tuple[Placement, ...]
@@ -82,17 +83,17 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class SchedulingDecisions:
-    """What to do, and for every run that waits why, in words."""
+    """The grants to make, and for every run that waits the reason, for users."""
 
     grants: tuple[Grant, ...]
     explanations: Mapping[str, str]
 
 
 def plan(queue: Iterable[ClaimableRun], fleet: Iterable[HostCapacity], now: datetime) -> SchedulingDecisions:
-    """Place what can be placed.
+    """Place every run that can be placed.
 
-    What is free only shrinks on the way, so where one run found no place none with the same need will: a queue of
-    thousands has few different needs.
+    Free capacity only shrinks during a plan, so once one run has found no place, no other run with the same need will.
+    A queue of thousands has few different needs.
     """
     hosts = {host.name: host for host in fleet}
     grants: list[Grant] = []
@@ -100,7 +101,7 @@ def plan(queue: Iterable[ClaimableRun], fleet: Iterable[HostCapacity], now: date
     unmet: dict[Need, str] = {}
     for claim in sorted(queue, key=lambda claim: (-claim.priority, claim.create_time, claim.run)):
         if claim.eligible_time is not None and claim.eligible_time > now:
-            explanations[claim.run] = f"tried again at {claim.eligible_time:%H:%M:%S} UTC, after a failure"
+            explanations[claim.run] = f"will be retried at {claim.eligible_time:%H:%M:%S} UTC, after a failure"
             continue
         placements = () if claim.need in unmet else choose_placements(claim, list(hosts.values()))
         if placements:
@@ -118,7 +119,7 @@ def plan(queue: Iterable[ClaimableRun], fleet: Iterable[HostCapacity], now: date
 
 
 def choose_placements(claim: ClaimableRun, fleet: Sequence[HostCapacity]) -> tuple[Placement, ...]:
-    """Where a run would go now; empty when nowhere."""
+    """Return where a run would be placed now; empty when nowhere."""
     fitting = sorted(find_candidates(claim.need, fleet), key=lambda host: _rank(claim, host))
     if len(fitting) < claim.need.nodes:
         return ()
@@ -127,12 +128,14 @@ def choose_placements(claim: ClaimableRun, fleet: Sequence[HostCapacity]) -> tup
 
 
 def find_candidates(need: Need, fleet: Sequence[HostCapacity]) -> list[HostCapacity]:
-    """The hosts that could take a node of it now."""
+    """Return the hosts that could run one node of it now."""
     return [host for host in fleet if not host.unschedulable and _admits(need, host) and _choose_slots(need, host)]
 
 
 def _rank(claim: ClaimableRun, host: HostCapacity) -> tuple[bool, int, bool, bool, int, str]:
-    """Smallest first: not where it just failed, then as preferred, then near its checkpoint, then the tightest fit."""
+    """Return the sort key of a host, smallest first: not where the run just failed, then as it prefers, then near its
+    checkpoint, then the tightest fit.
+    """
     preferred = claim.need.prefer_hosts
     return (
         host.name in claim.avoid,
@@ -145,13 +148,15 @@ def _rank(claim: ClaimableRun, host: HostCapacity) -> tuple[bool, int, bool, boo
 
 
 def _admits(need: Need, host: HostCapacity) -> bool:
-    """Whether the host is one that the run may use at all, by name and labels."""
+    """Return whether the run may use the host at all, by its name and labels."""
     named = not need.allowed_hosts or host.name in need.allowed_hosts
     return named and all(host.labels.get(key) == value for key, value in need.labels.items())
 
 
 def _choose_slots(need: Need, host: HostCapacity, *, ever: bool = False) -> tuple[int, ...]:
-    """The slots the host would give now, or `ever` when nothing else ran there; empty when too few or too small."""
+    """Return the slots that the host has for one node now, or `ever` if nothing else ran there; empty when too few or
+    small.
+    """
     if host.memory < need.memory or host.disk < need.disk or host.cpus < need.cpus:
         return ()
     if not host.gpus:
@@ -167,7 +172,7 @@ def _find_large_gpus(need: Need, host: HostCapacity, *, ever: bool) -> tuple[int
 
 
 def explain_placement(need: Need, fleet: Sequence[HostCapacity]) -> str:
-    """Why a run cannot be placed now, in words; where it could be, when it can."""
+    """Return, for users, where a run could run now, or why it cannot be placed."""
     if (fitting := find_candidates(need, fleet)) and len(fitting) >= need.nodes:
         return f"can run now on {_join_names(fitting)}"
     if not fleet:
@@ -193,7 +198,7 @@ def _explain_admission(need: Need) -> str:
 
 
 def describe_need(need: Need) -> str:
-    """What a run asks for, in words."""
+    """Return the resources that a run needs, for users."""
     if need.require_cuda:
         size = f" ≥ {need.vram / GIB:g} GiB" if need.vram else ""
         need_text = f"{max(1, need.gpus)} GPU{'s' if need.gpus > 1 else ''}{size}"
@@ -209,7 +214,7 @@ def describe_need(need: Need) -> str:
 
 
 def _describe_best(need: Need, hosts: Sequence[HostCapacity], *, ever: bool) -> str:
-    """How close the best host, or the number of hosts, comes."""
+    """Describe how close the best host, or the number of hosts, comes to the need."""
     fitting = sum(1 for host in hosts if _choose_slots(need, host, ever=ever))
     kind = "host" if ever else "free host"
     if need.nodes > 1 and fitting:
@@ -222,7 +227,7 @@ def _describe_best(need: Need, hosts: Sequence[HostCapacity], *, ever: bool) -> 
     if ever:
         largest = max(hosts, key=lambda host: (host.memory, host.cpus))
         return f"the largest host, {largest.name}, has {largest.memory / GIB:.1f} GiB and {largest.cpus} CPUs"
-    return "all are taken"
+    return "all are occupied"
 
 
 def _join_names(hosts: Sequence[HostCapacity]) -> str:

@@ -1,7 +1,7 @@
-"""Wires the coordinator up: database, services and gRPC, in the order in which each needs the ones before.
+"""Assembles the coordinator: database, services and gRPC, in the order in which each needs the ones before.
 
 A shutdown hands over: streams end with UNAVAILABLE, short calls finish, and only then do the services and the database
-go. What a service cannot handle ends the process, for whoever supervises it to start again.
+stop. An error that a service cannot handle ends the process, so that its supervisor restarts it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _GRACE_SECONDS = 5.0  # for short calls that are under way when the coordinator 
 _HEALTH_SECONDS = 2.0
 _log = logging.getLogger(__name__)
 
-#: Pings tell a dead line within seconds in both directions; a heartbeat is what tells a dead agent. The smallest
+#: Pings detect a dead connection within seconds in both directions; heartbeats detect a dead agent. The smallest
 #: interval that is allowed must be below the agents' own, or they are sent away for pinging too much. A connection ends
 #: after about an hour (gRPC spreads it) and its streams go on over a new one: replicas that were away get their share
 #: again, which nobody would move back to them otherwise.
@@ -77,17 +77,17 @@ SERVICES = tuple(
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """A coordinator that takes calls."""
+    """Where a coordinator that accepts calls can be reached, and what it uses."""
 
     address: str  #: host:port as bound
     deployment_id: str
     database_url: str
     artifacts: Path
-    store: str  #: where artifacts are kept, for people: that folder, or a bucket
+    store: str  #: where artifacts are kept, for users: that folder, or a bucket
 
 
 async def serve(config: Config, stop: asyncio.Event, announce: Callable[[ServerInfo], None]) -> None:
-    """Serve until `stop`. `announce` is called once, when calls are taken."""
+    """Serve until `stop` is set. `announce` is called once, when calls are accepted."""
     data_dir = config.data_dir.expanduser()
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     async with AsyncExitStack() as stack:
@@ -118,7 +118,7 @@ async def serve(config: Config, stop: asyncio.Event, announce: Callable[[ServerI
 
 
 def _open_artifacts(config: Config) -> Artifacts:
-    """Where artifacts are kept. Blocking."""
+    """Open the artifact store. Blocking."""
     if config.artifact_store is None:
         return FolderArtifacts(config.artifacts, limit=config.artifact_limit)
     from coordinator.artifacts.bucket import BucketArtifacts
@@ -133,7 +133,7 @@ def _open_artifacts(config: Config) -> Artifacts:
 
 @asynccontextmanager
 async def open_database(named: str | None, data_dir: Path) -> AsyncIterator[str]:
-    """The URL of the database that was named, or of our own."""
+    """Yield the URL of the named database, or of an embedded one."""
     if named:
         yield named
         return
@@ -151,7 +151,7 @@ async def _read_deployment_id(database: Database) -> str:
 
 @asynccontextmanager
 async def _run_in_background(*services: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
-    """Services run for as long as the block lasts. One that ends, or fails, ends the block too, loudly."""
+    """Run services for as long as the block lasts. One that ends, or fails, ends the block with an error."""
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(_run_forever(service)) for service in services]
         yield
@@ -177,7 +177,7 @@ class _SharedParts:
 
 @asynccontextmanager
 async def _serve_calls(config: Config, healthy: health.aio.HealthServicer, parts: _SharedParts) -> AsyncIterator[str]:
-    """The address calls are taken at. At the end streams are handed over and short calls finish."""
+    """Yield the address at which calls are accepted. At the end, streams are handed over and short calls finish."""
     guard, secret = CallGuard(), [SecretInterceptor(config.secret)] if config.secret else []
     server = aio.server(interceptors=[guard, *secret, DeploymentInterceptor(parts.deployment_id)], options=OPTIONS)
     _add_servicers(server, config, parts)
@@ -213,21 +213,21 @@ def _bind(server: aio.Server, config: Config) -> str:
 
 
 async def _report_health(database: Database, healthy: health.aio.HealthServicer) -> None:
-    """Serving while the database answers."""
-    told: str | None = "not yet"
+    """Report SERVING while the database answers."""
+    reported: str | None = "not yet"
     while True:
         away = await _find_absence(database)
-        if away != told:
+        if away != reported:
             status = health_pb2.HealthCheckResponse.NOT_SERVING if away else health_pb2.HealthCheckResponse.SERVING
             for service in ("", *SERVICES):
                 await healthy.set(service, status)
             _log.log(logging.WARNING if away else logging.INFO, "the database is %s", away or "there")
-            told = away
+            reported = away
         await asyncio.sleep(_HEALTH_SECONDS)
 
 
 async def _find_absence(database: Database) -> str | None:
-    """None while the database answers."""
+    """Return None while the database answers."""
     try:
         await database.ping()
     except DatabaseAway:

@@ -1,4 +1,4 @@
-"""What travels between the wire, the commands and the store: frozen values, without protobuf and without SQL."""
+"""The values that the rpc layer, the commands and the store exchange: frozen, without protobuf or SQL. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from coordinator.lifecycle import Cause, Outcome, Policy, StopReason
 
 @dataclass(frozen=True, slots=True)
 class HeldPlace:
-    """A lease that an agent's host still runs."""
+    """A place of a lease that an agent's host still runs."""
 
     lease_id: UUID
     node: int
@@ -20,13 +20,13 @@ class HeldPlace:
     slots: tuple[int, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """As the agent's row keeps it."""
+        """Return the JSON value that the agent's row stores."""
         return {"lease": str(self.lease_id), "node": self.node, "phase": self.phase, "slots": list(self.slots)}
 
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """Whether an agent takes work, and why not."""
+    """Whether an agent accepts work, and why not."""
 
     ready: bool = True
     reason: str = ""
@@ -35,7 +35,9 @@ class Readiness:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hello:
-    """Who is calling. `capability` is the contract's message as plain values; `slots` are all that the host has."""
+    """An agent's introduction. `capability` is the contract's message as JSON values; `slots` are all slots of the
+    host.
+    """
 
     agent: str
     instance_id: str
@@ -46,7 +48,7 @@ class Hello:
     slots: tuple[int, ...]
     held: tuple[HeldPlace, ...]
     readiness: Readiness
-    dial: int = 0  #: numbers the hellos of an instance, from 1; 0 when it does not count
+    dial: int = 0  #: counts the hellos of an instance, from 1; 0 when it does not count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +64,7 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class LeasePlace:
-    """One node's place of a lease."""
+    """The place of one node of a lease: an agent and slots of it."""
 
     node: int
     agent: str
@@ -76,7 +78,7 @@ class Copy:
     store: str
     uri: str
     create_time: float | None = None
-    remove_time: float | None = None  #: since when it is being removed
+    remove_time: float | None = None  #: when it was scheduled for deletion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +94,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointView:
-    """A checkpoint with its parts and their copies. `create_time` is epoch seconds."""
+    """A checkpoint with its parts and their copies. `create_time` is in seconds since the epoch."""
 
     id: UUID
     run_id: str
@@ -106,19 +108,19 @@ class CheckpointView:
     create_time: float
     pinned: bool = False
     pin_reason: str = ""
-    remove_time: float | None = None  #: since when it has been let go
+    remove_time: float | None = None  #: when it was scheduled for deletion
     remove_reason: str = ""
     parts: tuple[Part, ...] = ()
 
     def without_removed_copies(self) -> CheckpointView:
-        """With those copies only that are there to stay."""
+        """Return the checkpoint with only those copies that are kept."""
         parts = (replace(part, copies=tuple(c for c in part.copies if c.remove_time is None)) for part in self.parts)
         return replace(self, parts=tuple(parts))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Removal:
-    """A copy that is to go."""
+    """A copy that is scheduled for deletion."""
 
     checkpoint_id: UUID
     run_id: str
@@ -143,7 +145,9 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DesiredLease:
-    """What is wished of one place. `stop` is None to run; `assignment` is there until the agent reports the lease."""
+    """The desired state of one place. `stop` is None to run; `assignment` is set until the agent reports the lease as
+    held.
+    """
 
     lease_id: UUID
     run_id: str
@@ -158,7 +162,7 @@ class DesiredLease:
 
 @dataclass(frozen=True, slots=True)
 class DesiredState:
-    """The whole wish of one agent. `session_id` is the session that the database has for it, None when it has none."""
+    """The whole desired state of one agent. `session_id` is its session in the database, None without one."""
 
     agent: str
     session_id: UUID | None
@@ -168,7 +172,7 @@ class DesiredState:
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """How far a source is, in bytes."""
+    """How far a source is stored, in bytes."""
 
     node: int
     source: str
@@ -177,7 +181,7 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True)
 class LeaseRecord:
-    """What the coordinator has of a lease."""
+    """What the coordinator has stored of a lease."""
 
     lease_id: UUID
     run_id: str
@@ -197,7 +201,7 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewCheckpoint:
-    """One node's part of a checkpoint, to be registered. `after` are cursors that must have been passed."""
+    """One node's part of a checkpoint to register. Every source must be stored up to its `required_cursors`."""
 
     node: int
     step: int
@@ -211,7 +215,9 @@ class NewCheckpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """How an attempt ended, as its agent reports it. `error` is {code, reason, message}, `digest` names the report."""
+    """How an attempt ended, as its agent reports it. `error` is {code, reason, message}; `digest` identifies the
+    report.
+    """
 
     node: int
     outcome: Outcome
@@ -221,12 +227,12 @@ class Completion:
     error: Mapping[str, Any] | None = None
     output: Mapping[str, Any] | None = None
     final_cursors: tuple[Cursor, ...] = ()
-    registered_step: int | None = None  #: the newest that must be in the registry
+    registered_step: int | None = None  #: the newest step that must be registered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
-    """A run to be created. `spec` as it was sent; `inputs` are {path, digest, size, executable}."""
+    """A run to create. `spec` is the run file as it was sent; `inputs` are {path, digest, size, executable}."""
 
     run_id: str
     request_id: str
@@ -239,7 +245,9 @@ class Submission:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportedCheckpoint:
-    """A checkpoint of a training that ran elsewhere. `time` is epoch seconds, None for now."""
+    """A checkpoint of a training that ran elsewhere. `time` is in seconds since the epoch, None for the time of the
+    import.
+    """
 
     step: int
     metrics: Mapping[str, float]
@@ -251,7 +259,7 @@ class ImportedCheckpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportRequest:
-    """A training that ran elsewhere; `checkpoints` by step, `curve_digest` empty where there is none."""
+    """A training that ran elsewhere. `checkpoints` are ordered by step; `curve_digest` is empty without a curve."""
 
     submission: Submission
     checkpoints: tuple[ImportedCheckpoint, ...]

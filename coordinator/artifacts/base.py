@@ -1,7 +1,7 @@
-"""What every kind of the coordinator's own store can do.
+"""What every kind of artifact store can do.
 
-A blob is seen whole or not at all, and never changes. What nothing names any more is swept some time after it was last
-asked for: whoever is told by `stat` that a blob is there may rely on it for as long as that.
+A blob is visible whole or not at all, and never changes. A blob that nothing references is deleted some time after it
+was last asked for: a caller that learns from `stat` that a blob exists may rely on it for that long.
 
 Methods block: they read, write, hash and sync. Call them in a thread.
 """
@@ -28,7 +28,7 @@ class BlobStat:
 
 @dataclass(frozen=True, slots=True)
 class SweepResult:
-    """What a sweep took away, and what it came by and left."""
+    """What a sweep deleted, and how many blobs it left."""
 
     blobs: int
     size: int
@@ -36,57 +36,62 @@ class SweepResult:
 
 
 class BlobReader(Protocol):
-    """A whole blob, being read."""
+    """A complete blob that is being read."""
 
     @property
     def size(self) -> int: ...
 
     def piece(self, at: int) -> bytes:
-        """The next bytes from there, empty at its end. DigestMismatch when they cannot be read."""
+        """Return the next bytes from that offset, empty at the end. DigestMismatch when they cannot be read."""
 
 
 class Upload(Protocol):
-    """One upload under way. Its bytes are hashed as they come."""
+    """One upload in progress. Its bytes are hashed as they arrive."""
 
     def write(self, data: bytes) -> None:
-        """The next bytes."""
+        """Write the next bytes."""
 
     def finish(self) -> None:
-        """Check, make durable, and let the blob be seen. DigestMismatch, and nothing is kept, when it is another."""
+        """Check the blob, make it durable and visible. DigestMismatch, and nothing is kept, when the content is
+        another.
+        """
 
 
 class Artifacts(Protocol):
-    """The store."""
+    """The artifact store."""
 
     def claim(self, deployment_id: str) -> bool:
-        """Whether the store is this deployment's, which the first to ask makes it. Only its owner may sweep it."""
+        """Return whether the store belongs to this deployment; the first to ask owns it. Only its owner may sweep."""
 
     def stat(self, digest: str, /) -> BlobStat:
-        """What there is of a blob. One that is there stays for as long as a sweep's grace."""
+        """Return what the store has of a blob. A blob that exists is kept for at least the sweep's grace from now."""
 
     def stats(self, digests: Sequence[str], /) -> Sequence[BlobStat]:
-        """`stat` of several, as fast as the store can."""
+        """Return `stat` of several blobs, as fast as the store can."""
 
     def open_blob(self, digest: str) -> AbstractContextManager[BlobReader]:
-        """A whole blob to read from. BlobUnknown when there is none."""
+        """Open a complete blob for reading; BlobUnknown when there is none."""
 
     def read(self, digest: str, limit: int) -> bytes:
-        """A small blob whole (a manifest); BlobTooLarge beyond `limit` bytes."""
+        """Return the content of a small blob (a manifest); BlobTooLarge beyond `limit` bytes."""
 
     def check(self, digest: str) -> Generator[int]:
-        """Read a blob whole and compare; yields now and then how many bytes are done.
+        """Read a whole blob and compare its digest, yielding the number of bytes done from time to time.
 
-        Ends by DigestMismatch when it is damaged, after it was set aside; by BlobUnknown when there is none.
+        Raises DigestMismatch when it is damaged, after setting it aside, and BlobUnknown when there is none.
         """
 
     def upload(self, digest: str, size: int, offset: int) -> AbstractContextManager[Upload]:
-        """Take a blob's bytes from `offset` on; what came stays for a later upload unless `finish` took it.
+        """Accept a blob's bytes from `offset` on. Without `finish`, what arrived is kept for a later upload.
 
-        OffsetGap when the store does not have that much; BlobTooLarge or StoreFull when there is no quota.
+        Raises OffsetGap when the store does not have that many bytes, and BlobTooLarge or StoreFull when there is no
+        room.
         """
 
     def forget_partials(self, digest: str) -> None:
-        """Remove what other uploads of a now whole blob left, if nobody writes it."""
+        """Delete what other uploads of a now complete blob left, unless they are still being written."""
 
     def sweep(self, named: Container[str], before: float) -> SweepResult:
-        """Remove blobs that are not `named` (by digest) and that nobody brought or asked for since (epoch seconds)."""
+        """Delete blobs that are not `named` (by digest) and that nobody uploaded or asked for since `before` (epoch
+        seconds).
+        """

@@ -1,21 +1,21 @@
-"""The coordinator's own store in a bucket that replicas share: S3 and what speaks like it, Google's, Azure's.
+"""The artifact store in a bucket that replicas share: S3 and compatible stores, Google's, Azure's.
 
-    blobs/ab/<hex>/<object>   whole, durable, never changed; each upload makes an object of its own
+    blobs/ab/<hex>/<object>   complete, durable, never changed; each upload makes an object of its own
     touched/<hex>             when an old blob was last asked for: objects there cannot be touched themselves
-    doomed/<object>           a sweep is about to remove that object
-    damaged/<hex>/<object>    was whole and is so no more
-    deployment                whose store it is
+    doomed/<object>           a sweep is about to delete that object
+    damaged/<hex>/<object>    was complete until it was damaged
+    deployment                the deployment that owns the store
 
-Bytes on their way lie on the replica's own disk, in files that grow, until they are whole and verified. Then they are
-put, in parts where they are large, and a bucket shows an object whole or not at all. So an upload that broke off goes
-on at the same replica; another one begins anew.
+Bytes of an upload lie on the replica's own disk, in files that grow, until they are complete and verified. Then they
+are put into the bucket, in parts when they are large, and a bucket shows an object whole or not at all. So an
+interrupted upload continues at the same replica, and starts from the beginning at another.
 
-There is no name to be taken away in a bucket, so a sweep and who asks for an old blob tell each other: the sweep marks
-an object as doomed and then looks when it was touched; who asks touches it and then looks whether it is doomed. At
-least one of the two sees the other. What is doomed is not there for anybody, and as every upload makes an object of its
-own, what is put meanwhile is another one, which that sweep does not remove.
+A bucket has no names to take away, so a sweep and a reader of an old blob notify each other: the sweep marks an object
+as doomed and then looks when it was touched; the reader touches it and then looks whether it is doomed. At least one of
+the two sees the other. A doomed object does not exist for anyone, and since every upload makes an object of its own,
+one that is put in the meantime is another, which that sweep does not delete.
 
-Credentials come from this process's environment, as the provider's own tools take them.
+Credentials come from this process's environment, as the provider's own tools read them.
 """
 
 from __future__ import annotations
@@ -68,13 +68,13 @@ class BucketObject:
 
     @property
     def name(self) -> str:
-        """The blob's."""
+        """The name of its blob."""
         return self.path.split("/")[-2]
 
 
 @dataclass(slots=True)
 class BucketBlob:
-    """A whole blob, being read in windows."""
+    """A complete blob that is being read in windows."""
 
     bucket: ObjectStore
     object: BucketObject
@@ -86,7 +86,7 @@ class BucketBlob:
         return self.object.size
 
     def piece(self, at: int) -> bytes:
-        """The next bytes from there, empty at its end."""
+        """Return the next bytes from that offset, empty at the end."""
         import obstore
 
         if not self._from <= at < self._from + len(self._window):
@@ -103,7 +103,7 @@ class BucketBlob:
 class BucketArtifacts:
     """The store at `url` (e.g. `s3://bucket/prefix`), of at most `limit` bytes; `scratch` is a folder of this replica.
 
-    `grace` is the sweeps': what is younger than half of that needs no touch.
+    `grace` is that of the sweeps: a blob that is younger than half of it need not be touched.
     """
 
     def __init__(self, url: str, scratch: Path, *, limit: int, grace: float) -> None:
@@ -119,7 +119,7 @@ class BucketArtifacts:
         self._partials.forget_old()
 
     def claim(self, deployment_id: str) -> bool:
-        """Whether the bucket is this deployment's, which the first to ask makes it."""
+        """Return whether the bucket belongs to this deployment; the first to ask owns it."""
         import obstore
         from obstore import exceptions
 
@@ -129,36 +129,36 @@ class BucketArtifacts:
             return bytes(obstore.get(self._bucket, "deployment").bytes()).decode() == deployment_id
 
     def stat(self, digest: str, /) -> BlobStat:
-        """What there is of a blob. One that is there stays for as long as a sweep's grace."""
+        """Return what the store has of a blob. A blob that exists is kept for at least the sweep's grace from now."""
         name = parse_digest(digest)
         if (found := self._find(name)) is not None:
             return BlobStat(digest, True, found.size)
         return BlobStat(digest, False, self._partials.longest(name))
 
     def stats(self, digests: Sequence[str], /) -> list[BlobStat]:
-        """`stat` of several, a few dozen at once: each is a question to the bucket."""
+        """Return `stat` of several blobs, a few dozen at once, since each is a request to the bucket."""
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             return list(pool.map(self.stat, digests))
 
     @contextmanager
     def open_blob(self, digest: str) -> Iterator[BucketBlob]:
-        """A whole blob to read from. BlobUnknown when there is none."""
+        """Open a complete blob for reading; BlobUnknown when there is none."""
         found = self._find(parse_digest(digest))
         if found is None:
             raise BlobUnknown(f"the artifact store does not have {digest}", digest=digest)
         yield BucketBlob(self._bucket, found)
 
     def read(self, digest: str, limit: int) -> bytes:
-        """A small blob whole (a manifest); BlobTooLarge beyond `limit` bytes."""
+        """Return the content of a small blob (a manifest); BlobTooLarge beyond `limit` bytes."""
         with self.open_blob(digest) as blob:
             if blob.size > limit:
                 raise BlobTooLarge(f"{digest} is larger than {limit} bytes")
             return b"".join(_read_pieces(blob))
 
     def check(self, digest: str) -> Generator[int]:
-        """Read a blob whole and compare; yields now and then how many bytes are done.
+        """Read a whole blob and compare its digest, yielding the number of bytes done from time to time.
 
-        Ends by DigestMismatch when it is damaged, after it was set aside; by BlobUnknown when there is none.
+        Raises DigestMismatch when it is damaged, after setting it aside, and BlobUnknown when there is none.
         """
         with self.open_blob(digest) as blob:
             hasher, at = hashlib.sha256(), 0
@@ -182,12 +182,14 @@ class BucketArtifacts:
 
     @contextmanager
     def upload(self, digest: str, size: int, offset: int) -> Iterator[IncomingUpload]:
-        """Take a blob's bytes from `offset` on; what came stays here for a later upload unless `finish` took it."""
+        """Accept a blob's bytes from `offset` on. Without `finish`, what arrived is kept on this replica for a later
+        upload.
+        """
         with self._partials.upload(parse_digest(digest), size, offset) as incoming:
             yield incoming
 
     def forget_partials(self, digest: str) -> None:
-        """Remove what other uploads of a now whole blob left, if nobody writes it."""
+        """Delete what other uploads of a now complete blob left, unless they are still being written."""
         self._partials.forget(parse_digest(digest))
 
     def _put(self, whole: Path, name: str) -> None:
@@ -202,7 +204,9 @@ class BucketArtifacts:
         return sum(each.size for each in self._list("blobs/"))
 
     def _find(self, name: str) -> BucketObject | None:
-        """The newest object of a blob that stays, touched when it is old."""
+        """Return the newest object of a blob that is not doomed, after touching the blob when it is old; None without
+        one.
+        """
         for each in sorted(self._list(f"blobs/{name[:2]}/{name}/"), key=lambda each: -each.time):
             if time.time() - each.time < self._young:
                 return each
@@ -212,7 +216,7 @@ class BucketArtifacts:
         return None
 
     def _touch(self, name: str) -> None:
-        """Unless it was done in the last while."""
+        """Touch the blob, unless that was done a short while ago."""
         import obstore
 
         if time.monotonic() - self._touched.get(name, float("-inf")) < self._young / 2:
@@ -223,7 +227,9 @@ class BucketArtifacts:
         self._touched[name] = began
 
     def sweep(self, named: Container[str], before: float) -> SweepResult:
-        """Remove blobs that are not `named` (by digest) and that nobody brought or asked for since (epoch seconds)."""
+        """Delete blobs that are not `named` (by digest) and that nobody uploaded or asked for since `before` (epoch
+        seconds).
+        """
         self._partials.forget_old()
         objects, doomed = self._list("blobs/"), {each.id for each in self._list("doomed/")}
         touched = {each.id: each.time for each in self._list("touched/")}
@@ -241,7 +247,7 @@ class BucketArtifacts:
         return SweepResult(blobs, size, len(objects) - blobs)
 
     def _take(self, each: BucketObject, before: float) -> bool:
-        """Remove an object unless its blob was touched meanwhile."""
+        """Delete an object unless its blob was touched in the meantime; return whether it was deleted."""
         import obstore
 
         with _translate_errors():
@@ -253,7 +259,9 @@ class BucketArtifacts:
         return touched is None or touched < before
 
     def _clean(self, touched: dict[str, float], before: float, known: set[str]) -> None:
-        """Marks that say nothing any more. One of a sweep that was killed dooms its object until the next sweep."""
+        """Delete marks that mean nothing any more. The mark of a sweep that was killed dooms its object until the next
+        sweep.
+        """
         import obstore
 
         old = [f"touched/{name}" for name, at in touched.items() if at < before]
@@ -286,7 +294,7 @@ class BucketArtifacts:
 
 
 def open_bucket(url: str) -> ObjectStore:
-    """The bucket, with this process's credentials; ValueError when these do not do."""
+    """Open the bucket with this process's credentials; ValueError when these do not work."""
     from obstore import exceptions
     from obstore.store import AzureStore, GCSStore, S3Store
 
@@ -313,7 +321,7 @@ def open_bucket(url: str) -> ObjectStore:
 
 @contextmanager
 def _translate_errors() -> Iterator[None]:
-    """What a bucket that does not answer, or refuses, says. FileNotFoundError stays what it is."""
+    """Raise StoreUnavailable for a bucket that does not answer, or refuses. FileNotFoundError is not translated."""
     from obstore import exceptions
 
     try:

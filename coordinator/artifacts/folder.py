@@ -1,20 +1,21 @@
-"""The coordinator's own store in one folder that replicas may share.
+"""The artifact store in one folder that replicas may share.
 
-    blobs/ab/<hex>            whole, durable, never changed
-    partial/<hex>.<upload>    on its way
-    damaged/<hex>.<finding>   was whole and is so no more: a disk changed it. Kept for a week for whoever looks into it
-    swept/<hex>.<sweep>       about to go, if nobody has asked for it in the last moment
+    blobs/ab/<hex>            complete, durable, never changed
+    partial/<hex>.<upload>    being uploaded
+    damaged/<hex>.<finding>   was complete until a disk changed it; kept for a week, for diagnosis
+    swept/<hex>.<sweep>       about to be deleted, unless somebody has asked for it in the last moment
 
-A blob is written aside, checked against its digest, synced, and then given its name: what can be seen under `blobs` is
-whole, whatever was killed when. Of two that bring the same bytes at once the second name replaces the first.
+A blob is written elsewhere, checked against its digest, synced, and then renamed: whatever is visible under `blobs` is
+complete, no matter what was killed when. When two uploads bring the same bytes at once, the second rename replaces the
+first.
 
-Reading costs no check: who reads knows the digest. When what they got does not match they ask for a `check`, which
-takes a damaged blob's name away. From then on the store does not have it, and the next upload of the same bytes,
-which training from an earlier checkpoint brings, repairs it.
+Reading does not check: the reader knows the digest. When what arrived does not match, the reader asks for a `check`,
+which takes the name of a damaged blob away. From then on the store does not have it, and the next upload of the same
+bytes, which training from an earlier checkpoint brings, repairs it.
 
-Asking for a blob sets its modification time. A sweep takes the name of an old one away, looks at the time once more,
-and puts it back when it has changed meanwhile: who asked before the name went finds the blob again, and who asked
-after it was told that there is none.
+Asking for a blob sets its modification time. A sweep takes the name of an old blob away, looks at the time once more,
+and puts the name back when the time has changed: whoever asked before the name was taken finds the blob again, and
+whoever asks after that learns that there is none.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class FileBlob:
-    """A whole blob, being read."""
+    """A complete blob that is being read."""
 
     digest: str
     file: FileIO
@@ -53,7 +54,7 @@ class FileBlob:
         return os.fstat(self.file.fileno()).st_size
 
     def piece(self, at: int) -> bytes:
-        """The next bytes from there, empty at its end. DigestMismatch when the disk cannot read them."""
+        """Return the next bytes from that offset, empty at the end. DigestMismatch when the disk cannot read them."""
         try:
             return os.pread(self.file.fileno(), CHUNK, at)
         except OSError as error:
@@ -75,7 +76,7 @@ class FolderArtifacts:
         self._forget_old()
 
     def claim(self, deployment_id: str) -> bool:
-        """Whether the folder is this deployment's, which the first to ask makes it."""
+        """Return whether the folder belongs to this deployment; the first to ask owns it."""
         owner = self._root / "deployment"
         with contextlib.suppress(FileExistsError):
             made = self._root / f".deployment-{uuid.uuid4().hex}"
@@ -87,7 +88,7 @@ class FolderArtifacts:
         return owner.read_text().strip() == deployment_id
 
     def stat(self, digest: str, /) -> BlobStat:
-        """What there is of a blob. One that is there stays for as long as a sweep's grace."""
+        """Return what the store has of a blob. A blob that exists is kept for at least the sweep's grace from now."""
         path = self._path(digest)
         try:
             os.utime(path)
@@ -96,12 +97,12 @@ class FolderArtifacts:
             return BlobStat(digest, False, self._partials.longest(path.name))
 
     def stats(self, digests: Sequence[str], /) -> list[BlobStat]:
-        """`stat` of several."""
+        """Return `stat` of several blobs."""
         return [self.stat(digest) for digest in digests]
 
     @contextmanager
     def open_blob(self, digest: str) -> Iterator[FileBlob]:
-        """A whole blob to read from. BlobUnknown when there is none."""
+        """Open a complete blob for reading; BlobUnknown when there is none."""
         path = self._path(digest)
         try:
             file = FileIO(path)
@@ -113,16 +114,16 @@ class FolderArtifacts:
             yield FileBlob(digest, file)
 
     def read(self, digest: str, limit: int) -> bytes:
-        """A small blob whole (a manifest); BlobTooLarge beyond `limit` bytes."""
+        """Return the content of a small blob (a manifest); BlobTooLarge beyond `limit` bytes."""
         with self.open_blob(digest) as blob:
             if blob.size > limit:
                 raise BlobTooLarge(f"{digest} is larger than {limit} bytes")
             return b"".join(read_pieces(blob))
 
     def check(self, digest: str) -> Generator[int]:
-        """Read a blob whole and compare; yields now and then how many bytes are done.
+        """Read a whole blob and compare its digest, yielding the number of bytes done from time to time.
 
-        Ends by DigestMismatch when it is damaged, after it was set aside; by BlobUnknown when there is none.
+        Raises DigestMismatch when it is damaged, after setting it aside, and BlobUnknown when there is none.
         """
         with self.open_blob(digest) as blob:
             try:
@@ -139,7 +140,7 @@ class FolderArtifacts:
                 raise
 
     def _set_aside(self, digest: str, blob: FileIO, why: str) -> None:
-        """Take the blob's name away, unless another file has it by now: then it has been repaired."""
+        """Take the blob's name away, unless another file has that name by now: then it has been repaired."""
         path = self._path(digest)
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(path.stat(), os.fstat(blob.fileno())):
@@ -151,15 +152,16 @@ class FolderArtifacts:
 
     @contextmanager
     def upload(self, digest: str, size: int, offset: int) -> Iterator[IncomingUpload]:
-        """Take a blob's bytes from `offset` on; what came stays for a later upload unless `finish` took it.
+        """Accept a blob's bytes from `offset` on. Without `finish`, what arrived is kept for a later upload.
 
-        OffsetGap when the store does not have that much; BlobTooLarge or StoreFull when there is no quota.
+        Raises OffsetGap when the store does not have that many bytes, and BlobTooLarge or StoreFull when there is no
+        room.
         """
         with self._partials.upload(self._path(digest).name, size, offset) as incoming:
             yield incoming
 
     def forget_partials(self, digest: str) -> None:
-        """Remove what other uploads of a now whole blob left, if nobody writes it."""
+        """Delete what other uploads of a now complete blob left, unless they are still being written."""
         self._partials.forget(self._path(digest).name)
 
     def _publish(self, whole: Path, name: str) -> None:
@@ -170,7 +172,9 @@ class FolderArtifacts:
             _sync_folder(folder)
 
     def sweep(self, named: Container[str], before: float) -> SweepResult:
-        """Remove blobs that are not `named` (by digest) and that nobody brought or asked for since (epoch seconds)."""
+        """Delete blobs that are not `named` (by digest) and that nobody uploaded or asked for since `before` (epoch
+        seconds).
+        """
         self._put_back()
         self._forget_old()
         blobs = size = left = 0
@@ -182,7 +186,7 @@ class FolderArtifacts:
         return SweepResult(blobs, size, left)
 
     def _take(self, path: Path, before: float) -> int:
-        """Remove a blob unless it was touched; the bytes that this frees (1 at least), 0 when it stays."""
+        """Delete a blob unless it was touched; return the bytes that this frees (at least 1), or 0 when it is kept."""
         aside = self._swept / f"{path.name}.{uuid.uuid4().hex}"
         try:
             if path.stat().st_mtime >= before:
@@ -198,7 +202,7 @@ class FolderArtifacts:
         return max(1, status.st_size)
 
     def _put_back(self) -> None:
-        """What a sweep that was killed had taken aside: if it is still unwanted, this one finds it again."""
+        """Restore what a killed sweep had set aside; what is still unreferenced, this sweep finds again."""
         for aside in self._swept.iterdir():
             name = aside.name.partition(".")[0]
             with contextlib.suppress(FileNotFoundError):
@@ -214,14 +218,14 @@ class FolderArtifacts:
 
 
 def parse_digest(digest: str) -> str:
-    """The 64 hex digits; InvalidRequest for what is no digest."""
+    """Return the 64 hex digits of a digest; InvalidRequest when it is not one."""
     if not DIGEST_PATTERN.match(digest):
         raise InvalidRequest(f"{digest!r} is not a digest like sha256:<64 hex digits>")
     return digest.removeprefix("sha256:")
 
 
 def read_pieces(blob: FileBlob) -> Iterator[bytes]:
-    """All of it, a piece at a time."""
+    """Yield all of a blob, piece by piece."""
     at = 0
     while piece := blob.piece(at):
         at += len(piece)

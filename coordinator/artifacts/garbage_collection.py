@@ -1,8 +1,8 @@
-"""What nothing names any more goes, while uploads and downloads go on.
+"""Deletes blobs that nothing references, while uploads and downloads continue.
 
-The database names inputs, results, and manifests of checkpoints; manifests name files. Whoever puts a name into the
-database has asked the store for all that it means shortly before, and what was asked for stays for a while: so a name
-that comes while a sweep is under way finds its blobs.
+The database names inputs, results, and manifests of checkpoints; manifests name files. Whoever writes a name into the
+database has asked the store for all that it means shortly before, and what was asked for is kept for a grace period. So
+a name that is written during a sweep finds its blobs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CollectionSchedule:
-    """In seconds. What was asked for within `grace` stays: longer than any upload may take to be named."""
+    """How often to collect, and how long to keep what was asked for, in seconds. `grace` must exceed the longest
+    upload.
+    """
 
     every: float = 3600.0
     grace: float = 24 * 3600.0
@@ -31,13 +33,13 @@ class CollectionSchedule:
 
 
 def read_file_digests(artifacts: Artifacts, manifest_digest: str) -> frozenset[str]:
-    """Digests of the files that a manifest names. BlobUnknown, ManifestError and their like. Blocking."""
+    """Return the digests of the files that a manifest names; BlobUnknown, ManifestError and the like. Blocking."""
     manifest = Manifest.from_bytes(artifacts.read(manifest_digest, MAX_BYTES))
     return frozenset(file.digest for file in manifest.files)
 
 
 def find_missing(artifacts: Artifacts, manifest_digest: str) -> list[str]:
-    """What the store lacks of a folder, by digest; from now on the rest stays for a sweep's grace. Blocking."""
+    """Return the digests of what the store lacks of a folder; it keeps the rest for the sweep's grace. Blocking."""
     if not artifacts.stat(manifest_digest).complete:
         return [manifest_digest]
     try:
@@ -48,7 +50,7 @@ def find_missing(artifacts: Artifacts, manifest_digest: str) -> list[str]:
 
 
 def require_folder(artifacts: Artifacts, manifest_digest: str) -> None:
-    """InputMissing unless all of a folder is in the store, where it then stays until it is named. Blocking."""
+    """Raise InputMissing unless the store has a whole folder, which it then keeps for the sweep's grace. Blocking."""
     if lacking := find_missing(artifacts, manifest_digest):
         more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
         raise InputMissing(f"the artifact store does not have {lacking[0]}{more}")
@@ -56,15 +58,15 @@ def require_folder(artifacts: Artifacts, manifest_digest: str) -> None:
 
 @dataclass(slots=True)
 class Collector:
-    """Sweeps one store. Remembers what manifests name, which never changes."""
+    """Sweeps one store. It caches what manifests name, which never changes."""
 
     artifacts: Artifacts
     _files: dict[str, frozenset[str]] = field(default_factory=dict)
 
     def collect(self, manifests: Iterable[str], blobs: Iterable[str], before: float) -> SweepResult:
-        """Sweep what is neither among `blobs`, nor a manifest, nor named by one. Blocking.
+        """Delete everything that is neither among `blobs`, nor a manifest, nor named by a manifest. Blocking.
 
-        Raises OSError, and nothing has gone, when a manifest cannot be read for another reason than its own.
+        Raises OSError before anything is deleted, when a manifest cannot be read for a reason that is not its own.
         """
         known = {digest: self._named_by(digest) for digest in manifests}
         self._files = {digest: files for digest, files in known.items() if files is not None}

@@ -1,8 +1,8 @@
-"""Uploads on their way, each in a file that grows at its end only and is locked by the upload that writes it.
+"""Uploads in progress, each in a file that only grows at its end and is locked by the upload that writes it.
 
-An upload that broke off leaves its file, and the next upload of that digest goes on in it; if the broken one has not
-noticed yet and still holds it, the next one copies what it needs. Two that bring the same bytes at once do not meet:
-each writes its own.
+An interrupted upload leaves its file, and the next upload of that digest continues in it. If the interrupted one has
+not noticed yet and still holds the lock, the next one copies what it needs. Two uploads of the same bytes at once do
+not interfere: each writes its own file.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ Publish = Callable[[Path, str], None]
 
 @dataclass(frozen=True, slots=True)
 class PartialUploads:
-    """Those in one folder. `publish` is given a file once it is whole, verified and durable; it may move it away."""
+    """The uploads in one folder. `publish` receives a file once it is complete, verified and durable; it may move it
+    away.
+    """
 
     folder: Path
     quota: Quota
@@ -40,7 +42,7 @@ class PartialUploads:
 
     @contextmanager
     def upload(self, name: str, size: int, offset: int) -> Iterator[IncomingUpload]:
-        """Take the bytes of `name` (64 hex digits) from `offset` on."""
+        """Accept the bytes of `name` (64 hex digits) from `offset` on."""
         if not 0 <= offset <= size:
             raise InvalidRequest(f"an offset of {offset} in a blob of {size} bytes")
         with self.quota.reserve(size - offset) as share, translate_no_space():
@@ -53,20 +55,20 @@ class PartialUploads:
                 incoming.close()
 
     def longest(self, name: str) -> int:
-        """How much of it there is."""
+        """Return how many bytes of it there are."""
         return max((size for _, size in self._of(name)), default=0)
 
     def forget(self, name: str) -> None:
-        """Remove those of a name, if nobody writes them."""
+        """Delete the partial files of a name, unless they are being written."""
         for path, _ in self._of(name):
             remove_unlocked(path)
 
     def forget_old(self) -> None:
-        """Remove those that nobody came back to."""
+        """Delete the partial files that nobody came back to."""
         remove_old(self.folder)
 
     def _of(self, name: str) -> list[tuple[Path, int]]:
-        """With their sizes, the longest first."""
+        """Return the partial files of a name with their sizes, the longest first."""
         found = []
         for path in self.folder.glob(f"{name}.*"):
             with contextlib.suppress(FileNotFoundError):
@@ -74,7 +76,7 @@ class PartialUploads:
         return sorted(found, key=lambda item: -item[1])
 
     def _claim(self, name: str, offset: int) -> LockedFile:
-        """A locked partial file that has just the first `offset` bytes."""
+        """Return a locked partial file that has exactly the first `offset` bytes."""
         longest = 0
         for path, size in self._of(name) if offset else ():
             longest = max(longest, size)
@@ -86,7 +88,7 @@ class PartialUploads:
         return self._copy(name, offset)
 
     def _copy(self, name: str, offset: int) -> LockedFile:
-        """A new partial file, with the beginning of one that another upload still holds (it only grows)."""
+        """Return a new partial file with the beginning of one that another upload still holds (it only grows)."""
         made = LockedFile.make(self.folder / f"{name}.{uuid.uuid4().hex}")
         try:
             if offset:
@@ -101,7 +103,7 @@ class PartialUploads:
 
 
 class IncomingUpload:
-    """One upload under way. Its bytes are hashed as they come."""
+    """One upload in progress. Its bytes are hashed as they arrive."""
 
     def __init__(self, name: str, partial: LockedFile, size: int, publish: Publish) -> None:
         self._name, self._partial, self._size, self._publish = name, partial, size, publish
@@ -109,7 +111,7 @@ class IncomingUpload:
         self._resumed_from = self._at = 0
 
     def rehash(self, offset: int) -> None:
-        """Take what the partial file has already into account."""
+        """Hash what the partial file has already."""
         while self._at < offset:
             piece = os.pread(self._partial.descriptor, min(CHUNK, offset - self._at), self._at)
             self._hash.update(piece)
@@ -118,11 +120,11 @@ class IncomingUpload:
 
     @property
     def added(self) -> int:
-        """Bytes that came with this upload."""
+        """The number of bytes that arrived with this upload."""
         return self._at - self._resumed_from
 
     def write(self, data: bytes) -> None:
-        """The next bytes."""
+        """Write the next bytes."""
         if self._at + len(data) > self._size:
             raise InvalidRequest(f"more bytes than the {self._size} that were announced")
         with translate_no_space():
@@ -133,7 +135,9 @@ class IncomingUpload:
         self._at += len(data)
 
     def finish(self) -> None:
-        """Check, sync, and let the blob be seen. DigestMismatch, and nothing is kept, when it is another one."""
+        """Check the blob, sync it and make it visible. DigestMismatch, and nothing is kept, when the content is
+        another.
+        """
         if self._at < self._size:
             raise InvalidRequest(f"the upload ended at {self._at} of {self._size} bytes; go on from there")
         if self._hash.hexdigest() != self._name:
@@ -152,7 +156,7 @@ class IncomingUpload:
 
 @dataclass(frozen=True, slots=True)
 class LockedFile:
-    """A partial file, locked by us."""
+    """A partial file that this upload has locked."""
 
     path: Path
     descriptor: int
@@ -165,7 +169,7 @@ class LockedFile:
 
     @classmethod
     def take(cls, path: Path) -> LockedFile | None:
-        """An existing one; None when another upload holds it or it has gone."""
+        """Lock an existing file; None when another upload holds it or it is gone."""
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -185,13 +189,13 @@ class LockedFile:
 
 
 def remove_unlocked(path: Path) -> None:
-    """Unless an upload holds it."""
+    """Delete the file unless an upload holds it."""
     if taken := LockedFile.take(path):
         taken.discard()
 
 
 def remove_old(folder: Path) -> None:
-    """Remove files that have lain here for a week and that no upload holds."""
+    """Delete files that are older than a week and that no upload holds."""
     for path in folder.iterdir():
         with contextlib.suppress(FileNotFoundError):
             if time.time() - path.stat().st_ctime > KEPT_SECONDS:  # of a rename too, other than mtime
@@ -200,7 +204,7 @@ def remove_old(folder: Path) -> None:
 
 @contextmanager
 def translate_no_space() -> Iterator[None]:
-    """StoreFull for what a full disk says."""
+    """Raise StoreFull when the disk is full."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""How much a store may still take: counted now and then, and what uploads under way may bring kept free."""
+"""The quota of a store: its size, counted from time to time, and the space that uploads in progress have reserved."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SPARE_BYTES = 256 * 1024 * 1024  #: of a disk, left for everybody else
 
 @dataclass(slots=True)
 class Quota:
-    """How much is used, counted now and then, and what uploads under way may still bring."""
+    """How many bytes are used, counted from time to time, and how many uploads in progress may add."""
 
     limit: int
     count: Callable[[], int]  #: bytes that are used; blocking
@@ -29,7 +29,7 @@ class Quota:
 
     @contextmanager
     def reserve(self, size: int) -> Iterator[UploadShare]:
-        """Room for an upload; what it has not told its share of when it ends is free again."""
+        """Reserve space for an upload. What its share does not claim by the end is free again."""
         if size > self.limit:
             raise BlobTooLarge(f"{size} bytes are more than the whole store may hold ({self.limit})")
         self._recount()
@@ -50,11 +50,11 @@ class Quota:
                 self._used += share.taken
 
     def invalidate(self) -> None:
-        """Much has gone: count anew before the next upload."""
+        """Count again before the next upload, because much has been deleted."""
         self._count_at = min(self._count_at, time.monotonic())
 
     def _recount(self) -> None:
-        """Walks the store, one thread at a time; meanwhile the others go on with what is known, once anything is."""
+        """Walk the store, one thread at a time; meanwhile others continue with the last count, once there is one."""
         if time.monotonic() < self._count_at or not self._counting.acquire(blocking=self._count_at < 0):
             return
         try:

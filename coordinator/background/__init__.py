@@ -1,1 +1,1 @@
-"""What runs for ever beside the calls: planning, lapsing, collecting. All replicas start them; one at a time works."""
+"""Services that run beside the calls: planning, lapsing, collecting. All replicas start them; one at a time works."""

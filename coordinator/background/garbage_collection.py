@@ -1,7 +1,7 @@
-"""Collecting: what time and rules let go, and what nothing names any more in the coordinator's own store.
+"""Garbage collection: schedules aged checkpoints for deletion, and deletes blobs that nothing references.
 
-One replica at a time, which only saves work. Nothing is held up by it: uploads and downloads go on, and what they touch
-stays (`artifacts.collecting`).
+One replica at a time does it, which only saves work. Uploads and downloads continue in the meantime, and what they
+touch is kept (`coordinator.artifacts.garbage_collection`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 
 async def collect_forever(db: Database, artifacts: Artifacts, pace: CollectionSchedule) -> Never:
-    """Collects for ever, while leader."""
+    """Collect for as long as this process runs, while it leads."""
     await run_as_leader(db, COLLECTOR, partial(_collect_as_leader, db, Collector(artifacts), pace))
 
 
@@ -49,7 +49,7 @@ async def _collect_as_leader(
 
 
 async def _run_round(db: Database, collector: Collector, pace: CollectionSchedule) -> None:
-    """Once, and then until the next is due."""
+    """Collect once, then sleep until the next round is due."""
     began = time.monotonic()
     try:
         await retention.apply_max_ages(db)
@@ -60,7 +60,7 @@ async def _run_round(db: Database, collector: Collector, pace: CollectionSchedul
 
 
 async def collect_once(db: Database, collector: Collector, grace: float) -> SweepResult | None:
-    """Sweeps what nothing names; None when the store belongs to another deployment."""
+    """Delete blobs that nothing references; return None when the store belongs to another deployment."""
     before = time.time() - grace  # of before the names are read: what is named later was touched later
     async with db.connection() as conn:
         deployment_id = str(await deployment.read_deployment_id(conn))

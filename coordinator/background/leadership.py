@@ -1,6 +1,7 @@
-"""One replica at a time: an advisory lock on a connection of its own, gone with its holder.
+"""Leadership: one replica at a time does the work, by an advisory lock on a connection of its own.
 
-It only saves work. Whatever a leader does is guarded by itself, so two of them for a moment do no harm.
+The lock is released when its connection ends. Leadership only saves work: everything that a leader does is guarded by
+itself, so two leaders at the same moment do no harm.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 async def run_as_leader(db: Database, key: int, work: Callable[[asyncpg.Connection], Awaitable[Never]]) -> Never:
-    """Waits to become leader, works as one, and begins again when the database was away."""
+    """Wait to become leader, work as leader, and start again after the database was out of reach."""
     while True:
         try:
             async with db.dedicated() as conn:
@@ -36,7 +37,7 @@ async def run_as_leader(db: Database, key: int, work: Callable[[asyncpg.Connecti
 
 
 async def wait_for(event: asyncio.Event, seconds: float) -> None:
-    """Until the event is set, at most so long."""
+    """Wait until the event is set, at most so many seconds."""
     try:
         async with asyncio.timeout(seconds):
             await event.wait()

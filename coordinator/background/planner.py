@@ -1,4 +1,8 @@
-"""Planning: woken by NOTIFY, by the time a run waits for, and by a slow tick in case a word was lost."""
+"""Planning: grants queued runs, and releases runs whose awaited run is over.
+
+Both are woken by NOTIFY, planning also by the time that a run waits for, and both by a slow tick in case a notification
+was lost.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 
 async def plan_forever(db: Database, timing: LeaseTiming) -> Never:
-    """Plans for ever, while leader."""
+    """Plan for as long as this process runs, while it leads."""
     await run_as_leader(db, PLANNER, partial(_plan_as_leader, db, timing))
 
 
@@ -40,7 +44,7 @@ async def _plan_as_leader(db: Database, timing: LeaseTiming, conn: asyncpg.Conne
 
 
 async def plan_once(db: Database, timing: LeaseTiming) -> float:
-    """One round: grants what can be granted, says why the rest waits; returns seconds until the next is due."""
+    """Grant what can be granted and record why other runs wait; return the seconds until the next round is due."""
     async with db.connection() as conn:
         seen = await planning.read_snapshot(conn, timing.ttl)
     decisions = await in_thread(scheduling.plan, seen.queue, seen.fleet, seen.now)  # heartbeats must not wait for it
@@ -59,7 +63,7 @@ async def plan_once(db: Database, timing: LeaseTiming) -> float:
 
 
 async def release_forever(db: Database, blobs: ManifestReader) -> Never:
-    """Release runs that wait for another run to succeed, for as long as this replica leads."""
+    """Release runs that wait for another run, for as long as this process runs, while it leads."""
     await run_as_leader(db, DEPENDENCIES, partial(_release_as_leader, db, blobs))
 
 

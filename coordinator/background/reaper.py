@@ -1,4 +1,4 @@
-"""Lapsing: what its agent does not renew, by the database's clock; and not when the silence is ours (`outage`)."""
+"""The reaper: lets leases lapse that their agents no longer renew, by the database's clock, except in an outage."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ReaperLook:
 
 
 async def reap_forever(db: Database, timing: LeaseTiming, *, monotonic: Callable[[], float] = time.monotonic) -> Never:
-    """Reaps for ever, while leader."""
+    """Reap for as long as this process runs, while it leads."""
     await run_as_leader(db, REAPER, partial(_reap_as_leader, db, timing, monotonic))
 
 
@@ -51,7 +51,7 @@ async def _reap_as_leader(
 async def reap_once(
     db: Database, timing: LeaseTiming, last: ReaperLook | None, *, monotonic: Callable[[], float] = time.monotonic
 ) -> ReaperLook:
-    """One tick: recognises the database, judges the silence, and lets lapse what has run out."""
+    """Run one tick: recognise the database, detect an outage, and let expired leases lapse."""
     await session_commands.recognise_database(db, timing.ttl)
     async with db.transaction() as conn:
         clock = await deployment.lock_clock(conn)
@@ -85,6 +85,6 @@ async def _read_tick(
         gap=since(clock.tick),
         clock=since(last.database) if last else None,
         elapsed=now.monotonic - last.monotonic if last else None,
-        silences=await deployment.read_heartbeat_ages(conn, clock.now, timing.ttl + 2 * timing.heartbeat),
+        heartbeat_ages=await deployment.read_heartbeat_ages(conn, clock.now, timing.ttl + 2 * timing.heartbeat),
         graced=None if graced is None else graced + timing.ttl,
     )

@@ -1,1 +1,1 @@
-"""Use cases: one command, one transaction, no network inside."""
+"""The use cases: one command is one transaction, without network calls inside."""

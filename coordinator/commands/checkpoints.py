@@ -1,4 +1,4 @@
-"""Checkpoints as hosts register them: fenced by the lease, after their events, and then head (S5)."""
+"""Registers checkpoints and their copies: fenced by the lease, after their events, and then made the head (S5)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from relay.errors import CheckpointRemoved, CheckpointUnknown, InvalidRequest, S
 
 
 async def register(db: Database, lease_id: UUID, new: NewCheckpoint) -> CheckpointView:
-    """Registers one node's part; the last makes the checkpoint complete and head. Idempotent by step and digest."""
+    """Register one node's part; the last part completes the checkpoint and makes it the head. Idempotent by step and
+    digest.
+    """
     async with db.transaction() as conn:
         run = await runs.lock_by_lease(conn, lease_id)
         lease = run.current_lease
@@ -71,7 +73,7 @@ async def _read_view(conn: asyncpg.Connection, checkpoint_id: UUID) -> Checkpoin
 
 
 async def add_copy(db: Database, lease_id: UUID, checkpoint_id: UUID, node: int, copy: Copy) -> None:
-    """Adds a verified copy to a checkpoint of the lease's run."""
+    """Add a verified copy to a checkpoint of the lease's run."""
     async with db.transaction() as conn:
         run = await runs.lock_by_lease(conn, lease_id)
         view = await _require_part(conn, run, checkpoint_id, node)
@@ -84,12 +86,14 @@ async def add_copy(db: Database, lease_id: UUID, checkpoint_id: UUID, node: int,
 async def add_user_copy(
     db: Database, run_id: str, checkpoint_id: UUID, node: int, manifest_digest: str, copy: Copy
 ) -> None:
-    """Adds a verified copy that a person has made: of no lease, and no head moves."""
+    """Add a verified copy that a user has made. It belongs to no lease, and the head does not move."""
     async with db.transaction() as conn:
         run = await runs.lock(conn, run_id)
         view = await _require_part(conn, run, checkpoint_id, node)
         if view.remove_time is not None:
-            raise CheckpointRemoved(f"the checkpoint of step {view.step} has been let go: {view.remove_reason}")
+            raise CheckpointRemoved(
+                f"the checkpoint of step {view.step} is scheduled for deletion: {view.remove_reason}"
+            )
         if await checkpoints.read_digest(conn, checkpoint_id, node) != manifest_digest:
             raise InvalidRequest(f"step {view.step} of this attempt is registered with other content")
         if await checkpoints.add_copies(conn, checkpoint_id, node, [copy]):

@@ -1,10 +1,11 @@
-"""Events exactly once: stretches of append-only files, each stored in the transaction that moves its cursor (S7).
+"""Stores events exactly once: byte ranges of append-only files, each in the transaction that moves its cursor (S7).
 
-What waits from all streams of this process goes into one transaction, and while that commits the next gathers: under
-load the batches grow and the cost of a commit is shared; without load nobody waits. The cursor, not a unique index on
-points, makes it exactly once: a stretch that was stored is acked again, of one that overlaps only the rest is taken,
-and one beyond the cursor is a gap. A lease that has ended is refused; the others in the batch are not touched by it.
-Nor are they held up by a run whose row somebody else has locked: its stretches wait for that aside, in their order.
+Whatever waits from all streams of this process goes into one transaction, and while that commits the next batch
+gathers: under load the batches grow and share the cost of a commit; without load nothing waits. The cursor, not a
+unique index on points, makes it exactly once: a range that is stored already is acknowledged again, of an overlapping
+one only the rest is stored, and one beyond the cursor is a gap. A lease that has ended is refused without affecting the
+others in the batch. Nor does a run whose row another transaction has locked hold them up: its ranges are deferred, in
+their order.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ByteRange:
-    """Bytes of one source from `offset` on, and how many after them are passed over."""
+    """Bytes of one source from `offset` on, and the number of bytes after them that are skipped."""
 
     run_id: str
     lease_id: UUID
@@ -52,7 +53,7 @@ class ByteRange:
         return self.offset + len(self.data) + self.skipped_bytes
 
 
-#: The offset up to which a source is stored and durable, or why a stretch is refused; anything else ends the stream.
+#: The offset up to which a source is stored and durable, or why a range is refused; anything else ends the stream.
 AppendResult = int | Exception
 
 
@@ -60,7 +61,7 @@ _Pending = tuple[ByteRange, "asyncio.Future[AppendResult]"]
 
 
 class Appender:
-    """Combines the stretches of all streams of a process. `run` is a service."""
+    """Combines the byte ranges of all streams of a process. `run` is a service."""
 
     def __init__(self, database: Database, wall: Callable[[], float] = time.time) -> None:
         self._database = database
@@ -69,13 +70,15 @@ class Appender:
         self._aside: dict[UUID, list[_Pending]] = {}  #: by lease, while its run is locked by somebody else
 
     def append(self, stretch: ByteRange) -> asyncio.Future[AppendResult]:
-        """Its answer, once it is durable. Stretches of a source are answered in the order they came."""
+        """Queue a range; its result is set once it is durable. Ranges of one source are answered in the order they
+        arrived.
+        """
         answer: asyncio.Future[AppendResult] = asyncio.get_running_loop().create_future()
         self._waiting.put_nowait((stretch, answer))
         return answer
 
     async def run(self) -> Never:
-        """For ever."""
+        """Store batch after batch, forever."""
         async with asyncio.TaskGroup() as group:
             while True:
                 batch = await self._batch()
@@ -84,7 +87,7 @@ class Appender:
         raise AssertionError("never reached")
 
     async def _batch(self) -> list[_Pending]:
-        """What waits, at least one. What comes for a lease that is aside goes there too."""
+        """Return the ranges that wait, at least one; those of a deferred lease join its queue instead."""
         batch: list[_Pending] = []
         size = 0
         while not batch or (size < _BATCH_BYTES and not self._waiting.empty()):
@@ -97,14 +100,14 @@ class Appender:
         return batch
 
     async def _store_aside(self, lease_id: UUID) -> None:
-        """What came for one lease, in order, until nothing waits for it."""
+        """Store the deferred ranges of one lease, in order, until none waits."""
         while batch := self._aside[lease_id]:
             self._aside[lease_id] = []
             await self._store(batch, wait=True)
         del self._aside[lease_id]
 
     async def _store(self, batch: Sequence[_Pending], *, wait: bool) -> list[UUID]:
-        """Stores and answers; the leases that are newly aside, when it must not wait for any."""
+        """Store a batch and set the results; without `wait`, return the leases that are newly deferred."""
         answers = await self._answers([stretch for stretch, _ in batch], wait=wait)
         put_aside = []
         for waiting, answer in zip(batch, answers, strict=True):
@@ -134,10 +137,10 @@ class Appender:
 async def append_ranges(
     database: Database, stretches: Sequence[ByteRange], *, wait: bool = True, wall: Callable[[], float] = time.time
 ) -> list[AppendResult | None]:
-    """Store stretches in one transaction; an answer for each.
+    """Store ranges in one transaction, and return a result for each.
 
-    Without `wait` there is none, and nothing is stored, for those whose run somebody else has locked. `wall` (epoch
-    seconds) dates what has no time of its own.
+    Without `wait`, ranges whose run another transaction has locked are not stored, and their result is None. `wall`
+    (seconds since the epoch) is the time of lines that have none.
     """
     async with database.transaction() as conn:
         lease_ids = {stretch.lease_id for stretch in stretches}
@@ -211,7 +214,7 @@ async def _write_batch(conn: asyncpg.Connection, batch: _AppendBatch) -> None:
 
 
 def _merge_points(batch: _AppendBatch) -> list[tuple[Writer, dict[str, event_lines.MetricSeries]]]:
-    """One chunk per lease and metric, however many stretches brought its points."""
+    """Return one chunk per lease and metric, however many ranges brought its points."""
     merged: dict[UUID, dict[str, event_lines.MetricSeries]] = defaultdict(dict)
     for (lease_id, _, _), parsed in batch.parsed:
         for metric, series in parsed.series.items():
@@ -223,7 +226,7 @@ def _merge_points(batch: _AppendBatch) -> list[tuple[Writer, dict[str, event_lin
 
 
 def _merge_progress(batch: _AppendBatch) -> dict[str, ProgressUpdate]:
-    """What runs learn; of a gang, how far it is, is what node 0 says."""
+    """Return the progress of each run. For a gang, steps and epochs are those that node 0 reports."""
     news: dict[str, ProgressUpdate] = defaultdict(ProgressUpdate)
     for (lease_id, node, _), parsed in batch.parsed:
         learned = news[batch.writers[lease_id].run_id]
@@ -239,7 +242,7 @@ def _merge_progress(batch: _AppendBatch) -> dict[str, ProgressUpdate]:
 async def _record_history(
     conn: asyncpg.Connection, writer: Writer, key: SourceKey, parsed: event_lines.ParsedLines
 ) -> None:
-    """What belongs into the run's history."""
+    """Append what belongs in the run's history: messages, pins, and what was dropped."""
     entries: list[tuple[str, str, str, dict[str, Any]]]
     entries = [(message.kind, message.text, message.level, {}) for message in parsed.messages]
     for name, value in parsed.pins.items():

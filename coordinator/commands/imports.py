@@ -1,7 +1,7 @@
-"""A training that ran elsewhere becomes a run: one attempt that has ended, its checkpoints and its curve.
+"""Imports a training that ran elsewhere as a run: one attempt that has ended, its checkpoints and its curve.
 
-What agents write bit by bit, each time fenced by their lease, is written here in one transaction, under a lease that no
-host ever had. The run takes the steps of the lifecycle that any other takes, from queued to paused, and rests.
+What agents write step by step, each time fenced by their lease, is written here in one transaction, under a lease that
+no host ever held. The run passes through the same states as any other, from queued to paused, where it stays.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _RUNNING = RunState.RUNNING.value
 
 @dataclass(slots=True)
 class ImportedCurve:
-    """What the event lines say, up to the head's step, each step of a metric once."""
+    """The points of the event lines up to the head's step, each step of a metric once."""
 
     series: Mapping[str, event_lines.MetricSeries] = field(default_factory=dict)
     total: int | None = None
@@ -54,7 +54,7 @@ class ImportedCurve:
 
 
 async def create_imported(db: Database, blobs: BlobReader, wanted: ImportRequest, ttl: float) -> CreatedRun:
-    """Makes a run of it, once: the same has the same answer, also under another request."""
+    """Create the run, once: the same import returns the same run, also under another request id."""
     checked = await in_thread(parse_submission, wanted.submission)
     await check_inputs(blobs, wanted.submission.inputs)
     checked = await resolve_beginning(db, blobs, wanted.submission, checked)
@@ -68,7 +68,7 @@ async def create_imported(db: Database, blobs: BlobReader, wanted: ImportRequest
 
 
 def steps_to_remove(wanted: ImportRequest, spec: Mapping[str, Any]) -> list[int]:
-    """Steps of the checkpoints that go as soon as the run goes on."""
+    """Return the steps of the checkpoints that will be scheduled for deletion once the run continues."""
     now = time.time()
     found = [
         retention.CheckpointFacts(
@@ -87,7 +87,9 @@ def steps_to_remove(wanted: ImportRequest, spec: Mapping[str, Any]) -> list[int]
 
 
 def _check_content(blobs: BlobReader, found: Sequence[ImportedCheckpoint]) -> None:
-    """InputMissing unless every byte is in the store, where it then stays until it is named. Blocking."""
+    """Raise InputMissing unless every byte is in the artifact store, which then keeps it for the collector's grace.
+    Blocking.
+    """
     require_complete(blobs, {each.manifest_digest: f"the manifest of step {each.step}" for each in found})
     wanted: dict[str, str] = {}
     for each in found:
@@ -110,7 +112,7 @@ def _read_manifest(blobs: BlobReader, said: ImportedCheckpoint) -> Manifest:
 
 
 def _read_curve(blobs: BlobReader, wanted: ImportRequest, now: float) -> ImportedCurve:
-    """Blocking."""
+    """Read and parse the curve from the artifact store. Blocking."""
     if not wanted.curve_digest:
         return ImportedCurve()
     try:
@@ -125,7 +127,9 @@ def _read_curve(blobs: BlobReader, wanted: ImportRequest, now: float) -> Importe
 
 
 def _keep_last_pass(points: event_lines.MetricSeries, head: int, now: float) -> event_lines.MetricSeries:
-    """Up to the head's step: where the steps go back, a training was resumed, and what came after counts no more."""
+    """Return the points up to the head's step. Where the steps go back, the training was resumed, and later points
+    replace those from there on.
+    """
     kept = event_lines.MetricSeries()
     for step, value, at in zip(points.steps, points.values, points.times, strict=True):
         while kept.steps and kept.steps[-1] >= step:
@@ -141,7 +145,7 @@ def _keep_last_pass(points: event_lines.MetricSeries, head: int, now: float) -> 
 async def _carry_out(
     conn: asyncpg.Connection, wanted: ImportRequest, checked: CheckedSubmission, curve: ImportedCurve
 ) -> tuple[str, bool]:
-    """The run of an import, and whether it was made for it."""
+    """Return the run of an import, and whether this transaction created it."""
     asked, run_id = wanted.submission, checked.run_id
     if asked.request_id:
         known = await requests.claim(conn, asked.request_id, run_id, _digest(wanted, checked))
@@ -160,7 +164,7 @@ def _digest(wanted: ImportRequest, checked: CheckedSubmission) -> str:
 
 
 async def _check_same(conn: asyncpg.Connection, wanted: ImportRequest, checked: CheckedSubmission) -> None:
-    """RunExists unless the run of this name came of the same."""
+    """Raise RunExists unless the run of this id was created by the same import."""
     run = await runs.lock(conn, checked.run_id)
     if run.request_digest != checked.order.digest:
         raise RunExists(f"there is a run {run.id} already, with another spec", run=run.id)
@@ -172,7 +176,7 @@ async def _check_same(conn: asyncpg.Connection, wanted: ImportRequest, checked: 
 async def _write_run(
     conn: asyncpg.Connection, wanted: ImportRequest, checked: CheckedSubmission, curve: ImportedCurve
 ) -> None:
-    """All that a run has which trained elsewhere. Nobody sees the states in between."""
+    """Write the attempt, the checkpoints and the curve of the run. No other transaction sees the states in between."""
     run_id, imported = checked.run_id, f"imported from {wanted.origin}" if wanted.origin else "imported"
     provenance = dict(wanted.submission.provenance)
     await history.record(conn, run_id, "created", imported, details=provenance, state=RunState.QUEUED.value)
@@ -189,7 +193,7 @@ async def _write_run(
 
 
 async def _add_ended_lease(conn: asyncpg.Connection, checked: CheckedSubmission, origin: str) -> UUID:
-    """One that has started anew, without places: no host had it."""
+    """Add a lease that started from the beginning, without places, since no host held it."""
     run_id = checked.run_id
     await runs.apply(conn, await runs.lock(conn, run_id), Granted())
     lease_id = await leases.add(conn, run_id, ATTEMPT, planning.parse_policy(checked.order.spec))
@@ -199,12 +203,12 @@ async def _add_ended_lease(conn: asyncpg.Connection, checked: CheckedSubmission,
     await leases.start(conn, lease_id, None, 0, ())
     await runs.apply(conn, await runs.lock(conn, run_id), Started())
     details = {"checkpoint": "", "step": 0, "skipped": [], "superseded": 0}
-    await _record(conn, run_id, lease_id, "started", "training began there", details)
+    await _record(conn, run_id, lease_id, "started", "training began elsewhere", details)
     return lease_id
 
 
 async def _write_curve(conn: asyncpg.Connection, run_id: str, lease_id: UUID, head: int, curve: ImportedCurve) -> None:
-    """The curve, in chunks that can be read one by one, and how far the run is with it."""
+    """Write the curve in chunks that can be read one by one, and the run's progress."""
     writer = events.Writer(lease_id, run_id, ATTEMPT, _RUNNING, set(), {}, set(), True)
     await events.add_points(conn, [(writer, {metric: part}) for metric, part in _chunks(curve)])
     newest = {metric: points.values[-1] for metric, points in curve.series.items()}

@@ -1,6 +1,6 @@
-"""`model.init_from`: a run that begins with another's weights. They are looked up once, when it is submitted.
+"""Resolves `model.init_from`: the weights of another run, which a run starts with, looked up once, at submission.
 
-Their files become inputs of the new run, by content, so it no longer depends on what becomes of the other.
+Their files become inputs of the new run, by content, so that it no longer depends on the other run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from storage.loadable import is_adapter, is_model, select_loadable
 from storage.manifest import MAX_BYTES, Manifest, ManifestError
 from storage.threads import in_thread
 
-PIN = "init_from"  #: names what was found, and the digest of its manifest
+PIN = "init_from"  #: the pin: the name of the weights and the digest of their manifest
 Inputs = tuple[Mapping[str, Any], ...]
 
 
@@ -32,21 +32,23 @@ class ManifestReader(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class InitialWeights:
-    """What a run begins with: files that it gets beside those that travel, and what is pinned of them."""
+    """What a run starts with: files in addition to its own inputs, and the pins that name them."""
 
     inputs: Inputs = ()
     pins: Mapping[str, str] = field(default_factory=dict)
 
 
 def requested(spec: Mapping[str, Any]) -> str:
-    """What a checked run file asks for, e.g. `runs/x@best`; empty for a run that begins otherwise."""
+    """Return what a checked run file asks for, e.g. `runs/x@best`; empty for a run without `model.init_from`."""
     return (spec.get("model") or {}).get("init_from") or ""
 
 
 async def resolve_weights(
     db: Database, blobs: ManifestReader, what: str, inputs: Sequence[Mapping[str, Any]]
 ) -> InitialWeights:
-    """The weights that a run file asks for, beside the inputs that it has. SpecInvalid says why they cannot be had."""
+    """Return the weights that a run file asks for, beside the inputs that it has. SpecInvalid says why they cannot be
+    used.
+    """
     require_room(what, inputs)
     point = CheckpointRef.parse(what)
     async with db.begin() as connection:
@@ -65,13 +67,13 @@ async def resolve_weights(
 
 
 def require_room(what: str, inputs: Sequence[Mapping[str, Any]]) -> None:
-    """SpecInvalid when an input lies where the weights will be put."""
+    """Raise SpecInvalid when an input lies where the weights will be put."""
     if taken := [each["path"] for each in inputs if _is_below(INIT_FROM, each)]:
-        raise _refuse(what, f"{taken[0]} is in the way: {INIT_FROM}/ is where its files are put")
+        raise _refuse(what, f"{taken[0]} is in the way: {INIT_FROM}/ must be free for its files")
 
 
 async def find_earlier_weights(db: Database, what: str, run_id: str) -> InitialWeights | None:
-    """The weights that a run has already, asked for in the same words; None when it has none."""
+    """Return the weights that an existing run already has by the same request; None when it has none."""
     async with db.begin() as connection:
         try:
             run = (await queries.read_run(connection, run_id)).run
@@ -83,7 +85,9 @@ async def find_earlier_weights(db: Database, what: str, run_id: str) -> InitialW
 
 
 async def _find_manifest(db: Database, source: RunView, point: CheckpointRef, what: str) -> tuple[str, str]:
-    """What the point is, for people, and the digest of its manifest, whose files the coordinator has."""
+    """Return the name of the weights, for users, and the digest of their manifest, whose files are in the artifact
+    store.
+    """
     if not point.which:
         output = source.run.output
         if output is None:
@@ -115,10 +119,11 @@ async def _read_manifest(blobs: ManifestReader, digest: str, what: str) -> Manif
 
 
 def _find_base(source: RunView) -> Inputs:
-    """The base model of an adapter, where that travelled with the run that made it; else the Hub has it.
+    """Return the base model of an adapter if it was uploaded with the run that made the adapter; otherwise the Hub has
+    it.
 
-    A run that began with an adapter went on with it, on the base that the adapter had; what began with a whole model
-    had that for its base.
+    A run that started with an adapter continued it, on the base of that adapter; one that started with a whole model
+    used that as its base.
     """
     model = source.run.spec.get("model") or {}
     folders = (
@@ -153,4 +158,4 @@ def _push_hint(point: str) -> str:
 
 
 def _refuse(what: str, why: str) -> SpecInvalid:
-    return SpecInvalid(f'model.init_from: "{what}" cannot be begun with: {why}')
+    return SpecInvalid(f'model.init_from: "{what}" cannot be used: {why}')

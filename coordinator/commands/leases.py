@@ -1,4 +1,4 @@
-"""What happens to leases: granted, started, renewed, lapsed, missed and completed. One transaction each."""
+"""What happens to leases: granted, started, renewed, lapsed, missing and completed. One transaction each."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ _log = logging.getLogger(__name__)
 
 
 class PlanOutdated(Exception):
-    """What was planned with has changed meanwhile: the grant is not made, and the plan is made anew."""
+    """The state that the plan was based on has changed: the grant is not made, and a new plan will be."""
 
 
 async def grant(db: Database, planned: scheduling.Grant, ttl: float) -> UUID | None:
-    """Grants a run as planned, ending its lapsed lease; None when things are no longer as planned (S1, S9)."""
+    """Grant a run as planned, ending its lapsed lease; return None when the plan is outdated (S1, S9)."""
     try:
         async with db.transaction() as conn:
             return await _grant(conn, planned, ttl)
@@ -77,30 +77,35 @@ async def _grant(conn: asyncpg.Connection, planned: scheduling.Grant, ttl: float
 async def _check_agents(
     conn: asyncpg.Connection, run: runs.RunRow, placements: Sequence[scheduling.Placement], ttl: float
 ) -> None:
-    """NotAsPlanned unless every agent is as it was, takes work and has its slots free, and the old holder is silent.
+    """Raise PlanOutdated unless every agent has the planned session, accepts work and has its slots free, and the lease
+    that lapsed is still expired.
 
     Locks the old lease's places, and then all agents, in order.
     """
     old: list[str] = []
     if run.lease:
         if await leases.find_expired_agent(conn, run.lease.id) is None:
-            raise PlanOutdated("its holder is back")
+            raise PlanOutdated("its holder came back")
         old = [place.agent for place in await leases.read_places(conn, run.lease.id)]
     rows = await agents.lock(conn, [placement.agent for placement in placements] + old)
     for placement in placements:
         row = rows[placement.agent]
         if row["session_id"] != placement.session:
-            raise PlanOutdated(f"{placement.agent} has said hello again")
-        if unschedulable := planning.explain_unschedulable({**row, "quiet": row["silence"].total_seconds() > ttl}):
+            raise PlanOutdated(f"{placement.agent} has a new session")
+        if unschedulable := planning.explain_unschedulable(
+            {**row, "quiet": row["heartbeat_age"].total_seconds() > ttl}
+        ):
             raise PlanOutdated(f"{placement.agent} {unschedulable}")
         if busy := {slot for held in row["held"] for slot in held["slots"]} & set(placement.slots):
-            raise PlanOutdated(f"{placement.agent} still has something on slots {sorted(busy)}")
+            raise PlanOutdated(f"{placement.agent} still occupies slots {sorted(busy)}")
 
 
 async def start(
     db: Database, lease_id: UUID, node: int, checkpoint_id: UUID | None, skipped: Sequence[Skipped]
 ) -> None:
-    """An attempt's first write: the head becomes what it resumes from (S6). Node 0 decides for all."""
+    """Record an attempt's first write: the head becomes the checkpoint that it resumes from (S6). Node 0 decides for
+    all.
+    """
     async with db.transaction() as conn:
         run = await runs.lock_by_lease(conn, lease_id)
         if node == 0 and not run.current_lease.started:
@@ -152,20 +157,23 @@ async def _check_resumable(conn: asyncpg.Connection, run_id: str, checkpoint_id:
 
 def _explain_unresumable(checkpoint: CheckpointView) -> str:
     if checkpoint.superseded:
-        return "off the curve"
-    return "being removed" if checkpoint.remove_time is not None else "not complete"
+        return "superseded"
+    return "scheduled for deletion" if checkpoint.remove_time is not None else "not complete"
 
 
 async def complete(db: Database, lease_id: UUID, report: Completion) -> RunState:
-    """How an attempt ended. The same report again has the same answer; EVENTS_MISSING while a source is short,
-    CHECKPOINT_MISSING while its newest checkpoint is not there."""
+    """End a lease as its agent reports. The same report again has the same answer.
+
+    Raises EventsMissing while a source is not stored to its end, and CheckpointMissing while its newest checkpoint is
+    not registered.
+    """
     async with db.transaction() as conn:
         if (state := await _find_reported(conn, lease_id, report)) is not None:
             return state
         run = await runs.lock_by_lease(conn, lease_id)
         fine = report.outcome in (Outcome.SUCCEEDED, Outcome.STOPPED)
         if report.node != 0 and fine:
-            return run.state  # node 0 speaks for a gang; others are heard when something went wrong
+            return run.state  # node 0 reports for a gang; the reports of others count when something went wrong
         if report.outcome is not Outcome.FAULTED:
             await leases.check_cursors(conn, lease_id, report.final_cursors)
             await checkpoints.check_registered(conn, lease_id, report.registered_step)
@@ -179,7 +187,9 @@ async def complete(db: Database, lease_id: UUID, report: Completion) -> RunState
 
 
 async def _find_reported(conn: asyncpg.Connection, lease_id: UUID, report: Completion) -> RunState | None:
-    """The run's state when this very report ended the lease; LeaseLost when something else did."""
+    """Return the run's state when this very report ended the lease, None when the lease has not ended; otherwise
+    LeaseLost.
+    """
     end = await leases.lock_end(conn, lease_id)
     if end is None:
         raise LeaseLost
@@ -207,19 +217,19 @@ async def _publish(conn: asyncpg.Connection, run: runs.RunRow, report: Completio
 
 def _describe_end(report: Completion, stop: StopReason | None) -> str:
     if report.outcome is Outcome.STOPPED:
-        wished = {StopReason.PREEMPT: "preempted", StopReason.PAUSE: "paused", StopReason.CANCEL: "cancelled"}
+        stopped = {StopReason.PREEMPT: "preempted", StopReason.PAUSE: "paused", StopReason.CANCEL: "cancelled"}
         if report.cause is Cause.LEAVING:
-            return "its agent leaves"
+            return "its agent is leaving"
         if report.cause is Cause.TRUST_LOST:
-            return "out of contact for longer than its policy allows"
-        return wished[stop] if stop else ""
+            return "no contact for longer than its policy allows"
+        return stopped[stop] if stop else ""
     return str(report.error["message"]) if report.error else ""
 
 
 async def lapse(db: Database, lease_id: UUID, at: datetime | None = None) -> bool:
-    """Lets a lease lapse if a place of it has run out by the database's clock, now that all of it is locked.
+    """Let a lease lapse if a place of it has expired by the database's clock, once all of it is locked.
 
-    With `at` it must have run out by that moment too.
+    With `at`, it must have expired by that moment too. Returns whether it lapsed.
     """
     async with db.transaction() as conn:
         run = await _lock_unended(conn, lease_id)
@@ -228,7 +238,7 @@ async def lapse(db: Database, lease_id: UUID, at: datetime | None = None) -> boo
         agent = await leases.find_expired_agent(conn, lease_id, at)
         if agent is None:
             return False
-        text = f"{agent} is silent; the run may go elsewhere"
+        text = f"no heartbeat from {agent}; the run may be granted to another host"
         change = await runs.apply(conn, run, Lapsed(), reason=text)
         if change.closing is None:
             await _record(conn, run, "lapsed", text, level="warning")
@@ -236,7 +246,7 @@ async def lapse(db: Database, lease_id: UUID, at: datetime | None = None) -> boo
 
 
 async def renew_lapsed(db: Database, lease_id: UUID) -> None:
-    """Takes back a lapse whose silent places have all been renewed."""
+    """Undo the lapse of a lease whose expired places have all been renewed."""
     async with db.transaction() as conn:
         run = await _lock_unended(conn, lease_id)
         if (
@@ -246,11 +256,11 @@ async def renew_lapsed(db: Database, lease_id: UUID) -> None:
         ):
             return
         await runs.apply(conn, run, Renewed())
-        await _record(conn, run, "renewed", "its holder is back")
+        await _record(conn, run, "renewed", "its holder came back")
 
 
 async def end_missing(db: Database, lease_id: UUID) -> None:
-    """Ends a lease that its agent should hold and does not: whatever ran it there is gone."""
+    """End a lease that its agent should hold and does not: what ran it there is gone."""
     async with db.transaction() as conn:
         run = await _lock_unended(conn, lease_id)
         if run is None or (agent := await leases.find_missing_agent(conn, lease_id)) is None:

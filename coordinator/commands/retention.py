@@ -1,4 +1,7 @@
-"""Letting checkpoints go: decided in the transactions that change what is kept, carried out by who has the bytes."""
+"""Applies the retention rules, in the transactions that change what is kept. Whoever has the bytes deletes them.
+
+The rules are in `coordinator.retention`, the tables in `coordinator.store.retention`.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from runfile.models import CheckpointSection as Section
 
 
 def parse_policy(spec: Mapping[str, Any]) -> RetentionPolicy:
-    """What a resolved run file asks for."""
+    """Return the retention policy of a resolved run file."""
     asked = Section.model_validate(spec.get("checkpoint", {})).keep
     return RetentionPolicy(
         last=asked.last,
@@ -36,13 +39,13 @@ def parse_policy(spec: Mapping[str, Any]) -> RetentionPolicy:
 
 
 async def preview(conn: asyncpg.Connection, run_id: str, spec: Mapping[str, Any]) -> RetentionDecision[UUID]:
-    """What would be decided now. Changes nothing."""
+    """Return what would be decided now, without changing anything."""
     found, now = await store.read_kept(conn, run_id)
     return retention.decide(parse_policy(spec), found, now)
 
 
 async def apply_policy(conn: asyncpg.Connection, run_id: str, spec: Mapping[str, Any]) -> None:
-    """Lets go what need not stay of a locked run. Not to be called before its attempt has said what it resumes from."""
+    """Schedule for deletion what a locked run need not keep. It must not be called before its attempt has started."""
     found, now = await store.read_kept(conn, run_id)
     goes = retention.decide(parse_policy(spec), found, now).deleted
     if goes:
@@ -56,7 +59,7 @@ async def _record_deletion(
     steps: defaultdict[str, list[int]] = defaultdict(list)
     for each in (each for each in found if each.id in goes):
         steps[goes[each.id]].append(each.step)
-    text = "; ".join(f"{_join_steps(of)} {'go' if len(of) > 1 else 'goes'}: {why}" for why, of in steps.items())
+    text = "; ".join(f"{_join_steps(of)} scheduled for deletion: {why}" for why, of in steps.items())
     details = {"checkpoints": [str(each) for each in goes], "steps": sorted(chain.from_iterable(steps.values()))}
     await _record(conn, run_id, text, details)
 
@@ -75,7 +78,9 @@ async def _record(
 
 
 async def apply_policy_if_started(db: Database, run_id: str) -> None:
-    """As an operator or the passing of time asks for it; an attempt that is about to resume does it itself."""
+    """Apply the policy after a user's request or as time passes, unless an attempt is about to start and will apply it
+    itself.
+    """
     async with db.transaction() as conn:
         run = await runs.lock(conn, run_id)
         if run.lease is None or run.lease.started:
@@ -83,7 +88,7 @@ async def apply_policy_if_started(db: Database, run_id: str) -> None:
 
 
 async def apply_max_ages(db: Database) -> None:
-    """Of all runs whose checkpoints may go because time passes."""
+    """Apply the policy of all runs whose checkpoints may have to be deleted because time passes."""
     async with db.connection() as conn:
         found = await store.find_runs_with_max_age(conn)
     for run_id in found:
@@ -91,14 +96,16 @@ async def apply_max_ages(db: Database) -> None:
 
 
 async def pin(db: Database, run_id: str, checkpoint_id: UUID, pinned: bool, reason: str) -> None:
-    """Wishes that a checkpoint stay, or takes that back. CheckpointRemoved when it is too late."""
+    """Pin or unpin a checkpoint. CheckpointRemoved when it is scheduled for deletion already."""
     async with db.transaction() as conn:
         run = await runs.lock(conn, run_id)
         view = await checkpoints.get(conn, checkpoint_id)
         if view is None or view.run_id != run.id:
             raise CheckpointUnknown(f"run {run.id} has no checkpoint {checkpoint_id}")
         if pinned and view.remove_time is not None:
-            raise CheckpointRemoved(f"the checkpoint of step {view.step} has been let go: {view.remove_reason}")
+            raise CheckpointRemoved(
+                f"the checkpoint of step {view.step} is scheduled for deletion: {view.remove_reason}"
+            )
         if (view.pinned, view.pin_reason) == (pinned, reason):
             return
         await store.set_pin(conn, checkpoint_id, pinned, reason)
@@ -110,10 +117,11 @@ async def pin(db: Database, run_id: str, checkpoint_id: UUID, pinned: bool, reas
 
 
 async def list_removals(db: Database, agent: str, session_id: UUID, ttl: float, *, scarce: bool) -> list[Removal]:
-    """What a host is to remove. When its disk is low that is also what it could do without.
+    """Return the copies that a host must delete. When its disk is low (`scarce`), that includes copies which it can
+    spare.
 
-    Bytes stay for a lease's time after they were let go: a failover may lose that, and the newer checkpoint that was
-    the reason for it.
+    A copy is kept for a TTL after it was scheduled for deletion: a failover may lose that decision, together with the
+    newer checkpoint that was the reason for it.
     """
     async with db.connection() as conn:
         await _check_session(conn, agent, session_id)
@@ -125,7 +133,7 @@ async def list_removals(db: Database, agent: str, session_id: UUID, ttl: float, 
 
 
 async def find_orphans(db: Database, sealed: Sequence[tuple[UUID, int]], ttl: float) -> list[tuple[UUID, int]]:
-    """Of the checkpoints on a host's disk, by lease and step, those that nobody will ever ask for."""
+    """Return those checkpoints on a host's disk, by lease and step, that nothing will ever use."""
     async with db.connection() as conn:
         return await store.find_orphans(conn, sealed, ttl)
 
@@ -136,12 +144,12 @@ async def _delete_spare_copies(db: Database, agent: str, run_id: str) -> None:
         if run.lease is not None and not run.lease.started:
             return
         if steps := await store.mark_spare_copies(conn, run_id, store.host_copy_uri(agent)):
-            text = f"{agent} is low on disk: its copies of {_join_steps(steps)} go, others stay"
+            text = f"{agent} is low on disk: its copies of {_join_steps(steps)} are scheduled for deletion"
             await _record(conn, run_id, text, {"agent": agent, "steps": steps})
 
 
 async def report_removals(db: Database, agent: str, session_id: UUID, gone: Sequence[tuple[UUID, int, str]]) -> None:
-    """Copies whose bytes are gone are forgotten, if they were to go."""
+    """Forget copies whose bytes have been deleted, if they were scheduled for deletion."""
     async with db.transaction() as conn:
         await _check_session(conn, agent, session_id)
         await store.forget_copies(conn, gone)

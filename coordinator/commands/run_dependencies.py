@@ -1,4 +1,4 @@
-"""`after: runs/x`: a run that waits until another has succeeded, and begins with what that one has then."""
+"""Handles `after: runs/x`: a run that waits until another has succeeded, and then may start with that one's weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 async def find_awaited(db: Database, spec: Mapping[str, Any], run_id: str) -> str | None:
-    """The run that a checked run file has to wait for, or None. SpecInvalid when it would wait in vain."""
+    """Return the run that a checked run file has to wait for, or None. SpecInvalid when it would wait forever."""
     if not (asked := spec.get("after")):
         return None
     name = CheckpointRef.parse(asked).run
@@ -40,7 +40,7 @@ async def find_awaited(db: Database, spec: Mapping[str, Any], run_id: str) -> st
 
 
 async def release_dependents(db: Database, blobs: ManifestReader) -> None:
-    """Lets runs go whose time has come, and cancels those that waited in vain."""
+    """Release the runs whose awaited run has succeeded, and cancel those whose awaited run has not."""
     async with db.begin() as connection:
         waiting = await queries.list_released_dependents(connection)
     for follower in waiting:
@@ -72,7 +72,7 @@ async def _release(db: Database, follower: DependentRun, beginning: InitialWeigh
             return  # something else is asked of it meanwhile: the next round sees what
         await runs.redefine(conn, run.id, order)
         text = f"runs/{follower.awaited} has succeeded"
-        await history.record(conn, run.id, "state", f"{text}: waits no longer for it", state=run.state.value)
+        await history.record(conn, run.id, "state", f"{text}: the run no longer waits for it", state=run.state.value)
         await planning.wake(conn)
     _log.info("run=%s after=%s released", follower.run_id, follower.awaited)
 

@@ -1,4 +1,4 @@
-"""Runs as people steer them: submitted once, and then only wished of."""
+"""What users do with runs: submit them once, and then request that they pause, continue or end."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _OVER = (Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED)
 
 
 class BlobState(Protocol):
-    """What is said of one blob."""
+    """Whether a blob is complete."""
 
     @property
     def digest(self) -> str: ...
@@ -56,7 +56,7 @@ class BlobReader(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CheckedSubmission:
-    """A submission that could be created."""
+    """A submission whose run file is valid."""
 
     run_id: str
     order: RunDefinition
@@ -64,7 +64,7 @@ class CheckedSubmission:
 
 @dataclass(frozen=True, slots=True)
 class CreatedRun:
-    """What became of a submission, and where the run could go."""
+    """The result of a submission, and where the run could be placed."""
 
     run_id: str
     order: RunDefinition
@@ -74,7 +74,7 @@ class CreatedRun:
 
 
 async def create(db: Database, blobs: BlobReader, submission: Submission, ttl: float) -> CreatedRun:
-    """Creates a run, once: the same request has the same answer, also when the first one's was lost (S9)."""
+    """Create a run, once: the same request has the same answer, also when the first answer was lost (S9)."""
     checked = await in_thread(parse_submission, submission)
     await check_inputs(blobs, submission.inputs)
     checked = await resolve_beginning(db, blobs, submission, checked)
@@ -89,7 +89,7 @@ async def create(db: Database, blobs: BlobReader, submission: Submission, ttl: f
 async def describe_creation(
     db: Database, checked: CheckedSubmission, run_id: str, created: bool, ttl: float
 ) -> CreatedRun:
-    """What became of a submission, with where the run could go."""
+    """Return the result of a submission, with where the run could be placed."""
     async with db.connection() as conn:
         need, fleet = planning.parse_need(checked.order.spec), await planning.read_fleet(conn, ttl)
     ready = tuple(host.name for host in scheduling.find_candidates(need, fleet))
@@ -102,7 +102,7 @@ def _describe_wait(order: RunDefinition) -> str:
 
 
 def parse_submission(submission: Submission) -> CheckedSubmission:
-    """SpecInvalid names every mistake of the run file."""
+    """Parse the run file of a submission; SpecInvalid names every mistake in it."""
     try:
         parsed = runfile.parse_run_file(submission.spec)
     except runfile.RunFileErrors as wrong:
@@ -117,8 +117,9 @@ def parse_submission(submission: Submission) -> CheckedSubmission:
 async def resolve_beginning(
     db: Database, blobs: BlobReader, submission: Submission, checked: CheckedSubmission
 ) -> CheckedSubmission:
-    """With the weights of another run, where it asks for them, or with the run that has to come first; not for a
-    request that has been carried out.
+    """Add the weights of another run that the run file asks for, or the run that has to succeed first.
+
+    A request that has been carried out already is returned unchanged.
     """
     order = checked.order
     what = initial_weights.requested(order.spec)
@@ -149,9 +150,9 @@ def _add_weights(checked: CheckedSubmission, beginning: InitialWeights) -> Check
 
 
 async def check_inputs(blobs: BlobReader, inputs: Sequence[Mapping[str, Any]]) -> None:
-    """Every input is a plain path and its content is in the store."""
+    """Check that every input has a valid path and that its content is in the artifact store."""
     if len(inputs) > MAX_INPUTS:
-        raise InvalidRequest(f"{len(inputs)} inputs; at most {MAX_INPUTS} travel with a run")
+        raise InvalidRequest(f"{len(inputs)} inputs; a run must have at most {MAX_INPUTS}")
     for entry in inputs:
         try:
             check_path(entry["path"])
@@ -163,8 +164,9 @@ async def check_inputs(blobs: BlobReader, inputs: Sequence[Mapping[str, Any]]) -
 
 
 def require_complete(blobs: BlobReader, wanted: Mapping[str, str]) -> None:
-    """InputMissing names what of these (names by digest) is not whole in the store, where the rest then stays for a
-    while. Blocking.
+    """Raise InputMissing, naming those of `wanted` (names by digest) that the artifact store does not have. Blocking.
+
+    The store keeps the rest for the collector's grace.
     """
     if missing := sorted(wanted[stat.digest] for stat in blobs.stats(list(wanted)) if not stat.complete):
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
@@ -172,7 +174,7 @@ def require_complete(blobs: BlobReader, wanted: Mapping[str, str]) -> None:
 
 
 async def _carry_out(conn: asyncpg.Connection, submission: Submission, checked: CheckedSubmission) -> tuple[str, bool]:
-    """The run of a submission, and whether it was created for it."""
+    """Return the run of a submission, and whether this transaction created it."""
     if submission.request_id:
         known = await requests.claim(conn, submission.request_id, checked.run_id, checked.order.digest)
         if known is not None:
@@ -186,7 +188,7 @@ async def _carry_out(conn: asyncpg.Connection, submission: Submission, checked: 
 
 
 async def _insert(conn: asyncpg.Connection, submission: Submission, checked: CheckedSubmission) -> bool:
-    """False when there is a run of the name."""
+    """Insert the run; return False when a run of this id exists."""
     run_id = checked.run_id
     if not await runs.add(conn, run_id, checked.order, submission.provenance):
         return False
@@ -198,7 +200,7 @@ async def _insert(conn: asyncpg.Connection, submission: Submission, checked: Che
 
 
 async def _requeue(conn: asyncpg.Connection, submission: Submission, checked: CheckedSubmission) -> None:
-    """Queues a run that is over again, from its head; what it is to do may have been changed meanwhile."""
+    """Queue a run that is over again, from its head; what it is to do may have been changed."""
     run = await runs.lock(conn, checked.run_id)
     if run.request_digest != checked.order.digest:
         if run.status.phase not in (*_OVER, Phase.PAUSED):
@@ -214,24 +216,24 @@ async def _requeue(conn: asyncpg.Connection, submission: Submission, checked: Ch
 
 
 async def cancel(db: Database, run_id: str, reason: str) -> None:
-    """Wishes that the run end."""
+    """Request that the run end."""
     await _set_wanted(db, run_id, Cancel(), "cancelled", reason)
 
 
 async def pause(db: Database, run_id: str, reason: str) -> None:
-    """Wishes that the run rest."""
+    """Request that the run pause."""
     await _set_wanted(db, run_id, Pause(), "paused", reason)
 
 
 async def resume(db: Database, run_id: str) -> None:
-    """Takes back a pause."""
+    """Request that a paused run continue."""
     await _set_wanted(db, run_id, Resume(), "resumed", "")
 
 
 async def _set_wanted(db: Database, run_id: str, event: Event, verb: str, reason: str) -> None:
     async with db.transaction() as conn:
         run = await runs.lock(conn, run_id)
-        text = f"{verb} by an operator" + (f": {reason}" if reason else "")
+        text = f"{verb} by a user" + (f": {reason}" if reason else "")
         try:
             change = await runs.apply(conn, run, event, reason=text)
         except IllegalTransition as illegal:

@@ -1,9 +1,11 @@
-"""Who may speak for an agent, and what it says: hello, and heartbeats by the batch.
+"""Sessions of agents: who may speak for an agent, batches of heartbeats, and what follows when the database changes.
 
-A newcomer of a name wins over the session there is, and the instance it replaces is refused from then on; except that,
-while the older session beats, another boot under its name is a clone and is refused itself. A hello that was under way
-for so long that its instance has said a later one takes nothing from that. What an agent lists in
-`held` is renewed; what it should list and does not has ended there, and ends here (`leases.miss`).
+A newcomer takes over the name of the session there is, and the instance that it replaces is refused from then on. The
+exception: while the older session still sends heartbeats, another boot under its name is a clone and is refused itself.
+A hello that was delayed until its instance had said a later one takes over nothing. A place that an agent lists in
+`held` is renewed; a place that it should list and does not has ended there, and ends here (`leases.end_missing`).
+
+A failover, or a copy of the database restored elsewhere, must not split a run: `recognise_database` detects either.
 """
 
 from __future__ import annotations
@@ -27,19 +29,21 @@ from relay.timing import LeaseTiming
 
 _log = logging.getLogger(__name__)
 
-ALIVE_HEARTBEATS = 2  #: heartbeats: for so long after its last one a session still beats
+ALIVE_HEARTBEATS = 2  #: a session counts as alive for so many heartbeat intervals after its last heartbeat
 
 
 @dataclass(frozen=True, slots=True)
 class AdmittedSession:
-    """A session that was let in."""
+    """A session that was admitted."""
 
     session_id: UUID
     deployment_id: UUID
 
 
 async def open_session(db: Database, hello: Hello, timing: LeaseTiming) -> AdmittedSession:
-    """Gives the agent a new session; from then on the one it had renews nothing. What it holds comes with `beat`."""
+    """Give the agent a new session; from then on its older session renews nothing. What it holds follows as a
+    heartbeat.
+    """
     async with db.transaction() as conn:
         deployment_id = await deployment.read_deployment_id(conn)
         if hello.deployment_id not in ("", str(deployment_id)):
@@ -53,16 +57,17 @@ async def open_session(db: Database, hello: Hello, timing: LeaseTiming) -> Admit
 
 
 def check_admission(row: Mapping[str, Any], hello: Hello, beats_within: float) -> list[str]:
-    """Whether the newcomer may have the name; returns the instances that are refused from then on.
+    """Check that the newcomer may have the name; return the instances that are refused from then on.
 
-    `row` is the agent's row with `silence`, the time since it was last heard.
+    `row` is the agent's row with `heartbeat_age`, the time since its last heartbeat. SessionReplaced or IdentityInUse
+    otherwise.
     """
     retired: list[str] = list(row["retired_instances"])
     if hello.instance_id in retired:
         raise SessionReplaced(f"another process has taken over as {hello.agent}")
     if row["instance_id"] == hello.instance_id and 0 < hello.dial <= row["dial"]:
         raise SessionReplaced(f"a later hello of {hello.agent} has overtaken this one")
-    beats = row["silence"] is not None and row["silence"].total_seconds() < beats_within
+    beats = row["heartbeat_age"] is not None and row["heartbeat_age"].total_seconds() < beats_within
     if row["boot_id"] != hello.boot_id and row["session_id"] is not None and beats:
         raise IdentityInUse(f"another host beats as {hello.agent}; give this one a name of its own")
     if row["instance_id"] != hello.instance_id:
@@ -71,13 +76,13 @@ def check_admission(row: Mapping[str, Any], hello: Hello, beats_within: float) -
 
 
 async def close_session(db: Database, agent: str, session_id: UUID) -> None:
-    """Notes that the stream is over; the leases go on, and lapse if nobody comes back."""
+    """Record that the stream is over. The leases continue, and lapse if the agent does not come back."""
     async with db.transaction() as conn:
         await agents.end_session(conn, agent, session_id)
 
 
 async def record_heartbeats(db: Database, heartbeats: Sequence[Heartbeat], ttl: float) -> dict[str, DesiredState]:
-    """Takes a batch of heartbeats, and reads afterwards what is wished of these agents."""
+    """Record a batch of heartbeats, and return the desired state of these agents, read afterwards."""
     async with db.transaction() as conn:
         held = [(pulse.agent, pulse.session_id, item) for pulse in heartbeats for item in pulse.held]
         lapsed = await leases.renew(conn, held, ttl) if held else []
@@ -94,28 +99,28 @@ async def record_heartbeats(db: Database, heartbeats: Sequence[Heartbeat], ttl: 
 
 
 async def read_desired_state(db: Database, names: Sequence[str]) -> dict[str, DesiredState]:
-    """What is wished of agents now."""
+    """Return the current desired state of agents."""
     async with db.connection() as conn:
         return await desired_state.read(conn, names)
 
 
 async def read_lease_records(db: Database, hello: Hello) -> list[LeaseRecord]:
-    """What is stored of the leases that the hello names."""
+    """Return what is stored of the leases that the hello names."""
     async with db.connection() as conn:
         return await desired_state.read_lease_records(conn, hello.agent, [held.lease_id for held in hello.held])
 
 
 async def end_all_sessions(conn: asyncpg.Connection) -> None:
-    """Ends every session: their streams close, and agents say hello again."""
+    """End every session: the streams close, and agents say hello again."""
     await agents.announce(conn, await agents.end_sessions(conn))
 
 
 async def recognise_database(db: Database, ttl: float) -> None:
-    """Compares the database with the one it was, and draws the consequences once.
+    """Compare the database with the remembered one, and act on a change once.
 
-    Another timeline (a promotion, which may have lost the last commits): sessions end, places get a full TTL. Another
-    cluster or oid (a restored copy, of any age): sessions and all leases end. Either way no `stop` run is granted for
-    one TTL.
+    Another timeline (a promotion, which may have lost the last commits): sessions end, and places get a full TTL.
+    Another system identifier or oid (a restored copy, of any age): sessions and all leases end. In both cases no `stop`
+    run is granted for one TTL.
     """
     async with db.transaction() as conn:
         found, known = await deployment.read_identity(conn), await deployment.lock_remembered_identity(conn)

@@ -1,7 +1,8 @@
-"""The coordinator's way to Postgres: a pool for what is hot, an engine for what is cool, and what others announce.
+"""Access to Postgres: a pool for frequent statements, an engine for queries, and notifications.
 
-Raw SQL on asyncpg (`transaction`) wherever leases, places, cursors and wishes are touched; SQLAlchemy (`begin`) for
-lists and filters. A database that is out of reach, or too slow, is `DatabaseAway` within a few seconds, in all of them.
+Raw SQL on asyncpg (`transaction`) is used wherever leases, places, cursors and desired states are touched; SQLAlchemy
+(`begin`) for lists and filters. A database that is out of reach, or too slow, is `DatabaseAway` within a few seconds,
+in all of them.
 """
 
 from __future__ import annotations
@@ -31,12 +32,14 @@ _log = logging.getLogger(__name__)
 
 
 class DatabaseAway(Exception):
-    """The database cannot be reached, or did not answer in time. Nothing is known of what was asked; try again."""
+    """The database cannot be reached, or did not answer in time. Whether the statement was carried out is not known;
+    retry.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatabaseTimeouts:
-    """In seconds. What waits longer is given up, so that a caller hears of it while it matters."""
+    """The timeouts, in seconds. What takes longer is given up, so that a caller hears of it while it still matters."""
 
     connect: float = 2.0
     acquire: float = 2.0  #: for a free connection of the pool
@@ -47,7 +50,7 @@ class DatabaseTimeouts:
     idle: float = 20.0  #: of a dedicated connection: what it stands for passes on when its owner says nothing any more
 
     def settings(self) -> dict[str, str]:
-        """As the server takes them, in milliseconds."""
+        """Return the server settings, in milliseconds."""
         return {
             "application_name": "relay-coordinator",
             "statement_timeout": f"{self.statement * 1000:.0f}",
@@ -76,7 +79,7 @@ _AWAY = (
 
 @contextmanager
 def _translate_errors() -> Iterator[None]:
-    """Turn what says that the database is away, or that it gave up, into DatabaseAway."""
+    """Raise DatabaseAway for errors which mean that the database is away, or that it gave up."""
     try:
         yield
     except _AWAY as error:
@@ -88,7 +91,7 @@ def _translate_errors() -> Iterator[None]:
 
 
 class Notifications:
-    """What other transactions announce by NOTIFY, told to whoever waits for it in this process."""
+    """Passes on what other transactions announce by NOTIFY to whoever waits for it in this process."""
 
     def __init__(self, url: str, timeouts: DatabaseTimeouts) -> None:
         self._url = url
@@ -97,9 +100,9 @@ class Notifications:
 
     @asynccontextmanager
     async def subscribe(self, channel: str, key: str | None = None) -> AsyncIterator[asyncio.Event]:
-        """An event that is set whenever `key` (None: anything) is announced on `channel`; the reader clears it.
+        """Yield an event that is set whenever `key` (None: anything) is announced on `channel`; the reader clears it.
 
-        Subscribe, then read, then wait: nothing is missed. It is also set when something may have been missed.
+        Subscribe, then read, then wait: nothing is missed. The event is also set when something may have been missed.
         """
         if channel not in CHANNELS:
             raise ValueError(f"nobody listens on {channel}")
@@ -114,7 +117,7 @@ class Notifications:
                 del self._waiting[channel, key]
 
     async def run(self) -> None:
-        """Listen for ever; come back after every interruption."""
+        """Listen forever, and reconnect after every interruption."""
         backoff = 0.05
         while True:
             try:
@@ -126,7 +129,7 @@ class Notifications:
             backoff = min(1.0, backoff * 2)
 
     async def _listen(self) -> None:
-        """Until the connection ends."""
+        """Listen until the connection ends."""
         connection = await asyncpg.connect(
             self._url, timeout=self._timeouts.connect, command_timeout=self._timeouts.connect
         )
@@ -161,16 +164,16 @@ async def _wait_for(event: asyncio.Event, seconds: float) -> bool:
 
 
 class DeploymentCheck:
-    """Lets in connections to one deployment's database: the one that the first of them led to.
+    """Admits only connections to one deployment's database: the one that the first connection led to.
 
-    Another one, or an empty one, in its place knows nothing of any lease. What it says would end them all.
+    Another database, or an empty one, in its place knows no lease. Its answers would end them all.
     """
 
     def __init__(self) -> None:
         self._known: UUID | None = None
 
     async def check(self, connection: asyncpg.Connection) -> None:
-        """DatabaseAway when this connection leads somewhere else."""
+        """Raise DatabaseAway when this connection leads to another deployment."""
         try:
             found = await connection.fetchval("SELECT deployment_id FROM deployment")
         except asyncpg.UndefinedTableError:
@@ -181,7 +184,7 @@ class DeploymentCheck:
 
 
 class Database:
-    """One per process. Made by `connected`."""
+    """The database of one process, made by `connect_database`."""
 
     def __init__(
         self,
@@ -200,7 +203,7 @@ class Database:
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[asyncpg.Connection]:
-        """A connection for single statements, each a transaction of its own."""
+        """Yield a connection for single statements, each a transaction of its own."""
         with _translate_errors():
             connection = await self._pool.acquire(timeout=self._timeouts.acquire)
             try:
@@ -210,7 +213,7 @@ class Database:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[asyncpg.Connection]:
-        """One transaction: committed when the block ends, rolled back when it raises."""
+        """Run one transaction: committed when the block ends, rolled back when it raises."""
         async with self.connection() as connection:
             with _translate_errors():
                 async with connection.transaction():
@@ -218,16 +221,17 @@ class Database:
 
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[AsyncConnection]:
-        """One transaction by way of SQLAlchemy."""
+        """Run one transaction by way of SQLAlchemy."""
         with _translate_errors():
             async with self._engine.begin() as connection:
                 yield connection
 
     @asynccontextmanager
     async def dedicated(self) -> AsyncIterator[asyncpg.Connection]:
-        """A connection outside the pool, for what lasts as long as its connection (an advisory lock).
+        """Yield a connection outside the pool, for what lasts as long as its connection (an advisory lock).
 
-        It must be used now and then. A host that lost its power says no goodbye, and Postgres would wait for hours.
+        It must be used from time to time: a host that lost its power does not close its connections, and Postgres would
+        wait for hours.
         """
         with _translate_errors():
             connection = await _open_connection(self.url, self._timeouts, self._recognition)
@@ -244,7 +248,7 @@ class Database:
 
 
 async def _set_json_codecs(connection: asyncpg.Connection) -> None:
-    """jsonb columns are Python values, both ways; numbers that JSON lacks are text there, such as "NaN"."""
+    """Convert jsonb columns to and from Python values; numbers that JSON lacks become text, such as "NaN"."""
     for name in ("json", "jsonb"):
         await connection.set_type_codec(name, schema="pg_catalog", encoder=_to_json, decoder=json.loads)
 
@@ -272,7 +276,7 @@ def _make_storable(value: Any) -> Any:
 
 
 def make_storable_text(text: str) -> str:
-    """Without what Postgres cannot hold in a text."""
+    """Return the text without what Postgres cannot store."""
     return text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
 
 
@@ -298,10 +302,10 @@ async def _open_connection(
 async def connect_database(
     url: str, *, timeouts: DatabaseTimeouts | None = None, connections: int = 8
 ) -> AsyncIterator[Database]:
-    """The database at `url` (`postgresql://…`), listened to, for as long as the block lasts.
+    """Connect to the database at `url` (`postgresql://…`) and listen to it, for as long as the block lasts.
 
-    `connections` is the most that each of the pool and the engine opens: few and busy beat many. The pool opens them
-    when needed, so a coordinator starts, and says that its database is away, also while it is.
+    `connections` is the most that the pool and the engine each open: a few busy ones are faster than many. The pool
+    opens them when needed, so a coordinator starts, and reports that its database is away, even while it is.
     """
     timeouts, recognition = timeouts or DatabaseTimeouts(), DeploymentCheck()
     async with AsyncExitStack() as stack:

@@ -1,9 +1,9 @@
 """Brings a database to the schema of this version, by the migrations that ship with it.
 
-One replica migrates at a time (an advisory lock), others wait and find nothing left to do. Within a migration, waiting
-for a table that is in use is bounded: better to fail and be tried again than to hold up a live coordinator.
+One replica migrates at a time (an advisory lock); others wait and find nothing left to do. Within a migration, waiting
+for a table that is in use is bounded: it is better to fail and be retried than to hold up a live coordinator.
 
-Alembic is loaded when there is something to migrate: it would be a third of every start.
+Alembic is imported only when there is something to migrate: it would be a third of every start.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class SchemaError(RuntimeError):
 
 
 async def upgrade(url: str, revision: str = "head") -> None:
-    """To `revision`; does nothing when the database is there already."""
+    """Upgrade to `revision`; do nothing when the database is there already."""
     if revision != "head" or await _read_revision(url) != REVISION:
         await _alembic(url, "upgrade", revision)
 
 
 async def downgrade(url: str, revision: str) -> None:
-    """Back to `revision` (`base`: nothing left of Relay)."""
+    """Downgrade to `revision` (`base` removes everything of Relay)."""
     await _alembic(url, "downgrade", revision)
 
 
@@ -54,7 +54,7 @@ async def require_head(url: str) -> None:
 
 
 async def _read_revision(url: str) -> str | None:
-    """What the database is at; None when it has no schema."""
+    """Return the revision of the database; None when it has no schema."""
     connection = await asyncpg.connect(url)
     try:
         if await connection.fetchval("SELECT to_regclass('alembic_version')") is None:
@@ -91,7 +91,7 @@ async def _open_connection(url: str) -> asyncpg.Connection:
 
 @asynccontextmanager
 async def _hold_lock(url: str) -> AsyncIterator[None]:
-    """Hold the lock on a connection of its own: it lasts across the transactions of the migrations."""
+    """Hold the lock on a connection of its own, so that it lasts across the transactions of the migrations."""
     connection = await asyncpg.connect(url, server_settings={"application_name": "relay-migrate"})
     try:
         await connection.execute("SELECT pg_advisory_lock($1)", _LOCK)

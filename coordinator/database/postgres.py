@@ -1,14 +1,14 @@
-"""The embedded Postgres: a server of the coordinator's own, on a Unix socket, for whoever names no database.
+"""The embedded Postgres: a server on a Unix socket, for coordinators that are started without a database URL.
 
-`embedded(folder)` starts one, or joins the one that another process already runs there, and yields its URL. Who uses
-the server holds a shared lock on `users.lock`; a keeper process (see `postgres_keeper`) stops it when nobody does any
-more. What that gives: no server outlives its coordinators, however they end, and replicas on one machine share one.
+`embedded(folder)` starts a server, or joins the one that another process already runs there, and yields its URL.
+Whoever uses the server holds a shared lock on `users.lock`; a keeper process (see `postgres_keeper`) stops it when no
+user is left. So no server outlives its coordinators, however they end, and replicas on one machine share one.
 
-    start.lock   held while someone starts or stops; makes the steps below one step
-    users.lock   shared by the users; exclusive: the keeper's, and it is stopping the server
-    keeper.lock  held by the keeper for its whole life: free means that nobody looks after a server here
+    start.lock   held while a process starts or stops the server, which makes the steps below one step
+    users.lock   shared by the users; exclusively held by the keeper while it stops the server
+    keeper.lock  held by the keeper for its whole life: when it is free, no keeper looks after a server here
 
-Not promised: that a folder shared by several machines is safe on a file system whose locks are not.
+Not promised: that a folder which several machines share is safe on a file system whose locks are not.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _POLL = 0.02  # seconds; file locks and postmaster.pid have nothing to wait on
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """A server's folder: its locks, its data, where its socket is, and how its programs are run."""
+    """The folder of a server: its locks, its data, its socket, and how its programs are run."""
 
     folder: Path
     binaries: Path
@@ -72,7 +72,9 @@ class Cluster:
 
     @property
     def socket_folder(self) -> Path:
-        """In the folder, or, when that makes the path too long for the kernel, in the place for temporary files."""
+        """The folder of the socket: inside, or in the folder for temporary files when the path would be too long for
+        the kernel.
+        """
         inside = self.folder / "socket"
         if len(os.fsencode(inside / SOCKET_NAME)) <= SOCKET_PATH_MAX:
             return inside
@@ -82,7 +84,7 @@ class Cluster:
         return f"postgresql://{USER}@/{database}?host={quote(str(self.socket_folder), safe='/')}"
 
     def status(self) -> str | None:
-        """`ready`, `starting` …, as the server says itself; None when there is no word of it."""
+        """Return what the server says of itself, `ready`, `starting` …; None when it says nothing."""
         lines = self._pid_file()
         return lines[7].strip() if len(lines) > 7 else None
 
@@ -93,10 +95,10 @@ class Cluster:
             return []
 
     def clear_stale(self) -> None:
-        """Stop a server that lost its keeper, and remove what a dead one left.
+        """Stop a server that lost its keeper, and delete what a dead one left.
 
-        Postgres takes a stale postmaster.pid for a live one when its number has come to belong to any other process,
-        as it soon does in a container. A server's working directory is its data, so that is what is looked at.
+        Postgres takes a stale postmaster.pid for a live one when its number now belongs to any other process, as soon
+        happens in a container. A server's working directory is its data, so that is what is checked.
         """
         lines = self._pid_file()
         if lines and self._is_ours(int(lines[0])):
@@ -111,7 +113,7 @@ class Cluster:
             return False
 
     def initialise(self) -> None:
-        """Make the data folder, whole or not at all."""
+        """Create the data folder, whole or not at all."""
         half = self.folder / "data.new"
         shutil.rmtree(half, ignore_errors=True)
         self._own(half)
@@ -123,7 +125,7 @@ class Cluster:
         half.rename(self.data)
 
     def _own(self, folder: Path, *, adopt: bool = False) -> None:
-        """Make a folder the server's alone. With `adopt` also one that it had under another identity."""
+        """Make a folder belong to the server alone. With `adopt`, also one that it owned under another identity."""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = os.lstat(folder)
         if stat.S_ISLNK(found.st_mode) or not (adopt or found.st_uid in (self.identity.owner, os.geteuid())):
@@ -134,7 +136,7 @@ class Cluster:
         folder.chmod(0o700)
 
     def launch(self, keeper_lock: int) -> None:
-        """Start the keeper, and with it the server. The keeper gets the lock that says that it lives."""
+        """Start the keeper, and with it the server. The keeper inherits the lock that shows that it lives."""
         self._check_version()
         self._own(self.data, adopt=True)
         self._own(self.socket_folder)
@@ -197,13 +199,13 @@ def _wait_until(fact: Callable[[], bool], what: str, seconds: float = START_SECO
 
 
 class _Lock:
-    """A lock on a file; the kernel lets it go when its holder ends."""
+    """A lock on a file; the kernel releases it when its holder ends."""
 
     def __init__(self, path: Path) -> None:
         self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def take(self, mode: int) -> bool:
-        """LOCK_SH or LOCK_EX if it can be had now."""
+        """Take LOCK_SH or LOCK_EX if it is free now; return whether it was."""
         try:
             fcntl.flock(self.descriptor, mode | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -231,7 +233,7 @@ def _hold_start_lock(folder: Path) -> Iterator[None]:
 
 
 def _join_server(cluster: Cluster) -> _Lock:
-    """Become a user of the server, starting it if it does not run. Returns the lock that makes us one."""
+    """Become a user of the server, starting it if it does not run; return the lock that makes this process a user."""
     with _hold_start_lock(cluster.folder):
         users = _Lock(cluster.folder / "users.lock")
         try:
@@ -271,13 +273,13 @@ def _read_log_tail(log: Path) -> str:
 
 
 def _has_keeper(folder: Path) -> bool:
-    """Whether a keeper lives."""
+    """Return whether a keeper lives."""
     with _open_lock(folder / "keeper.lock") as lock:
         return not lock.take(fcntl.LOCK_EX)
 
 
 def _leave_server(cluster: Cluster, users: _Lock) -> None:
-    """Be a user no longer; when we were the last, wait until the server is gone."""
+    """Stop being a user; the last one waits until the server has stopped."""
     with _hold_start_lock(cluster.folder):
         # Having it exclusively means being the last; having neither means that the keeper already stops the server.
         others = not users.take(fcntl.LOCK_EX) and users.take(fcntl.LOCK_SH)
@@ -289,7 +291,7 @@ def _leave_server(cluster: Cluster, users: _Lock) -> None:
 def prepare(
     folder: Path, *, durable: bool = True, identity: ProcessIdentity | None = None, binaries: Path | None = None
 ) -> Cluster:
-    """The cluster of a folder, which is made, in a place that the server can reach."""
+    """Return the cluster of a folder, which is created, in a place that the server can reach."""
     identity = identity or choose_process_identity()
     folder.mkdir(parents=True, exist_ok=True)
     folder, binaries = folder.resolve(), find_programs(binaries)
@@ -300,7 +302,7 @@ def prepare(
 
 @contextmanager
 def running(cluster: Cluster) -> Iterator[None]:
-    """The server runs for as long as the block lasts."""
+    """Run the server for as long as the block lasts."""
     users = _join_server(cluster)
     try:
         yield
@@ -310,7 +312,7 @@ def running(cluster: Cluster) -> Iterator[None]:
 
 @asynccontextmanager
 async def embedded(cluster: Cluster) -> AsyncIterator[str]:
-    """The URL of a running server with a database for us, for as long as the block lasts."""
+    """Yield the URL of a running server with a database for the coordinator, for as long as the block lasts."""
     users = await asyncio.to_thread(_join_server, cluster)
     try:
         await _create_database(cluster)

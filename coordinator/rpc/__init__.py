@@ -1,1 +1,1 @@
-"""The gRPC face: servicers that read a request, call a command, and render what comes back."""
+"""The gRPC services: each method parses a request, calls a command, and renders the result."""

@@ -1,4 +1,4 @@
-"""The Agents service: what hosts call. Parse, call, render."""
+"""The Agents service: what hosts call. AppendEvents reads ahead so that batches can form, and answers in order."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _Pending = tuple[pb.AppendEventsRequest, "asyncio.Future[AppendResult]"]
 
 
 class AgentsService(agents_pb2_grpc.AgentsServicer):
-    """Serves the hosts."""
+    """Serves agents."""
 
     def __init__(
         self, db: Database, artifacts: Artifacts, sessions: Sessions, appender: Appender, timing: LeaseTiming
@@ -45,7 +45,7 @@ class AgentsService(agents_pb2_grpc.AgentsServicer):
     ) -> AsyncIterator[pb.SessionResponse]:
         first = await anext(stream, None)
         if first is None or first.WhichOneof("message") != "hello":
-            raise InvalidRequest("a session begins with a hello")
+            raise InvalidRequest("a session must begin with a hello")
         hello = requests.parse_hello(first.hello)
         try:
             async with self._sessions.open(hello) as session:
@@ -111,7 +111,7 @@ async def _parse_heartbeats(
 ) -> AsyncIterator[NumberedHeartbeat]:
     async for request in stream:
         if request.WhichOneof("message") != "heartbeat":
-            raise InvalidRequest("after its hello a session sends heartbeats")
+            raise InvalidRequest("after the hello only heartbeats must follow")
         pulse = requests.parse_heartbeat(agent, session.welcome.session_id, request.heartbeat)
         yield NumberedHeartbeat(request.heartbeat.sequence, pulse)
 
@@ -119,7 +119,7 @@ async def _parse_heartbeats(
 async def append_events(
     appender: Appender, stream: AsyncIterator[pb.AppendEventsRequest]
 ) -> AsyncIterator[pb.AppendEventsResponse]:
-    """Serve one stream to its end. What refuses a single stretch is an answer; anything else is raised."""
+    """Serve one stream to its end. A refused range is a response; any other error ends the stream."""
     pending: asyncio.Queue[_Pending | None] = asyncio.Queue(_READ_AHEAD)
     reading = asyncio.create_task(_read_ahead(appender, stream, pending))
     try:
@@ -148,7 +148,7 @@ def _parse_byte_range(request: pb.AppendEventsRequest) -> ByteRange:
     if request.source not in requests.SOURCES:
         raise InvalidRequest(f"{request.source[:50]!r} is not a source: {', '.join(requests.SOURCES)}")
     if min(request.node, request.offset, request.skipped_bytes) < 0 or request.offset + request.skipped_bytes >= 2**62:
-        raise InvalidRequest("node, offset and skipped are not negative, and not beyond any file")
+        raise InvalidRequest("node, offset and skipped_bytes must not be negative, or beyond any file")
     lease_id = requests.parse_lease_id(request.lease)
     run_id = request.lease.split("/")[1]
     return ByteRange(

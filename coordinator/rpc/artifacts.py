@@ -1,4 +1,4 @@
-"""The Artifacts service: the store's bytes in and out, a chunk at a time; files are touched in threads."""
+"""The Artifacts service: uploads and downloads of blobs, a chunk at a time. Files are accessed in threads."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _Context = aio.ServicerContext[Any, Any]
 
 
 class ArtifactsService(artifacts_pb2_grpc.ArtifactsServicer):
-    """Serves one store."""
+    """Serves one artifact store."""
 
     def __init__(self, artifacts: Artifacts) -> None:
         self._artifacts = artifacts
@@ -59,19 +59,19 @@ class ArtifactsService(artifacts_pb2_grpc.ArtifactsServicer):
 async def _read_header(requests: AsyncIterator[pb.PutBlobRequest]) -> pb.PutBlobHeader:
     first = await anext(requests, None)
     if first is None or first.WhichOneof("message") != "header":
-        raise InvalidRequest("an upload begins with its header")
+        raise InvalidRequest("an upload must begin with its header")
     return first.header
 
 
 def _parse_chunk(request: pb.PutBlobRequest) -> bytes:
     if request.WhichOneof("message") != "chunk":
-        raise InvalidRequest("after the header come only chunks")
+        raise InvalidRequest("after the header only chunks must follow")
     return request.chunk
 
 
 @asynccontextmanager
 async def _open_upload(artifacts: Artifacts, header: pb.PutBlobHeader) -> AsyncIterator[Upload]:
-    """The store's upload, entered and left in threads."""
+    """Open the store's upload; it is entered and left in threads."""
     with ExitStack() as stack:
         try:
             upload = artifacts.upload(header.digest, header.size, header.offset)

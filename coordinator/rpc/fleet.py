@@ -1,4 +1,4 @@
-"""The Fleet service: the hosts, for operators."""
+"""The Fleet service: hosts, for operators."""
 
 from __future__ import annotations
 

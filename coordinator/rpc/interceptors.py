@@ -1,9 +1,10 @@
-"""What stands around every call: the shared secret, the deployment that is meant, limits, and how errors leave.
+"""Interceptors around every call: the shared secret, the deployment that is meant, size limits, and how errors are
+sent.
 
-A domain error leaves as its own status. A database that is away is UNAVAILABLE, which clients try again. Anything else
-is a mistake of ours: INTERNAL with a number, under which the log has the traceback; nothing of it is told. INTERNAL
-carries no reason, so that it too is tried again, with back-off: what we did not foresee is more often a passing state
-of the database than a poisoned request.
+A domain error is sent as its own status. A database that cannot be reached is UNAVAILABLE, which clients retry.
+Anything else is a mistake of ours: INTERNAL with a number, under which the log has the traceback; nothing of it is
+sent. INTERNAL carries no reason, so that it is retried too, with backoff: an unforeseen error is more often a passing
+state of the database than a poisoned request.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ _Continue: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[_Handler |
 
 
 class SecretInterceptor(aio.ServerInterceptor):
-    """Lets in whoever presents the shared secret (and anyone to the health service)."""
+    """Admits callers that present the shared secret, and anyone to the health service."""
 
     def __init__(self, secret: str) -> None:
         self._expected = f"Bearer {secret}".encode()
@@ -65,7 +66,7 @@ async def _refuse(_request: object, context: aio.ServicerContext[Any, Any]) -> N
 
 
 class DeploymentInterceptor(aio.ServerInterceptor):
-    """Turns away agents that work for another deployment: what this one says of their leases would be wrong."""
+    """Refuses agents that work for another deployment: this one does not know their leases."""
 
     def __init__(self, deployment_id: str) -> None:
         self._id = deployment_id
@@ -81,21 +82,21 @@ class DeploymentInterceptor(aio.ServerInterceptor):
 
 
 class _OversizedMessage:
-    """Stands for a message that was not even parsed."""
+    """Takes the place of a message that was too large to be parsed."""
 
     def __init__(self, size: int, limit: int) -> None:
         self.error = TooLarge(f"a message of {size} bytes; at most {limit} are taken here", limit=str(limit))
 
 
 class CallGuard(aio.ServerInterceptor):
-    """Limits, and errors. `close()` ends the streams there are, for a shutdown that hands over."""
+    """Enforces size limits and translates errors. `close()` ends all streams, for a shutdown that hands over."""
 
     def __init__(self) -> None:
         self._streams: set[asyncio.Task[Any]] = set()
         self._closing = False
 
     def close(self) -> None:
-        """End every stream with UNAVAILABLE: its client goes on with another replica, or our successor."""
+        """End every stream with UNAVAILABLE: its client continues with another replica, or the next process."""
         self._closing = True
         for task in self._streams:
             task.cancel()
@@ -122,7 +123,7 @@ class CallGuard(aio.ServerInterceptor):
 
     @contextmanager
     def _listed(self, ends_early: bool) -> Iterator[None]:
-        """Known to `close()` for as long as it runs."""
+        """Let `close()` end the current call while the block runs."""
         task = asyncio.current_task()
         if not ends_early or task is None:
             yield
@@ -156,14 +157,14 @@ class CallGuard(aio.ServerInterceptor):
 
 
 def _unwrap_group(error: BaseException) -> BaseException:
-    """What a task group failed with, when it is one thing."""
+    """Return the error inside an exception group that has only one."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error
 
 
 def _with_size_limit(handler: _Handler, limit: int) -> _Handler:
-    """The same, but a larger message is not parsed."""
+    """Return the same method, except that a larger message is not parsed."""
     parse = handler.request_deserializer
 
     def parse_limited(data: bytes) -> Any:
@@ -185,10 +186,10 @@ async def _check_each_size(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
 
 
 async def _write_all(behavior: Callable[..., Any], request: Any, context: Any) -> None:
-    """Carry out a streaming method of either form: one that returns a generator, or one that writes to its context.
+    """Run a streaming method of either form: one that returns a generator, or one that writes to its context.
 
-    Writing here rather than yielding onwards means that a cancelled call ends its generator at once, not when it is
-    collected.
+    Writing here, instead of yielding onwards, means that a cancelled call ends its generator at once, not when it is
+    garbage-collected.
     """
     responses = behavior(request, context)
     if inspect.isawaitable(responses):
@@ -200,9 +201,9 @@ async def _write_all(behavior: Callable[..., Any], request: Any, context: Any) -
 
 
 async def finish_writing(writing: asyncio.Future[None]) -> None:
-    """A cancelled call is told why it ends only after the message that is on its way: gRPC takes one thing at a time.
+    """Let a cancelled call end only after the message that is being written: gRPC accepts one operation at a time.
 
-    A reader that takes nothing any more holds up its own end only, until the server's grace is over.
+    A reader that no longer reads delays the end of its own call only, until the server's grace period is over.
     """
     try:
         await asyncio.shield(writing)
@@ -213,7 +214,7 @@ async def finish_writing(writing: asyncio.Future[None]) -> None:
 
 
 def _ignore_failure(writing: asyncio.Future[None]) -> None:
-    """That the line broke as well is no news to a call that was cancelled."""
+    """Retrieve the error of a write whose call was cancelled, so that it is not logged."""
     if not writing.cancelled():
         writing.exception()
 
@@ -232,6 +233,6 @@ def _get_behavior(handler: _Handler) -> Callable[..., Any]:
 
 
 def _with_behavior(handler: _Handler, behavior: Callable[..., Any]) -> _Handler:
-    """The same method with another behaviour, which writes to its context if the method streams."""
+    """Return the same method with another behaviour, which writes to its context if the method streams."""
     make = _MAKERS[handler.request_streaming, handler.response_streaming]
     return make(behavior, handler.request_deserializer, handler.response_serializer)

@@ -1,5 +1,6 @@
-"""Between the contract's messages and the coordinator's values. Requests are checked here, before anything is asked of
-the database: names, ids, counts, and bytes that Postgres cannot hold.
+"""Parses the contract's messages into the coordinator's values.
+
+Requests are checked here, before the database is accessed: names, ids, counts, and bytes that Postgres cannot store.
 """
 
 from __future__ import annotations
@@ -51,12 +52,12 @@ _COPY = re.compile(r"[a-z][a-z0-9+.-]*://[^\s\0]{0,1024}")
 
 
 def parse_run_id(name: str) -> str:
-    """The id in `runs/{run}`."""
+    """Return the id in `runs/{run}`."""
     return _checked_name(name, "runs/")
 
 
 def parse_agent_name(name: str) -> str:
-    """The name in `agents/{agent}`."""
+    """Return the name in `agents/{agent}`."""
     return _checked_name(name, "agents/")
 
 
@@ -71,12 +72,12 @@ def _checked_name(name: str, prefix: str) -> str:
 
 
 def parse_lease_id(name: str) -> UUID:
-    """The id in `runs/{run}/leases/{lease}`."""
+    """Return the id in `runs/{run}/leases/{lease}`."""
     return _checked_id(name, "leases")
 
 
 def parse_checkpoint_id(name: str) -> UUID:
-    """The id in `runs/{run}/checkpoints/{checkpoint}`."""
+    """Return the id in `runs/{run}/checkpoints/{checkpoint}`."""
     return _checked_id(name, "checkpoints")
 
 
@@ -94,7 +95,9 @@ def _checked_id(name: str, kind: str) -> UUID:
 
 
 def to_json_values(message: Message) -> dict[str, Any]:
-    """A message as JSON values, to be stored; 64-bit numbers are text in it. Refuses what Postgres cannot hold."""
+    """Return a message as JSON values to store; 64-bit numbers become text. InvalidRequest when Postgres cannot store
+    it.
+    """
     values = MessageToDict(message, preserving_proto_field_name=True)
     if "\\u0000" in json.dumps(values):
         raise InvalidRequest("a text holds a NUL character")
@@ -109,18 +112,18 @@ def _check_text(value: str, what: str, limit: int = 4096) -> str:
 
 def _check_count(items: Sized, limit: int, what: str) -> None:
     if len(items) > limit:
-        raise TooLarge(f"{len(items)} {what}; at most {limit} are taken")
+        raise TooLarge(f"{len(items)} {what}; the limit is {limit}")
 
 
 def parse_hello(message: agents_pb2.Hello) -> Hello:
-    """The first message of a session."""
+    """Parse the first message of a session."""
     gpus = [gpu.index for gpu in message.capability.gpus]
     if len(set(gpus)) != len(gpus) or any(not 0 <= index < 1024 for index in gpus):
         raise InvalidRequest("GPUs must have distinct indices below 1024")
     if not 0 <= message.capability.slots <= 1024:
-        raise InvalidRequest("a host has at most 1024 slots")
+        raise InvalidRequest("a host must have at most 1024 slots")
     if not message.instance_id or not message.boot_id:
-        raise InvalidRequest("a hello names its instance and its boot")
+        raise InvalidRequest("a hello must name its instance and its boot")
     labels = {
         _check_text(key, "a label", 256): _check_text(value, "a label", 256) for key, value in message.labels.items()
     }
@@ -139,7 +142,7 @@ def parse_hello(message: agents_pb2.Hello) -> Hello:
 
 
 def parse_held(items: Sequence[agents_pb2.HeldLease]) -> tuple[HeldPlace, ...]:
-    """What an agent lists, each place once."""
+    """Parse the places that an agent lists, each once."""
     _check_count(items, MAX_HELD, "held leases")
     phases = agents_pb2.HeldLease.Phase
     found: dict[tuple[UUID, int], HeldPlace] = {}
@@ -155,12 +158,12 @@ def parse_held(items: Sequence[agents_pb2.HeldLease]) -> tuple[HeldPlace, ...]:
 
 
 def parse_readiness(message: agents_pb2.Readiness) -> Readiness:
-    """Whether an agent takes work."""
+    """Parse whether an agent accepts work."""
     return Readiness(message.ready, _check_text(message.reason, "a reason"), message.leaving)
 
 
 def parse_heartbeat(agent: str, session_id: UUID, message: agents_pb2.Heartbeat) -> Heartbeat:
-    """A heartbeat of a session."""
+    """Parse a heartbeat of a session."""
     readings = to_json_values(message.readings) if message.HasField("readings") else None
     return Heartbeat(
         agent=agent,
@@ -172,7 +175,7 @@ def parse_heartbeat(agent: str, session_id: UUID, message: agents_pb2.Heartbeat)
 
 
 def parse_cursors(items: Sequence[agents_pb2.Cursor]) -> tuple[Cursor, ...]:
-    """Byte offsets of sources."""
+    """Parse byte offsets of sources."""
     _check_count(items, 4096, "cursors")
     for item in items:
         if item.source not in SOURCES or not 0 <= item.offset < MAX_STEP or item.node < 0:
@@ -181,20 +184,20 @@ def parse_cursors(items: Sequence[agents_pb2.Cursor]) -> tuple[Cursor, ...]:
 
 
 def parse_skipped(items: Sequence[runs_pb2.SkippedCheckpoint]) -> tuple[Skipped, ...]:
-    """Checkpoints that were refused."""
+    """Parse checkpoints that could not be used."""
     _check_count(items, 1000, "skipped checkpoints")
     return tuple(Skipped(parse_checkpoint_id(i.checkpoint), i.step, _check_text(i.reason, "a reason")) for i in items)
 
 
 def parse_copy(message: runs_pb2.Copy) -> Copy:
-    """A copy of a checkpoint's part."""
+    """Parse a copy of a checkpoint's part."""
     if not _COPY.fullmatch(message.uri) or not message.uri.startswith(f"{message.store}://"):
         raise InvalidRequest(f"{message.uri[:200]!r} is not where a copy in {message.store[:40]!r} can be")
     return Copy(store=message.store, uri=message.uri)
 
 
 def parse_session_id(text: str) -> UUID:
-    """The id of an agent's session."""
+    """Parse the id of an agent's session."""
     try:
         return UUID(text)
     except ValueError as error:
@@ -202,26 +205,26 @@ def parse_session_id(text: str) -> UUID:
 
 
 def parse_removals(items: Sequence[agents_pb2.Removal]) -> list[tuple[UUID, int, str]]:
-    """Copies that were removed: checkpoint, node, uri."""
+    """Parse copies that have been deleted, as (checkpoint, node, uri)."""
     _check_count(items, 1000, "removals")
     return [(parse_checkpoint_id(item.checkpoint), item.node, parse_copy(item.copy).uri) for item in items]
 
 
 def parse_sealed(items: Sequence[agents_pb2.SealedCheckpoint]) -> dict[tuple[UUID, int], agents_pb2.SealedCheckpoint]:
-    """What lies on a host's disk, by lease and step."""
+    """Parse checkpoints on a host's disk, by (lease, step)."""
     _check_count(items, 1000, "sealed checkpoints")
     if any(not 0 <= item.step < MAX_STEP for item in items):
-        raise InvalidRequest("a step is not negative")
+        raise InvalidRequest("a step must not be negative")
     return {(parse_lease_id(item.lease), item.step): item for item in items}
 
 
 def parse_new_checkpoint(request: agents_pb2.RegisterCheckpointRequest) -> NewCheckpoint:
-    """One node's part of a checkpoint."""
+    """Parse one node's part of a checkpoint."""
     _check_count(request.metrics, MAX_METRICS, "metrics")
     if not DIGEST_PATTERN.match(request.manifest_digest):
         raise InvalidRequest("manifest_digest is not a digest like sha256:<64 hex digits>")
     if not 0 <= request.step < MAX_STEP or min(request.size, request.files) < 0:
-        raise InvalidRequest("step, size and files are not negative")
+        raise InvalidRequest("step, size and files must not be negative")
     return NewCheckpoint(
         node=request.node,
         step=request.step,
@@ -235,12 +238,12 @@ def parse_new_checkpoint(request: agents_pb2.RegisterCheckpointRequest) -> NewCh
 
 
 def _keep_finite(metrics: Mapping[str, float]) -> dict[str, float]:
-    """JSON has no NaN: such a metric says nothing about a checkpoint, and the curve has it anyway."""
+    """Return the finite metrics: JSON has no NaN, such a value ranks no checkpoint, and the curve has it anyway."""
     return {_check_text(name, "a metric's name", 256): value for name, value in metrics.items() if value - value == 0.0}
 
 
 def parse_completion(request: agents_pb2.CompleteLeaseRequest) -> Completion:
-    """How an attempt ended."""
+    """Parse how an attempt ended."""
     step = request.registered_step if request.HasField("registered_step") else None
     return replace(_parse_outcome(request), registered_step=step)
 
@@ -276,7 +279,7 @@ def _parse_outcome(request: agents_pb2.CompleteLeaseRequest) -> Completion:
         case "faulted":
             error = parse_failure(request.faulted.error)
             return Completion(node=request.node, outcome=Outcome.FAULTED, digest=digest, error=error)
-    raise InvalidRequest("a completion says how the attempt ended")
+    raise InvalidRequest("a completion must say how the attempt ended")
 
 
 def _parse_cause(message: agents_pb2.Stopped) -> Cause:
@@ -285,7 +288,7 @@ def _parse_cause(message: agents_pb2.Stopped) -> Cause:
 
 
 def parse_output(message: runs_pb2.Output) -> dict[str, Any]:
-    """A published result."""
+    """Parse a published result."""
     if not DIGEST_PATTERN.match(message.manifest_digest):
         raise InvalidRequest("manifest_digest is not a digest like sha256:<64 hex digits>")
     found = {"manifest_digest": message.manifest_digest, "files": message.files, "size": message.size}
@@ -293,7 +296,7 @@ def parse_output(message: runs_pb2.Output) -> dict[str, Any]:
 
 
 def parse_failure(message: status_pb2.Status) -> dict[str, Any]:
-    """What failed, as it is stored: {code, reason, message}."""
+    """Parse what failed into the form that is stored: {code, reason, message}."""
     reason = ""
     for detail in message.details:
         info = error_details_pb2.ErrorInfo()
@@ -303,12 +306,12 @@ def parse_failure(message: status_pb2.Status) -> dict[str, Any]:
 
 
 def _clean_output(text: str, limit: int = 16_384) -> str:
-    """What a failing program printed is taken as it is, but for its length and what cannot be stored."""
+    """Return the output of a failing program unchanged, except for its length and for what Postgres cannot store."""
     return text.replace("\0", "�")[-limit:]
 
 
 def parse_submission(request: runs_pb2.CreateRunRequest | runs_pb2.ImportRunRequest) -> Submission:
-    """A run to be created."""
+    """Parse a run to create."""
     if request.run_id and not _NAME.fullmatch(request.run_id):
         raise InvalidRequest(f"{request.run_id[:200]!r} is not a run id: small letters, digits, '.', '_' and '-'")
     _check_count(request.inputs, MAX_LISTED, "inputs")
@@ -326,11 +329,11 @@ def parse_submission(request: runs_pb2.CreateRunRequest | runs_pb2.ImportRunRequ
 
 
 def parse_import(request: runs_pb2.ImportRunRequest) -> ImportRequest:
-    """A training that ran elsewhere."""
+    """Parse a training that ran elsewhere."""
     _check_count(request.checkpoints, MAX_IMPORTED, "checkpoints")
     found = sorted((_parse_imported(each, request.validate_only) for each in request.checkpoints), key=lambda c: c.step)
     if len({each.step for each in found}) != len(found) or not found:
-        raise InvalidRequest("at least one checkpoint is imported, and of each step only one")
+        raise InvalidRequest("an import must have at least one checkpoint, and only one of each step")
     if request.curve_digest and not DIGEST_PATTERN.match(request.curve_digest):
         raise InvalidRequest("curve_digest is not a digest like sha256:<64 hex digits>")
     return ImportRequest(
@@ -342,12 +345,12 @@ def parse_import(request: runs_pb2.ImportRunRequest) -> ImportRequest:
 
 
 def _parse_imported(message: runs_pb2.ImportedCheckpoint, unread: bool) -> ImportedCheckpoint:
-    """One of its checkpoints; its manifest may be `unread` yet."""
+    """Parse one checkpoint of an import; with `unread` its manifest's digest may be missing."""
     _check_count(message.metrics, MAX_METRICS, "metrics")
     if not DIGEST_PATTERN.match(message.manifest_digest) and (message.manifest_digest or not unread):
         raise InvalidRequest(f"manifest_digest of step {message.step} is not a digest like sha256:<64 hex digits>")
     if not 0 <= message.step < MAX_STEP or min(message.size, message.files) < 0:
-        raise InvalidRequest("step, size and files are not negative")
+        raise InvalidRequest("step, size and files must not be negative")
     return ImportedCheckpoint(
         step=message.step,
         metrics=_keep_finite(message.metrics),
@@ -359,12 +362,12 @@ def _parse_imported(message: runs_pb2.ImportedCheckpoint, unread: bool) -> Impor
 
 
 def parse_reason(text: str) -> str:
-    """What a person gives as a reason."""
+    """Parse the reason that a user gives."""
     return _check_text(text, "a reason")
 
 
 def parse_time(message: timestamp_pb2.Timestamp) -> datetime:
-    """A time that was asked for."""
+    """Parse a time."""
     try:
         return message.ToDatetime(tzinfo=UTC)
     except (ValueError, OverflowError) as error:

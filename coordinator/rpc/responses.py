@@ -1,4 +1,4 @@
-"""The coordinator's values as the contract's messages; `wire` is the other direction."""
+"""Renders the coordinator's values as the contract's messages; `requests` is the other direction."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ _STOPS = {
 
 
 def render_run_state(state: str) -> runs_pb2.Run.State.ValueType:
-    """A run's state."""
+    """Render the state of a run."""
     return runs_pb2.Run.State.Value(RunState(state).name)
 
 
 def render_run(view: RunView, head: CheckpointView | None, *, whole: bool = True) -> runs_pb2.Run:
-    """A run; not `whole` leaves out what is large."""
+    """Render a run; without `whole`, its large fields are left out."""
     row = view.run
     message = runs_pb2.Run(
         name=f"runs/{row.id}",
@@ -73,22 +73,22 @@ def render_run(view: RunView, head: CheckpointView | None, *, whole: bool = True
 
 
 def render_planned_run(run_id: str, order: RunDefinition) -> runs_pb2.Run:
-    """A run as it would be."""
+    """Render a run as it would be created."""
     return runs_pb2.Run(
         name=f"runs/{run_id}", spec=render_struct(order.spec), inputs=render_inputs(order.inputs), pins=order.pins
     )
 
 
 def render_attempt(view: AttemptView) -> runs_pb2.Attempt:
-    """A lease, as people see it."""
+    """Render a lease as an attempt."""
     row = view.lease
-    wished = f"asked to stop: {row.stop_reason}" if row.stop_reason and not row.end_time else ""
+    stopping = f"asked to stop: {row.stop_reason}" if row.stop_reason and not row.end_time else ""
     return runs_pb2.Attempt(
         name=format_lease_name(row.run_id, row.id),
         number=row.attempt,
         state=runs_pb2.Attempt.State.Value(row.state.upper()),
         outcome=runs_pb2.Attempt.Outcome.Value(row.outcome.upper() if row.outcome else "OUTCOME_UNSPECIFIED"),
-        reason=row.reason or wished,
+        reason=row.reason or stopping,
         error=render_error_status(row.error),
         places=[runs_pb2.Place(node=p.node, agent=f"agents/{p.agent}", slots=p.slots) for p in view.places],
         grant_time=render_timestamp(row.grant_time),
@@ -107,7 +107,7 @@ def render_attempt(view: AttemptView) -> runs_pb2.Attempt:
 
 
 def render_checkpoint(view: CheckpointView) -> runs_pb2.Checkpoint:
-    """A checkpoint with its parts and copies."""
+    """Render a checkpoint with its parts and copies."""
     return runs_pb2.Checkpoint(
         name=format_checkpoint_name(view.run_id, view.id),
         lease=format_lease_name(view.run_id, view.lease_id),
@@ -144,7 +144,7 @@ def render_checkpoint(view: CheckpointView) -> runs_pb2.Checkpoint:
 
 
 def render_checkpoint_with_decision(view: CheckpointView, decision: RetentionDecision[UUID]) -> runs_pb2.Checkpoint:
-    """A checkpoint, and why it stays or goes."""
+    """Render a checkpoint with the reasons why it is kept or scheduled for deletion."""
     message = render_checkpoint(view)
     message.keep_reasons.extend(decision.kept.get(view.id, ()))
     message.remove_reason = view.remove_reason or decision.deleted.get(view.id, "")
@@ -152,7 +152,7 @@ def render_checkpoint_with_decision(view: CheckpointView, decision: RetentionDec
 
 
 def render_removal(item: Removal) -> agents_pb2.Removal:
-    """A copy that is to go."""
+    """Render a copy that is scheduled for deletion."""
     return agents_pb2.Removal(
         checkpoint=format_checkpoint_name(item.run_id, item.checkpoint_id),
         lease=format_lease_name(item.run_id, item.lease_id),
@@ -164,7 +164,7 @@ def render_removal(item: Removal) -> agents_pb2.Removal:
 
 
 def render_welcome(session: OpenSession, timing: LeaseTiming) -> agents_pb2.SessionResponse:
-    """The session is open."""
+    """Render the welcome of a session."""
     message = agents_pb2.Welcome(
         session_id=str(session.session_id),
         deployment_id=str(session.deployment_id),
@@ -188,7 +188,7 @@ def _render_lease_record(record: LeaseRecord) -> agents_pb2.LeaseRecord:
 
 
 def render_session_message(message: Reply | Wait) -> agents_pb2.SessionResponse:
-    """A beat, or the news that there is none."""
+    """Render a heartbeat reply or a wait."""
     if isinstance(message, Wait):
         wait = agents_pb2.Wait(heartbeat_sequence=message.sequence, reason=message.reason)
         return agents_pb2.SessionResponse(wait=wait)
@@ -229,7 +229,7 @@ def _render_assignment(lease: DesiredLease, assignment: Assignment) -> agents_pb
 
 
 def render_agent(view: AgentView, ttl: float) -> fleet_pb2.Agent:
-    """A host, as operators see it."""
+    """Render a host as operators see it."""
     row = view.agent
     quiet = row.heartbeat_time is None or (view.now - row.heartbeat_time).total_seconds() > ttl
     stored = {
@@ -266,17 +266,17 @@ def _render_agent_state(why: str) -> fleet_pb2.Agent.State.ValueType:
 
 
 def format_lease_name(run: str, lease: UUID) -> str:
-    """How a lease is addressed."""
+    """Return the resource name of a lease."""
     return f"runs/{run}/leases/{lease}"
 
 
 def format_checkpoint_name(run: str, checkpoint: UUID) -> str:
-    """How a checkpoint is addressed."""
+    """Return the resource name of a checkpoint."""
     return f"runs/{run}/checkpoints/{checkpoint}"
 
 
 def render_timestamp(value: datetime | float | None) -> timestamp_pb2.Timestamp | None:
-    """A moment; None stays unset."""
+    """Render a time; None stays unset."""
     if value is None:
         return None
     found = timestamp_pb2.Timestamp()
@@ -285,19 +285,19 @@ def render_timestamp(value: datetime | float | None) -> timestamp_pb2.Timestamp 
 
 
 def render_duration(seconds: float) -> duration_pb2.Duration:
-    """A stretch of time."""
+    """Render a duration in seconds."""
     found = duration_pb2.Duration()
     found.FromNanoseconds(round(seconds * 1_000_000_000))
     return found
 
 
 def render_struct(values: Mapping[str, Any]) -> struct_pb2.Struct:
-    """Plain values as a Struct."""
+    """Render JSON values as a Struct."""
     return ParseDict(dict(values), struct_pb2.Struct())
 
 
 def render_error_status(error: Mapping[str, Any] | None) -> status_pb2.Status | None:
-    """A stored error as it travels; None stays unset."""
+    """Render a stored error as a Status; None stays unset."""
     if not error:
         return None
     packed = any_pb2.Any()
@@ -306,15 +306,15 @@ def render_error_status(error: Mapping[str, Any] | None) -> status_pb2.Status | 
 
 
 def render_inputs(entries: Iterable[Mapping[str, Any]]) -> list[runs_pb2.Input]:
-    """Files that travel."""
+    """Render the files that were uploaded with a run."""
     return [runs_pb2.Input(**entry) for entry in entries]
 
 
 def render_capability(stored: Mapping[str, Any]) -> fleet_pb2.Capability:
-    """What a host has."""
+    """Render the hardware and software of a host."""
     return ParseDict(dict(stored), fleet_pb2.Capability(), ignore_unknown_fields=True)
 
 
 def render_readings(stored: Mapping[str, Any]) -> fleet_pb2.Readings:
-    """A host's load."""
+    """Render the load of a host."""
     return ParseDict(dict(stored), fleet_pb2.Readings(), ignore_unknown_fields=True)

@@ -1,4 +1,4 @@
-"""The Runs service: what people and pipelines call. Parse, call, render."""
+"""The Runs service: what users and pipelines call."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _Context = aio.ServicerContext[Any, Any]
 
 
 class RunsService(runs_pb2_grpc.RunsServicer):
-    """Serves people and pipelines."""
+    """Serves users and pipelines."""
 
     def __init__(self, db: Database, artifacts: Artifacts, timing: LeaseTiming) -> None:
         self._db = db
@@ -57,7 +57,7 @@ class RunsService(runs_pb2_grpc.RunsServicer):
         )
 
     async def _created(self, request: pb.CreateRunRequest | pb.ImportRunRequest, done: commands.CreatedRun) -> pb.Run:
-        """The run, or what it would be."""
+        """Return the run, or with `validate_only` what it would be."""
         if request.validate_only:
             return responses.render_planned_run(done.run_id, done.order)
         return await self._run(done.run_id)
@@ -67,7 +67,7 @@ class RunsService(runs_pb2_grpc.RunsServicer):
 
     async def ListRuns(self, request: pb.ListRunsRequest, context: _Context) -> pb.ListRunsResponse:
         if not 0 <= request.page_size <= LARGEST_PAGE:
-            raise InvalidRequest(f"page_size is at most {LARGEST_PAGE}")
+            raise InvalidRequest(f"page_size must be at most {LARGEST_PAGE}")
         which = RunFilter(
             states=[pb.Run.State.Name(state).lower() for state in request.states if state in pb.Run.State.values()],
             labels=request.labels,
@@ -135,10 +135,10 @@ class RunsService(runs_pb2_grpc.RunsServicer):
     async def AddCopy(self, request: pb.RunsAddCopyRequest, context: _Context) -> pb.Checkpoint:
         checkpoint_id, copy = requests.parse_checkpoint_id(request.name), requests.parse_copy(request.copy)
         if copy.store == "host":
-            raise InvalidRequest("a copy on a host's disk is registered by that host")
+            raise InvalidRequest("a copy on a host's disk must be registered by that host")
         if copy.store == "relay":
             if copy.uri != f"relay://{request.manifest_digest}":
-                raise InvalidRequest("a copy in relay lies at relay://<manifest_digest>")
+                raise InvalidRequest("a copy in relay must be at relay://<manifest_digest>")
             await in_thread(require_folder, self._artifacts, request.manifest_digest)
         run_id = request.name.split("/")[1]
         await registry.add_user_copy(self._db, run_id, checkpoint_id, request.node, request.manifest_digest, copy)

@@ -1,9 +1,9 @@
-"""The live sessions of this process: one stream, one writer each; all that matters about them is in the database.
+"""The live sessions of this process: one stream with one writer each. All that must outlast them is in the database.
 
-Heartbeats of all streams are combined: while one batch is being written the next gathers, so that ten thousand agents
-cost a few transactions per second. A beat answers each heartbeat, and one is pushed the moment `relay_wishes` names
-the agent, whichever replica changed its desired. Where the database cannot be read the answer is `Waiting`: contact, no
-change.
+The heartbeats of all streams are combined: while one batch is being written the next one gathers, so that ten thousand
+agents cost a few transactions per second. Each heartbeat is answered by a reply, and a reply is pushed whenever the
+channel `relay_wishes` names the agent, whichever replica changed its desired state. When the database cannot be read,
+the answer is `Wait`: the coordinator is alive, and nothing changes.
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ _log = logging.getLogger(__name__)
 
 
 class SessionEnded(Exception):
-    """The coordinator has ended this session (the database failed over or was restored): say hello again."""
+    """The coordinator has ended this session (the database failed over or was restored): the agent must say hello
+    again.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class OpenSession:
-    """A session is open."""
+    """A session that is open, and what is stored of the leases that its hello named."""
 
     session_id: UUID
     deployment_id: UUID
@@ -40,7 +42,7 @@ class OpenSession:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What is wished, as the answer to a heartbeat; sequence 0 when pushed."""
+    """The desired state, as the answer to a heartbeat; its sequence is 0 when it is pushed."""
 
     desired: DesiredState
     sequence: int
@@ -48,7 +50,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """The database cannot be read."""
+    """The answer to a heartbeat while the database cannot be read."""
 
     sequence: int
     reason: str
@@ -56,7 +58,7 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class NumberedHeartbeat:
-    """A heartbeat, numbered by its agent."""
+    """A heartbeat with the sequence number that its agent gave it."""
 
     sequence: int
     heartbeat: Heartbeat
@@ -72,14 +74,14 @@ class HeartbeatBatcher:
         self._arrived = asyncio.Event()
 
     async def renew(self, heartbeat: Heartbeat) -> DesiredState:
-        """Renews what the heartbeat lists; returns what is wished of its agent, read after it was sent."""
+        """Renew the places that the heartbeat lists, and return the desired state of its agent, read afterwards."""
         answer: asyncio.Future[DesiredState] = asyncio.get_running_loop().create_future()
         self._waiting.append((heartbeat, answer))
         self._arrived.set()
         return await answer
 
     async def run(self) -> Never:
-        """Batch after batch."""
+        """Record batch after batch, forever."""
         try:
             while True:
                 await self._arrived.wait()
@@ -118,7 +120,7 @@ class Sessions:
 
     @contextlib.asynccontextmanager
     async def open(self, hello: Hello) -> AsyncIterator[LiveSession]:
-        """A session for as long as its stream lasts."""
+        """Open a session that lasts as long as its stream."""
         async with self._db.notifications.subscribe("relay_wishes", hello.agent) as changed:
             opened = await commands.open_session(self._db, hello, self._timing)
             _log.info("agent=%s session=%s opened", hello.agent, opened.session_id)
@@ -137,7 +139,7 @@ class Sessions:
 
 
 class LiveSession:
-    """One stream: what it is reply, in one order."""
+    """One stream: everything that is sent on it, in one order."""
 
     def __init__(
         self,
@@ -156,7 +158,7 @@ class LiveSession:
         self._newest_sequence = 0  # the newest heartbeat
 
     async def messages(self, heartbeats: AsyncIterator[NumberedHeartbeat]) -> AsyncGenerator[Reply | Wait, None]:
-        """Answers each heartbeat, and pushes what changes in between, until the heartbeats end."""
+        """Answer each heartbeat, and push changes in between, until the heartbeats end."""
         yield self._reply(self._first, 0)
         reading = asyncio.ensure_future(anext(heartbeats, None))
         waking = asyncio.ensure_future(self._changed.wait())
@@ -178,7 +180,7 @@ class LiveSession:
             waking.cancel()
 
     def _is_newest(self, heartbeat: NumberedHeartbeat) -> bool:
-        """False for one that a later one has overtaken: it no longer says what is held (F17). 0 is not counted."""
+        """Return False for a heartbeat that a later one has overtaken: its list is outdated (F17). 0 is not counted."""
         newer = heartbeat.sequence > self._newest_sequence or not heartbeat.sequence
         self._newest_sequence = max(self._newest_sequence, heartbeat.sequence)
         return newer
@@ -190,7 +192,9 @@ class LiveSession:
             return Wait(heartbeat.sequence, str(away) or "the database is out of reach")
 
     async def _read_change(self) -> Reply | None:
-        """What is wished now, if it changed; nothing while it cannot be read: the next heartbeat will tell."""
+        """Return the desired state if it has changed; None while it cannot be read, since the next heartbeat will
+        return it.
+        """
         self._changed.clear()
         try:
             desired = (await commands.read_desired_state(self._db, [self._first.agent]))[self._first.agent]

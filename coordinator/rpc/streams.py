@@ -1,7 +1,7 @@
-"""What streams out of a run: its history as it happens, its curve, its logs. Watched from any replica.
+"""Streams of a run: its history as it happens, its curve, its samples, its logs. Any replica can serve them.
 
-A watcher subscribes, then reads, then waits: nothing that is committed meanwhile is missed. Between two reads nothing
-is held in the database, so a slow reader costs nobody anything.
+A watcher subscribes, then reads, then waits, so that it misses nothing that is committed in the meantime. Between two
+reads it holds nothing in the database, so a slow reader delays no one else.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ LOG_CHUNKS = 16  # up to 64 KiB each, as agents send them
 
 
 async def watch_run(db: Database, request: pb.WatchRunRequest) -> AsyncIterator[pb.WatchRunResponse]:
-    """History from a number on, and progress when it changes; ends with the run, once all has been told."""
+    """Stream the history after a sequence number, and progress when it changes; end with the run, once all has been
+    sent.
+    """
     run_id, told, after = requests.parse_run_id(request.name), pb.Progress(), request.after_sequence
     async with db.notifications.subscribe(CHANNEL, run_id) as changed:
         while True:
@@ -72,7 +74,7 @@ def _render_progress(run: streams.RunProgress) -> pb.Progress:
 
 
 async def read_metrics(db: Database, request: pb.ReadMetricsRequest) -> AsyncIterator[pb.ReadMetricsResponse]:
-    """The curve, metric by metric, each in the order of arrival."""
+    """Stream the curve, metric by metric, each in the order of arrival."""
     run_id, after = requests.parse_run_id(request.name), ("", 0)
     while True:
         async with db.connection() as conn:
@@ -88,7 +90,7 @@ async def read_metrics(db: Database, request: pb.ReadMetricsRequest) -> AsyncIte
 def _group_points(
     run_id: str, chunks: Iterable[streams.MetricChunk], request: pb.ReadMetricsRequest
 ) -> Iterator[pb.ReadMetricsResponse]:
-    """Points that belong together, in messages of a bounded size."""
+    """Group points that belong together into messages of a bounded size."""
     stretch, last = pb.ReadMetricsResponse(), None
     for chunk in chunks:
         for step, value, time in zip(chunk.steps, chunk.values, chunk.times, strict=True):
@@ -115,7 +117,7 @@ def _new_series(chunk: streams.MetricChunk, lease: str, superseded: bool) -> pb.
 
 
 async def read_samples(db: Database, request: pb.ReadSamplesRequest) -> AsyncIterator[pb.ReadSamplesResponse]:
-    """Samples oldest first."""
+    """Stream samples, oldest first."""
     which, after = _parse_sample_filter(request), 0
     async with db.connection() as conn:
         await streams.read_progress(conn, which.run_id)
@@ -136,7 +138,7 @@ def _parse_sample_filter(request: pb.ReadSamplesRequest) -> streams.SampleFilter
     if request.kind and request.kind not in event_lines.SAMPLE_KINDS:
         raise InvalidRequest(f"{request.kind[:50]!r} is no kind of sample: {', '.join(event_lines.SAMPLE_KINDS)}")
     if request.last_steps < 0:
-        raise InvalidRequest("last_steps is not negative")
+        raise InvalidRequest("last_steps must not be negative")
     return streams.SampleFilter(
         run_id=requests.parse_run_id(request.name),
         kinds=(request.kind,) if request.kind else event_lines.SAMPLE_KINDS,
@@ -161,7 +163,7 @@ def _render_sample(run_id: str, shown: streams.StoredSample) -> pb.Sample:
 
 
 async def read_logs(db: Database, request: pb.ReadLogsRequest) -> AsyncIterator[pb.ReadLogsResponse]:
-    """Logs oldest first; with `follow`, until the run ends."""
+    """Stream logs, oldest first; with `follow`, until the run ends."""
     which = _parse_log_filter(request)
     async with db.notifications.subscribe(CHANNEL, which.run_id) as changed:
         after = 0
@@ -196,7 +198,7 @@ def _parse_log_filter(request: pb.ReadLogsRequest) -> streams.LogFilter:
 
 
 async def _read_tail(db: Database, which: streams.LogFilter, wanted: int) -> list[streams.LogChunk]:
-    """The chunks with the last lines, oldest first, the first of them cut to where those begin."""
+    """Return the chunks with the last lines, oldest first, the first of them cut to where those lines begin."""
     found: list[streams.LogChunk] = []
     before, counted = 2**62, 0
     while counted <= wanted:
@@ -215,7 +217,7 @@ async def _read_tail(db: Database, which: streams.LogFilter, wanted: int) -> lis
 
 
 def _drop_lines(chunk: streams.LogChunk, count: int) -> streams.LogChunk:
-    """Without its first lines."""
+    """Return a chunk without its first lines."""
     cut = 0
     for _ in range(count):
         cut = chunk.data.index(b"\n", cut) + 1

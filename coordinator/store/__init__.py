@@ -1,1 +1,1 @@
-"""SQL: free functions that take a connection and never commit."""
+"""The store: all SQL of the coordinator, as free functions that take a connection and never commit."""

@@ -1,4 +1,4 @@
-"""Agents: who they are, what they last said, and the counter that orders what is wished of them."""
+"""The agents table: identities, sessions, the last heartbeat, and the version of each agent's desired state."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RETIRED = 100  #: instances that are remembered as replaced, per agent
 
 
 async def lock(conn: asyncpg.Connection, names: Iterable[str]) -> dict[str, Mapping[str, Any]]:
-    """The rows of agents by name, locked in the order of their names, with `silence`; AgentUnknown."""
+    """Lock and return the rows of agents by name, in that order, each with `heartbeat_age`; AgentUnknown."""
     wanted = sorted(set(names))
     found = {row["name"]: row for row in await lock_rows(conn, wanted)}
     for name in wanted:
@@ -28,9 +28,9 @@ async def lock(conn: asyncpg.Connection, names: Iterable[str]) -> dict[str, Mapp
 
 @statement
 async def lock_rows(conn: asyncpg.Connection, names: Sequence[str]) -> Sequence[Mapping[str, Any]]:
-    """Those of the agents that there are, locked in the order of their names; `silence` is since they were heard."""
+    """Lock and return the rows of agents that exist, by name; `heartbeat_age` is since the last heartbeat."""
     found: Sequence[Mapping[str, Any]] = await conn.fetch(
-        """SELECT *, clock_timestamp() - GREATEST(heartbeat_time, connect_time) AS silence
+        """SELECT *, clock_timestamp() - GREATEST(heartbeat_time, connect_time) AS heartbeat_age
            FROM agents WHERE name = ANY($1) ORDER BY name FOR NO KEY UPDATE""",
         list(names),
     )
@@ -38,7 +38,7 @@ async def lock_rows(conn: asyncpg.Connection, names: Sequence[str]) -> Sequence[
 
 
 async def publish_desired_change(conn: asyncpg.Connection, names: Sequence[str]) -> None:
-    """Raises the wish version of agents, whose sessions push a beat once the transaction commits."""
+    """Raise the desired version of agents and make their sessions push a reply once the transaction commits."""
     if names:
         await raise_desired_versions(conn, names)
         await announce(conn, names)
@@ -46,14 +46,14 @@ async def publish_desired_change(conn: asyncpg.Connection, names: Sequence[str])
 
 @statement
 async def read_session(conn: asyncpg.Connection, name: str) -> UUID | None:
-    """The session that an agent has."""
+    """Return the session id of an agent, None when it has no session."""
     session_id: UUID | None = await conn.fetchval("SELECT session_id FROM agents WHERE name = $1", name)
     return session_id
 
 
 @statement
 async def raise_desired_versions(conn: asyncpg.Connection, names: Sequence[str]) -> None:
-    """Raises the wish version of agents."""
+    """Raise the version of the desired state of agents (column `wish_version`)."""
     await conn.execute(
         """WITH locked AS (SELECT name FROM agents WHERE name = ANY($1) ORDER BY name FOR NO KEY UPDATE)
            UPDATE agents SET wish_version = wish_version + 1 FROM locked WHERE agents.name = locked.name""",
@@ -63,19 +63,19 @@ async def raise_desired_versions(conn: asyncpg.Connection, names: Sequence[str])
 
 @statement
 async def announce(conn: asyncpg.Connection, names: Iterable[str]) -> None:
-    """Wakes the live sessions of agents, on every replica, once the transaction commits."""
+    """Wake the live sessions of agents, on every replica, once the transaction commits (channel `relay_wishes`)."""
     await conn.execute("SELECT pg_notify('relay_wishes', name) FROM unnest($1::text[]) AS name", list(set(names)))
 
 
 async def ensure(conn: asyncpg.Connection, hello: Hello) -> Mapping[str, Any]:
-    """The agent's row, locked; made when the agent is new."""
+    """Return the agent's row, locked; insert it when the agent is new."""
     await add(conn, hello)
     return (await lock(conn, [hello.agent]))[hello.agent]
 
 
 @statement
 async def add(conn: asyncpg.Connection, hello: Hello) -> None:
-    """Makes the agent's row, unless there is one."""
+    """Insert the agent's row, unless it exists."""
     await conn.execute(
         "INSERT INTO agents (name, instance_id, boot_id) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
         hello.agent,
@@ -86,9 +86,9 @@ async def add(conn: asyncpg.Connection, hello: Hello) -> None:
 
 @statement
 async def begin_session(conn: asyncpg.Connection, hello: Hello, retired: Sequence[str]) -> UUID:
-    """Gives the agent a new session, whose older one can renew nothing from then on.
+    """Give the agent a new session; from then on its older session cannot renew anything.
 
-    What the hello says of leases and readiness holds from this moment: nothing is judged by what the older one said.
+    What the hello reports of leases and readiness is valid from this moment: nothing is judged by the older session.
     """
     session_id: UUID = await conn.fetchval(
         """UPDATE agents SET session_id = gen_random_uuid(), instance_id = $2, boot_id = $3, retired_instances = $4,
@@ -114,7 +114,7 @@ async def begin_session(conn: asyncpg.Connection, hello: Hello, retired: Sequenc
 
 @statement
 async def end_session(conn: asyncpg.Connection, agent: str, session_id: UUID) -> None:
-    """Notes that the session's stream ended, unless a newer one has begun."""
+    """Record that the session's stream ended, unless a newer session has begun."""
     await conn.execute(
         "UPDATE agents SET disconnect_time = clock_timestamp() WHERE name = $1 AND session_id = $2", agent, session_id
     )
@@ -122,7 +122,7 @@ async def end_session(conn: asyncpg.Connection, agent: str, session_id: UUID) ->
 
 @statement
 async def end_sessions(conn: asyncpg.Connection) -> list[str]:
-    """Leaves no agent a session; returns all agents."""
+    """End the session of every agent; return the names of all agents."""
     ended = await conn.fetch(
         """WITH locked AS (SELECT name FROM agents ORDER BY name FOR NO KEY UPDATE)
            UPDATE agents a SET session_id = NULL FROM locked WHERE a.name = locked.name RETURNING a.name"""
@@ -132,7 +132,7 @@ async def end_sessions(conn: asyncpg.Connection) -> list[str]:
 
 @statement
 async def record_heartbeats(conn: asyncpg.Connection, heartbeats: Sequence[Heartbeat]) -> bool:
-    """Stores what agents said, of those whose session is still theirs; True when there may be new room for work."""
+    """Store the heartbeats of agents whose session is still current; return True when capacity may have become free."""
     changes = await conn.fetch(
         """WITH pulse AS (
              SELECT name, session_id, held::jsonb, readings::jsonb, ready, reason, leaving

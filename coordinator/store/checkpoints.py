@@ -1,4 +1,4 @@
-"""The registry of checkpoints. Its row alone says which checkpoint counts."""
+"""The registry of checkpoints. Its rows alone decide which checkpoint counts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from coordinator.store.statement import statement
 from coordinator.values import CheckpointView, Copy, ImportedCheckpoint, NewCheckpoint, Part
 from relay.errors import CheckpointMissing
 
-OFFERED = 100  #: checkpoints that a host is told of at once: a message has a size, a long run thousands of them
+OFFERED = 100  #: most checkpoints that are sent to a host at once: messages are limited, and a long run has thousands
 
 _SELECT = """SELECT c.id, c.run_id, c.lease_id, c.attempt, c.step, c.metrics, c.complete, c.superseded, c.create_time,
                     c.pinned, c.pin_reason, c.remove_time, c.remove_reason, r.head_id = c.id AS head,
@@ -50,13 +50,13 @@ def _view(row: asyncpg.Record) -> CheckpointView:
 
 @statement
 async def get(conn: asyncpg.Connection, checkpoint_id: UUID) -> CheckpointView | None:
-    """One checkpoint."""
+    """Return one checkpoint, or None."""
     row = await conn.fetchrow(f"{_SELECT} WHERE c.id = $1", checkpoint_id)
     return _view(row) if row else None
 
 
 async def read_many(conn: asyncpg.Connection, ids: Sequence[UUID]) -> dict[UUID, CheckpointView]:
-    """Several, by id."""
+    """Return several checkpoints by id."""
     rows = await conn.fetch(f"{_SELECT} WHERE c.id = ANY($1)", list(ids))
     return {row["id"]: _view(row) for row in rows}
 
@@ -64,7 +64,7 @@ async def read_many(conn: asyncpg.Connection, ids: Sequence[UUID]) -> dict[UUID,
 async def list_of_run(
     conn: asyncpg.Connection, run_id: str, *, superseded: bool, removed: bool
 ) -> list[CheckpointView]:
-    """A run's checkpoints in the order they were made: (attempt, step)."""
+    """Return the checkpoints of a run in the order (attempt, step)."""
     rows = await conn.fetch(
         f"""{_SELECT} WHERE c.run_id = $1 AND ($2 OR NOT c.superseded) AND ($3 OR c.remove_time IS NULL)
             ORDER BY c.attempt, c.step""",
@@ -77,7 +77,7 @@ async def list_of_run(
 
 @statement
 async def list_of_lease(conn: asyncpg.Connection, lease_id: UUID) -> list[CheckpointView]:
-    """A lease's own newest checkpoints by step."""
+    """Return the newest checkpoints that a lease has registered, by step."""
     rows = await conn.fetch(f"{_SELECT} WHERE c.lease_id = $1 ORDER BY c.step DESC LIMIT $2", lease_id, OFFERED)
     return [_view(row) for row in reversed(rows)]
 
@@ -94,9 +94,9 @@ _NEWEST_KEPT = f"{_ON_THE_CURVE} AND {_BEYOND_ITS_HOST} {_NEWEST_FIRST}"
 
 @statement
 async def list_resumable(conn: asyncpg.Connection, run_id: str) -> list[CheckpointView]:
-    """What a new attempt may resume from, newest first: complete, on the curve (S6), and there to stay.
+    """Return the checkpoints that a new attempt may resume from, newest first: complete, not superseded (S6), and kept.
 
-    The newest there are, and the newest that have a copy beyond their host's disk, however far back those are.
+    These are the newest ones, and the newest ones that have a copy beyond their host's disk, however old those are.
     """
     rows = await conn.fetch(
         f"""{_SELECT} WHERE c.id IN (({_NEWEST}) UNION ({_NEWEST_KEPT})) ORDER BY c.attempt DESC, c.step DESC""",
@@ -107,21 +107,21 @@ async def list_resumable(conn: asyncpg.Connection, run_id: str) -> list[Checkpoi
 
 
 async def check_registered(conn: asyncpg.Connection, lease_id: UUID, step: int | None) -> None:
-    """CheckpointMissing unless the lease has registered this step, or a later one."""
+    """Raise CheckpointMissing unless the lease has registered this step or a later one."""
     if step is not None and ((last := await find_last_step(conn, lease_id)) is None or last < step):
         raise CheckpointMissing(f"the checkpoint of step {step} is not registered")
 
 
 @statement
 async def find_last_step(conn: asyncpg.Connection, lease_id: UUID) -> int | None:
-    """The greatest step that the lease has registered."""
+    """Return the greatest step that the lease has registered, or None."""
     step: int | None = await conn.fetchval("SELECT max(step) FROM checkpoints WHERE lease_id = $1", lease_id)
     return step
 
 
 @statement
 async def find(conn: asyncpg.Connection, lease_id: UUID, step: int) -> UUID | None:
-    """The lease's checkpoint of a step."""
+    """Return the id of the lease's checkpoint of a step, or None."""
     found: UUID | None = await conn.fetchval(
         "SELECT id FROM checkpoints WHERE lease_id = $1 AND step = $2", lease_id, step
     )
@@ -130,7 +130,7 @@ async def find(conn: asyncpg.Connection, lease_id: UUID, step: int) -> UUID | No
 
 @statement
 async def add(conn: asyncpg.Connection, run_id: str, lease_id: UUID, attempt: int, new: NewCheckpoint) -> UUID:
-    """A checkpoint without parts yet."""
+    """Insert a checkpoint without parts and return its id."""
     checkpoint_id: UUID = await conn.fetchval(
         "INSERT INTO checkpoints (run_id, lease_id, attempt, step) VALUES ($1, $2, $3, $4) RETURNING id",
         run_id,
@@ -142,7 +142,7 @@ async def add(conn: asyncpg.Connection, run_id: str, lease_id: UUID, attempt: in
 
 
 async def add_part(conn: asyncpg.Connection, checkpoint_id: UUID, new: NewCheckpoint) -> str:
-    """Registers one node's part, unless it is there; returns the digest that is registered."""
+    """Register one node's part unless it is registered; return the manifest digest that is registered."""
     await insert_part(conn, checkpoint_id, new)
     await merge_metrics(conn, checkpoint_id, new.metrics)
     return await read_digest(conn, checkpoint_id, new.node)
@@ -150,7 +150,7 @@ async def add_part(conn: asyncpg.Connection, checkpoint_id: UUID, new: NewCheckp
 
 @statement
 async def insert_part(conn: asyncpg.Connection, checkpoint_id: UUID, new: NewCheckpoint) -> None:
-    """One node's part, unless it is there."""
+    """Insert one node's part unless it exists."""
     await conn.execute(
         """INSERT INTO checkpoint_parts (checkpoint_id, node, manifest_digest, size, files)
            VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING""",
@@ -164,7 +164,7 @@ async def insert_part(conn: asyncpg.Connection, checkpoint_id: UUID, new: NewChe
 
 @statement
 async def merge_metrics(conn: asyncpg.Connection, checkpoint_id: UUID, metrics: Mapping[str, float]) -> None:
-    """Adds what a node says of a checkpoint that is not complete."""
+    """Add the metrics that a node reports for a checkpoint that is not complete."""
     await conn.execute(
         "UPDATE checkpoints SET metrics = metrics || $2 WHERE id = $1 AND NOT complete", checkpoint_id, dict(metrics)
     )
@@ -172,7 +172,7 @@ async def merge_metrics(conn: asyncpg.Connection, checkpoint_id: UUID, metrics: 
 
 @statement
 async def read_digest(conn: asyncpg.Connection, checkpoint_id: UUID, node: int) -> str:
-    """The digest that is registered for a node's part."""
+    """Return the manifest digest that is registered for a node's part."""
     digest: str = await conn.fetchval(
         "SELECT manifest_digest FROM checkpoint_parts WHERE checkpoint_id = $1 AND node = $2", checkpoint_id, node
     )
@@ -180,15 +180,15 @@ async def read_digest(conn: asyncpg.Connection, checkpoint_id: UUID, node: int) 
 
 
 async def add_copies(conn: asyncpg.Connection, checkpoint_id: UUID, node: int, copies: Iterable[Copy]) -> list[Copy]:
-    """Adds copies of a part; returns those that were new, and are there to stay."""
+    """Add copies of a part; return those that were new and are kept."""
     return [copy for copy in copies if await add_copy(conn, checkpoint_id, node, copy)]
 
 
 @statement
 async def add_copy(conn: asyncpg.Connection, checkpoint_id: UUID, node: int, copy: Copy) -> bool:
-    """Adds a copy of a part; True when it was new, and is there to stay.
+    """Add a copy of a part; return True when it was new and is kept.
 
-    What comes late of a checkpoint that has been let go is to be removed too.
+    A late copy of a checkpoint that is scheduled for deletion is scheduled for deletion too.
     """
     row = await conn.fetchrow(
         """INSERT INTO checkpoint_copies (checkpoint_id, node, uri, store, remove_time)
@@ -205,7 +205,7 @@ async def add_copy(conn: asyncpg.Connection, checkpoint_id: UUID, node: int, cop
 
 @statement
 async def mark_complete(conn: asyncpg.Connection, checkpoint_id: UUID) -> bool:
-    """Marks a checkpoint complete once every place of its lease has registered its part; True if it just became so."""
+    """Mark a checkpoint complete once every place of its lease has registered its part; True if it just became so."""
     row = await conn.fetchrow(
         """UPDATE checkpoints c SET complete = true
            WHERE c.id = $1 AND NOT c.complete
@@ -219,7 +219,9 @@ async def mark_complete(conn: asyncpg.Connection, checkpoint_id: UUID) -> bool:
 
 @statement
 async def move_head(conn: asyncpg.Connection, run_id: str, checkpoint_id: UUID) -> bool:
-    """Makes a complete checkpoint head, unless its own lease already has a later one there; True when it moved (S5)."""
+    """Make a complete checkpoint the head, unless its own lease already has a later head; return True when it moved
+    (S5).
+    """
     row = await conn.fetchrow(
         """UPDATE runs r SET head_id = c.id, update_time = clock_timestamp() FROM checkpoints c
            WHERE r.id = $1 AND c.id = $2 AND c.complete AND NOT EXISTS (
@@ -232,10 +234,10 @@ async def move_head(conn: asyncpg.Connection, run_id: str, checkpoint_id: UUID) 
 
 
 async def resume_at(conn: asyncpg.Connection, run_id: str, lease_id: UUID, checkpoint: CheckpointView | None) -> int:
-    """Sets the head to what an attempt resumes from, and takes what came after it off the curve (S6).
+    """Set the head to the checkpoint that an attempt resumes from, and mark what came after it as superseded (S6).
 
-    Steps only grow along the curve, so "after" is a greater step, or the same one of a later attempt. Returns how many
-    checkpoints were superseded. Without a checkpoint nothing before counts, the points of step 0 included.
+    Steps only grow along the curve, so "after" means a greater step, or the same step of a later attempt. Returns the
+    number of superseded checkpoints. Without a checkpoint everything before is superseded, points of step 0 included.
     """
     step = checkpoint.step if checkpoint else -1
     await set_head(conn, run_id, checkpoint.id if checkpoint else None, max(step, 0))
@@ -245,7 +247,7 @@ async def resume_at(conn: asyncpg.Connection, run_id: str, lease_id: UUID, check
 
 @statement
 async def set_head(conn: asyncpg.Connection, run_id: str, checkpoint_id: UUID | None, step: int) -> None:
-    """Sets the head, whatever it was, and how far the run is with it."""
+    """Set the head unconditionally, and the run's step to that of the head."""
     await conn.execute(
         "UPDATE runs SET head_id = $2, step = $3, update_time = clock_timestamp() WHERE id = $1",
         run_id,
@@ -256,7 +258,7 @@ async def set_head(conn: asyncpg.Connection, run_id: str, checkpoint_id: UUID | 
 
 @statement
 async def cut_curves(conn: asyncpg.Connection, run_id: str, lease_id: UUID, step: int) -> None:
-    """Takes the points of other leases after a step off the curve."""
+    """Mark the points of other leases after a step as superseded."""
     await conn.execute(
         """UPDATE leases SET kept_until_step = LEAST(COALESCE(kept_until_step, $3), $3)
            WHERE run_id = $1 AND id <> $2""",
@@ -268,7 +270,7 @@ async def cut_curves(conn: asyncpg.Connection, run_id: str, lease_id: UUID, step
 
 @statement
 async def supersede(conn: asyncpg.Connection, run_id: str, lease_id: UUID, step: int, attempt: int) -> int:
-    """Takes the checkpoints of other leases after (step, attempt) off the curve; returns how many."""
+    """Mark the checkpoints of other leases after (step, attempt) as superseded; return how many."""
     status: str = await conn.execute(
         """UPDATE checkpoints SET superseded = true
            WHERE run_id = $1 AND lease_id <> $2 AND NOT superseded AND (step > $3 OR (step = $3 AND attempt > $4))""",
@@ -283,9 +285,9 @@ async def supersede(conn: asyncpg.Connection, run_id: str, lease_id: UUID, step:
 async def add_imported(
     conn: asyncpg.Connection, run_id: str, lease_id: UUID, attempt: int, found: Sequence[ImportedCheckpoint]
 ) -> list[UUID]:
-    """Complete checkpoints of one part each, with a copy in the coordinator's own store; their ids, in order.
+    """Insert complete checkpoints of one part each, with a copy in the artifact store; return their ids, in order.
 
-    None is younger than the database's clock says it is now.
+    No creation time is later than the database's current time.
     """
     ids = [uuid4() for _ in found]
     await conn.execute(
@@ -320,7 +322,7 @@ async def add_imported(
 
 
 async def read_digests_by_step(conn: asyncpg.Connection, run_id: str, attempt: int) -> dict[int, str]:
-    """Manifests of an attempt's checkpoints by step, also of those that have been let go."""
+    """Return the manifest digests of an attempt's checkpoints by step, including those scheduled for deletion."""
     rows = await conn.fetch(
         """SELECT c.step, p.manifest_digest FROM checkpoints c JOIN checkpoint_parts p ON p.checkpoint_id = c.id
            WHERE c.run_id = $1 AND c.attempt = $2""",

@@ -1,4 +1,4 @@
-"""The deployment's one row: which database this is, and what the reaper saw of time."""
+"""The deployment's one row: which database this is and what the reaper saw of time; and which replica leads."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from coordinator.store.statement import statement
 
 @statement
 async def read_deployment_id(conn: asyncpg.Connection) -> UUID:
-    """Which deployment the database is of, however often it was moved."""
+    """Return the id of the deployment, which stays the same however often its database is moved."""
     found: UUID = await conn.fetchval("SELECT deployment_id FROM deployment")
     return found
 
 
 @dataclass(frozen=True, slots=True)
 class DatabaseIdentity:
-    """Which database this is. A promotion raises the timeline; a restored copy has another oid or cluster."""
+    """Identifies a database. A promotion raises the timeline; a restored copy has another oid or system identifier."""
 
     system: str
     oid: int
@@ -33,7 +33,7 @@ class DatabaseIdentity:
 
 @statement
 async def read_identity(conn: asyncpg.Connection) -> DatabaseIdentity:
-    """Of the database that answers; DatabaseAway when that is a standby, which can do nothing for us."""
+    """Return the identity of the database that answers; DatabaseAway when it is a standby, which cannot write."""
     if await conn.fetchval("SELECT pg_is_in_recovery()"):
         raise DatabaseAway("a standby answers, not the primary")
     row = await conn.fetchrow(
@@ -46,7 +46,7 @@ async def read_identity(conn: asyncpg.Connection) -> DatabaseIdentity:
 
 @statement
 async def lock_remembered_identity(conn: asyncpg.Connection) -> DatabaseIdentity | None:
-    """Of the database that this one was, the row locked; None before anybody looked."""
+    """Lock the deployment's row and return the identity that it remembers; None before the first check."""
     return _remembered_identity(await conn.fetchrow("SELECT * FROM deployment FOR NO KEY UPDATE"))
 
 
@@ -58,7 +58,7 @@ def _remembered_identity(row: asyncpg.Record) -> DatabaseIdentity | None:
 
 @statement
 async def remember_identity(conn: asyncpg.Connection, found: DatabaseIdentity) -> None:
-    """Takes the database for this one from now on."""
+    """Remember this identity as the deployment's database."""
     await conn.execute(
         "UPDATE deployment SET system_identifier = $1, database_oid = $2, timeline = $3",
         found.system,
@@ -69,26 +69,26 @@ async def remember_identity(conn: asyncpg.Connection, found: DatabaseIdentity) -
 
 @statement
 async def withhold_stop_runs(conn: asyncpg.Connection, ttl: float) -> None:
-    """No `stop` run is granted for so long: its older holder, unknown to this database, may still train."""
+    """Withhold all `stop` runs for a TTL: an older holder that this database does not know may still train."""
     await conn.execute("UPDATE deployment SET stop_grants_after = clock_timestamp() + make_interval(secs => $1)", ttl)
 
 
 async def are_stop_runs_withheld(conn: asyncpg.Connection) -> bool:
-    """Whether no `stop` run is granted now, also because the database is another that nobody has recognised yet."""
+    """Return whether `stop` runs are withheld now, or the database is another one that no reaper has recognised yet."""
     withheld, known = await read_withholding(conn)
     return withheld or known not in (None, await read_identity(conn))
 
 
 @statement
 async def read_withholding(conn: asyncpg.Connection) -> tuple[bool, DatabaseIdentity | None]:
-    """Whether `stop` runs are withheld now, and the database that this one was; nothing locked."""
+    """Return whether `stop` runs are withheld now, and the remembered identity, without a lock."""
     row = await conn.fetchrow("SELECT *, stop_grants_after > clock_timestamp() AS withheld FROM deployment")
     return bool(row["withheld"]), _remembered_identity(row)
 
 
 @statement
 async def extend_places(conn: asyncpg.Connection, ttl: float) -> None:
-    """Every place expires a full TTL from now."""
+    """Make every place expire a full TTL from now."""
     await conn.execute(
         """WITH locked AS (SELECT lease_id, node FROM places WHERE end_time IS NULL
                            ORDER BY lease_id, node FOR NO KEY UPDATE)
@@ -100,7 +100,7 @@ async def extend_places(conn: asyncpg.Connection, ttl: float) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ReaperClock:
-    """The reaper's times: now, its last tick, the end of the grace there was. All the database's."""
+    """The reaper's times, all the database's: now, its last tick, and the end of the last grace period."""
 
     now: datetime
     tick: datetime | None
@@ -108,13 +108,13 @@ class ReaperClock:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> ReaperClock:
-        """From the deployment's row and the time."""
+        """Build it from the deployment's row and the current time."""
         return cls(row["now"], row["reaper_tick"], row["lapses_after"])
 
 
 @statement
 async def lock_clock(conn: asyncpg.Connection) -> ReaperClock:
-    """The reaper's times, the row locked."""
+    """Lock the deployment's row and return the reaper's times."""
     return ReaperClock.from_row(
         await conn.fetchrow(
             "SELECT clock_timestamp() AS now, reaper_tick, lapses_after FROM deployment FOR NO KEY UPDATE"
@@ -124,7 +124,7 @@ async def lock_clock(conn: asyncpg.Connection) -> ReaperClock:
 
 @statement
 async def record_tick(conn: asyncpg.Connection, now: datetime, grace: float | None) -> None:
-    """Notes the tick, and lets nothing lapse for `grace` seconds when it is not None."""
+    """Record the tick, and let nothing lapse for `grace` seconds when it is not None."""
     await conn.execute(
         """UPDATE deployment SET reaper_tick = $1::timestamptz,
                   lapses_after = CASE WHEN $2::float8 IS NULL THEN lapses_after
@@ -136,9 +136,9 @@ async def record_tick(conn: asyncpg.Connection, now: datetime, grace: float | No
 
 @statement
 async def read_heartbeat_ages(conn: asyncpg.Connection, now: datetime, recent: float) -> list[float]:
-    """Seconds since each agent that counts was heard: it holds something, or was heard within `recent`."""
+    """Return the seconds since the last heartbeat of each agent that holds something or was heard within `recent`."""
     rows = await conn.fetch(
-        """SELECT extract(epoch FROM $1::timestamptz - GREATEST(heartbeat_time, connect_time))::float8 AS silence
+        """SELECT extract(epoch FROM $1::timestamptz - GREATEST(heartbeat_time, connect_time))::float8 AS heartbeat_age
            FROM agents a
            WHERE heartbeat_time IS NOT NULL AND (
              EXISTS (SELECT FROM places p WHERE p.agent = a.name AND p.end_time IS NULL)
@@ -146,13 +146,14 @@ async def read_heartbeat_ages(conn: asyncpg.Connection, now: datetime, recent: f
         now,
         recent,
     )
-    return [row["silence"] for row in rows]
+    return [row["heartbeat_age"] for row in rows]
 
 
 async def clamp_future_times(conn: asyncpg.Connection, ttl: float) -> None:
-    """When the clock was set back: nobody was heard later than now, no place lasts and no run waits longer than it may.
+    """Repair times after the clock was set back: no heartbeat is later than now, no place and no backoff lasts too
+    long.
 
-    Locks runs, then places, then agents, as everybody does.
+    Locks runs, then places, then agents, as every transaction does.
     """
     await shorten_backoffs(conn, MAX_BACKOFF)
     await shorten_places(conn, ttl)
@@ -162,7 +163,7 @@ async def clamp_future_times(conn: asyncpg.Connection, ttl: float) -> None:
 
 @statement
 async def shorten_backoffs(conn: asyncpg.Connection, longest: float) -> None:
-    """No queued run waits longer than so."""
+    """Make no queued run wait longer than `longest` seconds."""
     await conn.execute(
         """WITH locked AS (SELECT id FROM runs
                            WHERE state = 'queued' AND eligible_time > clock_timestamp() + make_interval(secs => $1)
@@ -175,7 +176,7 @@ async def shorten_backoffs(conn: asyncpg.Connection, longest: float) -> None:
 
 @statement
 async def shorten_places(conn: asyncpg.Connection, ttl: float) -> None:
-    """No place lasts longer than a TTL."""
+    """Make no place last longer than a TTL."""
     await conn.execute(
         """WITH locked AS (SELECT lease_id, node FROM places
                            WHERE end_time IS NULL AND expire_time > clock_timestamp() + make_interval(secs => $1)
@@ -188,7 +189,7 @@ async def shorten_places(conn: asyncpg.Connection, ttl: float) -> None:
 
 @statement
 async def clamp_agent_times(conn: asyncpg.Connection) -> None:
-    """Agents that were heard later than now were heard now."""
+    """Set heartbeats and connections that are later than now to now."""
     await conn.execute(
         """WITH locked AS (SELECT name FROM agents WHERE GREATEST(heartbeat_time, connect_time) > clock_timestamp()
                            ORDER BY name FOR NO KEY UPDATE)
@@ -199,7 +200,7 @@ async def clamp_agent_times(conn: asyncpg.Connection) -> None:
 
 @statement
 async def shorten_withholding(conn: asyncpg.Connection, ttl: float) -> None:
-    """`stop` runs are withheld for a TTL at most."""
+    """Withhold `stop` runs for at most a TTL."""
     await conn.execute(
         """UPDATE deployment SET stop_grants_after = clock_timestamp() + make_interval(secs => $1)
            WHERE stop_grants_after > clock_timestamp() + make_interval(secs => $1)""",
@@ -209,18 +210,18 @@ async def shorten_withholding(conn: asyncpg.Connection, ttl: float) -> None:
 
 @statement
 async def list_unended_leases(conn: asyncpg.Connection) -> list[UUID]:
-    """The ids of all leases that have not ended."""
+    """Return the ids of all leases that have not ended."""
     return [row["id"] for row in await conn.fetch("SELECT id FROM leases WHERE end_time IS NULL ORDER BY id")]
 
 
 @statement
 async def try_lead(conn: asyncpg.Connection, key: int) -> bool:
-    """True when the connection has the lock of the key from now on; it does not wait."""
+    """Try to take the advisory lock of the key for this connection, without waiting; return whether it has it."""
     leads: bool = await conn.fetchval("SELECT pg_try_advisory_lock($1)", key)
     return leads
 
 
 @statement
 async def check_leadership(conn: asyncpg.Connection) -> None:
-    """Returns while the connection lives, and what it has with it."""
+    """Check that the connection, and its advisory lock with it, still exists."""
     await conn.execute("SELECT 1")

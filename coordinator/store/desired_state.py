@@ -1,4 +1,4 @@
-"""What is wished of agents, read from the database in one statement: a beat never mixes two moments."""
+"""The desired state of agents, read in one statement, so that a heartbeat reply never mixes two moments."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from coordinator.values import Assignment, DesiredLease, DesiredState, LeaseReco
 
 
 async def read(conn: asyncpg.Connection, agents: Sequence[str]) -> dict[str, DesiredState]:
-    """The whole wish of each agent, as one snapshot; of an agent that this database does not know, no session."""
+    """Return the whole desired state of each agent, as one snapshot; an agent that is not in this database has no
+    session.
+    """
     rows = await read_rows(conn, agents)
     wished_of: defaultdict[str, list[DesiredLease]] = defaultdict(list)
     heads: dict[str, tuple[UUID | None, int]] = dict.fromkeys(agents, (None, 0))
@@ -32,10 +34,10 @@ async def read(conn: asyncpg.Connection, agents: Sequence[str]) -> dict[str, Des
 
 @statement
 async def read_rows(conn: asyncpg.Connection, agents: Sequence[str]) -> Sequence[Mapping[str, Any]]:
-    """Each agent with each place that is wished of it, and whether the agent has `listed` it.
+    """Return each agent with each place that is desired of it, and whether the agent has `listed` it.
 
-    What an agent should hold and does not is over there, and never begun again: under `stop` another boot of its name
-    may be a clone, while the trainer of the first still runs (S3).
+    A place that the agent should hold and does not is left out and never started again: under `stop` another boot of
+    that name may be a clone, while the first host's trainer still runs (S3).
     """
     rows: Sequence[Mapping[str, Any]] = await conn.fetch(
         f"""SELECT a.name, a.session_id, a.wish_version, p.lease_id, p.node, p.slots, l.run_id, l.attempt, l.policy,
@@ -76,13 +78,13 @@ async def _assignment(conn: asyncpg.Connection, run_id: str, lease_id: UUID) -> 
 
 @statement
 async def read_definition(conn: asyncpg.Connection, run_id: str) -> Mapping[str, Any]:
-    """What a run is to do, and with what it has pinned."""
+    """Return the spec, the inputs and the pins of a run."""
     row: Mapping[str, Any] = await conn.fetchrow("SELECT spec, inputs, pins FROM runs WHERE id = $1", run_id)
     return row
 
 
 async def read_lease_records(conn: asyncpg.Connection, agent: str, held: Sequence[UUID]) -> list[LeaseRecord]:
-    """What is stored of those leases that have not ended and have a place on the agent."""
+    """Return what is stored of those leases that have not ended and have a place on the agent."""
     return [
         LeaseRecord(
             row["id"],
@@ -97,7 +99,7 @@ async def read_lease_records(conn: asyncpg.Connection, agent: str, held: Sequenc
 
 @statement
 async def find_leases_on(conn: asyncpg.Connection, agent: str, held: Sequence[UUID]) -> Sequence[Mapping[str, Any]]:
-    """Those of the leases that have not ended and have a place on the agent."""
+    """Return those of the leases that have not ended and have a place on the agent."""
     rows: Sequence[Mapping[str, Any]] = await conn.fetch(
         """SELECT DISTINCT l.id, l.run_id, l.start_time FROM leases l JOIN places p ON p.lease_id = l.id
            WHERE l.id = ANY($1) AND l.end_time IS NULL AND p.agent = $2""",

@@ -1,4 +1,4 @@
-"""The sources' side of the database: fences and cursors, and what runs learn from event lines."""
+"""The tables that sources write: fences and cursors, points, samples, logs, and the progress of runs."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ SourceKey = tuple[UUID, int, str]  #: lease, node, source
 
 @dataclass(slots=True)
 class Writer:
-    """A lease that may write, with what its run knows."""
+    """A lease that may write, with what is known of its run."""
 
     lease_id: UUID
     run_id: str
     attempt: int
     run_state: str
-    nodes: set[int]  #: that it has places for
+    nodes: set[int]  #: nodes that it has places for
     pins: dict[str, str]
     metrics: set[str]
-    started: bool  #: its first write is there
+    started: bool  #: its first write has arrived
 
 
 @dataclass(slots=True)
 class ProgressUpdate:
-    """What a run's row learns."""
+    """What event lines add to a run's row."""
 
     step: int | None = None
     total: int | None = None
@@ -43,9 +43,10 @@ class ProgressUpdate:
 
 @statement
 async def lock_writers(conn: asyncpg.Connection, lease_ids: Iterable[UUID], *, wait: bool) -> dict[UUID, Writer]:
-    """Those of the leases that have not ended; their runs' rows and their own are locked, runs in order of id (S2).
+    """Lock the runs of those leases that have not ended, in order of id, and the leases (S2); return the leases as
+    writers.
 
-    Without `wait` those whose rows somebody else has locked are left out.
+    Without `wait`, leases whose rows another transaction has locked are left out.
     """
     rows = await conn.fetch(
         f"""SELECT l.id, l.run_id, l.attempt, l.start_time IS NOT NULL AS started, r.state,
@@ -66,14 +67,14 @@ def _writer(row: Mapping[str, Any]) -> Writer:
 
 @statement
 async def find_unended(conn: asyncpg.Connection, lease_ids: Iterable[UUID]) -> set[UUID]:
-    """Those of the leases that have not ended, nothing locked."""
+    """Return those of the leases that have not ended, without a lock."""
     rows = await conn.fetch("SELECT id FROM leases WHERE id = ANY($1) AND end_time IS NULL", list(lease_ids))
     return {row["id"] for row in rows}
 
 
 @statement
 async def read_cursors(conn: asyncpg.Connection, lease_ids: Iterable[UUID]) -> dict[SourceKey, int]:
-    """How far each source of these leases is stored. Whoever moves one has its run's row locked."""
+    """Return how far each source of these leases is stored. A cursor moves only while its run's row is locked."""
     rows = await conn.fetch(
         "SELECT lease_id, node, source, offset_bytes FROM cursors WHERE lease_id = ANY($1)", list(set(lease_ids))
     )
@@ -82,7 +83,7 @@ async def read_cursors(conn: asyncpg.Connection, lease_ids: Iterable[UUID]) -> d
 
 @statement
 async def move_cursors(conn: asyncpg.Connection, moved: Mapping[SourceKey, tuple[int, int]]) -> None:
-    """To new offsets; the second number is how many more lines were dropped."""
+    """Move cursors to new offsets, and add to the numbers of dropped lines."""
     await conn.execute(
         """INSERT INTO cursors (lease_id, node, source, offset_bytes, dropped)
            SELECT * FROM unnest($1::uuid[], $2::int[], $3::text[], $4::bigint[], $5::bigint[])
@@ -94,7 +95,7 @@ async def move_cursors(conn: asyncpg.Connection, moved: Mapping[SourceKey, tuple
 
 @statement
 async def add_points(conn: asyncpg.Connection, points: Sequence[tuple[Writer, Mapping[str, MetricSeries]]]) -> None:
-    """A chunk for each metric."""
+    """Insert one chunk of points for each metric."""
     records = [
         (writer.run_id, writer.lease_id, metric, series.steps, series.values, series.times)
         for writer, metrics in points
@@ -106,7 +107,7 @@ async def add_points(conn: asyncpg.Connection, points: Sequence[tuple[Writer, Ma
 
 @statement
 async def add_samples(conn: asyncpg.Connection, samples: Sequence[tuple[Writer, ReportedSample]]) -> None:
-    """Completions that trainers show."""
+    """Insert samples."""
     rows = (
         (
             *(writer.run_id, writer.lease_id, each.step, each.kind),
@@ -124,7 +125,7 @@ async def add_samples(conn: asyncpg.Connection, samples: Sequence[tuple[Writer, 
 
 @statement
 async def add_logs(conn: asyncpg.Connection, stretches: Sequence[tuple[SourceKey, int, bytes]]) -> None:
-    """Stretches of logs, each with its offset."""
+    """Insert byte ranges of logs, each with its offset."""
     columns = ["lease_id", "node", "source", "offset_bytes", "data"]
     await conn.copy_records_to_table(
         "log_chunks", records=[(*key, offset, data) for key, offset, data in stretches], columns=columns
@@ -133,7 +134,7 @@ async def add_logs(conn: asyncpg.Connection, stretches: Sequence[tuple[SourceKey
 
 @statement
 async def record_progress(conn: asyncpg.Connection, learned: Mapping[str, ProgressUpdate]) -> None:
-    """What the rows of runs learn. The first value of a pin stays."""
+    """Add what event lines say to the rows of runs. The first value of a pin is kept."""
     rows: list[tuple[Any, ...]] = [
         (run, news.step, news.total, news.epoch, news.metrics, news.pins) for run, news in sorted(learned.items())
     ]
@@ -150,7 +151,7 @@ async def record_progress(conn: asyncpg.Connection, learned: Mapping[str, Progre
 
 
 def _columns(rows: Iterable[tuple[Any, ...]], width: int) -> list[list[Any]]:
-    """Rows as the columns that unnest takes."""
+    """Return rows as the columns that `unnest` takes."""
     columns: list[list[Any]] = [[] for _ in range(width)]
     for row in rows:
         for column, value in zip(columns, row, strict=True):

@@ -1,4 +1,4 @@
-"""A run's history: entries numbered per run without gaps, so that a watcher goes on from any of them."""
+"""A run's history: events numbered per run without gaps, so that a watcher can continue after any of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CHANNEL = "relay_runs"
 
 @dataclass(frozen=True, slots=True)
 class HistoryEntry:
-    """One entry, as read."""
+    """One event as read."""
 
     sequence: int
     time: datetime
@@ -44,9 +44,9 @@ async def record(
     details: dict[str, Any] | None = None,
     state: str,
 ) -> int:
-    """Append one entry and return its number. The run's row stays locked until the transaction ends.
+    """Append one event and return its number. The run's row stays locked until the transaction ends.
 
-    Watchers are told at the commit, once however many entries a transaction makes.
+    Watchers are notified at the commit, once however many events a transaction appends.
     """
     sequence: int = await conn.fetchval(
         """
@@ -73,12 +73,12 @@ async def record(
 
 @statement
 async def announce(conn: asyncpg.Connection, run_ids: Sequence[str]) -> None:
-    """Tell the watchers of these runs, at the commit, that progress or logs moved."""
+    """Notify the watchers of these runs, at the commit, that progress or logs have changed."""
     await conn.execute("SELECT pg_notify($1, run_id) FROM unnest($2::text[]) AS run_id", CHANNEL, list(run_ids))
 
 
 async def read(conn: asyncpg.Connection, run_id: str, after: int, limit: int) -> list[HistoryEntry]:
-    """Entries after a number, oldest first."""
+    """Return the events after a number, oldest first."""
     rows = await conn.fetch(
         """
         SELECT sequence, time, kind, lease_id, attempt, message, level, details, state

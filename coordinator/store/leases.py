@@ -32,7 +32,7 @@ class LeaseRow:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> LeaseRow:
-        """From a row of the table."""
+        """Build it from a row of the table."""
         return cls(
             id=row["id"],
             run_id=row["run_id"],
@@ -48,7 +48,7 @@ class LeaseRow:
 
 @statement
 async def lock_unended(conn: asyncpg.Connection, run_id: str) -> LeaseRow | None:
-    """The unended lease of a run whose row the caller has locked, locked too."""
+    """Lock and return the unended lease of a run whose row the caller has locked."""
     row = await conn.fetchrow("SELECT * FROM leases WHERE run_id = $1 AND end_time IS NULL FOR NO KEY UPDATE", run_id)
     return LeaseRow.from_row(row) if row else None
 
@@ -56,7 +56,7 @@ async def lock_unended(conn: asyncpg.Connection, run_id: str) -> LeaseRow | None
 async def begin(
     conn: asyncpg.Connection, run_id: str, attempt: int, policy: Policy, places: Iterable[LeasePlace], ttl: float
 ) -> UUID:
-    """A new lease with its places and slots. A slot or a run that is taken is a UniqueViolationError (S9)."""
+    """Insert a lease with its places and slots. UniqueViolationError when a slot or the run is taken (S9)."""
     lease_id = await add(conn, run_id, attempt, policy)
     for place in places:
         await add_place(conn, lease_id, place, ttl)
@@ -66,7 +66,7 @@ async def begin(
 
 @statement
 async def add(conn: asyncpg.Connection, run_id: str, attempt: int, policy: Policy) -> UUID:
-    """A new lease without places. A run that has an unended one is a UniqueViolationError."""
+    """Insert a lease without places. UniqueViolationError when the run has an unended lease."""
     lease_id: UUID = await conn.fetchval(
         "INSERT INTO leases (run_id, attempt, state, policy) VALUES ($1, $2, 'held', $3) RETURNING id",
         run_id,
@@ -78,7 +78,7 @@ async def add(conn: asyncpg.Connection, run_id: str, attempt: int, policy: Polic
 
 @statement
 async def add_place(conn: asyncpg.Connection, lease_id: UUID, place: LeasePlace, ttl: float) -> None:
-    """A place on an agent, of the session that it has."""
+    """Insert a place on an agent, with the agent's current session."""
     await conn.execute(
         """INSERT INTO places (lease_id, node, agent, session_id, boot_id, slots, expire_time)
            SELECT $1, $2, name, session_id, boot_id, $4, clock_timestamp() + make_interval(secs => $5)
@@ -93,7 +93,7 @@ async def add_place(conn: asyncpg.Connection, lease_id: UUID, place: LeasePlace,
 
 @statement
 async def take_slots(conn: asyncpg.Connection, lease_id: UUID, place: LeasePlace) -> None:
-    """Takes a place's slots. One that is taken is a UniqueViolationError."""
+    """Take the slots of a place. UniqueViolationError when one is taken."""
     await conn.execute(
         "INSERT INTO taken_slots (agent, slot, lease_id, node) SELECT $1, unnest($2::int[]), $3, $4",
         place.agent,
@@ -111,7 +111,7 @@ async def end(
     error: Mapping[str, Any] | None = None,
     completion: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """Ends a lease, its places and their slots; returns the agents whose wish that changes."""
+    """End a lease, its places and their slots; return the agents whose desired state that changes."""
     await close_row(conn, lease_id, closing, error, completion)
     await free_slots(conn, lease_id)
     return await end_places(conn, lease_id)
@@ -125,7 +125,7 @@ async def close_row(
     error: Mapping[str, Any] | None,
     completion: Mapping[str, Any] | None,
 ) -> None:
-    """Ends a lease's own row."""
+    """End the row of a lease."""
     await conn.execute(
         """UPDATE leases SET state = 'ended', end_time = clock_timestamp(), outcome = $2, reason = $3, error = $4,
                              completion = $5
@@ -140,13 +140,13 @@ async def close_row(
 
 @statement
 async def free_slots(conn: asyncpg.Connection, lease_id: UUID) -> None:
-    """Gives back a lease's slots."""
+    """Free the slots of a lease."""
     await conn.execute("DELETE FROM taken_slots WHERE lease_id = $1", lease_id)
 
 
 @statement
 async def end_places(conn: asyncpg.Connection, lease_id: UUID) -> list[str]:
-    """Ends a lease's places; returns their agents."""
+    """End the places of a lease; return their agents."""
     rows = await conn.fetch(
         """WITH locked AS (SELECT node FROM places WHERE lease_id = $1 AND end_time IS NULL
                            ORDER BY node FOR NO KEY UPDATE)
@@ -160,7 +160,7 @@ async def end_places(conn: asyncpg.Connection, lease_id: UUID) -> list[str]:
 async def change_state(
     conn: asyncpg.Connection, lease_id: UUID, state: LeaseState, stop: StopReason | None
 ) -> list[str]:
-    """Moves an unended lease between held and lapsed, and sets its stop; returns its agents."""
+    """Set an unended lease to held or lapsed, and its stop reason; return its agents."""
     await write_state(conn, lease_id, state, stop)
     return [place.agent for place in await read_places(conn, lease_id)]
 
@@ -173,7 +173,7 @@ async def start(
     step: int,
     skipped: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Notes that the lease's attempt has started, and from what."""
+    """Record that the lease's attempt has started, and from which checkpoint."""
     await conn.execute(
         """UPDATE leases SET start_time = clock_timestamp(), resumed_from = $2, resumed_step = $3, skipped = $4
            WHERE id = $1""",
@@ -186,7 +186,7 @@ async def start(
 
 @statement
 async def write_state(conn: asyncpg.Connection, lease_id: UUID, state: LeaseState, stop: StopReason | None) -> None:
-    """Moves an unended lease between held and lapsed, and sets its stop."""
+    """Set an unended lease to held or lapsed, and its stop reason."""
     await conn.execute(
         "UPDATE leases SET state = $2, stop_reason = $3 WHERE id = $1",
         lease_id,
@@ -197,14 +197,14 @@ async def write_state(conn: asyncpg.Connection, lease_id: UUID, state: LeaseStat
 
 @statement
 async def find_run(conn: asyncpg.Connection, lease_id: UUID) -> str | None:
-    """The run of a lease, nothing locked; None when there is no such lease."""
+    """Return the run of a lease, without a lock; None when there is no such lease."""
     run_id: str | None = await conn.fetchval("SELECT run_id FROM leases WHERE id = $1", lease_id)
     return run_id
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseEnd:
-    """How a lease stands with its end: whether it has one, what completed it, and its run's state."""
+    """Whether a lease has ended, the report that completed it, and the state of its run."""
 
     ended: bool
     digest: str | None  #: of the report that completed it
@@ -213,7 +213,7 @@ class LeaseEnd:
 
 @statement
 async def lock_end(conn: asyncpg.Connection, lease_id: UUID) -> LeaseEnd | None:
-    """How a lease stands with its end, its run's row and its own locked; None when there is no such lease."""
+    """Lock a lease and its run and return whether and how the lease has ended; None when there is no such lease."""
     row = await conn.fetchrow(
         """SELECT l.end_time, l.completion, r.state FROM runs r JOIN leases l ON l.run_id = r.id WHERE l.id = $1
            FOR NO KEY UPDATE OF r, l""",
@@ -226,13 +226,13 @@ async def lock_end(conn: asyncpg.Connection, lease_id: UUID) -> LeaseEnd | None:
 
 @statement
 async def read_places(conn: asyncpg.Connection, lease_id: UUID) -> list[LeasePlace]:
-    """The places of a lease by node."""
+    """Return the places of a lease by node."""
     rows = await conn.fetch("SELECT node, agent, slots FROM places WHERE lease_id = $1 ORDER BY node", lease_id)
     return [LeasePlace(row["node"], row["agent"], tuple(row["slots"])) for row in rows]
 
 
 async def check_cursors(conn: asyncpg.Connection, lease_id: UUID, needed: Sequence[Cursor]) -> None:
-    """EventsMissing unless every source is stored at least as far as said."""
+    """Raise EventsMissing unless every source is stored at least as far as required."""
     stored = {(cursor.node, cursor.source): cursor.offset for cursor in await read_cursors(conn, lease_id)}
     for cursor in needed:
         have = stored.get((cursor.node, cursor.source), 0)
@@ -247,7 +247,7 @@ async def check_cursors(conn: asyncpg.Connection, lease_id: UUID, needed: Sequen
 
 @statement
 async def read_cursors(conn: asyncpg.Connection, lease_id: UUID) -> list[Cursor]:
-    """How far each source of a lease is stored."""
+    """Return how far each source of a lease is stored."""
     rows = await conn.fetch(
         "SELECT node, source, offset_bytes FROM cursors WHERE lease_id = $1 ORDER BY node, source", lease_id
     )
@@ -256,9 +256,10 @@ async def read_cursors(conn: asyncpg.Connection, lease_id: UUID) -> list[Cursor]
 
 @statement
 async def renew(conn: asyncpg.Connection, held: Sequence[tuple[str, UUID, HeldPlace]], ttl: float) -> list[UUID]:
-    """Renews what agents list, by (agent, session, place); returns the renewed leases that had lapsed.
+    """Renew the places that agents list, by (agent, session, place); return the renewed leases that had lapsed.
 
-    A place is renewed when its lease has not ended, it is that agent's, and the session is the agent's current one.
+    A place is renewed when its lease has not ended, it belongs to that agent, and the session is the agent's current
+    one.
     """
     rows = await conn.fetch(
         """WITH listed AS (
@@ -298,7 +299,7 @@ _MISSING = f"""FROM places p JOIN agents a ON a.name = p.agent JOIN leases l ON 
 
 @statement
 async def find_missing(conn: asyncpg.Connection, agents: Sequence[str]) -> list[UUID]:
-    """Leases of which a place is missing from the last heartbeat of its agent."""
+    """Return the leases of which a place is missing from the last heartbeat of its agent."""
     rows = await conn.fetch(
         f"SELECT DISTINCT p.lease_id {_MISSING} AND p.agent = ANY($1) ORDER BY p.lease_id", list(agents)
     )
@@ -307,7 +308,7 @@ async def find_missing(conn: asyncpg.Connection, agents: Sequence[str]) -> list[
 
 @statement
 async def find_missing_agent(conn: asyncpg.Connection, lease_id: UUID) -> str | None:
-    """The agent that should hold a place of the lease and does not; None when all is well."""
+    """Return the agent that should hold a place of the lease and does not; None when no place is missing."""
     agent: str | None = await conn.fetchval(
         f"SELECT p.agent {_MISSING} AND p.lease_id = $1 ORDER BY p.node LIMIT 1", lease_id
     )
@@ -316,7 +317,7 @@ async def find_missing_agent(conn: asyncpg.Connection, lease_id: UUID) -> str | 
 
 @statement
 async def find_expired(conn: asyncpg.Connection, at: datetime) -> list[UUID]:
-    """Held leases of which a place had run out at this moment of the database's clock, and still has."""
+    """Return the held leases of which a place had expired at this moment of the database's clock, and still has."""
     rows = await conn.fetch(
         """SELECT DISTINCT l.id FROM leases l JOIN places p ON p.lease_id = l.id
            WHERE l.end_time IS NULL AND l.state = 'held' AND p.expire_time < LEAST($1, clock_timestamp())
@@ -328,10 +329,10 @@ async def find_expired(conn: asyncpg.Connection, at: datetime) -> list[UUID]:
 
 @statement
 async def find_expired_agent(conn: asyncpg.Connection, lease_id: UUID, at: datetime | None = None) -> str | None:
-    """The agent whose place of the lease has run out by the database's clock; None when all are good.
+    """Return an agent whose place of the lease has expired by the database's clock; None when none has.
 
-    The places are locked first: a renewal that is being written just now counts. With `at` it must have run out by then
-    too: whoever has judged that moment's clock must not be surprised by one that was set since (F13).
+    The places are locked first, so that a renewal that is being written counts. With `at`, the place must have expired
+    by that moment too: a clock that was set since must not surprise a caller that has judged that moment (F13).
     """
     rows = await conn.fetch(
         """SELECT agent, expire_time < LEAST($2::timestamptz, clock_timestamp()) AS over FROM places

@@ -1,4 +1,4 @@
-"""What the planner sees: the queue and the fleet of one moment, as the pure plan takes them."""
+"""The planner's input: the queue and the fleet at one moment, as the pure scheduler takes them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from coordinator.lifecycle import Policy
 from coordinator.scheduling import GIB, ClaimableRun, HostCapacity, Need
 from coordinator.store.statement import statement
 
-AVOID_WITHIN = "10 minutes"  #: how long another host is preferred after a fault
+AVOID_WITHIN = "10 minutes"  #: for so long after a fault another host is preferred
 
 
 @dataclass(frozen=True, slots=True)
 class PlanningSnapshot:
-    """Queue, fleet and time; `withheld` are `stop` runs that may not be granted yet, and until when."""
+    """Queue, fleet and time. `withheld` are `stop` runs that may not be granted yet, and until when."""
 
     queue: list[ClaimableRun]
     fleet: list[HostCapacity]
@@ -27,7 +27,7 @@ class PlanningSnapshot:
 
 
 async def read_snapshot(conn: asyncpg.Connection, ttl: float) -> PlanningSnapshot:
-    """All that the plan depends on."""
+    """Return everything that the plan depends on."""
     now, after = await read_time(conn)
     queue = [(_claimable(row), parse_policy(row["spec"])) for row in await read_claimable(conn)]
     withheld = {
@@ -40,20 +40,22 @@ async def read_snapshot(conn: asyncpg.Connection, ttl: float) -> PlanningSnapsho
 
 @statement
 async def wake(conn: asyncpg.Connection) -> None:
-    """Wakes the planner, once the transaction commits."""
+    """Wake the planner once the transaction commits."""
     await conn.execute("SELECT pg_notify('relay_queue', '')")
 
 
 @statement
 async def read_time(conn: asyncpg.Connection) -> tuple[datetime, datetime | None]:
-    """The database's time, and until when no `stop` run is granted."""
+    """Return the database's time, and until when no `stop` run may be granted."""
     row = await conn.fetchrow("SELECT clock_timestamp() AS now, stop_grants_after FROM deployment")
     return row["now"], row["stop_grants_after"]
 
 
 @statement
 async def read_claimable(conn: asyncpg.Connection) -> Sequence[Mapping[str, Any]]:
-    """Runs that wait for a host, or whose holder is silent: what they ask for, and the hosts to prefer and to avoid."""
+    """Return the runs that wait for a host, or whose lease has lapsed, with what they need and hosts to prefer or to
+    avoid.
+    """
     rows: Sequence[Mapping[str, Any]] = await conn.fetch(
         f"""SELECT r.id, r.priority, r.create_time, r.eligible_time, jsonb_strip_nulls(jsonb_build_object(
                      'resources', r.spec -> 'resources', 'lifecycle', r.spec -> 'lifecycle')) AS spec,
@@ -72,7 +74,7 @@ async def read_claimable(conn: asyncpg.Connection) -> Sequence[Mapping[str, Any]
 
 
 def parse_policy(spec: Mapping[str, Any]) -> Policy:
-    """What the run file says of lost contact."""
+    """Return what the run file says about lost contact."""
     return Policy(spec.get("lifecycle", {}).get("on_disconnect", "continue"))
 
 
@@ -89,7 +91,7 @@ def _claimable(row: Mapping[str, Any]) -> ClaimableRun:
 
 
 def parse_need(spec: Mapping[str, Any]) -> Need:
-    """What a resolved run file asks of its hosts."""
+    """Return the resources that a resolved run file asks for on each host."""
     asked: Mapping[str, Any] = spec.get("resources", {})
     nodes = asked.get("nodes", 1)
     return Need(
@@ -111,13 +113,13 @@ def _bytes(gib: float | None) -> int:
 
 
 async def read_fleet(conn: asyncpg.Connection, ttl: float) -> list[HostCapacity]:
-    """Every agent, to be planned with. A slot is free when no unended lease has it and no heartbeat lists it."""
+    """Return the capacity of every host. A slot is free when no unended lease has it and no heartbeat lists it."""
     return [build_capacity(row) for row in await read_hosts(conn, ttl)]
 
 
 @statement
 async def read_hosts(conn: asyncpg.Connection, ttl: float) -> Sequence[Mapping[str, Any]]:
-    """Every agent's row by name, with whether it is `quiet` and the slots that are `taken` of it."""
+    """Return every agent's row by name, with whether its last heartbeat is too old (`quiet`) and its `taken` slots."""
     rows: Sequence[Mapping[str, Any]] = await conn.fetch(
         """SELECT a.*, COALESCE(a.heartbeat_time < clock_timestamp() - make_interval(secs => $1), true) AS quiet,
                   ARRAY(SELECT slot FROM taken_slots t WHERE t.agent = a.name) AS taken
@@ -128,7 +130,7 @@ async def read_hosts(conn: asyncpg.Connection, ttl: float) -> Sequence[Mapping[s
 
 
 def build_capacity(row: Mapping[str, Any]) -> HostCapacity:
-    """An agent's row, with `quiet` and `taken`, as the plan takes it."""
+    """Return the capacity of a host from its agent's row with `quiet` and `taken`."""
     capability: Mapping[str, Any] = row["capability"]
     dying = {slot for held in row["held"] for slot in held["slots"]}
     free = sorted(set(row["slots"]) - set(row["taken"]) - dying)
@@ -147,7 +149,7 @@ def build_capacity(row: Mapping[str, Any]) -> HostCapacity:
 
 
 def explain_unschedulable(row: Mapping[str, Any]) -> str:
-    """Why an agent takes no work, in words; empty when it does."""
+    """Return why an agent is given no work, for users; empty when it can be."""
     if row["session_id"] is None or row["disconnect_time"] is not None or row["quiet"]:
         return "is unreachable"
     if row["leaving"]:
@@ -159,7 +161,7 @@ def explain_unschedulable(row: Mapping[str, Any]) -> str:
 
 @statement
 async def record_explanations(conn: asyncpg.Connection, explanations: Mapping[str, str]) -> None:
-    """Writes beside each waiting run why it waits; runs that somebody works on just now are left for the next time."""
+    """Store why each waiting run waits. Runs that another transaction has locked are left for the next round."""
     await conn.execute(
         """WITH said AS (SELECT * FROM unnest($1::text[], $2::text[]) AS s(id, reason)),
                 locked AS (SELECT r.id, s.reason FROM runs r JOIN said s USING (id)

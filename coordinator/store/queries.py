@@ -1,4 +1,4 @@
-"""Runs, attempts and agents as people look at them. Nothing here is locked, nothing is written."""
+"""Queries for users: runs, attempts and agents. Nothing here locks or writes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class RunView:
 
 @dataclass(frozen=True, slots=True)
 class AgentView:
-    """An agent, the leases that it holds, and the database's time."""
+    """An agent, the places that it holds, and the database's time."""
 
     agent: Agent
     places: tuple[tuple[Place, str], ...]  #: each with its run
@@ -47,7 +47,7 @@ class AgentView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFilter:
-    """Which runs to list."""
+    """Selects the runs to list."""
 
     states: Sequence[str] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -58,18 +58,18 @@ class RunFilter:
 
 @dataclass(frozen=True, slots=True)
 class DependentRun:
-    """A queued run that waits for another, which is over."""
+    """A queued run that waits for another run, which is over."""
 
     run_id: str
     spec: Mapping[str, Any]
     inputs: tuple[Mapping[str, Any], ...]
     request_digest: str
     awaited: str
-    outcome: RunState  #: of that other
+    outcome: RunState  #: state of that other run
 
 
 async def read_run(connection: AsyncConnection, run_id: str) -> RunView:
-    """One run; RunUnknown."""
+    """Return one run; RunUnknown."""
     async with AsyncSession(connection) as session:
         found = await _read_views(session, _WITH_LEASE.where(Run.id == run_id))
     if not found:
@@ -78,7 +78,7 @@ async def read_run(connection: AsyncConnection, run_id: str) -> RunView:
 
 
 async def list_runs(connection: AsyncConnection, which: RunFilter) -> tuple[list[RunView], str]:
-    """Runs, newest first, and the token of the next page (empty at the end)."""
+    """Return one page of runs, newest first, and the token of the next page (empty on the last page)."""
     query = _WITH_LEASE.order_by(Run.create_time.desc(), Run.id).limit(which.limit + 1)
     if which.states:
         query = query.where(Run.state.in_(which.states))
@@ -108,7 +108,7 @@ def _decode_token(token: str) -> tuple[datetime, str]:
 
 
 async def list_released_dependents(connection: AsyncConnection) -> list[DependentRun]:
-    """Runs whose waiting is over."""
+    """Return the queued runs whose awaited run is over."""
     other = aliased(Run)
     query = (
         select(Run.id, Run.spec, Run.inputs, Run.request_digest, other.id, other.state)
@@ -125,7 +125,7 @@ async def list_released_dependents(connection: AsyncConnection) -> list[Dependen
 
 
 async def list_attempts(connection: AsyncConnection, run_id: str) -> list[AttemptView]:
-    """All attempts at a run, oldest first; RunUnknown."""
+    """Return all attempts of a run, oldest first; RunUnknown."""
     async with AsyncSession(connection) as session:
         if await session.get(Run, run_id) is None:
             raise RunUnknown(f"there is no run {run_id}", run=run_id)
@@ -156,7 +156,7 @@ async def _read_places(session: AsyncSession, lease_ids: Sequence[UUID]) -> dict
 async def list_agents(
     connection: AsyncConnection, *, name: str = "", labels: Mapping[str, str] | None = None
 ) -> list[AgentView]:
-    """Agents by name: all with these labels, or the one; AgentUnknown."""
+    """Return agents by name: all with these labels, or the one of this name; AgentUnknown."""
     query = select(Agent).order_by(Agent.name)
     if name:
         query = query.where(Agent.name == name)
@@ -178,6 +178,6 @@ async def list_agents(
 
 
 async def read_deployment(connection: AsyncConnection) -> tuple[UUID, datetime]:
-    """Which deployment this is, and the database's time."""
+    """Return the id of the deployment and the database's time."""
     row = (await connection.execute(select(Deployment.deployment_id, func.clock_timestamp()))).one()
     return row[0], row[1]

@@ -1,4 +1,4 @@
-"""Submissions that have been carried out, by the caller's own id: a repeated one is answered, not done again (S9)."""
+"""The table of request ids: a repeated submission is answered, not carried out again (S9)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from relay.errors import RequestIdReused
 
 
 async def claim(conn: asyncpg.Connection, request_id: str, run_id: str, digest: str) -> str | None:
-    """Notes that this transaction carries the request out; the run that it was carried out for, if it was before.
+    """Record that this transaction carries out a request; return the run of the earlier request when there was one.
 
-    Waits for a transaction that carries it out just now. `digest` is of all that was asked for; the same id with
-    another is RequestIdReused.
+    Waits for a transaction that carries it out at the same time. `digest` covers everything that was requested; the
+    same id with another digest is RequestIdReused.
     """
     if await add(conn, request_id, run_id, digest):
         return None
@@ -23,13 +23,13 @@ async def claim(conn: asyncpg.Connection, request_id: str, run_id: str, digest: 
 
 
 async def is_known(conn: asyncpg.Connection, request_id: str) -> bool:
-    """Whether a request has been carried out."""
+    """Return whether a request has been carried out."""
     return bool(await conn.fetchval("SELECT true FROM requests WHERE id = $1", request_id))
 
 
 @statement
 async def add(conn: asyncpg.Connection, request_id: str, run_id: str, digest: str) -> bool:
-    """Notes a request; False when it has been noted, also by a transaction that this one then waited for."""
+    """Record a request; return False when it is recorded, also by a transaction that this one waited for."""
     inserted = await conn.fetchval(
         "INSERT INTO requests (id, run_id, digest) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING RETURNING id",
         request_id,
@@ -41,6 +41,6 @@ async def add(conn: asyncpg.Connection, request_id: str, run_id: str, digest: st
 
 @statement
 async def find(conn: asyncpg.Connection, request_id: str) -> tuple[str, str]:
-    """The run and the digest of a request that has been noted."""
+    """Return the run and the digest of a recorded request."""
     row = await conn.fetchrow("SELECT run_id, digest FROM requests WHERE id = $1", request_id)
     return row["run_id"], row["digest"]

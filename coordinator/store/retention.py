@@ -1,8 +1,10 @@
-"""What retention sees of a run's checkpoints, and how it marks what goes.
+"""The retention tables: what the rules need to know of a run's checkpoints, and how deletions are marked.
 
-A checkpoint that is let go is marked as a whole, and never unmarked. Its rows in the coordinator's own store go at
-once: what no row names any more is collected there, much later. Its other copies are marked, and their rows go when
-whoever reaches the bytes has reported them gone.
+A checkpoint that is scheduled for deletion is marked as a whole (`remove_time`) and never unmarked. The rows of its
+copies in the artifact store are deleted at once; the garbage collector deletes blobs that no row references, much
+later. Its other copies are marked, and their rows are deleted when the host that can reach the bytes has reported their
+deletion. The rules are in `coordinator.retention`, the transactions that apply them in
+`coordinator.commands.retention`.
 """
 
 from __future__ import annotations
@@ -19,16 +21,16 @@ from coordinator.store.statement import statement
 from coordinator.values import Removal
 from storage.manifest import DIGEST_PATTERN
 
-LISTED = 200  #: removals that a host is told of at once
+LISTED = 200  #: most removals that are sent to a host at once
 
 
 def host_copy_uri(agent: str) -> str:
-    """How copies on a host's own disk are named."""
+    """Return the uri of copies on a host's own disk."""
     return f"host://agents/{agent}"
 
 
 async def read_kept(conn: asyncpg.Connection, run_id: str) -> tuple[list[CheckpointFacts[UUID]], float]:
-    """The checkpoints of a run that have not been let go, and the time in epoch seconds."""
+    """Return the checkpoints of a run that are not scheduled for deletion, and the time in seconds since the epoch."""
     rows = await read_kept_rows(conn, run_id)
     return [_kept(row) for row in rows], rows[0]["now"].timestamp() if rows else 0.0
 
@@ -57,7 +59,7 @@ _ELSEWHERE = "y.store <> 'host' AND y.remove_time IS NULL"
 
 @statement
 async def read_kept_rows(conn: asyncpg.Connection, run_id: str) -> Sequence[Mapping[str, Any]]:
-    """What is judged of each checkpoint of a run that has not been let go, and the time `now`."""
+    """Return the facts about each checkpoint of a run that is not scheduled for deletion, and the time `now`."""
     rows: Sequence[Mapping[str, Any]] = await conn.fetch(
         f"""SELECT c.id, c.attempt, c.step, c.metrics, c.complete, c.superseded, c.pinned, c.create_time,
                   COALESCE(r.head_id = c.id, false) AS head, l.end_time IS NULL AS current, {_RESUMED} AS resumed,
@@ -76,7 +78,7 @@ async def read_kept_rows(conn: asyncpg.Connection, run_id: str) -> Sequence[Mapp
 
 
 async def schedule_deletion(conn: asyncpg.Connection, goes: Mapping[UUID, str]) -> None:
-    """Marks checkpoints of a locked run, each with why, and their copies."""
+    """Mark checkpoints of a locked run, each with a reason, and their copies."""
     await mark_checkpoints(conn, goes)
     await mark_copies(conn, list(goes))
     await forget_own_copies(conn, list(goes))
@@ -84,7 +86,7 @@ async def schedule_deletion(conn: asyncpg.Connection, goes: Mapping[UUID, str]) 
 
 @statement
 async def mark_checkpoints(conn: asyncpg.Connection, goes: Mapping[UUID, str]) -> None:
-    """Marks checkpoints, each with why."""
+    """Mark checkpoints, each with a reason."""
     await conn.execute(
         """UPDATE checkpoints c SET remove_time = clock_timestamp(), remove_reason = g.reason
            FROM unnest($1::uuid[], $2::text[]) AS g(id, reason) WHERE c.id = g.id""",
@@ -95,7 +97,7 @@ async def mark_checkpoints(conn: asyncpg.Connection, goes: Mapping[UUID, str]) -
 
 @statement
 async def mark_copies(conn: asyncpg.Connection, checkpoint_ids: Sequence[UUID]) -> None:
-    """Marks their copies, but for those in the coordinator's own store."""
+    """Mark the copies of checkpoints, except those in the artifact store."""
     await conn.execute(
         """UPDATE checkpoint_copies SET remove_time = clock_timestamp()
            WHERE checkpoint_id = ANY($1) AND remove_time IS NULL AND store <> 'relay'""",
@@ -105,7 +107,7 @@ async def mark_copies(conn: asyncpg.Connection, checkpoint_ids: Sequence[UUID]) 
 
 @statement
 async def forget_own_copies(conn: asyncpg.Connection, checkpoint_ids: Sequence[UUID]) -> None:
-    """Forgets their copies in the coordinator's own store."""
+    """Delete the rows of copies in the artifact store."""
     await conn.execute(
         "DELETE FROM checkpoint_copies WHERE checkpoint_id = ANY($1) AND store = 'relay'", list(checkpoint_ids)
     )
@@ -113,7 +115,7 @@ async def forget_own_copies(conn: asyncpg.Connection, checkpoint_ids: Sequence[U
 
 @statement
 async def set_pin(conn: asyncpg.Connection, checkpoint_id: UUID, pinned: bool, reason: str) -> None:
-    """Notes what a person wants of a checkpoint."""
+    """Record whether a user has pinned a checkpoint, and why."""
     await conn.execute(
         "UPDATE checkpoints SET pinned = $2, pin_reason = $3 WHERE id = $1", checkpoint_id, pinned, reason
     )
@@ -127,7 +129,9 @@ _SPARE = f"""y.uri = $1 AND y.store = 'host' AND y.remove_time IS NULL AND c.rem
 
 @statement
 async def find_runs_with_spare_copies(conn: asyncpg.Connection, uri: str) -> list[str]:
-    """Runs with copies on a host that it could do without: another lies beyond any host, and nobody resumes here."""
+    """Return runs with spare copies on a host: another copy exists beyond any host, and no attempt resumes from this
+    one.
+    """
     rows = await conn.fetch(
         f"""SELECT DISTINCT c.run_id FROM checkpoint_copies y JOIN checkpoints c ON c.id = y.checkpoint_id
            JOIN runs r ON r.id = c.run_id WHERE {_SPARE} ORDER BY c.run_id""",
@@ -138,7 +142,7 @@ async def find_runs_with_spare_copies(conn: asyncpg.Connection, uri: str) -> lis
 
 @statement
 async def mark_spare_copies(conn: asyncpg.Connection, run_id: str, uri: str) -> list[int]:
-    """Marks those of one locked run; returns their steps."""
+    """Mark the spare copies of one locked run; return their steps."""
     rows = await conn.fetch(
         f"""UPDATE checkpoint_copies y SET remove_time = clock_timestamp()
            FROM checkpoints c JOIN runs r ON r.id = c.run_id
@@ -151,7 +155,7 @@ async def mark_spare_copies(conn: asyncpg.Connection, run_id: str, uri: str) -> 
 
 @statement
 async def list_removals(conn: asyncpg.Connection, agent: str, age: float) -> list[Removal]:
-    """Copies marked so long ago, that a host can reach: on its disk, and in stores of runs that it was the last in."""
+    """Return copies that a host must delete: marked at least `age` seconds ago, and within its reach."""
     rows = await conn.fetch(
         """SELECT y.checkpoint_id, c.run_id, c.lease_id, c.attempt, c.step, y.node, y.store, y.uri
            FROM checkpoint_copies y JOIN checkpoints c ON c.id = y.checkpoint_id
@@ -170,7 +174,7 @@ async def list_removals(conn: asyncpg.Connection, agent: str, age: float) -> lis
 
 @statement
 async def forget_copies(conn: asyncpg.Connection, gone: Sequence[tuple[UUID, int, str]]) -> int:
-    """Forgets marked copies by checkpoint, node and uri; returns how many there were."""
+    """Delete the rows of marked copies by checkpoint, node and uri; return how many there were."""
     status: str = await conn.execute(
         """DELETE FROM checkpoint_copies y USING unnest($1::uuid[], $2::int[], $3::text[]) AS g(id, node, uri)
            WHERE y.checkpoint_id = g.id AND y.node = g.node AND y.uri = g.uri AND y.remove_time IS NOT NULL""",
@@ -185,9 +189,10 @@ async def forget_copies(conn: asyncpg.Connection, gone: Sequence[tuple[UUID, int
 async def find_orphans(
     conn: asyncpg.Connection, sealed: Sequence[tuple[UUID, int]], age: float
 ) -> list[tuple[UUID, int]]:
-    """Of checkpoints by lease and step those whose lease has ended, and that nobody has registered.
+    """Return those checkpoints, by lease and step, whose lease has ended and that are not registered.
 
-    Those too that were let go so long ago: some copy of a disk may have them still.
+    Checkpoints that were scheduled for deletion more than `age` seconds ago count as not registered: a copy of a disk
+    may still have them.
     """
     rows = await conn.fetch(
         """SELECT g.lease_id, g.step FROM unnest($1::uuid[], $2::bigint[]) AS g(lease_id, step)
@@ -205,7 +210,7 @@ async def find_orphans(
 
 @statement
 async def find_runs_with_max_age(conn: asyncpg.Connection) -> list[str]:
-    """Runs whose checkpoints may go because time passes."""
+    """Return runs whose checkpoints may have to be deleted because time passes."""
     rows = await conn.fetch(
         """SELECT r.id FROM runs r WHERE r.spec #> '{checkpoint,keep,max_age}' IS NOT NULL
              AND EXISTS (SELECT FROM checkpoints c WHERE c.run_id = r.id AND c.remove_time IS NULL) ORDER BY r.id"""
@@ -215,14 +220,14 @@ async def find_runs_with_max_age(conn: asyncpg.Connection) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class ReferencedBlobs:
-    """By digest: manifests, whose files count too, and single blobs."""
+    """Digests of manifests, whose files are referenced too, and of single blobs."""
 
     manifests: frozenset[str]
     blobs: frozenset[str]
 
 
 async def read_referenced_blobs(conn: asyncpg.Connection) -> ReferencedBlobs:
-    """All of it, of one moment."""
+    """Return every blob in the artifact store that the database references, at one moment."""
     rows = await conn.fetch(
         """SELECT true AS manifest, substr(uri, length('relay://') + 1) AS digest
              FROM checkpoint_copies WHERE store = 'relay'

@@ -1,4 +1,4 @@
-"""Runs: their rows under lock, and the one place where a transition of the lifecycle is carried out."""
+"""The runs table: rows under lock, and the one place where a transition of the lifecycle is written."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ OVER = (RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED)
 
 @dataclass(frozen=True, slots=True)
 class RunRow:
-    """A run whose row is locked, with its unended lease, locked too."""
+    """A run whose row is locked, with its unended lease, which is locked too."""
 
     id: str
     status: Status
     attempts: int
     spec: Mapping[str, Any]
     request_digest: str
-    eligible: bool  #: False while it backs off
+    eligible: bool  #: False during backoff
     lease: LeaseRow | None
 
     @property
     def state(self) -> RunState:
-        """Where it stands."""
+        """The state of the run."""
         return self.status.state
 
     @property
@@ -45,18 +45,18 @@ class RunRow:
 
 @dataclass(frozen=True, slots=True)
 class RunDefinition:
-    """What a run is to do, as it was asked for. `digest` is of all of it."""
+    """What a run is to do, as requested. `digest` covers all of it."""
 
     spec: Mapping[str, Any]
     inputs: Sequence[Mapping[str, Any]]
     digest: str
-    pins: Mapping[str, str] = field(default_factory=dict)  #: what was resolved when it was asked for
+    pins: Mapping[str, str] = field(default_factory=dict)  #: what was resolved at submission
     waits_for: str | None = None  #: the run that has to succeed first
 
 
 @statement
 async def add(conn: asyncpg.Connection, run_id: str, order: RunDefinition, provenance: Mapping[str, str]) -> bool:
-    """A new run, queued; False when there is one of the name."""
+    """Insert a queued run; return False when a run of this id exists."""
     added = await conn.fetchval(
         """INSERT INTO runs (id, state, wanted, spec, inputs, labels, priority, request_digest, pins, provenance,
                              waits_for)
@@ -76,7 +76,7 @@ async def add(conn: asyncpg.Connection, run_id: str, order: RunDefinition, prove
 
 @statement
 async def redefine(conn: asyncpg.Connection, run_id: str, order: RunDefinition) -> None:
-    """Changes what a run is to do."""
+    """Replace what a run is to do."""
     await conn.execute(
         """UPDATE runs SET spec = $2, inputs = $3, labels = $4, priority = $5, request_digest = $6, pins = pins || $7,
                   waits_for = $8
@@ -94,18 +94,18 @@ async def redefine(conn: asyncpg.Connection, run_id: str, order: RunDefinition) 
 
 @statement
 async def count_attempt(conn: asyncpg.Connection, run_id: str, attempt: int) -> None:
-    """Notes the number of the newest attempt."""
+    """Record the number of the newest attempt."""
     await conn.execute("UPDATE runs SET attempts = $2 WHERE id = $1", run_id, attempt)
 
 
 @statement
 async def publish(conn: asyncpg.Connection, run_id: str, output: Mapping[str, Any]) -> None:
-    """Notes where the run's result is."""
+    """Record the run's result."""
     await conn.execute("UPDATE runs SET output = $2 WHERE id = $1", run_id, output)
 
 
 async def lock(conn: asyncpg.Connection, run_id: str) -> RunRow:
-    """The run, its row and then its unended lease's locked until the transaction ends; RunUnknown."""
+    """Lock the run, then its unended lease, until the transaction ends, and return both; RunUnknown."""
     row = await lock_row(conn, run_id)
     if row is None:
         raise RunUnknown(f"there is no run {run_id}", run=run_id)
@@ -125,7 +125,7 @@ async def lock(conn: asyncpg.Connection, run_id: str) -> RunRow:
 
 @statement
 async def lock_row(conn: asyncpg.Connection, run_id: str) -> Mapping[str, Any] | None:
-    """The run's row, locked, and whether it is `eligible`; None when there is no such run."""
+    """Lock and return the run's row, with whether it is `eligible` now; None when there is no such run."""
     row: Mapping[str, Any] | None = await conn.fetchrow(
         """SELECT id, state, wanted, failures, faults, attempts, spec, request_digest,
                   COALESCE(eligible_time <= clock_timestamp(), true) AS eligible
@@ -136,7 +136,7 @@ async def lock_row(conn: asyncpg.Connection, run_id: str) -> Mapping[str, Any] |
 
 
 async def lock_by_lease(conn: asyncpg.Connection, lease_id: UUID) -> RunRow:
-    """The run of a lease, locked as by `lock`; LeaseLost unless the lease is its unended one (S2)."""
+    """Lock the run of a lease as `lock` does; LeaseLost unless the lease is the run's unended one (S2)."""
     run_id = await leases.find_run(conn, lease_id)
     if run_id is None:
         raise LeaseLost
@@ -155,9 +155,11 @@ async def apply(
     error: Mapping[str, Any] | None = None,
     completion: Mapping[str, Any] | None = None,
 ) -> Change:
-    """Carries out one transition of a locked run: its row, its lease, the wishes and the history of an end.
+    """Apply one event to a locked run: write its row, its lease, the desired state of its agents, and the history of an
+    end.
 
-    `reason` is what people read of the run afterwards; `error` what failed. IllegalTransition when the table has none.
+    `reason` is shown to users as the run's reason; `error` is what failed. IllegalTransition when the table has no
+    entry.
     """
     change = step(run.status, event)
     if change.status == run.status and change.closing is None:
@@ -181,9 +183,9 @@ async def apply(
 async def write_change(
     conn: asyncpg.Connection, run_id: str, change: Change, reason: str, error: Mapping[str, Any] | None
 ) -> None:
-    """What a transition makes of a run's row.
+    """Write the effect of a transition to the run's row.
 
-    What an operator said of a stop (`cancelled by …: enough`) outlives the bare `cancelled` of its end.
+    A user's reason for a stop (`cancelled by …: enough`) is not overwritten by the bare `cancelled` of the end.
     """
     after = change.status
     await conn.execute(

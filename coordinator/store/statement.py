@@ -1,8 +1,8 @@
-"""Statements: the questions and orders that go to the database, each one SQL statement behind a typed function.
+"""Statements: the queries and updates that are sent to the database, each one SQL statement behind a typed function.
 
-What is decided on the way (which lease may write, what ends with what) is plain functions over statements. A
-connection of another kind than Postgres's, an `Interpreter`, carries out statements in its own way, and all that stands
-on them with it.
+Decisions between statements (which lease may write, what ends with what) are plain functions that call statements. A
+connection that is not Postgres's, an `Interpreter`, carries out statements in its own way; all functions that are built
+on statements then run on it.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class Interpreter(ABC):
 
     @abstractmethod
     async def carry_out(self, statement: Statement[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Does what the statement's SQL would do, and returns what it would."""
+        """Do what the statement's SQL would do, and return what it would return."""
 
 
 class Statement(Generic[P, R]):
-    """A function that runs one SQL statement. Made by the decorator `statement`."""
+    """A function that runs one SQL statement, made by the decorator `statement`."""
 
     def __init__(self, sql: Callable[Concatenate[asyncpg.Connection, P], Coroutine[Any, Any, R]]) -> None:
         self._sql = sql
@@ -39,12 +39,12 @@ class Statement(Generic[P, R]):
     def __call__(
         self, conn: asyncpg.Connection | Interpreter, /, *args: P.args, **kwargs: P.kwargs
     ) -> Coroutine[Any, Any, R]:
-        """Carried out on the connection."""
+        """Run the statement on the connection."""
         if isinstance(conn, Interpreter):
             return conn.carry_out(self, *args, **kwargs)
         return self._sql(conn, *args, **kwargs)
 
 
 def statement(sql: Callable[Concatenate[asyncpg.Connection, P], Coroutine[Any, Any, R]]) -> Statement[P, R]:
-    """Makes a function of a connection that runs one SQL statement a Statement."""
+    """Turn a function of a connection that runs one SQL statement into a Statement."""
     return Statement(sql)

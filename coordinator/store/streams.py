@@ -15,7 +15,7 @@ from relay.errors import RunUnknown
 
 @dataclass(frozen=True, slots=True)
 class RunProgress:
-    """A run's progress, and the number of its newest history entry."""
+    """A run's progress, and the number of its newest history event."""
 
     state: str
     event_sequence: int
@@ -27,7 +27,7 @@ class RunProgress:
 
 
 async def read_progress(conn: asyncpg.Connection, run_id: str) -> RunProgress:
-    """As it is now; RunUnknown."""
+    """Return the current progress of a run; RunUnknown."""
     row = await conn.fetchrow(
         "SELECT state, event_sequence, step, total, epoch, metrics, progress_time FROM runs WHERE id = $1", run_id
     )
@@ -38,7 +38,7 @@ async def read_progress(conn: asyncpg.Connection, run_id: str) -> RunProgress:
 
 @dataclass(frozen=True, slots=True)
 class MetricChunk:
-    """A stretch of one metric, made by one lease. Points after `kept_until` are off the curve; None: all count."""
+    """Consecutive points of one metric from one lease. Points after `kept_until` are superseded; None: none are."""
 
     id: int
     metric: str
@@ -53,7 +53,7 @@ class MetricChunk:
 async def read_metrics(
     conn: asyncpg.Connection, run_id: str, metrics: Sequence[str], after: tuple[str, int], limit: int
 ) -> list[MetricChunk]:
-    """MetricChunks after (metric, id), in that order; of all metrics when none is named."""
+    """Return chunks after (metric, id), in that order; of all metrics when none is named."""
     rows = await conn.fetch(
         """SELECT c.id, c.metric, c.lease_id, l.attempt, l.kept_until_step, c.steps, c.points, c.times
            FROM metric_chunks c JOIN leases l ON l.id = c.lease_id
@@ -69,7 +69,7 @@ async def read_metrics(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleFilter:
-    """Which samples of a run; steps inclusive."""
+    """Selects samples of a run; the steps are inclusive."""
 
     run_id: str
     kinds: tuple[str, ...]
@@ -100,7 +100,7 @@ _MATCHING_SAMPLES = """FROM samples s JOIN leases l ON l.id = s.lease_id
 
 
 async def read_samples(conn: asyncpg.Connection, which: SampleFilter, after: int, limit: int) -> list[StoredSample]:
-    """Those after an id, in the order of arrival."""
+    """Return the samples after an id, in the order of arrival."""
     rows = await conn.fetch(
         f"""SELECT s.id, s.lease_id, l.attempt, s.step, s.kind, s.prompt, s.completion, s.rewards, s.time,
                    coalesce(s.step > l.kept_until_step, false)
@@ -113,7 +113,7 @@ async def read_samples(conn: asyncpg.Connection, which: SampleFilter, after: int
 
 
 async def first_of_last_steps(conn: asyncpg.Connection, which: SampleFilter, count: int) -> int:
-    """The first of the newest `count` steps that have such samples; 0 where there are fewer."""
+    """Return the first of the newest `count` steps that have selected samples; 0 when there are fewer."""
     query = f"SELECT DISTINCT s.step {_MATCHING_SAMPLES} ORDER BY s.step DESC LIMIT $6"
     rows = await conn.fetch(query, *_sample_arguments(which), count)
     return rows[-1]["step"] if len(rows) == count else 0
@@ -132,7 +132,7 @@ _SELECT_LOGS = """SELECT c.id, l.attempt, c.node, c.source, c.offset_bytes, c.da
 
 @dataclass(frozen=True, slots=True)
 class LogChunk:
-    """A stretch of one log."""
+    """A byte range of one log."""
 
     id: int
     attempt: int
@@ -145,7 +145,7 @@ class LogChunk:
 
 @dataclass(frozen=True, slots=True)
 class LogFilter:
-    """Which logs; attempt 0, node None and no sources mean all."""
+    """Selects logs; attempt 0, node None and no sources each select all."""
 
     run_id: str
     attempt: int = 0
@@ -154,17 +154,17 @@ class LogFilter:
     since: timedelta | None = None
 
     def arguments(self) -> tuple[object, ...]:
-        """As `_SELECT_LOGS` takes them."""
+        """Return the parameters of the query."""
         return self.run_id, self.attempt, self.node, list(self.sources), self.since
 
 
 async def read_logs(conn: asyncpg.Connection, which: LogFilter, after: int, limit: int) -> list[LogChunk]:
-    """LogChunks after an id, oldest first."""
+    """Return chunks after an id, oldest first. A run's chunks are numbered in the order of their commits."""
     query = f"{_SELECT_LOGS} AND c.id > $6 ORDER BY c.id LIMIT $7"
     return [LogChunk(*row) for row in await conn.fetch(query, *which.arguments(), after, limit)]
 
 
 async def read_logs_backwards(conn: asyncpg.Connection, which: LogFilter, before: int, limit: int) -> list[LogChunk]:
-    """LogChunks before an id, newest first."""
+    """Return chunks before an id, newest first."""
     query = f"{_SELECT_LOGS} AND c.id < $6 ORDER BY c.id DESC LIMIT $7"
     return [LogChunk(*row) for row in await conn.fetch(query, *which.arguments(), before, limit)]

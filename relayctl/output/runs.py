@@ -23,7 +23,7 @@ _SHOWN_FIRST = ("train_loss", "loss", "reward", "eval_loss", "learning_rate", "g
 def state_cell(run: pb.Run) -> str:
     """Return a run's state with its reason: `queued: needs 2 GPUs`, `running, pausing`."""
     name, why = _state_name(run), make_printable(run.reason or run.error.message)
-    if why.startswith(name):  # `cancelled by an operator` says both
+    if why.startswith(name):  # `cancelled by a user` says both
         return why
     return f"{name}: {why}" if why else name
 

@@ -39,7 +39,7 @@ async def test_the_planner_comes_back_when_a_run_may_be_tried_again(world: World
         first = await a.take()
         await a.complete(first.lease, **failed())
         assert 0 < await plan_once(world.db, DEFAULT) <= 2.1
-        assert (await world.run()).reason.startswith("tried again at")
+        assert (await world.run()).reason.startswith("will be retried at")
 
 
 async def test_a_silent_holder_is_named_as_the_reason(world: World) -> None:
@@ -47,7 +47,7 @@ async def test_a_silent_holder_is_named_as_the_reason(world: World) -> None:
         await world.submit()
         wished = await a.take()
         await world.expire(wished.lease)
-        assert (await world.run()).reason == "a is silent; the run may go elsewhere"
+        assert (await world.run()).reason == "no heartbeat from a; the run may be granted to another host"
         await a.beat()
         assert (await world.run()).reason == ""
 
@@ -67,7 +67,7 @@ async def test_a_replica_collects_as_soon_as_it_leads(coordinator_config: Config
             async with db.connection() as conn:
                 await conn.execute("UPDATE checkpoints SET create_time = create_time - interval '2 hours'")
             async with db.notifications.subscribe("relay_runs", "r") as told, asyncio.timeout(30):
-                while ("removed", "step 10 goes: older than 1h") not in await world.history():
+                while ("removed", "step 10 scheduled for deletion: older than 1h") not in await world.history():
                     await told.wait()
                     told.clear()
         data = b"nobody names this"

@@ -216,16 +216,16 @@ async def test_what_need_not_stay_is_let_go_when_a_newer_one_is_beyond_its_host(
     second = await a.save(lease, 20)
     found = await checkpoints_of(world)
     assert {step: list(each.keep_reasons) for step, each in found.items()} == {
-        10: ["the newest beyond its host"],
+        10: ["the newest with a copy beyond its host"],
         20: ["head", "being uploaded", "the last"],
     }
     assert await listed_removals(world, a, session) == []
     await upload(world, a, lease, second)
     assert list(await checkpoints_of(world)) == [20]
     gone = (await checkpoints_of(world, removed=True))[10]
-    assert gone.remove_reason == "no longer asked for" and gone.HasField("remove_time")
+    assert gone.remove_reason == "not selected by checkpoint.keep" and gone.HasField("remove_time")
     assert [(copy.store, copy.HasField("remove_time")) for copy in gone.parts[0].copies] == [("host", True)]
-    assert ("removed", "step 10 goes: no longer asked for") in await world.history()
+    assert ("removed", "step 10 scheduled for deletion: not selected by checkpoint.keep") in await world.history()
     assert await listed_removals(world, a, session) == [10]
     assert await listed_removals(world, a, session) == []  # and it is forgotten
     await upload(world, a, lease, first)  # a late repetition brings nothing back
@@ -291,7 +291,7 @@ async def test_nothing_is_let_go_while_an_attempt_has_not_said_what_it_resumes_f
         second = await a.next_lease()
         await world.replica.runs.UnpinCheckpoint(runs_pb2.UnpinCheckpointRequest(name=pinned))
         assert sorted(await checkpoints_of(world)) == [10, 20, 30]
-        assert (await checkpoints_of(world))[10].remove_reason == "no longer asked for"  # a dry run
+        assert (await checkpoints_of(world))[10].remove_reason == "not selected by checkpoint.keep"  # a dry run
         a.hold(second)
         await a.start(second.lease, second.assignment.checkpoints[0].name)
         assert sorted(await checkpoints_of(world)) == [20, 30]
@@ -306,7 +306,7 @@ async def test_a_copy_that_is_being_removed_is_offered_to_nobody(world: World) -
     for step in (10, 20):
         await upload(world, a, first, await a.save(first, step))
     assert await listed_removals(world, a, session, scarce=True) == []  # marked just now
-    assert ("removed", "a is low on disk: its copies of step 10 go, others stay") in await world.history()
+    assert ("removed", "a is low on disk: its copies of step 10 are scheduled for deletion") in await world.history()
     await a.complete(first, **FAULTED)
     offered = (await a.next_lease()).assignment.checkpoints
     stores = {each.step: [copy.store for copy in each.parts[0].copies] for each in offered}

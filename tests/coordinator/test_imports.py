@@ -206,7 +206,7 @@ async def test_a_request_that_contradicts_itself_is_refused(world: World) -> Non
         assert (await refusal(world, checkpoints))[0] == "REQUEST_INVALID"
     assert (await refusal(world, [found], priorty=1))[0] == "SPEC_INVALID"
     many = [Checkpoint(step=step, manifest_digest=found.manifest_digest) for step in range(1001)]
-    assert await refusal(world, many) == ("MESSAGE_TOO_LARGE", "1001 checkpoints; at most 1000 are taken")
+    assert await refusal(world, many) == ("MESSAGE_TOO_LARGE", "1001 checkpoints; the limit is 1000")
     large = await refusal(world, [found], env={"X": "x" * LARGER_BYTES["/relay.v1.Runs/ImportRun"]})
     assert (large[0], "at most 2097152" in large[1]) == ("MESSAGE_TOO_LARGE", True)
 
@@ -262,7 +262,7 @@ async def test_all_of_it_or_nothing(world: World, monkeypatch: pytest.MonkeyPatc
     async def fail(*_: object) -> None:
         raise asyncpg.PostgresError("the line broke")
 
-    monkeypatch.setattr(imports, "_draw", fail)
+    monkeypatch.setattr(imports, "_write_curve", fail)
     with pytest.raises(aio.AioRpcError):
         await bring(world, found, request_id="q")
     assert not (await world.replica.runs.ListRuns(pb.ListRunsRequest())).runs

@@ -41,7 +41,7 @@ async def test_two_grants_of_a_run_have_two_ids_and_only_the_newer_writes(world:
             assert (refused.value.code(), reason(refused.value)) == (grpc.StatusCode.ABORTED, "LEASE_LOST")
         assert not (await a.beat()).leases
         attempts = await world.attempts()
-        assert [attempt.reason for attempt in attempts] == ["silent; granted elsewhere", ""]
+        assert [attempt.reason for attempt in attempts] == ["no heartbeat; granted to another host", ""]
         assert (await world.run()).failures == 0
 
 
@@ -96,7 +96,7 @@ async def test_what_an_operator_said_of_a_stop_stays_with_the_run(world: World) 
         await a.until(lambda beat: beat.leases[0].action == STOP)
         assert await a.complete(wished.lease, **STOPPED) == State.CANCELLED
         run = await world.replica.runs.GetRun(runs_pb2.GetRunRequest(name="runs/r"))
-        assert run.reason == "cancelled by an operator: enough"
+        assert run.reason == "cancelled by a user: enough"
 
 
 async def test_pause_sharpens_to_cancel_and_never_back(world: World) -> None:

@@ -153,7 +153,7 @@ def test_a_lapsed_lease_goes_on_counting_until_somebody_else_is_granted_the_run(
     assert step(lapsed, Ended(Outcome.SUCCEEDED)).status.state is RunState.SUCCEEDED
     regranted = step(lapsed, Granted())
     assert regranted.closing is not None and regranted.closing.outcome is Outcome.FAULTED
-    assert regranted.closing.reason == "silent; granted elsewhere"
+    assert regranted.closing.reason == "no heartbeat; granted to another host"
     assert (regranted.status.failures, regranted.status.faults) == (0, 1)
 
 

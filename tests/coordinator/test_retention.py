@@ -80,7 +80,7 @@ def test_what_is_too_old_goes_unless_it_is_needed() -> None:
 def test_the_oldest_go_until_the_rest_fits_and_the_best_after_all_others() -> None:
     run = [made(10, loss=0.1), made(20), made(30), made(40), made(50, head=True)]
     decision = decide(RetentionPolicy(last=4, best=1, metric="eval_loss", max_total=25), run, NOW)
-    assert decision.deleted == dict.fromkeys(("1-20", "1-30", "1-40"), "beyond 25 bytes in all")
+    assert decision.deleted == dict.fromkeys(("1-20", "1-30", "1-40"), "over the limit of 25 bytes in all")
     assert (
         "1-10"
         not in decide(RetentionPolicy(last=1, best=1, metric="eval_loss", max_total=1), [run[0], run[-1]], NOW).kept
@@ -89,13 +89,13 @@ def test_the_oldest_go_until_the_rest_fits_and_the_best_after_all_others() -> No
 
 def test_what_is_off_the_curve_or_never_became_whole_goes() -> None:
     run = [made(10), made(20, superseded=True), made(15, complete=False, beyond=False), made(15, 2, head=True)]
-    assert decide(RetentionPolicy(last=9), run, NOW).deleted == {"1-20": "off the curve", "1-15": "never completed"}
+    assert decide(RetentionPolicy(last=9), run, NOW).deleted == {"1-20": "superseded", "1-15": "never completed"}
 
 
 def test_what_only_its_host_has_protects_the_newest_that_outlives_it() -> None:
     run = [made(10), made(20), made(30, beyond=False, current=True), made(40, beyond=False, current=True, head=True)]
     assert staying(RetentionPolicy(last=1), run) == {
-        20: ("the newest beyond its host",),
+        20: ("the newest with a copy beyond its host",),
         30: ("being uploaded",),
         40: ("head", "being uploaded", "the last"),
     }

@@ -57,7 +57,7 @@ async def test_it_waits_though_a_host_is_free_and_goes_when_the_other_has_succee
         assert "runs/free/" in (await b.take()).lease
         await a.complete(lease, **SUCCEEDED)
         assert "runs/next/" in (await a.next_lease()).lease
-        assert ("state", "runs/x has succeeded: waits no longer for it") in await world.history("next")
+        assert ("state", "runs/x has succeeded: the run no longer waits for it") in await world.history("next")
 
 
 async def test_it_begins_with_what_the_other_has_then(world: World) -> None:
@@ -100,7 +100,7 @@ async def test_weights_that_are_not_there_then(world: World) -> None:
         await follow(world, model={"init_from": "runs/x@30"})
         await a.complete(lease, **SUCCEEDED)
         run = await ended(world)
-        assert 'model.init_from: "runs/x@30" cannot be begun with: x has no checkpoint' in run.reason
+        assert 'model.init_from: "runs/x@30" cannot be used: x has no checkpoint' in run.reason
 
 
 class Away:

@@ -81,7 +81,7 @@ async def test_a_queued_run_is_paused_resumed_and_cancelled_on_the_spot(world: W
     assert (await runs.PauseRun(runs_pb2.PauseRunRequest(name="runs/r"))).state == State.PAUSED
     assert (await runs.ResumeRun(runs_pb2.ResumeRunRequest(name="runs/r"))).state == State.QUEUED
     cancelled = await runs.CancelRun(runs_pb2.CancelRunRequest(name="runs/r", reason="a typo"))
-    assert (cancelled.state, cancelled.reason) == (State.CANCELLED, "cancelled by an operator: a typo")
+    assert (cancelled.state, cancelled.reason) == (State.CANCELLED, "cancelled by a user: a typo")
     assert cancelled.HasField("end_time")
     with pytest.raises(aio.AioRpcError) as refused:
         await runs.ResumeRun(runs_pb2.ResumeRunRequest(name="runs/r"))

@@ -35,7 +35,7 @@ def test_priority_first_then_the_oldest() -> None:
     queue = [run("young"), run("old", age=9), run("urgent", priority=1)]
     decisions = plan(queue, [cpu("a"), cpu("b")], NOW)
     assert granted(decisions) == {"urgent": ["a"], "old": ["b"]}
-    assert decisions.explanations == {"young": "needs a free slot on one host; all are taken"}
+    assert decisions.explanations == {"young": "needs a free slot on one host; all are occupied"}
 
 
 def test_a_run_that_cannot_be_placed_holds_nobody_up() -> None:
@@ -120,7 +120,7 @@ def test_gpus_go_to_who_wants_gpus() -> None:
 
 def test_a_run_in_back_off_waits_for_its_time() -> None:
     decisions = plan([run("r", eligible_time=NOW + timedelta(seconds=5))], [cpu("a")], NOW)
-    assert decisions.explanations == {"r": "tried again at 12:00:05 UTC, after a failure"}
+    assert decisions.explanations == {"r": "will be retried at 12:00:05 UTC, after a failure"}
     assert granted(plan([run("r", eligible_time=NOW)], [cpu("a")], NOW)) == {"r": ["a"]}
 
 

@@ -75,7 +75,7 @@ def in_words(found: Recorded) -> str:
     """What became of the leases."""
     outcomes = Counter(lease["outcome"] for lease in found["leases"])
     lapses = sum(event["kind"] == "lapsed" for event in found["run_events"])
-    lapses += sum(lease["reason"] == "its holder fell silent" for lease in found["leases"])
+    lapses += sum(lease["reason"] == "no heartbeat from its holder" for lease in found["leases"])
     return f"{lapses} lapses, leases " + ", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common())
 
 

@@ -505,12 +505,12 @@ def resume_from_the_oldest() -> Sequence[Patch]:
     return [patch.object(setup, "choose", mutated)]
 
 
-@mutant("the newest beyond its host stays, however old it is (§4, S6)", "store_away")
+@mutant("the newest with a copy beyond its host stays, however old it is (§4, S6)", "store_away")
 def only_copy_let_go() -> Sequence[Patch]:
     needed = retention._find_required
 
     def mutated(*args: Any) -> Any:
-        return (pair for pair in needed(*args) if pair[1] != "the newest beyond its host")
+        return (pair for pair in needed(*args) if pair[1] != "the newest with a copy beyond its host")
 
     return [patch.object(retention, "_find_required", mutated)]
 

@@ -298,7 +298,8 @@ def _falls_silent(before: Row, after: Row) -> bool:
     """Whether it lapses, or ends because its holder is silent."""
     lapses = before["state"] == "held" and after["state"] == "lapsed"
     return lapses or (
-        _ends(before, after) and after["reason"] in ("its holder fell silent", "silent; granted elsewhere")
+        _ends(before, after)
+        and after["reason"] in ("no heartbeat from its holder", "no heartbeat; granted to another host")
     )
 
 

@@ -18,4 +18,4 @@ def test_pausing_resuming_and_cancelling(tmp_path: Path) -> None:
     assert json.loads(relayctl("pause", "held", "-o", "json").stdout)["wanted"] == "pause"
     relayctl("resume", "held")
     assert "cancel" in relayctl("cancel", "held", "--reason", "enough").stdout
-    assert "held was cancelled by an operator: enough" in relayctl("wait", "held", code=11).stdout
+    assert "held was cancelled by a user: enough" in relayctl("wait", "held", code=11).stdout

@@ -26,6 +26,6 @@ def test_a_state_in_a_sentence(state: pb.Run.State.ValueType, said: str) -> None
 
 
 def test_a_reason_that_names_the_state_is_not_said_twice() -> None:
-    stopped = a_run(state=pb.Run.CANCELLED, reason="cancelled by an operator: enough")
-    assert describe_state(stopped) == "was cancelled by an operator: enough"
+    stopped = a_run(state=pb.Run.CANCELLED, reason="cancelled by a user: enough")
+    assert describe_state(stopped) == "was cancelled by a user: enough"
     assert state_cell(a_run(state=pb.Run.CANCELLED, reason="cancelled")) == "cancelled"

@@ -23,7 +23,7 @@ async def lock_rows(ex: Execution, names: Sequence[str]) -> Sequence[Row]:
     for row in _named(ex, names):
         if (locked := await ex.lock("agents", row)) is not None:
             now = began if locked is row else ex.now  # a row that was only waited for is not looked at again
-            found.append({**locked, "silence": _silence(locked, now)})
+            found.append({**locked, "heartbeat_age": _heartbeat_age(locked, now)})
     return found
 
 
@@ -32,7 +32,7 @@ def _named(ex: Execution, names: Iterable[str]) -> list[Row]:
     return [row for name in sorted(set(names)) if (row := ex.get("agents", name)) is not None]
 
 
-def _silence(row: Row, now: datetime) -> timedelta | None:
+def _heartbeat_age(row: Row, now: datetime) -> timedelta | None:
     heard = latest(row["heartbeat_time"], row["connect_time"])
     return None if heard is None else now - heard
 
