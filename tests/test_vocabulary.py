@@ -23,7 +23,7 @@ OLD: Mapping[str, str] = {
     r"(?:the|a|an|each|every|older|late|lower|pushed) beats?\b|\bbeats?\b(?= (?:that|of|which|and|is|are|carr))": (
         "heartbeat reply"
     ),
-    r"let go": "scheduled for deletion, deleted",
+    r"let go(?! of)": "scheduled for deletion, deleted",
     r"pass(?:es|ed) over|passing over": "skipped",
     r"(?:goes|gone|go|going|went) on from": "resumes from",
     r"(?:run|it|which|that) rests?\b(?! on)|\bto rest\b": "is paused",

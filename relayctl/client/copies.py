@@ -15,7 +15,7 @@ from relay.errors import RelayError
 from relay.v1 import runs_pb2 as pb
 from relayctl.client.artifacts import PullFailed
 from relayctl.client.client import RelayClient
-from storage.base import DamagedCopy, Progress, Store, StoreRefused, StoreUnavailable
+from storage.base import DamagedCopy, Progress, Store, StoreRefused, StoreUnavailable, ignore_progress
 from storage.hub.store import CommitRateLimit, HubStore
 from storage.hub.worker import HubWorker
 from storage.manifest import MANIFEST_FILE, Manifest
@@ -76,7 +76,9 @@ async def _fetch_blobs(client: RelayClient, digest: str, folder: Path, progress:
     return content
 
 
-async def fetch_result(client: RelayClient, output: pb.Output, folder: Path, progress: Progress) -> Manifest:
+async def fetch_result(
+    client: RelayClient, output: pb.Output, folder: Path, progress: Progress = ignore_progress
+) -> Manifest:
     """Fetch a run's result into a folder, every byte verified, and return its manifest."""
     if not output.uri:
         return await _fetch_blobs(client, output.manifest_digest, folder, progress)

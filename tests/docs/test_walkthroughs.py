@@ -4,7 +4,10 @@ Nothing is downloaded here. The model that a page names is looked up where its d
 Hugging Face Hub, and there the tests have put a tiny one; so no line of a page is changed.
 """
 
+import ast
+import asyncio
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -13,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from relayctl.client import RelayClient
 from tests.docs.page import PAGES, blocks, commands, execute
 from tests.relayctl.deployed import up
 
@@ -69,3 +73,22 @@ def test_first_steps(reader: Path) -> None:
 def test_the_trainers_contract(reader: Path, tmp_path: Path) -> None:
     walked = walk("events.md", tmp_path)
     assert len(walked) == 5 and (tmp_path / "counted" / "result.txt").exists()
+
+
+async def test_the_python_client(reader: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The script as a process; then the cells, in order, as a notebook runs them."""
+    walked = await asyncio.to_thread(walk, "python.md", tmp_path)
+    assert walked == ["python submit.py", "cat fetched/result.txt"]
+    notebook: dict[str, object] = {}
+    for block in blocks(PAGES / "python.md"):
+        if block.language == "python" and not block.file:
+            cell = compile(block.text, "python.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+            if (running := eval(cell, notebook)) is not None:
+                await running
+    assert notebook["curve"] == {1: 0.1, 2: 0.2, 3: 0.3}
+
+
+def test_the_python_page_names_every_method() -> None:
+    named = set(re.findall(r"`(\w+)`", (PAGES / "python.md").read_text().rpartition("## All methods")[2]))
+    public = {name for name, value in vars(RelayClient).items() if not name.startswith("_") and callable(value)}
+    assert public | {"connect"} == named - {"RELAY_SHARED_SECRET", "steps"}
