@@ -1,1 +1,1 @@
-"""The rows a run trains on: found, read, recognised, checked, mixed and cached."""
+"""The rows that a run trains on: found, read, recognised, checked, mixed and cached."""

@@ -1,7 +1,7 @@
-"""Rows in a bucket (`s3://`, `gs://`, `az://`): an object, a glob, or a prefix like a folder.
+"""Rows in a bucket (`s3://`, `gs://`, `az://`): an object, a glob, or a prefix that is used like a folder.
 
-Objects are fetched once and kept on this host, each under what the store says of it (its tag and size), so that what
-has changed there is fetched anew and what has not is not. Credentials come from the environment, as for checkpoints.
+Objects are downloaded once and kept on this host, under what the store says of them (tag and size), so an object is
+downloaded again only when it has changed. Credentials come from the environment, as for checkpoints.
 """
 
 import re
@@ -27,13 +27,15 @@ ObjectListing = Mapping[str, Any]  #: what a listing says of one
 
 
 def is_bucket_path(path: str) -> bool:
+    """Return True for a path in a bucket."""
     return path.partition("://")[0] in BUCKET_SCHEMES and "://" in path
 
 
 def fetch_objects(path: str) -> list[tuple[Path, str]]:
-    """The objects that a path means, as files of this host, each with its name for people; in order of their keys.
+    """Download the objects that a path means. Return them as files of this host with their addresses, sorted by key.
 
-    Raises ConfigError for a path that means none, HostError where the bucket is out of reach or closed to this host.
+    Raises ConfigError for a path without objects, and HostError where the bucket is out of reach or closed to this
+    host.
     """
     magic = _GLOB.search(path)
     fixed = path[: path.rindex("/", 0, magic.start())] if magic else path
@@ -53,7 +55,7 @@ def fetch_objects(path: str) -> list[tuple[Path, str]]:
 
 
 def _list_objects(client: BucketClient, address: Address, pattern: str) -> Iterator[ObjectListing]:
-    """The objects below an address that match, or the one that it is, or those that are rows by their names."""
+    """Yield the objects that match the pattern, or the object at the address, or the files of rows below it."""
     matches = re.compile(_glob_to_regex(pattern.partition("://")[2].partition("/")[2])) if pattern else None
     below = [each for page in obstore.list(client, address.path or None) for each in page]
     inside = [each for each in below if str(each["path"]).startswith(f"{address.path}/" if address.path else "")]
@@ -71,18 +73,19 @@ def _list_objects(client: BucketClient, address: Address, pattern: str) -> Itera
 
 
 def _has_rows_suffix(key: str) -> bool:
+    """Return True for a key that ends like a file of rows."""
     return key.lower().removesuffix(".gz").removesuffix(".zst").endswith(ROW_SUFFIXES)
 
 
 def _glob_to_regex(pattern: str) -> str:
-    """A glob as a regular expression: `*` and `?` stay within a part of the path, `**` does not."""
+    """Return a glob as a regular expression: `*` and `?` match within a part of the path, `**` across parts."""
     parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^]]+\])", pattern)
     known = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     return "".join(known.get(part) or (part if part.startswith("[") else re.escape(part)) for part in parts)
 
 
 def _fetch_cached(client: BucketClient, at: Address, said: ObjectListing) -> Path:
-    """The object's file here; fetched unless it is there."""
+    """Return the object's file on this host, downloaded unless it is there."""
     folder = cache.entry_folder("object", str(at), said.get("e_tag"), said["size"], str(said["last_modified"]))
     file = folder / Path(at.path).name
     if not file.is_file() or file.stat().st_size != said["size"]:
@@ -93,6 +96,7 @@ def _fetch_cached(client: BucketClient, at: Address, said: ObjectListing) -> Pat
 
 
 def _download(client: BucketClient, at: Address, size: int, to: Path) -> None:
+    """Download an object. Raises HostError when it has another size than the listing says."""
     arrived = 0
     with cache.disk_errors(to):
         file = to.open("wb", buffering=0)

@@ -1,4 +1,4 @@
-"""What is kept on this host from one attempt to the next: each thing in a folder, whose name says what it is."""
+"""What this host keeps from one attempt to the next: folders, each named by a hash of what it holds."""
 
 import hashlib
 import json
@@ -19,7 +19,9 @@ _DRAFT_PREFIX = ".tmp-"
 
 
 def entry_folder(*what: Any) -> Path:
-    """The folder for what these JSON values name; it need not be there. Being asked for, it counts as used."""
+    """Return the folder for what these JSON values describe, whether it exists or not. The call counts as a
+    use of it.
+    """
     folder = _cache_root() / hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
     with suppress(FileNotFoundError):
         os.utime(folder)
@@ -28,8 +30,8 @@ def entry_folder(*what: Any) -> Path:
 
 @contextmanager
 def new_entry(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `folder` when that went well, unless another process was first. What nobody has
-    used for long goes. Raises HostError when this host's disk fails, where the writer says so by `writing`.
+    """Provide a draft folder that becomes `folder` on success, unless another process was first. Entries that have not
+    been used for long are removed. Raises HostError when this host's disk fails, where the writer uses `disk_errors`.
     """
     draft = folder.with_name(f"{_DRAFT_PREFIX}{uuid4().hex}")
     try:
@@ -50,7 +52,7 @@ def new_entry(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """What goes wrong in here is this host's disk."""
+    """Turn OSError into HostError: it is this host's disk that fails."""
     try:
         yield
     except OSError as error:
@@ -60,17 +62,19 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def _sync_to_disk(folder: Path) -> None:
-    """So that after a host's crash a name never stands for half a thing."""
+    """Flush every file, so that no complete entry is damaged by a crash of the host."""
     for path in folder.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
 
 
 def _cache_root() -> Path:
+    """Return the folder of all entries."""
     return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "relay" / "data")
 
 
 def _remove_unused(root: Path) -> None:
+    """Remove entries that have not been used for long, and old drafts."""
     for folder in root.iterdir():
         with suppress(FileNotFoundError):
             limit = DRAFT_SECONDS if folder.name.startswith(_DRAFT_PREFIX) else UNUSED_SECONDS

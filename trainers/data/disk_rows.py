@@ -1,7 +1,7 @@
-"""Rows in a file of this host, for when there are too many for memory: they are read from there as they are asked for.
+"""Rows in a file of this host, where they are too many for memory. They are read when they are needed.
 
-The file is an Arrow stream, mapped into memory by the library that trainers prepare rows with. What it makes of them
-(tokens) lies beside the file, and is found again by the next attempt on this host.
+The file is an Arrow stream that the data sets library maps into memory. What that library makes of the rows (tokens)
+lies beside the file, and the next attempt on this host finds it there.
 """
 
 import json
@@ -26,7 +26,7 @@ _BATCH_BYTES = 8 << 20
 
 
 class DiskRows(Sequence[Row]):
-    """Rows that lie in files; `dataset` is what a library trainer takes."""
+    """Rows that lie in files. `dataset` is what a library trainer takes."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
@@ -49,10 +49,10 @@ class DiskRows(Sequence[Row]):
 
 
 def gather_rows(rows: Iterator[Row], folder: Path, about: Callable[[], Mapping[str, Any]]) -> Sequence[Row]:
-    """The rows: a list, or where they are too large for one, Large, in a file in `folder`, which is there only then;
-    what is said about them once all are read is kept with them.
+    """Return the rows as a list, or as DiskRows in `folder` where they are too large for one. Only then does the folder
+    exist, and `about` is stored in it once all rows have been read.
 
-    Raises what `rows` raises, ConfigError when a column holds things of different types, HostError when the disk fails.
+    Raises what `rows` raises, ConfigError when a column holds values of different types, HostError when the disk fails.
     """
     kept: list[Row] = []
     size = 0
@@ -69,25 +69,26 @@ def gather_rows(rows: Iterator[Row], folder: Path, about: Callable[[], Mapping[s
 
 
 def find_cached_rows(folder: Path) -> tuple[DiskRows, dict[str, Any]] | None:
-    """What `gathered` left there, with what was said about it."""
+    """Return what `gather_rows` left in the folder and what `about` returned, or None."""
     if not (folder / _ABOUT).is_file():
         return None
     return _open_rows(folder), json.loads((folder / _ABOUT).read_text())
 
 
 def _open_rows(folder: Path) -> DiskRows:
+    """Open the rows in the folder."""
     return DiskRows(Dataset.from_file(str(folder / _ROWS)))
 
 
 def select_rows(rows: Sequence[Row], numbers: "Sequence[int] | NDArray[np.int64]") -> Sequence[Row]:
-    """Some of the rows, by their numbers."""
+    """Return the rows with these numbers."""
     return (
         DiskRows(rows.dataset.select(numbers)) if isinstance(rows, DiskRows) else [rows[number] for number in numbers]
     )
 
 
 def concatenate_rows(parts: Sequence[Sequence[Row]]) -> Sequence[Row]:
-    """One after the other."""
+    """Return all rows of the parts, one part after the other."""
     if not any(isinstance(part, DiskRows) for part in parts):
         return list(chain.from_iterable(parts))
     sets = [as_dataset(part) for part in parts if len(part)]
@@ -99,28 +100,27 @@ def concatenate_rows(parts: Sequence[Sequence[Row]]) -> Sequence[Row]:
 
 
 def as_dataset(rows: Sequence[Row]) -> Dataset:
-    """What a library trainer takes."""
+    """Return the rows as a library trainer takes them."""
     return rows.dataset if isinstance(rows, DiskRows) else Dataset.from_list(list(rows))
 
 
 def as_stream(rows: Sequence[Row], seed: int) -> IterableDataset:
-    """What a library trainer takes and makes tokens of while it trains: in an order by seed, the same in every epoch,
-    since trainers do not shuffle what comes as a stream.
+    """Return the rows as a stream that a library trainer tokenizes while it trains. The order depends on the seed and
+    is the same in every epoch, since trainers do not shuffle a stream.
     """
     stream: IterableDataset = as_dataset(rows).shuffle(seed=seed).to_iterable_dataset()
     return stream
 
 
 def _drain(rows: list[Row]) -> Iterator[Row]:
+    """Yield the rows and drop each from the list."""
     rows.reverse()
     while rows:
         yield rows.pop()
 
 
 def _write_rows(rows: Iterable[Row], path: Path) -> None:
-    """An Arrow stream. What a column holds is seen only row by row: where it is more than it was, what has been written
-    is written again.
-    """
+    """Write an Arrow stream. The type of a column becomes known row by row; when it widens, the file is rewritten."""
     number, widened = 0, 0
     into = _StreamWriter(path)
     for batch in _split_into_batches(rows):
@@ -156,7 +156,7 @@ class _StreamWriter:
             self._writer.write_table(table)
 
     def rewrite_as(self, path: Path, schema: pa.Schema) -> "_StreamWriter":
-        """The same rows with other types, in a new file in the place of this one."""
+        """Rewrite the same rows with a wider schema, in a new file that replaces this one."""
         self.close(self._path)
         wider = _StreamWriter(path, schema)
         with pa.ipc.open_stream(pa.OSFile(str(self._path))) as before:
@@ -172,6 +172,7 @@ class _StreamWriter:
 
 
 def _split_into_batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """Yield batches of limited length and size."""
     batch: list[Row] = []
     size = 0
     for row in rows:
@@ -185,7 +186,7 @@ def _split_into_batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 
 def _estimate_size(value: Any) -> int:
-    """About how many bytes of text a value holds."""
+    """Return roughly how many bytes of text a value holds."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, dict):

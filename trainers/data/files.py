@@ -1,13 +1,13 @@
-"""Rows of a file, whatever kind of file it is: told by how it begins, and where that says nothing by its name.
+"""Rows of one file of any supported format, recognised by its first bytes, else by its name.
 
-| kind | rows |
+| format | rows |
 | --- | --- |
-| JSON lines | a row for each line; blank lines are passed over |
-| `.json` | an array of rows (lines will do too) |
+| JSON lines | one row on each line; blank lines are skipped |
+| `.json` | an array of rows (or JSON lines) |
 | `.csv`, `.tsv` | the first line names the columns; all values are text, but `true` and `false` in a column `label` |
 | Parquet, Arrow, Feather | as they are |
 
-Each of the first three may be packed with gzip or zstd. Text is UTF-8, with a byte order mark or without.
+The first three may be compressed with gzip or zstd. Text is UTF-8, with or without a byte order mark.
 """
 
 import csv
@@ -49,7 +49,7 @@ PlacedRows = Iterator[tuple[str, Row | ConfigError]]
 
 
 def read_rows(path: Path, name: str) -> PlacedRows:
-    """The rows of a file that errors call `name`. Raises ConfigError where nothing more can be read, and why."""
+    """Yield the rows of a file that errors call `name`. Raises ConfigError where nothing more can be read."""
     with path.open("rb") as file:
         begins = file.read(8)
     if begins.startswith(_PARQUET):
@@ -93,7 +93,9 @@ def _open_unpacked(path: Path, name: str, packing: str | None) -> Iterator[IO[by
 
 
 def _read_text(content: IO[bytes], name: str, suffix: str) -> PlacedRows:
-    """Lines, an array, or a table of text; of what is packed this is known only now."""
+    """Yield rows from JSON lines, an array, or a table of text. The format of compressed files becomes known
+    only here.
+    """
     first = content.readline()
     begins = first.removeprefix(_BYTE_ORDER_MARK)
     if kind := next((kind for magic, kind in _UNSUPPORTED.items() if begins.startswith(magic)), None):

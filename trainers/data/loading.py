@@ -1,7 +1,7 @@
-"""Rows to train on: read, weighed and split. Deterministic by seed, row for row. What a row is, and
-what is wrong with one, `trainers.data.row_formats` says.
+"""The rows of a run: read, weighted and split, in an order that depends only on the seed.
 
-Large sources are read once on a host: the next attempt there finds them by their content and by how they are read.
+`trainers.data.row_formats` defines what a row is and what is wrong with one. Large sources are read once on a host: the
+next attempt there finds them by their content and by the settings they are read with.
 """
 
 import glob
@@ -36,7 +36,7 @@ _FORMAT_VERSION = 1  #: changes when the same files and settings give other rows
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Rows of one kind, with no other columns than the kind's."""
+    """Rows of one kind, with the columns of that kind only."""
 
     kind: str
     rows: Sequence[Row]
@@ -44,12 +44,12 @@ class Rows:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Of every row."""
+        """The columns of every row."""
         return tuple(self.rows[0]) if self.rows else ()
 
     @property
     def digest(self) -> str:
-        """Of the rows, in their order."""
+        """A digest of the rows in their order."""
         return self.source_digest or _digest_rows(self.rows)
 
     def __len__(self) -> int:
@@ -58,21 +58,22 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class _SourceRows:
-    """One source's rows."""
+    """The rows of one source."""
 
     source: DataSource
     rows: Sequence[Row]
     source_digest: str = ""
 
     def describe(self) -> list[Any]:
+        """Return what decides this source's part of the mix, as JSON values."""
         return [self.source_digest or _digest_rows(self.rows), self.source.weight]
 
 
 def load_rows(
     data: DataSection, *, seed: int, kinds: Sequence[str], base: Path, pins: Mapping[str, str] | None = None
 ) -> tuple[Rows, Rows | None]:
-    """The rows to train on and those held out (None when `data.eval` says nothing). `pins` names the commits of data
-    sets on the Hub (see `trainers.models.hub`). ConfigError names file and line.
+    """Return the rows to train on and the held-out rows (None without `data.eval`). `pins` holds the commits of data
+    sets on the Hub (see `trainers.models.hub`). Raises ConfigError, which names file and line.
     """
     reader = RowReader(data, seed, kinds, base, pins or {})
     parts = reader.read_sources(data.train, "data.train")
@@ -102,6 +103,7 @@ def load_rows(
 
 
 def _digest_rows(rows: Iterable[Any]) -> str:
+    """Return a SHA-256 of the rows in their order."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(json.dumps(row).encode())
@@ -109,7 +111,7 @@ def _digest_rows(rows: Iterable[Any]) -> str:
 
 
 def _remove_held_out(parts: list[_SourceRows], held: Sequence[_SourceRows]) -> list[_SourceRows]:
-    """The parts without the rows that ask what a row of `held` asks."""
+    """Return the parts without the rows whose prompt a held-out row has too."""
     asked = {_prompt_key(row) for part in held for row in part.rows}
     return [
         replace(
@@ -120,12 +122,13 @@ def _remove_held_out(parts: list[_SourceRows], held: Sequence[_SourceRows]) -> l
 
 
 def _prompt_key(row: Row) -> str:
+    """Return the row's prompt as a text that can be compared."""
     return json.dumps(row.get("prompt", row), sort_keys=True)
 
 
 def mix_sources(parts: Iterable[_SourceRows], seed: int) -> Sequence[Row]:
-    """The parts one after the other, each `weight` times: 2 is every row twice, 0.5 half of the rows, picked by
-    seed.
+    """Return the rows of all parts, one part after the other, each `weight` times: 2 is every row twice, 0.5 half of
+    the rows, chosen by seed.
     """
     mixed: list[Sequence[Row]] = []
     for index, part in enumerate(parts):
@@ -138,8 +141,8 @@ def mix_sources(parts: Iterable[_SourceRows], seed: int) -> Sequence[Row]:
 
 
 def split_sources(parts: Sequence[_SourceRows], share: float, seed: int) -> tuple[list[_SourceRows], Sequence[Row]]:
-    """The parts without the held-out rows, and those: `share` of each part, before weights, so none is on both
-    sides.
+    """Return the parts without the held-out rows, and the held-out rows: `share` of each part. The split comes before
+    the weights, so no row is on both sides.
     """
     kept: list[_SourceRows] = []
     held: list[Sequence[Row]] = []
@@ -152,7 +155,9 @@ def split_sources(parts: Sequence[_SourceRows], share: float, seed: int) -> tupl
 
 
 def _choose_rows(total: int, count: int, salt: str) -> NDArray[np.bool_]:
-    """Which `count` of `total` rows, by hash: the same on every Python, unlike `random`'s own choices. (total,)"""
+    """Choose `count` of `total` rows by hash, which is the same in every Python, unlike `random`. Return a mask,
+    (total,).
+    """
     chosen = np.zeros(total, dtype=bool)
     if count:
         ranks = (hashlib.sha256(f"{salt}:{number}".encode()).digest()[:8] for number in range(total))
@@ -163,7 +168,7 @@ def _choose_rows(total: int, count: int, salt: str) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True, slots=True)
 class _RowFormat:
-    """What the rows so far say of all."""
+    """What the rows read so far fix for all rows."""
 
     kind: str = ""  #: as it is in the files
     shape: str = ""  #: what the first row's columns hold
@@ -171,7 +176,7 @@ class _RowFormat:
 
 
 class RowReader:
-    """Reads sources of one data section; the first row decides the kind where the run file does not."""
+    """Reads the sources of one data section. The first row decides the kind where the run file does not."""
 
     def __init__(self, data: DataSection, seed: int, kinds: Sequence[str], base: Path, pins: Mapping[str, str]) -> None:
         self._seed, self._pins, self._columns, self._base = seed, pins, data.columns, base
@@ -186,10 +191,11 @@ class RowReader:
 
     @property
     def kind(self) -> str:
-        """Of the rows that were read."""
+        """The kind of the rows that were read."""
         return trained_kind(self._format.kind)
 
     def read_sources(self, sources: Sequence[DataSource], name: str) -> list[_SourceRows]:
+        """Return the rows of each source. Raises ConfigError when there are none."""
         parts = [self._read_source(source) for source in sources]
         if not any(part.rows for part in parts):
             raise ConfigError(
@@ -198,6 +204,7 @@ class RowReader:
         return parts
 
     def _read_source(self, source: DataSource) -> _SourceRows:
+        """Return the rows of one source, from the cache where they are there."""
         if source.reasoning_gym is not None:
             return _SourceRows(source, list(self._require_rows(source)))
         asked = [
@@ -215,20 +222,21 @@ class RowReader:
         return _SourceRows(source, rows, folder.name if isinstance(rows, DiskRows) else "")
 
     def _describe_content(self, source: DataSource) -> Any:
-        """What decides which rows a source has."""
+        """Return what decides which rows a source has, as JSON values."""
         if (source.path or "").startswith("hf://"):
             return [source.path, source.name, source.split, hub.resolve_dataset(source, self._pins)]
         return [[hash_file(file)[0], *file.suffixes[-2:]] for file, _ in self._find_files(source.path or "")]
 
     def _require_rows(self, source: DataSource) -> Iterator[Row]:
+        """Yield the rows of a source. Raises ConfigError for the first that is wrong."""
         for row in self.check_rows(source):
             if isinstance(row, ConfigError):
                 raise row
             yield row
 
     def check_rows(self, source: DataSource) -> Iterator[Row | ConfigError]:
-        """The rows of a source as they are trained on; in the place of one that is wrong, why. Raises ConfigError where
-        nothing more can be read.
+        """Yield the rows of a source as they are trained on, and for a row that is wrong its error. Raises ConfigError
+        where nothing more can be read.
         """
         for place, row in self._read_raw(source):
             try:
@@ -237,6 +245,9 @@ class RowReader:
                 yield error
 
     def _check(self, row: Mapping[str, Any], place: str) -> Row:
+        """Return a row with renamed columns, in the form that is trained on. Raises ConfigError for a row that is
+        wrong.
+        """
         renamed = {self._columns.get(name, name): value for name, value in row.items()}
         if len(renamed) < len(row):
             raise ConfigError(f"{place}: data.columns gives two columns one name, of {', '.join(map(str, row))}")
@@ -247,7 +258,9 @@ class RowReader:
         return good
 
     def _require_same_shape(self, row: Row, place: str) -> None:
-        """Text and messages, and whether there is a prompt, are told once for all rows, by the first."""
+        """Raise ConfigError when a row differs from the first in a way that trainers look for in the first row only:
+        text or messages, with or without a prompt.
+        """
         said = {name: value for name, value in row.items() if name in COLUMNS[self.kind] and name != "label"}
         shape = "text" if all(isinstance(value, str) for value in said.values()) else "messages"
         if not self._format.shape:
@@ -259,6 +272,7 @@ class RowReader:
             raise ConfigError(f"{place}: {has} {', '.join(odd)}, other than the rows before; give it in all or in none")
 
     def _read_raw(self, source: DataSource) -> Iterator[tuple[str, Mapping[str, Any] | ConfigError]]:
+        """Yield each row of a source as it is stored, with its place for errors."""
         if source.reasoning_gym is not None:
             for number, task in enumerate(reasoning_gym.generate_rows(source, self._seed), 1):
                 yield f"{source.reasoning_gym} task {number}", task
@@ -270,7 +284,7 @@ class RowReader:
                 yield from files.read_rows(file, name)
 
     def _find_files(self, path: str) -> list[tuple[Path, str]]:
-        """The files of a source, each with its name for people."""
+        """Return the files of a path, each with its name for errors."""
         if path not in self._files_of_path:
             self._files_of_path[path] = (
                 bucket_rows.fetch_objects(path) if bucket_rows.is_bucket_path(path) else self._find_local_files(path)
@@ -278,6 +292,7 @@ class RowReader:
         return self._files_of_path[path]
 
     def _find_local_files(self, path: str) -> list[tuple[Path, str]]:
+        """Return the files of a path on this host: a file, a folder of files, or a glob."""
         whole = self._base / Path(path).expanduser()
         if whole.is_file():
             hits = [whole]

@@ -18,8 +18,8 @@ DEFAULT_SIZE = 1000  #: tasks, where a source does not say
 
 
 def generate_rows(source: DataSource, seed: int) -> Iterator[Row]:
-    """The tasks of a `reasoning_gym` source as rows: `prompt`, `completion`, `answer` (text, as `completion` is) and
-    `task`. `seed` is for a source without one.
+    """Yield the tasks of a `reasoning_gym` source as rows: `prompt`, `completion`, `answer` (the text of `completion`)
+    and `task`. `seed` is for a source without one.
     """
     size = source.size or DEFAULT_SIZE
     made_by = {
@@ -41,7 +41,7 @@ def generate_rows(source: DataSource, seed: int) -> Iterator[Row]:
 
 
 def score_answer(answer: str, task: str) -> float:
-    """What the task's own verifier gives for an answer, mostly 0 to 1."""
+    """Return what the task's own verifier gives for an answer, mostly 0 to 1."""
     made_by: dict[str, Any] = json.loads(task)
     number = made_by.pop("number")
     tasks = _create_dataset(json.dumps(made_by, sort_keys=True))
@@ -50,7 +50,7 @@ def score_answer(answer: str, task: str) -> float:
 
 @lru_cache(maxsize=64)
 def _create_dataset(made_by: str) -> Any:
-    """The generator; ConfigError for one that does not exist, or does not take its settings."""
+    """Return the generator. Raises ConfigError for one that does not exist or does not take its settings."""
     try:
         import reasoning_gym
         from reasoning_gym.factory import DATASETS

@@ -1,4 +1,4 @@
-"""What a row is: its kind is recognised by its columns, and what is wrong with it is said in one line.
+"""The kinds of rows: recognised by their columns, checked, and converted to what is trained on.
 
 | kind | a row |
 | --- | --- |
@@ -7,11 +7,11 @@
 | `chat` | `{"messages": [{"role": …, "content": …}, …]}` |
 | `preference` | `{"prompt": …, "chosen": …, "rejected": …}`, or without prompt: then both begin with it |
 | `unpaired_preference` | `{"prompt": …, "completion": …, "label": true}` |
-| `prompt` | `{"prompt": …}`, and whatever columns the rewards read, for instance `answer` |
+| `prompt` | `{"prompt": …}`, and the columns that the rewards read, for instance `answer` |
 | `alpaca` | `{"instruction": …, "input": …, "output": …}`; becomes `prompt_completion`, as messages |
 | `sharegpt` | `{"conversations": [{"from": "human", "value": …}, …]}`; becomes `chat` |
 
-Prompts and what answers them are all text or all lists of messages.
+Prompts and their answers are all text or all lists of messages.
 """
 
 import json
@@ -45,17 +45,17 @@ _ROLES: Mapping[str, str] = {"human": "user", "gpt": "assistant", "system": "sys
 
 
 def readable_kinds(kinds: Sequence[str]) -> tuple[str, ...]:
-    """The kinds of rows that can be given to a method which learns from `kinds`."""
+    """Return the kinds of rows that a method which learns from `kinds` can be given."""
     return (*kinds, *(kind for kind, other in _BECOMES.items() if other in kinds))
 
 
 def trained_kind(kind: str) -> str:
-    """The kind that rows of `kind` have once they are checked."""
+    """Return the kind that rows of `kind` have once they are checked."""
     return _BECOMES.get(kind, kind)
 
 
 def detect_kind(row: Row, kinds: Sequence[str], place: str) -> str:
-    """The kind of a row, one of `kinds`; ConfigError says what was wanted."""
+    """Return the kind of a row, one of `kinds`. Raises ConfigError, which lists the columns of each kind."""
     for kind, columns in COLUMNS.items():
         if kind in kinds and all(column in row for column in columns):
             return kind
@@ -67,7 +67,7 @@ def detect_kind(row: Row, kinds: Sequence[str], place: str) -> str:
 
 
 def describe_columns(kinds: Sequence[str]) -> str:
-    """The columns of each kind, in words."""
+    """Return the columns of each kind in words."""
     return " or ".join(
         " and perhaps ".join(("+".join(columns), *_OPTIONAL.get(kind, ())))
         for kind, columns in COLUMNS.items()
@@ -76,7 +76,7 @@ def describe_columns(kinds: Sequence[str]) -> str:
 
 
 def check_row(row: Row, kind: str, place: str) -> Row:
-    """The row with only its kind's columns, as it is trained on; ConfigError says what is wrong with it."""
+    """Return the row with its kind's columns only, as it is trained on. Raises ConfigError for a row that is wrong."""
     for column in COLUMNS[kind]:
         if column not in row:
             raise ConfigError(f"{place}: no column {column}, which every row of format {kind} has")
@@ -87,7 +87,7 @@ def check_row(row: Row, kind: str, place: str) -> Row:
 
 
 def format_value(value: Any, limit: int = 60) -> str:
-    """A value for people, cut where it is long."""
+    """Return a value for a message, cut where it is long."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
@@ -100,7 +100,7 @@ def _check_texts(row: Row, place: str) -> Row:
 
 
 def _check_turns(row: Row, place: str) -> Row:
-    """Every column text, or every column messages."""
+    """Require that every column is text, or that every column is messages."""
     if not any(isinstance(value, list) for value in row.values()):
         return _check_texts(row, place)
     return {column: _check_messages(value, f"{place}: {column}") for column, value in row.items()}
@@ -123,7 +123,7 @@ def _check_preference(row: Row, place: str) -> Row:
 
 
 def _check_prompt(row: Row, place: str) -> Row:
-    """Its own columns stay: they are what rewards read."""
+    """Keep the row's other columns, which rewards read."""
     if taken := [name for name in _RESERVED if name in row]:
         raise ConfigError(f"{place}: reward functions are given {taken[0]} by the trainer; call the column otherwise")
     rest = {name: value for name, value in row.items() if name not in ("prompt", "completion")}

@@ -1,4 +1,4 @@
-"""The training methods: each a small module that says which library trainer it is and what that needs (`METHOD`)."""
+"""The training methods: each is a small module whose `METHOD` names its library trainer and what that trainer needs."""
 
 import importlib
 import os
@@ -15,7 +15,7 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # docs/runfile.md says w
 
 
 def load_method(name: str) -> "Method":
-    """The method of that name; ConfigError names those there are."""
+    """Return the method of that name. Raises ConfigError, which lists the methods, when there is none."""
     if name not in NAMES:
         raise ConfigError(f"method: {name} cannot be trained here; there is {', '.join(NAMES)}")
     return cast("Method", importlib.import_module(f"trainers.methods.{name}").METHOD)

@@ -1,6 +1,7 @@
-"""Contrastive preference optimization (and SimPO) on TRL's CPOTrainer, all weights or LoRA, without a reference model.
+"""Contrastive preference optimization (and SimPO) with TRL's CPOTrainer, for all weights or LoRA, without a reference
+model.
 
-TRL keeps it in `trl.experimental`: what its options are called may change with TRL.
+TRL keeps it in `trl.experimental`, so its options may change with TRL.
 """
 
 from trl.experimental.cpo import CPOConfig, CPOTrainer

@@ -1,8 +1,8 @@
-"""Continued pretraining on TRL's SFTTrainer, all weights or LoRA: plain text, every token of which is learnt from.
+"""Continued pretraining with TRL's SFTTrainer, for all weights or LoRA: plain text, in which every token is learnt.
 
-What differs from `sft` is what is asked for where the run file says nothing: texts, each with its end token, are put
-one after the other and cut into blocks of `max_length` (`packing`, `packing_strategy: wrapped`), so none is cut short
-and no block is padded. And rows are `text` only: in dialogues a part is usually masked.
+Its defaults differ from those of `sft`: texts, each with its end token, are concatenated and cut into blocks of
+`max_length` (`packing`, `packing_strategy: wrapped`), so no text is cut short and no block is padded. Its rows are
+`text` only, because a part of a dialogue is usually masked.
 """
 
 from dataclasses import dataclass, field

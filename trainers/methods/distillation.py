@@ -1,5 +1,5 @@
-"""On-policy distillation on TRL's DistillationTrainer, all weights or LoRA: a student answers, and learns a teacher's
-distribution over every token of its answer.
+"""On-policy distillation with TRL's DistillationTrainer, for all weights or LoRA: the student answers, and learns the
+teacher's distribution over every token of its answer.
 """
 
 from trl import DistillationConfig, DistillationTrainer

@@ -1,6 +1,6 @@
-"""Direct preference optimization on TRL's DPOTrainer, all weights or LoRA.
+"""Direct preference optimization with TRL's DPOTrainer, for all weights or LoRA.
 
-The reference is what the run began with: the model, or the adapter that it goes on with.
+The reference is what the run began with: the initial model, or the adapter of `model.init_from`.
 """
 
 from trl import DPOConfig, DPOTrainer

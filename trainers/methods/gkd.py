@@ -1,7 +1,7 @@
-"""Generalized knowledge distillation on TRL's GKDTrainer, all weights or LoRA: a student learns a teacher's
-distribution, on dialogues and, for a share `lmbda` of the batches, on answers of its own.
+"""Generalized knowledge distillation with TRL's GKDTrainer, for all weights or LoRA: a student learns a teacher's
+distribution, on dialogues and, for a share `lmbda` of the batches, on its own answers.
 
-TRL keeps it in `trl.experimental`: what its options are called may change with TRL.
+TRL keeps it in `trl.experimental`, so its options may change with TRL.
 """
 
 from typing import Any
@@ -13,7 +13,9 @@ from trainers.resumable import ResumableTrainer
 
 
 class ResumableGKD(ResumableTrainer, GKDTrainer):
-    """TRL samples answers before it puts the model into training, so with or without dropout by what came before."""
+    """TRL's trainer, which samples answers before it puts the model into training mode. Whether dropout is on depends
+    on what came before, so the mode is part of the checkpoint.
+    """
 
     def collect_extra_state(self) -> dict[str, Any]:
         model: Any = self.model

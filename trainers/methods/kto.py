@@ -1,7 +1,7 @@
-"""Kahneman-Tversky optimization on TRL's KTOTrainer, all weights or LoRA.
+"""Kahneman-Tversky optimization with TRL's KTOTrainer, for all weights or LoRA.
 
-The reference is what the run began with: the model, or the adapter that it goes on with. Rows are taken in the order of
-the data: each is compared with the completion of its neighbour in the batch.
+The reference is what the run began with: the initial model, or the adapter of `model.init_from`. Rows are taken in
+their order, because each is compared with the completion of its neighbour in the batch.
 """
 
 from trl import KTOConfig, KTOTrainer

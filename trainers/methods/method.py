@@ -1,4 +1,4 @@
-"""What a method is: a library's trainer, its options, and what has to be found for a run that uses it."""
+"""What a method is: a library's trainer, its options, and what must be prepared for a run that uses it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ FLOAT32_ON_ONE_DEVICE: Mapping[str, Any] = {"dtype": "float32", "device_map": No
 
 @dataclass(frozen=True, slots=True)
 class LearningSignals:
-    """What a run needs besides its model and rows."""
+    """What a run learns from besides its rows: reward functions and reward models, or a teacher."""
 
     rewards: Sequence[RewardFunction | RewardModel] = ()
     teacher: ModelSource | None = None
@@ -31,7 +31,7 @@ class LearningSignals:
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One way to train; each module of `trainers.methods` defines one."""
+    """One way to train. Each module of `trainers.methods` defines one."""
 
     trainer_class: type[
         ResumableTrainer
@@ -48,7 +48,9 @@ class Method:
     )  #: what `model_init` is where the run file does not say
 
     def configure(self, run: RunFile, owned: Mapping[str, Any]) -> TrainingArguments:
-        """The library's config from the run's options and those Relay sets; the library's own errors pass through."""
+        """Return the library's config, from the run's options and those that Relay sets. The library's own errors pass
+        through.
+        """
         rewarded = {"reward_weights": functions.reward_weights(run)} if self.uses_rewards else {}
         return self.config_class(**{**run.options, **owned, **rewarded})
 
@@ -61,7 +63,7 @@ class Method:
         held_out: Rows | None,
         beside: LearningSignals = LearningSignals(),
     ) -> ResumableTrainer:
-        """The library's trainer with its model loaded."""
+        """Load the model and return the library's trainer around it."""
         begun = load_initial_model(run, model, self.task)
         args.model_init_kwargs = None if begun.model_init is None else {**self.model_init_defaults, **begun.model_init}
         made: Any = self.trainer_class
@@ -80,14 +82,17 @@ class Method:
         return trainer
 
     def _load_tokenizer(self, model: LocalModel) -> Any:
+        """Return the tokenizer of a trainer that does not find it by itself."""
         return AutoTokenizer.from_pretrained(model.folder) if self.needs_tokenizer else None
 
 
 def _is_streaming(run: RunFile) -> bool:
+    """Return True when rows are tokenized while the run trains."""
     return run.data is not None and run.data.streaming
 
 
 def _load_teacher(source: ModelSource | None, model_init: Mapping[str, Any]) -> Any:
+    """Load the teacher. Raises ConfigError where the run has none."""
     if source is None:
         raise ConfigError(
             "teacher: is missing; for instance teacher: {name_or_path: HuggingFaceTB/SmolLM2-1.7B-Instruct}"

@@ -1,4 +1,4 @@
-"""Trainers that learn from completions of their own."""
+"""Library trainers that learn from completions that they generate themselves."""
 
 import math
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ _ENTROPY_STATE = ("entropy_coef", "_last_world_entropy", "_entropy_window_stats"
 
 
 class OnPolicyTrainer(ResumableTrainer):
-    """Completions are generated for several micro-batches or steps at once, and those that are yet to be trained on
-    belong to the checkpoint.
+    """A trainer that generates completions for several micro-batches or steps at once. Those that it has not trained on
+    yet are part of the checkpoint.
     """
 
     def collect_extra_state(self) -> dict[str, Any]:
@@ -53,7 +53,9 @@ class RewardedTrainer(OnPolicyTrainer):
         return library._generate_and_score_completions(inputs)
 
     def newest_rollouts(self) -> Sequence[Rollout]:
-        """TRL keeps the newest, gathered from all processes; they may be those of an evaluation."""
+        """Return the newest completions of the training. TRL keeps the newest of all processes, which may be an
+        evaluation's.
+        """
         logs = cast(Any, self)._logs
         if not self._trained_on:
             return ()
@@ -65,5 +67,5 @@ class RewardedTrainer(OnPolicyTrainer):
 
 
 def _opinion_or_none(reward: float) -> float | None:
-    """TRL notes a function that gave None as NaN."""
+    """Return None for NaN, which TRL records for a function that returned None."""
     return None if math.isnan(reward) else reward

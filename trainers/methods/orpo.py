@@ -1,6 +1,6 @@
-"""Odds ratio preference optimization on TRL's ORPOTrainer, all weights or LoRA, without a reference model.
+"""Odds ratio preference optimization with TRL's ORPOTrainer, for all weights or LoRA, without a reference model.
 
-TRL keeps it in `trl.experimental`: what its options are called may change with TRL.
+TRL keeps it in `trl.experimental`, so its options may change with TRL.
 """
 
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer

@@ -1,4 +1,4 @@
-"""Proximal policy optimization (`trainers.ppo`), all weights or LoRA, with transformers' own generation and DDP."""
+"""Proximal policy optimization (`trainers.ppo`), for all weights or LoRA, with transformers' own generation and DDP."""
 
 from trainers.methods.method import FLOAT32_ON_ONE_DEVICE, Method
 from trainers.ppo.config import PPOConfig

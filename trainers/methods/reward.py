@@ -1,7 +1,7 @@
-"""Reward models on TRL's RewardTrainer, all weights or LoRA: a language model whose head gives one number.
+"""Reward models with TRL's RewardTrainer, for all weights or LoRA: a language model whose head gives one number.
 
-The head is new (drawn by the run's seed) unless the model has one; with LoRA it is trained and saved whole beside the
-adapter, as PEFT does for its task SEQ_CLS.
+The head is new (drawn with the run's seed) unless the model has one. With LoRA the head is trained and saved whole
+beside the adapter, as PEFT does for its task SEQ_CLS.
 """
 
 from trl import RewardConfig, RewardTrainer

@@ -1,7 +1,7 @@
-"""REINFORCE leave-one-out on TRL's RLOOTrainer, all weights or LoRA.
+"""REINFORCE leave-one-out with TRL's RLOOTrainer, for all weights or LoRA.
 
-Its rewards are the run file's. Completions come from transformers or vLLM (`use_vllm`); what vLLM draws is not part of
-a checkpoint, so with it a resumed run is not bit for bit the one that was never cut.
+Its rewards are the run file's. Completions come from transformers or vLLM (`use_vllm`). The state of vLLM's sampling is
+not part of a checkpoint, so with vLLM a resumed run is not bit for bit the uninterrupted one.
 """
 
 from trl import RLOOConfig, RLOOTrainer

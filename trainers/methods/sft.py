@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on TRL's SFTTrainer, all weights or LoRA."""
+"""Supervised fine-tuning with TRL's SFTTrainer, for all weights or LoRA."""
 
 from trl import SFTConfig, SFTTrainer
 

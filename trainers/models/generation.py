@@ -1,4 +1,4 @@
-"""Completions by transformers' own generation, of prompts that are text or messages."""
+"""Generating completions with transformers, for prompts that are text or messages."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ Turns = str | Sequence[Mapping[str, str]]  #: text, or messages
 
 
 def tokenize_prompt(tokenizer: Any, prompt: Turns) -> list[int]:
-    """A prompt as the model is given it, at least one token."""
+    """Return the tokens that the model is given for a prompt; at least one."""
     if isinstance(prompt, str):
         ids = list(tokenizer(prompt)["input_ids"])
     else:
@@ -22,7 +22,7 @@ def tokenize_prompt(tokenizer: Any, prompt: Turns) -> list[int]:
 
 
 def find_end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """The tokens that end a completion, in order; those that the model was made with, and the tokenizer's."""
+    """Return the tokens that end a completion, sorted: the model's own and the tokenizer's."""
     made_with = model.generation_config.eos_token_id if model.generation_config is not None else None
     ids = made_with if isinstance(made_with, list) else [made_with]
     return sorted({each for each in (*ids, tokenizer.eos_token_id) if each is not None})
@@ -31,8 +31,9 @@ def find_end_tokens(model: Any, tokenizer: Any) -> list[int]:
 def generate_completions(
     model: Any, prompts: Sequence[Sequence[int]], how: GenerationConfig
 ) -> tuple[Tensor, Tensor, int]:
-    """Prompts and completions, (rows, tokens); which of them are a prompt's or come after it, as 1; and where the
-    completions begin. Prompts are filled up on the left with the token that `how` says, and `how` is all that counts.
+    """Complete the prompts. Return three things: prompts and completions as ids, (rows, tokens); a mask of the same
+    shape that is 0 for padding on the left; and the column at which completions begin. Only the settings in `how`
+    count.
     """
     width = max(map(len, prompts))
     ids = [[how.pad_token_id] * (width - len(each)) + list(each) for each in prompts]
@@ -45,15 +46,15 @@ def generate_completions(
 
 
 def decode_completions(tokenizer: Any, completions: Sequence[Sequence[int]], *, as_messages: bool) -> list[Any]:
-    """Completions as text, or each as the one message of an assistant: as rewards are given them."""
+    """Return completions as rewards are given them: as text, or each as one message of the assistant."""
     texts = tokenizer.batch_decode([list(each) for each in completions], skip_special_tokens=True)
     return [[{"role": "assistant", "content": text}] for text in texts] if as_messages else list(texts)
 
 
 @contextmanager
 def without_generation_defaults(model: Any) -> Iterator[None]:
-    """Without the generation config that the model came with: the library takes from it whatever the caller leaves open
-    (a repetition penalty, banned tokens), and then completions are drawn from another distribution than the model's.
+    """Remove the generation config that the model came with. The library takes from it what the caller leaves open (a
+    repetition penalty, banned tokens), and then does not sample from the model's own distribution.
     """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # an adapter looks it up there
     came_with, inner.generation_config = inner.generation_config, GenerationConfig()
@@ -65,8 +66,8 @@ def without_generation_defaults(model: Any) -> Iterator[None]:
 
 @contextmanager
 def evaluation_mode(model: Any) -> Iterator[None]:
-    """Without dropout, and with the cache that a model with recomputation has only then; afterwards each part is in the
-    mode it was in.
+    """Switch off dropout and allow the cache, which a model with recomputation has only then; restore every part's
+    mode.
     """
     modes = [(part, part.training) for part in model.modules()]
     model.eval()

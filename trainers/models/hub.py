@@ -1,7 +1,7 @@
 """Names on the Hugging Face Hub, resolved to a commit once and pinned for all attempts of a run.
 
-Everything that is read of a model is read from a snapshot of the pinned commit on this host's disk. Given a name and a
-revision, the libraries would look some things up at `main` (TRL the architecture, PEFT the vocabulary at every save).
+Everything of a model is read from a snapshot of the pinned commit on this host's disk. Given a name and a revision, the
+libraries would look up some things at `main` (TRL the architecture, PEFT the vocabulary at every save).
 """
 
 import json
@@ -39,7 +39,7 @@ _TRANSPORT_ERROR: type[BaseException] = HfHubHTTPError.__mro__[
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """Where a model's files are: a folder, or a Hub id at a commit; and its name for people who load the result."""
+    """Where a model's files are (a folder, or a Hub id at a commit), and its name for those who load the result."""
 
     path: str
     revision: str | None
@@ -57,13 +57,13 @@ class LocalModel:
 
     @property
     def adapter(self) -> Path | None:
-        """The folder of the adapter that goes on it before training."""
+        """The folder of the adapter that is put on the model before training, or None."""
         return Path(self.source.adapter) if self.source.adapter else None
 
 
 def resolve_model(model: ModelSection, pins: Mapping[str, str]) -> ModelSource:
-    """The model to load; of the Hub's, the pinned commit or today's. Raises ConfigError for a model that does not
-    exist.
+    """Return the source of the run's model; on the Hub at the pinned commit, else at the current one. Raises
+    ConfigError for a model that does not exist.
     """
     if model.init_from is not None:
         return _resolve_init_from(model.init_from, pins)
@@ -74,7 +74,7 @@ def resolve_model(model: ModelSection, pins: Mapping[str, str]) -> ModelSource:
 
 
 def resolve_teacher(model: ModelSection, pins: Mapping[str, str]) -> ModelSource:
-    """The model that a run learns from; of the Hub's, the pinned commit or today's."""
+    """Return the source of the run's teacher; on the Hub at the pinned commit, else at the current one."""
     name = model.name_or_path or ""
     return _find_local_model(name, name) or ModelSource(
         name, pins.get("teacher") or resolve_commit(name, model.revision, "model"), name
@@ -82,19 +82,21 @@ def resolve_teacher(model: ModelSection, pins: Mapping[str, str]) -> ModelSource
 
 
 def reward_pin_name(name: str) -> str:
-    """The pin's name of a reward model on the Hub."""
+    """Return the name of the pin of a reward model on the Hub."""
     return f"reward:{name}"
 
 
 def resolve_reward_model(name: str, pins: Mapping[str, str]) -> ModelSource:
-    """A reward model; of the Hub's, the pinned commit or today's. Raises ConfigError for one that does not exist."""
+    """Return the source of a reward model; on the Hub at the pinned commit, else at the current one. Raises ConfigError
+    for a model that does not exist.
+    """
     return _find_local_model(name, name) or ModelSource(
         name, pins.get(reward_pin_name(name)) or resolve_commit(name, None, "model"), name
     )
 
 
 def _find_local_model(name: str, known_as: str) -> ModelSource | None:
-    """The model that is a folder of this host; None for a name on the Hub."""
+    """Return the source of a model that is a folder of this host, or None for a name on the Hub."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         _require_model(folder, name)
@@ -105,7 +107,9 @@ def _find_local_model(name: str, known_as: str) -> ModelSource | None:
 
 
 def _resolve_init_from(asked: str, pins: Mapping[str, str]) -> ModelSource:
-    """What the coordinator put beside the run: a whole model, or an adapter and, unless the Hub has it, its base."""
+    """Return the source of another run's result, which the agent has put beside the run: a whole model, or an adapter
+    and (unless the Hub has it) its base model.
+    """
     folder, base, origin = Path(INIT_FROM).absolute(), Path(INIT_BASE).absolute(), pins.get("init_from", asked)
     if not folder.is_dir():
         raise ConfigError(
@@ -127,9 +131,9 @@ def _resolve_init_from(asked: str, pins: Mapping[str, str]) -> ModelSource:
 
 
 def fetch_model(source: ModelSource) -> LocalModel:
-    """The model on this host's disk, downloaded unless it is there already.
+    """Return the model on this host's disk, downloaded if needed.
 
-    Raises ConfigError for a commit that is gone or holds no model, HostError when the Hub is out of reach.
+    Raises ConfigError for a commit that is gone or holds no model, and HostError when the Hub is out of reach.
     """
     if source.revision is None:
         return LocalModel(Path(source.path), source)
@@ -142,7 +146,9 @@ def fetch_model(source: ModelSource) -> LocalModel:
 
 
 def fetch_tokenizer(source: ModelSource) -> Path:
-    """What tokenizes for a model, on this host's disk; of one on the Hub no weights are fetched. Raises as `local`."""
+    """Return the folder of a model's tokenizer on this host's disk. Of a model on the Hub no weights are downloaded.
+    Raises as `fetch_model` does.
+    """
     if source.revision is None:
         return Path(source.path)
     with _hub_errors("model", source.path, source.revision):
@@ -150,6 +156,7 @@ def fetch_tokenizer(source: ModelSource) -> Path:
 
 
 def _require_model(folder: Path, name: str) -> None:
+    """Raise ConfigError when the folder holds no model."""
     missing = [] if (folder / "config.json").is_file() else ["config.json"]
     if not any(list(folder.glob(weights)) for weights in ("*.safetensors", "pytorch_model*.bin")):
         missing.append("weights (*.safetensors)")
@@ -158,6 +165,7 @@ def _require_model(folder: Path, name: str) -> None:
 
 
 def _download_snapshot(source: ModelSource, wanted: tuple[str, ...], unwanted: tuple[str, ...] = ()) -> Path:
+    """Download the files that match and return their folder."""
     return Path(
         snapshot_download(
             source.path, revision=source.revision, allow_patterns=list(wanted), ignore_patterns=list(unwanted)
@@ -166,17 +174,17 @@ def _download_snapshot(source: ModelSource, wanted: tuple[str, ...], unwanted: t
 
 
 def dataset_pin_name(source: DataSource) -> str:
-    """The pin's name of a data set on the Hub, e.g. `data:owner/name`."""
+    """Return the name of the pin of a data set on the Hub, e.g. `data:owner/name`."""
     return f"data:{_dataset_name(source)}" + (f"@{source.revision}" if source.revision else "")
 
 
 def resolve_dataset(source: DataSource, pins: Mapping[str, str]) -> str:
-    """The pinned commit of a data set on the Hub, or today's."""
+    """Return the commit of a data set on the Hub: the pinned one, else the current one."""
     return pins.get(dataset_pin_name(source)) or resolve_commit(_dataset_name(source), source.revision, "dataset")
 
 
 def load_dataset_rows(source: DataSource, commit: str) -> Iterable[Mapping[str, Any]]:
-    """The rows of one split (default: train) of a data set on the Hub."""
+    """Return the rows of one split (default: train) of a data set on the Hub."""
     from datasets import load_dataset
     from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
 
@@ -192,9 +200,9 @@ def load_dataset_rows(source: DataSource, commit: str) -> Iterable[Mapping[str, 
 
 
 def resolve_commit(name: str, revision: str | None, kind: RepositoryKind) -> str:
-    """The commit that a branch, tag or prefix names now; from the local cache where the Hub is out of reach.
+    """Return the commit that a branch, tag or prefix names now; from the local cache where the Hub is out of reach.
 
-    Raises ConfigError for what the Hub does not have, HostError when there is neither Hub nor cache.
+    Raises ConfigError for what the Hub does not have, and HostError when there is neither Hub nor cache.
     """
     try:
         with _hub_errors(kind, name, revision):
@@ -204,6 +212,7 @@ def resolve_commit(name: str, revision: str | None, kind: RepositoryKind) -> str
 
 
 def _find_cached_commit(name: str, revision: str | None, kind: RepositoryKind, away: HostError) -> str:
+    """Return the commit in the local cache. Raises the given error when there is none."""
     try:  # only where the snapshot lies: which files of it are here is seen when they are needed
         place = snapshot_download(name, revision=revision, repo_type=kind, local_files_only=True, allow_patterns=[])
     except LocalEntryNotFoundError:
@@ -213,7 +222,9 @@ def _find_cached_commit(name: str, revision: str | None, kind: RepositoryKind, a
 
 @contextmanager
 def _hub_errors(kind: RepositoryKind, name: str, revision: str | None) -> Iterator[None]:
-    """What the client raises, sorted: ConfigError for what the Hub does not have, HostError when it is out of reach."""
+    """Turn the Hub client's errors into ConfigError (the Hub does not have it) or HostError (the Hub is out
+    of reach).
+    """
     get_session().timeout = _TIMEOUT
     try:
         yield
@@ -228,4 +239,5 @@ def _hub_errors(kind: RepositoryKind, name: str, revision: str | None) -> Iterat
 
 
 def _dataset_name(source: DataSource) -> str:
+    """Return the data set's name on the Hub."""
     return (source.path or "").removeprefix("hf://").removeprefix("datasets/")

@@ -1,4 +1,6 @@
-"""What a method trains: a model that the library loads by itself, or a base with another run's adapter on it."""
+"""Loading the initial model of a run: one that the library loads by itself, or a base model with another
+run's adapter.
+"""
 
 import copy
 import json
@@ -33,7 +35,7 @@ _HEADS: Mapping[str, tuple[Any, Mapping[str, Any]]] = {
 
 @dataclass(frozen=True, slots=True)
 class InitialModel:
-    """To be given to a library trainer."""
+    """The initial model, as a library trainer takes it."""
 
     model: Any  #: a folder, or a model that is loaded
     model_init: dict[str, Any] | None  #: how the library is to load it; None when it is loaded
@@ -42,8 +44,8 @@ class InitialModel:
 
 
 def load_initial_model(run: RunFile, model: LocalModel, task: str = LANGUAGE_TASK) -> InitialModel:
-    """Another run's adapter is trained on as it is when the run asks for LoRA, and merged into its base when all
-    weights are trained. Raises ConfigError when the run asks for another adapter than that.
+    """Load the model that training begins with. A run with LoRA continues to train another run's adapter; a run that
+    trains all weights merges it into its base. Raises ConfigError when the run asks for a different adapter.
     """
     if model.adapter is None:
         lora = LoraConfig(task_type=task, **run.lora) if run.lora is not None else None
@@ -59,29 +61,30 @@ def load_initial_model(run: RunFile, model: LocalModel, task: str = LANGUAGE_TAS
 
 
 def _loading_arguments(run: RunFile) -> dict[str, Any]:
-    """What a model is loaded with."""
+    """Return the arguments with which a model is loaded."""
     quantized = {"quantization_config": BitsAndBytesConfig(**run.quantization)} if run.quantization else {}
     return {**run.model_init, **quantized}
 
 
 def load_model(folder: Path, task: str, **how: Any) -> Any:
-    """The model in `folder`, with the head that the task needs."""
+    """Load the model in `folder` with the head that the task needs."""
     kind, more = _HEADS[task]
     return kind.from_pretrained(folder, **more, **how)
 
 
 def copy_reference_model(begun: InitialModel) -> Any:
-    """What a method that compares with where it began is to be given; None where the library finds it by itself.
+    """Return the reference model of a method that compares with the initial weights, or None where the library finds
+    it.
 
-    It loads a folder once more, switches a new adapter off, and keeps a copy of an adapter that is trained on (`ref`,
-    in `DPOTrainer.__init__` and `KTOTrainer.__init__`; never saved, see `trainers.resumable`). In place of a model that
-    is merged already it would load the bare base.
+    The library loads a folder again, switches a new adapter off, and keeps a copy of an adapter that is trained further
+    (`ref`, in `DPOTrainer.__init__` and `KTOTrainer.__init__`; it is never saved, see `trainers.resumable`). For a
+    merged model it would load the base model, which is wrong.
     """
     return copy.deepcopy(begun.model) if isinstance(begun.model, PreTrainedModel) else None
 
 
 def _load_merged(run: RunFile, base: Path, adapter: Path, task: str) -> Any:
-    """Summed in float32, whatever the type that is trained in."""
+    """Load the base model with the adapter merged into it. The sum is computed in float32, whatever type is trained."""
     how = {name: value for name, value in run.model_init.items() if name != "dtype"}
     whole: Any = PeftModel.from_pretrained(load_model(base, task, dtype=torch.float32, **how), str(adapter))
     merged = whole.merge_and_unload().to(_resolve_dtype(run.model_init.get("dtype", "float32"), base))
@@ -89,7 +92,7 @@ def _load_merged(run: RunFile, base: Path, adapter: Path, task: str) -> Any:
 
 
 def _resolve_dtype(asked: str, base: Path) -> torch.dtype:
-    """The type that the library would load it in."""
+    """Return the type in which the library would load the model."""
     kind = AutoConfig.from_pretrained(base).dtype if asked == "auto" else getattr(torch, asked, None)
     if not isinstance(kind, torch.dtype):
         raise ConfigError(f"model_init.dtype: {asked} is no type; for instance bfloat16")
@@ -97,7 +100,9 @@ def _resolve_dtype(asked: str, base: Path) -> torch.dtype:
 
 
 def require_adapter_task(task: str, adapter: Path) -> None:
-    """ConfigError when the adapter belongs to a model with another head: a language model's has none that scores."""
+    """Raise ConfigError when the adapter belongs to a model with another head: a language model has none
+    that scores.
+    """
     trained = json.loads((adapter / ADAPTER).read_text()).get("task_type") or task
     if trained != task:
         raise ConfigError(
@@ -107,7 +112,9 @@ def require_adapter_task(task: str, adapter: Path) -> None:
 
 
 def require_same_adapter(asked: Mapping[str, Any], adapter: Path) -> None:
-    """ConfigError names what a run asks of its adapter and the one it begins with does not have."""
+    """Raise ConfigError when the run asks for another adapter than the one it begins with. The message names what
+    differs.
+    """
     if differences := list(_list_differences(asked, json.loads((adapter / ADAPTER).read_text()))):
         raise ConfigError(
             f"lora: the adapter that model.init_from names has {', '.join(differences)}; "
@@ -116,6 +123,7 @@ def require_same_adapter(asked: Mapping[str, Any], adapter: Path) -> None:
 
 
 def _list_differences(asked: Mapping[str, Any], there: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what the adapter in the folder has and the run asks otherwise."""
     for name, value in asked.items():
         if name == "target_modules" and isinstance(value, str):  # a pattern; there it stands resolved
             continue

@@ -1,4 +1,6 @@
-"""What the tokens of a completion were worth. Pure; tensors are (rows, tokens) unless said otherwise."""
+"""What the tokens of a completion are worth: pure functions of tensors that are (rows, tokens) unless said
+otherwise.
+"""
 
 from dataclasses import dataclass
 
@@ -7,14 +9,16 @@ from torch import Tensor
 
 
 def completion_mask(ids: Tensor, ends: Tensor) -> Tensor:
-    """True for the tokens of a completion: all up to and with the first of `ends` (token ids, one dimension)."""
+    """Return True for the tokens of a completion: all up to and including the first of `ends` (token ids, one
+    dimension).
+    """
     ended = torch.isin(ids, ends).int()
     return ended.cumsum(dim=1) - ended == 0
 
 
 def spread_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
-    """The reward at each token: what straying from the reference costs there, and at the last one the score as well
-    (Ziegler et al. 2019, section 2).
+    """Return the reward at each token: the cost of diverging from the reference, and at the last token the score as
+    well (Ziegler et al. 2019, section 2).
 
     `scores` is (rows,); every row of `mask` has a True.
     """
@@ -26,8 +30,9 @@ def spread_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> 
 def estimate_advantages(
     rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float
 ) -> tuple[Tensor, Tensor]:
-    """Generalized advantage estimation (Schulman et al. 2015, arXiv:1506.02438, equation 16), and the returns that
-    values are fitted to: advantage plus value. The value after the last token is 0; so is everything off the mask.
+    """Return advantages by generalized advantage estimation (Schulman et al. 2015, arXiv:1506.02438, equation 16), and
+    the returns that values are fitted to (advantage plus value). The value after the last token is 0, and so is
+    everything outside the mask.
     """
     found = torch.zeros_like(rewards)
     after = torch.zeros_like(rewards[:, 0])
@@ -41,20 +46,20 @@ def estimate_advantages(
 
 
 def sum_moments(values: Tensor, mask: Tensor) -> Tensor:
-    """Count, sum and sum of squares on the mask, to be added up over processes. (3,), double."""
+    """Return count, sum and sum of squares of the values in the mask, to be added up over processes. (3,), double."""
     kept = torch.where(mask, values.double(), 0.0)
     return torch.stack([mask.sum().double(), kept.sum(), (kept**2).sum()])
 
 
 def mean_and_variance(found: Tensor) -> tuple[Tensor, Tensor]:
-    """From `moments`: the mean and the unbiased variance."""
+    """Return the mean and the unbiased variance of what `sum_moments` summed."""
     count, total, squares = found
     mean = total / count
     return mean, (squares - count * mean**2) / (count - 1).clamp(min=1)
 
 
 def whiten(values: Tensor, mask: Tensor, found: Tensor, *, centered: bool = True) -> Tensor:
-    """Scaled by the `moments` given to a variance of 1, and a mean of 0 where `centered`; 0 off the mask."""
+    """Scale by the given moments to a variance of 1, and to a mean of 0 where `centered`. 0 outside the mask."""
     mean, variance = mean_and_variance(found)
     scaled = (values.double() - mean) * torch.rsqrt(variance.clamp(min=0) + 1e-8)
     return torch.where(mask, scaled if centered else scaled + mean, 0.0).to(values.dtype)
@@ -62,8 +67,9 @@ def whiten(values: Tensor, mask: Tensor, found: Tensor, *, centered: bool = True
 
 @dataclass(slots=True)
 class KLController:
-    """The coefficient. With a `target` (nats per completion) it rises while completions stray further and falls while
-    they stray less: by at most 20 % for every `horizon` completions.
+    """The coefficient of the cost of diverging from the reference. With a `target` (nats per completion) it rises while
+    completions diverge more, and falls while they diverge less: by at most 20 % over `horizon` completions (Ziegler et
+    al. 2019).
     """
 
     coefficient: float
@@ -71,7 +77,7 @@ class KLController:
     horizon: int = 10_000
 
     def update(self, kl: float, completions: int) -> None:
-        """Completions strayed by `kl` nats in the mean."""
+        """Adjust the coefficient after `completions` completions that diverged by `kl` nats in the mean."""
         if self.target is not None:
             error = min(max(kl / self.target - 1, -0.2), 0.2)
             self.coefficient *= 1 + error * completions / self.horizon

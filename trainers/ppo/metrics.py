@@ -1,4 +1,4 @@
-"""What is logged: means over all processes, gathered between two logs."""
+"""PPO's metrics: means over all processes, gathered between two logs."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -12,40 +12,43 @@ from trainers.ppo import estimates
 
 
 class MetricWindow:
-    """Notes of one mode (train or eval) go into `window`, by name."""
+    """Collects the metrics of one mode (train or eval) in `window`, by name."""
 
     def __init__(self, accelerator: Accelerator, window: dict[str, list[float]]) -> None:
         self._accelerator, self._window = accelerator, window
 
     def add(self, values: Mapping[str, float]) -> None:
+        """Add one value of each metric."""
         for name, value in values.items():
             self._window[name].append(value)
 
     def sum_moments(self, values: Tensor, mask: Tensor) -> Tensor:
-        """`estimates.moments` of all processes."""
+        """Return `estimates.sum_moments` over all processes."""
         return self._sum(estimates.sum_moments(values, mask))
 
     def add_token_means(self, values: Mapping[str, Tensor], mask: Tensor) -> None:
-        """Means over tokens of what there is one of for each."""
+        """Add the means over tokens of values that each token has."""
         sums = [mask.sum().double(), *((each.detach().double() * mask).sum() for each in values.values())]
         count, *totals = self._sum(torch.stack(sums)).tolist()
         self.add({name: total / count for name, total in zip(values, totals, strict=True)})
 
     def add_divergence(self, kl: Tensor, mask: Tensor) -> tuple[float, int]:
-        """The mean over tokens is noted; the mean over completions is returned, with their number."""
+        """Add the mean KL divergence of a token. Return that of a completion, and the number of completions."""
         rows = torch.tensor(float(len(kl)), device=kl.device, dtype=torch.double)
         total, tokens, completions = self._sum(torch.stack([kl.double().sum(), mask.sum().double(), rows])).tolist()
         self.add({"kl": total / tokens})
         return total / completions, int(completions)
 
     def add_explained_variance(self, values: Tensor, returns: Tensor, mask: Tensor) -> None:
-        """How much of the variance of returns the values explain; 0 when all are alike."""
+        """Add how much of the variance of the returns the values explain; 0 when all returns are equal."""
         _, left = estimates.mean_and_variance(self.sum_moments(returns - values, mask))
         _, whole = estimates.mean_and_variance(self.sum_moments(returns, mask))
         self.add({"explained_variance": float(1 - left / whole) if whole > 0 else 0.0})
 
     def add_scores(self, names: Sequence[str], parts: Tensor, scores: Tensor, ended: Tensor, mask: Tensor) -> None:
-        """Each reward's (rows, rewards), what they come to, and which completions came to an end."""
+        """Add the mean of each reward, of the scores and of the lengths, and the share of completions without an end.
+        `parts` is (rows, rewards).
+        """
         parts, scores, ended = self._gather(parts), self._gather(scores), self._gather(ended)
         lengths = self._gather(mask.sum(dim=1)).double()
         means = parts.nanmean(dim=0).tolist()
@@ -58,18 +61,20 @@ class MetricWindow:
         })  # fmt: skip
 
     def take_means(self) -> dict[str, float]:
-        """The mean of each since the last time."""
+        """Return the mean of each metric since the last call, and start anew."""
         found = {name: [value for value in values if value == value] for name, values in self._window.items()}
         self._window.clear()
         return {name: sum(values) / len(values) for name, values in found.items() if values}
 
     def _sum(self, values: Tensor) -> Tensor:
+        """Sum over all processes."""
         return cast(Tensor, self._accelerator.reduce(values, "sum"))
 
     def _gather(self, values: Tensor) -> Tensor:
+        """Gather the rows of all processes."""
         return cast(Tensor, self._accelerator.gather(values))
 
 
 def empty_windows() -> dict[str, dict[str, list[float]]]:
-    """As TRL's trainers have them, so that they are saved and restored alike (`trainers.checkpoints.windows`)."""
+    """Return empty windows in the form of TRL's, which checkpoints save and restore (`checkpoints.metric_windows`)."""
     return {"train": defaultdict(list), "eval": defaultdict(list)}

@@ -1,4 +1,4 @@
-"""A language model with a value head: one number for each token, from the last hidden state."""
+"""A language model with a value head, which gives one number for each token from the last hidden state."""
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -17,8 +17,8 @@ HEAD_FILE = f"{HEAD}.safetensors"
 
 
 def add_value_head(model: Any) -> None:
-    """As a submodule, so that it is moved, wrapped and optimized with the model. It begins at zero: a value that knows
-    nothing, whatever the model's size.
+    """Add the value head as a submodule, so that it is moved, wrapped and optimized with the model. It starts at zero
+    and thus predicts nothing, whatever the model's size.
     """
     width = model.get_output_embeddings().weight.shape[-1]
     like = model.get_output_embeddings().weight
@@ -29,7 +29,7 @@ def add_value_head(model: Any) -> None:
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """No dropout any more, neither by modules nor (attention's, in transformers) by numbers that functions take."""
+    """Disable dropout, both of modules and of the numbers that functions take (attention's, in transformers)."""
     for part in model.modules():
         if isinstance(part, nn.Dropout):
             part.p = 0.0
@@ -38,11 +38,12 @@ def disable_dropout(model: nn.Module) -> None:
 
 
 def remove_head(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A model's state as it would be without the value head."""
+    """Return the state of the model without the value head."""
     return {name: value for name, value in state.items() if not name.startswith(f"{HEAD}.")}
 
 
 def save_head(model: Any, folder: Path) -> None:
+    """Save the value head in `folder`."""
     head: nn.Module = getattr(model, HEAD)
     save_file(
         {name: value.detach().cpu().contiguous() for name, value in head.state_dict().items()}, folder / HEAD_FILE
@@ -50,12 +51,12 @@ def save_head(model: Any, folder: Path) -> None:
 
 
 def has_head(folder: Path) -> bool:
-    """Whether `save_head` wrote one there."""
+    """Return True where `save_head` has written a value head."""
     return (folder / HEAD_FILE).is_file()
 
 
 def load_head(model: Any, folder: Path) -> None:
-    """Where there is one."""
+    """Load the value head where there is one."""
     head: nn.Module = getattr(model, HEAD)
     if has_head(folder):
         head.load_state_dict(load_file(folder / HEAD_FILE))
@@ -64,8 +65,8 @@ def load_head(model: Any, folder: Path) -> None:
 def logits_and_states(
     model: Any, ids: Tensor, attention: Tensor, completion: int, temperature: float, *, with_states: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """The logits that the last `completion` tokens of `ids` were drawn from, (rows, completion, vocabulary), and the
-    states before those tokens, (rows, completion, width). `model` may be wrapped (DDP).
+    """Return the logits from which the last `completion` tokens of `ids` were sampled, (rows, completion, vocabulary),
+    and the states before those tokens, (rows, completion, width). `model` may be wrapped (DDP).
     """
     out = model(
         input_ids=ids,
@@ -80,14 +81,14 @@ def logits_and_states(
 
 
 def compute_values(model: Any, states: Tensor) -> Tensor:
-    """What the value head makes of states, (rows, tokens). A token's value is that of the state it was chosen in."""
+    """Return the value head's output, (rows, tokens). A token's value is that of the state in which it was chosen."""
     head: nn.Linear = getattr(model, HEAD)
     values: Tensor = head(states.to(head.weight.dtype)).squeeze(-1)
     return values
 
 
 def add_reference_adapter(model: Any) -> None:
-    """Keep an adapter that comes from another run as it is now: it is what the policy is compared with."""
+    """Keep a copy of an adapter that comes from another run, as the reference of the policy."""
     model.add_adapter(REFERENCE, model.peft_config["default"])
     for name, parameter in model.named_parameters():
         if ".default." in name:
@@ -97,7 +98,9 @@ def add_reference_adapter(model: Any) -> None:
 
 
 def reference_active(model: Any) -> AbstractContextManager[None]:
-    """A context in which a model with an adapter is the reference: without the adapter, or with the remembered one."""
+    """Return a context in which a model with an adapter is the reference: without its adapter, or with the
+    copy of it.
+    """
     context: AbstractContextManager[None] = use_adapter(model, REFERENCE if REFERENCE in model.peft_config else None)
     return context
 
@@ -105,7 +108,9 @@ def reference_active(model: Any) -> AbstractContextManager[None]:
 def reference_log_probabilities(
     model: Any, reference: Any, ids: Tensor, attention: Tensor, completion: int, temperature: float
 ) -> Tensor:
-    """Log-probabilities of the completions by the reference, or by the model as it began where there is none."""
+    """Return the log-probabilities of completions under the reference, or where there is none under the
+    initial model.
+    """
     with nullcontext() if reference is not None else reference_active(model):
         judge = model if reference is None else reference
         logits, _ = logits_and_states(judge, ids, attention, completion, temperature, with_states=False)

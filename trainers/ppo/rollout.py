@@ -1,4 +1,4 @@
-"""Completions of one rollout, with all that is known of them when they have been judged."""
+"""One rollout: completions with all that is known of them, and how the run's rewards score them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -13,7 +13,7 @@ Reward = Callable[..., list[float | None]] | nn.Module
 
 @dataclass(frozen=True, slots=True)
 class RolloutBatch:
-    """Rows of a rollout: prompts filled up on the left, completions on the right. (rows, tokens) each."""
+    """Rows of a rollout: prompts padded on the left, completions on the right. Each tensor is (rows, tokens)."""
 
     ids: Tensor  #: prompt and completion
     attention: Tensor  #: 1 for what is no filling
@@ -25,27 +25,28 @@ class RolloutBatch:
 
     @property
     def completion(self) -> int:
-        """Columns of the completions."""
+        """The number of columns of the completions."""
         return int(self.mask.shape[1])
 
     def select_rows(self, indices: Tensor) -> "RolloutBatch":
+        """Return the rows with these indices."""
         return RolloutBatch(*(getattr(self, each.name)[indices] for each in fields(self)))
 
     def to_state(self) -> dict[str, Tensor]:
-        """As a checkpoint keeps it; `Batch(**state)` is the batch again."""
+        """Return the tensors as a checkpoint stores them. `RolloutBatch(**state)` is the batch again."""
         return {each.name: getattr(self, each.name) for each in fields(self)}
 
 
 @dataclass(frozen=True, slots=True)
 class RolloutBuffer:
-    """A rollout on the way through its epochs."""
+    """A rollout and the order in which its epochs go through it."""
 
     batch: RolloutBatch
     orders: Tensor  #: (epochs, rows): the order in which each epoch takes the rows
     counts: Tensor  #: (epochs, minibatches): tokens of each minibatch, over all processes
 
     def micro_batch(self, position: int, rows: int, accumulation: int) -> tuple[RolloutBatch, Tensor]:
-        """The micro-batch at a position, and how many tokens its minibatch has."""
+        """Return the micro-batch at a position, and the number of tokens of its minibatch."""
         per_epoch = self.orders.shape[1] // rows
         epoch, at = divmod(position, per_epoch)
         return self.batch.select_rows(self.orders[epoch, at * rows : (at + 1) * rows]), self.counts[
@@ -54,7 +55,9 @@ class RolloutBuffer:
 
 
 class RewardScorer:
-    """Functions, called as TRL calls them, and sequence classifiers, each with its tokenizer."""
+    """Scores completions with every reward: functions, called as TRL calls them, and sequence classifiers with their
+    tokenizers.
+    """
 
     def __init__(self, rewards: Sequence[Reward], tokenizers: Sequence[Any], device: torch.device) -> None:
         self._device = device
@@ -70,7 +73,7 @@ class RewardScorer:
     def __call__(
         self, rows: Sequence[Mapping[str, Any]], completions: list[Any], ids: list[list[int]], state: Any
     ) -> Tensor:
-        """(rows, rewards); NaN where one has no opinion. `ids` are the completions' tokens."""
+        """Return the rewards, (rows, rewards), with NaN for no opinion. `ids` are the completions' tokens."""
         prompts = [row["prompt"] for row in rows]
         columns = {name: [row[name] for row in rows] for name in rows[0] if name not in ("prompt", "completion")}
         given = {"prompts": prompts, "completions": completions, "completion_ids": ids, "trainer_state": state}
@@ -83,7 +86,7 @@ class RewardScorer:
         return torch.stack(found, dim=1)
 
     def values_by_name(self, values: Sequence[float]) -> dict[str, float | None]:
-        """One row's, by name; None where one had no opinion."""
+        """Return one row's rewards by name, with None for no opinion."""
         return {name: None if value != value else value for name, value in zip(self.names, values, strict=True)}
 
     def _score_by_function(self, reward: Callable[..., list[float | None]], given: Mapping[str, Any]) -> Tensor:
@@ -103,14 +106,14 @@ class RewardScorer:
 
 
 def _share_pad_token(scorer: Any, tokenizer: Any) -> None:
-    """A classifier finds the last token of a text by what its tokenizer fills up with, and may know another or none."""
+    """Give the classifier its tokenizer's padding token, by which it finds the last token of a text."""
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     scorer.config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
 
 def _reward_name(reward: Any) -> str:
-    """What its curve is called."""
+    """Return the name of the reward's curve."""
     if isinstance(reward, nn.Module):
         return str(cast(Any, reward).config._name_or_path).rpartition("/")[2]
     return str(reward.__name__)

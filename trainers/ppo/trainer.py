@@ -1,7 +1,8 @@
-"""The training: a rollout, then minibatch epochs over it, each minibatch one optimizer step of the library's Trainer.
+"""PPO's trainer: a rollout, then minibatch epochs over it, in which each minibatch is one step of the library's
+Trainer.
 
-Order of data, accumulation, schedules, mixed precision, DDP, saving and resuming are the Trainer's. Where a checkpoint
-falls into a rollout, what is left of it belongs to the checkpoint, and so does the KL coefficient.
+The Trainer does the order of data, accumulation, schedules, mixed precision, DDP, saving and resuming. A checkpoint
+within a rollout includes what is left of it, and the KL coefficient.
 """
 
 from collections.abc import Sequence, Sized
@@ -29,11 +30,11 @@ Row = dict[str, Any]
 
 
 class PPOTrainer(ResumableTrainer):
-    """Trains a policy by rewards of its own completions, held near to where it began.
+    """Trains a policy by the rewards of its own completions, close to its initial weights.
 
-    `model` is a folder, or a model that is loaded; `ref_model` what a merged one is compared with. Rows have `prompt`
-    (text or messages) and whatever columns the rewards read. A reward is a function as TRL calls them, or a sequence
-    classifier with its tokenizer in `reward_processing_classes`.
+    `model` is a folder or a loaded model; `ref_model` is the reference of a merged one. Rows have `prompt` (text or
+    messages) and the columns that the rewards read. A reward is a function as TRL calls it, or a sequence classifier
+    with its tokenizer in `reward_processing_classes`.
     """
 
     shared_state = ("kl_coef",)
@@ -83,17 +84,18 @@ class PPOTrainer(ResumableTrainer):
 
     @property
     def options(self) -> PPOConfig:
+        """The options, typed."""
         return cast(PPOConfig, self.args)
 
     @property
     def _policy(self) -> Any:
-        """The model, not wrapped."""
+        """The model without its wrapper."""
         return cast(Any, self.model)
 
     # Data
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Each batch is a whole rollout's prompts, and comes once for every micro-batch that is made of it."""
+        """Return a loader whose batches are a whole rollout's prompts, each repeated for every micro-batch of it."""
         inner: Any = self
         loader: DataLoader[Any] = inner._get_dataloader(
             dataset=self.train_dataset,
@@ -115,7 +117,7 @@ class PPOTrainer(ResumableTrainer):
         )
 
     def _prepare_inputs(self, inputs: Any) -> Any:
-        """The micro-batch that is due, and the tokens of its minibatch."""
+        """Return the micro-batch that is due, and the number of tokens of its minibatch."""
         if not self._policy.training:
             return inputs
         every = self.options.num_ppo_epochs * self.options.micro_batches
@@ -128,7 +130,7 @@ class PPOTrainer(ResumableTrainer):
         return share
 
     def _shuffle_rollout(self, batch: RolloutBatch) -> RolloutBuffer:
-        """The order in which each epoch goes through a rollout is drawn at once."""
+        """Draw the order in which each epoch goes through a rollout."""
         epochs, rows = self.options.num_ppo_epochs, batch.ids.shape[0]
         orders = torch.stack([torch.randperm(rows) for _ in range(epochs)]).to(batch.ids.device)
         tokens = batch.mask.sum(dim=1)[orders].view(epochs, self.options.num_mini_batches, -1).sum(dim=-1).double()
@@ -138,7 +140,7 @@ class PPOTrainer(ResumableTrainer):
 
     @torch.no_grad()
     def _roll_out(self, rows: Sequence[Row], mode: str) -> RolloutBatch:
-        """Complete the prompts, judge the completions, and work out what their tokens were worth."""
+        """Complete the prompts, score the completions, and estimate what their tokens are worth."""
         ids, attention, width = self._generate([row["prompt"] for row in rows])
         mask = estimates.completion_mask(ids[:, width:], self.end_tokens.to(ids.device))
         attention = torch.cat([attention[:, :width], mask.to(attention.dtype)], dim=1)
@@ -163,7 +165,7 @@ class PPOTrainer(ResumableTrainer):
         return RolloutBatch(ids, attention, mask, logps, values * mask, advantages, returns)
 
     def _generate(self, prompts: Sequence[Turns]) -> tuple[Tensor, Tensor, int]:
-        """See `trainers.models.generation.complete`."""
+        """Sample completions (see `trainers.models.generation.generate_completions`)."""
         tokenizer: Any = self.processing_class
         longest = self.options.max_prompt_length or 0
         ids = [tokenize_prompt(tokenizer, prompt)[-longest:] for prompt in prompts]
@@ -172,8 +174,8 @@ class PPOTrainer(ResumableTrainer):
             return generate_completions(self._policy, ids, settings)
 
     def _evaluate_models(self, ids: Tensor, attention: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probabilities and values by the policy, log-probabilities by the reference; micro-batch by micro-batch,
-        as a rollout may be far larger than what a model can take at once.
+        """Return log-probabilities and values by the policy, and log-probabilities by the reference. They are computed
+        in micro-batches, because a rollout may be far larger than a model can take at once.
         """
         found: list[tuple[Tensor, Tensor, Tensor]] = []
         size = self.options.per_device_train_batch_size
@@ -191,7 +193,7 @@ class PPOTrainer(ResumableTrainer):
         return logps, values, reference
 
     def _score(self, rows: Sequence[Row], ids: Tensor, mask: Tensor, mode: str) -> Tensor:
-        """What each completion is worth, (rows,)."""
+        """Return the score of each completion, (rows,)."""
         kept = [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
         completions = decode_completions(
             self.processing_class, kept, as_messages=not isinstance(rows[0]["prompt"], str)
@@ -214,15 +216,15 @@ class PPOTrainer(ResumableTrainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The mean over the minibatch's tokens of all processes: DDP takes the mean over processes and the Trainer the
-        mean over micro-batches, so both are multiplied in.
+        """Return the mean loss over the minibatch's tokens of all processes. DDP averages over processes and the
+        Trainer over micro-batches, so both numbers are multiplied in.
         """
         batch, tokens = inputs
         mean_of_means = self.accelerator.num_processes * self.args.gradient_accumulation_steps
         return self._summed_loss(model, batch, "train") / tokens * mean_of_means
 
     def _summed_loss(self, model: Any, batch: RolloutBatch, mode: str) -> Tensor:
-        """Summed over the tokens of a batch."""
+        """Return the loss summed over the tokens of a batch."""
         options, mask = self.options, batch.mask
         logits, states = policy.logits_and_states(
             model, batch.ids, batch.attention, batch.completion, options.temperature, with_states=True
@@ -248,7 +250,7 @@ class PPOTrainer(ResumableTrainer):
     def prediction_step(
         self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[Tensor, None, None]:
-        """Held-out prompts: completions, their rewards, and the loss before any step is made."""
+        """Roll out held-out prompts and return the loss before any step."""
         batch = self._roll_out(inputs, "eval")
         with torch.no_grad(), self.compute_loss_context_manager():
             loss = self._summed_loss(self._policy, batch, "eval") / batch.mask.sum()
@@ -271,7 +273,7 @@ class PPOTrainer(ResumableTrainer):
     # Saving
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """The model as any other of its kind, so that it can be loaded as such; the value head beside it."""
+        """Save the model as any other of its kind, so that it loads as one, and the value head beside it."""
         folder = output_dir or str(self.args.output_dir)
         super()._save(folder, policy.remove_head(self._policy.state_dict() if state_dict is None else state_dict))
         policy.save_head(self._policy, Path(folder))
@@ -281,7 +283,7 @@ class PPOTrainer(ResumableTrainer):
         policy.load_head(self._policy, Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Of a model without a value head, an optimizer knows nothing of the weights that are trained here."""
+        """Skip the optimizer of a model without a value head: it lacks a part of the weights that are trained here."""
         if checkpoint is None or policy.has_head(Path(checkpoint)):
             super()._load_optimizer_and_scheduler(checkpoint)
 
@@ -309,8 +311,8 @@ class PPOTrainer(ResumableTrainer):
 
 
 def _prepare_models(model: Any, args: PPOConfig, peft_config: Any, ref_model: Any) -> tuple[Any, Any]:
-    """The policy with its value head, and the reference; None where that is the policy without its adapter, or not
-    needed.
+    """Return the policy with its value head, and the reference. The reference is None where it is the policy without
+    its adapter, or where none is needed.
     """
     how: Any = args.model_init_kwargs or {}
     loaded = AutoModelForCausalLM.from_pretrained(model, **how) if isinstance(model, str) else model
@@ -352,4 +354,5 @@ def _sampling_settings(options: PPOConfig, pad_token: int, end_tokens: list[int]
 
 
 def _keep_rows(rows: list[Row]) -> Any:
+    """Collate rows as they are."""
     return rows

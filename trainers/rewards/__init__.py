@@ -1,1 +1,1 @@
-"""Rewards: what a completion is worth, by functions of the user, of Relay or of a reward model."""
+"""Rewards of completions: functions of the user, functions with a name, and reward models."""

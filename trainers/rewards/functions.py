@@ -1,8 +1,8 @@
-"""What a completion is worth: the run file's `rewards`, as the functions that RL trainers call.
+"""The run file's `rewards`, as the functions that RL trainers call.
 
-A reward is asked for a batch, `f(prompts=[…], completions=[…], completion_ids=[…], **columns)`, and gives a number for
-each sample, or None where it has no opinion. Prompts and completions are text, or lists of messages where the prompts
-are. What one raises, or returns that is no number, ends the attempt with an error that names the sample.
+A reward is called with a batch, `f(prompts=[…], completions=[…], completion_ids=[…], **columns)`, and returns a number
+for each sample, or None for no opinion. Prompts and completions are text, or lists of messages where the prompts are.
+An exception, or a value that is not a number, ends the attempt with an error that names the sample.
 """
 
 import json
@@ -27,7 +27,7 @@ _TRAINER_ARGUMENTS = ("trainer_state", "log_extra", "log_metric", "environments"
 
 @dataclass(frozen=True, slots=True)
 class RewardModel:
-    """A reward model: a sequence classifier with one number."""
+    """A reward model: a sequence classifier that gives one number."""
 
     name: str
     source: ModelSource
@@ -36,8 +36,8 @@ class RewardModel:
 def resolve_rewards(
     run: RunFile, columns: Collection[str], pins: Mapping[str, str]
 ) -> list["RewardFunction | RewardModel"]:
-    """The run's rewards in their order. ConfigError for one that cannot be, or that needs a column which the rows
-    (whose `columns` these are) have not.
+    """Return the run's rewards in their order. Raises ConfigError for a reward that does not exist, or that reads a
+    column which the rows (whose `columns` these are) do not have.
     """
     if not run.rewards:
         raise ConfigError("rewards: is missing; for instance rewards: [{call: rewards.py:score}]")
@@ -51,13 +51,14 @@ def resolve_rewards(
 
 
 def reward_weights(run: RunFile) -> list[float]:
-    """The weight of each."""
+    """Return the weight of each reward."""
     return [float(reward.weight) for reward in run.rewards]
 
 
 def _resolve_reward(
     reward: Reward, seed: int, columns: Collection[str], pins: Mapping[str, str], place: str
 ) -> "RewardFunction | RewardModel":
+    """Resolve one reward, without loading a reward model."""
     if reward.model is not None:
         return RewardModel(reward.model.rstrip("/").rpartition("/")[2], resolve_reward_model(reward.model, pins))
     if reward.call is None:
@@ -71,18 +72,20 @@ def _resolve_reward(
 
 
 def _call_in_process(function: RewardCallable) -> Callable[[int, Mapping[str, Any]], Any]:
+    """Return a caller of the function in this process."""
     return lambda _, given: call_function(function, given)
 
 
 @dataclass(frozen=True, slots=True)
 class RegisteredReward:
-    """A reward that has a name."""
+    """A reward that a run file refers to by name."""
 
     make: Callable[..., RewardCallable]  #: from its `config`
     needs: str = ""  #: the column that it reads
 
 
 def _make_registered(reward: Reward, columns: Collection[str], place: str) -> RewardCallable:
+    """Make a registered reward from its config."""
     name = str(reward.name)
     if name not in REGISTERED:
         close = find_nearest(name, REGISTERED)
@@ -98,7 +101,7 @@ def _make_registered(reward: Reward, columns: Collection[str], place: str) -> Re
 
 
 class RewardFunction:
-    """One reward, watched. Called as TRL calls one."""
+    """One reward, called as TRL calls it, whose results are checked."""
 
     def __init__(self, name: str, ask: Callable[[int, Mapping[str, Any]], Any]) -> None:
         self.name = self.__name__ = name  # TRL calls its curve by the latter
@@ -116,6 +119,7 @@ class RewardFunction:
         return self._check_values(values, batch, count)
 
     def _check_values(self, values: Any, batch: Mapping[str, Any], count: int) -> list[float | None]:
+        """Return one number or None for each sample. Raises RewardError for anything else."""
         if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != count:
             found = f"{len(values)} values" if isinstance(values, Sequence) else format_value(values)
             raise RewardError(
@@ -127,7 +131,7 @@ class RewardFunction:
         return [None if value is None else float(value) for value in values]
 
     def _find_failing_sample(self, step: int, batch: Mapping[str, Any], count: int, error: Exception) -> RewardError:
-        """Each sample alone, until one fails by itself."""
+        """Return an error that names the sample which fails, found by calling the function with each sample alone."""
         for index in range(count):
             alone = {name: [value[index]] for name, value in batch.items()}
             try:
@@ -139,20 +143,23 @@ class RewardFunction:
         )
 
     def _name_sample(self, batch: Mapping[str, Any], index: int) -> str:
+        """Return the reward's name and the sample's number and texts."""
         prompt, completion = format_value(batch["prompts"][index], 200), format_value(batch["completions"][index], 200)
         return f"reward {self.name}: sample {index + 1}: prompt {prompt}, completion {completion}"
 
 
 def _is_number(value: Any) -> bool:
+    """Return True for a finite number."""
     return hasattr(value, "__float__") and not isinstance(value, str) and math.isfinite(float(value))
 
 
 def _describe_error(error: Exception) -> str:
+    """Return the type and message of an error of the user's function."""
     return str(error) if isinstance(error, FunctionRaised | TimeoutError) else f"{type(error).__name__}: {error}"
 
 
 def load_rewards(rewards: Sequence["RewardFunction | RewardModel"], model_init: Mapping[str, Any]) -> dict[str, Any]:
-    """What TRL's trainers are given: the functions and models, and the tokenizers of the latter."""
+    """Return what TRL's trainers take: the functions and loaded models, and the tokenizers of the models."""
     from transformers import AutoTokenizer
 
     functions: list[Any] = []
@@ -171,12 +178,12 @@ def load_rewards(rewards: Sequence["RewardFunction | RewardModel"], model_init: 
 
 
 def completion_text(completion: Any) -> str:
-    """What was said, of a completion that is text or messages."""
+    """Return the text of a completion that is text or messages."""
     return completion if isinstance(completion, str) else "".join(str(each["content"]) for each in completion)
 
 
 def _extract_answer(completion: Any, tag: str | None) -> str:
-    """The answer in a completion: all of it, or what stands last between `<tag>` and `</tag>`."""
+    """Return the answer in a completion: all of it, or the text in its last `<tag>…</tag>`."""
     text = completion_text(completion)
     if tag is None:
         return text.strip()
@@ -204,7 +211,9 @@ def _make_exact_match(*, tag: str | None = None) -> RewardCallable:
 
 
 def _from_trl(name: str, *, made: bool = False) -> Callable[..., RewardCallable]:
-    """A reward function of TRL's, or one that a function of TRL's makes from its config."""
+    """Return a maker of one of TRL's reward functions, or (`made`) of one that a function of TRL's makes from the
+    config.
+    """
 
     def make(**config: Any) -> RewardCallable:
         import trl.rewards

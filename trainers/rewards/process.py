@@ -1,4 +1,4 @@
-"""A reward function in a process of its own: what it hangs in, leaks or breaks is not the trainer.
+"""A reward function in a process of its own, so that it cannot hang, leak into or break the trainer.
 
 `python -m trainers.rewards.process FD CALL SEED` answers batches over a pair of connected sockets until the other end
 closes.
@@ -21,11 +21,13 @@ _KILL_SECONDS = 5.0  #: seconds
 
 
 class FunctionRaised(Exception):
-    """The function raised; the text is type and message."""
+    """The function raised an exception. The text is its type and message."""
 
 
 class IsolatedFunction:
-    """Calls `call` there, as if it were here. Raises Raised, also when the process died, or TimeoutError."""
+    """Calls a function in another process as if it were in this one. Raises FunctionRaised, also when the process died,
+    or TimeoutError.
+    """
 
     def __init__(self, call: str, timeout: float | None, seed: int) -> None:
         self._call, self._timeout, self._seed = call, timeout, seed
@@ -89,7 +91,7 @@ def main(argv: list[str]) -> int:
 
 
 def _to_plain_values(answer: Any) -> Any:
-    """Without classes that the other end may not have."""
+    """Return the answer without classes that the other process may not have."""
     if isinstance(answer, list | tuple):
         return [_to_plain_values(value) for value in answer]
     if isinstance(answer, int | float | str | None):

@@ -1,4 +1,4 @@
-"""A person's own function, by the name that a run file gives it."""
+"""A user's own function, imported by the name that a run file gives."""
 
 import asyncio
 import importlib
@@ -13,8 +13,8 @@ from trainers.errors import ConfigError
 
 
 def import_function(call: str) -> Callable[..., Any]:
-    """The function that `call` names: `file.py:function`, relative to this process's folder, or
-    `package.module:function` (also with a dot for the colon). ConfigError says what is not there.
+    """Return the function that `call` names: `file.py:function`, relative to this process's folder, or
+    `package.module:function` (also with a dot instead of the colon). Raises ConfigError, which names what is missing.
     """
     where, _, name = call.rpartition(":") if ":" in call else call.rpartition(".")
     try:
@@ -32,6 +32,7 @@ def import_function(call: str) -> Callable[..., Any]:
 
 
 def _import_file(path: Path) -> Any:
+    """Import a Python file as a module."""
     path.open().close()
     folder = str(path.absolute().parent)
     if folder not in sys.path:  # it may import what lies beside it
@@ -45,7 +46,9 @@ def _import_file(path: Path) -> Any:
 
 
 def call_function(function: Callable[..., Any], given: Mapping[str, Any]) -> Any:
-    """What it returns (awaited, where it is async) for those of the arguments that it takes."""
+    """Call the function with those of the arguments that it takes, and return its result (awaited where it
+    is async).
+    """
     parameters = inspect.signature(function).parameters.values()
     takes_all = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters)
     taken = {name: value for name, value in given.items() if takes_all or name in {each.name for each in parameters}}
