@@ -67,7 +67,7 @@ kills: $(READY) ## Kill agents, shims, trainers, replicas and Postgres a hundred
 check: $(READY) ## Lint and type-check everything: code, contract, generated files, deploy/
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy $(CODE)
+	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/python proto/generate.py --check
 	@$(BIN)/python proto/generate.py --image .build/contract.binpb

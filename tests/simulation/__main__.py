@@ -13,7 +13,7 @@ from functools import partial
 
 from tests.simulation.diagrams import PAGE, page
 from tests.simulation.mutants import MUTANTS, Mutant
-from tests.simulation.simulate import Verdict, simulate
+from tests.simulation.simulate import PATIENCE, Verdict, simulate
 
 CHUNK = 50
 
@@ -69,11 +69,11 @@ def run_seeds(first: int, last: int) -> int:
     return broken > 0
 
 
-def mutated(name: str, seed: int) -> Verdict:
+def mutated(name: str, seed: int, patience: float = PATIENCE) -> Verdict:
     """One seed with a rule removed."""
     found = next(each for each in MUTANTS if each.name == name)
     with found.alive():
-        return simulate(seed, found.kinds)
+        return simulate(seed, found.kinds, patience)
 
 
 def hunt(mutants: Sequence[Mutant], seeds: int) -> int:

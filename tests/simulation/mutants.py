@@ -101,6 +101,7 @@ class Instead:
     """A module, but for some of its functions."""
 
     def __init__(self, module: ModuleType, **functions: Any) -> None:
+        assert all(hasattr(module, name) for name in functions), f"{module.__name__} lacks one of {list(functions)}"
         self._module = module
         self.__dict__ |= functions
 
@@ -376,13 +377,13 @@ async def _any_lease(conn: Any, lease_id: UUID) -> runs.RunRow:
 
 @mutant("the registry accepts only the current lease (§2 Fencing, S2)", "partition host_frozen")
 def unfenced_publish() -> Sequence[Patch]:
-    return [patch.object(checkpoint_commands, "runs", Instead(runs, lock_of=_any_lease))]
+    return [patch.object(checkpoint_commands, "runs", Instead(runs, lock_by_lease=_any_lease))]
 
 
 @mutant("a completion is the current lease's (§2 The lease, S2)", "partition host_frozen")
 def unfenced_completion() -> Sequence[Patch]:
     return [
-        patch.object(lease_commands, "runs", Instead(runs, lock_of=_any_lease)),
+        patch.object(lease_commands, "runs", Instead(runs, lock_by_lease=_any_lease)),
         patch.object(lease_commands, "_find_reported", nothing()),
     ]
 
@@ -521,13 +522,13 @@ def only_copy_let_go() -> Sequence[Patch]:
     spare="events come before their checkpoint, and none is taken before the start",
 )
 def register_before_start() -> Sequence[Patch]:
-    lock_of = runs.lock_by_lease
+    lock_by_lease = runs.lock_by_lease
 
     async def mutated(conn: Any, lease_id: UUID) -> runs.RunRow:
-        run = await lock_of(conn, lease_id)
+        run = await lock_by_lease(conn, lease_id)
         return replace(run, lease=replace(run.current_lease, started=True))
 
-    return [patch.object(checkpoint_commands, "runs", Instead(runs, lock_of=mutated))]
+    return [patch.object(checkpoint_commands, "runs", Instead(runs, lock_by_lease=mutated))]
 
 
 @mutant("events are taken only of an attempt that said what it resumes from (§3, S6)", "failover", ours=True)

@@ -43,22 +43,23 @@ class Verdict:
         return sorted({text.partition(":")[0] for text in self.violations})
 
 
-def simulate(seed: int, kinds: Sequence[str] = ()) -> Verdict:
+def simulate(seed: int, kinds: Sequence[str] = (), patience: float = PATIENCE) -> Verdict:
     """Runs one seed to its end, with faults of all kinds or of these. Disks are folders in memory where that can be."""
     place = MEMORY if os.access(MEMORY, os.W_OK) else None
     folder = Path(tempfile.mkdtemp(prefix="relay-simulation-", dir=place))
     try:
         faults = schedule(Random(f"faults {seed}"), TEST.ttl, FAULTS_UNTIL, kinds)
-        return _simulate(seed, faults, folder)
+        return _simulate(seed, faults, folder, patience)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _simulate(seed: int, faults: list[Fault], folder: Path) -> Verdict:
+def _simulate(seed: int, faults: list[Fault], folder: Path, patience: float) -> Verdict:
     world = World(seed, folder)
     verdict = Verdict(seed, faults)
     try:
-        world.loop.run_until_complete(world.loop.create_task(live(world, Chaos(world), faults), context=Context()))
+        life = live(world, Chaos(world), faults, patience)
+        world.loop.run_until_complete(world.loop.create_task(life, context=Context()))
     except Stalled:
         world.say("L3", "nothing happens any more")
     finally:
@@ -76,7 +77,7 @@ def last(faults: Sequence[Fault]) -> float:
     )
 
 
-async def live(world: World, chaos: Chaos, faults: Sequence[Fault]) -> None:
+async def live(world: World, chaos: Chaos, faults: Sequence[Fault], patience: float = PATIENCE) -> None:
     """A world's whole life."""
     for fault in faults:
         chaos.plan(fault)
@@ -84,5 +85,5 @@ async def live(world: World, chaos: Chaos, faults: Sequence[Fault]) -> None:
     while world.loop.time() < FAULTS_UNTIL + 1 and not (all_over(world) and world.loop.time() > last(faults)):
         await asyncio.sleep(0.5)
     chaos.mend()
-    await settled(world, RECONNECTED, PATIENCE)
+    await settled(world, RECONNECTED, patience)
     close_the_books(world)

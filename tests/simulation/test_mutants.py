@@ -13,6 +13,7 @@ from tests.simulation.simulate import simulate
 pytestmark = pytest.mark.timeout(900, method="thread")
 
 ENOUGH = 400  #: seeds
+PATIENCE = 40.0  #: seconds of virtual time, after which a run that has not ended is stuck
 NAMES = [each.name for each in MUTANTS if not each.spare]
 
 
@@ -23,11 +24,11 @@ def mutant_of(name: str) -> Mutant:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_seed_of_a_mutant_catches_it(name: str) -> None:
     mutant, seed = mutant_of(name), CATCHES[name]
-    assert mutated(name, seed).violations, (
+    assert mutated(name, seed, PATIENCE).violations, (
         f"seed {seed} is clean without: {mutant.rule}\n"
         f"find another one for tests/simulation/corpus.py: .venv/bin/python -m tests.simulation mutants {name}"
     )
-    assert not simulate(seed, mutant.kinds).violations, f"seed {seed} breaks a promise with: {mutant.rule}"
+    assert not simulate(seed, mutant.kinds, PATIENCE).violations, f"seed {seed} breaks a promise with: {mutant.rule}"
 
 
 @pytest.mark.thorough
