@@ -27,7 +27,7 @@ CODE := $(wildcard $(PACKAGES) proto/generate.py docs/generate.py migrations ben
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup extras wheels demo test test-all simulate mutants soak kills check format proto docs schemas matrix baseline bench clean
+.PHONY: help setup extras pythons demo test test-all simulate mutants soak kills check format proto docs schemas matrix baseline bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,11 +37,12 @@ setup: $(READY) ## Create or update .venv (every other target does it when neede
 extras: $(READY) ## Add what the extras `tasks` and `evaluate` bring (built from source in part: needs a C compiler)
 	@PIP_ONLY_BINARY='' $(PIP) install --quiet --editable '.[tasks,evaluate]'
 
-wheels: $(READY) ## Show that every pin has a wheel for every Python that is supported (asks the package index)
+pythons: $(READY) ## Show that the types hold at every supported Python, and that every pin has a wheel for it
+	@for version in $(PYTHONS); do echo "Python $$version"; $(BIN)/mypy --python-version $$version $(CODE) || exit; done
 	@mkdir -p .build && sed '/^# Only the extras/,$$d; /^torch==/d' constraints.txt > .build/wheels.txt
 	@for version in $(PYTHONS); do \
 		$(PIP) install --dry-run --ignore-installed --no-deps --quiet --python-version $$version --target .build/wheels \
-			--requirement .build/wheels.txt && echo "Python $$version: every pin has a wheel" || exit; done
+			--requirement .build/wheels.txt && echo "Python $$version: a wheel for every pin" || exit; done
 
 demo: $(READY) ## Train a small model on two hosts, kill one in the middle, see the other finish
 	@$(BIN)/relayctl demo $(ARGS)
