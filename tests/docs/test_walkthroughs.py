@@ -67,7 +67,7 @@ def walk(page: str, folder: Path) -> list[str]:
 @pytest.mark.thorough
 def test_first_steps(reader: Path) -> None:
     walked = walk("first-steps.md", reader)
-    assert len(walked) == 8 and (reader / "library" / "result" / "adapter_model.safetensors").exists()
+    assert len(walked) == 9 and (reader / "library" / "result" / "adapter_model.safetensors").exists()
 
 
 def test_the_trainers_contract(reader: Path, tmp_path: Path) -> None:
