@@ -1,12 +1,16 @@
-"""Where checkpoints and results are kept, so that the next host finds them: one small interface and its faces.
+"""Where checkpoints and results are kept so that the next host finds them: one small interface and its stores.
 
-base        the interface, where things lie in a store, and what can go wrong there
-opening     from a uri to its store
-address     which uris name a store; layout: which folder of it is whose; index: its list of what was published
-folder      `file://`; aside: folders in the making
-bucket      `s3://`, `gs://`, `az://`; clients, sending, faults: what its client needs
-arriving    files on their way here, every byte verified; streams, rate_limit: how many and how fast
+base            the interface of a store, the key of a folder, and the errors that a store raises
+stores          opens the store that a uri names
+address         uris of stores; layout: the paths of folders below a store's base, and the index at the base
+folder          `file://`; scratch: folders that are being written
+bucket          `s3://`, `gs://`, `az://`; obstore_client: their clients and errors; upload: one file on its way there
+hub             `hf://` and the publication of models on the Hugging Face Hub
+download        files on their way to this host, every byte verified
+throttling      how many files are in transfer at once, and at what rate
+manifest        the files of a folder with their digests; loadable: those of them that a library loads
+checkpoint_ref  which checkpoint of a run is meant: `RUN@STEP`, `RUN@latest`, `RUN@best`
 
-`relay://`, the coordinator's own store, goes over its owner's line to the coordinator: `agent.stores.relay`,
-`relayctl.client.artifacts`.
+`relay://`, the coordinator's own store, is reached through its owner's channel to the coordinator:
+`agent.stores.relay`, `relayctl.client.artifacts`.
 """

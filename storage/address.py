@@ -1,4 +1,4 @@
-"""Where a store is, as a uri: `file:///mnt/share/runs`, `s3://bucket/prefix`. Pure."""
+"""Addresses of stores, as uris: `file:///mnt/share/runs`, `s3://bucket/prefix`. Pure."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _PREFIX = re.compile(r"[A-Za-z0-9!_.*'()=-]+(/[A-Za-z0-9!_.*'()=-]+)*")
 
 
 class AddressError(ValueError):
-    """A uri does not say where a store is; says what would be right."""
+    """A uri is not the address of a store; the message says what it must look like."""
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A folder in a store. `bucket` is empty for `file`, whose paths are absolute; elsewhere they are keys."""
+    """A folder in a store. For `file` the path is absolute and `bucket` empty; elsewhere the path is a key."""
 
     scheme: str
     bucket: str
@@ -36,13 +36,13 @@ class Address:
 
 
 def parse_address(uri: str) -> Address:
-    """AddressError unless `uri` is one of these stores', and has no secret in it."""
+    """Return the address that `uri` names. Raises AddressError for other schemes and for uris with credentials."""
     parts = urlsplit(uri)
     if parts.scheme not in SCHEMES:
         raise AddressError(f"{parts.scheme or uri}:// is not a store; one of {', '.join(f'{s}://' for s in SCHEMES)}")
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise AddressError(
-            f"{parts.scheme}:// is written without keys, passwords and parameters: "
+            f"{parts.scheme}:// must be written without keys, passwords and parameters: "
             "hosts take those from their own environment"
         )
     if parts.scheme == "file":
@@ -52,12 +52,12 @@ def parse_address(uri: str) -> Address:
         raise AddressError(f"{parts.netloc!r} is not the name of a bucket; write it as {example}")
     prefix = parts.path.strip("/")
     if prefix and (not _PREFIX.fullmatch(prefix) or not {".", ".."}.isdisjoint(prefix.split("/"))):
-        raise AddressError(f"{prefix!r}: a prefix has letters, digits and !_.*'()=- between single slashes")
+        raise AddressError(f"{prefix!r}: a prefix must have letters, digits and !_.*'()=- between single slashes")
     return Address(parts.scheme, parts.netloc, prefix)
 
 
 def _file(host: str, path: str) -> Address:
     pure = PurePosixPath(path)
     if host or not pure.is_absolute() or ".." in pure.parts or "\0" in path or len(pure.parts) < 2:
-        raise AddressError("a file:// store is an absolute folder that hosts share, like file:///mnt/share/runs")
+        raise AddressError("a file:// store must be an absolute folder that hosts share, like file:///mnt/share/runs")
     return Address("file", "", "/" + "/".join(pure.parts[1:]))

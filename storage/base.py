@@ -1,8 +1,8 @@
-"""What every store can do.
+"""The interface of a store, the key of a folder in it, and the errors that stores raise.
 
-A store keeps folders, each whole or not there: its files first, and last its manifest, which makes it whole. They are
-written once and never changed. Where a folder lies says its `uri`, which the registry keeps; that its bytes are right
-says its manifest's digest, which the registry has too.
+A store keeps folders. A folder is whole or not there: its files are written first and its manifest last, which makes
+it whole. It is written once and never changed. The registry records a folder's `uri`, which says where it lies, and
+its manifest's digest, by which its bytes are verified.
 """
 
 from __future__ import annotations
@@ -14,82 +14,85 @@ from typing import Protocol, runtime_checkable
 
 from storage.manifest import Manifest, ManifestFile
 
-Progress = Callable[[int], None]  #: told how many more bytes are done
+Progress = Callable[[int], None]  #: called with the number of bytes done since the last call
 
-#: Where a file of a manifest lies on this host.
+#: Returns the path on this host of a file of a manifest.
 LocateFile = Callable[[ManifestFile], Path]
 
 
 def ignore_progress(_: int) -> None:
-    """For who does not want to know how far it is."""
+    """Do nothing: the default for callers that show no progress."""
 
 
 class DamagedCopy(Exception):
-    """A store's bytes are gone or are not what the manifest says: another copy has to do."""
+    """The bytes of a copy are gone or do not match the manifest; the caller must use another copy."""
 
 
 class StoreUnavailable(Exception):
-    """A store does not answer, or is too busy: later it may; `after` so many seconds, where it says so."""
+    """A store does not answer or is too busy. Trying again later may help."""
 
     def __init__(self, text: str, after: float = 0.0) -> None:
+        """`after` is the number of seconds that the store asked to wait; 0 when it did not say."""
         super().__init__(text)
         self.after = after
 
 
 class StoreRefused(Exception):
-    """A store does not do this, and trying again does not help; says what would be right."""
+    """A store refuses the request, and trying again does not help; the message says what must change."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FolderKey:
-    """Whose bytes these are: what stores with readable paths make their paths of. With the lease's id in it no two
-    attempts ever write to the same place (S4)."""
+    """Which folder of which attempt this is; stores with readable paths build the path from it.
+
+    It contains the lease's id, so no two attempts ever write to the same path (S4).
+    """
 
     run: str
     framework: str
     attempt: int
     lease: str  #: the lease's own id
-    step: int | None  #: of a checkpoint; None: the run's result, or what `room` says
+    step: int | None  #: of a checkpoint; None for the run's result and for records
     node: int = 0
-    nodes: int = 1
-    records: str = ""  #: `logs` or `config` of the attempt
+    nodes: int = 1  #: of the attempt; each has a folder of its own
+    records: str = ""  #: `logs` or `config`: the attempt's records; empty for checkpoints and the result
 
     @property
     def kind(self) -> str:
-        """What lies there: checkpoints, output, logs or config."""
+        """The kind of content: `checkpoints`, `output`, `logs` or `config`."""
         return self.records or ("output" if self.step is None else "checkpoints")
 
 
 class Store(Protocol):
-    """Methods wait as long as it takes only where they say so; all may be cancelled at any moment and tried again.
+    """A place where folders are kept. Every method may be cancelled at any moment and called again.
 
-    Each raises StoreAway and StoreRefused, and OSError when this host's disk fails.
+    Each raises StoreUnavailable and StoreRefused, and OSError when this host's disk fails.
     """
 
     @property
     def scheme(self) -> str:
-        """E.g. `relay`; names the store in the registry."""
+        """The scheme of the store's uris, such as `relay`, by which the registry names the store."""
 
     async def put(
         self, key: FolderKey, manifest: Manifest, locate: LocateFile, progress: Progress = ignore_progress
     ) -> str:
-        """Keep a folder whose files lie as `where` says, and return its uri. What is there already is not sent again.
+        """Store a folder whose files `locate` finds, and return its uri. Files that are there already are not resent.
 
-        Putting the same again is harmless; other content at the same place is StoreRefused.
+        Storing the same folder again is harmless. Raises StoreRefused when the path holds other content.
         """
 
     async def has(self, uri: str, digest: str) -> bool:
-        """Whether the folder with this manifest digest is there whole, as far as names and sizes tell."""
+        """Return whether the folder with this manifest digest is whole, judged by the names and sizes of its files."""
 
     async def fetch(self, uri: str, digest: str, folder: Path, progress: Progress = ignore_progress) -> Manifest:
-        """Bring a folder here, every byte verified; goes on with what an earlier fetch left. Raises Damaged."""
+        """Download a folder and verify every byte; resumes an interrupted download. Raises DamagedCopy."""
 
     async def remove(self, uri: str) -> None:
-        """Take a folder away: its manifest first, so that it is never seen in part. Harmless when it is gone."""
+        """Delete a folder: its manifest first, so that nobody sees a part of it. Does nothing when it is gone."""
 
 
 class PathStore(Store, Protocol):
-    """A store with readable paths: where a folder will lie is known before it is sent."""
+    """A store with readable paths, whose uris are known before anything is sent."""
 
     def uri_of(self, key: FolderKey) -> str:
         """Return the uri at which `put` keeps a folder. Raises StoreRefused when the store has no base."""
@@ -97,9 +100,9 @@ class PathStore(Store, Protocol):
 
 @runtime_checkable
 class RepairableStore(Protocol):
-    """A store whose folders can be set right where they lie."""
+    """A store whose folders can be repaired in place."""
 
     async def repair(
         self, uri: str, manifest: Manifest, locate: LocateFile, progress: Progress = ignore_progress
     ) -> None:
-        """Bring a folder that is damaged or gone there again, from files that are sound."""
+        """Write a folder that is damaged or gone again, from intact files that `locate` finds."""

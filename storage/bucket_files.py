@@ -1,6 +1,6 @@
-"""Plain files under a prefix of a bucket, for whoever reads them there: no manifest, no paths of Relay's.
+"""Plain files under a prefix of a bucket, for other programs to read: no manifest and none of Relay's paths.
 
-What is there already is left as it is, and is not sent again when it is the same: nothing is ever overwritten.
+Nothing is ever overwritten: a file that is there with the same content is not sent again, another one is refused.
 """
 
 from __future__ import annotations
@@ -25,42 +25,42 @@ REQUEST, RETRY = timedelta(seconds=120), timedelta(seconds=30)
 
 
 async def put_files(to: Address, files: Mapping[str, Path], progress: Progress) -> None:
-    """Puts each file below the prefix, in the order given. StoreRefused when something else lies there."""
+    """Upload files below the prefix, in the given order. Raises StoreRefused when other objects lie there."""
     client = BucketClients(to.scheme, REQUEST, RETRY).get(to.bucket)
-    described = {path: await in_thread(_described, path, source) for path, source in files.items()}
-    there = await _same(client, to, described)
+    described = {path: await in_thread(_describe_file, path, source) for path, source in files.items()}
+    there = await _find_present(client, to, described)
     for path, source in files.items():
         if path in there:
             progress(described[path].size)
         else:
-            await _put(client, to / path, source, described[path], progress)
+            await _upload_file(client, to / path, source, described[path], progress)
 
 
-def _described(path: str, source: Path) -> ManifestFile:
+def _describe_file(path: str, source: Path) -> ManifestFile:
     digest, size = hash_file(source)
     return ManifestFile(path, size, digest)
 
 
-async def _same(client: BucketClient, to: Address, files: Mapping[str, ManifestFile]) -> set[str]:
-    """Those that lie there already."""
+async def _find_present(client: BucketClient, to: Address, files: Mapping[str, ManifestFile]) -> set[str]:
+    """Return the paths of the files that are there already."""
     prefix, found = f"{to.path}/" if to.path else "", set()
     with translate_errors(str(to)):
         async for page in obstore.list(client, prefix or None):
             for key in (meta["path"] for meta in page):
                 path = key.removeprefix(prefix)
-                if path not in files or await _digest(client, key) != files[path].digest:
-                    raise StoreRefused(f"{to / path} is something else, which is not overwritten; name another prefix")
+                if path not in files or await _read_digest(client, key) != files[path].digest:
+                    raise StoreRefused(f"{to / path} is another file and is not overwritten; name another prefix")
                 found.add(path)
     return found
 
 
-async def _digest(client: BucketClient, key: str) -> str | None:
-    """What an object says of itself."""
+async def _read_digest(client: BucketClient, key: str) -> str | None:
+    """Return the digest that an object carries as an attribute."""
     answer = await obstore.get_async(client, key, options={"head": True})
     return answer.attributes.get(DIGEST_ATTRIBUTE)
 
 
-async def _put(client: BucketClient, at: Address, source: Path, file: ManifestFile, progress: Progress) -> None:
+async def _upload_file(client: BucketClient, at: Address, source: Path, file: ManifestFile, progress: Progress) -> None:
     upload = FileUpload(source, file, RateLimit(), progress)
     if file.size > SINGLE:
         await upload.send_in_parts(client, at, {DIGEST_ATTRIBUTE: file.digest})
@@ -72,4 +72,4 @@ async def _put(client: BucketClient, at: Address, source: Path, file: ManifestFi
                 client, at.path, data, attributes={DIGEST_ATTRIBUTE: file.digest}, mode="create", use_multipart=False
             )
     except AlreadyExistsError as error:
-        raise StoreRefused(f"{at} was put there by somebody else just now, and nothing is overwritten") from error
+        raise StoreRefused(f"{at} was created by another writer just now and is not overwritten") from error

@@ -1,6 +1,6 @@
-"""Which checkpoint of a run is meant: `RUN@STEP`, `RUN@latest` (its head) or `RUN@best` (by its `checkpoint.keep`).
+"""References to a checkpoint: `RUN@STEP`, `RUN@latest` (the run's head) or `RUN@best` (by its `checkpoint.keep`).
 
-`RUN` alone is the run's result.
+`RUN` alone refers to the run's result.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _SHAPE = re.compile(PATTERN)
 
 
 class Candidate(Protocol):
-    """A checkpoint, as either end has it."""
+    """What a choice needs to know of a checkpoint; the coordinator and its clients have types of their own."""
 
     @property
     def step(self) -> int: ...
@@ -35,23 +35,23 @@ Chosen = TypeVar("Chosen", bound=Candidate)
 
 
 class CheckpointNotFound(LookupError):
-    """The run has no such checkpoint; says which it has."""
+    """The run has no such checkpoint; the message says which it has."""
 
 
 class NoBestMetric(CheckpointNotFound):
-    """The run says of no metric that it makes a checkpoint the best."""
+    """The run file names no metric by which a checkpoint is the best."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointRef:
-    """A run, and what of it: a step, `latest` or `best`; empty for its result."""
+    """A run, and which checkpoint of it: a step, `latest` or `best`; empty for the run's result."""
 
     run: str
     which: str
 
     @classmethod
     def parse(cls, text: str) -> CheckpointRef:
-        """ValueError for what names neither a result nor a checkpoint."""
+        """Read a reference. Raises ValueError when the text names neither a result nor a checkpoint."""
         found = _SHAPE.match(text)
         if found is None:
             raise ValueError(f'"{text}" names no checkpoint; write RUN@STEP, RUN@{LATEST} or RUN@{BEST}')
@@ -59,8 +59,9 @@ class CheckpointRef:
 
 
 def choose_checkpoint(which: str, found: Sequence[Chosen], spec: Mapping[str, Any]) -> Chosen:
-    """Of the checkpoints of a run (by its run file), in the order they were made; of several of a step the one on the
-    curve. NoPoint names those that there are.
+    """Return the checkpoint that `which` refers to; of several of one step the one that is not superseded.
+
+    `found` are the run's checkpoints in the order they were made, `spec` is its run file. Raises CheckpointNotFound.
     """
     if which == BEST:
         return _best(found, spec.get("checkpoint", {}).get("keep", {}))
@@ -72,7 +73,7 @@ def choose_checkpoint(which: str, found: Sequence[Chosen], spec: Mapping[str, An
 
 
 def _best(found: Sequence[Chosen], keep: Mapping[str, Any]) -> Chosen:
-    """By the metric that the run file keeps the best by; of equal ones the newer."""
+    """Return the best by the metric of `checkpoint.keep`; the newer one of equals."""
     metric = keep.get("metric")
     if not metric:
         raise NoBestMetric("no metric that makes a checkpoint the best (checkpoint.keep.metric); name a step")

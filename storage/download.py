@@ -1,4 +1,4 @@
-"""Files on their way here: a part that grows beside its name, then the file, every byte verified. Blocking."""
+"""Downloads of files: bytes are appended to a partial file, which is renamed when it is verified. Blocking."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PART = ".relay-part-"
 
 
 def parse_manifest(data: bytes, digest: str) -> Manifest:
-    """A manifest that a store gave; Damaged when it is not the one of this digest."""
+    """Return the manifest that a store sent. Raises DamagedCopy when it does not have this digest."""
     try:
         manifest = Manifest.from_bytes(data)
     except ManifestError as error:
@@ -29,7 +29,7 @@ def parse_manifest(data: bytes, digest: str) -> Manifest:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Last, when all its files are here."""
+    """Write the manifest of a folder, which must have all its files."""
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{_PART}manifest"
     part.write_bytes(manifest.to_bytes())
@@ -37,13 +37,16 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def is_fetched(folder: Path, file: ManifestFile) -> bool:
-    """Whether an earlier try has brought it: files get their names only when they have been verified."""
+    """Return whether a file is here whole: a file gets its name only when it has been verified."""
     path = folder / file.path
     return path.is_file() and not path.is_symlink() and path.stat().st_size == file.size
 
 
 class PartialFile:
-    """`with Arriving(folder, file) as arriving:` takes bytes from `arriving.offset` on, and `settle` names the file."""
+    """A file that is being downloaded. An interrupted download is resumed at `offset`.
+
+    `with PartialFile(folder, file) as part:` appends with `part.write`; `part.finish` gives the file its name.
+    """
 
     def __init__(self, folder: Path, file: ManifestFile) -> None:
         self._file = file
@@ -72,12 +75,12 @@ class PartialFile:
         self._io.close()
 
     def restart(self) -> None:
-        """What is here of it was wrong."""
+        """Discard the bytes that are here, because they are wrong."""
         self._io.truncate(0)
         self._hash, self.offset = hashlib.sha256(), 0
 
     def write(self, chunk: bytes | memoryview) -> None:
-        """The next bytes. Raises OSError when they do not fit on this disk."""
+        """Append the next bytes. Raises OSError when they do not fit on this disk."""
         view = memoryview(chunk)
         self._hash.update(view)
         while view:
@@ -86,11 +89,11 @@ class PartialFile:
 
     @property
     def is_correct(self) -> bool:
-        """Whether all is here and is what the manifest says."""
+        """Whether all bytes are here and match the manifest."""
         return self.offset == self._file.size and f"sha256:{self._hash.hexdigest()}" == self._file.digest
 
     def finish(self) -> None:
-        """Give it its name. Raises Damaged, and keeps nothing, when its bytes are wrong."""
+        """Give the file its name. Raises DamagedCopy, and removes the file, when its bytes are wrong."""
         if not self.is_correct:
             self._part.unlink()
             raise DamagedCopy(f"{self._file.path} does not match its digest")

@@ -1,4 +1,4 @@
-"""The end of a process that has used a bucket."""
+"""The end of a process that may have used a bucket."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import NoReturn
 
 
 def end_process(code: int) -> NoReturn:
-    """End this process, after all is done, with this exit code.
+    """End this process, whose work is done, with this exit code.
 
-    Threads of obstore's (0.12) abort an interpreter that is taken down just when they let go of something: one process
-    in forty then ends with SIGABRT instead, with all its work done. So where it is loaded, nothing is taken down.
+    Threads of obstore 0.12 abort an interpreter that finalizes while they release an object: one process in forty then
+    ends with SIGABRT although its work is done. So where obstore is loaded the interpreter is not finalized.
     """
     if "obstore" not in sys.modules:
         sys.exit(code)

@@ -1,8 +1,9 @@
-"""`file://`: a folder that hosts share. Nothing there is ever seen in part, and nothing is ever overwritten.
+"""`file://`: a folder that hosts share. No folder in it is ever seen in part, and nothing is ever overwritten.
 
-A folder is made aside, synced, and renamed into place as a whole: of two who write to one place, one is refused. What
-an earlier folder of the same run has too is linked, after its bytes were looked at, so a link never spreads damage.
-The base must be there: a share that is not mounted would otherwise be a folder on the host's own disk.
+A folder is written in a scratch folder, synced and renamed into place as a whole, so of two writers to one path one is
+refused. A file that an earlier folder of the run has too is linked after its bytes have been verified, so that a link
+never spreads damage. The base must exist: a share that is not mounted would otherwise be a folder on the host's own
+disk.
 """
 
 from __future__ import annotations
@@ -29,12 +30,15 @@ from storage.threads import in_thread
 from storage.throttling import RateLimit, for_each_limited
 
 CHUNK = 4 * 1024 * 1024
-EARLIER = 3  #: folders of a run whose files are looked at for links
+EARLIER = 3  #: newest folders of a run whose files may be linked
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP}
 
 
 class FolderStore:
-    """Reads, mends and removes any `file://` uri; puts below `base`, whose leftovers of `writer` it removes first."""
+    """Fetches, repairs and removes any `file://` uri, and stores folders below `base`.
+
+    Before it first writes there, it removes the scratch folders that dead processes of `writer` have left.
+    """
 
     scheme = "file"
 
@@ -58,23 +62,23 @@ class FolderStore:
         uri = self.uri_of(key)
         assert self._base is not None
         await self._clean()
-        earlier = await in_thread(self._earlier, key)
-        if await in_thread(_standing, _path(uri), manifest):
+        earlier = await in_thread(self._find_earlier_files, key)
+        if await in_thread(_is_whole, _path(uri), manifest):
             progress(manifest.size)
         else:
-            await self._make(Path(self._base.path), _path(uri), manifest, locate, progress, earlier)
+            await self._write_folder(Path(self._base.path), _path(uri), manifest, locate, progress, earlier)
         line = index_line(key, manifest, uri, time.time())
-        await in_thread(_note, Path(self._base.path) / INDEX_FILE, line, uri)
+        await in_thread(_append_to_index, Path(self._base.path) / INDEX_FILE, line, uri)
         return uri
 
     def uri_of(self, key: FolderKey) -> str:
-        """Where a folder is to lie."""
+        """Return the uri at which `put` keeps a folder. Raises StoreRefused when the store has no base."""
         if self._base is None:
             raise StoreRefused("this file:// store has no base folder to put anything below")
         return str(self._base / folder_path(key, self._layout))
 
     async def _clean(self) -> None:
-        """Remove what dead writers of this name have left, once in this store's life."""
+        """Remove the scratch folders of this writer's dead processes, the first time it is called."""
         if self._base is not None and not self._cleaned:
             await in_thread(_clean, Path(self._base.path), self._writer)
             self._cleaned = True
@@ -84,14 +88,14 @@ class FolderStore:
     ) -> None:
         folder = _path(uri)
         base = await in_thread(_base_of, folder, self._base)
-        await self._make(base, folder, manifest, locate, progress, None)
+        await self._write_folder(base, folder, manifest, locate, progress, None)
 
     async def has(self, uri: str, digest: str) -> bool:
         def look() -> bool:
             if self._base is not None and _is_empty(Path(self._base.path)):
                 return False
             try:
-                manifest = _manifest(_path(uri), digest)
+                manifest = _read_manifest(_path(uri), digest)
             except DamagedCopy:
                 return False
             return all(is_fetched(_path(uri), file) for file in manifest.files)
@@ -100,22 +104,22 @@ class FolderStore:
 
     async def fetch(self, uri: str, digest: str, folder: Path, progress: Progress = ignore_progress) -> Manifest:
         source = _path(uri)
-        manifest = await in_thread(_manifest, source, digest)
+        manifest = await in_thread(_read_manifest, source, digest)
 
-        async def bring(file: ManifestFile) -> None:
+        async def fetch_file(file: ManifestFile) -> None:
             if await in_thread(is_fetched, folder, file):
                 progress(file.size)
             else:
-                await self._bring(source, folder, file, progress)
+                await self._download(source, folder, file, progress)
 
-        await for_each_limited(manifest.files, bring)
+        await for_each_limited(manifest.files, fetch_file)
         await in_thread(write_manifest, folder, manifest)
         return manifest
 
     async def remove(self, uri: str) -> None:
         await in_thread(_remove, _path(uri))
 
-    async def _make(
+    async def _write_folder(
         self,
         base: Path,
         folder: Path,
@@ -124,60 +128,63 @@ class FolderStore:
         progress: Progress,
         earlier: Mapping[str, Path] | None,
     ) -> None:
-        """`earlier` are the files that may be linked; None to mend: what is there is replaced."""
+        """Write a folder and rename it into place.
+
+        `earlier` are files that may be linked, by digest; None repairs a folder, which replaces what is there.
+        """
         with contextlib.ExitStack() as stack:
             try:
-                making = await in_thread(_enter, stack, base, self._writer)
+                scratch = await in_thread(_open_scratch, stack, base, self._writer)
 
                 async def add(file: ManifestFile) -> None:
-                    if await in_thread(_linked, (earlier or {}).get(file.digest), making / file.path, file):
+                    if await in_thread(_link_earlier, (earlier or {}).get(file.digest), scratch / file.path, file):
                         progress(file.size)
                     else:
-                        await self._copy(locate(file), making / file.path, file, progress)
+                        await self._copy(locate(file), scratch / file.path, file, progress)
 
                 await for_each_limited(manifest.files, add)
-                await in_thread(_settle, making, folder, manifest, earlier is None)
+                await in_thread(_rename_into_place, scratch, folder, manifest, earlier is None)
             finally:
                 await in_thread(stack.close)
 
     async def _copy(self, source: Path, target: Path, file: ManifestFile, progress: Progress) -> None:
-        """What arrives is what the manifest says, or OSError for this host's disk, ManifestError for its bytes."""
+        """Copy a file. Raises OSError for this host's disk, ManifestError when its bytes do not match the manifest."""
         digest = hashlib.sha256()
         with contextlib.ExitStack() as stack:
             read = await in_thread(lambda: stack.enter_context(source.open("rb", buffering=0)))
-            write = await in_thread(lambda: stack.enter_context(_created(target, file)))
-            while size := await in_thread(_carry, read, write, digest):
+            write = await in_thread(lambda: stack.enter_context(_create_file(target, file)))
+            while size := await in_thread(_copy_chunk, read, write, digest):
                 progress(size)
                 await self._rate_limit.take(size)
             await in_thread(_sync, write)
         if f"sha256:{digest.hexdigest()}" != file.digest:
             raise ManifestError(f"{file.path} is not what its manifest says any more")
 
-    async def _bring(self, source: Path, folder: Path, file: ManifestFile, progress: Progress) -> None:
+    async def _download(self, source: Path, folder: Path, file: ManifestFile, progress: Progress) -> None:
         with contextlib.ExitStack() as stack:
-            read = await in_thread(lambda: stack.enter_context(_opened(source / file.path)))
+            read = await in_thread(lambda: stack.enter_context(_open_file(source / file.path)))
             part = await in_thread(stack.enter_context, PartialFile(folder, file))
             progress(part.offset)
             await in_thread(_seek, read, part)
-            while size := await in_thread(_arrive, read, part):
+            while size := await in_thread(_append_chunk, read, part):
                 progress(size)
                 await self._rate_limit.take(size)
-            if not part.is_correct:  # what an earlier try had left may be what is wrong
+            if not part.is_correct:  # the interrupted download may have left wrong bytes
                 progress(-part.offset)
                 part.restart()
                 await in_thread(_seek, read, part)
-                while size := await in_thread(_arrive, read, part):
+                while size := await in_thread(_append_chunk, read, part):
                     progress(size)
                     await self._rate_limit.take(size)
             await in_thread(part.finish)
 
-    def _earlier(self, key: FolderKey) -> dict[str, Path]:
-        """The files of the newest folders of this kind that the run has here, by digest. Blocking."""
+    def _find_earlier_files(self, key: FolderKey) -> dict[str, Path]:
+        """Return the files of the newest folders of this kind that the run has here, by digest. Blocking."""
         assert self._base is not None
-        room = Path((self._base / kind_path(key, self._layout)).path)
+        parent_folder = Path((self._base / kind_path(key, self._layout)).path)
         found: dict[str, Path] = {}
-        with _store():
-            whole = sorted(_whole_below(room), key=lambda path: path.stat().st_mtime)
+        with _translating_errors():
+            whole = sorted(_find_manifests(parent_folder), key=lambda path: path.stat().st_mtime)
             for path in whole[-EARLIER:]:
                 with contextlib.suppress(ManifestError):
                     manifest = Manifest.from_bytes(path.read_bytes())
@@ -200,8 +207,8 @@ def _path(uri: str) -> Path:
 
 
 @contextlib.contextmanager
-def _store() -> Iterator[None]:
-    """What goes wrong in here is the store's doing, not this host's."""
+def _translating_errors() -> Iterator[None]:
+    """Translate an OSError of the shared folder, which is the store's failure and not this host's."""
     try:
         yield
     except OSError as error:
@@ -211,47 +218,47 @@ def _store() -> Iterator[None]:
         raise StoreUnavailable(text) from error
 
 
-def _there(base: Path) -> None:
+def _require_base(base: Path) -> None:
     if not base.is_dir():
         raise StoreUnavailable(f"{base} is not there: mount it, or make the folder")
 
 
 def _clean(base: Path, writer: str) -> None:
-    with _store():
-        _there(base)
+    with _translating_errors():
+        _require_base(base)
         remove_leftovers(base, writer)
 
 
 def _base_of(folder: Path, base: Address | None) -> Path:
-    """Where to make what is to be mended: the same file system, at the base if it is known."""
+    """Return where to write a folder that is repaired: on the same file system, at the base if that is known."""
     if base is not None and folder.is_relative_to(base.path):
         return Path(base.path)
     return next((parent for parent in folder.parents if (parent / INDEX_FILE).exists()), folder.parent)
 
 
 def _is_empty(base: Path) -> bool:
-    """Whether nothing was ever put below a base that is there."""
-    with _store():
-        _there(base)
+    """Return whether nothing was ever stored below a base that is there."""
+    with _translating_errors():
+        _require_base(base)
         return not (base / INDEX_FILE).exists()
 
 
-def _enter(stack: contextlib.ExitStack, base: Path, writer: str) -> Path:
-    with _store():
-        _there(base)
+def _open_scratch(stack: contextlib.ExitStack, base: Path, writer: str) -> Path:
+    with _translating_errors():
+        _require_base(base)
         return stack.enter_context(scratch_folder(base, writer))
 
 
-def _manifest(folder: Path, digest: str) -> Manifest:
-    """Damaged when it is gone or another one; StoreAway when there is no store at all."""
-    with _readable(folder):
+def _read_manifest(folder: Path, digest: str) -> Manifest:
+    """Read a folder's manifest. Raises DamagedCopy when it is gone or another one, StoreUnavailable without a store."""
+    with _reading(folder):
         data = (folder / MANIFEST_FILE).read_bytes()
     return parse_manifest(data, digest)
 
 
 @contextlib.contextmanager
-def _readable(folder: Path) -> Iterator[None]:
-    with _store():
+def _reading(folder: Path) -> Iterator[None]:
+    with _translating_errors():
         try:
             yield
         except (FileNotFoundError, NotADirectoryError) as error:
@@ -264,20 +271,20 @@ def _readable(folder: Path) -> Iterator[None]:
             raise
 
 
-def _standing(folder: Path, manifest: Manifest) -> bool:
-    """Whether this very folder is there whole; False when it is to be made, again if something is missing in it."""
-    with _store():
+def _is_whole(folder: Path, manifest: Manifest) -> bool:
+    """Return whether this very folder is there whole. Raises StoreRefused when the path holds other content."""
+    with _translating_errors():
         try:
             found = (folder / MANIFEST_FILE).read_bytes()
         except FileNotFoundError:
             return False
     if found != manifest.to_bytes():
-        raise StoreRefused(f"{folder} holds another content already, and nothing is ever overwritten")
+        raise StoreRefused(f"{folder} holds other content, and nothing is ever overwritten")
     return all(is_fetched(folder, file) for file in manifest.files)
 
 
-def _linked(earlier: Path | None, target: Path, file: ManifestFile) -> bool:
-    """Whether a sound file that is there already could be given this name too."""
+def _link_earlier(earlier: Path | None, target: Path, file: ManifestFile) -> bool:
+    """Return whether an intact file that is there already could be linked."""
     if earlier is None:
         return False
     try:
@@ -285,25 +292,25 @@ def _linked(earlier: Path | None, target: Path, file: ManifestFile) -> bool:
             return False
         target.parent.mkdir(parents=True, exist_ok=True)
         os.link(earlier, target)
-    except OSError:  # gone meanwhile, or a file system without links: it is copied
+    except OSError:  # removed meanwhile, or a file system without links: the file is copied
         return False
     return True
 
 
 @contextlib.contextmanager
-def _created(target: Path, file: ManifestFile) -> Iterator[IO[bytes]]:
-    with _store():
+def _create_file(target: Path, file: ManifestFile) -> Iterator[IO[bytes]]:
+    with _translating_errors():
         target.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o755 if file.executable else 0o644)
     with open(descriptor, "wb", buffering=0) as opened:
         yield opened
 
 
-def _carry(read: IO[bytes], write: IO[bytes], digest: hashlib._Hash) -> int:
-    """One chunk; 0 at the end."""
+def _copy_chunk(read: IO[bytes], write: IO[bytes], digest: hashlib._Hash) -> int:
+    """Copy one chunk and return its size; 0 at the end."""
     chunk = read.read(CHUNK)
     digest.update(chunk)
-    with _store():
+    with _translating_errors():
         view = memoryview(chunk)
         while view:
             view = view[write.write(view) :]
@@ -311,28 +318,28 @@ def _carry(read: IO[bytes], write: IO[bytes], digest: hashlib._Hash) -> int:
 
 
 def _sync(write: IO[bytes]) -> None:
-    with _store():
+    with _translating_errors():
         os.fsync(write.fileno())
 
 
-def _settle(making: Path, folder: Path, manifest: Manifest, mending: bool) -> None:
-    """Give the folder its name. What lies there in part, or was found damaged, makes room; the same is left alone."""
-    with _store():
-        with (making / MANIFEST_FILE).open("xb") as file:
+def _rename_into_place(scratch: Path, folder: Path, manifest: Manifest, replacing: bool) -> None:
+    """Rename a folder into place. It replaces a damaged or incomplete folder; an identical one is left alone."""
+    with _translating_errors():
+        with (scratch / MANIFEST_FILE).open("xb") as file:
             file.write(manifest.to_bytes())
             file.flush()
             os.fsync(file.fileno())
-        for parent, _, _ in os.walk(making, topdown=False):
+        for parent, _, _ in os.walk(scratch, topdown=False):
             _sync_folder(Path(parent))
         folder.parent.mkdir(parents=True, exist_ok=True)
         try:
-            making.rename(folder)
+            scratch.rename(folder)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-            if mending or not _standing(folder, manifest):
-                folder.rename(making.with_name("old"))
-                making.rename(folder)
+            if replacing or not _is_whole(folder, manifest):
+                folder.rename(scratch.with_name("old"))
+                scratch.rename(folder)
         _sync_folder(folder.parent)
 
 
@@ -344,25 +351,25 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _opened(path: Path) -> IO[bytes]:
-    with _readable(path.parent):
+def _open_file(path: Path) -> IO[bytes]:
+    with _reading(path.parent):
         return path.open("rb", buffering=0)
 
 
 def _seek(read: IO[bytes], part: PartialFile) -> None:
-    with _store():
+    with _translating_errors():
         read.seek(part.offset)
 
 
-def _arrive(read: IO[bytes], part: PartialFile) -> int:
-    with _readable(Path(read.name).parent):
+def _append_chunk(read: IO[bytes], part: PartialFile) -> int:
+    with _reading(Path(read.name).parent):
         chunk = read.read(CHUNK)
     part.write(chunk)
     return len(chunk)
 
 
 def _remove(folder: Path) -> None:
-    with _store():
+    with _translating_errors():
         (folder / MANIFEST_FILE).unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
         if folder.exists():
@@ -371,22 +378,22 @@ def _remove(folder: Path) -> None:
         folder.parent.rmdir()
 
 
-def _whole_below(room: Path) -> Iterator[Path]:
-    """Manifests of whole folders, without looking into the folders themselves."""
-    for parent, folders, names in os.walk(room):
+def _find_manifests(parent_folder: Path) -> Iterator[Path]:
+    """Yield the manifests of whole folders, without listing the folders themselves."""
+    for parent, folders, names in os.walk(parent_folder):
         if MANIFEST_FILE in names:
             folders.clear()
             yield Path(parent, MANIFEST_FILE)
 
 
-def _note(path: Path, line: bytes, uri: str) -> None:
-    """Append a line to the index unless it has one of this folder. Writers take turns where the file system can."""
-    with _store(), path.open("a+b") as file:
+def _append_to_index(path: Path, line: bytes, uri: str) -> None:
+    """Append a line to the index unless it lists this folder. Writers lock it where the file system has locks."""
+    with _translating_errors(), path.open("a+b") as file:
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
-        said = file.read()
-        if not is_indexed(said, uri):
-            file.write(missing_line_end(said) + line)
+        lines = file.read()
+        if not is_indexed(lines, uri):
+            file.write(missing_line_end(lines) + line)
             file.flush()
             os.fsync(file.fileno())

@@ -9,7 +9,7 @@ from pathlib import Path
 from storage.manifest import MANIFEST_FILE, list_files
 
 ADAPTER = "adapter_config.json"
-_MODEL = ("config.json", ADAPTER)  #: files with one of them are a library's model
+_MODEL = ("config.json", ADAPTER)  #: a folder with one of these is a library's model
 _LOADABLE = (
     *("*.safetensors", "*.safetensors.index.json", "config.json", ADAPTER, "generation_config.json"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "spiece.model"),

@@ -1,6 +1,6 @@
 """Manifests: every file of a folder with its size and digest, as one small JSON document.
 
-A checkpoint, a result and a travelled folder are each named by the digest of their manifest, so two of them with the
+A checkpoint, a result and an uploaded folder are each named by the digest of their manifest, so two folders with the
 same bytes have the same name wherever they lie. Digests read `sha256:<64 hex digits>`.
 """
 
@@ -22,12 +22,12 @@ _READ = 1024 * 1024
 
 
 class ManifestError(ValueError):
-    """A manifest, or a folder that should have one, is not as it must be."""
+    """A manifest is malformed, or a folder cannot have one."""
 
 
 @dataclass(frozen=True, slots=True)
 class ManifestFile:
-    """One file: its path below the folder (posix, never leaving it), size in bytes, digest."""
+    """One file: its POSIX path inside the folder, its size in bytes, its digest."""
 
     path: str
     size: int
@@ -44,7 +44,7 @@ class ManifestFile:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The files of a folder in the order of their paths; `step` and `metrics` for a checkpoint."""
+    """The files of a folder, sorted by path; a checkpoint's manifest also has its step and metrics."""
 
     files: tuple[ManifestFile, ...]
     step: int | None = None
@@ -60,21 +60,21 @@ class Manifest:
 
     @property
     def size(self) -> int:
-        """Bytes of all files."""
+        """The total size of all files in bytes."""
         return sum(file.size for file in self.files)
 
     @property
     def digest(self) -> str:
-        """The name of the content."""
+        """The digest of the canonical form, which names the content."""
         return digest_bytes(self.to_bytes())
 
     def to_bytes(self) -> bytes:
-        """The canonical form, which `digest` is taken of."""
+        """Return the canonical form, of which the digest is taken."""
         return json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Manifest:
-        """Reads what `to_bytes` wrote; ManifestError for anything else."""
+        """Read what `to_bytes` wrote. Raises ManifestError for anything else."""
         if len(data) > MAX_BYTES:
             raise ManifestError(f"a manifest of {len(data)} bytes, more than {MAX_BYTES}")
         try:
@@ -86,7 +86,7 @@ class Manifest:
 
 
 def check_path(path: str) -> None:
-    """ManifestError unless `path` is relative, in normal form, and stays inside (R7)."""
+    """Raise ManifestError unless `path` is relative, normalized and stays inside its folder (R7)."""
     pure = PurePosixPath(path)
     if (
         not path
@@ -101,12 +101,12 @@ def check_path(path: str) -> None:
 
 
 def digest_bytes(data: bytes) -> str:
-    """The digest of bytes in memory."""
+    """Return the digest of bytes in memory."""
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
 def hash_file(path: Path) -> tuple[str, int]:
-    """Digest and size of a file, read once. Blocking: call it in a thread."""
+    """Return the digest and the size of a file. Blocking: call it in a thread."""
     digest, size = hashlib.sha256(), 0
     with path.open("rb") as file:
         while chunk := file.read(_READ):
@@ -116,7 +116,7 @@ def hash_file(path: Path) -> tuple[str, int]:
 
 
 def list_files(folder: Path) -> list[Path]:
-    """All files below `folder`, sorted, its manifest left out. Links and devices are a ManifestError (R7)."""
+    """Return all files below `folder` but its manifest, sorted. Raises ManifestError for links and devices (R7)."""
     found: list[Path] = []
     for parent, folders, names in os.walk(folder):
         for name in (*folders, *names):
@@ -130,7 +130,7 @@ def list_files(folder: Path) -> list[Path]:
 
 
 def describe_folder(folder: Path, *, step: int | None = None, metrics: dict[str, float] | None = None) -> Manifest:
-    """The manifest of a folder as it is now. Reads every byte: call it in a thread."""
+    """Return the manifest of a folder as it is now. Reads every byte: call it in a thread."""
 
     def one(path: Path) -> ManifestFile:
         digest, size = hash_file(path)
@@ -140,7 +140,7 @@ def describe_folder(folder: Path, *, step: int | None = None, metrics: dict[str,
 
 
 def find_damage(folder: Path, manifest: Manifest) -> str | None:
-    """What is wrong with a folder's bytes, in words; None when they are what the manifest says. Call it in a thread."""
+    """Return what is wrong with a folder's bytes, in words, or None when they match the manifest. Blocking."""
     for file in manifest.files:
         path = folder / file.path
         if path.is_symlink() or not path.is_file():

@@ -1,7 +1,8 @@
-"""Folders in the making, beside those that count: `<base>/.relay/<writer>-<random>`.
+"""Scratch folders, in which a folder is written before it is renamed into place: `<base>/.relay/<writer>-<random>`.
 
-Several hosts may write to one base. Each removes what its own dead writers have left and never another's; that one is
-dead says a lock, which the kernel (or the file server) lets go of with the process. Blocking.
+Several hosts may write below one base. Each removes what its own dead processes have left and never another host's. A
+process holds a lock on its scratch folder, which the kernel or the file server releases when the process dies.
+Blocking.
 """
 
 from __future__ import annotations
@@ -15,56 +16,58 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-_ROOM = ".relay"
+_FOLDER = ".relay"
 _LOCK = "lock"
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 
 @contextlib.contextmanager
 def scratch_folder(base: Path, writer: str) -> Iterator[Path]:
-    """An empty folder of this process's own, gone again afterwards."""
-    with _locked(base / _ROOM, _named(writer)) as room:
-        yield room / "folder"
+    """Yield a new empty folder of this process, and remove it afterwards."""
+    with _locked(base / _FOLDER, _safe_name(writer)) as scratch:
+        yield scratch / "folder"
 
 
 def remove_leftovers(base: Path, writer: str) -> None:
-    """Remove what this writer's dead processes have left there."""
-    for room in (base / _ROOM).glob(f"{_named(writer)}-*"):
-        with contextlib.suppress(OSError):  # alive; or nobody can tell here; or just now removed by another
-            descriptor = os.open(room / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    """Remove the scratch folders that dead processes of this writer have left."""
+    for scratch in (base / _FOLDER).glob(f"{_safe_name(writer)}-*"):
+        with contextlib.suppress(
+            OSError
+        ):  # its process lives; or there are no locks here; or another has just removed it
+            descriptor = os.open(scratch / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _remove(room)
+                _remove(scratch)
             finally:
                 os.close(descriptor)
 
 
 @contextlib.contextmanager
-def _locked(rooms: Path, writer: str) -> Iterator[Path]:
-    """A new folder with a lock that this process holds; made again should a cleaner have been quicker."""
+def _locked(parent: Path, writer: str) -> Iterator[Path]:
+    """Yield a new folder and hold its lock; make another when a cleaner removed it before it was locked."""
     while True:
-        room = rooms / f"{writer}-{secrets.token_hex(8)}"
-        room.mkdir(parents=True)
-        descriptor = os.open(room / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        scratch = parent / f"{writer}-{secrets.token_hex(8)}"
+        scratch.mkdir(parents=True)
+        descriptor = os.open(scratch / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            with contextlib.suppress(OSError):  # without locks there is no cleaner either
+            with contextlib.suppress(OSError):  # a file system without locks: then nobody cleans up either
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if not (room / _LOCK).exists():
+            if not (scratch / _LOCK).exists():
                 continue
-            (room / "folder").mkdir()
-            yield room
+            (scratch / "folder").mkdir()
+            yield scratch
             return
         finally:
-            _remove(room)
+            _remove(scratch)
             os.close(descriptor)
 
 
-def _remove(room: Path) -> None:
-    """The lock last: whoever is killed here leaves something that the next one can judge."""
-    shutil.rmtree(room / "folder", ignore_errors=True)
-    shutil.rmtree(room / "old", ignore_errors=True)
-    shutil.rmtree(room, ignore_errors=True)
+def _remove(scratch: Path) -> None:
+    """Remove a scratch folder, its lock last, so that a killed removal leaves what a later one can finish."""
+    shutil.rmtree(scratch / "folder", ignore_errors=True)
+    shutil.rmtree(scratch / "old", ignore_errors=True)
+    shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _named(writer: str) -> str:
+def _safe_name(writer: str) -> str:
     return _UNSAFE.sub("_", writer) or "_"

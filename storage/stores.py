@@ -1,4 +1,4 @@
-"""From a uri to its store. What buckets need is loaded when it is first used, and said plainly when it is missing."""
+"""Opening stores by uri. obstore, which buckets need, is imported when a bucket is first used."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def open_store(
     base: str, layout: Layout = Layout.RELAY, *, writer: str | None = None, rate_limit: RateLimit | None = None
 ) -> PathStore:
-    """The store whose folders lie below `base`. StoreRefused when there is no such kind of store, or it is misnamed."""
+    """Return the store whose folders lie below `base`. Raises StoreRefused for an unknown scheme or a malformed uri."""
     try:
         address = parse_address(base)
     except AddressError as error:
@@ -29,7 +29,10 @@ def open_store(
 
 
 class StoresByScheme(Mapping[str, Store]):
-    """By scheme, what fetches, mends and removes any uri of it. A scheme that cannot be used here is not in it."""
+    """Stores by scheme, each of which fetches, repairs and removes any uri of its scheme.
+
+    A scheme that cannot be used on this host is missing.
+    """
 
     def __init__(
         self,
@@ -38,7 +41,7 @@ class StoresByScheme(Mapping[str, Store]):
         writer: str | None = None,
         rate_limit: RateLimit | None = None,
     ) -> None:
-        """`others` are stores that need more than a uri."""
+        """`others` are stores that cannot be opened by their scheme alone."""
         self._writer = writer
         self._rate_limit = rate_limit
         self._opened: dict[str, Store] = dict(others or {})

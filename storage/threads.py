@@ -1,4 +1,4 @@
-"""Work that blocks, in a thread, beside an event loop."""
+"""Blocking work in a thread beside an event loop."""
 
 import asyncio
 import contextlib
@@ -10,10 +10,10 @@ T = TypeVar("T")
 
 
 async def in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-    """Like `asyncio.to_thread`, but a cancelled caller stays until the thread is done, however often it is cancelled.
+    """Call a function in a thread like `asyncio.to_thread`, but wait for the thread even when cancelled.
 
-    So what the function uses (a descriptor, a lock) can be closed after it in every case. What it returns is lost then:
-    a function that opens something leaves it where the caller finds it, in an ExitStack.
+    So the caller can always close afterwards what the function uses (a descriptor, a lock). A cancelled call loses its
+    result: a function that opens something must leave it where the caller finds it, in an ExitStack.
     """
     task = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
     try:
@@ -23,5 +23,5 @@ async def in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwar
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait([task])
         if not task.cancelled():
-            task.exception()  # nobody is left to hear of it
+            task.exception()  # the caller is cancelled and will not see it
         raise

@@ -1,4 +1,4 @@
-"""A file on its way to a bucket: read, checked against its digest, and paced, in bounded memory."""
+"""The upload of one file to a bucket: read, checked against its digest and rate-limited, in bounded memory."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ from storage.throttling import RateLimit
 if TYPE_CHECKING:
     from obstore import PutResult
 
-SINGLE = 8 * 1024 * 1024  #: bytes that go in one piece; more go in parts
+SINGLE = 8 * 1024 * 1024  #: bytes that are sent in one request; more are sent in parts
 PARTS_AT_ONCE = 4
 MAX_PARTS = 9_000  #: of the 10,000 that S3 allows
 READ = 4 * 1024 * 1024
-ABORT = 20.0  #: seconds to let the backend drop the parts of an upload that is given up
+ABORT = 20.0  #: seconds that aborting a cancelled upload may take
 
 
-class _GivenUp(Exception):
-    """Whoever wanted this sent does not any more."""
+class _UploadCancelled(Exception):
+    """The upload has been cancelled."""
 
 
 class FileUpload:
-    """One file, once. Raises OSError for this host's disk, ManifestError when the file is another one by now."""
+    """The upload of one file. Raises OSError for this host's disk, ManifestError when the file has changed."""
 
     def __init__(self, source: Path, file: ManifestFile, rate_limit: RateLimit, progress: Progress) -> None:
         self._source = source
         self._file = file
         self._rate_limit = rate_limit
         self._progress = progress
-        self._given_up = False
+        self._cancelled = False
         self._failure: Exception | None = None
 
     async def read_all(self) -> bytes:
-        """All of a small one."""
+        """Return the content of a small file."""
         pieces = [piece async for piece in self._pieces()]
         return b"".join(pieces)
 
     async def send_in_parts(self, client: BucketClient, at: Address, attributes: dict[str, str]) -> None:
-        """Upload it. Whatever goes wrong, a cancellation too, lets the client tell the backend to drop the parts."""
+        """Upload the file in parts; when that fails or is cancelled, the client aborts the upload, which drops them."""
         upload = asyncio.ensure_future(
             obstore.put_async(
                 client,
@@ -65,16 +65,16 @@ class FileUpload:
             with translate_errors(str(at)):
                 await asyncio.shield(upload)
         except asyncio.CancelledError:
-            await self._give_up(upload)
+            await self._abort(upload)
             raise
         except Exception:
             if self._failure is not None:
                 raise self._failure from None
             raise
 
-    async def _give_up(self, upload: asyncio.Future[PutResult]) -> None:
-        """The client aborts an upload only when what it reads from fails."""
-        self._given_up = True
+    async def _abort(self, upload: asyncio.Future[PutResult]) -> None:
+        """Make the client abort the upload, which it does only when the stream it reads fails."""
+        self._cancelled = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ABORT):
                 await asyncio.wait([upload])
@@ -84,18 +84,18 @@ class FileUpload:
             upload.exception()
 
     async def _stream(self) -> AsyncIterator[bytes]:
-        """What the client reads; it must hear of every failure, and forgets which one it was."""
+        """Yield the file to the client. A failure is kept here, since the client does not pass it on."""
         try:
             async for piece in self._pieces():
-                if self._given_up:
-                    raise _GivenUp
+                if self._cancelled:
+                    raise _UploadCancelled
                 yield piece
         except Exception as error:
             self._failure = error
             raise
 
     async def _pieces(self) -> AsyncIterator[bytes]:
-        """The file, a piece at a time. The last one is held back until all of it is known to be right."""
+        """Yield the file in pieces. The last one is held back until the digest of the whole file has been checked."""
         digest, held = hashlib.sha256(), b""
         with contextlib.ExitStack() as stack:
             read = await in_thread(lambda: stack.enter_context(self._source.open("rb", buffering=0)))

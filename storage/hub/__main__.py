@@ -1,7 +1,7 @@
-"""`python -m storage.hub`: one job for the Hub, read as a line of JSON from stdin, answered on stdout.
+"""`python -m storage.hub`: do one job on the Hub, read as a line of JSON from stdin and answered on stdout.
 
-The answer is one line, before which there may be lines of progress. The process ends when its stdin does: nobody
-publishes for an agent that is dead. The token is in its environment and nowhere else.
+The answer is one line, after any lines of progress. The process ends when its stdin is closed, so that nothing is
+published for an agent that is dead. The token is in its environment and nowhere else.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ Say = Callable[[Mapping[str, Any]], None]
 
 
 def main() -> NoReturn:
-    """Ends with 0 also for an error that was told."""
+    """Do the job and exit: with 0 also when the answer is an error."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # what libraries print must not mix with the answer
     job = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_stdin, daemon=True).start()
 
@@ -31,7 +31,7 @@ def main() -> NoReturn:
 
     say(_answer(job, say))
     answers.close()
-    os._exit(0)  # threads of the client may still wait for something
+    os._exit(0)  # threads of the client may still be waiting
 
 
 def _end_with_stdin() -> None:
@@ -59,7 +59,7 @@ def _error(kind: str, text: str, **more: Any) -> dict[str, Any]:
 
 
 def _done(job: Mapping[str, Any], say: Say) -> Any:
-    from storage.hub import jobs  # imports the client, which may not be installed
+    from storage.hub import jobs  # imports huggingface_hub, which may not be installed
 
     return jobs.JOBS[job["job"]](job, lambda size: say({"progress": size}))
 

@@ -1,6 +1,6 @@
-"""The Hub's client as Relay needs it: with timeouts, and with errors sorted by what a caller does about them.
+"""The Hub's client with timeouts, and its errors translated into those of `storage.base`.
 
-Works with huggingface_hub 1.31 to 2.x, which differ in the HTTP library below; nothing else of Relay's imports it.
+Works with huggingface_hub 1.31 to 2.x, which differ in the HTTP library below.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from huggingface_hub.utils._http import default_client_factory
 
 from storage.base import DamagedCopy, StoreRefused, StoreUnavailable
 
-#: The HTTP library's base error, httpx's or httpx2's. Timeouts and broken lines are of it.
+#: The base error of the HTTP library, httpx or httpx2: timeouts and broken connections are subclasses.
 _TRANSPORT: type[BaseException] = HfHubHTTPError.__mro__[1]
 _GONE = (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError)
-_QUERY = re.compile(r"\?[^\s'\"]+")  #: signatures of storage addresses
-_STALE, _BUSY = 412, (408, 409, 425, 429)
+_QUERY = re.compile(r"\?[^\s'\"]+")  #: signatures of storage urls
+_PRECONDITION_FAILED, _BUSY = 412, (408, 409, 425, 429)
 
 
 class HubNotFound(DamagedCopy):
@@ -36,87 +36,89 @@ class HubNotFound(DamagedCopy):
 
 
 class ParentOutdated(Exception):
-    """The branch has moved since the commit that was named as parent."""
+    """The branch has moved: the commit that was named as parent is not its head any more."""
 
 
 class ReplyLost(StoreUnavailable):
-    """No answer came: what was asked may have been done."""
+    """No reply came: the request may have been carried out."""
 
 
 def create_api(timeout: float) -> HfApi:
-    """The client, none of whose requests waits longer than `timeout` seconds for the next byte."""
+    """Return a client whose requests wait at most `timeout` seconds for the next byte."""
 
-    def limited(request: Any) -> None:  # also requests that ask for no limit: the client's own paging does
+    def set_timeout(request: Any) -> None:  # also of requests that set no timeout, as the client's paging does
         request.extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"), timeout)
 
-    def made() -> Any:
+    def make_http_client() -> Any:
         http = default_client_factory()
-        http.event_hooks = http.event_hooks | {"request": [*http.event_hooks["request"], limited]}
+        http.event_hooks = http.event_hooks | {"request": [*http.event_hooks["request"], set_timeout]}
         return http
 
-    set_client_factory(made)
+    set_client_factory(make_http_client)
     return HfApi(library_name="relay")
 
 
 @contextmanager
 def translate_errors(what: str) -> Iterator[None]:
-    """What the client raises, as StoreAway (Lost, when no answer came), StoreRefused, Gone or Stale; OSError is this
-    host's disk.
+    """Translate what the client raises while it does `what`.
+
+    Raises StoreUnavailable (ReplyLost when no reply came), StoreRefused, HubNotFound or ParentOutdated; an OSError is
+    of this host's disk.
     """
     try:
         yield
     except (StoreUnavailable, StoreRefused, DamagedCopy, ParentOutdated):
         raise
     except Exception as error:
-        raise classify_error(_root(error), what) from error
+        raise classify_error(_unwrap(error), what) from error
 
 
-def _root(error: BaseException) -> BaseException:
-    """What an upload's thread met, which the client wraps."""
+def _unwrap(error: BaseException) -> BaseException:
+    """Return the error of an upload's thread, which the client wraps."""
     while type(error) is RuntimeError and error.__cause__ is not None:
         error = error.__cause__
     return error
 
 
 def classify_error(error: BaseException, what: str) -> BaseException:
-    """The error that a caller of ours knows."""
-    said = f"{what}: {format_error(error)}"
+    """Return the error of ours for one of the client's."""
+    text = f"{what}: {format_error(error)}"
     match error:
         case LocalEntryNotFoundError():
-            return ReplyLost(said)
-        case RepositoryNotFoundError() if get_token() is None:  # a private one looks the same to a stranger
-            return StoreRefused(f"{said}; where it is private, HF_TOKEN is needed")
+            return ReplyLost(text)
+        case RepositoryNotFoundError() if get_token() is None:  # without a token a private repository looks the same
+            return StoreRefused(f"{text}; where it is private, HF_TOKEN is needed")
         case EntryNotFoundError() | RepositoryNotFoundError() | RevisionNotFoundError():
-            return HubNotFound(said)
+            return HubNotFound(text)
         case HfHubHTTPError():
-            return _answered(error, said)
+            return _classify_reply(error, text)
         case HFValidationError() | ValueError():
-            return StoreRefused(said)
+            return StoreRefused(text)
         case OfflineModeIsEnabled():
-            return StoreRefused(f"{said}; HF_HUB_OFFLINE is set")
+            return StoreRefused(f"{text}; HF_HUB_OFFLINE is set")
         case _ if isinstance(error, _TRANSPORT):
-            return ReplyLost(said)
+            return ReplyLost(text)
     return error
 
 
-def _answered(error: HfHubHTTPError, said: str) -> BaseException:
+def _classify_reply(error: HfHubHTTPError, text: str) -> BaseException:
     status = error.response.status_code
-    if status == _STALE:
-        return ParentOutdated(said)
+    if status == _PRECONDITION_FAILED:
+        return ParentOutdated(text)
     if status in _BUSY or status >= 500:
-        return StoreUnavailable(said, _seconds(error.response.headers)) if status in _BUSY else ReplyLost(said)
+        return StoreUnavailable(text, _retry_after(error.response.headers)) if status in _BUSY else ReplyLost(text)
     if status in (401, 403):
-        return StoreRefused(f"{said}; HF_TOKEN must be one that may write there")
-    return StoreRefused(said)
+        return StoreRefused(f"{text}; HF_TOKEN must be one that may write there")
+    return StoreRefused(text)
 
 
-def _seconds(headers: Any) -> float:
-    """How long the Hub asks to wait, if it does."""
-    told = headers.get("Retry-After", "")
-    return float(told) if told.isdigit() else 0.0
+def _retry_after(headers: Any) -> float:
+    """Return the seconds that the Hub asks to wait; 0 when it does not ask."""
+    header = headers.get("Retry-After", "")
+    return float(header) if header.isdigit() else 0.0
 
 
 def format_error(error: BaseException) -> str:
-    """What happened, without the signatures of addresses."""
-    said = _QUERY.sub("", " ".join(str(error).split()))
-    return said or type(error).__name__
+    """Return an error as one line, without the signatures of urls."""
+    text = _QUERY.sub("", " ".join(str(error).split()))
+    return text or type(error).__name__

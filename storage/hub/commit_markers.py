@@ -1,7 +1,7 @@
-"""What Relay writes under each of its commits, and what follows from the commits that are there. Pure.
+"""The marker in the message of each of Relay's commits, and whether a commit may be made. Pure.
 
-A mark says which run, attempt, lease and step a commit is of. It is how a lost reply is looked up, and how a branch
-that somebody else has moved is told from one that is still ours.
+A marker names the run, attempt, lease and step of a commit. By it a commit is found whose reply was lost, and a branch
+that somebody else has moved is distinguished from one that is still ours.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal, cast, get_args
 
-#: model: of a checkpoint; result: of a run that is through; state: a trainer's, whole; output: a run's result as it
-#: stands in the registry; free: of what was taken out.
+#: model: a checkpoint's model; result: the model of a finished run; state: a trainer's whole state; output: a run's
+#: result as the registry has it; free: a deletion.
 MarkerKind = Literal["model", "result", "state", "output", "free"]
 _LINE = re.compile(r"^Relay-(Kind|Run|Attempt|Lease|Step): (\S+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
 class CommitMarker:
-    """What one commit of Relay's is of."""
+    """What one of Relay's commits contains."""
 
     kind: MarkerKind
     run: str
@@ -29,12 +29,12 @@ class CommitMarker:
 
     @property
     def trailer(self) -> str:
-        """As lines at the end of a commit's message."""
+        """The lines at the end of the commit's message."""
         return "\n".join(f"Relay-{name.capitalize()}: {value}" for name, value in asdict(self).items())
 
     @classmethod
     def parse(cls, message: str) -> CommitMarker | None:
-        """The mark in a commit's message; None for a commit that is not Relay's."""
+        """Return the marker in a commit's message, or None when the commit is not Relay's."""
         said = {name.lower(): value for name, value in _LINE.findall(message)}
         try:
             kind = said["kind"]
@@ -47,7 +47,7 @@ class CommitMarker:
 
 @dataclass(frozen=True, slots=True)
 class HubCommit:
-    """A commit of a branch's history."""
+    """A commit in a branch's history."""
 
     id: str
     title: str
@@ -57,38 +57,38 @@ class HubCommit:
 
     @property
     def description(self) -> str:
-        """Who did what, for people."""
+        """The author, the commit and its title, for messages."""
         return f"{self.author or 'somebody'} ({self.id[:8]}, {self.title!r})"
 
 
 @dataclass(frozen=True, slots=True)
 class AlreadyCommitted:
-    """This has been committed already."""
+    """The commit has been made already."""
 
     commit: str
 
 
 @dataclass(frozen=True, slots=True)
 class MayCommit:
-    """The branch is ours to move on from this commit."""
+    """The commit may be made, with this parent."""
 
     parent: str
 
 
 @dataclass(frozen=True, slots=True)
 class BranchMoved:
-    """Somebody else has moved the branch: theirs is never overwritten."""
+    """Somebody else has moved the branch, which is never overwritten."""
 
     by: HubCommit
-    newer: bool = False  #: with what is newer of the same run: ours is over
+    newer: bool = False  #: by a newer commit of the same run, which replaces ours
 
 
 def decide_commit(
     ours: CommitMarker, history: Sequence[HubCommit], expected: str | None, fresh: str | None = None
 ) -> AlreadyCommitted | MayCommit | BranchMoved:
-    """Whether `ours` may be committed on a branch with this history (newest first, not empty).
+    """Return whether `ours` may be committed to a branch with this history (newest first, not empty).
 
-    `expected` is the commit of ours that was the newest when we last knew; `fresh` one that a branch was just begun at.
+    `expected` is the newest commit of ours that we know of, `fresh` the commit at which a branch was just created.
     """
     for seen in history:
         if seen.marker == ours:
@@ -105,14 +105,16 @@ def decide_commit(
 
 
 def _is_newer(theirs: CommitMarker, ours: CommitMarker) -> bool:
-    """A later attempt's is. Of one attempt's models that of a later step, and the result last; its states stay under
-    their tags, whichever comes last."""
+    """Return whether their commit is newer: of a later attempt, or a later model of the same attempt.
+
+    Of one attempt's models the later step is newer, and the result last. Its states are kept under tags, in any order.
+    """
     if theirs.lease != ours.lease or theirs.kind not in ("model", "result"):
         return theirs.attempt > ours.attempt
     return (theirs.step, theirs.kind == "result") > (ours.step, ours.kind == "result")
 
 
 def _since(history: Sequence[HubCommit], expected: str | None) -> Sequence[HubCommit]:
-    """The commits that came after `expected`; only the head where that one is not known (any more)."""
+    """Return the commits after `expected`; only the head where that commit is not in the history."""
     ids = [seen.id for seen in history]
     return history[: ids.index(expected)] if expected in ids else history[:1]

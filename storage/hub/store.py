@@ -1,4 +1,4 @@
-"""`hf://`: a run's checkpoints on its branch of a model repository, one tagged commit for each, and its result."""
+"""`hf://`: a run's checkpoints and its result on the run's branch of a model repository, one tagged commit each."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from storage.hub.uris import HubUri, hub_folder, hub_tag
 from storage.hub.worker import HubWorker
 from storage.manifest import MANIFEST_FILE, Manifest
 
-COMMITS = 100  #: in an hour; the Hub refuses at about 128, and other hosts may commit to the same repository
+COMMITS = 100  #: per hour; the Hub refuses at about 128, and other hosts may commit to the same repository
 HOUR = 3600.0
 
 
 @dataclass(slots=True)
 class CommitRateLimit:
-    """The commits that this host has made to each repository in the last hour."""
+    """A limit on this host's commits to each repository in an hour. `now` is a clock in seconds."""
 
     limit: int = COMMITS
     _made: dict[str, deque[float]] = field(default_factory=lambda: defaultdict(deque))
 
     def delay(self, repo: str, now: float) -> float:
-        """Seconds until one more is within the commit_limit."""
+        """Return the seconds until one more commit is within the limit."""
         made = self._made[repo]
         while made and made[0] <= now - HOUR:
             made.popleft()
         return made[-self.limit] + HOUR - now if len(made) >= self.limit else 0.0
 
     def record(self, repo: str, now: float) -> None:
-        """One more was made."""
+        """Count a commit that was made now."""
         self._made[repo].append(now)
 
 
 class HubStore:
-    """Each commit holds one checkpoint and deletes the last one's files; earlier ones stay under their tags.
+    """A store in which each commit holds one checkpoint and deletes the previous one's files, kept under a tag.
 
-    What it keeps is found by its commit, which the registry names. One at a time writes here, for all runs of a host.
+    A folder is found by its commit, which the registry names. One upload at a time is made, for all runs of a host.
     """
 
     scheme = "hf"
@@ -55,19 +55,19 @@ class HubStore:
         now: Callable[[], float],
         private: bool = True,
     ) -> None:
-        """`repo` is where `put` keeps; what is fetched or removed is found by its uri."""
+        """`repo` is the repository of `put`, empty for none; folders are fetched and removed by their uri."""
         if repo and not HUB_REPO.fullmatch(repo):
-            raise StoreRefused(f"{repo!r} is no repository on the Hub; one reads owner/name")
+            raise StoreRefused(f"{repo!r} is not a repository on the Hub; write owner/name")
         self._worker = worker
         self._repo = repo
         self._commit_limit = commit_limit
         self._now = now
         self._private = private
-        self._newest: dict[tuple[str, str], str] = {}  #: the commit that we made last, by repository and run
+        self._newest: dict[tuple[str, str], str] = {}  #: our newest commit, by repository and run
         self._writing = asyncio.Lock()
 
     def at(self, repo: str, *, private: bool = True) -> HubStore:
-        """The same host's store, to keep in this repository."""
+        """Return a store that keeps folders in this repository and shares this one's lock and limit."""
         store = HubStore(self._worker, repo, commit_limit=self._commit_limit, now=self._now, private=private)
         store._newest, store._writing = self._newest, self._writing
         return store
@@ -75,9 +75,9 @@ class HubStore:
     async def put(
         self, key: FolderKey, manifest: Manifest, locate: LocateFile, progress: Progress = ignore_progress
     ) -> str:
-        """Waits until the repository's budget of commits allows one more."""
+        """Store a folder as one commit. Waits until the limit on commits allows one more."""
         if key.records:
-            raise StoreRefused("the Hub keeps checkpoints and results, no logs")
+            raise StoreRefused("the Hub keeps checkpoints and results, but no logs")
         folder = hub_folder(key)
         async with self._writing:
             await asyncio.sleep(self._commit_limit.delay(self._repo, self._now()))
@@ -113,14 +113,15 @@ class HubStore:
         return Manifest.from_bytes(await asyncio.to_thread((folder / MANIFEST_FILE).read_bytes))
 
     async def remove(self, uri: str) -> None:
-        """Frees the space: the tag goes, the branch is squashed, large files that nothing else uses are deleted."""
+        """Delete a folder: its tag, then, after squashing the branch, the large files that no other commit uses."""
         async with self._writing:
             await self._worker.run_job("remove_folder", repo=HubUri.parse(uri).repo, uri=uri)
             self._commit_limit.record(HubUri.parse(uri).repo, self._now())
 
     async def sweep(self, key: FolderKey, known: Collection[str]) -> int:
-        """Free what earlier attempts at this run have kept here and no row names: their hosts died before they could
-        say so. `known` are the uris that rows name; how many were freed.
+        """Delete what earlier attempts at this run have stored and no row names, and return how many folders.
+
+        Their hosts died before they could register them. `known` are the uris that rows name.
         """
         mark = CommitMarker("state", key.run, key.attempt, key.lease, key.step or 0)
         commits = [HubUri.parse(uri).commit for uri in known]

@@ -1,4 +1,4 @@
-"""Names on the Hub: branches and tags of a run, and what an `hf://` uri says. Pure."""
+"""Names on the Hub: the branches and tags of a run, and `hf://` uris. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from storage.base import FolderKey, StoreRefused
 
 _URI = re.compile(r"hf://(?P<repo>[^/@]+/[^/@]+)@(?P<commit>[0-9a-f]{40})/(?P<folder>.+)")
-MAIN = "main"  #: what people load
+MAIN = "main"  #: the branch that users load by default
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +22,9 @@ class HubUri:
 
     @classmethod
     def parse(cls, text: str) -> HubUri:
-        """StoreRefused when it is none."""
+        """Read a uri. Raises StoreRefused for other texts."""
         if not (match := _URI.fullmatch(text)):
-            raise StoreRefused(f"{text} is no place on the Hub; one reads hf://owner/repo@<commit>/<folder>")
+            raise StoreRefused(f"{text} is not a folder on the Hub; write hf://owner/repo@<commit>/<folder>")
         return cls(**match.groupdict())
 
     def __str__(self) -> str:
@@ -32,18 +32,20 @@ class HubUri:
 
 
 def model_branch(run: str) -> str:
-    """Where a run's model goes that `main` does not belong to. (`relay/<run>` alone cannot be: git has no branch whose
-    name is the beginning of another's path.)"""
+    """Return the branch of a run's model where `main` belongs to another run.
+
+    It is not `relay/<run>`, because in git no branch's name may be the beginning of another's path.
+    """
     return f"relay/{_ref(run)}/model"
 
 
 def state_branch(run: str) -> str:
-    """Where a run's trainer state goes."""
+    """Return the branch of a run's trainer state."""
     return f"relay/{_ref(run)}/state"
 
 
 def hub_folder(key: FolderKey) -> str:
-    """A checkpoint's folder: never that of another attempt (S4)."""
+    """Return a folder's name in the repository, which no other attempt has (S4)."""
     if key.step is None:
         return f"output-{key.lease}"
     node = f"-node{key.node}" if key.nodes > 1 else ""
@@ -51,18 +53,18 @@ def hub_folder(key: FolderKey) -> str:
 
 
 def hub_tag(key: FolderKey) -> str:
-    """What keeps a checkpoint's commit when its branch is squashed."""
+    """Return the tag that keeps a folder's commit when its branch is squashed."""
     return f"relay/{_ref(key.run)}/{hub_folder(key)}"
 
 
 def folder_of_tag(run: str, tag: str) -> str:
-    """The folder whose commit a tag of this run's keeps; empty for other tags."""
+    """Return the folder whose commit a tag of this run keeps; empty for other tags."""
     prefix = f"relay/{_ref(run)}/"
     return tag.removeprefix(prefix) if tag.startswith(prefix) else ""
 
 
 def _ref(run: str) -> str:
-    """A run's name as git takes it: without `..`, and not ending in a dot or in `.lock`."""
+    """Return a run's name as git accepts it: without `..`, and not ending in a dot or in `.lock`."""
     if ".." not in run and not run.endswith((".", ".lock")):
         return run
     return f"{run.replace('.', '-')}-{hashlib.sha256(run.encode()).hexdigest()[:8]}"

@@ -352,12 +352,12 @@ class TestMistakes:
             ),
             (
                 {"checkpoint": {"store": "s3://key:secret@bucket/x"}},
-                "checkpoint.store: s3:// is written without keys, passwords and parameters: "
+                "checkpoint.store: s3:// must be written without keys, passwords and parameters: "
                 "hosts take those from their own environment",
             ),
             (
                 {"checkpoint": {"store": "file://runs"}},
-                "checkpoint.store: a file:// store is an absolute folder that hosts share, like file:///mnt/share/runs",
+                "checkpoint.store: a file:// store must be an absolute folder that hosts share, like file:///mnt/share/runs",
             ),
             (
                 {"checkpoint": {"store": "relay://elsewhere"}},

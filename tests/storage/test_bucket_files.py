@@ -38,6 +38,6 @@ async def test_small_and_large_files_go_below_the_prefix_once(bucket: str, s3: s
 async def test_what_is_there_is_never_overwritten(bucket: str, s3: str, tmp_path: Path, path: str) -> None:
     key = f"{parse_address(bucket).path}/{path}"
     obstore.put(client(s3), key, b"theirs")
-    with pytest.raises(StoreRefused, match=f"{bucket}/{path} is something else"):
+    with pytest.raises(StoreRefused, match=f"{bucket}/{path} is another file"):
         await put_files(parse_address(bucket), lying(tmp_path, small=10, more=1), lambda done: None)
     assert [meta["path"] for page in obstore.list(client(s3), parse_address(bucket).path) for meta in page] == [key]

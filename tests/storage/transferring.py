@@ -26,7 +26,7 @@ async def put(store: Store, folder: Path) -> None:
 
 
 async def fetch(store: Store, folder: Path) -> None:
-    """What it is told on stdin, into one folder after another."""
+    """What it reads from stdin, into one folder after another."""
     said = json.loads(sys.stdin.readline())
     for number in range(int(said["first"]), 1000):
         say(begun=number)

@@ -146,7 +146,7 @@ def test_what_cannot_be_pushed_is_one_line_and_leaves_no_pin(tmp_path: Path) -> 
     shutil.copytree(share, other)
     for manifest in other.glob("stuck/**/manifest.json"):
         manifest.write_bytes(Manifest(()).to_bytes())
-    refused("stuck@5", other.as_uri(), 1, f"{other.as_uri()} does not take it", "another content")
+    refused("stuck@5", other.as_uri(), 1, f"{other.as_uri()} does not take it", "other content")
     shutil.rmtree(share)
     (tmp_path / "third").mkdir()
     refused("stuck@5", (tmp_path / "third").as_uri(), 1, "it cannot be fetched", share.as_uri())
