@@ -1,8 +1,9 @@
-"""The run file: what a person writes and submits, read, checked and resolved.
+"""The run file: what a user writes and submits, read, checked and resolved.
 
-`load` reads a file of YAML, JSON or TOML, `parse` takes plain values (from JSON or protobuf's Struct). Both give a
-frozen `RunFile` with its defaults filled in, or raise `RunFileErrors` with every mistake at once: its path, its line
-where there is one, what is wrong and what would be right. `find_inputs` says what must leave the submitter's disk.
+`load_run_file` reads a file of YAML, JSON or TOML; `parse_run_file` takes plain values (from JSON or protobuf's
+Struct). Both return a frozen `RunFile` with its defaults filled in, or raise `RunFileErrors` with every mistake at
+once: its path, its line where there is one, what is wrong and a hint. `find_inputs` finds the files that must be
+uploaded with the run.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -83,53 +84,54 @@ _KEPT_EMPTY = {"options", "model_init", "lora", "quantization", "launch", "track
 
 
 def load_run_file(path: Path | str, sets: Sequence[str] = ()) -> RunFile:
-    """The run that the file describes, with `sets` (`options.learning_rate=1e-4`) put over it.
+    """Return the run that a file describes, with `sets` (`options.learning_rate=1e-4`) applied.
 
-    Local files that it names and that are not there are mistakes too. Raises `RunFileErrors`.
+    A local file that it names and that is missing is a mistake too. Raises RunFileErrors.
     """
     file = Path(path)
     document = reading.apply_overrides(reading.read_document(file), sets)
-    return _checked(document, base=file.parent)
+    return _check_document(document, base=file.parent)
 
 
 def parse_run_file(data: Mapping[str, Any], *, supported: bool = True) -> RunFile:
-    """The run that plain values describe; 4.0 is 4 where a whole number is needed, a bare number of time is seconds.
+    """Return the run that plain values describe. Raises RunFileErrors.
 
-    `supported=False` accepts all that the format knows, also what this release refuses to run. Raises `RunFileErrors`.
+    4.0 is 4 where a whole number is needed, and a duration without a unit is in seconds. `supported=False` accepts all
+    keys of the format, also those that this release refuses to run.
     """
-    return _checked(Document(dict(data)), supported=supported)
+    return _check_document(Document(dict(data)), supported=supported)
 
 
 @dataclass(frozen=True, slots=True)
 class RunInputs:
-    """What leaves the submitter's disk, and the run file as the host will read it."""
+    """The files that are uploaded with a run, and the run file as the host reads it."""
 
     files: tuple[InputFile, ...]
     runfile: RunFile
 
 
 def find_inputs(runfile: RunFile, base: Path | str) -> RunInputs:
-    """What must travel with a run whose file lies in the folder `base`; `RunFileErrors` for what is not there."""
+    """Find the inputs of a run whose file is in the folder `base`. Raises RunFileErrors when one is missing."""
     data, files, mistakes = _inputs.gather_inputs(runfile.to_dict(), Path(base))
     if mistakes:
         raise RunFileErrors(mistakes)
     return RunInputs(tuple(files), parse_run_file(data, supported=False))
 
 
-def _checked(document: Document, *, base: Path | None = None, supported: bool = True) -> RunFile:
-    if found_unsound := list(limits.find_unstorable(document.data)):
-        raise RunFileErrors((document.locate(mistake) for mistake in found_unsound), document.name)
+def _check_document(document: Document, *, base: Path | None = None, supported: bool = True) -> RunFile:
+    if unstorable := list(limits.find_unstorable(document.data)):
+        raise RunFileErrors((document.locate(mistake) for mistake in unstorable), document.name)
     data: dict[str, Any] = presets.apply_presets(rules.translate_mode(_without_empty(document.data)))
-    run, found = _validated(data, units=base is not None)
-    found += _around(data, run, supported)
+    run, found = _validate_types(data, units=base is not None)
+    found += _find_other_mistakes(data, run, supported)
     if base is not None:
         found += [(mistake, False) for mistake in _inputs.find_missing(data, base)]
     if run is None or found:
-        raise RunFileErrors(_once(document.locate(mistake, key=key) for mistake, key in found), document.name)
+        raise RunFileErrors(_drop_repeated(document.locate(mistake, key=key) for mistake, key in found), document.name)
     return run
 
 
-def _validated(data: Mapping[str, Any], *, units: bool) -> tuple[RunFile | None, list[tuple[Mistake, bool]]]:
+def _validate_types(data: Mapping[str, Any], *, units: bool) -> tuple[RunFile | None, list[tuple[Mistake, bool]]]:
     try:
         return RunFile.model_validate(data, context={"units": units}), []
     except ValidationError as error:
@@ -137,8 +139,8 @@ def _validated(data: Mapping[str, Any], *, units: bool) -> tuple[RunFile | None,
         return None, list(validation_errors.convert_errors(errors, data, options.list_options(data.get("method"))))
 
 
-def _around(data: Mapping[str, Any], run: RunFile | None, supported: bool) -> list[tuple[Mistake, bool]]:
-    """The mistakes that the types alone do not show."""
+def _find_other_mistakes(data: Mapping[str, Any], run: RunFile | None, supported: bool) -> list[tuple[Mistake, bool]]:
+    """Return the mistakes that the types alone do not show, and whether each concerns the key (else its value)."""
     method = data.get("method")
     found = [(mistake, True) for mistake in (*rules.find_conflicts(data), *presets.find_preset_mistakes(data))]
     if wrong := options.check_method(method) if supported else None:
@@ -150,8 +152,8 @@ def _around(data: Mapping[str, Any], run: RunFile | None, supported: bool) -> li
     return found
 
 
-def _once(mistakes: Iterable[Mistake]) -> list[Mistake]:
-    """The first mistake of each place: a second one there only repeats it."""
+def _drop_repeated(mistakes: Iterable[Mistake]) -> list[Mistake]:
+    """Return the first mistake of each path, since a second one only repeats it."""
     first: dict[tuple[str | int, ...], Mistake] = {}
     for mistake in mistakes:
         first.setdefault(mistake.path, mistake)
@@ -159,7 +161,7 @@ def _once(mistakes: Iterable[Mistake]) -> list[Mistake]:
 
 
 def _without_empty(data: Any) -> Any:
-    """A key with nothing behind it counts as left out; in the libraries' own mappings null is a value."""
+    """Return data without keys that have no value, which count as left out but in the libraries' own sections."""
     if isinstance(data, Mapping):
         kept = {key: value for key, value in data.items() if value is not None}
         return {key: value if key in _KEPT_EMPTY else _without_empty(value) for key, value in kept.items()}

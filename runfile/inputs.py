@@ -1,8 +1,8 @@
-"""What a run needs from the submitter's disk, and under which relative path the host will find it.
+"""The inputs of a run: the files on the submitter's disk that are uploaded with it, and their paths on the host.
 
-Data files and globs, `files:` and a local model folder travel. What lies in the run file's folder keeps its relative
-path; what lies outside becomes `external/<n>/<name>` and the run file is rewritten to say so. A path with a scheme
-(`hf://…`) stays.
+Data files and globs, `files:` and local model folders are uploaded. A file in the run file's folder keeps its relative
+path; one outside becomes `external/<n>/<name>`, and the run file is rewritten accordingly. A path with a scheme
+(`hf://…`) is not touched.
 """
 
 import glob
@@ -15,8 +15,8 @@ from typing import Any, Literal
 from runfile.mistakes import KeyPath, Mistake, find_nearest
 
 EXTERNAL = "external"
-INIT_FROM = "init_from"  #: where a host finds the files that `model.init_from` names; the coordinator adds them
-INIT_BASE = f"{INIT_FROM}/base"  #: and the base model that they adapt, where the Hub does not have it
+INIT_FROM = "init_from"  #: the folder on a host of what `model.init_from` names; the coordinator adds it
+INIT_BASE = f"{INIT_FROM}/base"  #: the base model of an adapter in there, where the Hub does not have it
 ROW_SUFFIXES = (
     ".jsonl",
     ".ndjson",
@@ -26,14 +26,14 @@ ROW_SUFFIXES = (
     ".parquet",
     ".arrow",
     ".feather",
-)  #: what files of rows end in
+)  #: suffixes of files of rows
 _SKIPPED = {".git", "__pycache__", ".DS_Store"}
 _MAGIC = frozenset("*?[")
 
 
 @dataclass(frozen=True, slots=True)
 class InputFile:
-    """One file that travels: where it is here, and where it will be in the run's working folder (POSIX, relative)."""
+    """A file that is uploaded: its path on this host, and its POSIX path in the run's working folder."""
 
     source: Path
     path: str
@@ -41,7 +41,7 @@ class InputFile:
 
 @dataclass(frozen=True, slots=True)
 class LocalReference:
-    """A place in a run file that names something on the submitter's disk."""
+    """A key of a run file whose value names something on the submitter's disk."""
 
     path: KeyPath
     text: str
@@ -50,7 +50,7 @@ class LocalReference:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedReference:
-    """What a reference stands for: its files relative to `root`, and how the rest of the reference reads from there."""
+    """The files of a reference relative to `root`, and the rest of the reference's text as read from there."""
 
     root: Path
     rest: str
@@ -58,12 +58,12 @@ class ResolvedReference:
 
 
 def list_references(data: Mapping[str, Any]) -> Iterator[LocalReference]:
-    """Every local reference of a run file, as written or resolved; what is malformed is passed over."""
+    """Yield every local reference of a run file, written or resolved; malformed values are skipped."""
     rows = data.get("data")
     if isinstance(rows, Mapping):
-        yield from _rows(("data", "train"), rows.get("train"))
+        yield from _list_data_references(("data", "train"), rows.get("train"))
         if not (isinstance(rows.get("eval"), Mapping) and "path" not in rows["eval"]):
-            yield from _rows(("data", "eval"), rows.get("eval"))
+            yield from _list_data_references(("data", "eval"), rows.get("eval"))
     files = data.get("files")
     for index, text in enumerate(files if isinstance(files, list) else ()):
         if isinstance(text, str) and text:
@@ -71,16 +71,16 @@ def list_references(data: Mapping[str, Any]) -> Iterator[LocalReference]:
     for key in ("model", "teacher"):
         model = data.get(key)
         name = model.get("name_or_path") if isinstance(model, Mapping) else None
-        if isinstance(name, str) and _is_folder_name(name):
+        if isinstance(name, str) and _is_local_folder(name):
             yield LocalReference((key, "name_or_path"), name, "model")
     rewards = data.get("rewards")
     for index, reward in enumerate(rewards if isinstance(rewards, list) else ()):
         name = reward.get("model") if isinstance(reward, Mapping) else None
-        if isinstance(name, str) and _is_folder_name(name):
+        if isinstance(name, str) and _is_local_folder(name):
             yield LocalReference(("rewards", index, "model"), name, "model")
 
 
-def _rows(path: KeyPath, value: Any) -> Iterator[LocalReference]:
+def _list_data_references(path: KeyPath, value: Any) -> Iterator[LocalReference]:
     entries = (
         [((*path, index), entry) for index, entry in enumerate(value)] if isinstance(value, list) else [(path, value)]
     )
@@ -90,41 +90,42 @@ def _rows(path: KeyPath, value: Any) -> Iterator[LocalReference]:
             yield LocalReference(at, text, "data")
 
 
-def _is_folder_name(name: str) -> bool:
-    """A model's name is a Hub id unless it begins like a path; an absolute path not found here is the host's."""
+def _is_local_folder(name: str) -> bool:
+    """Return whether a model's name is a folder of this disk.
+
+    It is a name on the Hub unless it begins like a path; an absolute path that is missing here is one on the host.
+    """
     if name.startswith(("./", "../", "~/")) or name in (".", ".."):
         return True
     return name.startswith("/") and os.path.isdir(name)
 
 
 def find_missing(data: Mapping[str, Any], base: Path) -> Iterator[Mistake]:
-    """What the run file names and the disk does not have."""
+    """Yield a mistake for each file that the run file names and the disk does not have."""
     for reference in list_references(data):
-        problem = _look(reference, base)
+        problem = _resolve(reference, base)
         if isinstance(problem, Mistake):
             yield problem
 
 
-def _look(reference: LocalReference, base: Path) -> ResolvedReference | Mistake:
+def _resolve(reference: LocalReference, base: Path) -> ResolvedReference | Mistake:
     text = os.path.expanduser(reference.text)
     whole = base / text
     if not whole.exists() and _MAGIC & set(text):
-        return _look_glob(reference, base, text)
+        return _resolve_glob(reference, base, text)
     if whole.is_dir() and reference.kind != "data":
-        return _look_folder(reference, whole)
+        return _resolve_folder(reference, whole)
     if whole.is_dir() and (rows := list_row_files(whole)):
         return ResolvedReference(whole, ".", tuple(rows))
     if whole.is_file() and reference.kind != "model":
         if reference.kind == "data" and not whole.stat().st_size:
             return Mistake(reference.path, f'"{reference.text}" is empty', "each line of it is a row")
         return ResolvedReference(whole.parent, whole.name, (whole.name,))
-    return Mistake(reference.path, *_absent(reference, whole))
+    return Mistake(reference.path, *_explain_missing(reference, whole))
 
 
 def list_row_files(folder: Path) -> list[str]:
-    """The files of rows below a folder that is named as data, relative to it, in order. By their names: what they are,
-    whoever reads them finds out.
-    """
+    """Return the files of rows below a folder, relative to it and sorted. They are recognized by suffix alone."""
     found: list[str] = []
     for here, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if name not in _SKIPPED and not name.startswith("."))
@@ -134,7 +135,7 @@ def list_row_files(folder: Path) -> list[str]:
     return found
 
 
-def _absent(reference: LocalReference, whole: Path) -> tuple[str, str]:
+def _explain_missing(reference: LocalReference, whole: Path) -> tuple[str, str]:
     if whole.is_dir():
         return (
             f'"{reference.text}" holds no file of rows',
@@ -145,18 +146,18 @@ def _absent(reference: LocalReference, whole: Path) -> tuple[str, str]:
     if whole.exists() or whole.is_symlink():
         return f'"{reference.text}" is not a file that can be read', ""
     hub = reference.kind == "data" and reference.text.count("/") == 1 and not Path(reference.text).suffix
-    hint = f"a data set on the Hub is written hf://{reference.text}" if hub else _neighbour(whole)
+    hint = f"a data set on the Hub is written hf://{reference.text}" if hub else _suggest_neighbour(whole)
     return f'there is no {"folder" if reference.kind == "model" else "file"} "{reference.text}"', hint
 
 
-def _neighbour(whole: Path) -> str:
+def _suggest_neighbour(whole: Path) -> str:
     if not whole.parent.is_dir():
         return f"the folder {whole.parent} does not exist"
     close = find_nearest(whole.name, sorted(entry.name for entry in whole.parent.iterdir()))
     return f"did you mean {close}?" if close else f"looked in {whole.parent.absolute()}"
 
 
-def _look_glob(reference: LocalReference, base: Path, text: str) -> ResolvedReference | Mistake:
+def _resolve_glob(reference: LocalReference, base: Path, text: str) -> ResolvedReference | Mistake:
     parts = Path(text).parts
     fixed = next(index for index, part in enumerate(parts) if _MAGIC & set(part))
     root, rest = base / Path(*parts[:fixed]), str(Path(*parts[fixed:]))
@@ -166,7 +167,7 @@ def _look_glob(reference: LocalReference, base: Path, text: str) -> ResolvedRefe
     return ResolvedReference(root, rest, tuple(hits))
 
 
-def _look_folder(reference: LocalReference, folder: Path) -> ResolvedReference | Mistake:
+def _resolve_folder(reference: LocalReference, folder: Path) -> ResolvedReference | Mistake:
     files: list[str] = []
     for here, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if name not in _SKIPPED)
@@ -181,44 +182,46 @@ def _look_folder(reference: LocalReference, folder: Path) -> ResolvedReference |
 
 
 def gather_inputs(data: dict[str, Any], base: Path) -> tuple[dict[str, Any], list[InputFile], list[Mistake]]:
-    """The resolved run file `data` rewritten for the host, what travels (each file once), and what is not there."""
+    """Return `data` rewritten for the host, the files to upload, and a mistake for each that is missing."""
     root = Path(os.path.abspath(base))
-    places, travels, mistakes = _Places(root, data), dict[str, Path](), list[Mistake]()
+    paths, sources, mistakes = _HostPaths(root, data), dict[str, Path](), list[Mistake]()
     for reference in list_references(data):
-        look = _look(reference, root)
-        if isinstance(look, Mistake):
-            mistakes.append(look)
+        resolved = _resolve(reference, root)
+        if isinstance(resolved, Mistake):
+            mistakes.append(resolved)
             continue
-        folder = places.of(look)
-        for name in look.files:
-            travels[_joined(folder, name)] = look.root / name
-        text = _joined(folder, look.rest)
+        folder = paths.get(resolved)
+        for name in resolved.files:
+            sources[_join(folder, name)] = resolved.root / name
+        text = _join(folder, resolved.rest)
         if reference.kind == "model":
             text = f"./{text}"
             if text != reference.text and reference.path[0] == "model":
                 data["model"].setdefault("known_as", reference.text)
-        _put(data, reference.path, text)
-    return data, [InputFile(source, path) for path, source in sorted(travels.items())], mistakes
+        _set_value(data, reference.path, text)
+    return data, [InputFile(source, path) for path, source in sorted(sources.items())], mistakes
 
 
-class _Places:
-    """Where folders of the submitter's disk appear on the host."""
+class _HostPaths:
+    """The paths on the host of folders of the submitter's disk."""
 
     def __init__(self, root: Path, data: Mapping[str, Any]) -> None:
         self._root = root
         self._outside: dict[str, str] = {}
         self._taken = {Path(os.path.normpath(r.text)).parts[:2] for r in list_references(data)}
 
-    def of(self, look: ResolvedReference) -> str:
-        folder = Path(os.path.normpath(look.root))
+    def get(self, resolved: ResolvedReference) -> str:
+        folder = Path(os.path.normpath(resolved.root))
         if folder.is_relative_to(self._root):
             return folder.relative_to(self._root).as_posix()
-        key = str(folder) if look.rest != "." else f"{folder}/."
+        key = str(folder) if resolved.rest != "." else f"{folder}/."
         if key not in self._outside:
-            self._outside[key] = f"{EXTERNAL}/{self._free()}" + (f"/{folder.name}" if look.rest == "." else "")
+            self._outside[key] = f"{EXTERNAL}/{self._find_free_number()}" + (
+                f"/{folder.name}" if resolved.rest == "." else ""
+            )
         return self._outside[key]
 
-    def _free(self) -> int:
+    def _find_free_number(self) -> int:
         number = len(self._outside)
         while (EXTERNAL, str(number)) in self._taken:
             number += 1
@@ -226,11 +229,11 @@ class _Places:
         return number
 
 
-def _joined(folder: str, name: str) -> str:
+def _join(folder: str, name: str) -> str:
     return Path(os.path.normpath(os.path.join(folder, name))).as_posix()
 
 
-def _put(data: Any, path: KeyPath, value: str) -> None:
+def _set_value(data: Any, path: KeyPath, value: str) -> None:
     for part in path[:-1]:
         data = data[part]
     data[path[-1]] = value

@@ -1,7 +1,7 @@
-"""What no run file may hold, whatever its keys mean: it could not be stored, sent or digested.
+"""Limits on the values of any run file, beyond which it could not be stored, sent or digested.
 
 Text that is not Unicode or has NUL bytes (Postgres refuses them), numbers that a double cannot carry (protobuf's Struct
-has no others), and nesting without end. Looked for before anything else, since what comes later recurses.
+has no others), and endless nesting. They are checked before anything else, since the other checks recurse.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,11 +10,11 @@ from typing import Any
 from runfile.mistakes import KeyPath, Mistake
 
 MAX_DEPTH = 24
-LARGEST = 2**53  #: whole numbers up to here are exact as doubles
+LARGEST = 2**53  #: the largest whole number up to which all are exact as doubles
 
 
 def find_unstorable(data: Mapping[str, Any]) -> Iterator[Mistake]:
-    """Each place that holds such a thing."""
+    """Yield a mistake for each value beyond the limits."""
     stack: list[tuple[KeyPath, Any]] = [((), data)]
     while stack:
         path, value = stack.pop()

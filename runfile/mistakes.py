@@ -1,4 +1,4 @@
-"""What is wrong with a run file, said so that a person can put it right."""
+"""Mistakes in a run file, with what a user needs to correct them."""
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +10,7 @@ KeyPath = tuple[str | int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A place in a file, counted from one."""
+    """A position in a file; lines and columns count from 1."""
 
     line: int
     column: int
@@ -18,17 +18,17 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
-    """One thing that is wrong: where, what, and what would be right (empty when the problem says it)."""
+    """One mistake: where it is, what is wrong, and a hint (empty when the problem says it all)."""
 
     path: KeyPath
     problem: str
     hint: str = ""
     position: Position | None = None
-    override: str = ""  #: the `--set` that brought the value in, as it was given
+    override: str = ""  #: the `--set` that gave the value, as it was written
 
     @property
     def path_text(self) -> str:
-        """The path as people write it: `data.train[0].path`."""
+        """The path as users write it: `data.train[0].path`."""
         return format_path(self.path)
 
     def with_position(self, mark: Position | None, override: str) -> "Mistake":
@@ -36,7 +36,7 @@ class Mistake:
 
     @property
     def text(self) -> str:
-        """Path, problem and hint in one line, without the place in the file."""
+        """Path, problem and hint in one line, without the position in the file."""
         where = f"{self.path_text}: " if self.path else ""
         return where + self.problem + (f"; {self.hint}" if self.hint else "")
 
@@ -46,7 +46,7 @@ class Mistake:
 
 
 class RunFileErrors(ValueError):
-    """A run file that cannot be used: all its mistakes at once, in the order of the file."""
+    """A run file has mistakes: all of them, in the order of the file."""
 
     def __init__(self, mistakes: Iterable[Mistake], name: str = "the run file") -> None:
         unplaced = Position(1 << 30, 0)
@@ -55,7 +55,7 @@ class RunFileErrors(ValueError):
         super().__init__(self.report())
 
     def report(self) -> str:
-        """One line for each mistake under a heading."""
+        """Return a heading, and a line for each mistake."""
         count = len(self.mistakes)
         heading = f"{self.name}: {count} {'mistake' if count == 1 else 'mistakes'}"
         return "\n".join([heading, *(f"  {mistake}" for mistake in self.mistakes)])
@@ -66,7 +66,7 @@ def _order(mark: Position) -> tuple[int, int]:
 
 
 def format_path(path: Sequence[str | int]) -> str:
-    """`("data", "train", 0, "path")` as `data.train[0].path`."""
+    """Return `("data", "train", 0, "path")` as `data.train[0].path`."""
     text = ""
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
@@ -74,7 +74,7 @@ def format_path(path: Sequence[str | int]) -> str:
 
 
 def describe_value(value: Any) -> str:
-    """What somebody wrote, in words: `the text "three"`, `the number 3`, `a list`."""
+    """Return a value in words: `the text "three"`, `the number 3`, `a list`."""
     match value:
         case None:
             return "nothing"
@@ -92,19 +92,19 @@ def describe_value(value: Any) -> str:
 
 
 def shorten(text: str, limit: int = 60) -> str:
-    """The text on one line, cut after `limit` characters."""
+    """Return the text on one line, cut after `limit` characters."""
     line = " ".join(text.split())
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
 def find_nearest(name: str, names: Iterable[str]) -> str | None:
-    """The known name that `name` was probably meant to be."""
+    """Return the known name nearest to `name`, or None when none is near."""
     known = {candidate.casefold().replace("-", "_"): candidate for candidate in names}
     close = difflib.get_close_matches(name.casefold().replace("-", "_"), known, n=1, cutoff=0.65)
     return known[close[0]] if close else None
 
 
 def join_alternatives(names: Iterable[str]) -> str:
-    """`a, b or c`."""
+    """Return names as `a, b or c`."""
     listed = list(names)
     return listed[0] if len(listed) == 1 else f"{', '.join(listed[:-1])} or {listed[-1]}"

@@ -1,6 +1,6 @@
-"""The run file as typed, frozen values; nothing here reads a file or knows a line.
+"""The run file as typed, frozen values, without their positions in a file.
 
-Names of the Hugging Face libraries stand under `options`, `model_init`, `lora`, `quantization`; all else is ours.
+Names under `options`, `model_init`, `lora` and `quantization` are the Hugging Face libraries'; all others are Relay's.
 """
 
 import hashlib
@@ -50,11 +50,13 @@ class Section(BaseModel):
 
 
 class ModelSection(Section):
-    """What is trained: a Hub name or a folder, or another run's result (weights only, a new curve)."""
+    """The model to train: a name on the Hub, a folder, or another run's weights (which start a new curve)."""
 
     name_or_path: Text | None = None
-    revision: Text | None = None  #: resolved to a commit at first start and pinned for all attempts
-    known_as: Text | None = None  #: what results call a local model; a submit that renames it keeps the name as written
+    revision: Text | None = None  #: resolved to a commit at the first start and pinned for all attempts
+    known_as: Text | None = (
+        None  #: the name of a local model in results; kept as written when a submit renames the folder
+    )
     init_from: Text | None = None
 
     @field_validator("init_from")
@@ -74,7 +76,7 @@ class ModelSection(Section):
 
 
 class DataSource(Section):
-    """Rows to train or evaluate on: files (a path, a glob, hf://, s3://) or a generator of tasks."""
+    """Rows to train or evaluate on: files (a path, a glob, hf://, s3://) or generated tasks."""
 
     path: Text | None = None
     weight: Annotated[Number, Field(gt=0)] = 1.0
@@ -86,7 +88,7 @@ class DataSource(Section):
     seed: Whole | None = None
     config: Free = Field(default_factory=dict)
     chat: Flag = False  #: generated tasks as messages, for a model with a chat template
-    disjoint_from: Literal["train"] | None = None  #: of held-out rows: training passes over those
+    disjoint_from: Literal["train"] | None = None  #: on held-out rows: training skips them
 
     @model_validator(mode="after")
     def _one(self) -> "DataSource":
@@ -99,7 +101,7 @@ class DataSource(Section):
 
 
 class Split(Section):
-    """A part of the training rows held out, chosen by `seed`."""
+    """A share of the training rows that is held out, drawn with `seed`."""
 
     split: Annotated[Number, Field(gt=0, lt=1)]
 
@@ -116,8 +118,9 @@ def _eval_kind(value: Any) -> str:
 
 
 class DataSection(Section):
-    """The rows. `format: auto` looks at them; `columns` renames, old name to new; with `streaming` tokens are made of
-    them as they are needed, not before.
+    """The rows. `format: auto` detects their format; `columns` renames columns, old name to new.
+
+    With `streaming`, rows are tokenized as they are needed and not in advance.
     """
 
     train: Sources
@@ -133,7 +136,7 @@ class DataSection(Section):
 
 
 class Nodes(Section):
-    """How many hosts at once: exactly, or from `min` to `max`."""
+    """The number of hosts at once: exact, or from `min` to `max`."""
 
     min: Annotated[Whole, Field(ge=1)] = 1
     max: Annotated[Whole, Field(ge=1)] = 1
@@ -160,9 +163,8 @@ def _nodes_out(nodes: Nodes) -> int | dict[str, int]:
 class ResourcesSection(Section):
     """What each host must have.
 
-    A run takes `gpus_per_node` GPUs of each host. Where `require_cuda` is false a host without GPUs will do too and
-    gives one CPU slot. Whoever writes a number of GPUs or an amount of VRAM means GPUs: `require_cuda` is then true
-    unless told otherwise.
+    A run takes `gpus_per_node` GPUs of each host. Where `require_cuda` is false, a host without GPUs is enough and
+    gives one CPU slot. A number of GPUs or an amount of VRAM makes `require_cuda` true unless the run file sets it.
     """
 
     nodes: Annotated[Nodes, BeforeValidator(_nodes), PlainSerializer(_nodes_out)] = Nodes()
@@ -172,7 +174,7 @@ class ResourcesSection(Section):
     disk_gib: Gib | None = None
     cpus: Annotated[Whole, Field(ge=1)] | None = None
     require_cuda: Flag = False
-    labels: dict[Text, Text] = Field(default_factory=dict)  #: what the host's labels must say
+    labels: dict[Text, Text] = Field(default_factory=dict)  #: labels that the host must have
     allowed_hosts: tuple[Text, ...] = ()
     prefer_hosts: tuple[Text, ...] = ()
 
@@ -186,9 +188,9 @@ class ResourcesSection(Section):
 
 
 class KeepSection(Section):
-    """Which checkpoints stay: the last, the best and some in between; of those none too old and not too many bytes.
+    """Which checkpoints are kept: the last, the best and some in between, up to an age and a total size.
 
-    Never fewer than resuming needs.
+    There are never fewer than resuming needs.
     """
 
     last: Annotated[Whole, Field(ge=1)] = 3
@@ -197,7 +199,7 @@ class KeepSection(Section):
     metric: Text | None = None
     mode: Literal["min", "max"] = "min"
     max_age: Duration | None = None
-    max_total: Size | None = None  #: bytes, each checkpoint counted once however many copies it has
+    max_total: Size | None = None  #: bytes; each checkpoint counts once, however many copies it has
 
     @model_validator(mode="after")
     def _best_needs_a_metric(self) -> "KeepSection":
@@ -207,12 +209,12 @@ class KeepSection(Section):
 
 
 class CheckpointSection(Section):
-    """How often to save, what to keep, and where."""
+    """How often checkpoints are saved, which are kept, and where."""
 
     every: Interval = Every(seconds=600.0)
     keep: KeepSection = KeepSection()
     store: Annotated[Text, Field(pattern=r"^(relay|file|s3|gs|az|hf)://")] = "relay://"
-    layout: Literal["relay", "framework"] | None = None  #: None, as relay, also for agents that know no layouts
+    layout: Literal["relay", "framework"] | None = None  #: None is `relay`, also for agents of before layouts
 
     @field_validator("store")
     @classmethod
@@ -233,18 +235,18 @@ class CheckpointSection(Section):
 
 
 class HubSection(Section):
-    """Publishing to the Hugging Face Hub while the run goes on."""
+    """Publication on the Hugging Face Hub while the run trains."""
 
     repo: Annotated[Text, Field(pattern=f"^{address.HUB_REPO.pattern}$")]
     every: Interval = Every(seconds=4 * 3600.0)
-    push: Literal["adapter", "merged", "both"] = "adapter"  #: what of a LoRA run; a run of all weights pushes those
-    private: Flag = True  #: of a repository that has to be made
-    dry_run: Flag = False  #: nothing is sent; `hf/last_synced.json` says what would have been
-    state: Flag = False  #: the whole trainer state of each checkpoint goes there too
+    push: Literal["adapter", "merged", "both"] = "adapter"  #: of a LoRA run; full training pushes all weights
+    private: Flag = True  #: of a repository that is created
+    dry_run: Flag = False  #: send nothing; `hf/last_synced.json` has what would be sent
+    state: Flag = False  #: also store the whole trainer state of each checkpoint there
 
 
 class LifecycleSection(Section):
-    """What happens when things go wrong."""
+    """What happens when a host or the run fails."""
 
     on_disconnect: Literal["continue", "stop"] = "continue"
     max_attempts: Annotated[Whole, Field(ge=1, le=1000)] = (
@@ -256,16 +258,18 @@ class LifecycleSection(Section):
 
 
 class Reward(Section):
-    """One part of the reward: a built-in by name, a function of a file that travels (`file.py:function`) or of a module
-    that is installed (`package.module:function`), or a reward model (a folder, or a name on the Hub).
+    """One part of the reward: a built-in, a function or a reward model.
+
+    A function is in a file that is uploaded with the run (`file.py:function`) or in an installed module
+    (`package.module:function`); a reward model is a folder or a name on the Hub.
     """
 
     name: Text | None = None
     call: Annotated[Text, Field(pattern=r"^([^:]+\.py:|[A-Za-z_]\w*(\.\w+)*[.:])[A-Za-z_]\w*$")] | None = None
     model: Text | None = None
     weight: Number = 1.0
-    timeout: Duration | None = None  #: for a batch; the function then runs in a process of its own
-    isolated: Flag = False  #: it does so without a timeout too
+    timeout: Duration | None = None  #: of a call for one batch; the function then runs in a process of its own
+    isolated: Flag = False  #: run the function in a process of its own also without a timeout
     config: Free = Field(default_factory=dict)  #: of a built-in
 
     @model_validator(mode="after")
@@ -280,7 +284,7 @@ class Reward(Section):
 
 
 class SamplesSection(Section):
-    """Completions shown while a run goes on: of the first prompts at every evaluation, of RL the newest rollouts."""
+    """Completions shown during training: of the first prompts at every evaluation, in RL the newest rollouts."""
 
     prompts: Annotated[Whole, Field(ge=1, le=64)] = 8  #: and rollouts, at once
     every: Annotated[Whole, Field(ge=1)] = 50  #: optimizer steps between rollouts; without data.eval, for prompts too
@@ -288,7 +292,7 @@ class SamplesSection(Section):
 
 
 class Complete(Section):
-    """When a folder is whole: renamed into place (neither key), or holding a marker file, or still for a while."""
+    """When a folder is complete: renamed into place (neither key), with a marker file, or unchanged for a while."""
 
     marker: Inside | None = None
     still_for: Duration | None = None
@@ -301,28 +305,28 @@ class Complete(Section):
 
 
 class AdoptCheckpoints(Section):
-    """Folders that become checkpoints: their names, where they appear, and when they are whole."""
+    """Folders that become checkpoints: their names, where they appear, and when they are complete."""
 
     pattern: Inside
-    folder: Inside | None = None  #: relative to the working folder; without it the staging folder
+    folder: Inside | None = None  #: relative to the working folder; None is the staging folder
     complete: Annotated[Complete, BeforeValidator(lambda value: {} if value == "renamed" else value)] = Complete()
 
 
 class AdoptMetrics(Section):
-    """Where a program that writes no events leaves its metrics."""
+    """Where a program that writes no events writes its metrics."""
 
     source: Annotated[Literal["hf_log", "tensorboard", "trainer_state"], Field(alias="from")]
 
 
 class AdoptSection(Section):
-    """How a program that does not follow the contract is read."""
+    """How checkpoints and metrics are read from a program that does not follow the contract."""
 
     checkpoints: AdoptCheckpoints | None = None
     metrics: AdoptMetrics | None = None
 
 
 class Alert(Section):
-    """Whom to tell of what."""
+    """A url that is notified of events."""
 
     url: Text
     events: tuple[Text, ...] = ()
@@ -348,11 +352,11 @@ METHODS = (
 
 
 class RunFile(Section):
-    """One run, as submitted; `parse` and `load` make it."""
+    """One run, as submitted; `parse_run_file` and `load_run_file` return it."""
 
     version: Literal["relay/v1"] = "relay/v1"
     name: Name | None = None
-    after: Text | None = None  #: `runs/x`: it waits until that one has succeeded
+    after: Text | None = None  #: `runs/x`: the run waits until that one has succeeded
     labels: dict[Text, Annotated[str, Strict()]] = Field(default_factory=dict)
     priority: Annotated[Whole, Field(ge=-1000, le=1000)] = 0
     method: Text
@@ -395,13 +399,13 @@ class RunFile(Section):
         return value
 
     def to_dict(self) -> dict[str, Any]:
-        """The resolved run as plain values, defaults filled in; `parse` reads it back to an equal value."""
+        """Return the resolved run as plain values with defaults; `parse_run_file` reads it back to an equal value."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
     def to_json(self) -> str:
-        """`to_dict` as canonical JSON: the same run gives the same bytes."""
+        """Return canonical JSON of `to_dict`: equal runs give equal bytes."""
         return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
     def digest(self) -> str:
-        """`sha256:<hex>` of `to_json`."""
+        """Return the digest of `to_json`, as `sha256:<hex>`."""
         return f"sha256:{hashlib.sha256(self.to_json().encode()).hexdigest()}"

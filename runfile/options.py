@@ -1,4 +1,4 @@
-"""A method's options, checked against the JSON Schema committed for it.
+"""The options of a method, checked against its JSON Schema.
 
 `relay/v1/methods/<method>.json` is generated from the library's own config classes; its `x-relay-owned` maps the
 options that Relay sets itself to what to write instead.
@@ -39,7 +39,7 @@ _BOUNDS = {
 
 @cache
 def load_schema(method: str) -> dict[str, Any] | None:
-    """The method's schema, or None where this release has none."""
+    """Return the method's schema, or None where this release has none."""
     path = _SCHEMAS / f"{method}.json"
     if method not in METHODS or not path.is_file():
         return None
@@ -48,7 +48,7 @@ def load_schema(method: str) -> dict[str, Any] | None:
 
 
 def preload_schemas() -> None:
-    """Load now what the first run file would load: for a process that must not pause then. Blocking."""
+    """Load what the first run file would load, for a process that must not pause then. Blocking."""
     import jsonschema  # noqa: F401
 
     list_supported_methods()
@@ -56,19 +56,19 @@ def preload_schemas() -> None:
 
 @cache
 def list_supported_methods() -> tuple[str, ...]:
-    """The methods that this release can run."""
+    """Return the methods that this release can run."""
     return tuple(method for method in METHODS if load_schema(method) is not None)
 
 
 def list_options(method: Any) -> Mapping[str, Any]:
-    """The options of a method by name; nothing for a method that is not known."""
+    """Return the options of a method by name; none for an unknown method."""
     found_schema = load_schema(method) if isinstance(method, str) else None
     properties: Mapping[str, Any] = (found_schema or {}).get("properties", {})
     return properties
 
 
 def check_method(method: Any) -> Mistake | None:
-    """What is wrong with the method's name, if anything."""
+    """Return what is wrong with the method's name, or None."""
     if not isinstance(method, str) or method in list_supported_methods():
         return None
     if method in METHODS:
@@ -86,7 +86,7 @@ def check_method(method: Any) -> Mistake | None:
 
 
 def find_option_mistakes(method: str, run: Mapping[str, Any]) -> Iterator[tuple[Mistake, bool]]:
-    """Each mistake in the library's own mappings, and whether it is about the key (else about its value)."""
+    """Yield each mistake in the library's own sections, and whether it concerns the key (else its value)."""
     rules = load_schema(method)
     if rules is None:
         return
@@ -116,14 +116,14 @@ def _check_section(
             missing = [name for name in error.validator_value if name not in error.instance]
             yield from ((Mistake((*path, name), "is missing"), True) for name in missing)
         else:
-            inner = _inner(error)
+            inner = _innermost(error)
             yield Mistake((*section, *inner.absolute_path), *_problem(inner)), False
 
 
-def _inner(error: jsonschema.ValidationError) -> jsonschema.ValidationError:
-    """Of a value that may have several shapes: what is wrong inside the one that it has."""
+def _innermost(error: jsonschema.ValidationError) -> jsonschema.ValidationError:
+    """Return the error inside the shape that a value has, of the several that it may have."""
     inner = [each for each in error.context or () if each.path]
-    return _inner(inner[0]) if inner else error
+    return _innermost(inner[0]) if inner else error
 
 
 def _errors(rules: Mapping[str, Any], options: Mapping[str, Any]) -> Iterator[Any]:
@@ -163,20 +163,20 @@ def _problem(error: jsonschema.ValidationError) -> tuple[str, str]:
         )
     if error.validator in _BOUNDS:
         return f"{_BOUNDS[str(error.validator)]} {rule} is needed, found {describe_value(error.instance)}", ""
-    wanted = _wanted(error.schema) if isinstance(error.schema, Mapping) else []
-    return (
-        (f"{join_alternatives(wanted)} is needed, found {describe_value(error.instance)}", "")
-        if wanted
-        else (error.message, "")
-    )
+    accepted = _accepted_types(error.schema) if isinstance(error.schema, Mapping) else []
+    if not accepted:
+        return error.message, ""
+    return f"{join_alternatives(accepted)} is needed, found {describe_value(error.instance)}", ""
 
 
-def _wanted(rules: Mapping[str, Any]) -> list[str]:
-    """The types a schema accepts, in words."""
+def _accepted_types(rules: Mapping[str, Any]) -> list[str]:
+    """Return the types that a schema accepts, in words."""
     if "type" in rules:
         types = [rules["type"]] if isinstance(rules["type"], str) else rules["type"]
         return [_TYPES.get(kind, kind) for kind in types]
     if "enum" in rules:
         return [str(value) for value in rules["enum"]]
-    variants = [word for key in ("anyOf", "oneOf") for variant in rules.get(key, ()) for word in _wanted(variant)]
+    variants = [
+        word for key in ("anyOf", "oneOf") for variant in rules.get(key, ()) for word in _accepted_types(variant)
+    ]
     return list(dict.fromkeys(variants))

@@ -1,6 +1,6 @@
-"""Presets: values under a name, that stand where a run file says nothing.
+"""Presets: named sets of values for keys that a run file leaves out.
 
-A resolved run carries them like values that were written, and the names beside them; resolved again it stays as it is.
+A resolved run has their values as if they had been written, and the presets' names; resolving it again changes nothing.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,14 +11,14 @@ from runfile import options
 from runfile.mistakes import Mistake, find_nearest, join_alternatives
 
 _LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "target_modules": "all-linear"}
-#: 4 bits as the QLoRA paper (arXiv:2305.14314) takes them: NormalFloat4, the constants quantized too.
+#: Quantization to 4 bits as in the QLoRA paper (arXiv:2305.14314): NormalFloat4, with its constants quantized too.
 _NF4 = {
     "load_in_4bit": True,
     "bnb_4bit_quant_type": "nf4",
     "bnb_4bit_use_double_quant": True,
     "bnb_4bit_compute_dtype": "bfloat16",
 }
-#: What each sets. Options that a method does not have are passed over.
+#: The values of each preset, by section. Options that a method does not have are skipped.
 PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "lora": {"lora": _LORA},
     "qlora": {"lora": _LORA, "quantization": _NF4, "model_init": {"dtype": "bfloat16"}},
@@ -43,15 +43,15 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     },
     "fast": {"options": {"packing": True, "gradient_checkpointing": False, "dataloader_num_workers": 2}},
 }
-#: Of the method's own learning rate: adapters learn best with about ten times that of all weights, whatever the size
-#: (Schulman et al., "LoRA Without Regret", 2025).
+#: Factor on the method's default learning rate: adapters learn best with about ten times the rate of full training,
+#: whatever the model's size (Schulman et al., "LoRA Without Regret", 2025).
 _FASTER = 10.0
 _ADAPTING = ("lora", "qlora")
 
 
 def find_preset_mistakes(data: Mapping[str, Any]) -> Iterator[Mistake]:
-    """Names that are no presets, and presets that cannot be together."""
-    names = _names(data)
+    """Yield a mistake for each unknown preset and for presets that exclude each other."""
+    names = _preset_names(data)
     for index, name in enumerate(names):
         if name not in PRESETS:
             close = find_nearest(name, PRESETS)
@@ -68,36 +68,36 @@ def find_preset_mistakes(data: Mapping[str, Any]) -> Iterator[Mistake]:
 
 
 def apply_presets(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The run file with its presets' values where it says nothing; of two presets the first one stands."""
+    """Return the run file with its presets' values for missing keys; of two presets the first one wins."""
     resolved = dict(data)
-    for name in _names(data):
-        for section, values in _sets(name, str(data.get("method"))).items():
+    for name in _preset_names(data):
+        for section, values in _values_of(name, str(data.get("method"))).items():
             if isinstance(given := resolved.get(section, {}), Mapping):
                 resolved[section] = {**values, **given}
     return resolved
 
 
 def describe_presets(run: Mapping[str, Any]) -> Iterator[str]:
-    """For people: what each preset of a resolved run sets, and where the run file has a value of its own."""
-    for name in _names(run):
-        said = [
-            f"{section}.{key}={_plain(value)}"
-            + ("" if _has(run, section, key, value) else " (the run file says otherwise)")
-            for section, values in _sets(name, str(run.get("method"))).items()
+    """Yield a line for each preset of a resolved run: what it sets, and where the run file has its own value."""
+    for name in _preset_names(run):
+        texts = [
+            f"{section}.{key}={_format_value(value)}"
+            + ("" if _has_value(run, section, key, value) else " (the run file says otherwise)")
+            for section, values in _values_of(name, str(run.get("method"))).items()
             for key, value in values.items()
         ]
-        yield f"preset {name}: {', '.join(said) or 'all weights are trained'}"
+        yield f"preset {name}: {', '.join(texts) or 'all weights are trained'}"
 
 
-def _names(data: Mapping[str, Any]) -> list[str]:
+def _preset_names(data: Mapping[str, Any]) -> list[str]:
     named = data.get("preset")
     listed = named if isinstance(named, list | tuple) else [named]
     return [name for name in listed if isinstance(name, str)]
 
 
 @cache
-def _sets(name: str, method: str) -> Mapping[str, Mapping[str, Any]]:
-    """What a preset sets for a method: only options that it has."""
+def _values_of(name: str, method: str) -> Mapping[str, Mapping[str, Any]]:
+    """Return the values of a preset for a method, with only the options that the method has."""
     known = options.list_options(method)
     sets = {section: dict(values) for section, values in PRESETS.get(name, {}).items()}
     if name in _ADAPTING and (usual := known.get("learning_rate", {}).get("default")):
@@ -106,9 +106,9 @@ def _sets(name: str, method: str) -> Mapping[str, Mapping[str, Any]]:
     return {section: values for section, values in sets.items() if values}
 
 
-def _has(run: Mapping[str, Any], section: str, key: str, value: Any) -> bool:
+def _has_value(run: Mapping[str, Any], section: str, key: str, value: Any) -> bool:
     return bool((run.get(section) or {}).get(key) == value)
 
 
-def _plain(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)

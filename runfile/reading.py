@@ -1,7 +1,7 @@
-"""Run files as text: YAML, JSON and TOML become the same plain values, with the place of every key remembered.
+"""Reading run files: YAML, JSON and TOML become the same plain values, with the position of every key.
 
 YAML is read by the core schema of YAML 1.2: `3e-4` is a number, `yes`, `no`, `on` and `off` are text, `010` is ten.
-A key given twice is a mistake, not a silent choice.
+A key that is given twice is a mistake.
 """
 
 import json
@@ -17,24 +17,24 @@ import yaml
 from runfile.mistakes import KeyPath, Mistake, Position, RunFileErrors, format_path
 
 MAX_BYTES = 4 << 20
-MAX_NODES = 200_000  #: what a file may hold once its aliases are followed
+MAX_NODES = 200_000  #: values that a file may have once its aliases are followed
 
-_TEXTS = ("env", "labels")  #: mappings in which `--set` gives text whatever it looks like
+_TEXTS = ("env", "labels")  #: sections in which `--set` always gives text
 _MERGE = "tag:yaml.org,2002:merge"
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A file's values, and where each of them stands."""
+    """A file's values, and the position of each."""
 
     data: dict[str, Any]
     name: str = "the run file"
     keys: Mapping[KeyPath, Position] = field(default_factory=dict)
     values: Mapping[KeyPath, Position] = field(default_factory=dict)
-    overrides: Mapping[KeyPath, str] = field(default_factory=dict)  #: what `--set` gave, by path
+    overrides: Mapping[KeyPath, str] = field(default_factory=dict)  #: the `--set` arguments by path
 
     def locate(self, mistake: Mistake, *, key: bool = False) -> Mistake:
-        """The mistake with its place: of the key or the value, else of the nearest thing around it."""
+        """Return the mistake with the position of its key or value, else of the nearest section around it."""
         for length in range(len(mistake.path), 0, -1):
             path = mistake.path[:length]
             if path in self.overrides:
@@ -66,7 +66,7 @@ for _tag, _pattern, _first in (
 
 
 def read_document(path: Path) -> Document:
-    """The file's values; `RunFileErrors` when it cannot be read or is not YAML, JSON or TOML (by its suffix)."""
+    """Read a file as YAML, JSON or TOML, by its suffix. Raises RunFileErrors."""
     try:
         if path.is_dir():
             raise RunFileErrors([Mistake((), "this is a folder, not a run file")], str(path))
@@ -77,7 +77,7 @@ def read_document(path: Path) -> Document:
 
 
 def decode_document(content: bytes, suffix: str, name: str) -> Document:
-    """Like `read`, from bytes; `suffix` is `.json`, `.toml` or anything else for YAML."""
+    """Read bytes; `suffix` is `.json`, `.toml` or anything else for YAML. Raises RunFileErrors."""
     if len(content) > MAX_BYTES:
         raise RunFileErrors([Mistake((), f"larger than {MAX_BYTES >> 20} MiB: this is not a run file")], name)
     try:
@@ -96,7 +96,7 @@ def decode_document(content: bytes, suffix: str, name: str) -> Document:
 
 
 def parse_yaml_value(text: str) -> Any:
-    """One value as YAML types it: `3e-4` a number, `[a, b]` a list."""
+    """Return one value as YAML types it: `3e-4` is a number, `[a, b]` a list."""
     node = yaml.compose(text, Loader=_Loader)
     return None if node is None else _Reader("").value(node, ())
 
@@ -131,7 +131,7 @@ def _as_mapping(data: Any, name: str) -> dict[str, Any]:
 
 
 class _Reader:
-    """Turns composed nodes into values, keeping marks and mistakes."""
+    """Constructs values from composed nodes, and collects positions and mistakes."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -252,7 +252,7 @@ def _read_toml(text: str, name: str) -> Document:
 
 
 def _toml_keys(text: str) -> dict[KeyPath, Position]:
-    """Where keys stand, by a plain look at each line; text inside multi-line strings may add places nobody asks for."""
+    """Return the positions of keys by scanning each line; multi-line strings may add positions that nobody looks up."""
     keys: dict[KeyPath, Position] = {}
     table: KeyPath = ()
     counts: dict[KeyPath, int] = {}
@@ -273,7 +273,7 @@ def _toml_path(text: str) -> KeyPath:
 
 
 def apply_overrides(document: Document, sets: Sequence[str]) -> Document:
-    """The document with each `a.b=value` put in, typed as in YAML; `data.train[0].path` reaches into lists."""
+    """Return the document with each `a.b=value` set, typed as in YAML; `data.train[0].path` reaches into lists."""
     data = json.loads(json.dumps(document.data)) if sets else document.data
     overrides: dict[KeyPath, str] = {}
     mistakes: list[Mistake] = []

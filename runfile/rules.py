@@ -1,4 +1,4 @@
-"""What must hold between the parts of a run file, and what this release cannot do yet."""
+"""Rules between the sections of a run file, and what this release does not support yet."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePath
@@ -8,15 +8,15 @@ from runfile.mistakes import KeyPath, Mistake
 from runfile.models import METHODS, DataSource, RunFile, Split
 from storage.address import BUCKET_SCHEMES, AddressError, parse_address
 
-#: Keys that mean something to command runs only, and those that mean nothing to them.
+#: Keys for command runs only, and keys that command runs cannot have.
 _COMMAND_ONLY = ("command", "workdir", "resume_args", "adopt", "outputs", "image")
 _NEVER_COMMAND = ("model", "teacher", "model_init", "lora", "quantization", "preset", "data", "rewards", "samples")
 _NEVER_EVALUATED = (*(key for key in _NEVER_COMMAND if key not in ("model", "model_init")), "launch", "hub")
 _TAUGHT = ("gkd", "distillation")
-_STREAMED = ("sft", "cpt", "dpo", "kto", "reward")  #: their trainers make tokens of rows as these come
+_STREAMED = ("sft", "cpt", "dpo", "kto", "reward")  #: methods whose trainers tokenize rows as they arrive
 _REWARDED = ("grpo", "rloo", "ppo", "online_dpo")
 
-#: Rows that the trainers of this release read.
+#: Formats of rows that this release reads.
 _FORMATS = (
     "auto",
     "text",
@@ -29,7 +29,7 @@ _FORMATS = (
     "prompt",
 )
 
-#: What the format knows and this release does not do: path → when a run asks for it. Refused, never ignored.
+#: Keys that the format has and this release does not support: path → whether a run uses it. Such a run is refused.
 UNSUPPORTED: Mapping[str, Callable[[RunFile], bool]] = {
     "framework": lambda run: run.framework != "hf",
     "image": lambda run: run.image is not None,
@@ -45,48 +45,48 @@ UNSUPPORTED: Mapping[str, Callable[[RunFile], bool]] = {
 
 
 def translate_mode(data: Mapping[str, Any]) -> dict[str, Any]:
-    """`sft` and `rl` are the modes of the worker that Relay replaces; the latter is no method of its own."""
+    """Return the run file with `method: rl`, a mode of the worker that Relay replaces, written as `grpo`."""
     return {**data, **({"method": "grpo"} if data.get("method") == "rl" else {})}
 
 
 def find_conflicts(data: Mapping[str, Any]) -> Iterator[Mistake]:
-    """Keys that do not go with the method, and those that it needs; looks at the file as written."""
+    """Yield a mistake for each key that the method cannot have, and each that it needs; reads the file as written."""
     method = data.get("method")
-    yield from _for_hub(data)
+    yield from _check_hub(data)
     if method == "command":
-        yield from _for_command(data)
+        yield from _check_command(data)
     elif method == "evaluate":
-        yield from _for_evaluating(data)
+        yield from _check_evaluation(data)
     elif method in METHODS:
-        yield from _for_training(method, data)
+        yield from _check_training(method, data)
 
 
-def _given(data: Mapping[str, Any], key: str) -> bool:
-    """Whether a key says something; a resolved run also carries keys at their defaults."""
+def _is_given(data: Mapping[str, Any], key: str) -> bool:
+    """Return whether a key has a value other than its default, which a resolved run writes out."""
     default = RunFile.model_fields[key].get_default(call_default_factory=True)
     value = data.get(key)
     return value is not None and (tuple(value) if isinstance(value, list) else value) != default
 
 
-def _for_command(data: Mapping[str, Any]) -> Iterator[Mistake]:
+def _check_command(data: Mapping[str, Any]) -> Iterator[Mistake]:
     if not data.get("command"):
         yield Mistake(("command",), "is missing", "method: command runs one, for instance command: [python, train.py]")
     for key in _NEVER_COMMAND:
-        if _given(data, key):
+        if _is_given(data, key):
             yield Mistake(
                 (key,), "does not go with method: command", "a command takes what it needs from files, command and env"
             )
 
 
-def _for_hub(data: Mapping[str, Any]) -> Iterator[Mistake]:
+def _check_hub(data: Mapping[str, Any]) -> Iterator[Mistake]:
     push = data["hub"].get("push", "adapter") if isinstance(data.get("hub"), Mapping) else "adapter"
     if push in ("merged", "both") and data.get("lora") is None:
         yield Mistake(("hub", "push"), "needs lora", "leave it out: without an adapter all weights are pushed")
 
 
-def _for_training(method: str, data: Mapping[str, Any]) -> Iterator[Mistake]:
+def _check_training(method: str, data: Mapping[str, Any]) -> Iterator[Mistake]:
     for key in _COMMAND_ONLY:
-        if _given(data, key):
+        if _is_given(data, key):
             yield Mistake((key,), f"does not go with method: {method}", "it belongs to method: command")
     if "model" not in data:
         yield Mistake(
@@ -99,17 +99,17 @@ def _for_training(method: str, data: Mapping[str, Any]) -> Iterator[Mistake]:
     if data.get("samples") is not None and method == "reward":
         yield Mistake(("samples",), "does not go with method: reward", "a reward model gives numbers, no text")
     if method == "ppo":
-        yield from _for_ppo(data)
-    yield from _for_teacher(method, data)
-    yield from _for_streaming(method, data)
+        yield from _check_ppo(data)
+    yield from _check_teacher(method, data)
+    yield from _check_streaming(method, data)
     if not data.get("rewards") and method in _REWARDED:
         yield Mistake(("rewards",), "is missing", "for instance rewards: [{call: rewards.py:score}]")
-    yield from _calls_that_stay(data)
+    yield from _check_functions(data)
 
 
-def _for_evaluating(data: Mapping[str, Any]) -> Iterator[Mistake]:
+def _check_evaluation(data: Mapping[str, Any]) -> Iterator[Mistake]:
     for key in (*_COMMAND_ONLY, *_NEVER_EVALUATED):
-        if _given(data, key):
+        if _is_given(data, key):
             yield Mistake((key,), "does not go with method: evaluate", "it takes model, model_init and options")
     if "model" not in data:
         yield Mistake(("model",), "is missing", "for instance model: {init_from: runs/x@best}, with after: runs/x")
@@ -118,8 +118,8 @@ def _for_evaluating(data: Mapping[str, Any]) -> Iterator[Mistake]:
         yield Mistake(("options", "tasks"), "is missing", "for instance tasks: [gsm8k, hellaswag]")
 
 
-def _for_ppo(data: Mapping[str, Any]) -> Iterator[Mistake]:
-    """Its trainer is Relay's own, and knows neither sharded models nor another generator than transformers."""
+def _check_ppo(data: Mapping[str, Any]) -> Iterator[Mistake]:
+    """Yield what Relay's own PPO trainer lacks: sharded models, and generators other than transformers."""
     launch, options = data.get("launch"), data.get("options")
     for section in ("fsdp_config", "deepspeed_config", "parallelism_config"):
         if isinstance(launch, Mapping) and section in launch:
@@ -130,7 +130,7 @@ def _for_ppo(data: Mapping[str, Any]) -> Iterator[Mistake]:
         )
 
 
-def _for_streaming(method: str, data: Mapping[str, Any]) -> Iterator[Mistake]:
+def _check_streaming(method: str, data: Mapping[str, Any]) -> Iterator[Mistake]:
     section, options = data.get("data"), data.get("options")
     if not isinstance(section, Mapping) or section.get("streaming") is not True:
         return
@@ -141,7 +141,7 @@ def _for_streaming(method: str, data: Mapping[str, Any]) -> Iterator[Mistake]:
         yield Mistake(("options", "max_steps"), "is missing", "a stream of rows does not say where it ends")
 
 
-def _for_teacher(method: str, data: Mapping[str, Any]) -> Iterator[Mistake]:
+def _check_teacher(method: str, data: Mapping[str, Any]) -> Iterator[Mistake]:
     teacher = data.get("teacher")
     if teacher and method not in _TAUGHT:
         yield Mistake(("teacher",), f"does not go with method: {method}", f"it belongs to {' and '.join(_TAUGHT)}")
@@ -153,8 +153,8 @@ def _for_teacher(method: str, data: Mapping[str, Any]) -> Iterator[Mistake]:
         yield Mistake(("teacher", "init_from"), "is not supported yet", "pull the run's result and name its folder")
 
 
-def _calls_that_stay(data: Mapping[str, Any]) -> Iterator[Mistake]:
-    """Functions of files that do not travel with the run."""
+def _check_functions(data: Mapping[str, Any]) -> Iterator[Mistake]:
+    """Yield a mistake for each function in a file that is not uploaded with the run."""
     files, rewards = data.get("files"), data.get("rewards")
     taken = [PurePath(each) for each in files if isinstance(each, str)] if isinstance(files, list) else []
     for index, reward in enumerate(rewards if isinstance(rewards, list) else ()):
@@ -163,18 +163,18 @@ def _calls_that_stay(data: Mapping[str, Any]) -> Iterator[Mistake]:
             continue
         file = PurePath(call.partition(":")[0])
         if not any(file == each or each in file.parents or file.match(str(each)) for each in taken):
-            yield Mistake(("rewards", index, "call"), f"{file} does not travel with the run", f"add files: [{file}]")
+            yield Mistake(("rewards", index, "call"), f"{file} is not uploaded with the run", f"add files: [{file}]")
 
 
 def find_unsupported(run: RunFile) -> Iterator[Mistake]:
-    """What the run asks for and this release would have to ignore."""
+    """Yield a mistake for each key that this release would have to ignore."""
     for path, asked in UNSUPPORTED.items():
         if asked(run):
             yield Mistake(tuple(path.split(".")), "is not supported yet", "leave it out")
-    yield from _sources_not_supported(run)
+    yield from _find_unsupported_sources(run)
 
 
-def _sources_not_supported(run: RunFile) -> Iterator[Mistake]:
+def _find_unsupported_sources(run: RunFile) -> Iterator[Mistake]:
     for path, source in _sources(run):
         scheme, there, rest = (source.path or "").partition("://")
         if there and scheme in BUCKET_SCHEMES:

@@ -1,4 +1,4 @@
-"""The kinds of values that a run file's keys take, and what is said of a value that is not of its kind."""
+"""The types of a run file's values, and the errors for values of another type."""
 
 import math
 import re
@@ -16,7 +16,7 @@ VARIABLE_PATTERN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def parse_whole(value: Any) -> int:
-    """An int, also where JSON or a Struct wrote 4 as 4.0."""
+    """Return an int, also where JSON or a Struct has 4 as 4.0."""
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return int(value)
     if isinstance(value, bool) or not isinstance(value, int):
@@ -37,9 +37,11 @@ def _gib(value: Any) -> float:
 
 
 def _size(value: Any) -> int:
-    size = parse_size(value) if isinstance(value, str) else parse_size(f"{value}")  # which says that a unit is missing
+    size = (
+        parse_size(value) if isinstance(value, str) else parse_size(f"{value}")
+    )  # raises an error that says that the unit is missing
     if size <= 0:
-        raise ValueError("a size is more than zero")
+        raise ValueError("a size must be more than zero")
     return size
 
 
@@ -52,9 +54,9 @@ def _duration(value: Any, info: ValidationInfo) -> float:
         return parse_duration(value)
     number = _number(value)
     if _units_needed(info):
-        return parse_duration(f"{value}")  # which says that a unit is missing
+        return parse_duration(f"{value}")  # raises an error that says that the unit is missing
     if number <= 0:
-        raise ValueError("a duration is more than zero and finite")
+        raise ValueError("a duration must be more than zero and finite")
     return number
 
 
@@ -76,13 +78,13 @@ def _stall_after_out(value: float | Literal["auto"]) -> str:
 
 
 def list_sources(value: Any) -> Any:
-    """A single source stands for a list of one; text stands for its path."""
+    """Return a list of sources: a single one is a list of one, and a text is a path."""
     entries = list(value) if isinstance(value, list | tuple) else [value]
     return [{"path": entry} if isinstance(entry, str) else entry for entry in entries]
 
 
 def _free(value: Any) -> Any:
-    """A free mapping in canonical form: 4.0 is 4 (so JSON and Struct say the same), nothing infinite."""
+    """Return a free mapping in canonical form: 4.0 becomes 4, as JSON and a Struct have it; infinity is an error."""
     if not isinstance(value, Mapping):
         raise ValueError(f"a mapping (key: value) is needed, found {describe_value(value)}")
     return {str(key): _plain(item) for key, item in value.items()}
@@ -123,7 +125,7 @@ def _name(value: str) -> str:
     if not NAME_PATTERN.fullmatch(value):
         better = re.sub(r"[^a-z0-9._-]+", "-", value.lower()).strip("-._")[:128]
         hint = f', for instance "{better}"' if better else ""
-        raise ValueError(f"a name has small letters, digits, '.', '_' and '-', at most 128{hint}")
+        raise ValueError(f"a name must have small letters, digits, '.', '_' and '-' only, at most 128{hint}")
     return value
 
 

@@ -1,4 +1,4 @@
-"""Which name was meant: near misses, keys in the wrong place, and what other tools call the same thing."""
+"""Suggestions for unknown keys: near misses, keys of other sections, and the names that other tools use."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from runfile.mistakes import KeyPath, find_nearest, format_path, join_alternatives
 from runfile.models import AdoptCheckpoints, AdoptSection, RunFile
 
-#: What other tools call it → where it is here. A text with a space is the whole answer.
+#: The name in other tools → the key here. A text with a space is the whole answer.
 ALIASES: Mapping[str, str] = {
     "accelerator": "resources.gpus_per_node",
     "accelerators": "resources.gpus_per_node",
@@ -166,7 +166,7 @@ ALIASES: Mapping[str, str] = {
     "resume": "not needed: a run always resumes from its newest good checkpoint",
 }
 
-#: The same within one section, where it means something else there.
+#: The same for names that mean something else within one section.
 SECTION_ALIASES: Mapping[tuple[str, str], str] = {
     ("data", "path"): "data.train",
     ("data", "files"): "data.train",
@@ -199,20 +199,20 @@ SECTION_ALIASES: Mapping[tuple[str, str], str] = {
 
 
 def suggest_key(path: KeyPath, options: Mapping[str, Any] | None = None) -> str:
-    """What to say of the unknown key at `path`, given the method's own option names: the nearest right one, if any."""
+    """Return a hint for the unknown key at `path`; `options` are the method's own option names."""
     section, key = tuple(part for part in path[:-1] if isinstance(part, str)), str(path[-1])
     known = list_keys(section)
     folded = key.casefold().replace("-", "_").replace(" ", "_")
     if elsewhere := SECTION_ALIASES.get((format_path(section), folded)):
-        return _meant(section, elsewhere)
+        return _suggest_alias(section, elsewhere)
     if elsewhere := ALIASES.get(folded):
-        return _meant(section, elsewhere)
+        return _suggest_alias(section, elsewhere)
     if close := find_nearest(key, known):
         return f"did you mean {close}?"
-    if places := [f"{place}.{folded}" for place in _places().get(folded, ()) if place != format_path(section)]:
+    if places := [f"{place}.{folded}" for place in _sections_by_key().get(folded, ()) if place != format_path(section)]:
         return (
             f"it belongs to {join_alternatives(places)}"
-            if "" not in _places()[folded]
+            if "" not in _sections_by_key()[folded]
             else f"{folded} stands at the top level"
         )
     if options and folded in options:
@@ -220,7 +220,7 @@ def suggest_key(path: KeyPath, options: Mapping[str, Any] | None = None) -> str:
     return f"known here: {', '.join(known)}" if known else ""
 
 
-def _meant(section: KeyPath, elsewhere: str) -> str:
+def _suggest_alias(section: KeyPath, elsewhere: str) -> str:
     if " " in elsewhere:
         return elsewhere
     parent, _, name = elsewhere.replace("[]", "").rpartition(".")
@@ -232,7 +232,7 @@ def _meant(section: KeyPath, elsewhere: str) -> str:
 
 
 def list_keys(section: KeyPath) -> list[str]:
-    """The keys that may stand in this section of a run file."""
+    """Return the keys of a section of a run file."""
     model: type[BaseModel] | None = RunFile
     for part in section:
         field = model.model_fields.get(str(part)) if model else None
@@ -245,7 +245,7 @@ def _alias(name: str, alias: str | None) -> str:
 
 
 def _section_of(annotation: Any) -> type[BaseModel] | None:
-    """The section a field's type holds, however it is wrapped; of several the one with most keys."""
+    """Return the section in a field's type, however it is wrapped; of several the one with most keys."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     found = [section for argument in get_args(annotation) if (section := _section_of(argument))]
@@ -253,8 +253,8 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
 
 
 @cache
-def _places() -> dict[str, tuple[str, ...]]:
-    """Every key of the format → the sections that have it ("" is the top level)."""
+def _sections_by_key() -> dict[str, tuple[str, ...]]:
+    """Return the sections that have each key of the format ("" is the top level)."""
     places: dict[str, tuple[str, ...]] = {name: ("",) for name in RunFile.model_fields}
     for name, field in RunFile.model_fields.items():
         section = _section_of(field.annotation)

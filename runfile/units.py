@@ -1,7 +1,7 @@
-"""Durations and sizes as people write them: `10m`, `1h30m`, `24GiB`.
+"""Durations and sizes as users write them: `10m`, `1h30m`, `24GiB`.
 
 In Python a duration is seconds (float), a size is bytes (int). Both always carry a unit in a run file, because
-`max_runtime: 12` reads as hours to one person and as seconds to the next.
+`max_runtime: 12` means hours to one user and seconds to the next.
 """
 
 import math
@@ -40,13 +40,13 @@ GIB = 1024**3
 
 
 class UnitError(ValueError):
-    """The text is not a duration or a size; the message says what would be."""
+    """The text is not a duration or a size; the message says how to write one."""
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of `90s`, `10m`, `1h30m`, `2 days`; always more than zero and finite."""
+    """Return the seconds of `90s`, `10m`, `1h30m` or `2 days`, more than zero and finite. Raises UnitError."""
     if _BARE.fullmatch(text):
-        raise UnitError(f'a duration carries its unit: "{text.strip()}s", "{text.strip()}m", "{text.strip()}h"')
+        raise UnitError(f'a duration must have a unit: "{text.strip()}s", "{text.strip()}m", "{text.strip()}h"')
     total, at = Fraction(0), 0
     while part := _PART.match(text, at):
         unit = _DURATION_UNITS.get(part[2].lower())
@@ -64,19 +64,19 @@ def _positive_seconds(total: Fraction) -> float:
     except OverflowError:
         seconds = math.inf
     if not 0 < seconds < math.inf:
-        raise UnitError("a duration is more than zero and finite")
+        raise UnitError("a duration must be more than zero and finite")
     return seconds
 
 
 def format_duration(seconds: float) -> str:
-    """The canonical text, in seconds, that `parse_duration` reads back exactly."""
+    """Return the canonical text, in seconds, which `parse_duration` reads back exactly."""
     return f"{int(seconds) if float(seconds).is_integer() else repr(float(seconds))}s"
 
 
 def parse_size(text: str) -> int:
-    """Bytes of `24GiB`, `500 MB`, `1.5Ti`; powers of 1024 where an `i` says so, of 1000 otherwise."""
+    """Return the bytes of `24GiB`, `500 MB` or `1.5Ti`: powers of 1024 with an `i`, else of 1000. Raises UnitError."""
     if _BARE.fullmatch(text):
-        raise UnitError(f'a size carries its unit: "{text.strip()}GiB", "{text.strip()}MB"')
+        raise UnitError(f'a size must have a unit: "{text.strip()}GiB", "{text.strip()}MB"')
     part = _PART.fullmatch(text)
     if part is None or (unit := _SIZE_UNITS.get(part[2].lower())) is None:
         raise UnitError(f'"{text}" is not a size; write it like 24GiB, 500MB or 4096B')
@@ -84,7 +84,7 @@ def parse_size(text: str) -> int:
 
 
 def format_size(size: int) -> str:
-    """The canonical text, in the greatest unit that is exact, that `parse_size` reads back exactly."""
+    """Return the canonical text, in the greatest exact unit, which `parse_size` reads back exactly."""
     for unit in ("PiB", "TiB", "GiB", "MiB", "KiB"):
         factor = _SIZE_UNITS[unit.lower()]
         if size and size % factor == 0:
@@ -94,7 +94,7 @@ def format_size(size: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Every:
-    """How often: after so many seconds, or after so many optimizer steps; exactly one of the two."""
+    """An interval: so many seconds or so many optimizer steps, exactly one of the two."""
 
     seconds: float | None = None
     steps: int | None = None
@@ -103,15 +103,15 @@ class Every:
         if (self.seconds is None) == (self.steps is None):
             raise UnitError("give either a duration or a number of steps")
         if not (self.seconds or self.steps or 0) > 0:
-            raise UnitError("an interval is more than zero")
+            raise UnitError("an interval must be more than zero")
 
     @classmethod
     def parse(cls, text: str) -> "Every":
-        """`10m` or `500 steps`."""
+        """Read an interval such as `10m` or `500 steps`. Raises UnitError."""
         if steps := _STEPS.fullmatch(text):
             return cls(steps=int(steps[1]))
         if _BARE.fullmatch(text):
-            raise UnitError(f'an interval carries its unit: "{text.strip()} steps" or "{text.strip()}s"')
+            raise UnitError(f'an interval must have a unit: "{text.strip()} steps" or "{text.strip()}s"')
         return cls(seconds=parse_duration(text))
 
     def __str__(self) -> str:

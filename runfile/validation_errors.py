@@ -1,4 +1,4 @@
-"""Turns what the validation library says into what a person would say."""
+"""Translates the errors of pydantic into mistakes that a user understands."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,7 +16,7 @@ _NEEDED = {
     "tuple_type": "a list is needed",
     "list_type": "a list is needed",
 }
-_NOT_KEYS = ("~split", "~sources", "[key]")  #: what the library puts into a path beside keys
+_NOT_KEYS = ("~split", "~sources", "[key]")  #: parts of pydantic's paths that are not keys
 _BOUNDS = {
     "greater_than": ("gt", "more than"),
     "greater_than_equal": ("ge", "at least"),
@@ -28,7 +28,7 @@ _BOUNDS = {
 def convert_errors(
     errors: list[ErrorDetails], data: Mapping[str, Any], options: Mapping[str, Any] | None
 ) -> Iterator[tuple[Mistake, bool]]:
-    """Each error as a mistake, and whether it is about the key (else about its value)."""
+    """Yield each error as a mistake, and whether it concerns the key (else its value)."""
     for error in errors:
         path = _path(error["loc"], data)
         kind = error["type"]
@@ -41,7 +41,7 @@ def convert_errors(
 
 
 def _path(location: tuple[int | str, ...], data: Any) -> KeyPath:
-    """The place as the file has it: without the names of variants, without the index of a list that was one value."""
+    """Return the path as the file has it, without names of variants and without the index of what is no list."""
     path: list[str | int] = []
     for part in location:
         if part in _NOT_KEYS and not (isinstance(data, Mapping) and part in data):

@@ -85,7 +85,7 @@ def test_a_database_that_cannot_be_used_is_told_without_a_traceback_or_the_passw
     [
         (["--artifact-limit", "lots"], '--artifact-limit: "lots" is not a size'),
         (["--artifact-limit", "0B"], "--artifact-limit: must be positive"),
-        (["--artifact-grace", "24"], "--artifact-grace: a duration carries its unit"),
+        (["--artifact-grace", "24"], "--artifact-grace: a duration must have a unit"),
         (["--timing", "slow"], "--timing: give one of default, test, wan"),
         (["--listen", "0.0.0.0:0"], "RELAY_SHARED_SECRET"),
         (["--nothing"], "--nothing"),

@@ -256,14 +256,14 @@ class TestMistakes:
             "checkpoint: {every: 10}\nlifecycle: {on_disconnect: contine}\n"
         )
         assert mistakes(written(tmp_path, text)) == [
-            "line 2, column 7: name: a name has small letters, digits, '.', '_' and '-', at most 128, "
+            "line 2, column 7: name: a name must have small letters, digits, '.', '_' and '-' only, at most 128, "
             'for instance "sums-sft"',
             "line 4, column 1: gpus: unknown key; write resources.gpus_per_node",
             'line 8, column 14: data.train[0].path: there is no file "tran.jsonl"; did you mean train.jsonl?',
             "line 8, column 26: data.train[0].wieght: unknown key; did you mean weight?",
             "line 10, column 3: options.learning_rat: unknown option; did you mean learning_rate?",
             'line 11, column 15: options.max_length: a whole number or null is needed, found the text "long"',
-            'line 12, column 21: checkpoint.every: an interval carries its unit: "10 steps" or "10s"',
+            'line 12, column 21: checkpoint.every: an interval must have a unit: "10 steps" or "10s"',
             'line 13, column 28: lifecycle.on_disconnect: continue or stop is needed, found the text "contine"; '
             "did you mean continue?",
         ]
@@ -388,7 +388,7 @@ class TestMistakes:
         assert (found.every.seconds if found.every else 0, found.max_age, found.max_total) == (14400, 604800, 3 << 29)
         assert parse_run_file(run.to_dict()) == run
         assert said(checkpoint={"keep": {"max_total": 5}})[0].startswith(
-            'checkpoint.keep.max_total: a size carries its unit: "5GiB"'
+            'checkpoint.keep.max_total: a size must have a unit: "5GiB"'
         )
         assert "is not a size" in said(checkpoint={"keep": {"max_total": "much"}})[0]
         assert "more than zero" in said(checkpoint={"keep": {"max_total": "0GiB"}})[0]
@@ -536,7 +536,7 @@ class TestResolved:
     def test_seconds_may_be_given_as_numbers_by_a_program_but_not_in_a_file(self, tmp_path: Path) -> None:
         assert parse_run_file({**COMMAND, "checkpoint": {"every": 2.5}}).checkpoint.every == Every(seconds=2.5)
         assert (
-            "carries its unit"
+            "must have a unit"
             in mistakes(written(tmp_path, "method: command\ncommand: [a]\ncheckpoint: {every: 3}\n"))[0]
         )
 

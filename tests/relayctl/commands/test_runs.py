@@ -52,7 +52,7 @@ def test_lists_for_people_and_for_programs(tmp_path: Path) -> None:
     assert relayctl("runs", "-l", "kind=none").stdout == "no runs match\n"
     assert "known: queued, running" in relayctl("runs", "--state", "done", code=2).stderr
     assert "key=value" in relayctl("runs", "-l", "kind", code=2).stderr
-    assert "carries its unit" in relayctl("runs", "--since", "5", code=2).stderr
+    assert "must have a unit" in relayctl("runs", "--since", "5", code=2).stderr
     assert relayctl("agents", "-q").stdout == "local-1\n"
     assert relayctl("checkpoints", "listed", "-o", "jsonl").stdout.count("\n") == 2
     assert relayctl("agents", "-l", "kind=none", "-q").stdout == ""

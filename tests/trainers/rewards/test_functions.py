@@ -193,7 +193,7 @@ def test_two_of_one_name_would_be_one_curve(mine: Path) -> None:
         ({"name": "a", "call": "b.py:c"}, "give name, call or model, one of the three"),
         ({"name": "a", "timeout": "1s"}, "timeout and isolated go with call"),
         ({"call": "m:f", "config": {"a": 1}}, "config goes with name"),
-        ({"call": "b.py:c"}, r"b.py does not travel with the run.*add files: \[b.py\]"),
+        ({"call": "b.py:c"}, r"b.py is not uploaded with the run.*add files: \[b.py\]"),
     ],
 )
 def test_a_run_file_says_what_is_wrong_with_a_reward(asked: dict[str, Any], said: str) -> None:
