@@ -25,6 +25,7 @@ from relay.v1.agents_pb2_grpc import AgentsStub
 from relay.v1.artifacts_pb2_grpc import ArtifactsStub
 from relay.v1.fleet_pb2_grpc import FleetStub
 from relay.v1.runs_pb2_grpc import RunsStub
+from tests.seaweed import shared_seaweed
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TEMPLATE = "relay_template"
@@ -52,6 +53,13 @@ def tiny_model(shared_folder: Path) -> Path:
             subprocess.run([sys.executable, "-m", "tests.tiny", f"{folder}.half"], check=True, cwd=REPOSITORY)
             Path(f"{folder}.half").rename(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def s3(shared_folder: Path) -> Iterator[str]:
+    """The address of a real S3, one for all workers of a run. Each test has keys of its own in its bucket."""
+    with shared_seaweed(shared_folder / "seaweed") as address:
+        yield address
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """A real S3 on loopback: seaweedfs, on ports of the kernel's choosing, with its data in one folder."""
 
+import fcntl
 import os
 import shutil
 import socket
@@ -26,6 +27,25 @@ def seaweed(folder: Path) -> Iterator[str]:
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         yield next(filter(None, (_started(folder, stack) for _ in range(TRIES))))
+
+
+@contextmanager
+def shared_seaweed(folder: Path) -> Iterator[str]:
+    """Use one server in `folder` together with other processes, and yield its `host:port`.
+
+    The process that starts it ends it, once all others have left.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "users").open("w") as users, (folder / "starting").open("w") as starting, ExitStack() as stack:
+        fcntl.flock(users, fcntl.LOCK_SH)
+        fcntl.flock(starting, fcntl.LOCK_EX)
+        known = folder / "address"
+        if not known.exists():
+            known.write_text(stack.enter_context(seaweed(folder / "data")))
+            stack.callback(known.unlink)
+            stack.callback(fcntl.flock, users, fcntl.LOCK_EX)  # waits for the others
+        fcntl.flock(starting, fcntl.LOCK_UN)
+        yield known.read_text()
 
 
 def _started(folder: Path, stack: ExitStack) -> str | None:

@@ -96,11 +96,11 @@ def _case(item: pytest.Item) -> tuple[str, str] | None:
     """Return the group that a rotating test belongs to, and the name that it has there; None for any other test.
 
     A mark on a function groups its parameters. A mark on a module groups the parameters of all its functions, so that
-    two tests of one parameter run together. A mark with `of` groups the tests of a module whose marks have the same.
+    two tests of one parameter run together. A mark with `of` groups all tests whose marks have the same name.
     """
     for node, mark in item.iter_markers_with_node("rotating"):
         if of := mark.kwargs.get("of"):
-            return f"{item.nodeid.partition('::')[0]} {of}", item.nodeid
+            return of, item.nodeid
         function, _, parameters = item.nodeid.partition("[")
         return node.nodeid.partition("[")[0], parameters or function
     return None

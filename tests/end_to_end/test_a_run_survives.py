@@ -9,7 +9,7 @@ from tests.end_to_end.fleet import Fleet, Kind
 
 pytestmark = pytest.mark.slow
 #: The other ways in which a run survives, beside the first two tests.
-OTHERWISE = pytest.mark.rotating(1, of="otherwise")
+OTHERWISE = pytest.mark.rotating(1, of="a run survives")
 
 
 async def test_happy_path(fleet: Fleet) -> None:

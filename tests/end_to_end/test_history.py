@@ -8,7 +8,7 @@ import pytest
 from relay.v1 import runs_pb2 as pb
 from tests.end_to_end.fleet import Fleet
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.rotating(3, of="end to end")]
 
 #: Property, what is done to the database, and what undoes it.
 ALTERED = [

@@ -12,6 +12,7 @@ from tests.end_to_end.fleet import Fleet
 GOOD = 'version: relay/v1\nname: r\nmethod: command\ncommand: ["true"]\n'
 
 
+@pytest.mark.rotating(2)
 @pytest.mark.parametrize(
     ("text", "line", "said"),
     [

@@ -16,7 +16,7 @@ from relayctl.local.deployment import Host
 from tests.end_to_end.conductor import true_loss
 from tests.end_to_end.fleet import Deployment, Fleet, Kind, Watched
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.rotating(3, of="end to end")]
 STEPS, EVERY = 14, 2
 PATIENCE = 90.0  #: seconds; a host looks every six
 

@@ -14,7 +14,7 @@ from relay.v1 import runs_pb2 as pb
 from tests import tiny
 from tests.end_to_end.fleet import Fleet
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.rotating(1)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.rotating(3, of="end to end")]
 
 STEPS = 150
 SPEC: dict[str, Any] = {

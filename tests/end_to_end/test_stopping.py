@@ -7,7 +7,7 @@ import pytest
 from relay.v1 import runs_pb2 as pb
 from tests.end_to_end.fleet import Fleet
 
-pytestmark = [pytest.mark.slow, pytest.mark.rotating(1)]
+pytestmark = [pytest.mark.slow, pytest.mark.rotating(3, of="end to end")]
 
 
 async def test_cancel_saves_and_ends(fleet: Fleet) -> None:

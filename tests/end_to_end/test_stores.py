@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,9 @@ from relay.v1 import runs_pb2 as pb
 from tests.end_to_end.fleet import Fleet, Kind, Watched
 from tests.hub.checker import disagreements
 from tests.hub.server import serving
-from tests.seaweed import BUCKET, environment, objects, seaweed
+from tests.seaweed import BUCKET, environment, objects
 
-pytestmark = [pytest.mark.slow, pytest.mark.rotating(1)]
-
-
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with seaweed(tmp_path_factory.mktemp("seaweed")) as address:
-        yield address
+pytestmark = [pytest.mark.slow, pytest.mark.rotating(3, of="end to end")]
 
 
 async def survives(fleet: Fleet, tmp_path: Path, checkpoint: dict[str, Any]) -> pb.Run:

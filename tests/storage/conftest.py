@@ -1,6 +1,6 @@
 """Stores to test: a folder, and a bucket of a real server, which starts when it is first wanted."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
 
@@ -9,17 +9,10 @@ import pytest
 from storage.base import Store
 from storage.layout import Layout
 from storage.stores import open_store
-from tests.seaweed import BUCKET, environment, seaweed
+from tests.seaweed import BUCKET, environment
 from tests.storage.kept import Kept
 
 MakeStore = Callable[..., Store]
-
-
-@pytest.fixture(scope="session")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a real S3."""
-    with seaweed(tmp_path_factory.mktemp("seaweed")) as address:
-        yield address
 
 
 @pytest.fixture

@@ -45,6 +45,7 @@ async def outlast(work: Callable[[], Awaitable[T]]) -> T:
 
 
 @pytest.mark.slow
+@pytest.mark.rotating(1)
 @pytest.mark.parametrize("fault", Fault)
 async def test_f22_any_request_of_a_put_may_fail(fault: Fault, s3: str, sky: Weather, tmp_path: Path) -> None:
     manifest = folder(tmp_path / "from", big=LARGE)
@@ -62,6 +63,7 @@ async def test_f22_any_request_of_a_put_may_fail(fault: Fault, s3: str, sky: Wea
 
 
 @pytest.mark.slow
+@pytest.mark.rotating(1)
 @pytest.mark.parametrize("fault", Fault)
 async def test_f22_any_request_of_a_fetch_may_fail(fault: Fault, sky: Weather, tmp_path: Path) -> None:
     manifest = folder(tmp_path / "from", big=LARGE)
@@ -79,6 +81,7 @@ async def test_f22_any_request_of_a_fetch_may_fail(fault: Fault, sky: Weather, t
 
 
 @pytest.mark.slow
+@pytest.mark.rotating(1)
 @pytest.mark.parametrize("seed", range(3))
 async def test_f22_a_storm(seed: int, s3: str, sky: Weather, tmp_path: Path) -> None:
     """A third of all requests fail, of several runs at once; then every byte is looked at."""

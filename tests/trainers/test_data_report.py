@@ -68,7 +68,7 @@ def test_what_cannot_be_looked_at(
 
 
 @pytest.mark.slow
-@pytest.mark.rotating(1, of="slow")
+@pytest.mark.rotating(4, of="training")
 @pytest.mark.parametrize("method", METHODS)
 def test_rows_are_shown_as_the_methods_own_trainer_makes_them(work: Path, tmp_path: Path, method: str) -> None:
     """Lengths, and what is learnt: the end of the answer is, the question is not, where the method knows one."""
@@ -93,7 +93,7 @@ def _shown_as_made(work: Path, method: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.rotating(1, of="slow")
+@pytest.mark.rotating(4, of="training")
 def test_the_report_has_lengths_a_histogram_and_what_is_cut(
     work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -112,7 +112,7 @@ def _reported(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.rotating(1, of="slow")
+@pytest.mark.rotating(4, of="training")
 def test_what_about_a_tokenizer_may_spoil_a_training(tmp_path: Path) -> None:
     attempts.apart(partial(_spoilt, tmp_path), tmp_path)
 
@@ -152,7 +152,7 @@ def test_what_is_learnt_is_marked_piece_by_piece() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.rotating(1, of="slow")
+@pytest.mark.rotating(4, of="training")
 def test_check_and_the_command_say_the_same(work: Path, run: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps(run | {"data": {"train": [{"path": str(work / "chat.jsonl")}]}}))
     argv = [sys.executable, "-m", "trainers", "check", str(tmp_path / "run.json"), "--set", "options.eval_steps=null"]

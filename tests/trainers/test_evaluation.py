@@ -130,6 +130,7 @@ def test_the_adapter_of_another_run_at_its_step(work: Path, here: Path) -> None:
 
 
 @needs_evaluate
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("options", "said"),
     [

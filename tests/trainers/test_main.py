@@ -53,7 +53,7 @@ def _wait_for(process: "subprocess.Popen[str]", beginning: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.rotating(1, of="slow")
+@pytest.mark.rotating(4, of="training")
 def test_alone_stopped_and_started_again(run: dict[str, Any], tmp_path: Path) -> None:
     """B5: no coordinator. SIGTERM in the middle saves and exits 143; the same command goes on, and the next one has
     nothing to do.
@@ -83,7 +83,7 @@ def test_alone_stopped_and_started_again(run: dict[str, Any], tmp_path: Path) ->
 
 
 @pytest.mark.slow
-@pytest.mark.rotating(1, of="slow")
+@pytest.mark.rotating(4, of="training")
 def test_a_person_sees_a_bar_and_gets_a_picture(run: dict[str, Any], tmp_path: Path) -> None:
     """B5. In a terminal a bar counts the steps, with what is logged above it; in the end there is the curve."""
     path = _file(tmp_path, run, max_steps=6, logging_steps=2, eval_steps=4)
@@ -116,7 +116,7 @@ def test_a_curve_is_that_of_all_attempts(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.rotating(1, of="slow")
+@pytest.mark.rotating(4, of="training")
 def test_another_world_than_asked_for_is_refused(run: dict[str, Any], tmp_path: Path) -> None:
     """`accelerate launch --cpu --num_processes 2` exits 0 with a world of one: each rank looks, and refuses."""
     control = ControlFolder(tmp_path / "control")

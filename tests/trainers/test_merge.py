@@ -63,7 +63,7 @@ def folder(tiny_model: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.rotating(1, of="slow")
+@pytest.mark.rotating(4, of="training")
 def test_a_merged_model_gives_the_logits_of_the_unmerged_one(folder: Path) -> None:
     before = digests(folder / "adapter")
     done = python("-m", "trainers.merge", "adapter", "merged", "--run-file", "run.json", cwd=folder)
@@ -80,7 +80,7 @@ def test_a_merged_model_gives_the_logits_of_the_unmerged_one(folder: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.rotating(1, of="slow")
+@pytest.mark.rotating(4, of="training")
 def test_a_reward_models_adapter_is_merged_with_its_head(folder: Path) -> None:
     """Its number is compared, not the words of a language model; and its rows are preferences."""
     tiny.make_rows(folder / "rows.jsonl", count=6, kind="preference")

@@ -297,7 +297,7 @@ def train_plainly(work: Path, folder: Path) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.rotating(1, of="slow")
+@pytest.mark.rotating(4, of="training")
 def test_ten_steps_are_those_of_a_plain_loop(work: Path, tmp_path: Path) -> None:
     """Weights and losses to 1e-5: single precision, in another order."""
     from safetensors.torch import load_file
@@ -320,7 +320,7 @@ def test_ten_steps_are_those_of_a_plain_loop(work: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.rotating(1, of="slow")
+@pytest.mark.rotating(4, of="training")
 @pytest.mark.parametrize("lora", [{}, {"lora": LORA}])
 def test_a_cut_anywhere_in_a_rollout_leaves_no_trace(work: Path, tmp_path: Path, lora: dict[str, Any]) -> None:
     run = spec(work, "ppo", **lora) | {"checkpoint": {"every": "1 steps", "keep": {"last": 10}}}
@@ -335,7 +335,7 @@ def test_a_cut_anywhere_in_a_rollout_leaves_no_trace(work: Path, tmp_path: Path,
 
 
 @pytest.mark.slow
-@pytest.mark.rotating(1, of="slow")
+@pytest.mark.rotating(4, of="training")
 def test_two_processes_train_as_one(work: Path, tmp_path: Path) -> None:
     """The likeliest completions, so that nothing is drawn; sums in another order, to 1e-5."""
     from safetensors.torch import load_file
@@ -396,7 +396,7 @@ def test_a_policy_with_an_adapter_is_compared_with_where_it_began(work: Path, tm
 
 
 @pytest.mark.slow
-@pytest.mark.rotating(1, of="slow")
+@pytest.mark.rotating(4, of="training")
 def test_the_coefficient_outlives_another_number_of_processes(work: Path, tmp_path: Path) -> None:
     run = spec(work, "ppo")
     run["options"] |= {"num_mini_batches": 1, "logging_steps": 1, "learning_rate": 1e-2}
@@ -408,7 +408,7 @@ def test_the_coefficient_outlives_another_number_of_processes(work: Path, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.rotating(1, of="slow")
+@pytest.mark.rotating(4, of="training")
 @pytest.mark.parametrize("lora", [{}, {"lora": LORA}])
 def test_how_a_model_likes_to_be_sampled_is_no_part_of_it(work: Path, tmp_path: Path, lora: dict[str, Any]) -> None:
     """Its probabilities know nothing of a penalty, so completions must not either; and the result keeps it."""
@@ -425,7 +425,7 @@ def test_how_a_model_likes_to_be_sampled_is_no_part_of_it(work: Path, tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.rotating(1, of="slow")
+@pytest.mark.rotating(4, of="training")
 def test_a_reward_model_need_not_know_what_texts_are_filled_up_with(work: Path, tmp_path: Path) -> None:
     judge = attempts.make(tmp_path / "judge", spec(work, "reward")).folder / "output"
     bare = shutil.copytree(judge, tmp_path / "bare" / "output")
@@ -442,7 +442,7 @@ def test_a_reward_model_need_not_know_what_texts_are_filled_up_with(work: Path, 
 
 
 @pytest.mark.slow
-@pytest.mark.rotating(1, of="slow")
+@pytest.mark.rotating(4, of="training")
 def test_a_reward_model_judges_dialogues(work: Path, tmp_path: Path) -> None:
     judge = attempts.make(tmp_path / "judge", spec(work, "reward"))
     assert judge.code == 0
@@ -472,7 +472,7 @@ def test_what_it_does_not_do_is_refused_by_name(work: Path, change: dict[str, An
 
 
 @pytest.mark.slow
-@pytest.mark.rotating(1, of="slow")
+@pytest.mark.rotating(4, of="training")
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -63,6 +63,7 @@ def test_stopped_after_every_single_step(run: dict[str, Any], tmp_path: Path) ->
 
 
 @pytest.mark.slow
+@pytest.mark.rotating(4, of="training")
 def test_two_ranks_train_one_model_and_resume_it(run: dict[str, Any], tmp_path: Path) -> None:
     """Gloo DDP on a CPU host, launched as users do: one run and not two, and bit-exact across a cut."""
     run = run | {"name": "tiny", "checkpoint": {"every": "5 steps"}, "options": run["options"] | {"max_steps": 8}}

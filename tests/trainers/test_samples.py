@@ -27,7 +27,7 @@ def shown(attempt: attempts.Attempt, kind: str) -> dict[int, list[dict[str, Any]
 
 
 @pytest.mark.slow
-@pytest.mark.rotating(1, of="slow")
+@pytest.mark.rotating(4, of="training")
 @pytest.mark.parametrize("method", ["sft", "cpt", "dpo", "kto", "grpo", "ppo", "gkd"])
 def test_prompts_are_completed_at_every_evaluation_and_the_training_is_the_same(
     work: Path, tmp_path: Path, method: str
@@ -50,7 +50,7 @@ def test_prompts_are_completed_at_every_evaluation_and_the_training_is_the_same(
 
 
 @pytest.mark.slow
-@pytest.mark.rotating(1, of="slow")
+@pytest.mark.rotating(4, of="training")
 def test_without_held_out_rows_every_so_many_steps(work: Path, tmp_path: Path) -> None:
     run = spec(work, "sft", **ASKED)
     del run["data"]["eval"], run["options"]["eval_steps"]
@@ -58,7 +58,7 @@ def test_without_held_out_rows_every_so_many_steps(work: Path, tmp_path: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.rotating(1, of="slow")
+@pytest.mark.rotating(4, of="training")
 def test_a_run_that_is_cut_shows_and_trains_what_the_straight_one_does(work: Path, tmp_path: Path) -> None:
     run = spec(work, "grpo", **ASKED)
     straight = attempts.make(tmp_path / "straight", run)

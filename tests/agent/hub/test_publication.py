@@ -17,6 +17,7 @@ from tests.hub.server import Hub, serving
 
 TOKEN = "hf_canary"
 REPO = "me/sums"
+pytestmark = pytest.mark.rotating(7)
 FIRST, SECOND = "1" * 32, "2" * 32
 
 

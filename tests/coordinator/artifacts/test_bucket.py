@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
@@ -22,23 +21,17 @@ from relay.v1 import artifacts_pb2 as pb
 from storage.base import StoreUnavailable
 from storage.manifest import Manifest, ManifestFile, digest_bytes
 from tests.conftest import serving
-from tests.seaweed import environment, seaweed
+from tests.seaweed import environment
 
 MIB = 1024 * 1024
 GRACE = 3600.0
 FUTURE = 1e11  #: whatever was touched until then is old
 
 
-@pytest.fixture(scope="module")
-def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with seaweed(tmp_path_factory.mktemp("seaweed")) as found:
-        yield found
-
-
 @pytest.fixture
-def url(endpoint: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+def url(s3: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
     """A prefix of the test's own."""
-    for name, value in environment(endpoint).items():
+    for name, value in environment(s3).items():
         monkeypatch.setenv(name, value)
     return f"s3://relay/{request.node.name}-{random.getrandbits(64):x}"
 

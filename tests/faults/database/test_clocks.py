@@ -22,7 +22,7 @@ from tests.faults.database.clusters import Site, site_in
 from tests.faults.database.expectations import succeeded, trains, undisturbed
 from tests.proxy import Proxy
 
-pytestmark = [pytest.mark.slow, pytest.mark.rotating(1)]
+pytestmark = [pytest.mark.slow, pytest.mark.rotating(2, of="faults of the database")]
 TTL = 3.0  # of the test profile
 
 

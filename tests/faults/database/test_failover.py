@@ -18,7 +18,7 @@ from tests.faults.database.clusters import DATABASE, USER, Server, Site, connect
 from tests.faults.database.expectations import refused, succeeded, trains, undisturbed
 from tests.proxy import Proxy
 
-pytestmark = [pytest.mark.slow, pytest.mark.rotating(1)]
+pytestmark = [pytest.mark.slow, pytest.mark.rotating(2, of="faults of the database")]
 TTL = 3.0  # of the test profile
 
 

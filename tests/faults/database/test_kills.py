@@ -18,7 +18,7 @@ from tests.faults.chaos import BREAKS
 from tests.faults.database.clusters import Site
 from tests.faults.soak import one_round
 
-pytestmark = [pytest.mark.slow, pytest.mark.rotating(1)]
+pytestmark = [pytest.mark.slow, pytest.mark.rotating(2, of="faults of the database")]
 SEED = "a dozen"
 
 

@@ -19,7 +19,7 @@ from tests.end_to_end.fleet import Fleet
 from tests.faults.database.clusters import Site
 from tests.faults.database.expectations import trains, undisturbed
 
-pytestmark = [pytest.mark.slow, pytest.mark.rotating(1)]
+pytestmark = [pytest.mark.slow, pytest.mark.rotating(2, of="faults of the database")]
 TTL = 3.0  # of the test profile
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 

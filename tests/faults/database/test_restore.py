@@ -13,7 +13,7 @@ from tests.end_to_end.fleet import Fleet
 from tests.faults.database.clusters import DATABASE, Server, Site
 from tests.faults.database.expectations import refused, succeeded, trains, undisturbed
 
-pytestmark = [pytest.mark.slow, pytest.mark.rotating(1)]
+pytestmark = [pytest.mark.slow, pytest.mark.rotating(2, of="faults of the database")]
 Restore = Callable[[Site, str], Awaitable[None]]
 
 

@@ -12,7 +12,7 @@ from storage.hub.commit_markers import CommitMarker
 from storage.hub.uris import model_branch
 from tests.hub.server import Hub, serving
 from tests.relayctl.deployed import relayctl, run_file
-from tests.seaweed import BUCKET, environment, objects, seaweed
+from tests.seaweed import BUCKET, environment, objects
 
 REPO = "me/sums"
 WRITTEN = {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "README.md", "relay.json"}
@@ -37,12 +37,6 @@ def share(deployment: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         relayctl(*at, "submit", file, "--set", f"checkpoint.store={store}", "--set", keep, "-q")
         relayctl(*at, "wait", name, "--timeout", "60s")
     return folder / "share"
-
-
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with seaweed(tmp_path_factory.mktemp("seaweed")) as address:
-        yield address
 
 
 @pytest.fixture

@@ -171,6 +171,7 @@ def _many(folder: Path) -> Path:
     return run_folder(folder / "many", range(1, 1002))
 
 
+@pytest.mark.rotating(4, of="training")
 def test_a_trainers_own_checkpoint_is_fine_tuned_further(tiny_model: Path, tmp_path: Path) -> None:
     """Model and data are uploaded with the run, which resumes from a plain Trainer's checkpoint."""
     tiny.make_rows(tmp_path / "train.jsonl", kind="text")

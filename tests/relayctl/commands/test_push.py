@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -21,7 +21,7 @@ from relayctl.output.terminal import Terminal
 from storage.manifest import Manifest, describe_folder
 from tests.conftest import RunningCoordinator
 from tests.relayctl.deployed import relayctl, run_file
-from tests.seaweed import BUCKET, environment, objects, seaweed
+from tests.seaweed import BUCKET, environment, objects
 
 PLAIN = Terminal(interactive=False, attended=False, width=None)
 
@@ -29,12 +29,6 @@ PLAIN = Terminal(interactive=False, attended=False, width=None)
 @pytest.fixture(autouse=True)
 def reached(deployment: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RELAY_COORDINATOR", deployment)
-
-
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with seaweed(tmp_path_factory.mktemp("seaweed")) as address:
-        yield address
 
 
 @pytest.fixture

@@ -46,6 +46,7 @@ def left(folder: Path) -> list[str]:
     return [Path(f"/proc/{pid}/cmdline").read_text() for pid in Host("all", folder, "").processes()]
 
 
+@pytest.mark.rotating(1)
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
 async def test_up_comes_up_and_goes_whole(folder: Path, started: list[Daemon], sign: signal.Signals) -> None:
     program = await relayctl(folder, "up", "--data-dir", str(folder / "data"), "--listen", "127.0.0.1:0")

@@ -93,6 +93,7 @@ async def test_a_lost_reply_is_looked_up_and_never_doubled(hub: Hub, keeper: Kee
     assert await keeper.store().has(uri, digest)
 
 
+@pytest.mark.rotating(3)
 @pytest.mark.parametrize("request_", ["/commit/", "/preupload/", "/branch/", "/tag/", "repos/create", "/refs"])
 @pytest.mark.parametrize("status", [500, 503])
 async def test_an_error_of_the_hub_passes(hub: Hub, keeper: Keeper, request_: str, status: int) -> None:
@@ -115,6 +116,7 @@ async def test_a_busy_hub_says_how_long_to_wait(hub: Hub, keeper: Keeper) -> Non
     assert states(hub) == [100]
 
 
+@pytest.mark.rotating(2)
 @pytest.mark.parametrize("request_", ["/commit/", "PUT /models"])
 @pytest.mark.parametrize("action", ["stall", "drop", "half"])
 async def test_lines_that_stall_or_break_leave_nothing_half(

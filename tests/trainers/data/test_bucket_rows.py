@@ -1,6 +1,5 @@
 """Rows in a bucket of a real server."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import obstore
@@ -8,21 +7,15 @@ import pytest
 from obstore.store import S3Store
 
 from runfile import DataSection, RunFileErrors, parse_run_file
-from tests.seaweed import BUCKET, environment, seaweed
+from tests.seaweed import BUCKET, environment
 from trainers.data import bucket_rows, cache, loading
 from trainers.errors import ConfigError, HostError
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with seaweed(tmp_path_factory.mktemp("seaweed")) as address:
-        yield address
-
-
 @pytest.fixture
-def bucket(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S3Store:
+def bucket(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S3Store:
     """With rows under several keys; the environment has what is needed."""
-    for name, value in environment(server).items():
+    for name, value in environment(s3).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "cache"))
     client = S3Store(BUCKET, client_options={"allow_http": True})

@@ -156,7 +156,7 @@ def test_what_nobody_has_used_for_long_goes(tmp_path: Path, folder: Path) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.rotating(1, of="slow")
+@pytest.mark.rotating(4, of="training")
 def test_trained_as_from_memory_cut_and_resumed(work: Path, tmp_path: Path, folder: Path) -> None:
     """Bit for bit; the tokens that a first attempt has made are found by the next."""
     run = spec(work, "sft")
@@ -175,7 +175,7 @@ def test_trained_as_from_memory_cut_and_resumed(work: Path, tmp_path: Path, fold
 
 
 @pytest.mark.slow
-@pytest.mark.rotating(1, of="slow")
+@pytest.mark.rotating(4, of="training")
 @pytest.mark.parametrize("method", ["sft", "cpt", "dpo", "kto", "reward"])
 def test_a_stream_is_cut_and_resumed(work: Path, tmp_path: Path, method: str) -> None:
     """Tokens are made while it trains, whether rows lie in memory or in a file; a cut leaves no trace."""
@@ -194,7 +194,7 @@ def test_a_stream_is_cut_and_resumed(work: Path, tmp_path: Path, method: str) ->
 
 
 @pytest.mark.slow
-@pytest.mark.rotating(1, of="slow")
+@pytest.mark.rotating(4, of="training")
 def test_a_stream_is_shared_among_processes(work: Path, tmp_path: Path) -> None:
     run = spec(work, "sft")
     run = {**run, "data": {**run["data"], "streaming": True}}

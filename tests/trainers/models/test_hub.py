@@ -70,7 +70,7 @@ def train(
 
 
 @pytest.mark.slow
-@pytest.mark.rotating(1, of="slow")
+@pytest.mark.rotating(4, of="training")
 def test_a_pinned_commit_holds_when_the_branch_moves_on(
     hub: hub_server.Hub, hub_run: dict[str, Any], tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -102,7 +102,7 @@ def test_a_pinned_commit_holds_when_the_branch_moves_on(
 
 
 @pytest.mark.slow
-@pytest.mark.rotating(1, of="slow")
+@pytest.mark.rotating(4, of="training")
 def test_a_hub_that_is_away_is_the_hosts_fault(hub_run: dict[str, Any], tmp_path: Path) -> None:
     """Another minute or another host may cure it: an ordinary failure of one line, which is retried."""
     with hub_server.serving() as closed:

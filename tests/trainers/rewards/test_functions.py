@@ -225,7 +225,7 @@ def spec(work: Path, *asked: dict[str, Any], **options: Any) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.rotating(1, of="slow")
+@pytest.mark.rotating(4, of="training")
 def test_a_reward_that_fails_ends_the_attempt(work: Path, tmp_path: Path, mine: Path) -> None:
     """As a failure of the run, with the sample and without a traceback."""
     mine.write_text("def picky(completions, **_):\n    return [1 / 0 for _ in completions]\n")
@@ -237,7 +237,7 @@ def test_a_reward_that_fails_ends_the_attempt(work: Path, tmp_path: Path, mine: 
 
 
 @pytest.mark.slow
-@pytest.mark.rotating(1, of="slow")
+@pytest.mark.rotating(4, of="training")
 def test_a_reward_model_scores(work: Path, tmp_path: Path) -> None:
     """As `reward` leaves it; its curve has its name, and it is asked beside functions."""
     trained = {
@@ -257,7 +257,7 @@ def test_a_reward_model_scores(work: Path, tmp_path: Path) -> None:
 
 @needs_tasks
 @pytest.mark.slow
-@pytest.mark.rotating(1, of="slow")
+@pytest.mark.rotating(4, of="training")
 def test_generated_tasks_are_trained_on_and_held_out_ones_are_not(work: Path, tmp_path: Path) -> None:
     source = {"reasoning_gym": "spell_backward", "seed": 11, "config": {"min_word_len": 3, "max_word_len": 3}}
     run = spec(work, {"name": "reasoning_gym"}, eval_steps=3, per_device_eval_batch_size=8)
