@@ -2,8 +2,8 @@
 
 Repositories are made, committed to with a parent that must be the head, branched, tagged, squashed and read; weights
 are LFS files, uploaded to and read from another origin, in one piece or in parts. Faults can be planned (`Hub.faults`),
-tokens given (`Hub.tokens`). Xet is not spoken: the client must be told before it is imported; `environ()` is what its
-process needs.
+tokens given (`Hub.tokens`). Xet is not supported, which the client must know before it is imported; `environ()` is what
+its process needs.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class _Handler(BaseHTTPRequestHandler):
             sent = self.do(body)
         except _Refused as refusal:
             sent = (json.dumps({"error": refusal.error}).encode(), refusal.headers, refusal.status)
-        if fault is not None:  # it is done, and nobody is told
+        if fault is not None:  # the request is carried out and its reply lost
             if fault.action == "hang":
                 self.hub.faults.stall()
             self.close_connection = True

@@ -31,7 +31,7 @@ class Victim:
         self.said: list[dict[str, Any]] = []
 
     @classmethod
-    async def start(cls, verb: str, base: str, path: Path, told: str = "") -> "Victim":
+    async def start(cls, verb: str, base: str, path: Path, job: str = "") -> "Victim":
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "tests.storage.transferring", verb, base, str(path)),
             cwd=ROOT,
@@ -40,7 +40,7 @@ class Victim:
             stdout=asyncio.subprocess.PIPE,
         )
         assert process.stdin is not None
-        process.stdin.write(told.encode())
+        process.stdin.write(job.encode())
         await process.stdin.drain()
         return cls(process)
 
@@ -127,8 +127,8 @@ async def test_killed_while_it_fetches(base: str, store: Store, tmp_path: Path, 
     uri = await store.put(place(), manifest, lambda file: tmp_path / "from" / file.path)
     first = 0
     for _ in range(tier.pick(*KILLS)):
-        told = json.dumps({"uri": uri, "digest": manifest.digest, "first": first}) + "\n"
-        victim = await Victim.start("fetch", base, tmp_path / "to", told)
+        job = json.dumps({"uri": uri, "digest": manifest.digest, "first": first}) + "\n"
+        victim = await Victim.start("fetch", base, tmp_path / "to", job)
         await victim.live(random.uniform(0.0, LONGEST))
         for number in (each["done"] for each in victim.said if "done" in each):
             assert find_damage(tmp_path / "to" / str(number), manifest) is None

@@ -26,11 +26,11 @@ async def put(store: Store, folder: Path) -> None:
 
 
 async def fetch(store: Store, folder: Path) -> None:
-    """What it reads from stdin, into one folder after another."""
-    said = json.loads(sys.stdin.readline())
-    for number in range(int(said["first"]), 1000):
+    """Fetch the folder that stdin names, into one folder after another."""
+    job = json.loads(sys.stdin.readline())
+    for number in range(int(job["first"]), 1000):
         say(begun=number)
-        await store.fetch(said["uri"], said["digest"], folder / str(number))
+        await store.fetch(job["uri"], job["digest"], folder / str(number))
         say(done=number)
 
 

@@ -47,7 +47,7 @@ async def killed_at(hub: Hub, request: int, how: str, work: Callable[[], Awaitab
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 async def test_killed_at_many_moments_of_publications(hub: Hub, tmp_path: Path, tier: Tier) -> None:
-    """SIGKILL of what talks to the Hub at requests drawn by a seed; the next one finishes what it finds (S4)."""
+    """SIGKILL of the process on the Hub at requests drawn by a seed; the next one finishes its work (S4)."""
     draw, moments = tier.random(7), tier.pick(4, 50)
     keeper = Keeper(hub, tmp_path, timeout=5.0)
     registry: list[tuple[str, str]] = []
@@ -100,7 +100,7 @@ async def test_killed_at_many_moments_of_publishing_a_model(hub: Hub, tmp_path: 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 async def test_killed_at_many_moments_of_fetches(hub: Hub, tmp_path: Path, tier: Tier) -> None:
-    """The next one goes on from what is there, and nothing of the client's is left beside the files."""
+    """The next one resumes from what is there, and nothing of the client's is left beside the files."""
     draw = tier.random(11)
     keeper = Keeper(hub, tmp_path)
     uri, digest = await keeper.keep(keeper.store(), 100)

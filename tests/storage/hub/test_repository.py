@@ -1,4 +1,4 @@
-"""`hf://` with the real client against a Hub that speaks the real protocol, and misbehaves when told to (F22)."""
+"""`hf://` with the real client against a Hub that speaks the real protocol, and fails on demand (F22)."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ async def test_a_lost_reply_is_looked_up_and_never_doubled(hub: Hub, keeper: Kee
 @pytest.mark.parametrize("request_", ["/commit/", "/preupload/", "/branch/", "/tag/", "repos/create", "/refs"])
 @pytest.mark.parametrize("status", [500, 503])
 async def test_an_error_of_the_hub_passes(hub: Hub, keeper: Keeper, request_: str, status: int) -> None:
-    """Told as StoreAway where the client or we do not get over it at once; the next try ends in one commit."""
+    """StoreUnavailable where neither the client nor the store retries it; the next try ends in one commit."""
     hub.faults.plan(request_, "refuse", status=status)
     try:
         await keeper.keep(keeper.store(), 100)
@@ -228,7 +228,7 @@ async def test_a_promoted_run_has_main_from_then_on(hub: Hub, keeper: Keeper, tm
     assert (await publish(keeper, replace(one, step=200)))["branch"] == "relay/a/model"
 
 
-async def test_a_token_that_may_not_write_is_told(hub: Hub, keeper: Keeper) -> None:
+async def test_a_token_that_may_not_write_is_reported(hub: Hub, keeper: Keeper) -> None:
     hub.tokens[TOKEN] = "read"
     with pytest.raises(StoreRefused, match="HF_TOKEN must be one that may write"):
         await keeper.keep(keeper.store(), 100)
@@ -239,7 +239,7 @@ async def test_a_token_that_may_not_write_is_told(hub: Hub, keeper: Keeper) -> N
         await keeper.store().fetch(uri, digest, keeper.folder / "back")
 
 
-async def test_what_is_damaged_or_gone_is_told(hub: Hub, keeper: Keeper, tmp_path: Path) -> None:
+async def test_what_is_damaged_or_gone_is_reported(hub: Hub, keeper: Keeper, tmp_path: Path) -> None:
     store = keeper.store()
     uri, digest = await keeper.keep(store, 100)
     large = hub.model(REPO).large
@@ -293,7 +293,7 @@ def command_lines() -> list[bytes]:
     return [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
 
 
-async def test_without_the_client_it_is_told_what_is_missing(hub: Hub, keeper: Keeper, tmp_path: Path) -> None:
+async def test_without_the_client_the_error_says_what_is_missing(hub: Hub, keeper: Keeper, tmp_path: Path) -> None:
     (tmp_path / "shadow").mkdir()
     (tmp_path / "shadow" / "huggingface_hub.py").write_text("raise ImportError('none here')")
     path = keeper.worker().environment["PYTHONPATH"]
