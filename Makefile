@@ -71,6 +71,7 @@ check: $(READY) ## Lint and type-check everything: code, contract, generated fil
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/python proto/generate.py --check
+	@$(BIN)/python docs/generate.py --check
 	@$(BIN)/python proto/generate.py --image .build/contract.binpb
 	@$(BIN)/buf lint .build/contract.binpb
 	@$(BIN)/buf breaking .build/contract.binpb --against proto/baseline.binpb

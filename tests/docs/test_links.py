@@ -10,7 +10,7 @@ from tests.docs.page import PAGES
 ROOT = PAGES.parent
 WRITTEN = sorted([*PAGES.rglob("*.md"), *ROOT.glob("*.md")])
 GUIDES = sorted([ROOT / "CONTRIBUTING.md", *(PAGES / "contributing").glob("*.md")])
-AT_THE_TOP = {path.name for path in ROOT.iterdir()}
+AT_THE_TOP = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")}
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -33,6 +33,14 @@ def test_every_path_that_contributors_are_sent_to_exists(page: Path) -> None:
     """Paths in backticks, from the root of the repository."""
     named = re.findall(r"`([\w./-]+/[\w./-]*|Makefile|pyproject\.toml)`", page.read_text())
     assert not [path for path in named if path.partition("/")[0] in AT_THE_TOP and not (ROOT / path).exists()]
+
+
+@pytest.mark.parametrize("page", GUIDES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_name_that_contributors_are_sent_to_is_in_the_code(page: Path) -> None:
+    """Names in backticks: functions, classes, constants."""
+    code = "\n".join(path.read_text() for folder in sorted(AT_THE_TOP) for path in (ROOT / folder).rglob("*.py"))
+    named = re.findall(r"`@?(_?[A-Za-z]\w*(?:\.[a-z]\w+)?)(?:\([^`]*\))?`", page.read_text())
+    assert not [name for name in named if name not in code and not name.endswith((".md", ".py"))]
 
 
 def links(page: Path) -> list[str]:
