@@ -90,14 +90,16 @@ def decide(keep: RetentionPolicy, checkpoints: Iterable[CheckpointFacts[Id]], no
         if reason.startswith(("best", "one of the best")):
             best.add(each.id)
     deleted = {each.id: _explain_deletion(each) for each in found if not reasons[each.id]}
-    staying = [each for each in found if each.id not in deleted]
+    remaining = [each for each in found if each.id not in deleted]
     deleted |= {
         each.id: f"older than {_format_duration(keep.max_age or 0)}"
-        for each in _find_expired(keep, staying, needed, now)
+        for each in _find_expired(keep, remaining, needed, now)
     }
-    staying = [each for each in staying if each.id not in deleted]
+    remaining = [each for each in remaining if each.id not in deleted]
     total = _format_size(keep.max_total or 0)
-    deleted |= {each.id: f"over the limit of {total} in all" for each in _find_over_limit(keep, staying, needed, best)}
+    deleted |= {
+        each.id: f"over the limit of {total} in all" for each in _find_over_limit(keep, remaining, needed, best)
+    }
     kept = {each.id: tuple(reasons[each.id]) for each in found if each.id not in deleted}
     return RetentionDecision(kept, deleted)
 
@@ -148,12 +150,12 @@ def _find_best(keep: RetentionPolicy, curve: Sequence[CheckpointFacts[Id]]) -> l
 
 
 def _find_first_of_each(
-    curve: Sequence[CheckpointFacts[Id]], stretch: Callable[[CheckpointFacts[Id]], int]
+    curve: Sequence[CheckpointFacts[Id]], interval: Callable[[CheckpointFacts[Id]], int]
 ) -> Iterator[CheckpointFacts[Id]]:
     """Yield the first checkpoint of every interval, which stays the first whatever comes later."""
     seen: set[int] = set()
     for each in curve:
-        if (found := stretch(each)) not in seen:
+        if (found := interval(each)) not in seen:
             seen.add(found)
             yield each
 
@@ -165,20 +167,20 @@ def _explain_deletion(each: CheckpointFacts[Id]) -> str:
 
 
 def _find_expired(
-    keep: RetentionPolicy, staying: Iterable[CheckpointFacts[Id]], needed: set[Id], now: float
+    keep: RetentionPolicy, remaining: Iterable[CheckpointFacts[Id]], needed: set[Id], now: float
 ) -> Iterator[CheckpointFacts[Id]]:
     if keep.max_age is not None:
-        yield from (each for each in staying if each.id not in needed and now - each.time > keep.max_age)
+        yield from (each for each in remaining if each.id not in needed and now - each.time > keep.max_age)
 
 
 def _find_over_limit(
-    keep: RetentionPolicy, staying: Sequence[CheckpointFacts[Id]], needed: set[Id], best: set[Id]
+    keep: RetentionPolicy, remaining: Sequence[CheckpointFacts[Id]], needed: set[Id], best: set[Id]
 ) -> Iterator[CheckpointFacts[Id]]:
     """Yield the oldest until the rest fits, the best ones last, and required ones never."""
     if keep.max_total is None:
         return
-    total = sum(each.size for each in staying)
-    for each in sorted(staying, key=lambda each: (each.id in best, each.order)):
+    total = sum(each.size for each in remaining)
+    for each in sorted(remaining, key=lambda each: (each.id in best, each.order)):
         if total > keep.max_total and each.id not in needed:
             total -= each.size
             yield each

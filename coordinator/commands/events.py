@@ -67,14 +67,14 @@ class Appender:
         self._database = database
         self._wall = wall
         self._waiting: asyncio.Queue[_Pending] = asyncio.Queue()
-        self._aside: dict[UUID, list[_Pending]] = {}  #: by lease, while its run is locked by somebody else
+        self._deferred: dict[UUID, list[_Pending]] = {}  #: by lease, while its run is locked by somebody else
 
-    def append(self, stretch: ByteRange) -> asyncio.Future[AppendResult]:
+    def append(self, byte_range: ByteRange) -> asyncio.Future[AppendResult]:
         """Queue a range; its result is set once it is durable. Ranges of one source are answered in the order they
         arrived.
         """
         answer: asyncio.Future[AppendResult] = asyncio.get_running_loop().create_future()
-        self._waiting.put_nowait((stretch, answer))
+        self._waiting.put_nowait((byte_range, answer))
         return answer
 
     async def run(self) -> Never:
@@ -83,7 +83,7 @@ class Appender:
             while True:
                 batch = await self._batch()
                 for lease_id in await self._store(batch, wait=False):
-                    group.create_task(self._store_aside(lease_id))
+                    group.create_task(self._store_deferred(lease_id))
         raise AssertionError("never reached")
 
     async def _batch(self) -> list[_Pending]:
@@ -92,50 +92,50 @@ class Appender:
         size = 0
         while not batch or (size < _BATCH_BYTES and not self._waiting.empty()):
             waiting = await self._waiting.get()
-            if (others := self._aside.get(waiting[0].lease_id)) is not None:
+            if (others := self._deferred.get(waiting[0].lease_id)) is not None:
                 others.append(waiting)
             else:
                 batch.append(waiting)
                 size += len(waiting[0].data)
         return batch
 
-    async def _store_aside(self, lease_id: UUID) -> None:
+    async def _store_deferred(self, lease_id: UUID) -> None:
         """Store the deferred ranges of one lease, in order, until none waits."""
-        while batch := self._aside[lease_id]:
-            self._aside[lease_id] = []
+        while batch := self._deferred[lease_id]:
+            self._deferred[lease_id] = []
             await self._store(batch, wait=True)
-        del self._aside[lease_id]
+        del self._deferred[lease_id]
 
     async def _store(self, batch: Sequence[_Pending], *, wait: bool) -> list[UUID]:
         """Store a batch and set the results; without `wait`, return the leases that are newly deferred."""
-        answers = await self._answers([stretch for stretch, _ in batch], wait=wait)
-        put_aside = []
+        answers = await self._answers([byte_range for byte_range, _ in batch], wait=wait)
+        newly_deferred = []
         for waiting, answer in zip(batch, answers, strict=True):
-            stretch, future = waiting
+            byte_range, future = waiting
             if answer is None:
-                if stretch.lease_id not in self._aside:
-                    self._aside[stretch.lease_id] = []
-                    put_aside.append(stretch.lease_id)
-                self._aside[stretch.lease_id].append(waiting)
+                if byte_range.lease_id not in self._deferred:
+                    self._deferred[byte_range.lease_id] = []
+                    newly_deferred.append(byte_range.lease_id)
+                self._deferred[byte_range.lease_id].append(waiting)
             elif not future.done():  # its stream may have gone
                 future.set_result(answer)
-        return put_aside
+        return newly_deferred
 
-    async def _answers(self, stretches: Sequence[ByteRange], *, wait: bool) -> Sequence[AppendResult | None]:
+    async def _answers(self, ranges: Sequence[ByteRange], *, wait: bool) -> Sequence[AppendResult | None]:
         try:
-            return await append_ranges(self._database, stretches, wait=wait, wall=self._wall)
+            return await append_ranges(self._database, ranges, wait=wait, wall=self._wall)
         except DatabaseAway as away:
-            return [away] * len(stretches)
+            return [away] * len(ranges)
         except (asyncpg.PostgresError, ValueError, TypeError) as error:
             # Something in it that we did not foresee. The others must not pay for it: each on its own.
-            if len(stretches) == 1:
+            if len(ranges) == 1:
                 return [error]
-            _log.warning("a batch of %s stretches failed and is stored one by one: %s", len(stretches), error)
-            return [answer for each in stretches for answer in await self._answers([each], wait=True)]
+            _log.warning("a batch of %s ranges failed and is stored one by one: %s", len(ranges), error)
+            return [answer for each in ranges for answer in await self._answers([each], wait=True)]
 
 
 async def append_ranges(
-    database: Database, stretches: Sequence[ByteRange], *, wait: bool = True, wall: Callable[[], float] = time.time
+    database: Database, ranges: Sequence[ByteRange], *, wait: bool = True, wall: Callable[[], float] = time.time
 ) -> list[AppendResult | None]:
     """Store ranges in one transaction, and return a result for each.
 
@@ -143,12 +143,12 @@ async def append_ranges(
     (seconds since the epoch) is the time of lines that have none.
     """
     async with database.transaction() as conn:
-        lease_ids = {stretch.lease_id for stretch in stretches}
+        lease_ids = {byte_range.lease_id for byte_range in ranges}
         writers = await events.lock_writers(conn, lease_ids, wait=wait)
         absent = lease_ids - writers.keys()
         locked = await events.find_unended(conn, absent) if absent and not wait else set()
         batch = _AppendBatch(writers, await events.read_cursors(conn, lease_ids), wall())
-        answers = [None if stretch.lease_id in locked else batch.take(stretch) for stretch in stretches]
+        answers = [None if byte_range.lease_id in locked else batch.take(byte_range) for byte_range in ranges]
         await _write_batch(conn, batch)
     return answers
 
@@ -164,38 +164,38 @@ class _AppendBatch:
     logs: list[tuple[SourceKey, int, bytes]] = field(default_factory=list)
     parsed: list[tuple[SourceKey, event_lines.ParsedLines]] = field(default_factory=list)
 
-    def take(self, stretch: ByteRange) -> AppendResult:
-        writer = self.writers.get(stretch.lease_id)
-        if writer is None or writer.run_id != stretch.run_id:
+    def take(self, byte_range: ByteRange) -> AppendResult:
+        writer = self.writers.get(byte_range.lease_id)
+        if writer is None or writer.run_id != byte_range.run_id:
             return LeaseLost()
         if not writer.started:
             return StartMissing()
-        if stretch.node not in writer.nodes:
-            return InvalidRequest(f"this lease has no node {stretch.node}")
-        stored = self.cursors.get(stretch.key, 0)
-        if stretch.offset > stored:
-            return OffsetGap(f"{stretch.source} is stored up to byte {stored}", expected=str(stored))
-        if stretch.end > stored:
-            self._take_rest(stretch, stored, writer)
-        return self.cursors.get(stretch.key, 0)
+        if byte_range.node not in writer.nodes:
+            return InvalidRequest(f"this lease has no node {byte_range.node}")
+        stored = self.cursors.get(byte_range.key, 0)
+        if byte_range.offset > stored:
+            return OffsetGap(f"{byte_range.source} is stored up to byte {stored}", expected=str(stored))
+        if byte_range.end > stored:
+            self._take_rest(byte_range, stored, writer)
+        return self.cursors.get(byte_range.key, 0)
 
-    def _take_rest(self, stretch: ByteRange, stored: int, writer: Writer) -> None:
-        data, end = stretch.data[stored - stretch.offset :], stretch.end
-        if stretch.source in JSON_SOURCES:
+    def _take_rest(self, byte_range: ByteRange, stored: int, writer: Writer) -> None:
+        data, end = byte_range.data[stored - byte_range.offset :], byte_range.end
+        if byte_range.source in JSON_SOURCES:
             whole = data.rfind(b"\n") + 1
-            if whole < len(data):  # half a line: the next stretch begins with it
-                data, end = data[:whole], max(stored, stretch.offset) + whole
+            if whole < len(data):  # half a line: the next byte_range begins with it
+                data, end = data[:whole], max(stored, byte_range.offset) + whole
             if end == stored:
                 return
             parsed = event_lines.parse_lines(data, stored, now=self.now, known=writer.metrics)
-            if (skipped := end - max(stored, stretch.offset + len(stretch.data))) > 0:
+            if (skipped := end - max(stored, byte_range.offset + len(byte_range.data))) > 0:
                 parsed.drop(end - skipped, f"a line of {skipped} bytes was not even sent")
-            self.parsed.append((stretch.key, parsed))
-            self.moved[stretch.key] += parsed.dropped
+            self.parsed.append((byte_range.key, parsed))
+            self.moved[byte_range.key] += parsed.dropped
         elif data:
-            self.logs.append((stretch.key, stored, data))
-            self.moved[stretch.key] += 0
-        self.cursors[stretch.key] = end
+            self.logs.append((byte_range.key, stored, data))
+            self.moved[byte_range.key] += 0
+        self.cursors[byte_range.key] = end
 
 
 async def _write_batch(conn: asyncpg.Connection, batch: _AppendBatch) -> None:

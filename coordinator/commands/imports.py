@@ -151,7 +151,7 @@ async def _carry_out(
         known = await requests.claim(conn, asked.request_id, run_id, _digest(wanted, checked))
         if known is not None:
             return known, False
-    if await runs.add(conn, run_id, checked.order, asked.provenance):
+    if await runs.add(conn, run_id, checked.definition, asked.provenance):
         await _write_run(conn, wanted, checked, curve)
         return run_id, True
     await _check_same(conn, wanted, checked)
@@ -159,14 +159,14 @@ async def _carry_out(
 
 
 def _digest(wanted: ImportRequest, checked: CheckedSubmission) -> str:
-    said = [checked.order.digest, wanted.curve_digest, *(each.manifest_digest for each in wanted.checkpoints)]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+    parts = [checked.definition.digest, wanted.curve_digest, *(each.manifest_digest for each in wanted.checkpoints)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 async def _check_same(conn: asyncpg.Connection, wanted: ImportRequest, checked: CheckedSubmission) -> None:
     """Raise RunExists unless the run of this id was created by the same import."""
     run = await runs.lock(conn, checked.run_id)
-    if run.request_digest != checked.order.digest:
+    if run.request_digest != checked.definition.digest:
         raise RunExists(f"there is a run {run.id} already, with another spec", run=run.id)
     theirs = await checkpoints.read_digests_by_step(conn, run.id, ATTEMPT)
     if theirs != {each.step: each.manifest_digest for each in wanted.checkpoints}:
@@ -196,7 +196,7 @@ async def _add_ended_lease(conn: asyncpg.Connection, checked: CheckedSubmission,
     """Add a lease that started from the beginning, without places, since no host held it."""
     run_id = checked.run_id
     await runs.apply(conn, await runs.lock(conn, run_id), Granted())
-    lease_id = await leases.add(conn, run_id, ATTEMPT, planning.parse_policy(checked.order.spec))
+    lease_id = await leases.add(conn, run_id, ATTEMPT, planning.parse_policy(checked.definition.spec))
     await runs.count_attempt(conn, run_id, ATTEMPT)
     text = f"attempt {ATTEMPT} is what was trained elsewhere"
     await _record(conn, run_id, lease_id, "granted", text, {"imported": True, "origin": origin})

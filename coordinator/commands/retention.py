@@ -47,20 +47,20 @@ async def preview(conn: asyncpg.Connection, run_id: str, spec: Mapping[str, Any]
 async def apply_policy(conn: asyncpg.Connection, run_id: str, spec: Mapping[str, Any]) -> None:
     """Schedule for deletion what a locked run need not keep. It must not be called before its attempt has started."""
     found, now = await store.read_kept(conn, run_id)
-    goes = retention.decide(parse_policy(spec), found, now).deleted
-    if goes:
-        await store.schedule_deletion(conn, goes)
-        await _record_deletion(conn, run_id, found, goes)
+    reasons = retention.decide(parse_policy(spec), found, now).deleted
+    if reasons:
+        await store.schedule_deletion(conn, reasons)
+        await _record_deletion(conn, run_id, found, reasons)
 
 
 async def _record_deletion(
-    conn: asyncpg.Connection, run_id: str, found: Sequence[CheckpointFacts[UUID]], goes: Mapping[UUID, str]
+    conn: asyncpg.Connection, run_id: str, found: Sequence[CheckpointFacts[UUID]], reasons: Mapping[UUID, str]
 ) -> None:
     steps: defaultdict[str, list[int]] = defaultdict(list)
-    for each in (each for each in found if each.id in goes):
-        steps[goes[each.id]].append(each.step)
+    for each in (each for each in found if each.id in reasons):
+        steps[reasons[each.id]].append(each.step)
     text = "; ".join(f"{_join_steps(of)} scheduled for deletion: {why}" for why, of in steps.items())
-    details = {"checkpoints": [str(each) for each in goes], "steps": sorted(chain.from_iterable(steps.values()))}
+    details = {"checkpoints": [str(each) for each in reasons], "steps": sorted(chain.from_iterable(steps.values()))}
     await _record(conn, run_id, text, details)
 
 

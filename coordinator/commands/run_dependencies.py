@@ -43,44 +43,44 @@ async def release_dependents(db: Database, blobs: ManifestReader) -> None:
     """Release the runs whose awaited run has succeeded, and cancel those whose awaited run has not."""
     async with db.begin() as connection:
         waiting = await queries.list_released_dependents(connection)
-    for follower in waiting:
-        if follower.outcome is not RunState.SUCCEEDED:
-            await _cancel(db, follower, f"it was to come after runs/{follower.awaited}, which is {follower.outcome}")
+    for dependent in waiting:
+        if dependent.outcome is not RunState.SUCCEEDED:
+            await _cancel(db, dependent, f"it was to come after runs/{dependent.awaited}, which is {dependent.outcome}")
             continue
         try:
-            beginning = await _resolve_weights(db, blobs, follower)
+            weights = await _resolve_weights(db, blobs, dependent)
         except SpecInvalid as wrong:
-            await _cancel(db, follower, str(wrong))
+            await _cancel(db, dependent, str(wrong))
         except (OSError, StoreUnavailable) as away:  # the store's folder or bucket; the next round tries again
-            _log.error("run=%s after=%s not released: %s", follower.run_id, follower.awaited, away)
+            _log.error("run=%s after=%s not released: %s", dependent.run_id, dependent.awaited, away)
         else:
-            await _release(db, follower, beginning)
+            await _release(db, dependent, weights)
 
 
-async def _resolve_weights(db: Database, blobs: ManifestReader, follower: DependentRun) -> InitialWeights:
-    asked = initial_weights.requested(follower.spec)
-    return await initial_weights.resolve_weights(db, blobs, asked, follower.inputs) if asked else InitialWeights()
+async def _resolve_weights(db: Database, blobs: ManifestReader, dependent: DependentRun) -> InitialWeights:
+    asked = initial_weights.requested(dependent.spec)
+    return await initial_weights.resolve_weights(db, blobs, asked, dependent.inputs) if asked else InitialWeights()
 
 
-async def _release(db: Database, follower: DependentRun, beginning: InitialWeights) -> None:
-    order = RunDefinition(
-        follower.spec, (*follower.inputs, *beginning.inputs), follower.request_digest, beginning.pins, waits_for=None
+async def _release(db: Database, dependent: DependentRun, weights: InitialWeights) -> None:
+    definition = RunDefinition(
+        dependent.spec, (*dependent.inputs, *weights.inputs), dependent.request_digest, weights.pins, waits_for=None
     )
     async with db.transaction() as conn:
-        run = await runs.lock(conn, follower.run_id)
-        if run.request_digest != follower.request_digest or run.state is not RunState.QUEUED:
+        run = await runs.lock(conn, dependent.run_id)
+        if run.request_digest != dependent.request_digest or run.state is not RunState.QUEUED:
             return  # something else is asked of it meanwhile: the next round sees what
-        await runs.redefine(conn, run.id, order)
-        text = f"runs/{follower.awaited} has succeeded"
+        await runs.redefine(conn, run.id, definition)
+        text = f"runs/{dependent.awaited} has succeeded"
         await history.record(conn, run.id, "state", f"{text}: the run no longer waits for it", state=run.state.value)
         await planning.wake(conn)
-    _log.info("run=%s after=%s released", follower.run_id, follower.awaited)
+    _log.info("run=%s after=%s released", dependent.run_id, dependent.awaited)
 
 
-async def _cancel(db: Database, follower: DependentRun, why: str) -> None:
+async def _cancel(db: Database, dependent: DependentRun, why: str) -> None:
     async with db.transaction() as conn:
-        run = await runs.lock(conn, follower.run_id)
-        if run.request_digest != follower.request_digest or run.state is not RunState.QUEUED:
+        run = await runs.lock(conn, dependent.run_id)
+        if run.request_digest != dependent.request_digest or run.state is not RunState.QUEUED:
             return
         await runs.apply(conn, run, Cancel(), reason=why)
         await history.record(conn, run.id, "state", f"cancelled: {why}", level="error", state="cancelled")

@@ -59,7 +59,7 @@ class CheckedSubmission:
     """A submission whose run file is valid."""
 
     run_id: str
-    order: RunDefinition
+    definition: RunDefinition
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class CreatedRun:
     """The result of a submission, and where the run could be placed."""
 
     run_id: str
-    order: RunDefinition
+    definition: RunDefinition
     created: bool
     agents_ready: tuple[str, ...]
     placement: str
@@ -91,14 +91,18 @@ async def describe_creation(
 ) -> CreatedRun:
     """Return the result of a submission, with where the run could be placed."""
     async with db.connection() as conn:
-        need, fleet = planning.parse_need(checked.order.spec), await planning.read_fleet(conn, ttl)
+        need, fleet = planning.parse_need(checked.definition.spec), await planning.read_fleet(conn, ttl)
     ready = tuple(host.name for host in scheduling.find_candidates(need, fleet))
-    placement = _describe_wait(checked.order) if checked.order.waits_for else scheduling.explain_placement(need, fleet)
-    return CreatedRun(run_id, checked.order, created, ready, placement)
+    placement = (
+        _describe_wait(checked.definition)
+        if checked.definition.waits_for
+        else scheduling.explain_placement(need, fleet)
+    )
+    return CreatedRun(run_id, checked.definition, created, ready, placement)
 
 
-def _describe_wait(order: RunDefinition) -> str:
-    return f"waits until runs/{order.waits_for} has succeeded"
+def _describe_wait(definition: RunDefinition) -> str:
+    return f"waits until runs/{definition.waits_for} has succeeded"
 
 
 def parse_submission(submission: Submission) -> CheckedSubmission:
@@ -109,8 +113,8 @@ def parse_submission(submission: Submission) -> CheckedSubmission:
         raise SpecInvalid(str(wrong)) from wrong
     run_id = submission.run_id or parsed.name or f"{parsed.method}-{secrets.token_hex(4)}"
     spec = parsed.to_dict()
-    said = {"run": submission.run_id, "spec": spec, "inputs": list(submission.inputs)}
-    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    requested = {"run": submission.run_id, "spec": spec, "inputs": list(submission.inputs)}
+    digest = hashlib.sha256(json.dumps(requested, sort_keys=True).encode()).hexdigest()
     return CheckedSubmission(run_id, RunDefinition(spec, submission.inputs, digest))
 
 
@@ -121,31 +125,31 @@ async def resolve_beginning(
 
     A request that has been carried out already is returned unchanged.
     """
-    order = checked.order
-    what = initial_weights.requested(order.spec)
-    if not what and not order.spec.get("after"):
+    definition = checked.definition
+    what = initial_weights.requested(definition.spec)
+    if not what and not definition.spec.get("after"):
         return checked
     if submission.request_id:
         async with db.connection() as conn:
             if await requests.is_known(conn, submission.request_id):
                 return checked
-    if what:  # said now, also where they are looked up later
+    if what:  # requested now, also where they are looked up later
         initial_weights.require_room(what, submission.inputs)
     if submission.resume and what and (had := await initial_weights.find_earlier_weights(db, what, checked.run_id)):
         return _add_weights(checked, had)
-    if awaited := await run_dependencies.find_awaited(db, order.spec, checked.run_id):
-        return CheckedSubmission(checked.run_id, replace(order, waits_for=awaited))
+    if awaited := await run_dependencies.find_awaited(db, definition.spec, checked.run_id):
+        return CheckedSubmission(checked.run_id, replace(definition, waits_for=awaited))
     if not what:
         return checked
-    beginning = await initial_weights.resolve_weights(db, blobs, what, submission.inputs)
-    await check_inputs(blobs, beginning.inputs)
-    return _add_weights(checked, beginning)
+    weights = await initial_weights.resolve_weights(db, blobs, what, submission.inputs)
+    await check_inputs(blobs, weights.inputs)
+    return _add_weights(checked, weights)
 
 
-def _add_weights(checked: CheckedSubmission, beginning: InitialWeights) -> CheckedSubmission:
-    order = checked.order
+def _add_weights(checked: CheckedSubmission, weights: InitialWeights) -> CheckedSubmission:
+    definition = checked.definition
     return CheckedSubmission(
-        checked.run_id, replace(order, inputs=(*order.inputs, *beginning.inputs), pins=beginning.pins)
+        checked.run_id, replace(definition, inputs=(*definition.inputs, *weights.inputs), pins=weights.pins)
     )
 
 
@@ -176,7 +180,7 @@ def require_complete(blobs: BlobReader, wanted: Mapping[str, str]) -> None:
 async def _carry_out(conn: asyncpg.Connection, submission: Submission, checked: CheckedSubmission) -> tuple[str, bool]:
     """Return the run of a submission, and whether this transaction created it."""
     if submission.request_id:
-        known = await requests.claim(conn, submission.request_id, checked.run_id, checked.order.digest)
+        known = await requests.claim(conn, submission.request_id, checked.run_id, checked.definition.digest)
         if known is not None:
             return known, False
     if await _insert(conn, submission, checked):
@@ -190,11 +194,11 @@ async def _carry_out(conn: asyncpg.Connection, submission: Submission, checked: 
 async def _insert(conn: asyncpg.Connection, submission: Submission, checked: CheckedSubmission) -> bool:
     """Insert the run; return False when a run of this id exists."""
     run_id = checked.run_id
-    if not await runs.add(conn, run_id, checked.order, submission.provenance):
+    if not await runs.add(conn, run_id, checked.definition, submission.provenance):
         return False
     await history.record(conn, run_id, "created", "submitted", details=dict(submission.provenance), state="queued")
-    if checked.order.waits_for:
-        await planning.record_explanations(conn, {run_id: _describe_wait(checked.order)})
+    if checked.definition.waits_for:
+        await planning.record_explanations(conn, {run_id: _describe_wait(checked.definition)})
     await planning.wake(conn)
     return True
 
@@ -202,10 +206,10 @@ async def _insert(conn: asyncpg.Connection, submission: Submission, checked: Che
 async def _requeue(conn: asyncpg.Connection, submission: Submission, checked: CheckedSubmission) -> None:
     """Queue a run that is over again, from its head; what it is to do may have been changed."""
     run = await runs.lock(conn, checked.run_id)
-    if run.request_digest != checked.order.digest:
+    if run.request_digest != checked.definition.digest:
         if run.status.phase not in (*_OVER, Phase.PAUSED):
             raise RunExists(f"run {run.id} is {run.status.phase}, with another spec", run=run.id)
-        await runs.redefine(conn, run.id, checked.order)
+        await runs.redefine(conn, run.id, checked.definition)
     try:
         change = await runs.apply(conn, run, Requeue())
     except IllegalTransition as illegal:

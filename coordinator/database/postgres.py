@@ -160,8 +160,8 @@ class Cluster:
         )
 
     def _check_version(self) -> None:
-        told = subprocess.run([self.binaries / "postgres", "--version"], capture_output=True, text=True, check=True)
-        ours = told.stdout.split()[2].split(".")[0]
+        printed = subprocess.run([self.binaries / "postgres", "--version"], capture_output=True, text=True, check=True)
+        ours = printed.stdout.split()[2].split(".")[0]
         theirs = (self.data / "PG_VERSION").read_text().strip()
         if ours != theirs:
             raise PostgresError(f"{self.data} was made by Postgres {theirs}, and this is {ours}: dump and restore it")

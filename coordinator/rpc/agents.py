@@ -112,8 +112,8 @@ async def _parse_heartbeats(
     async for request in stream:
         if request.WhichOneof("message") != "heartbeat":
             raise InvalidRequest("after the hello only heartbeats must follow")
-        pulse = requests.parse_heartbeat(agent, session.welcome.session_id, request.heartbeat)
-        yield NumberedHeartbeat(request.heartbeat.sequence, pulse)
+        heartbeat = requests.parse_heartbeat(agent, session.welcome.session_id, request.heartbeat)
+        yield NumberedHeartbeat(request.heartbeat.sequence, heartbeat)
 
 
 async def append_events(

@@ -56,9 +56,9 @@ class SecretInterceptor(aio.ServerInterceptor):
         return _with_behavior(handler, _refuse)
 
     def _may(self, details: grpc.HandlerCallDetails) -> bool:
-        told = dict(details.invocation_metadata or ()).get("authorization", "")
-        told_bytes = told if isinstance(told, bytes) else told.encode()
-        return details.method.startswith(OPEN_TO_ALL) or hmac.compare_digest(told_bytes, self._expected)
+        given = dict(details.invocation_metadata or ()).get("authorization", "")
+        given_bytes = given if isinstance(given, bytes) else given.encode()
+        return details.method.startswith(OPEN_TO_ALL) or hmac.compare_digest(given_bytes, self._expected)
 
 
 async def _refuse(_request: object, context: aio.ServicerContext[Any, Any]) -> NoReturn:

@@ -72,10 +72,13 @@ def render_run(view: RunView, head: CheckpointView | None, *, whole: bool = True
     return message
 
 
-def render_planned_run(run_id: str, order: RunDefinition) -> runs_pb2.Run:
+def render_planned_run(run_id: str, definition: RunDefinition) -> runs_pb2.Run:
     """Render a run as it would be created."""
     return runs_pb2.Run(
-        name=f"runs/{run_id}", spec=render_struct(order.spec), inputs=render_inputs(order.inputs), pins=order.pins
+        name=f"runs/{run_id}",
+        spec=render_struct(definition.spec),
+        inputs=render_inputs(definition.inputs),
+        pins=definition.pins,
     )
 
 
@@ -192,14 +195,14 @@ def render_session_message(message: Reply | Wait) -> agents_pb2.SessionResponse:
     if isinstance(message, Wait):
         wait = agents_pb2.Wait(heartbeat_sequence=message.sequence, reason=message.reason)
         return agents_pb2.SessionResponse(wait=wait)
-    wish = message.desired
-    beat = agents_pb2.HeartbeatReply(
-        session_id=str(wish.session_id),
-        desired_version=wish.version,
+    desired = message.desired
+    reply = agents_pb2.HeartbeatReply(
+        session_id=str(desired.session_id),
+        desired_version=desired.version,
         heartbeat_sequence=message.sequence,
-        leases=[_render_desired_lease(lease) for lease in wish.leases],
+        leases=[_render_desired_lease(lease) for lease in desired.leases],
     )
-    return agents_pb2.SessionResponse(heartbeat_reply=beat)
+    return agents_pb2.SessionResponse(heartbeat_reply=reply)
 
 
 def _render_desired_lease(lease: DesiredLease) -> agents_pb2.DesiredLease:

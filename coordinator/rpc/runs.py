@@ -53,13 +53,13 @@ class RunsService(runs_pb2_grpc.RunsServicer):
             created=done.created,
             agents_ready=done.agents_ready,
             placement=done.placement,
-            steps_to_remove=imports.steps_to_remove(wanted, done.order.spec),
+            steps_to_remove=imports.steps_to_remove(wanted, done.definition.spec),
         )
 
     async def _created(self, request: pb.CreateRunRequest | pb.ImportRunRequest, done: commands.CreatedRun) -> pb.Run:
         """Return the run, or with `validate_only` what it would be."""
         if request.validate_only:
-            return responses.render_planned_run(done.run_id, done.order)
+            return responses.render_planned_run(done.run_id, done.definition)
         return await self._run(done.run_id)
 
     async def GetRun(self, request: pb.GetRunRequest, context: _Context) -> pb.Run:

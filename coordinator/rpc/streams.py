@@ -30,7 +30,7 @@ async def watch_run(db: Database, request: pb.WatchRunRequest) -> AsyncIterator[
     """Stream the history after a sequence number, and progress when it changes; end with the run, once all has been
     sent.
     """
-    run_id, told, after = requests.parse_run_id(request.name), pb.Progress(), request.after_sequence
+    run_id, sent, after = requests.parse_run_id(request.name), pb.Progress(), request.after_sequence
     async with db.notifications.subscribe(CHANNEL, run_id) as changed:
         while True:
             changed.clear()
@@ -40,8 +40,8 @@ async def watch_run(db: Database, request: pb.WatchRunRequest) -> AsyncIterator[
             for entry in entries:
                 after = entry.sequence
                 yield pb.WatchRunResponse(event=_render_event(run_id, entry))
-            if (reported := _render_progress(run)) != told:
-                told = reported
+            if (reported := _render_progress(run)) != sent:
+                sent = reported
                 yield pb.WatchRunResponse(progress=reported)
             if after >= run.event_sequence:
                 if RunState(run.state) in OVER:
@@ -80,8 +80,8 @@ async def read_metrics(db: Database, request: pb.ReadMetricsRequest) -> AsyncIte
         async with db.connection() as conn:
             await streams.read_progress(conn, run_id)
             chunks = await streams.read_metrics(conn, run_id, request.metrics, after, CHUNKS)
-        for stretch in _group_points(run_id, chunks, request):
-            yield stretch
+        for series in _group_points(run_id, chunks, request):
+            yield series
         if len(chunks) < CHUNKS:
             return
         after = (chunks[-1].metric, chunks[-1].id)
@@ -91,7 +91,7 @@ def _group_points(
     run_id: str, chunks: Iterable[streams.MetricChunk], request: pb.ReadMetricsRequest
 ) -> Iterator[pb.ReadMetricsResponse]:
     """Group points that belong together into messages of a bounded size."""
-    stretch, last = pb.ReadMetricsResponse(), None
+    series, last = pb.ReadMetricsResponse(), None
     for chunk in chunks:
         for step, value, time in zip(chunk.steps, chunk.values, chunk.times, strict=True):
             superseded = chunk.kept_until is not None and step > chunk.kept_until
@@ -100,16 +100,16 @@ def _group_points(
             if request.HasField("after_step") and step <= request.after_step:
                 continue
             belongs = (chunk.metric, chunk.lease_id, superseded)
-            if belongs != last or len(stretch.steps) == POINTS:
-                if stretch.steps:
-                    yield stretch
+            if belongs != last or len(series.steps) == POINTS:
+                if series.steps:
+                    yield series
                 lease = responses.format_lease_name(run_id, chunk.lease_id)
-                stretch, last = _new_series(chunk, lease, superseded), belongs
-            stretch.steps.append(step)
-            stretch.values.append(value)
-            stretch.times.append(time)
-    if stretch.steps:
-        yield stretch
+                series, last = _new_series(chunk, lease, superseded), belongs
+            series.steps.append(step)
+            series.values.append(value)
+            series.times.append(time)
+    if series.steps:
+        yield series
 
 
 def _new_series(chunk: streams.MetricChunk, lease: str, superseded: bool) -> pb.ReadMetricsResponse:

@@ -149,14 +149,14 @@ async def record_heartbeats(conn: asyncpg.Connection, heartbeats: Sequence[Heart
            FROM pulse p JOIN old ON old.name = p.name
            WHERE a.name = p.name AND a.session_id = p.session_id
            RETURNING old.held <> p.held OR old.ready <> p.ready OR old.leaving <> p.leaving AS changed""",
-        [pulse.agent for pulse in heartbeats],
-        [pulse.session_id for pulse in heartbeats],
+        [heartbeat.agent for heartbeat in heartbeats],
+        [heartbeat.session_id for heartbeat in heartbeats],
         [
-            json.dumps([held.to_json() for held in pulse.held]) for pulse in heartbeats
-        ],  # a list would be one more dimension
-        [None if pulse.readings is None else json.dumps(pulse.readings) for pulse in heartbeats],
-        [pulse.readiness.ready for pulse in heartbeats],
-        [pulse.readiness.reason for pulse in heartbeats],
-        [pulse.readiness.leaving for pulse in heartbeats],
+            json.dumps([held.to_json() for held in heartbeat.held]) for heartbeat in heartbeats
+        ],  # a list would add a dimension
+        [None if heartbeat.readings is None else json.dumps(heartbeat.readings) for heartbeat in heartbeats],
+        [heartbeat.readiness.ready for heartbeat in heartbeats],
+        [heartbeat.readiness.reason for heartbeat in heartbeats],
+        [heartbeat.readiness.leaving for heartbeat in heartbeats],
     )
     return any(row["changed"] for row in changes)

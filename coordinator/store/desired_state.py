@@ -20,15 +20,15 @@ async def read(conn: asyncpg.Connection, agents: Sequence[str]) -> dict[str, Des
     session.
     """
     rows = await read_rows(conn, agents)
-    wished_of: defaultdict[str, list[DesiredLease]] = defaultdict(list)
+    leases_of: defaultdict[str, list[DesiredLease]] = defaultdict(list)
     heads: dict[str, tuple[UUID | None, int]] = dict.fromkeys(agents, (None, 0))
     heads |= {row["name"]: (row["session_id"], row["wish_version"]) for row in rows}
     for row in rows:
         if row["lease_id"] is not None:
             assignment = None if row["listed"] else await _assignment(conn, row["run_id"], row["lease_id"])
-            wished_of[row["name"]].append(_desired_lease(row, assignment))
+            leases_of[row["name"]].append(_desired_lease(row, assignment))
     return {
-        name: DesiredState(name, session, version, tuple(wished_of[name])) for name, (session, version) in heads.items()
+        name: DesiredState(name, session, version, tuple(leases_of[name])) for name, (session, version) in heads.items()
     }
 
 

@@ -124,11 +124,11 @@ async def add_samples(conn: asyncpg.Connection, samples: Sequence[tuple[Writer, 
 
 
 @statement
-async def add_logs(conn: asyncpg.Connection, stretches: Sequence[tuple[SourceKey, int, bytes]]) -> None:
+async def add_logs(conn: asyncpg.Connection, ranges: Sequence[tuple[SourceKey, int, bytes]]) -> None:
     """Insert byte ranges of logs, each with its offset."""
     columns = ["lease_id", "node", "source", "offset_bytes", "data"]
     await conn.copy_records_to_table(
-        "log_chunks", records=[(*key, offset, data) for key, offset, data in stretches], columns=columns
+        "log_chunks", records=[(*key, offset, data) for key, offset, data in ranges], columns=columns
     )
 
 

@@ -92,19 +92,19 @@ def _claimable(row: Mapping[str, Any]) -> ClaimableRun:
 
 def parse_need(spec: Mapping[str, Any]) -> Need:
     """Return the resources that a resolved run file asks for on each host."""
-    asked: Mapping[str, Any] = spec.get("resources", {})
-    nodes = asked.get("nodes", 1)
+    resources: Mapping[str, Any] = spec.get("resources", {})
+    nodes = resources.get("nodes", 1)
     return Need(
         nodes=nodes["min"] if isinstance(nodes, Mapping) else int(nodes),
-        gpus=int(asked.get("gpus_per_node", 1)),
-        require_cuda=bool(asked.get("require_cuda", False)),
-        vram=_bytes(asked.get("vram_gib")),
-        memory=_bytes(asked.get("ram_gib")),
-        disk=_bytes(asked.get("disk_gib")),
-        cpus=int(asked.get("cpus") or 0),
-        labels=asked.get("labels", {}),
-        allowed_hosts=frozenset(asked.get("allowed_hosts", ())),
-        prefer_hosts=tuple(asked.get("prefer_hosts", ())),
+        gpus=int(resources.get("gpus_per_node", 1)),
+        require_cuda=bool(resources.get("require_cuda", False)),
+        vram=_bytes(resources.get("vram_gib")),
+        memory=_bytes(resources.get("ram_gib")),
+        disk=_bytes(resources.get("disk_gib")),
+        cpus=int(resources.get("cpus") or 0),
+        labels=resources.get("labels", {}),
+        allowed_hosts=frozenset(resources.get("allowed_hosts", ())),
+        prefer_hosts=tuple(resources.get("prefer_hosts", ())),
     )
 
 

@@ -16,8 +16,8 @@ async def claim(conn: asyncpg.Connection, request_id: str, run_id: str, digest: 
     """
     if await add(conn, request_id, run_id, digest):
         return None
-    known, asked = await find(conn, request_id)
-    if asked != digest:
+    known, recorded = await find(conn, request_id)
+    if recorded != digest:
         raise RequestIdReused(f"this request id was used for run {known}, with another spec", run=known)
     return known
 

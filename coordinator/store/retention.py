@@ -77,21 +77,21 @@ async def read_kept_rows(conn: asyncpg.Connection, run_id: str) -> Sequence[Mapp
     return rows
 
 
-async def schedule_deletion(conn: asyncpg.Connection, goes: Mapping[UUID, str]) -> None:
+async def schedule_deletion(conn: asyncpg.Connection, reasons: Mapping[UUID, str]) -> None:
     """Mark checkpoints of a locked run, each with a reason, and their copies."""
-    await mark_checkpoints(conn, goes)
-    await mark_copies(conn, list(goes))
-    await forget_own_copies(conn, list(goes))
+    await mark_checkpoints(conn, reasons)
+    await mark_copies(conn, list(reasons))
+    await forget_own_copies(conn, list(reasons))
 
 
 @statement
-async def mark_checkpoints(conn: asyncpg.Connection, goes: Mapping[UUID, str]) -> None:
+async def mark_checkpoints(conn: asyncpg.Connection, reasons: Mapping[UUID, str]) -> None:
     """Mark checkpoints, each with a reason."""
     await conn.execute(
         """UPDATE checkpoints c SET remove_time = clock_timestamp(), remove_reason = g.reason
            FROM unnest($1::uuid[], $2::text[]) AS g(id, reason) WHERE c.id = g.id""",
-        list(goes),
-        list(goes.values()),
+        list(reasons),
+        list(reasons.values()),
     )
 
 
@@ -173,14 +173,14 @@ async def list_removals(conn: asyncpg.Connection, agent: str, age: float) -> lis
 
 
 @statement
-async def forget_copies(conn: asyncpg.Connection, gone: Sequence[tuple[UUID, int, str]]) -> int:
+async def forget_copies(conn: asyncpg.Connection, deleted: Sequence[tuple[UUID, int, str]]) -> int:
     """Delete the rows of marked copies by checkpoint, node and uri; return how many there were."""
     status: str = await conn.execute(
         """DELETE FROM checkpoint_copies y USING unnest($1::uuid[], $2::int[], $3::text[]) AS g(id, node, uri)
            WHERE y.checkpoint_id = g.id AND y.node = g.node AND y.uri = g.uri AND y.remove_time IS NOT NULL""",
-        [checkpoint_id for checkpoint_id, _, _ in gone],
-        [node for _, node, _ in gone],
-        [uri for _, _, uri in gone],
+        [checkpoint_id for checkpoint_id, _, _ in deleted],
+        [node for _, node, _ in deleted],
+        [uri for _, _, uri in deleted],
     )
     return int(status.rsplit(" ", 1)[-1])
 

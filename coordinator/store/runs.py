@@ -55,40 +55,40 @@ class RunDefinition:
 
 
 @statement
-async def add(conn: asyncpg.Connection, run_id: str, order: RunDefinition, provenance: Mapping[str, str]) -> bool:
+async def add(conn: asyncpg.Connection, run_id: str, definition: RunDefinition, provenance: Mapping[str, str]) -> bool:
     """Insert a queued run; return False when a run of this id exists."""
     added = await conn.fetchval(
         """INSERT INTO runs (id, state, wanted, spec, inputs, labels, priority, request_digest, pins, provenance,
                              waits_for)
            VALUES ($1, 'queued', 'run', $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT DO NOTHING RETURNING id""",
         run_id,
-        order.spec,
-        list(order.inputs),
-        order.spec.get("labels", {}),
-        order.spec.get("priority", 0),
-        order.digest,
-        order.pins,
+        definition.spec,
+        list(definition.inputs),
+        definition.spec.get("labels", {}),
+        definition.spec.get("priority", 0),
+        definition.digest,
+        definition.pins,
         provenance,
-        order.waits_for,
+        definition.waits_for,
     )
     return added is not None
 
 
 @statement
-async def redefine(conn: asyncpg.Connection, run_id: str, order: RunDefinition) -> None:
+async def redefine(conn: asyncpg.Connection, run_id: str, definition: RunDefinition) -> None:
     """Replace what a run is to do."""
     await conn.execute(
         """UPDATE runs SET spec = $2, inputs = $3, labels = $4, priority = $5, request_digest = $6, pins = pins || $7,
                   waits_for = $8
            WHERE id = $1""",
         run_id,
-        order.spec,
-        list(order.inputs),
-        order.spec.get("labels", {}),
-        order.spec.get("priority", 0),
-        order.digest,
-        order.pins,
-        order.waits_for,
+        definition.spec,
+        list(definition.inputs),
+        definition.spec.get("labels", {}),
+        definition.spec.get("priority", 0),
+        definition.digest,
+        definition.pins,
+        definition.waits_for,
     )
 
 
@@ -164,8 +164,8 @@ async def apply(
     change = step(run.status, event)
     if change.status == run.status and change.closing is None:
         return change
-    said = reason or (change.closing.reason if change.closing else "")
-    await write_change(conn, run.id, change, said, error)
+    shown = reason or (change.closing.reason if change.closing else "")
+    await write_change(conn, run.id, change, shown, error)
     touched: list[str] = []
     if change.closing and run.lease:
         touched = await leases.end(conn, run.lease.id, change.closing, error=error, completion=completion)
@@ -215,8 +215,8 @@ async def _record_end(
     if closing is None:
         return
     wait = f"; tried again in {change.backoff:g} s" if change.backoff else ""
-    said = closing.reason or (str(error["message"]) if error else "")
-    text = f"attempt {lease.attempt} {closing.outcome.value}" + (f": {said}" if said else "") + wait
+    shown = closing.reason or (str(error["message"]) if error else "")
+    text = f"attempt {lease.attempt} {closing.outcome.value}" + (f": {shown}" if shown else "") + wait
     await history.record(
         conn,
         lease.run_id,

@@ -46,7 +46,7 @@ class ScriptedAgent:
         return (await self._read()).welcome
 
     async def beat(self) -> pb.HeartbeatReply:
-        """Sends a heartbeat; the beat that answers it."""
+        """Send a heartbeat and return the reply to it."""
         await self._send()
         return await self.until(lambda beat: beat.heartbeat_sequence == self._sequence)
 
@@ -56,7 +56,7 @@ class ScriptedAgent:
         await self._call.write(pb.SessionRequest(heartbeat=heartbeat))
 
     async def wait(self) -> bool:
-        """Sends a heartbeat; True once the coordinator says that it cannot answer this one."""
+        """Send a heartbeat; return True once the coordinator answers that it cannot read its database."""
         await self._send()
         while (response := await self._read()).WhichOneof("message") == "heartbeat_reply":
             assert response.heartbeat_reply.heartbeat_sequence == 0, "it was answered"
@@ -67,7 +67,7 @@ class ScriptedAgent:
         await self.say(self._sequence, *self.held.values())
 
     async def until(self, wanted: Callable[[pb.HeartbeatReply], bool]) -> pb.HeartbeatReply:
-        """Reads beats until one is as wanted."""
+        """Read replies until one fulfils the condition, and return it."""
         while True:
             response = await self._read()
             assert response.WhichOneof("message") == "heartbeat_reply", response
@@ -76,7 +76,7 @@ class ScriptedAgent:
                 return response.heartbeat_reply
 
     async def assigned(self) -> pb.DesiredLease:
-        """The first lease that is wished of it and that it does not list, as soon as a beat brings it."""
+        """Return the first desired lease that the agent does not list, as soon as a reply brings it."""
         beat = await self.until(lambda beat: any(lease.lease not in self.held for lease in beat.leases))
         return next(lease for lease in beat.leases if lease.lease not in self.held)
 
@@ -86,7 +86,7 @@ class ScriptedAgent:
         return next((lease for lease in beat.leases if lease.lease not in self.held), None) or await self.assigned()
 
     async def take(self) -> pb.DesiredLease:
-        """Takes up what is assigned, says so, and starts anew."""
+        """Accept the assigned lease, list it, and start it from the beginning."""
         wished = await self.assigned()
         self.hold(wished)
         await self.beat()

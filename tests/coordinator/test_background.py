@@ -53,7 +53,7 @@ async def test_a_silent_holder_is_named_as_the_reason(world: World) -> None:
 
 
 async def test_a_replica_collects_as_soon_as_it_leads(coordinator_config: Config) -> None:
-    """And lets go what is too old by then."""
+    """It also schedules what is too old by then for deletion."""
     config = replace(coordinator_config, timing=DEFAULT, collecting=CollectionSchedule(every=0.2, grace=0.0))
     async with serving(config) as replica, connect_database(config.database_url or "") as db:
         world = World(config, replica, db)

@@ -30,7 +30,7 @@ BACKOFF = [(f"grpc.{name}_reconnect_backoff_ms", 20) for name in ("initial", "mi
 
 
 def calls(channel: aio.Channel, number: int) -> list[Callable[[], Any]]:
-    """Every kind of call that people make, on a run of its own."""
+    """Every kind of call that users make, on a run of its own."""
     runs, artifacts, name = RunsStub(channel), ArtifactsStub(channel), f"runs/r{number % 40}"
     create = runs_pb2.CreateRunRequest(run_id=name[5:], spec=SPEC, request_id=f"q{number % 40}")
     return [

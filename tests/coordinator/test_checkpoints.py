@@ -1,4 +1,4 @@
-"""Checkpoints as hosts register them: which count, which one is head, and what a resume takes off the curve."""
+"""Checkpoints as hosts register them: which count, which one is the head, and what a resume supersedes."""
 
 import uuid
 from typing import Any
@@ -81,7 +81,7 @@ async def test_a_resume_sets_the_head_back_and_takes_what_came_after_off_the_cur
 
 
 async def test_a_resume_from_far_back_takes_every_later_attempt_off_the_curve(world: World) -> None:
-    """S5, S6: three attempts; the third goes on from the first one's checkpoint, and the second leaves no trace."""
+    """S5, S6: three attempts; the third resumes from the first one's checkpoint, and the second leaves no trace."""
     async with connected(world.replica.agents, "a") as [a]:
         await world.submit(checkpoint={"keep": {"last": 9}})
         first = (await a.take()).lease
@@ -234,7 +234,7 @@ async def test_what_need_not_stay_is_let_go_when_a_newer_one_is_beyond_its_host(
 
 
 async def test_bytes_stay_for_a_lease_after_they_were_let_go(world: World) -> None:
-    """F9: a failover may forget that they were, and what they were let go for."""
+    """F9: a failover may lose the decision to delete them, and its reason."""
     a = ScriptedAgent(world.replica.agents, "a")
     session = (await a.hello()).session_id
     await world.submit(**KEEP_ONE)

@@ -47,7 +47,7 @@ def test_what_names_no_database_is_refused_and_not_repeated(url: str) -> None:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended, and what it said on stderr."""
+    """How a command ended, and its stderr."""
 
     code: int
     error: str

@@ -102,7 +102,7 @@ async def test_a_node_that_the_lease_does_not_have_is_refused(db: Database) -> N
 
 
 async def test_a_run_that_is_locked_holds_up_no_other(db: Database) -> None:
-    """Its own stretches wait, and are stored in their order."""
+    """Its own byte ranges wait, and are stored in their order."""
     locked, free = await _lease(db), await _lease(db, run="other")
     data, line = _metrics([1, 2]), len(_metrics([1]))
     appender = Appender(db)
@@ -141,7 +141,7 @@ async def test_an_ended_lease_is_refused_and_the_others_in_the_batch_are_not(db:
 
 
 async def test_nothing_comes_before_the_first_write(db: Database) -> None:
-    """S6, F9: events of an attempt whose start a failover lost wait until it is said again."""
+    """S6, F9: events of an attempt whose start a failover lost wait until the start is reported again."""
     lease, data = await _lease(db), _metrics([1])
     async with db.connection() as conn:
         await conn.execute("UPDATE leases SET start_time = NULL")
@@ -212,7 +212,7 @@ def _check_cuts(runner: asyncio.Runner, db: Database, seed: int, pieces: list[tu
 
 
 async def _resend(db: Database, run: str, pieces: list[tuple[int, int]], dice: random.Random) -> None:
-    """Any stretches of whole lines in any order and batches, then all of it once more."""
+    """Send any byte ranges of whole lines in any order and batches, then all of it once more."""
     lease, rows = await _lease(db, run), [_metrics([step]) for step in range(30)]
     starts = [sum(map(len, rows[:n])) for n in range(31)]
     stretches = [

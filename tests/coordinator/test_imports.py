@@ -1,4 +1,4 @@
-"""Trainings that ran elsewhere: made runs in one transaction, which rest and go on like any other."""
+"""Trainings that ran elsewhere: imported as runs in one transaction, paused, and resumed like any other."""
 
 from __future__ import annotations
 

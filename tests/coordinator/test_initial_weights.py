@@ -102,7 +102,7 @@ async def test_the_result_and_the_best_checkpoint(world: World) -> None:
 
 
 async def test_an_adapter_brings_the_base_that_travelled_with_its_run(world: World) -> None:
-    """Also when the run that made it had itself begun with another's adapter, or whole model."""
+    """Also when the run that made it had itself started with another's adapter, or whole model."""
     inputs = [runs_pb2.Input(path=f"m/{path}", digest=await put(world, data)) for path, data in BASE.items()]
     async with connected(world.replica.agents, "a") as [a]:
         spec = struct_pb2.Struct()

@@ -71,7 +71,7 @@ class Chaos:
         await self.beat(agent)
 
     async def beat(self, agent: str) -> None:
-        """Takes up what is wished and drops what is not; now and then forgets something, or lists what is over."""
+        """Start what is desired and drop what is not; now and then forget something, or list what is over."""
         session = self.session[agent]
         held = dict(self.held[agent])
         if held and self.dice.random() < 0.1:

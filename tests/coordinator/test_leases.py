@@ -46,7 +46,7 @@ async def test_two_grants_of_a_run_have_two_ids_and_only_the_newer_writes(world:
 
 
 async def test_a_lapsed_lease_counts_until_it_is_granted_elsewhere(world: World) -> None:
-    """L1's other half: silence is not death."""
+    """L1's other half: a missing heartbeat does not mean a dead host."""
     async with connected(world.replica.agents, "a") as [a]:
         await world.submit()
         wished = await a.take()
@@ -74,7 +74,7 @@ async def test_under_stop_the_lapse_ends_the_lease(world: World) -> None:
 
 
 async def test_cancel_reaches_the_host_at_once_and_success_still_counts(world: World) -> None:
-    """L4, S10: a stop is wished for as long as the lease lasts, and is the same stop each time."""
+    """L4, S10: a stop is desired for as long as the lease lasts, and is the same stop each time."""
     async with connected(world.replica.agents, "a") as [a]:
         await world.submit()
         wished = await a.take()

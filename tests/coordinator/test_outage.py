@@ -1,4 +1,4 @@
-"""When silence is not the agents'."""
+"""When missing heartbeats are not the agents' fault."""
 
 import pytest
 

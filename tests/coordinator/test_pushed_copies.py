@@ -1,4 +1,4 @@
-"""Copies that a person has made: taken for what they are, and refused where they are not."""
+"""Copies that a user has made: added after a check, and offered to hosts."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ async def refused(world: World, name: str, **more: Any) -> tuple[str, str]:
 
 
 async def test_a_pushed_copy_is_added_once_told_once_and_offered(world: World) -> None:
-    """Also of a run that nobody holds; the head stays where it is."""
+    """Also for a run that no host holds; the head does not move."""
     async with connected(world.replica.agents, "a") as [a]:
         await world.submit(checkpoint={"keep": {"last": 9}})
         first = (await a.take()).lease

@@ -88,7 +88,7 @@ async def blocked(conn: asyncpg.Connection, act: Coroutine[Any, Any, Any]) -> as
 
 
 async def test_a_renewal_that_is_being_written_just_now_counts(stage: Stage) -> None:
-    """The reaper looked a moment too early: it waits for what the heartbeat does, and judges by that."""
+    """The reaper looked a moment too early: it waits for the heartbeat's transaction, and decides by its result."""
     session = await stage.hello()
     await stage.submit(on_disconnect="stop")
     held = await stage.granted(session)
@@ -211,7 +211,7 @@ async def test_a_clock_set_back_keeps_no_run_and_no_host_waiting_for_it(stage: S
 async def test_a_database_that_is_exchanged_is_away_and_then_listened_to_again(
     postgres_server: Cluster, database_url: str
 ) -> None:
-    """F9: it takes no connections, then it is gone, then it is there again. Nobody stops listening for good."""
+    """F9: it accepts no connections, then it is gone, then it is there again. Every listener resumes."""
     name = urlsplit(database_url).path.lstrip("/")
     operator = await asyncpg.connect(postgres_server.url("postgres"))
     async with (

@@ -89,7 +89,7 @@ async def test_a_queued_run_is_paused_resumed_and_cancelled_on_the_spot(world: W
 
 
 async def test_resume_queues_a_run_that_is_over_again_from_its_head(world: World) -> None:
-    """Row A3: the same name used again goes on from its newest checkpoint."""
+    """Row A3: a run submitted again under its name resumes from its newest checkpoint."""
     async with connected(world.replica.agents, "a") as [a]:
         await world.submit()
         first = (await a.take()).lease

@@ -1,4 +1,4 @@
-"""Sessions: who may speak for an agent, what a beat carries, and what becomes of what is not held any more."""
+"""Sessions: who may speak for an agent, what a heartbeat reply carries, and what becomes of leases not held."""
 
 import asyncio
 import uuid
@@ -66,7 +66,9 @@ async def test_a_clone_is_refused_while_the_older_session_beats(world: World) ->
 
 
 async def test_otherwise_the_newer_wins_and_the_replaced_instance_stays_out(world: World) -> None:
-    """F21: another boot after a silence; the old one is told on its stream, and refused when it comes back."""
+    """F21: another boot after a while without heartbeats; the old stream ends with the reason, and a new hello is
+    refused.
+    """
     async with connected(world.replica.agents, "a") as [original]:
         await heard_long_ago(world, "a")
         newer = ScriptedAgent(world.replica.agents, "a", boot="boot-2")
@@ -133,7 +135,7 @@ async def test_a_lease_reported_and_then_dropped_ends_at_once(world: World) -> N
 
 
 async def test_an_assignment_is_sent_until_the_lease_is_listed(world: World) -> None:
-    """F17: a lost beat heals itself."""
+    """F17: the next reply makes up for a lost one."""
     async with connected(world.replica.agents, "a") as [a]:
         await world.submit()
         first = await a.assigned()
@@ -156,7 +158,7 @@ async def test_versions_of_the_wish_only_grow_and_name_their_session(world: Worl
 
 
 async def test_a_heartbeat_of_the_replaced_session_does_not_judge_what_the_new_one_holds(world: World) -> None:
-    """A late heartbeat is taken between the hello and the first beat: the hello lists what it had not listed yet."""
+    """A late heartbeat arrives between the hello and the first reply: the hello lists what it had not listed yet."""
     async with connected(world.replica.agents, "a") as [a]:
         await world.submit()
         wished = await a.assigned()
@@ -196,7 +198,7 @@ def hello_of(agent: ScriptedAgent, **more: Any) -> Hello:
 
 
 async def test_a_heartbeat_that_a_later_one_has_overtaken_says_nothing(world: World) -> None:
-    """F17: it does not list a lease that was begun after it left, and would end it."""
+    """F17: it does not list a lease that was started after it was sent, and would end it."""
     async with connected(world.replica.agents, "a") as [agent]:
         await world.submit()
         wished = await agent.take()
@@ -207,7 +209,7 @@ async def test_a_heartbeat_that_a_later_one_has_overtaken_says_nothing(world: Wo
 
 
 async def test_the_hello_says_at_once_what_is_free_and_whether_work_is_welcome(world: World) -> None:
-    """S9: between the hello and the first heartbeat nothing is granted by what an older session said."""
+    """S9: between the hello and the first heartbeat nothing is granted by what an older session reported."""
     async with connected(world.replica.agents, "a") as [a]:
         await a.beat()
         dying = requests.parse_held([pb.HeldLease(lease=f"runs/gone/leases/{uuid.uuid4()}", slots=[0])])
@@ -227,7 +229,7 @@ async def test_a_heartbeat_that_is_taken_after_its_stream_ended_does_not_bring_t
 
 
 async def test_a_session_that_the_database_has_never_heard_of_ends(world: World) -> None:
-    """F9: an older copy was restored under us. The agent says hello again; everybody else is served on."""
+    """F9: an older copy of the database was restored. The agent says hello again; other agents are served on."""
     async with connected(world.replica.agents, "a", "b") as [a, b]:
         async with world.db.connection() as conn:
             await conn.execute("DELETE FROM agents WHERE name = 'a'")
@@ -268,7 +270,7 @@ async def test_only_the_current_session_renews(world: World) -> None:
 
 
 async def test_any_replica_serves_any_agent_and_pushes_what_the_other_changed(world: World) -> None:
-    """F5, L4: the wish lives in the database."""
+    """F5, L4: the desired state is in the database."""
     async with world.second() as second, connected(second.agents, "a") as [a]:
         await world.submit()
         wished = await a.take()

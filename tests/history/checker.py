@@ -1,7 +1,7 @@
-"""Decides from what a deployment recorded whether S1 to S10 held. Pure: rows in, violations out.
+"""Decides from what a deployment recorded whether S1 to S10 held. Pure: it maps rows to violations.
 
-The rules trust a run's numbered history for the order of things, not the clocks, and take nothing from the
-coordinator's code: what it got wrong, they must not get wrong with it.
+The rules rely on a run's numbered history for the order of events, not on clocks, and share no code with the
+coordinator: its mistakes must not become theirs.
 """
 
 from __future__ import annotations

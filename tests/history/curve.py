@@ -46,7 +46,7 @@ class Fold:
     head: str | None = None
     curve: list[str] = field(default_factory=list)  #: checkpoints on it
     superseded: set[str] = field(default_factory=set)
-    gone: set[str] = field(default_factory=set)  #: checkpoints that were let go
+    gone: set[str] = field(default_factory=set)  #: checkpoints that were scheduled for deletion
     kept: dict[str, int] = field(default_factory=dict)  #: by lease, where a later one took its points off
 
 
@@ -119,7 +119,7 @@ def steps_grow_along_the_curve(history: History) -> Finding:
 
 
 def attempts_resume_from_the_newest(history: History) -> Finding:
-    """S6: of what was on the curve then, unless it says why not."""
+    """S6: an attempt resumes from the newest checkpoint on the curve at that time, unless it reports why not."""
     for run in history.runs:
         fold = Fold()
         for entry in history.events_of(run):
@@ -134,7 +134,7 @@ def attempts_resume_from_the_newest(history: History) -> Finding:
 
 
 def what_came_after_is_superseded(history: History) -> Finding:
-    """S6: points and checkpoints beyond a resume are off the curve, those before it are on, and so is the head."""
+    """S6: points and checkpoints beyond a resume are superseded, those before it and the head are not."""
     for run, row in history.runs.items():
         fold = Fold()
         for entry in history.events_of(run):
@@ -148,7 +148,7 @@ def what_came_after_is_superseded(history: History) -> Finding:
                 yield (
                     run,
                     f"the checkpoint of step {checkpoint['step']} of attempt {checkpoint['attempt']} is wrongly "
-                    + ("off the curve" if checkpoint["superseded"] else "on the curve"),
+                    + ("superseded" if checkpoint["superseded"] else "on the curve"),
                 )
         head = history.checkpoints.get(row["head_id"] or "")
         if row["head_id"] is not None and (head is None or head["superseded"] or not head["complete"]):
@@ -156,7 +156,7 @@ def what_came_after_is_superseded(history: History) -> Finding:
 
 
 def starts_are_as_told(history: History) -> Finding:
-    """S6: the lease's row says what its history says."""
+    """S6: the lease's row agrees with the history."""
     for run in history.runs:
         for entry in (entry for entry in history.events_of(run) if entry["kind"] == "started"):
             lease, told = history.leases.get(entry["lease_id"]), entry["details"]

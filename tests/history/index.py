@@ -1,4 +1,4 @@
-"""A recorded history as the rules read it: ids as text, everything of a run together and in order."""
+"""A recorded history as the rules read it: ids as text, and everything of a run together and in order."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ class History:
         return sorted(self._leases.get(run, ()), key=lambda row: row["attempt"])
 
     def events_of(self, run: str) -> list[Row]:
-        """A run's history by number, which is the order of its commits, whatever the clocks said."""
+        """Return a run's history by number, which is the order of its commits, whatever the clocks showed."""
         return sorted(self._events.get(run, ()), key=lambda row: row["sequence"])
 
     def run_of(self, lease: str) -> str:
-        """Empty when nobody knows the lease."""
+        """Return the run of a lease; empty when the lease is unknown."""
         row = self.leases.get(lease)
         return row["run_id"] if row else ""
 

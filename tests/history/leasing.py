@@ -1,4 +1,4 @@
-"""S1, S2, S3, S8, S9 and S10: who may do what, when, and once."""
+"""S1, S2, S3, S8, S9 and S10: who may do what, when, and only once."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def each_grant_is_a_lease_of_its_own(history: History) -> Finding:
 
 
 def one_lease_at_a_time(history: History) -> Finding:
-    """S1: by the history's own order, and by the database's clock where nobody set it."""
+    """S1: by the history's own order, and by the database's clock unless it was set."""
     for run in history.runs:
         if len(unended := [row["id"] for row in history.leases_of(run) if row["end_time"] is None]) > 1:
             yield run, f"leases {unended} have not ended"
@@ -152,7 +152,7 @@ def a_run_runs_while_it_is_leased(history: History) -> Finding:
 
 
 def a_run_ends_by_its_holder_or_an_operator(history: History) -> Finding:
-    """S8: success only by a fenced completion, cancellation only by a wish; each lease ends once."""
+    """S8: success only by a fenced completion, cancellation only by a request; each lease ends once."""
     for run, row in history.runs.items():
         ended = [entry for entry in history.events_of(run) if entry["kind"] == "ended"]
         over = {lease["id"] for lease in history.leases_of(run) if lease["end_time"] is not None}

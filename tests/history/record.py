@@ -1,8 +1,8 @@
 """What the history checker reads: what a deployment recorded, and what was truly done.
 
-`Recorded` is rows by table, named as in Postgres; whoever keeps tables of another kind (a simulator's dicts) hands in
-the same. A `Witness` knows nothing from the coordinator: trainers, hosts' disks and whoever breaks things fill it.
-Ids may be UUIDs or text, times datetimes or seconds: the checker compares them only among themselves.
+`Recorded` is rows by table, named as in Postgres; a caller that keeps other tables (a simulator's dicts) passes the
+same. A `Witness` knows nothing from the coordinator: trainers, hosts' disks and the injectors of faults fill it. Ids
+may be UUIDs or text, times datetimes or seconds: the checker compares them only with each other.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Signal:
 
 @dataclass(frozen=True, slots=True)
 class Witness:
-    """What was truly done. What nobody has seen is left empty, and not judged by."""
+    """What was truly done. What no one has seen is left empty, and not judged."""
 
     steps: Sequence[Step] = ()
     executions: Sequence[Execution] = ()

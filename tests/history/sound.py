@@ -1,4 +1,4 @@
-"""A sound history made by hand: run `r` trains on `a`, which falls silent, and to the end on `b`."""
+"""A correct history made by hand: run `r` trains on `a`, which stops responding, and then to the end on `b`."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def _line(**said: Any) -> bytes:
 
 
 def sound() -> Made:
-    """`a` dies at step 5, with 4 saved; `b` goes on to step 8."""
+    """Return the history: `a` dies at step 5, with step 4 saved; `b` continues to step 8."""
     made = Made()
     made.add("runs", id="r", state="succeeded", wanted="run", attempts=0, head_id=None, event_sequence=0, end_time=21.0)
     made.add("requests", id="q", run_id="r")

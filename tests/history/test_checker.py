@@ -1,4 +1,4 @@
-"""The checker finds every kind of broken promise, and under the right name."""
+"""The checker finds every kind of broken promise, and names it correctly."""
 
 from __future__ import annotations
 
@@ -275,7 +275,7 @@ def test_a_sound_history_passes() -> None:
 
 
 def trained_elsewhere(made: Made) -> None:
-    """The first attempt is an import: of no host, with no files and nobody who saw its steps."""
+    """Make the first attempt an import: of no host, with no files and no witness of its steps."""
     made.row("run_events", kind="granted", lease_id=FIRST)["details"]["imported"] = True
     made.tables["places"].remove(made.row("places", lease_id=FIRST))
     for table in ("cursors", "log_chunks"):

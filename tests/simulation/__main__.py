@@ -53,7 +53,7 @@ def tell(seed: int, name: str) -> int:
 
 
 def run_seeds(first: int, last: int) -> int:
-    """Says every violation, and in the end how it went."""
+    """Print every violation, and a summary at the end."""
     began, broken, commits, virtual = time.monotonic(), 0, 0, 0.0
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         for verdict in pool.map(simulate, range(first, last + 1), chunksize=CHUNK):

@@ -1,4 +1,4 @@
-"""Carries out what a seed's faults say, on a world; and mends everything in the end."""
+"""Injects the faults of a seed into a world, and repairs everything in the end."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Chaos:
         self._later(fault.at, lambda: self._happen(fault))
 
     def _later(self, seconds: float, act: Callable[[], None]) -> None:
-        """Unless all is mended by then."""
+        """Do it later, unless everything has been repaired by then."""
         self._world.loop.call_later(seconds, lambda: None if self._over else act(), context=Context())
 
     def _happen(self, fault: Fault) -> None:
@@ -128,7 +128,7 @@ class Chaos:
         self._later(fault.lasts, heal)
 
     def _line_stalls(self, fault: Fault) -> None:
-        """What a host has said over its present connections arrives later: after what it says over new ones."""
+        """What a host has sent over its present connections arrives after what it sends over new ones."""
         labels = [host.label for host in self._hosts(fault)]
         stalled = [each for each in self._world.network.connections if each.host in labels]
         for each in stalled:
@@ -180,7 +180,7 @@ class Chaos:
         self._world.storage.away = False
 
     def _commits_unknown(self, fault: Fault) -> None:
-        """F8: committed, and nobody is told."""
+        """F8: a transaction commits, and its client does not learn it."""
         self._world.answers_lost = 0.3
         self._later(fault.lasts, self._commits_known)
 

@@ -1,4 +1,4 @@
-"""Once faults have stopped: the liveness properties, and whether all that was done is on record."""
+"""Checks the liveness properties once faults have stopped, and that all that was done is recorded."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def _disk_is_settled(world: World, host: Host) -> bool:
 
 
 def _disk_agrees(world: World, host: Host) -> None:
-    """S6: what the registry says of a host's disk lies there, unless it is just going, and nothing else does."""
+    """S6: a host's disk has the copies that the registry lists, unless they are being deleted, and no others."""
     registered, lying = _registered(world, host), _lying(host)
     lost = sorted(key for key, going in registered.items() if going is None and key not in lying)
     if lost or lying - registered.keys():

@@ -1,4 +1,4 @@
-"""Sequence diagrams of the protocol, drawn from simulated runs: what was really said, by the real code.
+"""Sequence diagrams of the protocol, drawn from simulated runs: the messages that the real code exchanged.
 
 `python -m tests.simulation diagrams` writes them into `docs/protocol.md`, between the lines that name them.
 """
@@ -34,7 +34,7 @@ class Story:
     name: str
     order: Order
     faults: Sequence[Fault]
-    told: dict[str, str]  #: what is written where a fault happens, by its kind
+    notes: dict[str, str]  #: what is written where a fault happens, by its kind
 
 
 STORIES = (
@@ -61,20 +61,20 @@ STORIES = (
 
 @dataclass(slots=True)
 class Artist:
-    """Listens to a world, and writes down what a reader wants to know."""
+    """Listens to a world, and writes down the messages that a reader wants to see."""
 
     story: Story
     lines: list[str] = field(default_factory=list)
-    _said: dict[str, str] = field(default_factory=dict)  #: the last wish and the last `held` by host
+    _said: dict[str, str] = field(default_factory=dict)  #: the last desired state and the last `held` by host
     _entries: set[int] = field(default_factory=set)
 
     def add(self, line: str) -> None:
-        """Unless it says the same as the line before."""
+        """Add a line unless it equals the one before."""
         if not self.lines or self.lines[-1] != line:
             self.lines.append(line)
 
     def spoken(self, host: str, way: Way, path: str, data: bytes) -> None:
-        """A message leaves."""
+        """Draw a message that is sent."""
         if path == SESSION:
             self._session(host, way, data)
         elif path == APPEND:
@@ -88,7 +88,7 @@ class Artist:
         if way is Way.UP:
             up = pb.SessionRequest.FromString(data)
             if up.HasField("hello"):
-                self._said.pop(f"{host} wish", None)
+                self._said.pop(f"{host} desired", None)
                 self.add(f"    {host}->>C: Hello(held: {_held(up.hello.held)})")
             else:
                 self._once(host, "held", f"    {host}->>C: Heartbeat(held: {_held(up.heartbeat.held)})")
@@ -100,29 +100,29 @@ class Artist:
                 case "heartbeat_reply":
                     self._once(
                         host,
-                        "wish",
-                        f"    C-->>{host}: HeartbeatReply(desired: {_wished(down.heartbeat_reply.leases)})",
+                        "desired",
+                        f"    C-->>{host}: HeartbeatReply(desired: {_desired(down.heartbeat_reply.leases)})",
                     )
                 case "wait":
                     self.add(f"    C-->>{host}: Wait")
 
     def _once(self, host: str, what: str, line: str) -> None:
-        """Heartbeats and beats say everything every time; here only what is news."""
+        """Draw a heartbeat or a reply only when it differs from the last one: each carries everything every time."""
         if self._said.get(f"{host} {what}") != line:
             self._said[f"{host} {what}"] = line
             self.add(line)
 
     def committed(self, changes: Sequence[Changed]) -> None:
-        """History entries are the coordinator's own words."""
+        """Draw the events that were appended to a run's history."""
         for change in changes:
             if change.table == "run_events" and change.before is None and change.after is not None:
                 self.add(f"    Note over C: {change.after['kind']}: {_plain(change.after['message'])}")
 
     def happened(self, text: str) -> None:
-        """A fault."""
-        for kind, told in self.story.told.items():
+        """Draw a fault."""
+        for kind, note in self.story.notes.items():
             if f" {kind} " in text:
-                self.add(f"    Note over {'C' if kind == 'failover' else 'a'}: {told}")
+                self.add(f"    Note over {'C' if kind == 'failover' else 'a'}: {note}")
 
 
 def _call(path: str, data: bytes) -> str:
@@ -147,7 +147,7 @@ def _held(leases: Sequence[pb.HeldLease]) -> str:
     return ", ".join(pb.HeldLease.Phase.Name(each.phase).lower() for each in leases) or "nothing"
 
 
-def _wished(leases: Sequence[pb.DesiredLease]) -> str:
+def _desired(leases: Sequence[pb.DesiredLease]) -> str:
     return ", ".join("run" if each.action == pb.DesiredLease.RUN else "stop" for each in leases) or "nothing"
 
 

@@ -65,12 +65,12 @@ def _clock(random: Random, at: float, _: float) -> Fault:
 
 
 def _stunned(random: Random, at: float, ttl: float) -> Fault:
-    """An agent that hangs for less than its trust lasts, and is cut off before it goes on."""
+    """An agent that hangs for less time than its trust lasts, and is cut off before it continues."""
     return Fault("stunned", at, random.uniform(1.1, 2.0) * ttl / 3, random.randrange(6), amount=2.5 * ttl)
 
 
 def _frozen_at_grant(random: Random, at: float, ttl: float) -> Fault:
-    """A host that is suspended the moment it is granted something, before it has begun; most grants come early."""
+    """A host that is suspended the moment it is granted something, before it has started it; most grants come early."""
     at = random.choice([at, random.uniform(0.1, 2.0)])
     lasts = random.choice([1.5, 3.0]) * ttl * random.uniform(0.7, 1.3)
     return Fault("frozen_at_grant", at, lasts, random.randrange(6), amount=random.uniform(0.0, 0.1))

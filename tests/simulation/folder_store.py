@@ -1,4 +1,4 @@
-"""A store of checkpoints in memory, with the face that agents know."""
+"""A store of checkpoints in memory, with the interface that agents know."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from storage.manifest import MANIFEST_FILE, Manifest, find_damage
 
 @dataclass(slots=True)
 class FolderStore:
-    """Folders by the digest of their manifest. While `away` is set nobody gets in or out."""
+    """Folders by the digest of their manifest. While `away` is set, every access fails."""
 
     random: Random
     folders: dict[str, dict[str, bytes]] = field(default_factory=dict)
@@ -32,7 +32,7 @@ class FolderStore:
         await self.back.wait()
 
     def lose_newest(self) -> None:
-        """Somebody deletes what was put there last."""
+        """Delete what was put last."""
         if self.folders:
             self.folders.popitem()
 

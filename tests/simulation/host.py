@@ -1,4 +1,6 @@
-"""A host: its disk, its clock, the shims that live on it, and one agent process after another, each the real one."""
+"""A host: its disk, its clock, the shims that live on it, and one agent process after another, each running the real
+code.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,7 @@ AGAIN = 4.0  #: seconds until an agent that ended is started again
 
 
 class _Written(Notice):
-    """Told by whoever writes, instead of by the kernel."""
+    """Notified by whoever writes, instead of by the kernel."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
@@ -50,7 +52,7 @@ class _Written(Notice):
         """Nothing was watched."""
 
     def wrote(self) -> None:
-        """Somebody wrote somewhere."""
+        """Wake the waiters after a write."""
         self._event.set()
 
     async def written(self) -> None:
@@ -240,7 +242,7 @@ class Host:
             process.freeze()
 
     def thaw(self) -> None:
-        """It goes on."""
+        """Let it continue."""
         self.frozen = False
         for process in self.processes():
             process.thaw()

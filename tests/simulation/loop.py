@@ -1,8 +1,8 @@
-"""An event loop whose time is virtual and whose order a seed decides, and the processes that live on it.
+"""An event loop with virtual time whose order a seed decides, and the processes that live on it.
 
-Nothing waits: when nobody is ready the clock jumps to the next timer. What is ready at one moment runs in an order that
-the seed shuffles. A process is all that was started under it: it can be frozen (SIGSTOP, a suspended host), and what
-becomes ready meanwhile runs when it is thawed; a killed one is frozen for ever.
+Nothing waits: when no callback is ready, the clock jumps to the next timer. Callbacks that are ready at the same moment
+run in an order that the seed shuffles. A process is everything that was started under it: it can be frozen (SIGSTOP, a
+suspended host), and what becomes ready in the meantime runs when it is thawed; a killed one is frozen forever.
 """
 
 from __future__ import annotations
@@ -61,19 +61,19 @@ class Process:
         self.was_frozen |= self.alive
 
     def thaw(self) -> None:
-        """It goes on where it was."""
+        """Let it continue where it was."""
         if self.alive and self.frozen:
             self.frozen = False
             self.thawed_at = self._loop.time()
             self._loop.resume(self)
 
     def kill(self) -> None:
-        """None of its code runs any more; whatever it had begun stays as it is."""
+        """Never run its code again; whatever it had started stays as it is."""
         self.alive, self.frozen = False, False
 
 
 def current_process() -> Process | None:
-    """Whose code this is; None for what is nobody's (the network, the faults)."""
+    """Return the process whose code this is; None for code of no process (the network, the faults)."""
     return _PROCESS.get(None)
 
 
@@ -205,7 +205,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return future
 
     def _failed(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """What a task ended with and nobody asked for."""
+        """Record the error of a task whose result no one awaited."""
         if not self.over:
             self.failures.append(f"{context.get('message')}: {context.get('exception')!r}")
 

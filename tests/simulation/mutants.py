@@ -1,4 +1,4 @@
-"""The rules of the protocol, each removed: a simulator that does not catch what follows proves nothing.
+"""The rules of the protocol, each removed: a simulator that does not notice proves nothing.
 
 A mutant replaces a function of the agent, the coordinator, or the simulated database where the rule is a condition in
 SQL. `python -m tests.simulation mutants` hunts each until a seed shows it.
@@ -56,7 +56,7 @@ class Mutant:
     kinds: tuple[str, ...]  #: of the faults that the rule is for; none: of all
     patches: Callable[[], Sequence[Patch]]
     spare: str = ""  #: why nothing breaks without it: other rules keep what it is for
-    ours: bool = False  #: Relay was like that once: a fault that was found on the way, kept as it was before its mend
+    ours: bool = False  #: Relay was like that once: a fault that was found on the way, kept as it was before its repair
     first: int = 0  #: the seed to begin with, for what is so rare that it was found by thousands
 
     @contextmanager
@@ -74,7 +74,7 @@ MUTANTS: list[Mutant] = []
 def mutant(
     rule: str, kinds: str, *, spare: str = "", ours: bool = False, first: int = 0
 ) -> Callable[[Callable[[], Sequence[Patch]]], Callable[[], Sequence[Patch]]]:
-    """The decorated function says what is replaced; `kinds` are the faults that show it soonest."""
+    """Register a mutant. The function returns what is replaced; `kinds` are the faults that show it soonest."""
 
     def add(patches: Callable[[], Sequence[Patch]]) -> Callable[[], Sequence[Patch]]:
         MUTANTS.append(Mutant(patches.__name__, rule, tuple(kinds.split()), patches, spare, ours, first))
@@ -89,7 +89,7 @@ def carried_out(statement: Statement[..., Any], function: Callable[..., Any]) ->
 
 
 def nothing(result: Any = None) -> Callable[..., Any]:
-    """Does nothing, and says this."""
+    """Return a function that does nothing and returns this value."""
 
     async def do_nothing(*_: Any, **__: Any) -> Any:
         return result

@@ -1,8 +1,8 @@
 """The network between hosts and replicas: gRPC's calls and streams as the agent and the coordinator use them.
 
-Messages travel as bytes over connections that keep their order, until they break. Beyond what TCP does, heartbeats and
-beats are also lost, doubled and reordered each by itself, and unary requests and stretches of events arrive again much
-later, as through a proxy that tries again: the protocol claims to bear that too (F17).
+Messages are sent as bytes over connections that keep their order, until they break. Beyond what TCP does, heartbeats
+and their replies are also lost, duplicated and reordered, and unary requests and byte ranges of events arrive again
+much later, as through a proxy that retries: the protocol claims to withstand that too (F17).
 
 A partition swallows what is sent until it is over, or until the pings of either side have had no answer for so long
 that the connection breaks. So does a process that is frozen; one that was killed resets its connections at once, unless
@@ -72,10 +72,10 @@ class Network:
     weather: Weather = field(default_factory=Weather)
     blocked: list[tuple[str, Way]] = field(default_factory=list)  #: hosts that are cut off, and which way
     connections: list[Connection] = field(default_factory=list)
-    answered: Callable[[Any], None] = lambda _: None  #: told of every message that a server writes
+    answered: Callable[[Any], None] = lambda _: None  #: called with every message that a server writes
     spoken: Callable[[str, Way, str, bytes], None] = lambda *_: (
         None
-    )  #: told of every message that leaves: host, way, method
+    )  #: called for every message that is sent: host, way, method
     context: Context = field(default_factory=Context)  #: nobody's: what is under way arrives whoever is frozen
 
     def clear_up(self) -> None:
@@ -97,7 +97,7 @@ class Network:
         return (host, way) in self.blocked
 
     def unblocked(self) -> None:
-        """What connections held back may go on."""
+        """Release what connections held back."""
         for connection in list(self.connections):
             connection.flush()
 
@@ -216,7 +216,7 @@ class Connection:
             self.break_()
 
     def break_(self) -> None:
-        """Both ends are told, each for itself."""
+        """Break the connection at both ends."""
         if self.broken:
             return
         self.broken = True
@@ -284,13 +284,13 @@ class _Call:
             self.answers.put_nowait(outcome)
 
     def fail(self, code: grpc.StatusCode, details: str) -> None:
-        """The client is told that its call failed."""
+        """Let the client's call fail."""
         if not self.over:
             self.over = True
             self.answers.put_nowait(failure(code, details))
 
     def abandon(self) -> None:
-        """The server is told that its client is gone."""
+        """Let the server find its client gone."""
         if self.serving is not None:
             self.serving.cancel()
 
@@ -322,7 +322,7 @@ class Channel:
             self._connection.close()
 
     async def connected(self) -> Connection:
-        """The connection; UNAVAILABLE when nobody can be reached."""
+        """Return the connection; UNAVAILABLE when no replica can be reached."""
         if self._connection is not None and not self._connection.broken:
             return self._connection
         await asyncio.sleep(self._network.delay())
@@ -490,7 +490,7 @@ async def _served(server: Server, call: _Call) -> None:
 async def _handle(
     network: Network, server: Server, path: str, requests: asyncio.Queue[bytes | None], call: _Call | None
 ) -> aio.AioRpcError | None:
-    """Carries a call out; without `call` nobody hears the answers."""
+    """Carry out a call; without `call` its answers are discarded."""
     handler = await server.handler(path)
     assert handler.request_deserializer is not None and handler.response_serializer is not None
     context = _Context(network, call, handler.response_serializer)
@@ -508,7 +508,7 @@ async def _handle(
 
 
 def replay(network: Network, path: str, messages: Sequence[bytes]) -> None:
-    """The same request reaches some replica once more, perhaps much later; nobody hears the answer (F17)."""
+    """Deliver the same request to some replica once more, perhaps much later, and discard the answer (F17)."""
 
     def again() -> None:
         servers = [server for server in network.servers if server.process.running]

@@ -59,7 +59,7 @@ class Replica:
             self.process.spawn(work)
 
     def add_generic_rpc_handlers(self, handlers: tuple[Any, ...]) -> None:
-        """As generated code registers a service; the next one says the same in a simpler way."""
+        """Accept what generated code registers; the next method receives the same in a simpler form."""
 
     def add_registered_method_handlers(
         self, service: str, handlers: dict[str, grpc.RpcMethodHandler[Any, Any]]

@@ -1,4 +1,4 @@
-"""The safety properties, looked at after every commit and held against what was truly done."""
+"""The safety properties, checked after every commit against what was truly done."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Rules:
             self._runs_while_leased(run)
 
     def swapped(self) -> None:
-        """The database is another one now: what is stored is counted anew."""
+        """Start counting again what is stored, because the database is another one now."""
         self.was_swapped = True
         self._stored = {}
         for chunk in self.storage.rows("metric_chunks"):
@@ -85,23 +85,23 @@ class Rules:
             self._known[after["id"]] = after["run_id"]
         elif before["end_time"] is not None and before["end_time"] != after["end_time"]:
             self.say("S2", f"lease {after['id']} had ended, and ended again")
-        elif _falls_silent(before, after):
-            self._silence(before, after)
+        elif _lapses(before, after):
+            self._check_lapse(before, after)
         elif _ends(before, after) and after["reason"].endswith("no longer runs it"):
             self._missing(after)
         if after["start_time"] is not None and (before is None or before["start_time"] is None):
             self._starts(after)
 
-    def _silence(self, before: Row, lease: Row) -> None:
-        """Only who has been silent for a whole lease is taken for silent; and nobody, when it was us.
+    def _check_lapse(self, before: Row, lease: Row) -> None:
+        """Only a holder without a heartbeat for a whole TTL lapses, and none does in an outage of our own.
 
-        Who had lapsed before an outage of our own may lose the run after it.
+        A holder that had lapsed before the outage may lose the run after it.
         """
         places = [row for row in self.storage.rows("places") if row["lease_id"] == lease["id"]]
         if not any(row["expire_time"] < self.storage.now() for row in places):
-            self.say("S1", f"{lease['id']} was taken for silent, and its places had not run out")
+            self.say("S1", f"{lease['id']} lapsed, and its places had not expired")
         if before["state"] == "held" and self.graced():
-            self.say("F6", f"{lease['id']} was taken for silent, less than a TTL after an outage of our own")
+            self.say("F6", f"{lease['id']} lapsed, less than a TTL after an outage of our own")
 
     def _missing(self, lease: Row) -> None:
         """What an agent listed, and no longer lists, is gone; unless another machine has spoken in its name since."""
@@ -134,7 +134,7 @@ class Rules:
             self.say("F21", f"an instance of {after['name']} that was replaced is back")
 
     def dropped(self, lease: str) -> None:
-        """An agent lets go of a lease: somebody has said that it is over."""
+        """Note that an agent drops a lease, because a reply no longer has it."""
         row = self.storage.tables["leases"].get(UUID(lease))
         if self.was_swapped:  # another database may have said so
             return
@@ -155,7 +155,7 @@ class Rules:
     def _fenced(self, table: str, before: Row | None, after: Row, ended: set[UUID]) -> None:
         """S2: nothing is written under a lease that had ended before."""
         if table == "checkpoints" and before is not None and before["complete"] == after["complete"]:
-            return  # somebody else takes it off the curve
+            return  # another start supersedes it
         lease = self.storage.tables["leases"].get(after["lease_id"])
         if lease is None:
             self.say("S2", f"{table} of a lease that there is not")
@@ -200,7 +200,7 @@ class Rules:
             if run["head_id"] != lease["resumed_from"]:
                 self.say("S5", f"the head of {run['id']} is nothing that its holder made or resumed from")
         elif not head["complete"] or head["superseded"]:
-            self.say("S5", f"the head of {run['id']} is not complete, or off the curve")
+            self.say("S5", f"the head of {run['id']} is not complete, or superseded")
         elif before is not None and before["lease_id"] == head["lease_id"] and before["step"] >= head["step"]:
             self.say("S5", f"the head of {run['id']} went from step {before['step']} to {head['step']}")
         else:
@@ -227,7 +227,7 @@ class Rules:
             row = each.after if each.table == "checkpoints" else None
             run = self.storage.tables["runs"][row["run_id"]] if row else {}
             if row and row["remove_time"] and run["head_id"] == each.key:
-                self.say("S6", f"step {row['step']} of {row['run_id']} is head, and was let go")
+                self.say("S6", f"step {row['step']} of {row['run_id']} is head, and scheduled for deletion")
         gone = {each.before["checkpoint_id"] for each in changes if _goes_elsewhere(each) and each.before}
         fit = [row for row in self.storage.rows("checkpoints") if row["complete"] and not row["superseded"]]
         for run in {row["run_id"] for row in fit if row["id"] in gone}:
@@ -294,8 +294,8 @@ def _ends(before: Row | None, after: Row | None) -> bool:
     return after is not None and after["end_time"] is not None and (before is None or before["end_time"] is None)
 
 
-def _falls_silent(before: Row, after: Row) -> bool:
-    """Whether it lapses, or ends because its holder is silent."""
+def _lapses(before: Row, after: Row) -> bool:
+    """Return whether the lease lapses, or ends because its holder sends no heartbeat."""
     lapses = before["state"] == "held" and after["state"] == "lapsed"
     return lapses or (
         _ends(before, after)
@@ -304,7 +304,7 @@ def _falls_silent(before: Row, after: Row) -> bool:
 
 
 def _superseded(change: Changed) -> bool:
-    """Whether a whole checkpoint leaves the curve that nobody has let go."""
+    """Return whether a complete checkpoint that is not scheduled for deletion leaves the curve."""
     before, after = change.before, change.after
     if change.table != "checkpoints" or before is None or after is None:
         return False

@@ -35,7 +35,7 @@ class Machine(Protocol):
         """Seconds of the loop until a moment of that clock."""
 
     def wrote(self, folder: Path) -> None:
-        """Somebody wrote there."""
+        """Wake the waiters after a write."""
 
 
 class _Recorded(Record):
@@ -214,7 +214,7 @@ class SimulatedShim(Shim):
         return await self._keeper.ask(operation, arguments)
 
     async def wait(self) -> Exit:
-        """Buries it when it is dead: what it left is killed first."""
+        """Reap it when it is dead: what it left is killed first."""
         keeper = self._keeper
         while keeper.exit is None:
             if not keeper.process.alive:

@@ -1,4 +1,4 @@
-"""From a seed to a verdict: faults, then calm, then the books are closed."""
+"""Simulates one seed: faults, then calm, then the final checks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.simulation.faults import Fault, schedule
 from tests.simulation.loop import Stalled
 from tests.simulation.world import World
 
-FAULTS_UNTIL = 5 * TEST.ttl  #: seconds; then everything is mended
+FAULTS_UNTIL = 5 * TEST.ttl  #: seconds; then everything is repaired
 RECONNECTED = 15.0  #: seconds later every agent is connected again, what it was just trying included
 PATIENCE = 600.0  #: seconds after that within which every run has ended
 MEMORY = Path("/dev/shm")

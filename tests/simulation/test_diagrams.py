@@ -1,4 +1,4 @@
-"""The diagrams of docs/protocol.md are what is said today."""
+"""The diagrams of docs/protocol.md show the messages that are exchanged today."""
 
 from tests.simulation.diagrams import PAGE, page
 

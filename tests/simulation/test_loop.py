@@ -1,4 +1,4 @@
-"""The virtual loop: time jumps, the seed decides the order, frozen processes wait, killed ones are silent."""
+"""The virtual loop: time jumps, the seed decides the order, frozen processes wait, killed ones never run again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands that meet in the middle, on a simulated and a real database alike: who waits, who wins, what is left."""
+"""Commands that run concurrently, on a simulated and a real database alike: who waits, who wins, what is left."""
 
 from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
@@ -320,7 +320,7 @@ async def test_a_checkpoint_of_two_nodes_is_head_with_its_second_part(both: Twin
 
 
 async def test_what_has_lapsed_is_not_found_expired_again(both: Twins) -> None:
-    """Nor is it while the silent host is one of several that are heard."""
+    """Nor is it while the host that lapsed is one of several that are heard."""
     tick: Act = lambda db: reap_once(db, DEFAULT, None, monotonic=lambda: 0.0)  # noqa: E731
     held = await granted(both)
     await both.agree(tick)
@@ -349,7 +349,7 @@ async def test_a_name_that_is_written_keeps_a_submission_waiting(both: Twins) ->
 
 
 async def test_what_the_older_session_says_last_is_not_heard(both: Twins) -> None:
-    """S9: the agent's row says what the newer one said."""
+    """S9: the agent's row has what the newer session reported."""
     held = await granted(both)
     before = beat(both, "a")
     met = await both.overlap(hello("a", held), before)

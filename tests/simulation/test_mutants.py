@@ -1,4 +1,4 @@
-"""A simulator proves nothing until it notices that a rule is gone: by the known seed, and hunted anew."""
+"""A simulator proves nothing until it notices that a rule is gone: by the known seed, and by a new hunt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can happen to a simulated database beside commands: processes die, it goes away, it is another one."""
+"""What can happen to a simulated database besides commands: processes die, it goes away, it becomes another one."""
 
 import asyncio
 import hashlib
@@ -58,7 +58,7 @@ def ids(storage: Storage, table: str = "runs") -> list[str]:
 
 
 async def blocked(db: SimulatedDatabase, run_id: str) -> asyncio.Task[None]:
-    """A transaction that has begun to wait for a run's row."""
+    """Yield once a transaction waits for a run's row."""
 
     async def lock() -> None:
         async with db.transaction() as conn:

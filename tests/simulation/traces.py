@@ -1,4 +1,4 @@
-"""What operators, planners, reapers and agents do, at random by a seed, and in any order. One step at a time."""
+"""What users, planners, reapers and agents do, drawn at random by a seed, in any order, one step at a time."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ class Trace:
         return lambda db: runs.create(db, Artifacts(), submission, TTL)
 
     def verb(self) -> Act | None:
-        """An operator's wish."""
+        """A user's request."""
         run = self.one("runs")
         if run is None:
             return None
@@ -145,7 +145,7 @@ class Trace:
     # agents
 
     def hello(self) -> Act:
-        """Somebody of a name: the same process, another, or a clone."""
+        """An agent under a name: the same process, another, or a clone."""
         agent = self.dice.choice(AGENTS)
         hello = Hello(
             agent=agent,
@@ -206,7 +206,7 @@ class Trace:
         return lambda db: leases.start(db, lease_id, node, chosen, skipped)
 
     def append(self) -> Act | None:
-        """Stretches of some sources."""
+        """Byte ranges of some sources."""
         stretches: list[ByteRange] = []
         for _ in range(self.dice.randint(1, 3)):
             lease_id = self.lease_id(started=True)
@@ -268,7 +268,7 @@ class Trace:
         return lambda db: checkpoints.add_copy(db, lease_id, checkpoint["id"], node, copy)
 
     def pin(self) -> Act | None:
-        """Somebody wants a checkpoint to stay, or no more."""
+        """A user pins a checkpoint, or unpins it."""
         checkpoint = self.one("checkpoints")
         if checkpoint is None:
             return None
@@ -276,7 +276,7 @@ class Trace:
         return lambda db: retention.pin(db, run_id, checkpoint_id, pinned, "the paper's")
 
     def remove(self) -> Act | None:
-        """A host asks what is to go, and says that some of it is gone."""
+        """A host asks which copies to delete, and reports that it has deleted some."""
         agent = self.one("agents")
         if agent is None or agent["session_id"] is None:
             return None
@@ -354,7 +354,7 @@ class Trace:
         return lambda db: judgement(db, lease_id)
 
     def tick(self) -> Act:
-        """A tick of the reaper, that went on or has just begun."""
+        """A tick of a reaper that continues or has just started."""
         looked = self.looked if self.chance(0.5) else None
         now = self.storage.now()
         self.looked = ReaperLook(now, _monotonic(now))

@@ -1,4 +1,4 @@
-"""What was truly done, as the trainers and shims themselves know it: what the coordinator's record is held against."""
+"""What was truly done, as the trainers and shims themselves know it. The coordinator's record is compared with it."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Truth:
     written: dict[str, Written] = field(default_factory=dict)
     states: dict[tuple[str, int], str] = field(default_factory=dict)  #: chain of each saved state
     margin: float = 1.0  #: seconds that a shim may need to kill once it runs
-    dropped: Callable[[str], None] = lambda _: None  #: told of a lease that its agent lets go
+    dropped: Callable[[str], None] = lambda _: None  #: called with a lease that its agent drops
     slots_of: Callable[[str], set[int]] = lambda _: set()  #: of a lease
     wrong: list[str] = field(default_factory=list)  #: what trainers and shims saw that may not be
 
@@ -81,7 +81,7 @@ class Truth:
         return next((each for each in reversed(self.executions) if each.lease == lease), None)
 
     def begin(self, mine: Execution, now: float) -> None:
-        """A trainer starts: of a lease that was never begun, on slots that nobody on its machine has."""
+        """Start a trainer, of a lease that was never started, on slots that are free on its machine."""
         if self.execution(mine.lease) is not None:
             self.wrong.append(f"S10: {mine.lease} was begun twice")
         for other in self.executions:
@@ -92,7 +92,7 @@ class Truth:
         self.check_alone(mine, now)
 
     def check_alone(self, mine: Execution, now: float) -> None:
-        """S3: under `stop` nobody else executes as holder while this one does."""
+        """S3: under `stop` no other trainer executes as holder while this one does."""
         if mine.policy != "stop" or not mine.executes(now, self.margin):
             return
         for other in self.executions:

@@ -1,6 +1,6 @@
 """The simulated database and a real one, driven alike: the same clock, the same ids, and then the same rows.
 
-The real one is made to take its time and its ids from us by functions that its `search_path` finds before its own.
+The real one takes its time and its ids from the test, by functions that its `search_path` finds before its own.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Recorded(Interpreter):
 
 
 class RecordedDatabase:
-    """A database as commands see it. `said` is what statements answered since it was compared last."""
+    """A database as commands see it. `said` is what statements returned since the last comparison."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -110,7 +110,7 @@ class Abandoned(Exception):
 
 
 class HeldUp:
-    """A database, one of whose transactions does all but commit until it is told; and then nothing until it is told."""
+    """A database in which one transaction does everything except commit until it is released, and then waits again."""
 
     def __init__(self, database: Any, which: int, *, commit: bool) -> None:
         self._database = database
@@ -269,7 +269,9 @@ async def outcome(act: Awaitable[object]) -> object:
 
 
 def plain(value: Any) -> object:
-    """A value without its types' particulars; wishes in no order, since leases may be granted at one time."""
+    """Return a value without the particulars of its types; desired leases unordered, since several may be granted at
+    once.
+    """
     match value:
         case asyncpg.PostgresError():
             return type(value).__name__

@@ -1,4 +1,4 @@
-"""One simulated deployment: two replicas, a few hosts, an operator with some runs, and what the seed does to them."""
+"""One simulated deployment: two replicas, a few hosts, a user with some runs, and what the seed does to them."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class World:
     def __init__(
         self, seed: int, folder: Path, timing: LeaseTiming = TEST, *, hosts: int = 0, orders: Sequence[Order] = ()
     ) -> None:
-        """What is not said the seed says."""
+        """Take what is not given from the seed."""
         dice = Random(seed)
         self.random = Random(dice.getrandbits(64))
         self.timing = timing
@@ -175,7 +175,7 @@ class World:
         return EPOCH + timedelta(seconds=self.loop.time() + self.clock_steps)
 
     async def _reach(self, moment: Moment) -> None:
-        """What a statement or a commit takes; now and then nobody learns what became of a commit (F8)."""
+        """Let a statement or a commit take its time; now and then a commit's client does not learn its result (F8)."""
         if self.loop.over:
             raise DatabaseAway("over")
         if self.slowness:
@@ -260,5 +260,5 @@ class World:
         await self.submit(order)
 
     def close(self) -> None:
-        """Nothing of it goes on."""
+        """Stop everything."""
         self.loop.wind_up()

@@ -158,7 +158,7 @@ def test_whoever_is_told_that_an_old_one_is_there_keeps_it(url: str, tmp_path: P
 
 @pytest.mark.parametrize("asked", [True, False])
 def test_asked_for_in_the_middle_of_a_sweep(url: str, tmp_path: Path, asked: bool) -> None:
-    """Who asks once it is doomed is told that it is not there, and what is put then is another object."""
+    """Whoever asks once it is doomed learns that it does not exist, and what is put then is another object."""
     store = made(url, tmp_path, grace=0.0)
     digest = put(store, b"contended")
     delete = obstore.delete
@@ -188,7 +188,7 @@ def test_the_mark_of_a_sweep_that_was_killed_dooms_its_object_and_no_other(url: 
 
 
 def test_uploads_race_a_sweeper(url: str, tmp_path: Path) -> None:
-    """What is said to be there is there: each publisher puts, asks, and then reads."""
+    """A blob that was reported as stored is stored: each publisher puts, asks, and then reads."""
     contents = [bytes([seed]) * 100 for seed in range(4)]
     stop, lost = threading.Event(), list[str]()
 

@@ -40,7 +40,7 @@ def put_folder(store: FolderArtifacts, *contents: bytes) -> str:
 
 
 def age(root: Path, digests: Iterable[str] | None = None) -> None:
-    """Nobody has asked for these blobs (all) for long."""
+    """Make these blobs (or all) look as if they had not been asked for in a long time."""
     names = None if digests is None else {digest.removeprefix("sha256:") for digest in digests}
     for path in (root / "blobs").glob("??/*"):
         if names is None or path.name in names:
@@ -87,7 +87,7 @@ def test_an_upload_that_only_finished_now_is_new(store: FolderArtifacts, tmp_pat
 def test_asked_for_in_the_middle_of_a_sweep(
     store: FolderArtifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    """Either it is found again afterwards, or whoever asked was told that it is not there."""
+    """Either the blob is found afterwards, or whoever asked learned that it does not exist."""
     digest, rename = put(store, b"contended"), os.rename
     answers: list[bool] = []
     age(tmp_path / "store")
@@ -136,7 +136,7 @@ def test_the_store_of_another_deployment_is_not_swept(store: FolderArtifacts) ->
 
 
 def test_uploads_race_a_sweeper(store: FolderArtifacts, tmp_path: Path) -> None:
-    """What was put and said to be there is there, however often a sweeper that names nothing comes by."""
+    """A blob that was put and reported as stored is stored, however often a sweeper that names nothing runs."""
     contents = [bytes([seed]) * 1000 for seed in range(16)]
     stop, lost = threading.Event(), []
 

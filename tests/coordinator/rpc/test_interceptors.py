@@ -24,7 +24,7 @@ from tests.conftest import RunningCoordinator, serving
 
 
 class Faulty(ArtifactsServicer):
-    """Fails as it is told to."""
+    """Fails with the error that it was given."""
 
     def __init__(self) -> None:
         self.error: BaseException = LeaseLost()
@@ -103,7 +103,7 @@ async def test_a_shutdown_ends_streams_as_unavailable(faulty: tuple[Faulty, Call
 
 
 async def test_a_line_that_breaks_under_a_cancelled_call_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
-    """F10: the call is over either way, and nobody is left to hear why its last message did not get through."""
+    """F10: the call is over either way, and no one is left to learn why its last message was not sent."""
     writing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     call = asyncio.create_task(finish_writing(writing))
     await asyncio.wait([call], timeout=0)  # it has begun

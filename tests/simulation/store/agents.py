@@ -1,4 +1,4 @@
-"""What is asked of agents' rows."""
+"""The statements of `coordinator.store.agents`."""
 
 from __future__ import annotations
 

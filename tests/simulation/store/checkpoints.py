@@ -1,4 +1,4 @@
-"""What is asked of the registry."""
+"""The statements of `coordinator.store.checkpoints`."""
 
 from __future__ import annotations
 

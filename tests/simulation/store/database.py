@@ -1,7 +1,7 @@
 """The simulated database as one process sees it, in place of `coordinator.database.connections.Database`.
 
-There is no pool that could be empty, no statement is too slow, and nobody is sent away for idling (but see `sever`).
-What goes through SQLAlchemy, operators' lists, is not there.
+Its pool is never empty, no statement is too slow, and no connection is closed for idling (but see `sever`). Queries
+that use SQLAlchemy, the lists for users, do not exist here.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ async def no_pause(_: Moment) -> None:
 
 
 class SimulatedNotifications(Notifications):
-    """What other transactions announce, told to whoever waits for it in this process."""
+    """Passes on what other transactions announce to whoever waits for it in this process."""
 
     def __init__(self) -> None:  # without a connection of its own: the storage tells it
         self._listeners: dict[tuple[str, str | None], dict[asyncio.Event, None]] = {}
@@ -145,13 +145,13 @@ class SimulatedDatabase(Database):
         storage.databases[self] = None
 
     def kill(self) -> None:
-        """The process died: what it had open and locked is let go at once, and it does nothing any more."""
+        """Kill the process: its transactions and locks are released at once, and it runs nothing any more."""
         self._killed = True
         self.storage.databases.pop(self, None)
         self.sever()
 
     def sever(self) -> None:
-        """Its connections are lost, as by a timeout of the server's: open transactions roll back, locks are let go."""
+        """Lose its connections, as by a timeout of the server: open transactions roll back, locks are released."""
         self.line += 1
         self.storage.let_go(self)
 

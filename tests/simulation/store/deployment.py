@@ -1,4 +1,4 @@
-"""What is asked of the deployment's one row, and of everything when the database or its clock is another."""
+"""The statements of `coordinator.store.deployment`: the deployment's row, identity and clock, and leadership."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is asked to tell agents what is wished of them."""
+"""The statements of `coordinator.store.desired_state`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is asked by those who append events."""
+"""The statements of `coordinator.store.events`."""
 
 from __future__ import annotations
 
@@ -100,8 +100,8 @@ async def add_samples(ex: Execution, samples: Sequence[tuple[Writer, ReportedSam
 
 
 @repertoire.carries_out(events.add_logs)
-async def add_logs(ex: Execution, stretches: Sequence[tuple[SourceKey, int, bytes]]) -> None:
-    for (lease_id, node, source), offset, data in stretches:
+async def add_logs(ex: Execution, ranges: Sequence[tuple[SourceKey, int, bytes]]) -> None:
+    for (lease_id, node, source), offset, data in ranges:
         await ex.insert("log_chunks", lease_id=lease_id, node=node, source=source, offset_bytes=offset, data=data)
 
 

@@ -1,7 +1,8 @@
-"""One statement in the middle of a transaction: what it sees, and how it locks and writes rows.
+"""One statement within a transaction: what it sees, and how it locks and writes rows.
 
-It sees what was committed when it began and what its transaction has written. Where it has to wait for a lock, it goes
-on seeing that; only the row it waited for is read again as it is by then, and must still be what was asked for.
+It sees what was committed when it began and what its own transaction has written. After it had to wait for a lock it
+still sees that; only the row that it waited for is read again in its current version, which must still match the
+condition.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Execution:
         return self._storage.new_id()
 
     def notify(self, channel: str, payload: str) -> None:
-        """Told to who listens when the transaction commits, once."""
+        """Notify the listeners when the transaction commits, once."""
         self._transaction.notices[channel, payload] = None
 
     # reading
@@ -108,7 +109,7 @@ class Execution:
         return self._storage.tables[table].get(key)
 
     async def _acquire(self, table: str, key: Key, *, wait: bool) -> bool:
-        """Without `wait`, False when somebody else has it. DatabaseAway once the connection is lost."""
+        """Take a lock; without `wait`, False when another transaction has it. DatabaseAway when disconnected."""
         self._transaction.check()
         mine, locks = self._transaction.locks, self._storage.locks
         if (table, key) in mine:

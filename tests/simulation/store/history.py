@@ -1,4 +1,4 @@
-"""What is written into runs' histories."""
+"""The statements of `coordinator.store.history`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the functions that carry out statements are kept: one repertoire for each noun of the store."""
+"""How the functions that carry out statements are registered: one repertoire for each module of the store."""
 
 from __future__ import annotations
 

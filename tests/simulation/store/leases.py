@@ -1,4 +1,4 @@
-"""What is asked of leases, places and slots."""
+"""The statements of `coordinator.store.leases`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the planner asks."""
+"""The statements of `coordinator.store.planning`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is asked of submissions."""
+"""The statements of `coordinator.store.requests`."""
 
 from __future__ import annotations
 

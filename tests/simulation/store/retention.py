@@ -1,4 +1,4 @@
-"""What retention asks."""
+"""The statements of `coordinator.store.retention`."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def _judged(ex: Execution, row: Row) -> Row:
 
 
 @repertoire.carries_out(retention.mark_checkpoints)
-async def mark_checkpoints(ex: Execution, goes: Mapping[UUID, str]) -> None:
-    for checkpoint_id, reason in goes.items():
+async def mark_checkpoints(ex: Execution, reasons: Mapping[UUID, str]) -> None:
+    for checkpoint_id, reason in reasons.items():
         if row := ex.get("checkpoints", checkpoint_id):
             await ex.update("checkpoints", [row], remove_time=ex.now, remove_reason=reason)
 
@@ -144,8 +144,8 @@ def _removal(checkpoint: Row, copy: Row) -> Removal:
 
 
 @repertoire.carries_out(retention.forget_copies)
-async def forget_copies(ex: Execution, gone: Sequence[tuple[UUID, int, str]]) -> int:
-    found = [ex.get("checkpoint_copies", key) for key in dict.fromkeys(gone)]
+async def forget_copies(ex: Execution, deleted: Sequence[tuple[UUID, int, str]]) -> int:
+    found = [ex.get("checkpoint_copies", key) for key in dict.fromkeys(deleted)]
     rows = [row for row in found if row is not None and row["remove_time"] is not None]
     for row in rows:
         await ex.delete("checkpoint_copies", row)

@@ -1,4 +1,4 @@
-"""What is asked of runs' rows."""
+"""The statements of `coordinator.store.runs`."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tests.simulation.store.tables import Row, jsonb
 repertoire = Repertoire()
 
 
-def _ordered(order: RunDefinition) -> dict[str, Any]:
+def _ordered(definition: RunDefinition) -> dict[str, Any]:
     return {
-        "spec": jsonb(order.spec),
-        "inputs": jsonb(list(order.inputs)),
-        "labels": jsonb(order.spec.get("labels", {})),
-        "priority": order.spec.get("priority", 0),
-        "request_digest": order.digest,
-        "waits_for": order.waits_for,
+        "spec": jsonb(definition.spec),
+        "inputs": jsonb(list(definition.inputs)),
+        "labels": jsonb(definition.spec.get("labels", {})),
+        "priority": definition.spec.get("priority", 0),
+        "request_digest": definition.digest,
+        "waits_for": definition.waits_for,
     }
 
 
@@ -34,23 +34,23 @@ async def _write(ex: Execution, run_id: str, **changes: Any) -> None:
 
 
 @repertoire.carries_out(runs.add)
-async def add(ex: Execution, run_id: str, order: RunDefinition, provenance: Mapping[str, str]) -> bool:
+async def add(ex: Execution, run_id: str, definition: RunDefinition, provenance: Mapping[str, str]) -> bool:
     added = await ex.insert_new(
         "runs",
         id=run_id,
         state="queued",
         wanted="run",
-        **_ordered(order),
-        pins=jsonb(order.pins),
+        **_ordered(definition),
+        pins=jsonb(definition.pins),
         provenance=jsonb(provenance),
     )
     return added is not None
 
 
 @repertoire.carries_out(runs.redefine)
-async def redefine(ex: Execution, run_id: str, order: RunDefinition) -> None:
-    pins = {**(ex.get("runs", run_id) or {}).get("pins", {}), **order.pins}
-    await _write(ex, run_id, **_ordered(order), pins=jsonb(pins))
+async def redefine(ex: Execution, run_id: str, definition: RunDefinition) -> None:
+    pins = {**(ex.get("runs", run_id) or {}).get("pins", {}), **definition.pins}
+    await _write(ex, run_id, **_ordered(definition), pins=jsonb(pins))
 
 
 @repertoire.carries_out(runs.count_attempt)

@@ -1,9 +1,9 @@
-"""What the simulated database keeps: committed rows, open transactions with what they have locked, and its identity.
+"""What the simulated database stores: committed rows, open transactions with their locks, and its identity.
 
 The semantics are those of Postgres under READ COMMITTED, as far as Relay's statements rely on them. A transaction's
-writes are its own until it commits. A row that is locked, or written, is so until the transaction ends; who waits for
-it gets it in the order of asking. So do those who insert what another transaction has inserted or taken out of a
-unique index and not committed.
+writes are visible to itself alone until it commits. A row that it has locked or written stays locked until it ends;
+waiting transactions get the row in the order in which they asked. The same holds for transactions that insert what
+another one has inserted into, or deleted from, a unique index and not committed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The tables of the simulated database, with the columns, defaults and unique indexes of `coordinator.database.tables`.
 
-A row is a dict by column name that nobody changes: a write puts another in its place.
+A row is a dict by column name that is never modified: a write replaces it by another.
 """
 
 from __future__ import annotations
