@@ -66,7 +66,7 @@ async def test_a_replica_collects_as_soon_as_it_leads(coordinator_config: Config
             await a.complete(lease, **SUCCEEDED)
             async with db.connection() as conn:
                 await conn.execute("UPDATE checkpoints SET create_time = create_time - interval '2 hours'")
-            async with db.notifications.subscribe("relay_runs", "r") as told, asyncio.timeout(30):
+            async with db.notifications.subscribe("relay_runs", "r") as told, asyncio.timeout(60):
                 while ("removed", "step 10 scheduled for deletion: older than 1h") not in await world.history():
                     await told.wait()
                     told.clear()
@@ -74,6 +74,6 @@ async def test_a_replica_collects_as_soon_as_it_leads(coordinator_config: Config
         header = artifacts_pb2.PutBlobHeader(digest=digest_bytes(data), size=len(data))
         messages = [artifacts_pb2.PutBlobRequest(header=header), artifacts_pb2.PutBlobRequest(chunk=data)]
         await replica.artifacts.PutBlob(iter(messages))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while list((config.artifacts / "blobs").glob("??/*")):
                 await replica.fleet.GetDeployment(fleet_pb2.GetDeploymentRequest())

@@ -107,7 +107,7 @@ async def test_a_run_that_is_locked_holds_up_no_other(db: Database) -> None:
     data, line = _metrics([1, 2]), len(_metrics([1]))
     appender = Appender(db)
     running = asyncio.create_task(appender.run())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         async with db.transaction() as conn:
             await conn.execute("SELECT 1 FROM runs WHERE id = 'r' FOR UPDATE")
             held_up = [appender.append(_stretch(locked, data[:line]))]
@@ -444,7 +444,7 @@ async def test_a_database_that_goes_away_is_unavailable_and_comes_back(
         )
     finally:
         await connection.close()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             try:
                 assert (await _send(coordinator, _request(lease, data)))[0].acked_offset == len(data)

@@ -81,7 +81,7 @@ async def blocked(conn: asyncpg.Connection, act: Coroutine[Any, Any, Any]) -> as
     """Begins the act, and returns once it waits for a lock that `conn` has, or is over."""
     task = asyncio.create_task(act)
     query = "SELECT count(*) FROM pg_locks WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid))"
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not task.done() and not await conn.fetchval(query):
             pass
     return task
@@ -217,7 +217,7 @@ async def test_a_database_that_is_exchanged_is_away_and_then_listened_to_again(
     async with (
         connect_database(database_url) as db,
         db.notifications.subscribe("relay_queue") as woken,
-        asyncio.timeout(20),
+        asyncio.timeout(60),
     ):
         await woken.wait()  # it listens
         await operator.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
@@ -263,7 +263,7 @@ async def test_a_leader_that_says_nothing_any_more_is_no_leader(database_url: st
         await silent.execute("SELECT pg_advisory_lock(1)")
         ended = asyncio.Event()
         silent.add_termination_listener(lambda _: ended.set())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await ended.wait()
         async with db.dedicated() as next_leader:
             assert await next_leader.fetchval("SELECT pg_try_advisory_lock(1)")

@@ -125,7 +125,7 @@ async def test_a_shutdown_tells_its_streams(tmp_path: Path, database_url: str) -
 
 async def test_health_follows_the_database(tmp_path: Path) -> None:
     with _serving(tmp_path) as (_, address):
-        async with aio.insecure_channel(address) as channel, asyncio.timeout(20):
+        async with aio.insecure_channel(address) as channel, asyncio.timeout(60):
             health: Any = health_pb2_grpc.HealthStub(channel)  # its types are those of the blocking stub
             watch = health.Watch(health_pb2.HealthCheckRequest(service="relay.v1.Runs"))
             while (await watch.read()).status != health_pb2.HealthCheckResponse.SERVING:

@@ -154,7 +154,7 @@ def test_a_wrong_run_file_is_refused_before_any_library_is_loaded(run: dict[str,
 
 def test_alone_nothing_is_waited_for(run: dict[str, Any], tmp_path: Path) -> None:
     done = _train(tmp_path, str(_file(tmp_path, run | {"after": "runs/x"})))
-    assert done.returncode == 78 and done.stderr.startswith("after: only a coordinator waits for runs/x")
+    assert done.returncode == 78 and done.stderr.startswith("after: only a coordinator can wait for runs/x")
 
 
 def test_under_an_agent_the_refusal_is_an_event_too(run: dict[str, Any], tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ class Recorder:
 async def passing(orders: Orders, shim: Recorder) -> AsyncIterator[None]:
     passing_on = asyncio.create_task(orders.pass_on(shim))  # type: ignore[arg-type]
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             yield
     finally:
         passing_on.cancel()
@@ -87,5 +87,5 @@ async def test_an_old_promise_is_no_trust() -> None:
     done, _ = await asyncio.wait({waiting}, timeout=0.05)
     assert not done
     orders.extend(boottime() + 60.0)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await waiting

@@ -57,7 +57,7 @@ async def _break_off(stub: ArtifactsStub, data: bytes, after: int) -> None:
     await call.write(pb.PutBlobRequest(header=pb.PutBlobHeader(digest=_digest(data), size=len(data))))
     for at in range(0, after, MIB):
         await call.write(pb.PutBlobRequest(chunk=data[at : min(at + MIB, after)]))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (await _stat(stub, _digest(data))).offset < after:  # noqa: ASYNC110  # there is nothing to wait on
             await asyncio.sleep(0)
     call.cancel()
@@ -87,7 +87,7 @@ async def test_an_upload_goes_on_while_the_broken_one_still_seems_to_live(coordi
     call = coordinator.artifacts.PutBlob()
     await call.write(pb.PutBlobRequest(header=pb.PutBlobHeader(digest=_digest(data), size=len(data))))
     await call.write(pb.PutBlobRequest(chunk=data[:MIB]))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (await _stat(coordinator.artifacts, _digest(data))).offset < MIB:  # noqa: ASYNC110
             await asyncio.sleep(0)
     await _put(coordinator.artifacts, data, offset=MIB)
