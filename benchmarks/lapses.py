@@ -25,8 +25,8 @@ import asyncpg
 
 from agent.shim_client.shims import Exit, Shim
 from relay.v1 import runs_pb2 as pb
-from relayctl.client.client import RelayClient, short_name
-from relayctl.local.deployment import Host
+from relayctl.client.client import RelayClient, shorten_name
+from relayctl.local.deployment import LocalHost
 
 STUBBORN = Path(__file__).parent / "stubborn.py"
 BRANCHES, BUSY = 3, 8  #: processes of a tree that left its session; that compute, where the shim is starved
@@ -114,7 +114,7 @@ class Scene:
 
     client: RelayClient
     database_url: str
-    victim: Host
+    victim: LocalHost
     witness: Witness
 
     async def lapses(self, situation: Situation, count: int, *, after: float = 0.0) -> list[Lapse]:
@@ -145,7 +145,7 @@ class Scene:
             "resources": {"gpus_per_node": 0, "prefer_hosts": [self.victim.name]},
             "lifecycle": {"on_disconnect": "stop"},
         }
-        return short_name((await self.client.create_run(spec)).run.name)
+        return shorten_name((await self.client.create_run(spec)).run.name)
 
     async def _silence(self, situation: Situation) -> None:
         assert self.victim.daemon is not None
@@ -178,9 +178,9 @@ class Scene:
         return Lapse(told.trust, told.kill_began, tree.dead.result(), *moments)
 
 
-async def _exit(host: Host, run: str, attempt: pb.Attempt) -> Exit:
+async def _exit(host: LocalHost, run: str, attempt: pb.Attempt) -> Exit:
     """How the trainer ended, as its shim tells."""
-    folder = host.root / "runs" / run / "attempts" / f"{attempt.number}-{short_name(attempt.name)[:8]}"
+    folder = host.root / "runs" / run / "attempts" / f"{attempt.number}-{shorten_name(attempt.name)[:8]}"
     shim = await Shim.attach(Path(json.loads((folder / "shim.json").read_text())["socket"]))
     return await shim.wait()
 
@@ -190,7 +190,7 @@ async def _moments(url: str, lost: pb.Attempt, regained: pb.Attempt) -> tuple[fl
     connection = await asyncpg.connect(url)
     try:
         expired: datetime = await connection.fetchval(
-            "SELECT expire_time FROM places WHERE lease_id = $1", uuid.UUID(short_name(lost.name))
+            "SELECT expire_time FROM places WHERE lease_id = $1", uuid.UUID(shorten_name(lost.name))
         )
     finally:
         await connection.close()

@@ -32,7 +32,7 @@ from benchmarks.workload import Workload, prepare
 from relay.v1 import runs_pb2 as pb
 from relayctl.client import submission
 from relayctl.client.client import RelayClient
-from relayctl.local.deployment import LocalCluster, local_cluster
+from relayctl.local.deployment import LocalCluster, start_local_cluster
 
 LOG_EVERY = 10  #: steps
 IDLE = 10.0  #: seconds
@@ -97,7 +97,7 @@ async def _pairs(folder: Path, pairs: int, steps: int) -> tuple[list[tuple[Train
         prepare, folder / "in", "small", steps=steps, log_every=LOG_EVERY, save_every=steps, threads=threads
     )
     async with (
-        local_cluster(folder, ["a"]) as cluster,
+        start_local_cluster(folder, ["a"]) as cluster,
         RelayClient.connect(cluster.coordinator.address) as client,
     ):
         found = []

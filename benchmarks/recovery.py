@@ -27,8 +27,8 @@ from benchmarks.report import Table, cores, seconds, spread
 from benchmarks.workload import Workload, prepare
 from relay.v1 import runs_pb2 as pb
 from relayctl.client import submission
-from relayctl.client.client import RelayClient, short_name
-from relayctl.local.deployment import Host, LocalCluster, local_cluster
+from relayctl.client.client import RelayClient, shorten_name
+from relayctl.local.deployment import LocalCluster, LocalHost, start_local_cluster
 from relayctl.local.recovery import Recovery, measure_recovery
 
 SAVE_EVERY = 100
@@ -91,7 +91,7 @@ async def _disturbed(folder: Path, times: int) -> list[Disturbed]:
 async def _one(folder: Path, work: Workload) -> Disturbed:
     """A cluster of its own for each run: hosts with nothing cached."""
     async with (
-        local_cluster(folder, ["a", "b", "c"]) as cluster,
+        start_local_cluster(folder, ["a", "b", "c"]) as cluster,
         RelayClient.connect(cluster.coordinator.address) as client,
     ):
         submitted = time.time()
@@ -126,12 +126,12 @@ async def _past_a_checkpoint(client: RelayClient, run: str, attempt: int) -> Non
     raise RuntimeError(f"{run} ended in attempt {attempt}: {(await client.get_run(run)).error.message}")
 
 
-async def _holder(cluster: LocalCluster, client: RelayClient, run: str) -> Host:
+async def _holder(cluster: LocalCluster, client: RelayClient, run: str) -> LocalHost:
     return _host(cluster, (await client.list_attempts(run))[-1])
 
 
-def _host(cluster: LocalCluster, attempt: pb.Attempt) -> Host:
-    return cluster.hosts[short_name(attempt.places[0].agent)]
+def _host(cluster: LocalCluster, attempt: pb.Attempt) -> LocalHost:
+    return cluster.hosts[shorten_name(attempt.places[0].agent)]
 
 
 async def _stages(
@@ -165,7 +165,7 @@ async def _lapse(client: RelayClient, run: str) -> float:
     raise RuntimeError(f"{run} never lapsed")
 
 
-def _until_loaded(host: Host, run: str, attempt: pb.Attempt, began: float, noticed: float) -> Stages:
+def _until_loaded(host: LocalHost, run: str, attempt: pb.Attempt, began: float, noticed: float) -> Stages:
     granted, prepared = seconds(attempt.grant_time), seconds(attempt.start_time)
     process, loaded = _process_started(host, attempt), _first_progress(host, run, attempt)
     return {
@@ -177,7 +177,7 @@ def _until_loaded(host: Host, run: str, attempt: pb.Attempt, began: float, notic
     }
 
 
-def _process_started(host: Host, attempt: pb.Attempt) -> float:
+def _process_started(host: LocalHost, attempt: pb.Attempt) -> float:
     """As the agent logged it."""
     assert host.daemon is not None
     found = re.search(rf"^time=(\S+ \S+) .*trainer=started lease={attempt.name} ", host.daemon.log.read_text(), re.M)
@@ -185,7 +185,7 @@ def _process_started(host: Host, attempt: pb.Attempt) -> float:
     return datetime.strptime(found.group(1), "%Y-%m-%d %H:%M:%S,%f").timestamp()
 
 
-def _first_progress(host: Host, run: str, attempt: pb.Attempt) -> float:
+def _first_progress(host: LocalHost, run: str, attempt: pb.Attempt) -> float:
     """A trainer says where it stands before its first step."""
     [path] = (host.root / run / "attempts").glob(f"{attempt.number}-*/events.jsonl")
     lines = map(json.loads, path.read_text().splitlines())

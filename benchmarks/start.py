@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmarks.report import Table, p99, seconds
 from relayctl.client.client import RelayClient
-from relayctl.local.deployment import local_cluster
+from relayctl.local.deployment import start_local_cluster
 
 METRIC = "started"
 SCRIPT = f"""now=$(date +%s.%N)
@@ -65,7 +65,7 @@ def _row(name: str, times: Sequence[float], floor: float) -> tuple[str, ...]:
 
 async def _starts(count: int, folder: Path) -> list[Start]:
     async with (
-        local_cluster(folder, ["a"]) as cluster,
+        start_local_cluster(folder, ["a"]) as cluster,
         RelayClient.connect(cluster.coordinator.address) as client,
     ):
         await _start(client, folder / "warm.jsonl")  # connections, prepared statements, the first spare

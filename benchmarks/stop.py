@@ -22,7 +22,7 @@ from benchmarks.lapses import Lapse, Scene, Situation, witnessing
 from benchmarks.report import Table, p99
 from relay.timing import TEST
 from relayctl.client.client import RelayClient
-from relayctl.local.deployment import Coordinator, Host
+from relayctl.local.deployment import LocalCoordinator, LocalHost
 
 TOGETHER = 2  #: runs that lapse with one host
 SLOTS = 8  #: of a host: enough that the runs before never keep the next ones from it
@@ -56,12 +56,12 @@ def _figures(values: Sequence[float]) -> tuple[str, ...]:
 
 async def _lapses(folder: Path, rounds: int) -> dict[Situation, list[Lapse]]:
     """All of them in one deployment; within a heartbeat hosts fall silent at random."""
-    coordinator, hosts, random = Coordinator(folder / "coordinator", timing="test"), [], Random(0)
+    coordinator, hosts, random = LocalCoordinator(folder / "coordinator", timing="test"), [], Random(0)
     found: dict[Situation, list[Lapse]] = {situation: [] for situation in Situation}
     try:
         address = await coordinator.start()
         for name in ("victim", "heir"):
-            hosts.append(Host(name, folder / name, address, ("--slots", str(SLOTS))))
+            hosts.append(LocalHost(name, folder / name, address, ("--slots", str(SLOTS))))
             await hosts[-1].start()
         async with RelayClient.connect(address) as client, witnessing(folder / "witness") as witness:
             url = (coordinator.folder / "database-url").read_text().strip()

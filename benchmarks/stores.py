@@ -24,7 +24,7 @@ from statistics import median
 import psutil
 
 from benchmarks.report import Table, interval
-from relayctl.local.deployment import Coordinator
+from relayctl.local.deployment import LocalCoordinator
 from storage.manifest import MANIFEST_FILE, describe_folder
 from tests.seaweed import BUCKET, environment, seaweed
 
@@ -92,7 +92,7 @@ async def _shared(root: Path) -> AsyncIterator[Kind]:
 
 @asynccontextmanager
 async def _relay(root: Path) -> AsyncIterator[Kind]:
-    coordinator = Coordinator(root / "coordinator")
+    coordinator = LocalCoordinator(root / "coordinator")
     try:
         yield Kind("relay", await coordinator.start(), {})
     finally:

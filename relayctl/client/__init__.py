@@ -5,7 +5,7 @@ checkpoints and results from wherever they lie, `context` finds the coordinator 
 """
 
 from relayctl.client.artifacts import PullFailed, SendFailed
-from relayctl.client.channel import CallFailed, Unreachable
+from relayctl.client.channel import CallFailed, CoordinatorUnreachable
 from relayctl.client.client import RelayClient
 
-__all__ = ["CallFailed", "PullFailed", "RelayClient", "SendFailed", "Unreachable"]
+__all__ = ["CallFailed", "CoordinatorUnreachable", "PullFailed", "RelayClient", "SendFailed"]

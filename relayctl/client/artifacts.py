@@ -79,7 +79,7 @@ async def hash_files(files: Iterable[Path], progress: Progress = ignore_progress
     return dict(zip(paths, await _gather_bounded(hash_one(path) for path in paths), strict=True))
 
 
-class Artifacts:
+class ArtifactsClient:
     """A client of the coordinator's store, which keeps blobs by their digest."""
 
     def __init__(self, channel: CoordinatorChannel) -> None:
@@ -113,11 +113,11 @@ class Artifacts:
 
         while True:
             try:
-                await self._stub.PutBlob(_upload_requests(blob, sent, count), metadata=self._channel.metadata)
+                await self._stub.PutBlob(_make_upload_requests(blob, sent, count), metadata=self._channel.metadata)
                 return
             except grpc.aio.AioRpcError as error:
                 if isinstance(errors.from_rpc(error), errors.DigestMismatch):
-                    raise errors.DigestMismatch(f"{_title(blob)} changed while it was being uploaded") from None
+                    raise errors.DigestMismatch(f"{_describe_blob(blob)} changed while it was being uploaded") from None
                 await retries.wait_after_error(error)
             stored = (await self.find_missing([blob])).get(blob)
             if stored is None:
@@ -156,14 +156,14 @@ class Artifacts:
             progress(file.tell())
             while file.tell() < size:
                 before = file.tell()
-                async for chunk in self._chunks(digest, file.tell, verify=verify):
+                async for chunk in self._stream_chunks(digest, file.tell, verify=verify):
                     await asyncio.to_thread(_append, file, hasher, chunk)
                     progress(len(chunk))
                 if file.tell() == before:
                     break
         return f"sha256:{hasher.hexdigest()}" == digest
 
-    def _chunks(self, digest: str, position: Callable[[], int], *, verify: bool = False) -> AsyncIterator[bytes]:
+    def _stream_chunks(self, digest: str, position: Callable[[], int], *, verify: bool = False) -> AsyncIterator[bytes]:
         """Yield the rest of a blob from the byte at `position()`, which is asked again after a broken connection."""
 
         def open_stream() -> AsyncIterable[pb.GetBlobResponse]:
@@ -186,7 +186,7 @@ class Artifacts:
 
     async def _read_once(self, digest: str, limit: int, *, verify: bool) -> bytes:
         content = bytearray()
-        async for chunk in self._chunks(digest, content.__len__, verify=verify):
+        async for chunk in self._stream_chunks(digest, content.__len__, verify=verify):
             content += chunk
             if len(content) > limit:
                 raise PullFailed(f"{digest} is larger than {limit} bytes")
@@ -217,7 +217,7 @@ class Artifacts:
         return await _gather_bounded(pull_one(file) for file in content.files)
 
 
-async def _upload_requests(blob: Blob, offset: int, count: Progress) -> AsyncIterator[pb.PutBlobRequest]:
+async def _make_upload_requests(blob: Blob, offset: int, count: Progress) -> AsyncIterator[pb.PutBlobRequest]:
     yield pb.PutBlobRequest(header=pb.PutBlobHeader(digest=blob.digest, size=blob.size, offset=offset))
     if isinstance(blob.source, bytes):
         for start in range(offset, blob.size, CHUNK):
@@ -232,7 +232,7 @@ async def _upload_requests(blob: Blob, offset: int, count: Progress) -> AsyncIte
             count(len(chunk))
 
 
-def _title(blob: Blob) -> str:
+def _describe_blob(blob: Blob) -> str:
     return str(blob.source) if isinstance(blob.source, Path) else blob.digest
 
 

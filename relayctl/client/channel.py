@@ -37,7 +37,7 @@ DATABASE_AWAY = "the database is out of reach"  #: part of the error of a coordi
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0  #: seconds, at most, before the first retry and before any
 
 
-class Unreachable(Exception):
+class CoordinatorUnreachable(Exception):
     """The coordinator did not answer; the message names the address, the failure and what to do."""
 
     def __init__(self, address: str, why: str, *, answered_before: bool = False) -> None:
@@ -77,7 +77,7 @@ class CoordinatorChannel:
     async def call(
         self, method: grpc.aio.UnaryUnaryMultiCallable[Request, Response], request: Request, seconds: float = 15.0
     ) -> Response:
-        """Call a unary method and return its answer; raises RelayError when refused, Unreachable without an answer."""
+        """Call a unary method; raises RelayError when it is refused, CoordinatorUnreachable when there is no answer."""
 
         async def call_once() -> Response:
             return await method(request, timeout=seconds, metadata=self.metadata)
@@ -127,11 +127,11 @@ class Retries:
         await self.wait(_describe(error))
 
     async def wait(self, why: str) -> None:
-        """Return when it is time to try again; raises Unreachable when the time for retries is up."""
+        """Return when it is time to try again; raises CoordinatorUnreachable when the time for retries is up."""
         channel = self._channel
         spent = asyncio.get_running_loop().time() - self._since
         if spent >= (channel.retry_timeout if channel.answered else channel.connect_timeout):
-            raise Unreachable(channel.address, why, answered_before=channel.answered) from None
+            raise CoordinatorUnreachable(channel.address, why, answered_before=channel.answered) from None
         if self._backoff.failures == 0 and channel.answered:
             channel.on_disconnect(why)
         await asyncio.sleep(self._backoff.next_pause())

@@ -6,8 +6,8 @@
             ...
 
 Messages are those of the contract (`relay.v1`). A method raises `relay.errors.RelayError` when the coordinator refuses
-and `Unreachable` when it does not answer; streams resume by themselves after a broken connection. A run may be named
-`sums` or `runs/sums`.
+and `CoordinatorUnreachable` when it does not answer; streams resume by themselves after a broken connection. A run may
+be named `sums` or `runs/sums`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from google.protobuf import duration_pb2, struct_pb2, timestamp_pb2
 
 from relay.v1 import fleet_pb2, fleet_pb2_grpc, runs_pb2_grpc
 from relay.v1 import runs_pb2 as pb
-from relayctl.client.artifacts import Artifacts
+from relayctl.client.artifacts import ArtifactsClient
 from relayctl.client.channel import CoordinatorChannel, Retries
 
 #: The states of runs that have ended, and of runs that have not.
@@ -31,12 +31,12 @@ ENDED = frozenset({pb.Run.SUCCEEDED, pb.Run.FAILED, pb.Run.CANCELLED})
 UNENDED = frozenset({pb.Run.QUEUED, pb.Run.RUNNING, pb.Run.PAUSED})
 
 
-def run_name(run: str) -> str:
+def qualify_name(run: str) -> str:
     """Return the resource name of a run, which may be given as `sums` or `runs/sums`."""
     return run if run.startswith("runs/") else f"runs/{run}"
 
 
-def short_name(name: str) -> str:
+def shorten_name(name: str) -> str:
     """Return the last part of a resource name, which is what users type: `sums` of `runs/sums`."""
     return name.rpartition("/")[2]
 
@@ -46,7 +46,7 @@ class RelayClient:
 
     def __init__(self, channel: CoordinatorChannel) -> None:
         self.channel = channel
-        self.artifacts = Artifacts(channel)
+        self.artifacts = ArtifactsClient(channel)
         self._runs = runs_pb2_grpc.RunsStub(channel.grpc_channel)
         self._fleet = fleet_pb2_grpc.FleetStub(channel.grpc_channel)
 
@@ -116,7 +116,7 @@ class RelayClient:
 
     async def get_run(self, run: str) -> pb.Run:
         """Return one run; raises RunUnknown when there is none of this name."""
-        return await self.channel.call(self._runs.GetRun, pb.GetRunRequest(name=run_name(run)))
+        return await self.channel.call(self._runs.GetRun, pb.GetRunRequest(name=qualify_name(run)))
 
     async def list_runs(
         self,
@@ -145,22 +145,22 @@ class RelayClient:
 
     async def cancel_run(self, run: str, reason: str = "") -> pb.Run:
         """Cancel a run; its trainer saves a checkpoint first."""
-        return await self.channel.call(self._runs.CancelRun, pb.CancelRunRequest(name=run_name(run), reason=reason))
+        return await self.channel.call(self._runs.CancelRun, pb.CancelRunRequest(name=qualify_name(run), reason=reason))
 
     async def pause_run(self, run: str, reason: str = "") -> pb.Run:
         """Pause a run at its newest checkpoint; its trainer saves one first."""
-        return await self.channel.call(self._runs.PauseRun, pb.PauseRunRequest(name=run_name(run), reason=reason))
+        return await self.channel.call(self._runs.PauseRun, pb.PauseRunRequest(name=qualify_name(run), reason=reason))
 
     async def resume_run(self, run: str) -> pb.Run:
         """Resume a paused run."""
-        return await self.channel.call(self._runs.ResumeRun, pb.ResumeRunRequest(name=run_name(run)))
+        return await self.channel.call(self._runs.ResumeRun, pb.ResumeRunRequest(name=qualify_name(run)))
 
     async def watch_run(self, run: str, after: int = 0) -> AsyncIterator[pb.WatchRunResponse]:
         """Yield a run's events, each once and in order, and its progress, until the run ends."""
         seen, retries = after, Retries(self.channel)
 
         def open_stream() -> AsyncIterable[pb.WatchRunResponse]:
-            request = pb.WatchRunRequest(name=run_name(run), after_sequence=seen)
+            request = pb.WatchRunRequest(name=qualify_name(run), after_sequence=seen)
             call: AsyncIterable[pb.WatchRunResponse] = self._runs.WatchRun(request, metadata=self.channel.metadata)
             return call
 
@@ -175,7 +175,7 @@ class RelayClient:
 
     async def list_attempts(self, run: str) -> Sequence[pb.Attempt]:
         """Return the attempts of a run, oldest first."""
-        request = pb.ListAttemptsRequest(name=run_name(run))
+        request = pb.ListAttemptsRequest(name=qualify_name(run))
         return (await self.channel.call(self._runs.ListAttempts, request)).attempts
 
     async def list_checkpoints(
@@ -183,7 +183,7 @@ class RelayClient:
     ) -> Sequence[pb.Checkpoint]:
         """Return a run's checkpoints by attempt and step, each with why it is kept or will be deleted."""
         request = pb.ListCheckpointsRequest(
-            name=run_name(run), include_superseded=include_superseded, include_removed=include_removed
+            name=qualify_name(run), include_superseded=include_superseded, include_removed=include_removed
         )
         return (await self.channel.call(self._runs.ListCheckpoints, request)).checkpoints
 
@@ -207,7 +207,7 @@ class RelayClient:
     ) -> list[pb.ReadMetricsResponse]:
         """Return the segments of a run's metric curves in the order in which they arrived."""
         request = pb.ReadMetricsRequest(
-            name=run_name(run), metrics=list(metrics), include_superseded=include_superseded
+            name=qualify_name(run), metrics=list(metrics), include_superseded=include_superseded
         )
 
         async def read_all() -> list[pb.ReadMetricsResponse]:
@@ -219,7 +219,9 @@ class RelayClient:
         self, run: str, *, kind: str = "", step: int | None = None, last_steps: int = 0
     ) -> list[pb.Sample]:
         """Return the samples of one step, or of the last `last_steps` steps that have any; 0 means all."""
-        request = pb.ReadSamplesRequest(name=run_name(run), kind=kind, last_steps=0 if step is not None else last_steps)
+        request = pb.ReadSamplesRequest(
+            name=qualify_name(run), kind=kind, last_steps=0 if step is not None else last_steps
+        )
         if step is not None:
             request.from_step = request.to_step = step
 
@@ -242,7 +244,7 @@ class RelayClient:
     ) -> AsyncIterator[pb.ReadLogsResponse]:
         """Yield what the trainer printed, each byte once even if connections break; `since` is in seconds."""
         request = pb.ReadLogsRequest(
-            name=run_name(run),
+            name=qualify_name(run),
             attempt=attempt,
             node=node,
             sources=list(sources),

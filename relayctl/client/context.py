@@ -20,7 +20,7 @@ class ClientContext:
     origin: str = ""
 
 
-def context_path(environ: Mapping[str, str]) -> Path:
+def locate_context_file(environ: Mapping[str, str]) -> Path:
     """Return the path of the context file, which `relayctl up` and `relayctl config --use` write."""
     home = environ.get("XDG_CONFIG_HOME") or Path(environ.get("HOME") or Path.home()) / ".config"
     return Path(home) / "relay" / "context.json"
@@ -33,7 +33,7 @@ def resolve(given: str | None, environ: Mapping[str, str] = os.environ) -> Clien
         return ClientContext(check_address(given, "--coordinator: "), secret, "--coordinator")
     if address := environ.get("RELAY_COORDINATOR"):
         return ClientContext(check_address(address, "RELAY_COORDINATOR: "), secret, "RELAY_COORDINATOR")
-    path = context_path(environ)
+    path = locate_context_file(environ)
     if not path.is_file():
         return ClientContext(DEFAULT_COORDINATOR, secret, "the default")
     return ClientContext(_read_address(path), secret, str(path))
@@ -57,7 +57,7 @@ def _read_address(path: Path) -> str:
 
 def write_context(address: str, environ: Mapping[str, str] = os.environ) -> Path:
     """Write the context file, which makes this address the default, and return the file's path."""
-    path = context_path(environ)
+    path = locate_context_file(environ)
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     fresh.write_text(json.dumps({"coordinator": address}) + "\n")

@@ -30,7 +30,7 @@ def open_readers() -> StoresByScheme:
     return StoresByScheme({"hf": hub})
 
 
-def reader_for(readers: StoresByScheme, store: str) -> Store:
+def get_reader(readers: StoresByScheme, store: str) -> Store:
     """Return the reader of a store by its scheme; raises StoreRefused when this machine cannot read it."""
     reader = readers.get(store)
     if reader is None:
@@ -38,7 +38,7 @@ def reader_for(readers: StoresByScheme, store: str) -> Store:
     return reader
 
 
-def fetchable_copies(part: pb.CheckpointPart) -> list[pb.Copy]:
+def list_fetchable_copies(part: pb.CheckpointPart) -> list[pb.Copy]:
     """Return the kept copies of a part that this machine may reach, the one in the coordinator's store first."""
     kept = [copy for copy in part.copies if copy.store != HOST and not copy.HasField("remove_time")]
     return sorted(kept, key=lambda copy: copy.store != RELAY)
@@ -47,7 +47,7 @@ def fetchable_copies(part: pb.CheckpointPart) -> list[pb.Copy]:
 async def fetch_part(client: RelayClient, part: pb.CheckpointPart, folder: Path, progress: Progress) -> Manifest:
     """Fetch one node's part of a checkpoint from the first sound copy; PullFailed says what is wrong with each."""
     readers, reasons = open_readers(), []
-    for copy in fetchable_copies(part):
+    for copy in list_fetchable_copies(part):
         try:
             return await fetch_copy(client, readers, copy, part.manifest_digest, folder, progress)
         except (PullFailed, RelayError, DamagedCopy, StoreUnavailable, StoreRefused) as error:
@@ -65,7 +65,7 @@ async def fetch_copy(
     """Fetch one copy into a folder, every byte verified, and return its manifest, which is not left in the folder."""
     if copy.store == RELAY:
         return await _fetch_blobs(client, digest, folder, progress)
-    content = await reader_for(readers, copy.store).fetch(copy.uri, digest, folder, progress)
+    content = await get_reader(readers, copy.store).fetch(copy.uri, digest, folder, progress)
     await asyncio.to_thread((folder / MANIFEST_FILE).unlink)
     return content
 

@@ -19,14 +19,14 @@ from google.protobuf import json_format
 from relay import errors
 from relay.v1 import runs_pb2 as pb
 from relayctl.client.artifacts import Blob, StartProgress, hash_files
-from relayctl.client.client import RelayClient, run_name
+from relayctl.client.client import RelayClient, qualify_name
 from relayctl.client.provenance import read_provenance
 from runfile import INIT_FROM, InputFile, RunFile, RunFileErrors, find_inputs, load_run_file, parse_run_file
 from storage.base import ignore_progress
 
 
 @dataclass(frozen=True, slots=True)
-class PreparedRun:
+class PreparedSubmission:
     """A run file without mistakes that this machine can find, and the files that are uploaded with the run."""
 
     path: Path
@@ -44,21 +44,23 @@ class PreparedRun:
         return self.runfile.to_dict()
 
 
-async def prepare_run(path: Path, sets: Sequence[str] = (), name: str | None = None) -> PreparedRun:
+async def prepare_run(path: Path, sets: Sequence[str] = (), name: str | None = None) -> PreparedSubmission:
     """Read a run file, with `key=value` overrides, and find its files; raises RunFileErrors with every mistake."""
     more = [f"name={json.dumps(name)}"] if name else []
     runfile = await asyncio.to_thread(load_run_file, path, [*sets, *more])
     inputs = await asyncio.to_thread(find_inputs, runfile, path.parent)
-    return PreparedRun(path, inputs.runfile, inputs.files)
+    return PreparedSubmission(path, inputs.runfile, inputs.files)
 
 
-async def validate_run(client: RelayClient, prepared: PreparedRun) -> pb.CreateRunResponse:
+async def validate_run(client: RelayClient, prepared: PreparedSubmission) -> pb.CreateRunResponse:
     """Return what the coordinator would answer to the submission; nothing is uploaded or created."""
     return await client.create_run(prepared.spec, validate_only=True)
 
 
 async def submit_run(
-    client: RelayClient, prepared: PreparedRun, start_progress: StartProgress = lambda title, size: ignore_progress
+    client: RelayClient,
+    prepared: PreparedSubmission,
+    start_progress: StartProgress = lambda title, size: ignore_progress,
 ) -> pb.CreateRunResponse:
     """Upload what is missing and create the run; a run of the same name, run file and files is returned instead."""
     inputs, origin = await upload_inputs(client, prepared, start_progress)
@@ -71,7 +73,7 @@ async def submit_run(
 
 
 async def upload_inputs(
-    client: RelayClient, prepared: PreparedRun, start_progress: StartProgress, more: Iterable[Blob] = ()
+    client: RelayClient, prepared: PreparedSubmission, start_progress: StartProgress, more: Iterable[Blob] = ()
 ) -> tuple[list[pb.Input], pb.Provenance]:
     """Upload the run's files, and `more` blobs, as far as they are missing; return what CreateRun needs to know."""
     origin = await read_provenance(prepared.path.parent)
@@ -86,26 +88,28 @@ async def upload_inputs(
         submitter=origin.submitter,
         client=origin.client,
     )
-    return [_input_message(file, blobs) for file in prepared.files], provenance
+    return [_make_input(file, blobs) for file in prepared.files], provenance
 
 
-def _input_message(file: InputFile, blobs: Mapping[Path, Blob]) -> pb.Input:
+def _make_input(file: InputFile, blobs: Mapping[Path, Blob]) -> pb.Input:
     blob = blobs[file.source]
     return pb.Input(path=file.path, digest=blob.digest, size=blob.size, executable=os.access(file.source, os.X_OK))
 
 
-async def _find_same_run(client: RelayClient, prepared: PreparedRun, inputs: Sequence[pb.Input]) -> pb.Run | None:
+async def _find_same_run(
+    client: RelayClient, prepared: PreparedSubmission, inputs: Sequence[pb.Input]
+) -> pb.Run | None:
     """Return the run of this name if it was made from the same run file and the same files."""
     if prepared.runfile.name is None:
         return None
-    run = await client.get_run(run_name(prepared.runfile.name))
+    run = await client.get_run(qualify_name(prepared.runfile.name))
     starts_from_run = prepared.runfile.model is not None and prepared.runfile.model.init_from is not None
     uploaded = (file for file in run.inputs if not (starts_from_run and file.path.startswith(f"{INIT_FROM}/")))
     same_files = {(file.path, file.digest) for file in uploaded} == {(file.path, file.digest) for file in inputs}
     return run if same_files and has_same_spec(run, prepared) else None
 
 
-def has_same_spec(run: pb.Run, prepared: PreparedRun) -> bool:
+def has_same_spec(run: pb.Run, prepared: PreparedSubmission) -> bool:
     """Return whether the run was made from the same run file; the files uploaded with it are not compared."""
     return _parse_spec(run) == prepared.runfile
 

@@ -12,7 +12,7 @@ from relayctl.client.client import RelayClient
 from relayctl.commands.exits import ExitCode
 from relayctl.commands.options import Format, Labels, Quiet, parse_labels
 from relayctl.commands.runner import run_command
-from relayctl.output.agents import agents_table
+from relayctl.output.agents import format_agents_table
 from relayctl.output.serialize import Output, format_list
 from relayctl.output.terminal import Terminal, say
 
@@ -26,7 +26,7 @@ def list_agents(
 
 async def _list(labels: Sequence[str], output: Output, client: RelayClient, terminal: Terminal) -> ExitCode:
     agents = await client.list_agents(parse_labels(labels))
-    table = agents_table(agents, datetime.now(UTC), wide=output is Output.WIDE, width=terminal.width)
+    table = format_agents_table(agents, datetime.now(UTC), wide=output is Output.WIDE, width=terminal.width)
     none = "no agents match" if labels else "no agents; start one on a host with: relay-agent"
     if text := format_list("agents", agents, output, table if agents else none):
         say(text)

@@ -11,13 +11,13 @@ from typing import Annotated
 import typer
 
 from relay.v1 import runs_pb2 as pb
-from relayctl.client.client import RelayClient, short_name
+from relayctl.client.client import RelayClient, shorten_name
 from relayctl.commands.checkpoint_ref import find_checkpoint
 from relayctl.commands.exits import ExitCode, UsageMistake
 from relayctl.commands.options import Format, Quiet, Reason
 from relayctl.commands.runner import run_command
 from relayctl.output.format import format_age, format_bytes, format_table, make_printable
-from relayctl.output.runs import metrics_cell, stores_cell
+from relayctl.output.runs import format_metrics, format_stores
 from relayctl.output.serialize import Output, format_list, format_value, to_plain
 from relayctl.output.terminal import Terminal, say
 
@@ -50,7 +50,7 @@ def checkpoints(
 
 async def _list(run: str, all: bool, output: Output, client: RelayClient, terminal: Terminal) -> ExitCode:
     found = await client.list_checkpoints(run, include_superseded=all, include_removed=all)
-    table = checkpoints_table(found, datetime.now(UTC), wide=output is Output.WIDE, width=terminal.width)
+    table = format_checkpoints_table(found, datetime.now(UTC), wide=output is Output.WIDE, width=terminal.width)
     if text := format_list("checkpoints", found, output, table if found else f"{run} has no checkpoints yet"):
         say(text)
     return ExitCode.OK
@@ -62,7 +62,7 @@ async def _pin(
     name = (await find_checkpoint(client, point)).name
     changed = await (client.pin_checkpoint(name, reason) if pinned else client.unpin_checkpoint(name))
     if output is Output.NAME:
-        say(short_name(changed.name))
+        say(shorten_name(changed.name))
     elif output.for_programs:
         say(format_value(to_plain(changed), output))
     else:
@@ -78,7 +78,7 @@ async def _refuse(words: Sequence[str], client: RelayClient, terminal: Terminal)
     raise UsageMistake("write: relayctl checkpoints RUN, or checkpoints pin RUN@STEP, or checkpoints unpin RUN@STEP")
 
 
-def checkpoints_table(
+def format_checkpoints_table(
     checkpoints: Sequence[pb.Checkpoint], now: datetime, *, wide: bool = False, width: int | None = None
 ) -> str:
     """Return the table of checkpoints; why each is kept or deleted is last, so that only it is cut."""
@@ -87,8 +87,12 @@ def checkpoints_table(
     for checkpoint in checkpoints:
         total, files = sum(p.size for p in checkpoint.parts), sum(p.files for p in checkpoint.parts)
         cells = [str(checkpoint.step), str(checkpoint.attempt), format_bytes(total)]
-        cells += [format_age(checkpoint.create_time, now), stores_cell(checkpoint), metrics_cell(checkpoint.metrics)]
-        cells += [str(files), short_name(checkpoint.name)] if wide else []
+        cells += [
+            format_age(checkpoint.create_time, now),
+            format_stores(checkpoint),
+            format_metrics(checkpoint.metrics),
+        ]
+        cells += [str(files), shorten_name(checkpoint.name)] if wide else []
         rows.append([*cells, describe_retention(checkpoint)])
     return format_table([*headers, "KEPT BECAUSE"], rows, width)
 

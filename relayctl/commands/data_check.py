@@ -23,7 +23,10 @@ def data() -> None:
 
 @app.command()
 def check(
-    files: Annotated[list[str], typer.Argument(help="Files, globs, folders, hf://owner/dataset.", show_default=False)],
+    files: Annotated[
+        list[str],
+        typer.Argument(help="Files, globs, folders, hf://owner/dataset.", metavar="FILE…", show_default=False),
+    ],
     method: Annotated[str, typer.Option(help="Check for this training method: sft, dpo, grpo, ….", show_default=False)],
     model: Annotated[
         str | None,

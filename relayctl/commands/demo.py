@@ -33,16 +33,16 @@ from relayctl.local.deployment import (
     Daemon,
     DaemonFailed,
     FolderUnusable,
-    Host,
     LocalCluster,
-    local_cluster,
+    LocalHost,
     make_folder,
+    start_local_cluster,
 )
 from relayctl.local.recovery import Recovery, measure_recovery
 from relayctl.output.curves import join_segments, plot_in_terminal, write_png
 from relayctl.output.format import format_block, format_count
 from relayctl.output.runs import describe_state
-from relayctl.output.terminal import Terminal, note, progress_bars, say
+from relayctl.output.terminal import Terminal, note, say, show_progress_bars
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 RUN = "sums"
@@ -131,7 +131,7 @@ async def _show_recovery(context: DemoContext) -> None:
     began = time.monotonic()
     before = await _ask_model(context, "asking the untrained model 32 held-out sums")
     steps = await _choose_steps(context)
-    async with _deployment(context) as (cluster, client):
+    async with _run_deployment(context) as (cluster, client):
         run, lost = await _train(context, cluster, client, steps)
         await _keep_result(context, client, run)
         segments = await client.read_metrics(run.name, include_superseded=True)
@@ -175,12 +175,12 @@ def _to_seconds(stamp: str | float) -> float:
 
 
 @asynccontextmanager
-async def _deployment(context: DemoContext) -> AsyncIterator[tuple[LocalCluster, RelayClient]]:
+async def _run_deployment(context: DemoContext) -> AsyncIterator[tuple[LocalCluster, RelayClient]]:
     """Start a coordinator with an embedded Postgres and two hosts; when the block ends the hosts are killed at once."""
     folder = context.folder / "cluster"
     shutil.rmtree(folder, ignore_errors=True)
     note("starting Postgres, the coordinator, host-a and host-b …")
-    async with local_cluster(folder, ["host-a", "host-b"]) as cluster:
+    async with start_local_cluster(folder, ["host-a", "host-b"]) as cluster:
         try:
             async with RelayClient.connect(cluster.coordinator.address) as client:
                 say(f"\n  more to see meanwhile: relayctl --coordinator {cluster.coordinator.address} runs\n")
@@ -194,7 +194,7 @@ async def _train(context: DemoContext, cluster: LocalCluster, client: RelayClien
     sets = [f"model.name_or_path={context.model}", f"options.max_steps={steps}", "options.logging_steps=1"]
     sets += [f"options.eval_steps={max(steps // 2, 1)}", f"checkpoint.every={_SAVE_EVERY} steps"]
     prepared = await prepare_run(EXAMPLES / "sums.yaml", [*sets, "resources.prefer_hosts=[host-a]"], RUN)
-    with progress_bars(context.terminal) as bars:
+    with show_progress_bars(context.terminal) as bars:
         await submit_run(client, prepared, bars)
     screen = open_screen(RUN, context.terminal)
     try:
@@ -209,7 +209,7 @@ async def _train(context: DemoContext, cluster: LocalCluster, client: RelayClien
     return run, lost
 
 
-async def _watch_and_kill(client: RelayClient, screen: Screen, victim: Host, steps: int) -> float:
+async def _watch_and_kill(client: RelayClient, screen: Screen, victim: LocalHost, steps: int) -> float:
     """Watch the run to its end, and kill the first host in the middle, a few steps after a checkpoint has left it."""
     copied, lost = 0, math.nan
     async for update in client.watch_run(RUN):

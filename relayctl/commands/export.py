@@ -19,16 +19,16 @@ from google.protobuf import json_format
 from relay.v1 import runs_pb2 as pb
 from relayctl.client import PullFailed, RelayClient, SendFailed
 from relayctl.client.artifacts import StartProgress
-from relayctl.client.client import short_name
+from relayctl.client.client import shorten_name
 from relayctl.client.copies import fetch_part, fetch_result
 from relayctl.commands.checkpoint_ref import find_complete_checkpoint
 from relayctl.commands.exits import ExitCode, UsageMistake
 from relayctl.commands.options import RunOrCheckpoint
-from relayctl.commands.push import blame_store
+from relayctl.commands.push import name_store_in_errors
 from relayctl.commands.runner import run_command
 from relayctl.output.format import format_bytes, format_count
 from relayctl.output.runs import describe_state
-from relayctl.output.terminal import Terminal, note, progress_bars, say
+from relayctl.output.terminal import Terminal, note, say, show_progress_bars
 from runfile import RunFile, RunFileErrors, model_card, parse_run_file
 from storage import address
 from storage.base import DamagedCopy, StoreRefused, StoreUnavailable
@@ -77,7 +77,7 @@ class ExportSource:
     @property
     def title(self) -> str:
         """The name of what is exported, in messages."""
-        name = short_name(self.run.name)
+        name = shorten_name(self.run.name)
         return f"the result of {name}" if self.marker.kind == "result" else f"step {self.marker.step} of {name}"
 
 
@@ -106,14 +106,14 @@ Write = Callable[[Export, Path, StartProgress], Awaitable[ExitCode]]
 async def _export(what: str, to: str, private: bool, client: RelayClient, terminal: Terminal) -> ExitCode:
     write, beside = await asyncio.to_thread(_open_destination, to, private=private)
     source = await (_find_checkpoint(client, what) if "@" in what else _find_result(client, what))
-    with _temporary_folder(beside) as folder, progress_bars(terminal) as bars:
+    with _make_temporary_folder(beside) as folder, show_progress_bars(terminal) as bars:
         await _fetch(client, source, folder / "whole", bars)
         made = await _make_export(client, source, folder / "whole")
         return await write(made, folder / "texts", bars)
 
 
 @contextmanager
-def _temporary_folder(beside: Path | None) -> Iterator[Path]:
+def _make_temporary_folder(beside: Path | None) -> Iterator[Path]:
     """Make a temporary folder with an empty `whole` in it, on the file system of a destination that is a folder."""
     if beside is not None:
         beside.mkdir(parents=True, exist_ok=True)
@@ -153,7 +153,7 @@ async def _find_checkpoint(client: RelayClient, point: str) -> ExportSource:
     checkpoint = await find_complete_checkpoint(client, point)
     run = await client.get_run(checkpoint.name.split("/")[1])
     marker = CommitMarker(
-        "model", short_name(run.name), checkpoint.attempt, short_name(checkpoint.lease), checkpoint.step
+        "model", shorten_name(run.name), checkpoint.attempt, shorten_name(checkpoint.lease), checkpoint.step
     )
     return ExportSource(marker, run, checkpoint.parts[0], checkpoint.metrics)
 
@@ -161,11 +161,14 @@ async def _find_checkpoint(client: RelayClient, point: str) -> ExportSource:
 async def _find_result(client: RelayClient, name: str) -> ExportSource:
     """Return a run's result, with the marker that its agent gives it, so that a commit of the agent's is recognized."""
     run = await client.get_run(name)
+    run_id = shorten_name(run.name)
     ended = [each for each in await client.list_attempts(name) if each.outcome == pb.Attempt.SUCCEEDED]
     if not (run.HasField("output") and ended):
-        raise PullFailed(f"{short_name(run.name)} has no result: it {describe_state(run)}; a checkpoint is RUN@latest")
+        raise PullFailed(
+            f"{shorten_name(run.name)} has no result: it {describe_state(run)}; a checkpoint is RUN@latest"
+        )
     step = max(run.progress.step, run.head.step)
-    marker = CommitMarker("result", short_name(run.name), ended[-1].number, short_name(ended[-1].name), step)
+    marker = CommitMarker("result", run_id, ended[-1].number, shorten_name(ended[-1].name), step)
     return ExportSource(marker, run, run.output, run.head.metrics)
 
 
@@ -213,7 +216,7 @@ def _parse_run_file(run: pb.Run) -> RunFile:
         return parse_run_file(json_format.MessageToDict(run.spec), supported=False)
     except RunFileErrors as error:
         raise PullFailed(
-            f"{short_name(run.name)} was submitted by another release, whose run file is not known here"
+            f"{shorten_name(run.name)} was submitted by another release, whose run file is not known here"
         ) from error
 
 
@@ -238,7 +241,7 @@ def _move_files(files: Mapping[str, Path], folder: Path) -> int:
 async def _to_bucket(place: address.Address, made: Export, beside: Path, bars: StartProgress) -> ExitCode:
     files = await asyncio.to_thread(made.write_texts, beside)
     total = sum([(await asyncio.to_thread(source.stat)).st_size for source in files.values()])
-    with blame_store(str(place)):
+    with name_store_in_errors(str(place)):
         open_store(str(place))  # raises StoreRefused when buckets cannot be used here
         from storage.bucket_files import put_files
 

@@ -18,29 +18,29 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from relay.errors import RunExists, RunUnknown
 from relay.v1 import runs_pb2 as pb
-from relayctl.client import RelayClient, Unreachable
+from relayctl.client import CoordinatorUnreachable, RelayClient
 from relayctl.client.artifacts import Blob, StartProgress, hash_files
-from relayctl.client.client import run_name, short_name
-from relayctl.client.submission import PreparedRun, has_same_spec, prepare_run, upload_inputs
+from relayctl.client.client import qualify_name, shorten_name
+from relayctl.client.submission import PreparedSubmission, has_same_spec, prepare_run, upload_inputs
 from relayctl.commands.exits import ExitCode, UsageMistake
 from relayctl.commands.options import DryRun, Format, Overrides, Quiet
 from relayctl.commands.runner import run_command
 from relayctl.local import external_checkpoints, external_metrics
 from relayctl.local.external_checkpoints import ExternalCheckpoint, ExternalTraining, NotImportable
-from relayctl.local.external_metrics import ImportedCurve
+from relayctl.local.external_metrics import ExternalCurve
 from relayctl.output.format import format_block, format_bytes, format_count, make_printable
-from relayctl.output.plan import PLACEMENT_UNKNOWN, describe_hub, describe_keep, describe_uploads, plan_entries
+from relayctl.output.plan import PLACEMENT_UNKNOWN, describe_hub, describe_keep, describe_uploads, list_plan_entries
 from relayctl.output.runs import describe_state
 from relayctl.output.serialize import Output, format_value, to_plain
-from relayctl.output.terminal import Terminal, progress_bars, say
+from relayctl.output.terminal import Terminal, say, show_progress_bars
 from storage.manifest import Manifest, ManifestFile
 
 MOST = 1000  #: checkpoints that can be imported at once
 
 
 @dataclass(frozen=True, slots=True)
-class ImportRequest:
-    """What the command line asks for."""
+class ImportArguments:
+    """The arguments of `import`."""
 
     file: Path
     folder: Path
@@ -60,9 +60,9 @@ class ImportRequest:
 class PreparedImport:
     """A run file and a training without mistakes that this machine can find."""
 
-    run: PreparedRun
+    run: PreparedSubmission
     training: ExternalTraining
-    curve: ImportedCurve
+    curve: ExternalCurve
 
     def to_message(self, checkpoint: ExternalCheckpoint, manifest: Manifest | None = None) -> pb.ImportedCheckpoint:
         """Describe a checkpoint to the coordinator, with its digest once the manifest is known."""
@@ -78,9 +78,12 @@ class PreparedImport:
 
 def import_run(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(help="The run file to continue it with.", show_default=False)],
+    file: Annotated[Path, typer.Argument(help="The run file to continue it with.", metavar="FILE", show_default=False)],
     folder: Annotated[
-        Path, typer.Argument(help="Where its checkpoints are: step_* or checkpoint-* folders.", show_default=False)
+        Path,
+        typer.Argument(
+            help="Where its checkpoints are: step_* or checkpoint-* folders.", metavar="FOLDER", show_default=False
+        ),
     ],
     sets: Overrides = None,
     name: Annotated[
@@ -98,55 +101,56 @@ def import_run(
     The run has the training's checkpoints and curve; `relayctl resume` continues it.
     """
     chosen = Output.NAME if quiet else output
-    request = ImportRequest(file, folder, tuple(sets or ()), name, last, dry_run, chosen)
-    run_command(context, partial(_import, request), "nothing was imported yet; the same command sends the rest")
+    arguments = ImportArguments(file, folder, tuple(sets or ()), name, last, dry_run, chosen)
+    run_command(context, partial(_import, arguments), "nothing was imported yet; the same command sends the rest")
 
 
-async def _import(request: ImportRequest, client: RelayClient, terminal: Terminal) -> ExitCode:
-    prepared = await _prepare(request)
-    validated = await _show_plan(request, client, prepared)
+async def _import(arguments: ImportArguments, client: RelayClient, terminal: Terminal) -> ExitCode:
+    prepared = await _prepare(arguments)
+    validated = await _show_plan(arguments, client, prepared)
     await _require_name(client, prepared.run)
-    if request.dry_run:
-        if not request.for_users:
-            say(_format_response(validated, request.output))
+    if arguments.dry_run:
+        if not arguments.for_users:
+            say(_format_response(validated, arguments.output))
         return ExitCode.OK
-    with progress_bars(terminal) as bars:
+    with show_progress_bars(terminal) as bars:
         response = await _upload(client, prepared, bars)
-    say(_format_response(response, request.output))
+    say(_format_response(response, arguments.output))
     return ExitCode.OK
 
 
-async def _show_plan(request: ImportRequest, client: RelayClient, prepared: PreparedImport) -> pb.ImportRunResponse:
+async def _show_plan(arguments: ImportArguments, client: RelayClient, prepared: PreparedImport) -> pb.ImportRunResponse:
     """Print the plan and return the coordinator's answer to it; a rehearsal shows the plan without an answer, too."""
     checkpoints = [prepared.to_message(checkpoint) for checkpoint in prepared.training.checkpoints]
     try:
         validated = await client.import_run(prepared.run.spec, checkpoints, validate_only=True)
-    except Unreachable:
-        if request.dry_run and request.for_users:
+    except CoordinatorUnreachable:
+        if arguments.dry_run and arguments.for_users:
             say(_format_plan(prepared, None))
         raise
-    if request.for_users:
+    if arguments.for_users:
         say(_format_plan(prepared, validated))
     return validated
 
 
-async def _prepare(request: ImportRequest) -> PreparedImport:
-    if not await asyncio.to_thread(request.folder.is_dir):
-        raise UsageMistake(f"{request.folder} is not a folder")
-    run = await prepare_run(request.file, request.sets, request.name)
+async def _prepare(arguments: ImportArguments) -> PreparedImport:
+    if not await asyncio.to_thread(arguments.folder.is_dir):
+        raise UsageMistake(f"{arguments.folder} is not a folder")
+    run = await prepare_run(arguments.file, arguments.sets, arguments.name)
     if run.runfile.name is None:
-        name = await asyncio.to_thread(_name_after, request.folder)
-        run = await prepare_run(request.file, request.sets, name)
-    training = await asyncio.to_thread(external_checkpoints.find_checkpoints, request.folder, request.last)
+        name = await asyncio.to_thread(_derive_name, arguments.folder)
+        run = await prepare_run(arguments.file, arguments.sets, name)
+    training = await asyncio.to_thread(external_checkpoints.find_checkpoints, arguments.folder, arguments.last)
     if len(training.checkpoints) > MOST:
         raise NotImportable(
-            f"{request.folder}: {len(training.checkpoints)} checkpoints; at most {MOST} are taken, so say --last {MOST}"
+            f"{arguments.folder}: {len(training.checkpoints)} checkpoints; "
+            f"at most {MOST} are taken, so say --last {MOST}"
         )
-    curve = await asyncio.to_thread(external_metrics.read_curve, request.folder, training.checkpoints)
+    curve = await asyncio.to_thread(external_metrics.read_curve, arguments.folder, training.checkpoints)
     return PreparedImport(run, training, curve)
 
 
-def _name_after(folder: Path) -> str:
+def _derive_name(folder: Path) -> str:
     """Return a name for a run that resembles the folder's."""
     name = re.sub(r"[^a-z0-9._-]+", "-", folder.resolve().name.lower()).strip("-._")[:128]
     if not name:
@@ -154,11 +158,11 @@ def _name_after(folder: Path) -> str:
     return name
 
 
-async def _require_name(client: RelayClient, prepared: PreparedRun) -> None:
+async def _require_name(client: RelayClient, prepared: PreparedSubmission) -> None:
     """Raise RunExists, before anything is read or sent, when a run of another run file has the name."""
     name = prepared.runfile.name or ""
     try:
-        run = await client.get_run(run_name(name))
+        run = await client.get_run(qualify_name(name))
     except RunUnknown:
         return
     if not has_same_spec(run, prepared):
@@ -200,7 +204,7 @@ def _make_manifest(checkpoint: ExternalCheckpoint, blobs: dict[Path, Blob]) -> M
 
 def _format_plan(prepared: PreparedImport, validated: pb.ImportRunResponse | None) -> str:
     run, training = prepared.run, prepared.training
-    entries = plan_entries(run.runfile, str(run.path))
+    entries = list_plan_entries(run.runfile, str(run.path))
     entries.append(("imports", _describe_checkpoints(training)))
     entries.append(("skipped", "\n".join(f"{make_printable(name)}: {why}" for name, why in training.skipped)))
     entries.append(("curve", _describe_curve(prepared.curve, training.head.step)))
@@ -225,7 +229,7 @@ def _list_steps(steps: Sequence[int]) -> str:
     return f"step{'s' if len(steps) > 1 else ''} {'… ' if len(steps) > 6 else ''}{', '.join(shown)}"
 
 
-def _describe_curve(curve: ImportedCurve, head: int) -> str:
+def _describe_curve(curve: ExternalCurve, head: int) -> str:
     unread = f"; {format_count(curve.unread, 'entry', 'entries')} there not understood" if curve.unread else ""
     if not curve.points:
         return f"none{unread}"
@@ -245,13 +249,13 @@ def _describe_retention(prepared: PreparedImport, validated: pb.ImportRunRespons
     if not deleted:
         return f"all of them while it is paused; then {kept}, those that the run saves itself included"
     when = "with the next look at ages" if keep.max_age is not None else "once it is resumed"
-    pin = f"relayctl checkpoints pin {short_name(validated.run.name)}@{deleted[-1]}"
+    pin = f"relayctl checkpoints pin {shorten_name(validated.run.name)}@{deleted[-1]}"
     verb = "are deleted" if len(deleted) > 1 else "is deleted"
     return f"{_list_steps(deleted)} {verb} {when}, for {kept}; to keep more: --set checkpoint.keep.last=N, or {pin}"
 
 
 def _format_response(response: pb.ImportRunResponse, output: Output) -> str:
-    name = short_name(response.run.name)
+    name = shorten_name(response.run.name)
     if output is Output.NAME:
         return name
     if output.for_programs:

@@ -8,7 +8,7 @@ from functools import partial
 import typer
 
 from relay.v1 import runs_pb2 as pb
-from relayctl.client.client import RelayClient, short_name
+from relayctl.client.client import RelayClient, shorten_name
 from relayctl.commands.exits import ExitCode
 from relayctl.commands.options import Format, Reason, RunName
 from relayctl.commands.runner import run_command
@@ -37,9 +37,9 @@ def resume(context: typer.Context, run: RunName, output: Format = Output.TABLE) 
 async def _change(change: Change, output: Output, client: RelayClient, terminal: Terminal) -> ExitCode:
     run = await change(client)
     if output is Output.NAME:
-        say(short_name(run.name))
+        say(shorten_name(run.name))
     elif output.for_programs:
         say(format_value(to_plain(run), output))
     else:
-        say(f"{short_name(run.name)} {describe_state(run)}")
+        say(f"{shorten_name(run.name)} {describe_state(run)}")
     return ExitCode.OK

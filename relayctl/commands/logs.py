@@ -15,7 +15,7 @@ from relayctl.client.client import RelayClient
 from relayctl.commands.exits import ExitCode
 from relayctl.commands.options import Format, RunName, parse_seconds
 from relayctl.commands.runner import run_command
-from relayctl.commands.watch import RETRY_TIMEOUT, exit_code_of
+from relayctl.commands.watch import RETRY_TIMEOUT, get_exit_code
 from relayctl.output.format import to_datetime
 from relayctl.output.serialize import Output, format_value
 from relayctl.output.terminal import Terminal, note, say
@@ -24,7 +24,7 @@ MAX_LINE = 1 << 20  #: bytes; a longer line is printed in pieces
 
 
 @dataclass(frozen=True, slots=True)
-class LogFilter:
+class LogSelection:
     """Which lines to print, and whether to go on until the run ends."""
 
     run: str
@@ -57,33 +57,33 @@ def print_logs(
     output: Format = Output.TABLE,
 ) -> None:
     """Print what the trainer printed."""
-    log_filter = LogFilter(run, follow, lines, since, attempt, node)
+    selection = LogSelection(run, follow, lines, since, attempt, node)
     on_interrupt = f"the run continues; follow it again with: relayctl logs -f {run}" if follow else ""
-    run_command(context, partial(_print, log_filter, LinePrinter(output, timestamps)), on_interrupt)
+    run_command(context, partial(_print, selection, LinePrinter(output, timestamps)), on_interrupt)
 
 
-async def _print(log_filter: LogFilter, printer: LinePrinter, client: RelayClient, terminal: Terminal) -> ExitCode:
-    if log_filter.follow:
+async def _print(selection: LogSelection, printer: LinePrinter, client: RelayClient, terminal: Terminal) -> ExitCode:
+    if selection.follow:
         client.channel.retry_timeout = RETRY_TIMEOUT
     reader, kept = LineReader(), list[LogLine]()
     pieces = client.read_logs(
-        log_filter.run,
-        attempt=log_filter.attempt,
-        node=log_filter.node,
-        since=parse_seconds(log_filter.since),
-        tail_lines=log_filter.lines,
-        follow=log_filter.follow,
+        selection.run,
+        attempt=selection.attempt,
+        node=selection.node,
+        since=parse_seconds(selection.since),
+        tail_lines=selection.lines,
+        follow=selection.follow,
     )
     async for piece in pieces:
         for line in reader.read(piece):
-            if log_filter.follow or not log_filter.lines:
+            if selection.follow or not selection.lines:
                 printer.print_line(line)
             else:
                 kept.append(line)
-    for line in [*kept, *reader.unfinished_lines()][-log_filter.lines :]:
+    for line in [*kept, *reader.unfinished_lines()][-selection.lines :]:
         printer.print_line(line)
-    printer.note_if_nothing(log_filter)
-    return exit_code_of(await client.get_run(log_filter.run)) if log_filter.follow else ExitCode.OK
+    printer.note_if_nothing(selection)
+    return get_exit_code(await client.get_run(selection.run)) if selection.follow else ExitCode.OK
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +143,10 @@ class LinePrinter:
         self._printed = (line.attempt, line.node)
         say(format_with_time(line) if self.timestamps else line.text)
 
-    def note_if_nothing(self, log_filter: LogFilter) -> None:
+    def note_if_nothing(self, selection: LogSelection) -> None:
         """Tell a user that there was no line to print."""
         if self._printed is None and not self.output.for_programs:
-            note(f"{log_filter.run} has printed nothing{' there' if log_filter.narrows else ''}")
+            note(f"{selection.run} has printed nothing{' there' if selection.narrows else ''}")
 
 
 def format_with_time(line: LogLine) -> str:

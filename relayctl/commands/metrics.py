@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from relayctl.client.client import RelayClient, short_name
+from relayctl.client.client import RelayClient, shorten_name
 from relayctl.commands.exits import ExitCode, UsageMistake
 from relayctl.commands.options import Format, RunName
 from relayctl.commands.runner import run_command
@@ -59,7 +59,7 @@ async def _draw(
     if plot:
         say(plot_in_terminal(curves, terminal.width))
     if png:
-        await asyncio.to_thread(write_png, curves, png, short_name(run))
+        await asyncio.to_thread(write_png, curves, png, shorten_name(run))
         note(f"wrote {png}")
     return ExitCode.OK
 
@@ -71,13 +71,13 @@ async def _print(run: str, names: Sequence[str], output: Output, client: RelayCl
     elif output is Output.NAME:
         text = "\n".join(curve.name for curve in curves)
     else:
-        text = metrics_table(curves, terminal.width) if curves else f"{run} has no points yet"
+        text = format_metrics_table(curves, terminal.width) if curves else f"{run} has no points yet"
     if text:
         say(text)
     return ExitCode.OK
 
 
-def metrics_table(curves: Sequence[MetricCurve], width: int | None = None) -> str:
+def format_metrics_table(curves: Sequence[MetricCurve], width: int | None = None) -> str:
     """Return the table of curves: the newest value of each metric, and its range."""
     rows = []
     for curve in curves:

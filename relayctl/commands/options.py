@@ -43,10 +43,7 @@ def parse_seconds(text: str | None) -> float | None:
     """Parse a duration such as `90s` or `2h`; None stays None."""
     if text is None:
         return None
-    from runfile import (  # the run file's models take longer to load than most commands
-        UnitError,
-        parse_duration,
-    )
+    from runfile import UnitError, parse_duration  # slow to load: the run file's models come with it
 
     try:
         return parse_duration(text)

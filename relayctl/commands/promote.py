@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from google.protobuf import json_format
 
-from relayctl.client.client import RelayClient, short_name
+from relayctl.client.client import RelayClient, shorten_name
 from relayctl.commands.exits import ExitCode
 from relayctl.commands.options import RunName
 from relayctl.commands.runner import run_command
@@ -36,7 +36,7 @@ def promote(
 
 async def _promote(name: str, repo: str | None, client: RelayClient, terminal: Terminal) -> ExitCode:
     run = await client.get_run(name)
-    name = short_name(run.name)
+    name = shorten_name(run.name)
     repo = repo or json_format.MessageToDict(run.spec).get("hub", {}).get("repo")
     if not repo:
         note(f"{name} has no hub section; name a repository: --repo OWNER/NAME")

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from relayctl.client import PullFailed, RelayClient
-from relayctl.client.client import short_name
+from relayctl.client.client import shorten_name
 from relayctl.client.copies import fetch_part, fetch_result, require_free
 from relayctl.commands.checkpoint_ref import find_complete_checkpoint
 from relayctl.commands.exits import ExitCode
@@ -17,7 +17,7 @@ from relayctl.commands.options import RunOrCheckpoint
 from relayctl.commands.runner import run_command
 from relayctl.output.format import format_bytes, format_count
 from relayctl.output.runs import describe_state
-from relayctl.output.terminal import Terminal, note, progress_bars, say
+from relayctl.output.terminal import Terminal, note, say, show_progress_bars
 
 
 def pull(
@@ -39,8 +39,8 @@ def pull(
 async def _pull_result(client: RelayClient, terminal: Terminal, run: str, folder: Path) -> ExitCode:
     found = await client.get_run(run)
     if not found.HasField("output"):
-        raise PullFailed(f"{short_name(found.name)} has no output: it {describe_state(found)}")
-    with progress_bars(terminal) as bars:
+        raise PullFailed(f"{shorten_name(found.name)} has no output: it {describe_state(found)}")
+    with show_progress_bars(terminal) as bars:
         content = await fetch_result(client, found.output, folder, bars("fetching", found.output.size))
     say(f"{format_count(len(content.files), 'file')}, {format_bytes(content.size)}, verified, in {folder}")
     if not content.files:
@@ -53,7 +53,7 @@ async def pull_checkpoint(client: RelayClient, terminal: Terminal, point: str, f
     checkpoint = await find_complete_checkpoint(client, point)
     await require_free(folder)
     files = 0
-    with progress_bars(terminal) as bars:
+    with show_progress_bars(terminal) as bars:
         for part in checkpoint.parts:
             target = folder / f"node_{part.node:04d}" if len(checkpoint.parts) > 1 else folder
             content = await fetch_part(client, part, target, bars("fetching", part.size))

@@ -16,14 +16,14 @@ from google.protobuf import json_format
 from relay.errors import BlobUnknown, CheckpointRemoved, DigestMismatch
 from relay.v1 import runs_pb2 as pb
 from relayctl.client import PullFailed, RelayClient, SendFailed
-from relayctl.client.artifacts import Artifacts, Blob, StartProgress
-from relayctl.client.client import short_name
+from relayctl.client.artifacts import ArtifactsClient, Blob, StartProgress
+from relayctl.client.client import shorten_name
 from relayctl.client.copies import fetch_part
 from relayctl.commands.checkpoint_ref import find_complete_checkpoint
 from relayctl.commands.exits import ExitCode, UsageMistake
 from relayctl.commands.runner import run_command
 from relayctl.output.format import format_bytes, format_count
-from relayctl.output.terminal import Terminal, progress_bars, say
+from relayctl.output.terminal import Terminal, say, show_progress_bars
 from storage.address import AddressError, parse_address
 from storage.base import FolderKey, LocateFile, PathStore, Progress, StoreRefused, StoreUnavailable, ignore_progress
 from storage.layout import Layout
@@ -60,7 +60,7 @@ def push(
 class CoordinatorStore:
     """The coordinator's own store, where a folder is kept as the blobs of its files and of its manifest."""
 
-    artifacts: Artifacts
+    artifacts: ArtifactsClient
     scheme: str = "relay"
 
     async def has(self, uri: str, digest: str) -> bool:
@@ -92,12 +92,12 @@ async def push_checkpoint(client: RelayClient, terminal: Terminal, point: str, t
         raise CheckpointRemoved(f"the checkpoint of step {checkpoint.step} was deleted: {checkpoint.remove_reason}")
     run = await client.get_run(checkpoint.name.split("/")[1])
     spec = json_format.MessageToDict(run.spec)
-    with progress_bars(terminal) as bars, blame_store(to):
+    with show_progress_bars(terminal) as bars, name_store_in_errors(to):
         store = _open_target(client, to, spec)
-        async with _kept_meanwhile(client, checkpoint, f"pushed to {to}", pin=pin) as kept:
-            keys = [(part, _key_of(checkpoint, part, spec)) for part in checkpoint.parts]
+        async with _keep_meanwhile(client, checkpoint, f"pushed to {to}", pin=pin) as kept:
+            keys = [(part, _make_key(checkpoint, part, spec)) for part in checkpoint.parts]
             sent = [await _put_part(client, store, key, checkpoint, part, bars) for part, key in keys]
-    step = f"step {checkpoint.step} of {short_name(run.name)}"
+    step = f"step {checkpoint.step} of {shorten_name(run.name)}"
     if any(sent):
         files, total = sum(part.files for part in checkpoint.parts), sum(part.size for part in checkpoint.parts)
         say(f"{step} is in {to} now: {format_count(files, 'file')}, {format_bytes(total)}; {kept}")
@@ -128,13 +128,13 @@ def _open_target(client: RelayClient, to: str, spec: dict[str, Any]) -> Coordina
     return open_store(to, Layout(spec.get("checkpoint", {}).get("layout") or Layout.RELAY))
 
 
-def _key_of(checkpoint: pb.Checkpoint, part: pb.CheckpointPart, spec: dict[str, Any]) -> FolderKey:
+def _make_key(checkpoint: pb.Checkpoint, part: pb.CheckpointPart, spec: dict[str, Any]) -> FolderKey:
     """Return the key under which the host's agent would have published the part."""
     return FolderKey(
         run=checkpoint.name.split("/")[1],
         framework=spec.get("framework", "hf"),
         attempt=checkpoint.attempt,
-        lease=short_name(checkpoint.lease),
+        lease=shorten_name(checkpoint.lease),
         step=checkpoint.step,
         node=part.node,
         nodes=len(checkpoint.parts),
@@ -163,7 +163,7 @@ async def _put_part(
 
 
 @asynccontextmanager
-async def _kept_meanwhile(
+async def _keep_meanwhile(
     client: RelayClient, checkpoint: pb.Checkpoint, reason: str, *, pin: bool
 ) -> AsyncIterator[str]:
     """Pin a checkpoint before its first byte is read, lest it be deleted meanwhile; unpin it when the push fails.
@@ -185,7 +185,7 @@ async def _kept_meanwhile(
 
 
 @contextmanager
-def blame_store(to: str) -> Iterator[None]:
+def name_store_in_errors(to: str) -> Iterator[None]:
     """Raise a store's failures as SendFailed, with the store's URI in the message."""
     try:
         yield

@@ -10,7 +10,7 @@ from typing import NoReturn
 import typer
 
 from relay import errors
-from relayctl.client import CallFailed, PullFailed, RelayClient, SendFailed, Unreachable
+from relayctl.client import CallFailed, CoordinatorUnreachable, PullFailed, RelayClient, SendFailed
 from relayctl.client.context import ClientContext, resolve
 from relayctl.commands.exits import ExitCode, UsageMistake
 from relayctl.output.terminal import Terminal, note
@@ -28,10 +28,10 @@ _ADVICE: dict[type[Exception], str] = {
 
 def run_command(context: typer.Context, work: Work, on_interrupt: str = "") -> NoReturn:
     """Run a command's coroutine with a connected client and exit with its code; Ctrl-C prints `on_interrupt`."""
-    raise typer.Exit(_exit_code(context.obj, work, on_interrupt))
+    raise typer.Exit(_run_to_exit_code(context.obj, work, on_interrupt))
 
 
-def _exit_code(coordinator: str | None, work: Work, on_interrupt: str) -> ExitCode:
+def _run_to_exit_code(coordinator: str | None, work: Work, on_interrupt: str) -> ExitCode:
     try:
         return asyncio.run(_run_connected(coordinator, work))
     except KeyboardInterrupt:
@@ -66,7 +66,7 @@ def describe_failure(error: Exception) -> tuple[str, ExitCode] | None:
     match error:
         case UsageMistake():
             return str(error), ExitCode.USAGE
-        case Unreachable():
+        case CoordinatorUnreachable():
             return str(error), ExitCode.UNREACHABLE
         case errors.RelayError() | CallFailed():
             return _describe_refusal(error), ExitCode.REFUSED

@@ -12,12 +12,12 @@ from typing import Annotated
 import typer
 
 from relay.v1 import runs_pb2 as pb
-from relayctl.client.client import ENDED, UNENDED, RelayClient, short_name
+from relayctl.client.client import ENDED, UNENDED, RelayClient, shorten_name
 from relayctl.commands.exits import ExitCode, UsageMistake
 from relayctl.commands.options import Format, Labels, Quiet, parse_labels, parse_seconds
 from relayctl.commands.runner import run_command
 from relayctl.output.format import format_age, format_pairs, format_table
-from relayctl.output.runs import hosts_cell, metrics_cell, progress_cell, state_cell
+from relayctl.output.runs import format_hosts, format_metrics, format_progress, format_state
 from relayctl.output.serialize import Output, format_list
 from relayctl.output.terminal import Terminal, say
 
@@ -26,7 +26,7 @@ _LAST_ENDED = 10  #: ended runs that are listed unless more are asked for
 
 
 @dataclass(frozen=True, slots=True)
-class RunFilter:
+class RunSelection:
     """Which runs to list."""
 
     all: bool
@@ -60,17 +60,17 @@ def list_runs(
     quiet: Quiet = False,
 ) -> None:
     """List runs: those that have not ended, and the last that have."""
-    run_filter = RunFilter(all, limit, states or (), labels or (), since)
-    run_command(context, partial(_list, run_filter, Output.NAME if quiet else output, watch))
+    selection = RunSelection(all, limit, states or (), labels or (), since)
+    run_command(context, partial(_list, selection, Output.NAME if quiet else output, watch))
 
 
 async def _list(
-    run_filter: RunFilter, output: Output, watch: bool, client: RelayClient, terminal: Terminal
+    selection: RunSelection, output: Output, watch: bool, client: RelayClient, terminal: Terminal
 ) -> ExitCode:
     while True:
-        runs = await _find(client, run_filter)
-        table = runs_table(runs, datetime.now(UTC), wide=output is Output.WIDE, width=terminal.width)
-        text = format_list("runs", runs, output, table if runs else _describe_none(run_filter))
+        runs = await _find(client, selection)
+        table = format_runs_table(runs, datetime.now(UTC), wide=output is Output.WIDE, width=terminal.width)
+        text = format_list("runs", runs, output, table if runs else _describe_none(selection))
         if watch and terminal.interactive:
             print("\x1b[H\x1b[2J", end="")
         if text:
@@ -80,16 +80,16 @@ async def _list(
         await asyncio.sleep(_REFRESH)
 
 
-def _describe_none(run_filter: RunFilter) -> str:
-    return "no runs match" if run_filter.narrows else "no runs yet; submit one with: relayctl submit FILE"
+def _describe_none(selection: RunSelection) -> str:
+    return "no runs match" if selection.narrows else "no runs yet; submit one with: relayctl submit FILE"
 
 
-async def _find(client: RelayClient, run_filter: RunFilter) -> list[pb.Run]:
-    states, labels = [_parse_state(name) for name in run_filter.states], parse_labels(run_filter.labels)
-    seconds, limit = parse_seconds(run_filter.since), run_filter.limit
+async def _find(client: RelayClient, selection: RunSelection) -> list[pb.Run]:
+    states, labels = [_parse_state(name) for name in selection.states], parse_labels(selection.labels)
+    seconds, limit = parse_seconds(selection.since), selection.limit
     after = None if seconds is None else datetime.now(UTC) - timedelta(seconds=seconds)
     query = partial(client.list_runs, labels=labels, created_after=after)
-    if run_filter.all or states:
+    if selection.all or states:
         return await query(states=states, limit=limit)
     unended = await query(states=UNENDED, limit=limit)
     ended = await query(states=ENDED, limit=limit or _LAST_ENDED)
@@ -103,15 +103,20 @@ def _parse_state(name: str) -> pb.Run.State.ValueType:
     return pb.Run.State.Value(name.upper())
 
 
-def runs_table(runs: Sequence[pb.Run], now: datetime, *, wide: bool = False, width: int | None = None) -> str:
+def format_runs_table(runs: Sequence[pb.Run], now: datetime, *, wide: bool = False, width: int | None = None) -> str:
     """Return the table of runs, one a row; the state with its reason is last, so that only it is cut."""
     headers = ["NAME", "PROGRESS", "HOST", "TRY", "AGE"]
     extra = ["PRIORITY", "LABELS", "METRICS"] if wide else []
     rows = []
     for run in runs:
-        cells = [short_name(run.name), progress_cell(run.progress), hosts_cell(run.attempt), str(run.attempts or "")]
+        cells = [
+            shorten_name(run.name),
+            format_progress(run.progress),
+            format_hosts(run.attempt),
+            str(run.attempts or ""),
+        ]
         cells.append(format_age(run.create_time, now))
         if wide:
-            cells += [str(run.priority), format_pairs(run.labels), metrics_cell(run.progress.metrics)]
-        rows.append([*cells, state_cell(run)])
+            cells += [str(run.priority), format_pairs(run.labels), format_metrics(run.progress.metrics)]
+        rows.append([*cells, format_state(run)])
     return format_table([*headers, *extra, "STATE"], rows, width)

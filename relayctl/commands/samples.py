@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from relay.v1 import runs_pb2 as pb
-from relayctl.client.client import RelayClient, short_name
+from relayctl.client.client import RelayClient, shorten_name
 from relayctl.commands.exits import ExitCode
 from relayctl.commands.options import Format, RunName
 from relayctl.commands.runner import run_command
@@ -52,7 +52,7 @@ async def _show(
     elif samples:
         say("\n\n".join(format_sample(sample, whole=output is Output.WIDE) for sample in samples))
     elif step is not None or kind:
-        note(f"{run} has no such samples; all: relayctl samples {short_name(run)} --all")
+        note(f"{run} has no such samples; all: relayctl samples {shorten_name(run)} --all")
     else:
         note(f"{run} has no samples; `samples: {{prompts: 8, every: 50}}` in the run file asks for them")
     return ExitCode.OK

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from relay.v1 import runs_pb2 as pb
-from relayctl.client.client import RelayClient, short_name
+from relayctl.client.client import RelayClient, shorten_name
 from relayctl.commands.exits import ExitCode
 from relayctl.commands.options import Format, RunName
 from relayctl.commands.runner import run_command
@@ -26,10 +26,10 @@ from relayctl.output.format import (
 from relayctl.output.runs import (
     describe_attempt,
     describe_output,
-    metrics_cell,
-    progress_cell,
-    state_cell,
-    stores_cell,
+    format_metrics,
+    format_progress,
+    format_state,
+    format_stores,
 )
 from relayctl.output.serialize import Output, format_value, to_plain
 from relayctl.output.terminal import Terminal, say
@@ -52,22 +52,25 @@ async def _show(name: str, spec: bool, output: Output, client: RelayClient, term
     elif output.for_programs:
         say(format_value(to_plain(run), output))
     elif output is Output.NAME:
-        say(short_name(run.name))
+        say(shorten_name(run.name))
     else:
-        say(run_block(run, await client.list_attempts(name), datetime.now(UTC)))
+        say(format_run(run, await client.list_attempts(name), datetime.now(UTC)))
     return ExitCode.OK
 
 
-def run_block(run: pb.Run, attempts: Sequence[pb.Attempt], now: datetime) -> str:
+def format_run(run: pb.Run, attempts: Sequence[pb.Attempt], now: datetime) -> str:
     """Return everything about a run as aligned lines."""
     ended = run.HasField("end_time")
     duration = (to_datetime(run.end_time) if ended else now) - to_datetime(run.create_time)
-    name = short_name(run.name)
+    name = shorten_name(run.name)
     return format_block(
         [
             ("run", name),
-            ("state", state_cell(run)),
-            ("progress", "   ".join(filter(None, [progress_cell(run.progress), metrics_cell(run.progress.metrics)]))),
+            ("state", format_state(run)),
+            (
+                "progress",
+                "   ".join(filter(None, [format_progress(run.progress), format_metrics(run.progress.metrics)])),
+            ),
             ("submitted", f"{format_ago(to_datetime(run.create_time), now)}{_describe_provenance(run.provenance)}"),
             ("took" if ended else "so far", format_span(duration.total_seconds())),
             ("labels", format_pairs(run.labels)),
@@ -88,6 +91,6 @@ def _describe_provenance(provenance: pb.Provenance) -> str:
 
 def _describe_checkpoint(checkpoint: pb.Checkpoint) -> str:
     """Return a checkpoint's step, size and places: `step 120 (attempt 1), 12.0 MiB on relay, host-a`."""
-    total, stores = sum(part.size for part in checkpoint.parts), stores_cell(checkpoint)
+    total, stores = sum(part.size for part in checkpoint.parts), format_stores(checkpoint)
     on = f" on {stores}" if stores else ""
     return f"step {checkpoint.step} (attempt {checkpoint.attempt}), {format_bytes(total)}{on}"

@@ -11,23 +11,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from relay.v1 import runs_pb2 as pb
-from relayctl.client import RelayClient, Unreachable
-from relayctl.client.client import ENDED, short_name
+from relayctl.client import CoordinatorUnreachable, RelayClient
+from relayctl.client.client import ENDED, shorten_name
 from relayctl.commands.exits import ExitCode
 from relayctl.commands.options import DryRun, Format, Overrides, Quiet
 from relayctl.commands.runner import run_command
 from relayctl.commands.watch import watch_run
 from relayctl.output.runs import describe_state
 from relayctl.output.serialize import Output, format_value, to_plain
-from relayctl.output.terminal import Terminal, progress_bars, say
+from relayctl.output.terminal import Terminal, say, show_progress_bars
 
 if TYPE_CHECKING:
-    from relayctl.client.submission import PreparedRun
+    from relayctl.client.submission import PreparedSubmission
 
 
 @dataclass(frozen=True, slots=True)
-class SubmitRequest:
-    """What the command line asks for."""
+class SubmitArguments:
+    """The arguments of `submit`."""
 
     file: Path
     sets: Sequence[str]
@@ -44,7 +44,9 @@ class SubmitRequest:
 
 def submit(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(help="The run file (YAML, JSON or TOML).", show_default=False)],
+    file: Annotated[
+        Path, typer.Argument(help="The run file (YAML, JSON or TOML).", metavar="FILE", show_default=False)
+    ],
     sets: Overrides = None,
     name: Annotated[str | None, typer.Option(help="Name the run.", show_default=False)] = None,
     dry_run: DryRun = False,
@@ -57,44 +59,46 @@ def submit(
     Files that the run file names are uploaded as far as the coordinator does not have them. With --watch the exit code
     says how the run ended.
     """
-    request = SubmitRequest(file, sets or (), name, dry_run, watch, Output.NAME if quiet else output)
+    arguments = SubmitArguments(file, sets or (), name, dry_run, watch, Output.NAME if quiet else output)
     on_interrupt = "a run that was created goes on without you; see: relayctl runs"
-    run_command(context, partial(_submit, request), on_interrupt)
+    run_command(context, partial(_submit, arguments), on_interrupt)
 
 
-async def _submit(request: SubmitRequest, client: RelayClient, terminal: Terminal) -> ExitCode:
+async def _submit(arguments: SubmitArguments, client: RelayClient, terminal: Terminal) -> ExitCode:
     from relayctl.client.submission import prepare_run, submit_run  # loads the run file's models, which takes a while
 
-    prepared = await prepare_run(request.file, request.sets, request.name)
-    validated = await _show_plan(request, client, prepared)
-    if request.dry_run:
-        if not request.for_users:
-            say(_format_response(validated, request.output))
+    prepared = await prepare_run(arguments.file, arguments.sets, arguments.name)
+    validated = await _show_plan(arguments, client, prepared)
+    if arguments.dry_run:
+        if not arguments.for_users:
+            say(_format_response(validated, arguments.output))
         return ExitCode.OK
-    with progress_bars(terminal) as bars:
+    with show_progress_bars(terminal) as bars:
         response = await submit_run(client, prepared, bars)
-    say(_format_response(response, request.output))
-    return await watch_run(client, terminal, response.run.name) if request.watch else ExitCode.OK
+    say(_format_response(response, arguments.output))
+    return await watch_run(client, terminal, response.run.name) if arguments.watch else ExitCode.OK
 
 
-async def _show_plan(request: SubmitRequest, client: RelayClient, prepared: PreparedRun) -> pb.CreateRunResponse:
+async def _show_plan(
+    arguments: SubmitArguments, client: RelayClient, prepared: PreparedSubmission
+) -> pb.CreateRunResponse:
     """Print the plan and return the coordinator's answer to it; a rehearsal shows the plan without an answer, too."""
     from relayctl.client.submission import validate_run
     from relayctl.output.plan import format_run_plan
 
     try:
         validated = await validate_run(client, prepared)
-    except Unreachable:
-        if request.dry_run and request.for_users:
+    except CoordinatorUnreachable:
+        if arguments.dry_run and arguments.for_users:
             say(format_run_plan(prepared, None))
         raise
-    if request.for_users:
+    if arguments.for_users:
         say(format_run_plan(prepared, validated))
     return validated
 
 
 def _format_response(response: pb.CreateRunResponse, output: Output) -> str:
-    name = short_name(response.run.name)
+    name = shorten_name(response.run.name)
     if output is Output.NAME:
         return name
     if output.for_programs:

@@ -14,7 +14,7 @@ import typer
 from relay.timing import PROFILES
 from relayctl.client.context import check_address, write_context
 from relayctl.commands.exits import ExitCode, UsageMistake
-from relayctl.local.deployment import DaemonFailed, FolderUnusable, LocalCluster, local_cluster, make_folder
+from relayctl.local.deployment import DaemonFailed, FolderUnusable, LocalCluster, make_folder, start_local_cluster
 from relayctl.output.format import format_block
 from relayctl.output.terminal import note, say
 
@@ -52,14 +52,14 @@ def up(
 
 def _prepare_folder(data_dir: Path | None) -> Path:
     """Make the data folder and return its absolute path."""
-    folder = (data_dir or _default_folder()).expanduser().absolute()
+    folder = (data_dir or _locate_default_folder()).expanduser().absolute()
     if len(os.fsencode(folder)) > _LONGEST:
         raise UsageMistake(f"{folder} is too long a path for Unix sockets; choose a shorter one with --data-dir")
     make_folder(folder, "--data-dir")
     return folder
 
 
-def _default_folder() -> Path:
+def _locate_default_folder() -> Path:
     data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
     return Path(data) / "relay" / "up"
 
@@ -79,7 +79,7 @@ async def _run(folder: Path, listen: str, hosts: list[str], timing: str) -> Exit
         loop.add_signal_handler(sign, request_stop)
     note("starting …")
     try:
-        async with local_cluster(folder, hosts, timing=timing, listen=listen) as cluster:
+        async with start_local_cluster(folder, hosts, timing=timing, listen=listen) as cluster:
             ready = True
             context_path = write_context(cluster.coordinator.address)
             say(_describe(cluster, folder, context_path))

@@ -15,15 +15,15 @@ from relay.errors import BlobUnknown, DigestMismatch, RelayError
 from relay.v1 import runs_pb2 as pb
 from relayctl.client import PullFailed, RelayClient
 from relayctl.client.artifacts import Blob
-from relayctl.client.client import short_name
-from relayctl.client.copies import HOST, RELAY, fetch_copy, fetchable_copies, open_readers, reader_for
+from relayctl.client.client import shorten_name
+from relayctl.client.copies import HOST, RELAY, fetch_copy, get_reader, list_fetchable_copies, open_readers
 from relayctl.commands.checkpoint_ref import find_checkpoint
 from relayctl.commands.exits import ExitCode
 from relayctl.commands.options import Format, RunOrCheckpoint
 from relayctl.commands.runner import run_command
 from relayctl.output.format import format_table
 from relayctl.output.serialize import Output, format_values
-from relayctl.output.terminal import Terminal, note, progress_bars, say
+from relayctl.output.terminal import Terminal, note, say, show_progress_bars
 from storage.base import DamagedCopy, Progress, StoreRefused, StoreUnavailable, ignore_progress
 from storage.stores import StoresByScheme
 
@@ -58,10 +58,10 @@ async def _verify(what: str, deep: bool, output: Output, client: RelayClient, te
     else:
         checkpoints = await client.list_checkpoints(what)
     checks = []
-    with progress_bars(terminal) as bars:
+    with show_progress_bars(terminal) as bars:
         for checkpoint in checkpoints:
             for part in checkpoint.parts:
-                total = part.size * len(fetchable_copies(part))
+                total = part.size * len(list_fetchable_copies(part))
                 progress = bars(f"step {checkpoint.step}", total) if deep else ignore_progress
                 checks += await _check_part(client, checkpoint, part, progress, deep=deep)
     if text := _format(what, checks, output, terminal.width):
@@ -76,7 +76,9 @@ def _format(what: str, checks: Sequence[CopyCheck], output: Output, width: int |
     if output.for_programs:
         return format_values("copies", [asdict(check) for check in checks], output)
     rows = [[str(check.step), str(check.node), check.state, check.uri] for check in checks]
-    return format_table(["STEP", "NODE", "STATE", "COPY"], rows, width) if rows else f"{short_name(what)} has no copies"
+    return (
+        format_table(["STEP", "NODE", "STATE", "COPY"], rows, width) if rows else f"{shorten_name(what)} has no copies"
+    )
 
 
 async def _check_part(
@@ -114,7 +116,7 @@ async def _has_files(client: RelayClient, readers: StoresByScheme, copy: pb.Copy
     if copy.store == RELAY:
         content = await client.artifacts.read_manifest(digest)
         return not await client.artifacts.find_missing(Blob(file.digest, file.size, b"") for file in content.files)
-    return await reader_for(readers, copy.store).has(copy.uri, digest)
+    return await get_reader(readers, copy.store).has(copy.uri, digest)
 
 
 async def _read_copy(

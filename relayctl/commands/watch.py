@@ -13,12 +13,12 @@ from typing import Annotated, Protocol
 import typer
 
 from relay.v1 import runs_pb2 as pb
-from relayctl.client.client import ENDED, RelayClient, short_name
+from relayctl.client.client import ENDED, RelayClient, shorten_name
 from relayctl.commands.exits import ExitCode
 from relayctl.commands.options import RunName, parse_seconds
 from relayctl.commands.runner import run_command
 from relayctl.output.format import cut_to_width, make_printable, to_datetime
-from relayctl.output.runs import describe_end, metrics_cell, progress_cell
+from relayctl.output.runs import describe_end, format_metrics, format_progress
 from relayctl.output.terminal import Terminal, note, say
 
 RETRY_TIMEOUT = 600.0  #: seconds that a watcher waits for a coordinator that does not answer any more
@@ -76,7 +76,7 @@ class PlainScreen:
         done = progress.total > 0 and progress.step >= progress.total
         if done or now - self._last >= _PLAIN_PAUSE:
             self._last = now
-            say(f"{'':8}  {_format_progress(progress)}")
+            say(f"{'':8}  {_format_progress_line(progress)}")
 
     def close(self) -> None:
         return
@@ -113,7 +113,7 @@ class LiveScreen:
             completed=progress.step,
             total=progress.total or None,
             end=str(progress.total or "?"),
-            metrics=metrics_cell(progress.metrics, most=self._metrics),
+            metrics=format_metrics(progress.metrics, most=self._metrics),
         )
 
     def close(self) -> None:
@@ -127,7 +127,7 @@ def open_screen(name: str, terminal: Terminal) -> Screen:
 
 async def watch_run(client: RelayClient, terminal: Terminal, run: str) -> ExitCode:
     """Show a run until it ends, and return the exit code that says how it ended."""
-    name = short_name((await client.get_run(run)).name)
+    name = shorten_name((await client.get_run(run)).name)
     client.channel.retry_timeout = RETRY_TIMEOUT
     client.channel.on_disconnect = _note_disconnect
     screen = open_screen(name, terminal)
@@ -141,14 +141,14 @@ async def watch_run(client: RelayClient, terminal: Terminal, run: str) -> ExitCo
         screen.close()
     ended = await client.get_run(name)
     say(describe_end(ended))
-    return exit_code_of(ended)
+    return get_exit_code(ended)
 
 
 def _note_disconnect(why: str) -> None:
     note(f"no contact ({make_printable(why.partition(';')[0])}); the run continues, trying again …")
 
 
-def exit_code_of(run: pb.Run) -> ExitCode:
+def get_exit_code(run: pb.Run) -> ExitCode:
     """Return the exit code that says how a run ended."""
     return _EXITS.get(run.state, ExitCode.OK)
 
@@ -160,8 +160,8 @@ def format_event(event: pb.RunEvent) -> str:
     return f"{clock}  {_EVENT_MARKS.get(event.level, '')}{text}"
 
 
-def _format_progress(progress: pb.Progress) -> str:
-    return "   ".join(filter(None, [f"step {progress_cell(progress)}", metrics_cell(progress.metrics)]))
+def _format_progress_line(progress: pb.Progress) -> str:
+    return "   ".join(filter(None, [f"step {format_progress(progress)}", format_metrics(progress.metrics)]))
 
 
 async def _wait(runs: Sequence[str], within: str | None, client: RelayClient, terminal: Terminal) -> ExitCode:
@@ -172,7 +172,7 @@ async def _wait(runs: Sequence[str], within: str | None, client: RelayClient, te
     except TimeoutError:
         note(f"not ended in time: {', '.join(runs)}" if len(runs) == 1 else "not all of them have ended in time")
         return ExitCode.TIMED_OUT
-    codes = {exit_code_of(run) for run in ended}
+    codes = {get_exit_code(run) for run in ended}
     return next((code for code in (ExitCode.RUN_FAILED, ExitCode.RUN_CANCELLED) if code in codes), ExitCode.OK)
 
 

@@ -2,7 +2,7 @@
 
 `relayctl up`, `relayctl demo` and the end-to-end tests use it. Hosts share no folder with each other or with anyone
 else, so what works here works across machines. Nothing outlives the block that started it: a daemon gets SIGTERM when
-the process that started it dies, and `Host.vanish` finds shims and trainers by the host's folder, which is in the
+the process that started it dies, and `LocalHost.vanish` finds shims and trainers by the host's folder, which is in the
 command line or the environment of each.
 """
 
@@ -120,7 +120,7 @@ class Daemon:
 
 
 @dataclass(slots=True)
-class Coordinator:
+class LocalCoordinator:
     """A coordinator process, with an embedded database unless it is given a URL."""
 
     folder: Path
@@ -161,7 +161,7 @@ class Coordinator:
 
 
 @dataclass(slots=True)
-class Host:
+class LocalHost:
     """What Relay sees as a host: one agent with folders for runs, data and sockets that no other process uses."""
 
     name: str
@@ -260,20 +260,20 @@ def _wait_gone(pid: int) -> None:
 class LocalCluster:
     """A coordinator and its hosts by name."""
 
-    coordinator: Coordinator
-    hosts: dict[str, Host]
+    coordinator: LocalCoordinator
+    hosts: dict[str, LocalHost]
 
 
 @asynccontextmanager
-async def local_cluster(
+async def start_local_cluster(
     folder: Path, hosts: Sequence[str], *, timing: str = "default", listen: str = "127.0.0.1:0"
 ) -> AsyncIterator[LocalCluster]:
     """Start a coordinator with an embedded database and a host for each name, and stop all when the block ends."""
-    coordinator = Coordinator(folder / "coordinator", timing=timing, listen=listen)
-    fleet: dict[str, Host] = {}
+    coordinator = LocalCoordinator(folder / "coordinator", timing=timing, listen=listen)
+    fleet: dict[str, LocalHost] = {}
     try:
         address = await coordinator.start()
-        fleet.update({name: Host(name, folder / name, address) for name in hosts})
+        fleet.update({name: LocalHost(name, folder / name, address) for name in hosts})
         await asyncio.gather(*(host.start() for host in fleet.values()))
         yield LocalCluster(coordinator, fleet)
     finally:
@@ -281,7 +281,7 @@ async def local_cluster(
         await coordinator.stop()
 
 
-async def _stop_host(host: Host) -> None:
+async def _stop_host(host: LocalHost) -> None:
     if host.daemon is not None:
         await host.leave()
     await host.vanish()

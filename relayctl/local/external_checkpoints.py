@@ -70,7 +70,7 @@ def find_checkpoints(root: Path, last: int | None = None) -> ExternalTraining:
     parent, prefix = _find_layout(root)
     found: dict[int, ExternalCheckpoint] = {}
     skipped: list[tuple[str, str]] = []
-    for folder in sorted(parent.glob(f"{prefix}*"), key=_sort_key):
+    for folder in sorted(parent.glob(f"{prefix}*"), key=_make_sort_key):
         try:
             checkpoint = _read(folder, folder.name.removeprefix(prefix), root)
             if checkpoint.step in found:
@@ -92,7 +92,7 @@ def _find_layout(root: Path) -> tuple[Path, str]:
     raise NotImportable(f"{root}: no checkpoints are there; looked for {_LOOKED_FOR}")
 
 
-def _sort_key(folder: Path) -> tuple[int, str]:
+def _make_sort_key(folder: Path) -> tuple[int, str]:
     digits = re.search(r"\d{1,18}$", folder.name)
     return int(digits.group()) if digits else -1, folder.name
 

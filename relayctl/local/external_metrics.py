@@ -25,7 +25,7 @@ _NOT_OF_THE_CURVE = ("message", "pin", "sample", "upload_failing")  #: types of 
 
 
 @dataclass(slots=True)
-class ImportedCurve:
+class ExternalCurve:
     """A curve as event lines, with counts of what is in them and the metrics of each checkpoint."""
 
     origin: str = ""  #: the file that it was read from
@@ -58,10 +58,10 @@ class ImportedCurve:
             self.checkpoint_metrics.setdefault(step, {}).update(results)
 
 
-def read_curve(root: Path, checkpoints: Sequence[ExternalCheckpoint]) -> ImportedCurve:
+def read_curve(root: Path, checkpoints: Sequence[ExternalCheckpoint]) -> ExternalCurve:
     """Read the curve of the training in a folder, up to the newest of its checkpoints; raises NotImportable."""
     head, events = checkpoints[-1], root / EVENTS
-    curve = ImportedCurve()
+    curve = ExternalCurve()
     if events.exists():
         require_inside(events, root)
         curve = _read_events(events, head.step)
@@ -75,9 +75,9 @@ def read_curve(root: Path, checkpoints: Sequence[ExternalCheckpoint]) -> Importe
     return curve
 
 
-def _read_events(file: Path, head: int) -> ImportedCurve:
+def _read_events(file: Path, head: int) -> ExternalCurve:
     """Read event lines, and leave out the points after the step `head`."""
-    curve = ImportedCurve(EVENTS)
+    curve = ExternalCurve(EVENTS)
     with file.open("rb") as opened:
         for raw in opened:
             if line := raw.strip():
@@ -85,9 +85,9 @@ def _read_events(file: Path, head: int) -> ImportedCurve:
     return curve
 
 
-def _add_event(curve: ImportedCurve, line: bytes, head: int) -> None:
+def _add_event(curve: ExternalCurve, line: bytes, head: int) -> None:
     event = _parse_event(line)
-    step, kind, values = _step_of(event), event.get("type"), event.get("values")
+    step, kind, values = _read_step(event), event.get("type"), event.get("values")
     if kind == "metric" and step is not None and isinstance(values, dict):
         if step <= head:
             curve.add(line, step, values)
@@ -103,7 +103,7 @@ def _add_event(curve: ImportedCurve, line: bytes, head: int) -> None:
         curve.unread += 1
 
 
-def _step_of(event: Mapping[str, Any]) -> int | None:
+def _read_step(event: Mapping[str, Any]) -> int | None:
     step = event.get("step")
     return step if isinstance(step, int) and not isinstance(step, bool) and step >= 0 else None
 
@@ -118,11 +118,11 @@ def _parse_event(line: bytes) -> Mapping[str, Any]:
     return event if isinstance(event, dict) else {}
 
 
-def _read_history(checkpoints: Sequence[ExternalCheckpoint]) -> ImportedCurve:
+def _read_history(checkpoints: Sequence[ExternalCheckpoint]) -> ExternalCurve:
     """Read the newest checkpoint's log history. It has no times: a point gets that of the first checkpoint after it."""
-    head, curve = checkpoints[-1], ImportedCurve(f"{checkpoints[-1].folder.name}/trainer_state.json")
+    head, curve = checkpoints[-1], ExternalCurve(f"{checkpoints[-1].folder.name}/trainer_state.json")
     for entry in head.log_history or ():
-        step, values = _step_of(entry), _rename_values(entry)
+        step, values = _read_step(entry), _rename_values(entry)
         if step is None or step > head.step or not values:
             curve.unread += 1
             continue
@@ -133,11 +133,11 @@ def _read_history(checkpoints: Sequence[ExternalCheckpoint]) -> ImportedCurve:
         line = {"type": "progress", "step": head.step, "total": head.total_steps, "time": _rfc3339(head.time)}
         curve.lines.append(json.dumps(line).encode() + b"\n")
     for each in checkpoints:
-        curve.checkpoint_metrics[each.step] = _evaluation_results(each)
+        curve.checkpoint_metrics[each.step] = _list_evaluation_results(each)
     return curve
 
 
-def _evaluation_results(checkpoint: ExternalCheckpoint) -> dict[str, float]:
+def _list_evaluation_results(checkpoint: ExternalCheckpoint) -> dict[str, float]:
     """Return the results of evaluations at the checkpoint's step, from its own log history."""
     logs = (entry for entry in checkpoint.log_history or () if entry.get("step") == checkpoint.step)
     return {

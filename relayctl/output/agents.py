@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from relay.v1 import fleet_pb2
-from relayctl.client.client import short_name
+from relayctl.client.client import shorten_name
 from relayctl.output.format import (
     format_ago,
     format_bytes,
@@ -18,7 +18,7 @@ from relayctl.output.format import (
 )
 
 
-def agents_table(
+def format_agents_table(
     agents: Sequence[fleet_pb2.Agent], now: datetime, *, wide: bool = False, width: int | None = None
 ) -> str:
     """Return the table of agents, one a row; the state with its reason is last, so that only it is cut."""
@@ -27,16 +27,16 @@ def agents_table(
     rows = []
     for agent in agents:
         runs = [lease.split("/")[1] for lease in agent.leases if lease.count("/") >= 3]
-        cells = [short_name(agent.name), _describe_hardware(agent.capability), str(len(agent.free_slots))]
+        cells = [shorten_name(agent.name), _describe_hardware(agent.capability), str(len(agent.free_slots))]
         cells += [", ".join(runs)]
         cells += [format_ago(to_datetime(agent.heartbeat_time), now) if agent.HasField("heartbeat_time") else "never"]
         if wide:
             cells += [format_pairs(agent.labels), format_pairs(agent.capability.versions)]
-        rows.append([*cells, _state_cell(agent)])
+        rows.append([*cells, _format_state(agent)])
     return format_table([*headers, *extra, "STATE"], rows, width)
 
 
-def _state_cell(agent: fleet_pb2.Agent) -> str:
+def _format_state(agent: fleet_pb2.Agent) -> str:
     name = fleet_pb2.Agent.State.Name(agent.state).lower().replace("_", " ")
     return name if agent.reason in ("", f"is {name}") else f"{name}: {make_printable(agent.reason)}"
 

@@ -62,7 +62,7 @@ def _plot_text(curve: MetricCurve, width: int) -> str:
     points = [(s, v) for s, v in zip(curve.steps, curve.values, strict=True) if math.isfinite(v)]
     low, high = min(value for _, value in points), max(value for _, value in points)
     first, last = points[0][0], points[-1][0]
-    labels = _row_labels(low, high)
+    labels = _make_row_labels(low, high)
     margin = max(map(len, labels))
     columns = width - margin - 2
 
@@ -78,7 +78,7 @@ def _plot_text(curve: MetricCurve, width: int) -> str:
     return "\n".join([f"{curve.name}{restarts}", *body, foot])
 
 
-def _row_labels(low: float, high: float) -> list[str]:
+def _make_row_labels(low: float, high: float) -> list[str]:
     """Return the labels at the left of a plot's rows; a flat curve has its value at the first row only."""
     shown = _LABELLED_ROWS if high > low else _LABELLED_ROWS[:1]
     values = {row: high - (high - low) * row / (_ROWS - 1) for row in shown}

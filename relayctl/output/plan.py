@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 
 from relay.v1 import runs_pb2 as pb
-from relayctl.client.submission import PreparedRun
+from relayctl.client.submission import PreparedSubmission
 from relayctl.output.format import (
     format_block,
     format_bytes,
@@ -29,10 +29,10 @@ _HALF = ("bfloat16", "float16", "bf16", "fp16")
 _STATES = 3  #: tensors for each weight in a trainer's state: the weight and Adam's two moments
 
 
-def format_run_plan(prepared: PreparedRun, validated: pb.CreateRunResponse | None) -> str:
+def format_run_plan(prepared: PreparedSubmission, validated: pb.CreateRunResponse | None) -> str:
     """Format the plan of a submission; without the coordinator's answer the placement is not known."""
-    entries = plan_entries(prepared.runfile, str(prepared.path))
-    entries.append(("hub", describe_hub(prepared.runfile, _weights_size(prepared))))
+    entries = list_plan_entries(prepared.runfile, str(prepared.path))
+    entries.append(("hub", describe_hub(prepared.runfile, _measure_weights(prepared))))
     entries += [
         ("preset", line.removeprefix("preset ")) for line in presets.describe_presets(prepared.runfile.to_dict())
     ]
@@ -43,7 +43,7 @@ def format_run_plan(prepared: PreparedRun, validated: pb.CreateRunResponse | Non
     return format_block([*entries, ("placement", placement)])
 
 
-def describe_uploads(prepared: PreparedRun) -> str:
+def describe_uploads(prepared: PreparedSubmission) -> str:
     """Return which files are uploaded with a run: `2 files, 1.2 MiB: train.py, data.jsonl`."""
     if not prepared.files:
         return "nothing"
@@ -51,7 +51,7 @@ def describe_uploads(prepared: PreparedRun) -> str:
     return f"{format_count(len(prepared.files), 'file')}, {format_bytes(prepared.size)}: {', '.join(names)}"
 
 
-def _weights_size(prepared: PreparedRun) -> int | None:
+def _measure_weights(prepared: PreparedSubmission) -> int | None:
     """Return the bytes of the weights that are uploaded, or None when the model is elsewhere."""
     sizes = [file.source.stat().st_size for file in prepared.files if file.path.endswith(".safetensors")]
     return sum(sizes) if sizes else None
@@ -64,7 +64,7 @@ def _describe_initial_weights(source: str, inputs: Sequence[pb.Input]) -> str:
     return f"{source.partition(' ')[0]}: {format_count(len(files), 'file')}, {total}"
 
 
-def plan_entries(run: RunFile, source: str) -> list[tuple[str, str]]:
+def list_plan_entries(run: RunFile, source: str) -> list[tuple[str, str]]:
     """Return the resolved run as the entries of a block; `source` names the run file."""
     every = run.checkpoint.every
     life = run.lifecycle

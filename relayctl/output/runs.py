@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from relay.v1 import runs_pb2 as pb
-from relayctl.client.client import short_name
+from relayctl.client.client import shorten_name
 from relayctl.output.format import (
     format_bytes,
     format_count,
@@ -20,15 +20,15 @@ from relayctl.output.format import (
 _SHOWN_FIRST = ("train_loss", "loss", "reward", "eval_loss", "learning_rate", "grad_norm", "tokens_per_second")
 
 
-def state_cell(run: pb.Run) -> str:
+def format_state(run: pb.Run) -> str:
     """Return a run's state with its reason: `queued: needs 2 GPUs`, `running, pausing`."""
-    name, why = _state_name(run), make_printable(run.reason or run.error.message)
+    name, why = _name_state(run), make_printable(run.reason or run.error.message)
     if why.startswith(name):  # `cancelled by a user` says both
         return why
     return f"{name}: {why}" if why else name
 
 
-def _state_name(run: pb.Run) -> str:
+def _name_state(run: pb.Run) -> str:
     name = pb.Run.State.Name(run.state).lower()
     requested = {pb.Run.PAUSE: "pausing", pb.Run.CANCEL: "cancelling"}.get(run.wanted)
     return f"{name}, {requested}" if requested and run.state in (pb.Run.RUNNING, pb.Run.QUEUED) else name
@@ -37,32 +37,32 @@ def _state_name(run: pb.Run) -> str:
 def describe_state(run: pb.Run) -> str:
     """Return a run's state as a predicate: `is queued: …`, `succeeded`, `failed: …`, `was cancelled`."""
     verb = {pb.Run.SUCCEEDED: "", pb.Run.FAILED: "", pb.Run.CANCELLED: "was "}.get(run.state, "is ")
-    return verb + state_cell(run)
+    return verb + format_state(run)
 
 
-def progress_cell(progress: pb.Progress) -> str:
+def format_progress(progress: pb.Progress) -> str:
     """Return how far training is: `120/400 30%`, or the step alone when the last step is not known."""
     if progress.total > 0:
         return f"{progress.step}/{progress.total} {100 * progress.step // progress.total}%"
     return str(progress.step) if progress.step else ""
 
 
-def metrics_cell(metrics: Mapping[str, float], most: int = 4) -> str:
+def format_metrics(metrics: Mapping[str, float], most: int = 4) -> str:
     """Return the metrics that users look at first: `train_loss 0.45  learning_rate 5.00e-05`."""
     names = [name for name in _SHOWN_FIRST if name in metrics]
     names += [name for name in sorted(metrics) if name not in names]
     return "  ".join(f"{make_printable(name)} {format_number(metrics[name])}" for name in names[:most])
 
 
-def hosts_cell(attempt: pb.Attempt) -> str:
+def format_hosts(attempt: pb.Attempt) -> str:
     """Return the agents that an attempt runs on."""
-    return ", ".join(short_name(place.agent) for place in attempt.places)
+    return ", ".join(shorten_name(place.agent) for place in attempt.places)
 
 
-def stores_cell(checkpoint: pb.Checkpoint) -> str:
+def format_stores(checkpoint: pb.Checkpoint) -> str:
     """Return where copies of a checkpoint are kept: `relay`, `s3` or the name of a host."""
     copies = [copy for part in checkpoint.parts for copy in part.copies if not copy.HasField("remove_time")]
-    return ", ".join(dict.fromkeys(short_name(copy.uri) if copy.store == "host" else copy.store for copy in copies))
+    return ", ".join(dict.fromkeys(shorten_name(copy.uri) if copy.store == "host" else copy.store for copy in copies))
 
 
 def describe_output(output: pb.Output, run: str) -> str:
@@ -75,12 +75,13 @@ def describe_attempt(attempt: pb.Attempt, now: datetime) -> str:
     start = f"from step {attempt.resumed_step}" if attempt.resumed_from else "from the start"
     end = to_datetime(attempt.end_time) if attempt.HasField("end_time") else now
     duration = format_span((end - to_datetime(attempt.grant_time)).total_seconds())
-    line = f"{attempt.number}  {hosts_cell(attempt) or 'elsewhere'}  {start}  {duration}  {_attempt_state(attempt)}"
+    hosts = format_hosts(attempt) or "elsewhere"
+    line = f"{attempt.number}  {hosts}  {start}  {duration}  {_format_attempt_state(attempt)}"
     skipped = [f"   skipped step {s.step}: {make_printable(s.reason)}" for s in attempt.skipped]
     return "\n".join([line, *skipped])
 
 
-def _attempt_state(attempt: pb.Attempt) -> str:
+def _format_attempt_state(attempt: pb.Attempt) -> str:
     ended = attempt.state == pb.Attempt.ENDED
     name = pb.Attempt.Outcome.Name(attempt.outcome) if ended else pb.Attempt.State.Name(attempt.state)
     why = make_printable(attempt.reason or attempt.error.message)
@@ -89,7 +90,7 @@ def _attempt_state(attempt: pb.Attempt) -> str:
 
 def describe_end(run: pb.Run) -> str:
     """Describe how a run ended, and what to do next."""
-    name = short_name(run.name)
+    name = shorten_name(run.name)
     if run.state == pb.Run.SUCCEEDED and run.HasField("output"):
         return f"{name} succeeded; {describe_output(run.output, name)}"
     if run.state == pb.Run.FAILED:

@@ -24,7 +24,7 @@ from google.protobuf import (
 )
 from google.protobuf.message import Message
 
-from relayctl.client.client import short_name
+from relayctl.client.client import shorten_name
 
 
 class Output(StrEnum):
@@ -107,7 +107,7 @@ def format_list(kind: str, messages: Sequence[Message], output: Output, table: s
     if output.for_programs:
         return format_values(kind, [to_plain(message) for message in messages], output)
     if output is Output.NAME:
-        return "\n".join(short_name(message.name) for message in messages)  # type: ignore[attr-defined]
+        return "\n".join(shorten_name(message.name) for message in messages)  # type: ignore[attr-defined]
     return table
 
 

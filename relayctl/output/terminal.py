@@ -43,7 +43,7 @@ def note(text: str) -> None:
 
 
 @contextmanager
-def progress_bars(terminal: Terminal) -> Iterator[StartProgress]:
+def show_progress_bars(terminal: Terminal) -> Iterator[StartProgress]:
     """Provide a function that starts a progress bar; it shows nothing off a terminal and for what is small."""
     if not terminal.attended:
         yield lambda title, size: ignore_progress

@@ -23,7 +23,7 @@ from coordinator.database.tables import Base
 from relay import errors
 from relay.v1 import runs_pb2 as pb
 from relay.v1 import runs_pb2_grpc
-from relayctl.local.deployment import Coordinator, Host
+from relayctl.local.deployment import LocalCoordinator, LocalHost
 from tests.conftest import delete
 from tests.end_to_end.conductor import Conductor, Trainer, conducting, true_loss
 from tests.history.checker import violations
@@ -44,20 +44,22 @@ class Fleet:
     deployment: Deployment
     proxy: Proxy
     conductor: Conductor
-    hosts: dict[str, Host] = field(default_factory=dict)  #: by folder
+    hosts: dict[str, LocalHost] = field(default_factory=dict)  #: by folder
     submitted: dict[str, str] = field(default_factory=dict)  #: run by request id, where a test has chosen the latter
     steady: bool = True  #: no test has set the database's clock
 
-    async def host(self, name: str, *arguments: str, via: str = "") -> Host:
+    async def host(self, name: str, *arguments: str, via: str = "") -> LocalHost:
         """A new host, welcomed; `via` is the address of a line of its own."""
         host = self.new_host(name, *arguments, via=via)
         await host.start()
         return host
 
-    def new_host(self, name: str, *arguments: str, via: str = "", within: Sequence[str] = (), folder: str = "") -> Host:
+    def new_host(
+        self, name: str, *arguments: str, via: str = "", within: Sequence[str] = (), folder: str = ""
+    ) -> LocalHost:
         """One that is not started yet. A clone of another has its name, and a folder of its own."""
         place = folder or name
-        host = Host(name, self.folder / place, via or self.proxy.address, arguments, within=within)
+        host = LocalHost(name, self.folder / place, via or self.proxy.address, arguments, within=within)
         self.hosts[place] = host
         return host
 
@@ -107,7 +109,7 @@ class Fleet:
         }
 
     @contextlib.contextmanager
-    def frozen(self, host: Host) -> Iterator[None]:
+    def frozen(self, host: LocalHost) -> Iterator[None]:
         """The whole host stands still: agent, shims and trainers."""
         pids = list(host.processes())
         for pid in pids:
@@ -176,7 +178,7 @@ def _steps_in(files: Mapping[Source, bytes], lease: str) -> set[int]:
     return {line["step"] for line in lines if "train_loss" in line.get("values", ())}
 
 
-def _attempts(host: Host, run: str, lease: str) -> list[Path]:
+def _attempts(host: LocalHost, run: str, lease: str) -> list[Path]:
     """The attempt's folder on this host, where it has one."""
     return list((host.root / "runs" / run / "attempts").glob(f"*-{lease[:8]}"))
 
@@ -265,7 +267,7 @@ class Deployment:
 
     folder: Path
     database_url: str
-    replicas: list[Coordinator]
+    replicas: list[LocalCoordinator]
 
     @property
     def artifacts(self) -> Path:
@@ -288,7 +290,7 @@ async def deployed(folder: Path, database_url: str, timing: str = "test") -> Asy
     """A deployment in a folder of its own; its processes are gone afterwards."""
     store = ("--artifact-dir", str(folder / "artifacts"))
     names = ("replica-1", "replica-2")
-    replicas = [Coordinator(folder / name, name, database_url, timing, arguments=store) for name in names]
+    replicas = [LocalCoordinator(folder / name, name, database_url, timing, arguments=store) for name in names]
     try:
         yield Deployment(folder, database_url, replicas)
     finally:

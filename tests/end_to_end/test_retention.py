@@ -12,7 +12,7 @@ from coordinator.artifacts.garbage_collection import Collector, read_file_digest
 from coordinator.background.garbage_collection import collect_once
 from coordinator.database.connections import connect_database
 from relay.v1 import runs_pb2 as pb
-from relayctl.local.deployment import Host
+from relayctl.local.deployment import LocalHost
 from tests.end_to_end.conductor import true_loss
 from tests.end_to_end.fleet import Deployment, Fleet, Kind, Watched
 
@@ -21,7 +21,7 @@ STEPS, EVERY = 14, 2
 PATIENCE = 90.0  #: seconds; a host looks every six
 
 
-def on_disk(host: Host) -> set[int]:
+def on_disk(host: LocalHost) -> set[int]:
     """Steps of the sealed checkpoints on a host, those that are being removed included."""
     found = host.root.glob("runs/r/attempts/*/ckpt/*step_*")
     return {int(path.name.rpartition("_")[2]) for path in found}

@@ -27,7 +27,7 @@ from relay.errors import RelayError
 from relay.v1 import runs_pb2 as pb
 from relayctl.client import submission
 from relayctl.client.client import ENDED, RelayClient
-from relayctl.local.deployment import Coordinator, DaemonFailed, Host
+from relayctl.local.deployment import DaemonFailed, LocalCoordinator, LocalHost
 from tests.end_to_end.conductor import Trainer
 from tests.end_to_end.fleet import Fleet, Watched
 from tests.faults.database.clusters import Site
@@ -54,11 +54,11 @@ class World:
     whole: dict[object, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
 
     @property
-    def hosts(self) -> list[Host]:
+    def hosts(self) -> list[LocalHost]:
         return list(self.fleet.hosts.values())
 
     @property
-    def replicas(self) -> list[Coordinator]:
+    def replicas(self) -> list[LocalCoordinator]:
         return self.fleet.deployment.replicas
 
     @property
@@ -70,7 +70,7 @@ class World:
         """Held by who breaks it, until it is mended."""
         return self.whole[thing]
 
-    async def start_replica(self, replica: Coordinator) -> None:
+    async def start_replica(self, replica: LocalCoordinator) -> None:
         """On a port of its own each time; again when its database was away just then, as a supervisor would."""
         while True:
             replica.address = ""
@@ -96,7 +96,7 @@ def now() -> float:
 # --- processes that die ----------------------------------------------------------------------
 
 
-def ending(how: Callable[[Host], Awaitable[object]]) -> Break:
+def ending(how: Callable[[LocalHost], Awaitable[object]]) -> Break:
     """A host's agent, or all of it, ends in some way, and is started again."""
 
     @asynccontextmanager
@@ -287,14 +287,14 @@ async def requeued(world: World, run: str) -> None:
 
 
 BREAKS: dict[Fault, Break] = {
-    Fault.AGENT_KILLED: ending(Host.kill_agent),
+    Fault.AGENT_KILLED: ending(LocalHost.kill_agent),
     Fault.SHIM_KILLED: shim_killed,
     Fault.TRAINER_KILLED: trainer_killed,
     Fault.REPLICA_KILLED: replica_ended(signal.SIGKILL),
     Fault.POSTGRES_KILLED: postgres_ended(lambda site: site.primary.crash()),
-    Fault.HOST_VANISHED: ending(Host.vanish),
-    Fault.HOST_LEFT: ending(Host.leave),
-    Fault.AGENT_DETACHED: ending(Host.detach),
+    Fault.HOST_VANISHED: ending(LocalHost.vanish),
+    Fault.HOST_LEFT: ending(LocalHost.leave),
+    Fault.AGENT_DETACHED: ending(LocalHost.detach),
     Fault.REPLICA_ROLLED: replica_ended(signal.SIGTERM),
     Fault.POSTGRES_RESTARTED: postgres_ended(lambda site: site.primary.stop()),
     Fault.AGENT_FROZEN: agent_frozen,

@@ -10,7 +10,7 @@ import uuid
 import pytest
 
 from relay.v1 import runs_pb2 as pb
-from relayctl.local.deployment import Host
+from relayctl.local.deployment import LocalHost
 from tests.end_to_end.fleet import Fleet, Kind
 
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
@@ -29,7 +29,7 @@ pytestmark = [
 ]
 
 
-def clone(fleet: Fleet, name: str) -> Host:
+def clone(fleet: Fleet, name: str) -> LocalHost:
     """A host of that name with a disk of its own, on which the kernel gives its boot another id."""
     folder = fleet.folder / "clone"
     folder.mkdir()

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from relay.v1 import runs_pb2 as pb
-from relayctl.local.deployment import Host
+from relayctl.local.deployment import LocalHost
 from tests.end_to_end.conductor import Trainer
 from tests.end_to_end.fleet import Fleet, Kind, Watched
 from tests.faults.zombie import refused_everywhere
@@ -19,7 +19,7 @@ STEPS = 8
 
 
 @contextlib.contextmanager
-def agent_frozen(host: Host) -> Iterator[None]:
+def agent_frozen(host: LocalHost) -> Iterator[None]:
     """The agent alone stands still; its shim and its trainer do not."""
     assert host.daemon is not None
     host.daemon.process.send_signal(signal.SIGSTOP)
@@ -29,7 +29,7 @@ def agent_frozen(host: Host) -> Iterator[None]:
         host.daemon.process.send_signal(signal.SIGCONT)
 
 
-async def training(fleet: Fleet, policy: str) -> tuple[Host, Watched, Trainer]:
+async def training(fleet: Fleet, policy: str) -> tuple[LocalHost, Watched, Trainer]:
     """A host at step 3 of a run, whose checkpoint of step 2 is safe; and another host."""
     host = await fleet.host("a")
     run = await fleet.submit_gated(STEPS, save_every=2, lifecycle={"on_disconnect": policy})

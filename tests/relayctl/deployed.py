@@ -16,7 +16,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from relayctl.__main__ import app
-from relayctl.local.deployment import Host
+from relayctl.local.deployment import LocalHost
 
 HERE = Path(__file__).parent
 
@@ -46,7 +46,7 @@ def up(folder: Path) -> Iterator[str]:
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
         process.stdout.close()
-    assert not list(Host("all of it", folder / "d", "").processes())
+    assert not list(LocalHost("all of it", folder / "d", "").processes())
     shutil.rmtree(folder)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from relayctl.local.deployment import Host
+from relayctl.local.deployment import LocalHost
 from tests.end_to_end.fixtures import short_folder
 from tests.end_to_end.fleet import Deployment, Fleet, Kind, Watched, deployed
 from tests.faults.database.clocks import HOUR, Clock, library
@@ -61,7 +61,7 @@ def right(clocks: dict[str, Clock]) -> None:
         clock.set(0)
 
 
-async def host_of(fleet: Fleet, name: str, clock: Clock, via: str = "") -> Host:
+async def host_of(fleet: Fleet, name: str, clock: Clock, via: str = "") -> LocalHost:
     """A host that goes by this clock."""
     host = fleet.new_host(name, via=via)
     host.env = clock.env

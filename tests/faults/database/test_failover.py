@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from relay.v1 import runs_pb2 as pb
 from relay.v1 import runs_pb2_grpc
-from relayctl.local.deployment import Coordinator
+from relayctl.local.deployment import LocalCoordinator
 from tests.end_to_end.fleet import Fleet, Kind, Watched
 from tests.faults.database.clusters import DATABASE, USER, Server, Site, connected
 from tests.faults.database.expectations import refused, succeeded, trains, undisturbed
@@ -211,7 +211,7 @@ async def test_replicas_that_know_both_servers_find_the_primary(fleet: Fleet, pa
     await fleet.submit_gated(steps=1, save_every=1)
     async with Proxy([pair.standby.socket]) as one, Proxy([pair.site.primary.socket]) as two:
         both = f"postgresql://{USER}@{one.address},{two.address}/{DATABASE}?target_session_attrs=primary"
-        replica = Coordinator(fleet.folder / "replica-3", "replica-3", both, "test")
+        replica = LocalCoordinator(fleet.folder / "replica-3", "replica-3", both, "test")
         try:
             run = Watched("r", await replica.start())
             await run.until(lambda event: event.kind == Kind.CREATED)

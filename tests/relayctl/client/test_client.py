@@ -10,7 +10,7 @@ import pytest
 from grpc_status import rpc_status
 
 from relay import errors
-from relayctl.client.channel import CallFailed, Unreachable
+from relayctl.client.channel import CallFailed, CoordinatorUnreachable
 from relayctl.client.client import RelayClient
 from tests.relayctl.flaky import Faults, ScriptedRuns, connected, serving
 
@@ -49,14 +49,14 @@ async def test_something_that_is_no_coordinator_is_said_at_once() -> None:
 
 async def test_nobody_there_is_one_line_with_the_address_and_what_to_do() -> None:
     async with RelayClient.connect("127.0.0.1:9", connect_timeout=0.2) as client:
-        with pytest.raises(Unreachable) as caught:
+        with pytest.raises(CoordinatorUnreachable) as caught:
             await client.get_run("x")
     assert str(caught.value).startswith("cannot reach the coordinator at 127.0.0.1:9 (Connection refused); start one")
     assert "\n" not in str(caught.value)
 
 
 def test_a_database_that_is_away_is_not_taken_for_a_coordinator_that_is() -> None:
-    said = str(Unreachable("127.0.0.1:9", "the database is out of reach; try again"))
+    said = str(CoordinatorUnreachable("127.0.0.1:9", "the database is out of reach; try again"))
     assert said == "the coordinator at 127.0.0.1:9 answers, but its database does not; try again"
 
 

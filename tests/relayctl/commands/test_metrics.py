@@ -1,7 +1,7 @@
 """`relayctl metrics`: the table of curves."""
 
 from relay.v1 import runs_pb2 as pb
-from relayctl.commands.metrics import metrics_table
+from relayctl.commands.metrics import format_metrics_table
 from relayctl.output.curves import join_segments
 from tests.relayctl.messages import segment
 
@@ -20,7 +20,7 @@ def test_a_run_has_one_curve_with_its_restarts_marked() -> None:
         ("loss", [1, 2, 3, 4, 5], [3]),
         ("lr", [1], []),
     ]
-    assert metrics_table(curves).splitlines() == [
+    assert format_metrics_table(curves).splitlines() == [
         "METRIC  STEP  LAST  MIN  MAX  POINTS",
         "loss    5     5     1    5    5",
         "lr      1     1     1    1    1",
@@ -29,4 +29,4 @@ def test_a_run_has_one_curve_with_its_restarts_marked() -> None:
 
 def test_a_metric_of_nan_only_is_shown() -> None:
     nan = pb.ReadMetricsResponse(metric="loss", steps=[1], values=[float("nan")])
-    assert metrics_table(join_segments([nan])).splitlines()[1].split() == ["loss", "1", "nan", "-", "-", "1"]
+    assert format_metrics_table(join_segments([nan])).splitlines()[1].split() == ["loss", "1", "nan", "-", "-", "1"]

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from relay.v1 import runs_pb2 as pb
-from relayctl.commands.runs import runs_table
+from relayctl.commands.runs import format_runs_table
 from tests.relayctl.deployed import relayctl, run_file
 from tests.relayctl.messages import NOW, a_run, stamp
 
@@ -28,7 +28,7 @@ def test_runs_have_the_reason_in_the_cell() -> None:
         attempts=3,
         reason="CUDA_OOM at step 120 (attempt 2 of 3)",
     )
-    assert runs_table([a_run(), queued, failed], NOW).splitlines() == [
+    assert format_runs_table([a_run(), queued, failed], NOW).splitlines() == [
         "NAME  PROGRESS     HOST    TRY  AGE        STATE",
         "sums  120/400 30%  host-a  1    3 min      running",
         "big   -            -       -    5 s        queued: needs 2 GPUs ≥ 40 GiB on one host; best free host has 1",
@@ -37,7 +37,7 @@ def test_runs_have_the_reason_in_the_cell() -> None:
 
 
 def test_wide_adds_and_control_characters_go() -> None:
-    text = runs_table([a_run(labels={"team": "nlp\x1b[2J"})], NOW, wide=True)
+    text = format_runs_table([a_run(labels={"team": "nlp\x1b[2J"})], NOW, wide=True)
     assert "team=nlp" in text and "train_loss 0.4512  zeta 1" in text and "\x1b" not in text
 
 

@@ -1,7 +1,7 @@
 """`relayctl show`: everything about a run as aligned lines."""
 
 from relay.v1 import runs_pb2 as pb
-from relayctl.commands.show import run_block
+from relayctl.commands.show import format_run
 from tests.relayctl.messages import NOW, a_checkpoint, a_run, attempt, stamp
 
 
@@ -15,7 +15,7 @@ def test_one_run() -> None:
         resumed_step=100,
         skipped=[pb.SkippedCheckpoint(step=110, reason="weights.bin does not match its digest")],
     )
-    text = run_block(a_run(head=a_checkpoint(100)), [first, second], NOW)
+    text = format_run(a_run(head=a_checkpoint(100)), [first, second], NOW)
     assert text.splitlines() == [
         "run         sums",
         "state       running",

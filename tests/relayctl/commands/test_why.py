@@ -1,13 +1,13 @@
 """`relayctl why`: the reasons for a run's state."""
 
 from relay.v1 import runs_pb2 as pb
-from relayctl.commands.why import explanation
+from relayctl.commands.why import format_explanation
 from tests.relayctl.messages import NOW, a_run, attempt, stamp
 
 
 def test_why_says_attempts_error_and_hosts() -> None:
     run = a_run(state=pb.Run.QUEUED, failures=1, reason="retried after a failure", eligible_time=stamp(seconds=-30))
     run.error.message = "CUDA out of memory\nat layer 3"
-    text = explanation(run, [attempt(1)], [], NOW)
+    text = format_explanation(run, [attempt(1)], [], NOW)
     assert "sums is queued: retried after a failure" in text
     assert "not granted for another 30 s" in text and "  at layer 3" in text and "hosts:" in text

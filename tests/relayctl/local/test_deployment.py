@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from relayctl.local.deployment import Daemon, Host
+from relayctl.local.deployment import Daemon, LocalHost
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +33,7 @@ async def started(folder: Path) -> AsyncIterator[list[Daemon]]:
     yield programs
     for program in programs:
         await program.end(signal.SIGKILL)
-    await Host("all", folder, "").vanish()
+    await LocalHost("all", folder, "").vanish()
 
 
 async def relayctl(folder: Path, *arguments: str) -> Daemon:
@@ -43,7 +43,7 @@ async def relayctl(folder: Path, *arguments: str) -> Daemon:
 
 def left(folder: Path) -> list[str]:
     """Command lines of the processes that still have to do with this folder."""
-    return [Path(f"/proc/{pid}/cmdline").read_text() for pid in Host("all", folder, "").processes()]
+    return [Path(f"/proc/{pid}/cmdline").read_text() for pid in LocalHost("all", folder, "").processes()]
 
 
 @pytest.mark.rotating(1)
@@ -64,7 +64,7 @@ async def test_up_ends_with_the_part_that_ended(folder: Path, started: list[Daem
     program = await relayctl(folder, "up", "--data-dir", str(folder / "data"), "--listen", "127.0.0.1:0")
     started.append(program)
     await program.seen("Ctrl-C")
-    agents = [pid for pid in Host("all", folder, "").processes() if "agent" in _command(pid)]
+    agents = [pid for pid in LocalHost("all", folder, "").processes() if "agent" in _command(pid)]
     os.kill(agents[0], signal.SIGKILL)
     assert await program.finished() == 1
     assert "local-1 ended by itself" in "\n".join(program.lines)

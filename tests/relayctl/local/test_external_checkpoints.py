@@ -21,7 +21,7 @@ def steps(found: ExternalTraining) -> list[int]:
     return [each.step for each in found.checkpoints]
 
 
-def values(curve: external_metrics.ImportedCurve) -> dict[int, dict[str, object]]:
+def values(curve: external_metrics.ExternalCurve) -> dict[int, dict[str, object]]:
     events = [json.loads(line) for line in curve.lines]
     return {event["step"]: event["values"] for event in events if event["type"] == "metric"}
 

@@ -1,7 +1,7 @@
 """The table of agents."""
 
 from relay.v1 import fleet_pb2
-from relayctl.output.agents import agents_table
+from relayctl.output.agents import format_agents_table
 from tests.relayctl.messages import NOW, stamp
 
 
@@ -24,7 +24,7 @@ def test_agents() -> None:
         ),
         fleet_pb2.Agent(name="agents/c", state=fleet_pb2.Agent.UNREACHABLE, reason="is unreachable"),
     ]
-    assert agents_table(agents, NOW).splitlines() == [
+    assert format_agents_table(agents, NOW).splitlines() == [
         "NAME  HARDWARE                  FREE  RUNS  SEEN     STATE",
         "a     2 x NVIDIA H100           1     sums  2 s ago  ready",
         "b     8 CPUs, 16.0 GiB, 1 slot  0     -     never    not ready: disk is full",

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from relayctl.output.format import format_block
-from relayctl.output.plan import describe_hub, estimate_state_size, plan_entries
+from relayctl.output.plan import describe_hub, estimate_state_size, list_plan_entries
 from runfile import parse_run_file
 
 GB = 1e9
@@ -45,7 +45,7 @@ def test_what_is_said() -> None:
 def test_what_is_kept_is_said_in_the_plan() -> None:
     keep = {"last": 2, "best": 1, "metric": "eval_loss", "every": "500 steps", "max_age": "7d", "max_total": "1GiB"}
     run = parse_run_file({"method": "command", "command": ["true"], "checkpoint": {"keep": keep}})
-    words = dict(plan_entries(run, "run.yaml"))["checkpoint"]
+    words = dict(list_plan_entries(run, "run.yaml"))["checkpoint"]
     assert words == (
         "every 10 min, the last 2, the best 1 by eval_loss, one every 500 steps, none older than 7 d 0 h, "
         "at most 1.0 GiB kept"
@@ -63,7 +63,7 @@ def test_a_plan_says_what_was_filled_in() -> None:
             "resources": {"gpus_per_node": 2, "vram_gib": 24},
         }
     )
-    assert format_block(plan_entries(run, "x.yaml")).splitlines() == [
+    assert format_block(list_plan_entries(run, "x.yaml")).splitlines() == [
         "run          sums, sft, from x.yaml",
         "model        o/m @ main, LoRA r=16",
         "data         a.jsonl; 0.02 of it held out",
