@@ -65,7 +65,8 @@ def print_logs(
 async def _print(selection: LogSelection, printer: LinePrinter, client: RelayClient, terminal: Terminal) -> ExitCode:
     if selection.follow:
         client.channel.retry_timeout = RETRY_TIMEOUT
-    reader, kept = LineReader(), list[LogLine]()
+    reader = LineReader()
+    kept: list[LogLine] = []
     pieces = client.read_logs(
         selection.run,
         attempt=selection.attempt,

@@ -24,7 +24,7 @@ def tell(**line: object) -> None:
 def save() -> None:
     folder = staging / f".tmp-{step}"
     folder.mkdir()
-    (folder / "step").write_text(str(step))
+    (folder / "step").write_text(str(step).zfill(int(os.environ.get("DIGITS", "1"))))
     metrics = {}
     if os.environ.get("ADAPTER"):
         write_adapter(folder)

@@ -72,10 +72,10 @@ def test_what_was_pushed_is_pulled_when_the_first_copy_is_gone(
 ) -> None:
     scheme = target.partition("://")[0]
     name = f"to-{scheme}"
-    share = trained(tmp_path, name, "checkpoint.layout=framework", f"env.MARK={scheme}")
+    share = trained(tmp_path, name, "checkpoint.layout=framework", "env.DIGITS=3")  # content that no other run has
     said = relayctl("push", f"{name}@5", "--to", target).stdout
     stays = f"it is pinned, until: relayctl checkpoints unpin {name}@5"
-    assert said == f"step 5 of {name} is in {target} now: 1 file, 1 B; {stays}\n"
+    assert said == f"step 5 of {name} is in {target} now: 1 file, 3 B; {stays}\n"
     pushed = checkpoint(name, 5)
     assert (pushed["pinned"], pushed["pin_reason"]) == (True, f"pushed to {target}")
     assert "pinned" in relayctl("checkpoints", name).stdout and scheme in relayctl("checkpoints", name).stdout
@@ -83,13 +83,13 @@ def test_what_was_pushed_is_pulled_when_the_first_copy_is_gone(
 
     first = next(share.glob(f"{name}/framework=hf/checkpoints/*/step_00000005"))
     if scheme == "file":  # where an agent would have put it
-        assert (tmp_path / "other" / first.relative_to(share) / "step").read_text() == "5"
+        assert (tmp_path / "other" / first.relative_to(share) / "step").read_text() == "005"
     if scheme == "s3":
         assert f"pushed/{first.relative_to(share)}/step" in objects(request.getfixturevalue("s3"), "pushed")
     shutil.rmtree(first)
     assert states(name, code=1) == ["not seen from here", "damaged", "sound"]
-    assert relayctl("pull", f"{name}@5", str(tmp_path / "back")).stdout.startswith("step 5: 1 file, 1 B, verified")
-    assert (tmp_path / "back" / "step").read_text() == "5"
+    assert relayctl("pull", f"{name}@5", str(tmp_path / "back")).stdout.startswith("step 5: 1 file, 3 B, verified")
+    assert (tmp_path / "back" / "step").read_text() == "005"
 
 
 @pytest.mark.parametrize("target", ["file", "s3", "relay"], indirect=True)
