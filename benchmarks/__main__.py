@@ -1,8 +1,8 @@
-"""`python -m benchmarks [name …]`: measures what is named, or everything, and prints a table for each.
+"""`python -m benchmarks [name …]` runs the named benchmarks, or all of them, and prints a table for each.
 
-Each benchmark is a module with `measure(quick) -> Table`, and runs in a process of its own, so that none inherits
-another's threads, memory or warm libraries. `--quick` takes a handful of samples: to see that it works, not to learn
-a figure.
+Each benchmark is a module with `measure(quick) -> Table`. It runs in a process of its own, so that it inherits no
+threads, memory or loaded libraries of another. `--quick` takes a handful of samples, to see that a benchmark works; its
+figures mean nothing.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The script that a person would write without Relay: the peer of our SFT.
+"""The script that a user would write without Relay: the baseline of Relay's SFT.
 
     python -m benchmarks.bare_sft RUN_FILE FOLDER
 
-It takes model, rows and options from the same run file, saves as often, and leaves its model in FOLDER. All that it
-has beyond that is a note of the time at each log, in FOLDER/logged.json.
+It takes model, rows and options from the same run file, saves as often, and leaves its model in FOLDER. Beyond that it
+only records the time of each log, in FOLDER/logged.json.
 """
 
 import json

@@ -1,9 +1,9 @@
-"""Points per second through gRPC, each acknowledged after its commit, against what Postgres itself takes.
+"""Points per second through gRPC, each acknowledged after its commit, compared with what Postgres itself can store.
 
-Client, coordinator and an embedded Postgres (durable) share this machine; the client's share is in the figure. Four
-agents' streams send stretches of event lines, ten values to a line, with a few stretches on their way. The baseline
-is the same points copied (`COPY`) by one connection into a plain table of the same database, a row for each point, in
-transactions of one stretch: no parsing, no fence, no cursor, no network.
+Client, coordinator and an embedded Postgres (durable) share this machine, and the client's share is part of the figure.
+Four agents' streams send byte ranges of event lines, ten values on a line, a few ranges at a time. The baseline copies
+the same points (`COPY`) by one connection into a plain table of the same database, one row for each point, in
+transactions of one range: no parsing, no fence, no cursor, no network.
 """
 
 from __future__ import annotations

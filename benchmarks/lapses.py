@@ -1,8 +1,8 @@
 """Leases under policy `stop` that lapse: when the holder's last process was dead, and when the lease was over (S3).
 
-The trainer is `stubborn`: deaf to SIGTERM, with children that left its session. That its tree is dead is not the shim's
-word but the kernel's, by a connection that all of the tree share. Moments are of CLOCK_BOOTTIME; the database's clock
-is this machine's, so what it wrote is told on it too.
+The trainer is `stubborn`: it ignores SIGTERM, and has children that left its session. The kernel and not the shim
+reports that its tree is dead, by a connection that all of the tree share. Moments are of CLOCK_BOOTTIME. The database's
+clock is this machine's, so its moments are converted.
 """
 
 from __future__ import annotations

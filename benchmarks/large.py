@@ -1,7 +1,7 @@
-"""Rows that do not fit into memory: SFT from a file of JSON lines of 5 GB, and the same again on the same host.
+"""Rows that do not fit into memory: SFT from a file of 5 GB of JSON lines, and the same again on the same host.
 
-Memory is the largest process's: what is resident at its peak, and what of that is its own (the rest are pages of files,
-which the kernel takes back when it wants them). `python -m benchmarks.large FOLDER` makes the model.
+Memory is that of the largest process: what is resident at its peak, and how much of it is its own (the rest are pages
+of files, which the kernel reclaims when needed). `python -m benchmarks.large FOLDER` makes the model.
 """
 
 import json

@@ -1,9 +1,10 @@
-"""Does RL learn: reasoning-gym's `spell_backward`, a Llama of 0.9 million weights from scratch, words apart.
+"""Whether RL learns: reasoning-gym's `spell_backward`, with a Llama of 0.9 million weights from scratch and disjoint
+words.
 
-SFT on spelt words, stopped early; then GRPO, and PPO, from there, on words that are in neither. What counts is the
-verified reward of answers sampled at temperature 1 on held-out words, four to each, before and after: the mean of the
-differences by word, with its interval. Every stage is a run file and `python -m trainers`, as a person would start it.
-Greedy answers may get worse meanwhile, so they are not looked at.
+SFT on spelt words is stopped early; GRPO and PPO start from its result, on words that are in neither. The figure is the
+verified reward of answers sampled at temperature 1 on held-out words, four for each, before and after: the mean of the
+differences by word, with its interval. Every stage is a run file and `python -m trainers`, as a user would start it.
+Greedy answers may get worse meanwhile, so they are not measured.
 """
 
 import json

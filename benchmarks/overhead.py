@@ -1,15 +1,16 @@
-"""What Relay costs a training: our SFT, submitted and run by an agent, against the bare TRL script as a process.
+"""What Relay costs a training: its SFT, submitted and run by an agent, compared with the bare TRL script as a process.
 
-(a) Wall time, as ratios of interleaved pairs with an interval: the training loop by itself (first logged step to last,
-    so that start-up cannot hide it) and the whole (submit to result published; process start to exit). Both train
-    the same small model on the same rows with the same options, on half of the cores (threads that wait for each
-    other on a core that somebody else has just taken would drown everything), and save once, at the end.
-(b) CPU time of Relay's own processes while the loop runs: coordinator, its Postgres, agent, shim; read from /proc at
-    the first reported step and at the last. Per step, and as a share of one core, which is also the share of a step's
-    wall time. It goes with the events stored per second, not with the steps: this small model logs far more often than
-    a real one. What the same processes take where nothing runs stands beside it.
+(a) Wall time, as ratios of interleaved pairs with an interval: of the training loop alone (from the first logged step
+to the last, so that start-up cannot hide it) and of the whole (from submit to the published result; from process start
+to exit). Both train the same small model on the same rows with the same options, on half of the cores (threads that
+wait for each other on a core that another program has just taken would hide everything), and save once, at the end.
 
-The idle coordinator and agent are there while the bare script runs.
+(b) CPU time of Relay's own processes while the loop runs (coordinator, its Postgres, agent, shim), read from /proc at
+the first reported step and at the last. It is given per step, and as a share of one core, which is also the share of a
+step's wall time. It grows with the events stored per second and not with the steps: this small model logs far more
+often than a real one. The same processes without a run are given beside it.
+
+The idle coordinator and agent exist while the bare script runs.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""A host is lost, a host leaves: how soon the run goes on elsewhere, and where the time goes.
+"""A host is lost, or a host leaves: how soon the run resumes elsewhere, and where the time goes.
 
-Three hosts with default timing (a lease lives 30 s); SFT of a tiny model that travels with the run and saves every
-hundred steps. Some way past a checkpoint that left the host, the host vanishes (SIGKILL to agent, shim and trainer at
-once); so far past one of the next attempt, that attempt's host leaves (SIGTERM to its agent). The same stages of the
-first attempt, where nothing had to be noticed, are the baseline: what a start costs on this machine, most of it the
-libraries' own.
+Three hosts with default timing (a lease lives 30 s); SFT of a tiny model that is uploaded with the run and saves every
+hundred steps. Some time after a checkpoint has left the host, the host vanishes (SIGKILL to agent, shim and trainer at
+once). The same time after a checkpoint of the next attempt, that attempt's host leaves (SIGTERM to its agent). The same
+stages of the first attempt, which nothing preceded, are the baseline: what a start costs on this machine, most of it
+for the libraries.
 
-Moments are the database's (lapse, end, grant, first write), the agent's log's (process started) and the trainer's (its
-first line of progress, its first step), all by one machine's clock.
+Moments are the database's (lapse, end, grant, first write), the agent log's (process started) and the trainer's (its
+first progress, its first step), all by one machine's clock.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Samples as figures, figures as a table."""
+"""Turns samples into figures, and figures into a table."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""How long a trainer waits for its shim: job handed over → the trainer's process exists and the agent knows.
+"""How long a trainer waits for its shim: from the job's start until the trainer's process exists and the agent knows
+it.
 
-Cold starts an interpreter for the shim; spare (what an agent always has ready) forks one that waits. Both against
-starting the same process, `/bin/true`, with nothing around it. The three take turns.
+A cold shim starts an interpreter; a spare one (an agent always has one ready) forks an interpreter that waits. Both are
+compared with starting the same process, `/bin/true`, directly. The three take turns.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""From submit to the trainer's process: runs submitted one after the other to an idle host.
+"""From submit to the trainer's process, for runs that are submitted one after the other to an idle host.
 
-The program is a shell that writes its own clock as an event, so no interpreter's start is counted, and its first
-moment is told by itself. The floor is the same program started directly by this process; the two take turns. Where
-the time goes is told by the run's record, whose clock is this machine's too: the grant, and the attempt's first write
-(inputs fetched, checkpoint chosen). An agent always keeps a spare shim ready; `shim` measures what that is worth.
+The program is a shell that writes its own clock as an event, so no interpreter's start is counted, and it reports its
+first moment itself. The floor is the same program started directly by this process; the two take turns. The run's
+record, whose clock is this machine's too, gives the parts: the grant, and the attempt's first write (inputs fetched,
+checkpoint chosen). An agent always keeps a spare shim ready; `shim` measures its worth.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
-"""Policy `stop` to the letter: how long before its lease is over a silent host's trainer is dead (S3).
+"""Policy `stop` to the letter: how long before its lease is over the trainer of a host without a heartbeat is dead
+(S3).
 
-A hundred lapses, a quarter each with the agent frozen, with it gone, and with it frozen while sixteen busy processes
-compete with the shims in their own sessions; once at the lowest nice value, and once as where a shim may not have the
-real-time priority that it takes for its deadline. Leases of three seconds, in which the shim begins to kill 0.86 s
-before the end; the trainer is deaf to SIGTERM and has grandchildren in sessions of their own. The margin runs from the
-moment when the kernel says that the last of them is dead to the moment when the place runs out by the database's clock;
-only after it can the run be granted to the other host. A negative one would be a trainer at work beside its
-successor's lease.
+A hundred lapses, a quarter each: the agent frozen; the agent gone; the agent frozen while sixteen busy processes
+compete with the shims in sessions of their own, once at the lowest nice value, and once where a shim may not have the
+real-time priority that it takes for its deadline. Leases last three seconds, in which the shim begins to kill 0.86 s
+before the end. The trainer ignores SIGTERM and has grandchildren in sessions of their own. The margin is the time from
+the moment when the kernel reports the last of them dead to the moment when the place expires by the database's clock;
+only then can the run be granted to the other host. A negative margin would be a trainer at work beside its successor's
+lease.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A checkpoint of 1 GB in twenty files through each store, up and down.
 
-Against the same files copied with the same digests and syncs; for a bucket, against its own client doing the same. They
-take turns, each transfer in a process of its own. Then: what a second publication sends when one file has changed, how
-far memory rises, and how a fixed piece of work on another core is slowed down meanwhile.
+The baseline copies the same files with the same digests and syncs; for a bucket, its own client does the same. They
+take turns, each transfer in a process of its own. Further figures: what a second publication sends when one file has
+changed, how far memory rises, and how much a fixed piece of work on another core is slowed down meanwhile.
 """
 
 from __future__ import annotations

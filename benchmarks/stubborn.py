@@ -1,13 +1,13 @@
-"""A trainer that is hard to kill: deaf to SIGTERM, as all is that it starts, much of it in sessions of its own.
+"""A trainer that is hard to kill: it and its children ignore SIGTERM, and many of them have sessions of their own.
 
-Every process of its tree has the same connection open, which therefore ends when the last of them does: the kernel
-tells whoever is at the other end. Standard library only; from its environment:
+Every process of its tree has the same connection open, which therefore closes when the last of them ends: the kernel
+tells the process at the other end. Standard library only. Its environment:
 
-    WITNESS=path    the Unix socket to call
+    WITNESS=path    the Unix socket to connect to
     BRANCHES=3      grandchildren, each in a session of its own and orphaned
-    BUSY=0          children in this session that compute for ever
+    BUSY=0          children in this session that compute forever
 
-A second attempt has nothing to do: it calls, and ends.
+A second attempt has nothing to do: it connects, and ends.
 """
 
 import json

@@ -1,9 +1,9 @@
 """Tokens per second of SFT on rows of very different lengths: plain, packed, and with the preset `fast`.
 
-A batch of rows is as wide as its longest; packing fills blocks with rows, so that little is filling. Only real tokens
-count. Each training is a fork of one process that has the libraries loaded; they take turns, and the ratio is to the
-plain one of the same turn. TRL's own strategy (`bfd`) puts all blocks of a batch into one long sequence, which pays
-with flash attention and costs without; `wrapped` cuts the stream of rows into blocks, whose rows see each other.
+A batch of rows is as wide as its longest row; packing fills blocks with rows, so that little is padding. Only real
+tokens count. Each training is a fork of one process that has loaded the libraries; they take turns, and a ratio is to
+the plain training of the same turn. TRL's own strategy (`bfd`) puts all blocks of a batch into one long sequence, which
+gains with flash attention and loses without; `wrapped` cuts the stream of rows into blocks whose rows see each other.
 """
 
 import json

@@ -1,8 +1,8 @@
-"""What our SFT costs over the bare TRL script, by itself: wall and CPU time of whole trainings, no agent in sight.
+"""What Relay's SFT costs over the bare TRL script by itself: wall and CPU time of whole trainings without an agent.
 
 Both train the same small model on the same rows with the same options and save once at the end. Each runs in a fork of
-one process that has the libraries loaded, so start-up, which would drown the difference, is not in it. Ten pairs, the
-two of each in alternating order. `overhead` has all of Relay in it, and start-up too.
+one process that has loaded the libraries, so start-up, which would hide the difference, is not included. There are ten
+pairs, in alternating order. `overhead` includes all of Relay, and start-up too.
 """
 
 import json

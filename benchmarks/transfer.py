@@ -1,7 +1,7 @@
 """One transfer, in a process of its own: `python -m benchmarks.transfer WAY KIND WHERE SOURCE TARGET STEP`
 
-WAY is put or fetch through a store, or copy or recopy: the same files, digests and syncs with nothing around them (for
-a bucket: its own client). Prints seconds, bytes sent, and how far memory rose above what the process had at rest.
+WAY is put or fetch through a store, or copy or recopy: the same files, digests and syncs with nothing else (for a
+bucket: its own client). It prints seconds, bytes sent, and how far memory rose above that of the idle process.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the benchmarks train: a small Llama with random weights on short rows, as a run file with its model and data.
 
-`python -m benchmarks.workload FOLDER SIZE` makes it, so that who measures never loads an ML library.
+`python -m benchmarks.workload FOLDER SIZE` makes it in a process of its own, so that benchmarks load no ML library.
 """
 
 from __future__ import annotations

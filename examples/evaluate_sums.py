@@ -16,18 +16,18 @@ HELD_OUT = Path(__file__).parent / "data" / "sums.heldout.jsonl"
 
 
 def questions(path: Path, count: int) -> list[tuple[str, str]]:
-    """The first `count` questions and answers of a prompt/completion file."""
+    """Return the first `count` questions and answers of a prompt/completion file."""
     rows = [json.loads(line) for line in path.read_text().splitlines()[:count]]
     return [(row["prompt"][0]["content"], row["completion"][0]["content"]) for row in rows]
 
 
 def has_right_number(text: str, answer: str) -> bool:
-    """The answer is one of the numbers in the text."""
+    """Return True when the answer is one of the numbers in the text."""
     return answer in re.findall(r"-?\d+", text.replace("\u2212", "-"))
 
 
 def load(model: str, adapter: str | None) -> tuple[Any, Any]:
-    """The model (with its adapter) and its tokenizer, ready to generate."""
+    """Load the model (with its adapter) and its tokenizer, ready to generate."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -43,7 +43,7 @@ def load(model: str, adapter: str | None) -> tuple[Any, Any]:
 
 
 def answers(model: Any, tokenizer: Any, asked: list[str], tokens: int, batch: int = 16) -> list[str]:
-    """What the model writes after each question, at most `tokens` tokens."""
+    """Return what the model writes after each question, at most `tokens` tokens."""
     import torch
 
     written: list[str] = []
@@ -61,7 +61,7 @@ def answers(model: Any, tokenizer: Any, asked: list[str], tokens: int, batch: in
 
 
 def evaluate(model: str, adapter: str | None, path: Path, count: int, tokens: int) -> dict[str, Any]:
-    """Counts of right answers, and a few of them to look at."""
+    """Return the counts of right answers, and a few of the answers."""
     asked = questions(path, count)
     written = answers(*load(model, adapter), [question for question, _ in asked], tokens)
     pairs = [(question, answer, text) for (question, answer), text in zip(asked, written, strict=True)]

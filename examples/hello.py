@@ -24,12 +24,12 @@ class Run:
             folder.mkdir(parents=True, exist_ok=True)
 
     def event(self, **fields: Any) -> None:
-        """One line, in one write."""
+        """Append one line in one write."""
         with self.events.open("a") as file:
             file.write(json.dumps(fields) + "\n")
 
     def save(self, step: int, total: int) -> None:
-        """A checkpoint appears whole: written under another name, then renamed, and only then spoken of."""
+        """Write a checkpoint under another name, rename it, and only then report it, so that it appears whole."""
         name = f"step_{step:08d}"
         draft = self.staging / f".tmp-{name}"
         draft.mkdir(exist_ok=True)
@@ -38,7 +38,7 @@ class Run:
         self.event(type="checkpoint", step=step, path=name)
 
     def restore(self) -> tuple[int, int]:
-        """The step and the sum to go on from."""
+        """Return the step and the sum to resume from."""
         if not self.resume_from:
             return 0, 0
         state = json.loads((Path(self.resume_from) / "state.json").read_text())
@@ -63,7 +63,7 @@ def main() -> int:
         if stopping or step % 5 == 0 or step == args.steps:
             run.save(step, total)
         if stopping and step < args.steps:
-            return 0  # stopped as asked, and saved
+            return 0  # stopped on request, and saved
     (run.output / "total.json").write_text(json.dumps({"total": total}))
     return 0
 

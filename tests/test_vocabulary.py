@@ -53,7 +53,7 @@ ALLOWED: Mapping[tuple[str, str], str] = {
 LEFT = {
     *("docs/concepts.md", "docs/protocol.md", "docs/contributing/architecture.md"),
     *("agent", "agent/attempt", "agent/checkpoints", "agent/events", "agent/hub", "agent/shim", "agent/shim_client"),
-    *("agent/stores", "trainers/data"),
+    *("agent/stores"),
 }
 
 

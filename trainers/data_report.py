@@ -153,7 +153,7 @@ def tokenize_rows(method: Method, rows: Sequence[Row], folder: Path, options: Ma
 
 @contextmanager
 def _quiet_libraries() -> Iterator[None]:
-    """Silence what the libraries report about the stand-in."""
+    """Suppress what the libraries report about the stand-in."""
     import datasets
     import transformers
 

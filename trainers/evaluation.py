@@ -173,7 +173,7 @@ def _run_lm_eval(run: RunFile, options: EvaluateConfig, manager: Any, model: Loc
     from lm_eval.models.huggingface import HFLM
 
     tokenizer = model.adapter if model.adapter and (model.adapter / "tokenizer_config.json").is_file() else model.folder
-    judged = HFLM(
+    evaluated = HFLM(
         pretrained=str(model.folder),
         tokenizer=str(tokenizer),
         peft=str(model.adapter) if model.adapter else None,
@@ -184,7 +184,7 @@ def _run_lm_eval(run: RunFile, options: EvaluateConfig, manager: Any, model: Loc
         **{"dtype": "auto", **run.model_init},
     )
     return simple_evaluate(
-        model=judged,
+        model=evaluated,
         tasks=manager.match_tasks(_task_names(options)),
         task_manager=manager,
         num_fewshot=options.num_fewshot,

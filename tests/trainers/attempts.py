@@ -1,4 +1,4 @@
-"""Attempts at a tiny run, in forks of a process that has the libraries loaded: a third of a second instead of ten."""
+"""Attempts at a tiny run, in forks of a process that has loaded the libraries: a third of a second instead of ten."""
 
 import hashlib
 import json
@@ -34,7 +34,7 @@ class Attempt:
 
     @property
     def curve(self) -> dict[tuple[int, str], Any]:
-        """Every logged value by step and name, times and speeds aside."""
+        """Every logged value by step and name, without times and speeds."""
         metrics = [event for event in self.events if event["type"] == "metric"]
         return {
             (event["step"], name): value
@@ -51,7 +51,7 @@ class Attempt:
         return self.folder / "staging" / f"step_{step:08d}"
 
     def weights(self) -> dict[str, str]:
-        """SHA-256 of every weights file of the result."""
+        """Return the SHA-256 of every weights file of the result."""
         files = sorted((self.folder / "output").glob("*.safetensors"))
         assert files, "no result"
         return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
@@ -70,8 +70,8 @@ def make(
     before: Callable[[], object] = lambda: None,
     pins: dict[str, str] | None = None,
 ) -> Attempt:
-    """One attempt in `folder`, to its end; with `stop` it is asked to stop before its first step. Paths in `run` are
-    absolute. `before` is called in each fork. Its code is the first rank's that is not 0.
+    """Run one attempt in `folder` to its end. With `stop` it is stopped before its first step. Paths in `run` are
+    absolute. `before` is called in each fork. The code is that of the first rank whose code is not 0.
     """
     with imports.without_garbage_collection():
         import trainers.runtime  # noqa: F401
@@ -103,7 +103,7 @@ def make(
 
 
 def events(path: Path) -> list[dict[str, Any]]:
-    """What a trainer appended; nothing where it did not begin."""
+    """Return the events of a trainer; empty where it did not start."""
     lines = path.read_text().splitlines() if path.exists() else []
     return [json.loads(line) for line in lines]
 
@@ -132,7 +132,7 @@ def _rank(contract: AttemptEnvironment, world: dict[str, str], before: Callable[
 
 
 def fork(work: Callable[[], int], log: Path) -> int:
-    """The pid of a fork that does `work` and exits with what it returns; its output goes to `log`."""
+    """Start a fork that does `work` and exits with its result, with output in `log`; return its pid."""
     child = os.fork()
     if child == 0:
         code = 70
@@ -151,13 +151,13 @@ def fork(work: Callable[[], int], log: Path) -> int:
 
 
 def apart(check: Callable[[], object], folder: Path) -> None:
-    """Carry out a check in a fork: a process in which the libraries have begun to compute cannot be forked any more."""
+    """Run a check in a fork. A process in which the libraries have begun to compute cannot be forked any more."""
     code = ended(fork(lambda: 0 if check() is None else 1, folder / "apart.log"))
     assert code == 0, (folder / "apart.log").read_text()
 
 
 def ended(pid: int) -> int:
-    """The exit code of a fork, once it has ended; 128 + number for a signal, as in a shell."""
+    """Wait for a fork and return its exit code; 128 + number for a signal, as in a shell."""
     _, status = os.waitpid(pid, 0)
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else 128 - code

@@ -10,7 +10,7 @@ from tests.trainers import specs
 
 @pytest.fixture(scope="session")
 def work(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `model` and all that `specs.fill` puts there. Nothing else may be written there."""
+    """A folder with `model` and all that `specs.fill` puts there. Tests must write nothing else there."""
     folder = tmp_path_factory.mktemp("tiny")
     (folder / "model").symlink_to(tiny_model)
     specs.fill(folder)
@@ -19,7 +19,9 @@ def work(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(work: Path) -> dict[str, Any]:
-    """A run file of 20 steps with an epoch's end at step 11, logging every 3 and evaluating every 6; absolute paths."""
+    """A run file of 20 steps with an epoch's end at step 11, which logs every 3 steps and evaluates every 6; paths are
+    absolute.
+    """
     return {
         "version": "relay/v1",
         "method": "sft",

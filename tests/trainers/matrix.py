@@ -1,8 +1,7 @@
-"""What each method and each passed-through feature has done on this machine: `make matrix` writes it into
-docs/methods.md.
+"""What each method and each passed-through feature does on this machine: `make matrix` writes it into docs/methods.md.
 
-A cell says `ran` (trained two steps and left a result), `constructed` (this machine cannot train with it; the library's
-config took it), or what went wrong.
+A cell says `ran` (trained two steps and left a result), `constructed` (this machine cannot train with it, but the
+library's config accepted it), or what went wrong.
 """
 
 import json
@@ -45,7 +44,7 @@ FEATURES: Mapping[str, tuple[str, Changes]] = {
 
 
 def main() -> int:
-    """Run all of it and write the tables; 1 when a method did not run."""
+    """Run everything and write the tables; return 1 when a method did not run."""
     with tempfile.TemporaryDirectory(prefix="relay-matrix-") as folder, ThreadPoolExecutor(_at_once()) as pool:
         work = Path(folder)
         tiny.make_model(work / "model")
@@ -77,7 +76,7 @@ def _cell(work: Path, method: str, lora: bool, ranks: int) -> str:
 
 
 def _outcome(work: Path, method: str, changes: Changes, ranks: int = 1) -> str:
-    """In one word, or with the reason."""
+    """Return the outcome in one word, or the reason."""
     options = {**changes.get("options", {}), "max_steps": 2, "logging_steps": 1, "eval_steps": 2}
     run = spec(work, method, **{**changes, "options": options}) | {"checkpoint": {"every": "2 steps"}}
     with tempfile.TemporaryDirectory(dir=work) as folder:
@@ -91,7 +90,7 @@ def _outcome(work: Path, method: str, changes: Changes, ranks: int = 1) -> str:
 
 
 def _trainers(folder: str, ranks: int, verb: str) -> str | None:
-    """None when it went well; else its last line."""
+    """Return None on success, else the last line."""
     argv = [sys.executable, "-m", "trainers", verb, "run.json"]
     if verb == "configure":
         argv = [sys.executable, "-m", "tests.trainers.matrix", "configure", "run.json"]
@@ -101,7 +100,7 @@ def _trainers(folder: str, ranks: int, verb: str) -> str | None:
 
 
 def configure(path: Path) -> int:
-    """Only the library's config, on a machine that cannot train with it."""
+    """Construct the library's config only, on a machine that cannot train with it."""
     from runfile import parse_run_file
     from trainers.runtime import owned_options
 

@@ -1,4 +1,4 @@
-"""A tiny run of every method, and what lies beside it."""
+"""A tiny run of every method, and the files that it needs."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -49,7 +49,7 @@ def digits(completions, answer):
 
 
 def fill(folder: Path) -> None:
-    """`rows.jsonl` (prompts and completions), rows of other kinds in files that are called as they are, `rewards.py`,
+    """Write `rows.jsonl` (prompts and completions), rows of other kinds in files named after the kind, `rewards.py`,
     and `teacher`, a model with other weights than `model`.
     """
     tiny.make_rows(folder / "rows.jsonl")
@@ -60,7 +60,7 @@ def fill(folder: Path) -> None:
 
 
 def spec(work: Path, method: str, **changes: Any) -> dict[str, Any]:
-    """Six steps with a save in the middle, between two logs."""
+    """Return a run file of six steps with a checkpoint in the middle, between two logs."""
     kind, options, *_ = METHODS[method]
     rows = [{"path": str(work / f"{kind}.jsonl")}]
     file = str(work / "rewards.py")

@@ -1,4 +1,4 @@
-"""What the Hugging Face Trainer saved by itself, gone on with by ours: as `relayctl import` hands it over."""
+"""Checkpoints of a plain Hugging Face Trainer, as `relayctl import` hands them over, resumed by Relay's trainers."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def _train(work: Path, folder: Path) -> int:
 
 
 def imported(checkpoint: Path, to: Path) -> Path:
-    """As an import makes it: without the pickle, and with the list of what is in it."""
+    """Copy the checkpoint as an import does: without the pickle, and with the list of its files."""
     shutil.copytree(checkpoint, to, ignore=shutil.ignore_patterns("training_args.bin"))
     sizes = {path.name: path.stat().st_size for path in to.iterdir()}
     state = {"format": 1, "step": 4, "world": None, "identity": None, "files": sizes}
@@ -81,7 +81,7 @@ def test_ours_goes_on_where_another_trainer_stopped(elsewhere: Path, run: dict[s
 
 
 def test_its_optimizer_goes_on_too(elsewhere: Path, run: dict[str, Any], tmp_path: Path) -> None:
-    """Without it the next losses are others; and then that is said."""
+    """Without the optimizer the next losses differ, and a warning says so."""
     point = imported(elsewhere / "checkpoint-4", tmp_path / "step_00000004")
     bare = tmp_path / "bare" / "step_00000004"
     shutil.copytree(elsewhere / "checkpoint-4", bare.parent / "checkpoint-4")
@@ -95,7 +95,7 @@ def test_its_optimizer_goes_on_too(elsewhere: Path, run: dict[str, Any], tmp_pat
 
 
 def test_values_begin_anew_where_another_trainer_had_none(elsewhere: Path, work: Path, tmp_path: Path) -> None:
-    """Its optimizer cannot be gone on with: it knows fewer weights than are trained now."""
+    """The optimizer cannot be restored: it lacks weights that are trained now."""
     point = imported(elsewhere / "checkpoint-4", tmp_path / "step_00000004")
     on = attempts.make(tmp_path / "on", longer(spec(work, "ppo")), resume=point)
     assert on.code == 0, (on.outcome, (on.folder / "stderr.log").read_text())

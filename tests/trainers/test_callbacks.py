@@ -1,4 +1,4 @@
-"""When to save: by steps, or by a clock that the test holds."""
+"""When a checkpoint is due: by steps, or by a clock that the test controls."""
 
 import pytest
 

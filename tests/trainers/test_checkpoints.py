@@ -1,4 +1,4 @@
-"""Folders of checkpoints: whole or absent, whoever else is busy with them."""
+"""Folders of checkpoints are whole or absent, whatever another process does with them."""
 
 import threading
 from pathlib import Path
@@ -24,7 +24,7 @@ def test_the_newest_stay_and_drafts_go(tmp_path: Path) -> None:
 
 
 def test_a_host_that_takes_them_away_meanwhile_gets_whole_ones(tmp_path: Path) -> None:
-    """R7. Renaming is all that either side does to a name, so no folder is found half removed."""
+    """R7. Both sides only rename folders, so no folder is found half removed."""
     staging, taken = tmp_path / "staging", tmp_path / "ckpt"
     _fill(staging)
     taken.mkdir()

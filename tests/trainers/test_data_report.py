@@ -1,4 +1,4 @@
-"""What is said of rows before anything trains on them."""
+"""The report on rows, before anything trains on them."""
 
 import json
 import subprocess
@@ -71,7 +71,7 @@ def test_what_cannot_be_looked_at(
 @pytest.mark.rotating(4, of="training")
 @pytest.mark.parametrize("method", METHODS)
 def test_rows_are_shown_as_the_methods_own_trainer_makes_them(work: Path, tmp_path: Path, method: str) -> None:
-    """Lengths, and what is learnt: the end of the answer is, the question is not, where the method knows one."""
+    """Lengths, and what is learnt: the end of the answer is; the question is not, where the method knows one."""
     attempts.apart(partial(_shown_as_made, work, method), tmp_path)
 
 

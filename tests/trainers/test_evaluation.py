@@ -1,4 +1,4 @@
-"""`method: evaluate`: lm-eval's marks for a model, as a run."""
+"""`method: evaluate`: lm-eval's scores of a model, as a run."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def run_of(model: dict[str, Any], tasks: Any = "colours", **options: Any) -> dic
 
 
 def right_by_hand(folder: Path, adapter: Path | None = None) -> float:
-    """The share of questions whose right answer is the likeliest continuation."""
+    """Return the share of questions whose right answer is the likeliest continuation."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -112,7 +112,7 @@ def test_marks_are_those_worked_out_by_hand(work: Path, here: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.thorough
 def test_the_adapter_of_another_run_at_its_step(work: Path, here: Path) -> None:
-    """As the coordinator puts it beside the run; and what a model says is shown."""
+    """The adapter lies beside the run, as the coordinator puts it there; and the model's answers become samples."""
     trained = attempts.make(here / "trained", spec(work, "sft", lora=LORA))
     shutil.copytree(trained.folder / "output", here / "init_from")
     shutil.copytree(work / "model", here / "init_from" / "base")

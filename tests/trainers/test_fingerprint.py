@@ -1,4 +1,4 @@
-"""What may change between two attempts at a run, and what makes another run of it."""
+"""What may change between two attempts at a run, and what makes it another run."""
 
 from pathlib import Path
 from typing import Any

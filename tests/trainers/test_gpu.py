@@ -1,4 +1,4 @@
-"""What only a GPU shows: the same run, cut, on CUDA; and running out of its memory. Skipped where there is none."""
+"""What only a GPU can show: a run interrupted on CUDA, and running out of its memory. Skipped without a GPU."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_cut_gives_the_straight_run(run: dict[str, Any], tmp_path: Path, variant: str) -> None:
-    """S6. Beside a logging step, and at an epoch's end."""
+    """S6. Interrupted beside a logging step, and at an epoch's end."""
     changed = VARIANTS[variant]
     run = run | changed | {"options": run["options"] | changed.get("options", {})}
     straight = attempts.make(tmp_path / "straight", run | {"checkpoint": {"every": "1 steps"}})
@@ -36,21 +36,21 @@ def test_every_cut_gives_the_straight_run(run: dict[str, Any], tmp_path: Path, v
 
 
 def test_a_straight_run_is_itself_again(run: dict[str, Any], tmp_path: Path) -> None:
-    """Without which nothing could be said of a cut one."""
+    """Without this, a comparison with an interrupted run would mean nothing."""
     first, second = (attempts.make(tmp_path / name, run) for name in ("first", "second"))
     assert first.weights() == second.weights()
     assert {"gpu_memory_allocated_gb", "gpu_utilization_percent"} <= {name for _, name in first.curve}
 
 
 def almost_no_memory() -> None:
-    """This process may have a few megabytes of the GPU's memory."""
+    """Limit this process to a few megabytes of the GPU's memory."""
     import torch
 
     torch.cuda.set_per_process_memory_fraction(0.0002)
 
 
 def test_out_of_memory_is_said_as_such(run: dict[str, Any], tmp_path: Path) -> None:
-    """F1: the library's own error, in one line that hosts and people recognise."""
+    """F1: the library's own error, in one line that hosts and users recognise."""
     run["options"] |= {"per_device_train_batch_size": 32, "max_length": 256}
     attempt = attempts.make(tmp_path / "large", run, before=almost_no_memory)
     assert attempt.code == 1 and attempt.outcome is not None

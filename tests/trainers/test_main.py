@@ -1,4 +1,4 @@
-"""`python -m trainers` as a real process: alone, under the contract, with signals."""
+"""`python -m trainers` as a real process: standalone, under an agent's environment, and with signals."""
 
 import contextlib
 import json
@@ -55,7 +55,7 @@ def _wait_for(process: "subprocess.Popen[str]", beginning: str) -> None:
 @pytest.mark.slow
 @pytest.mark.rotating(4, of="training")
 def test_alone_stopped_and_started_again(run: dict[str, Any], tmp_path: Path) -> None:
-    """B5: no coordinator. SIGTERM in the middle saves and exits 143; the same command goes on, and the next one has
+    """B5: no coordinator. SIGTERM in the middle saves and exits 143; the same command resumes, and once more it has
     nothing to do.
     """
     path = _file(tmp_path, run, max_steps=4000, logging_steps=1, eval_steps=4000)
@@ -85,7 +85,7 @@ def test_alone_stopped_and_started_again(run: dict[str, Any], tmp_path: Path) ->
 @pytest.mark.slow
 @pytest.mark.rotating(4, of="training")
 def test_a_person_sees_a_bar_and_gets_a_picture(run: dict[str, Any], tmp_path: Path) -> None:
-    """B5. In a terminal a bar counts the steps, with what is logged above it; in the end there is the curve."""
+    """B5. In a terminal a bar counts the steps, with the log above it; at the end there is a picture of the curve."""
     path = _file(tmp_path, run, max_steps=6, logging_steps=2, eval_steps=4)
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
@@ -104,7 +104,7 @@ def test_a_person_sees_a_bar_and_gets_a_picture(run: dict[str, Any], tmp_path: P
 
 
 def test_a_curve_is_that_of_all_attempts(tmp_path: Path) -> None:
-    """What a later attempt did again counts; a torn line and what is not finite do not."""
+    """Where a later attempt repeats a step, its value counts. A torn line and values that are not finite do not."""
     for attempt, steps in ((1, (1, 2, 3)), (2, (3, 4))):
         folder = tmp_path / "attempts" / str(attempt)
         folder.mkdir(parents=True)
@@ -118,7 +118,7 @@ def test_a_curve_is_that_of_all_attempts(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.rotating(4, of="training")
 def test_another_world_than_asked_for_is_refused(run: dict[str, Any], tmp_path: Path) -> None:
-    """`accelerate launch --cpu --num_processes 2` exits 0 with a world of one: each rank looks, and refuses."""
+    """`accelerate launch --cpu --num_processes 2` exits 0 with a world of one: each rank checks, and refuses."""
     control = ControlFolder(tmp_path / "control")
     control.root.mkdir()
     contract = {
@@ -181,6 +181,6 @@ def test_the_parent_stays_light() -> None:
 
 
 def test_threads_that_wait_sleep_on_cpus() -> None:
-    """On a shared machine spinning takes the cores from the work; on GPUs the host's threads are left alone."""
+    """On a shared machine spinning takes the cores from the work; on GPUs the host's threads keep their default."""
     assert ranks.cpu_environment(0) == ranks.cpu_environment(None) == {"OMP_WAIT_POLICY": "passive"}
     assert ranks.cpu_environment(2) == {}

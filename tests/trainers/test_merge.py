@@ -1,4 +1,4 @@
-"""An adapter merged into its base model: the same logits, and the adapter as it was."""
+"""An adapter merged into its base model gives the same logits, and is not changed."""
 
 import hashlib
 import json
@@ -82,7 +82,7 @@ def test_a_merged_model_gives_the_logits_of_the_unmerged_one(folder: Path) -> No
 @pytest.mark.slow
 @pytest.mark.rotating(4, of="training")
 def test_a_reward_models_adapter_is_merged_with_its_head(folder: Path) -> None:
-    """Its number is compared, not the words of a language model; and its rows are preferences."""
+    """The number that it gives is compared, and its rows are preferences."""
     tiny.make_rows(folder / "rows.jsonl", count=6, kind="preference")
     (folder / "run.json").write_text(json.dumps({**RUN, "method": "reward", "model": {"name_or_path": "./model"}}))
     script = ADAPTER.replace("AutoModelForCausalLM", "AutoModelForSequenceClassification")

@@ -1,4 +1,4 @@
-"""Every method trains as its library does, survives a cut, and learns what it is for."""
+"""Every method trains as its library does, survives an interruption, and learns what it is for."""
 
 import hashlib
 import json
@@ -37,7 +37,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def driven_directly(run: dict[str, Any], folder: Path) -> int:
-    """What a person would write with TRL alone; leaves model and log in `folder`."""
+    """Train as a user would with TRL alone; leave model and log in `folder`."""
     import importlib
 
     import torch
@@ -94,7 +94,7 @@ def driven_directly(run: dict[str, Any], folder: Path) -> int:
 
 @dataclass(frozen=True)
 class Straight:
-    """A run that went to its end in one piece."""
+    """A run that was not interrupted."""
 
     run: dict[str, Any]
     attempt: attempts.Attempt
@@ -110,8 +110,8 @@ def straight(request: pytest.FixtureRequest, work: Path, tmp_path_factory: pytes
 
 
 def test_a_method_trains_as_its_library_does(straight: Straight, tmp_path: Path) -> None:
-    """Weights by SHA-256, and all that is logged except times and speeds; every name of the library's is there.
-    Of a trainer that is ours, see test_ppo.py.
+    """Weights by SHA-256, and all that is logged except times and speeds; every name of the library's is there. No
+    library has `ppo`, so test_ppo.py checks it.
     """
     if straight.run["method"] == "ppo":
         pytest.skip("no library has it")
@@ -131,7 +131,7 @@ def test_a_method_trains_as_its_library_does(straight: Straight, tmp_path: Path)
 
 
 def test_a_cut_leaves_no_trace(straight: Straight, tmp_path: Path) -> None:
-    """Cut at step 3, in the middle of what is logged at step 4."""
+    """Interrupted at step 3, between two logs."""
     whole = straight.attempt
     assert whole.steps_saved == [3, 6]
     resumed = attempts.make(tmp_path / "resumed", straight.run, resume=whole.checkpoint(3))
@@ -142,7 +142,7 @@ def test_a_cut_leaves_no_trace(straight: Straight, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_example_of_a_method_trains(work: Path, tmp_path: Path, method: str) -> None:
-    """`examples/sums-<method>.yaml` (`sums.yaml` for sft), two steps of it and with the tiny model."""
+    """Two steps of `examples/sums-<method>.yaml` (`sums.yaml` for sft) with the tiny model."""
     run = dict(reading.read_document(EXAMPLES / ("sums.yaml" if method == "sft" else f"sums-{method}.yaml")).data)
     if "reasoning_gym" in run["data"]["train"][0]:
         pytest.importorskip("reasoning_gym", reason="the extra `tasks` is not installed")
@@ -161,7 +161,7 @@ def test_the_example_of_a_method_trains(work: Path, tmp_path: Path, method: str)
 
 @pytest.mark.parametrize("method", ["dpo", "orpo", "cpo", "kto", "reward", "gkd"])
 def test_ten_rows_are_learnt_by_heart(work: Path, tmp_path: Path, method: str) -> None:
-    """By what each method calls learning: every pair told apart, by a margin that has grown."""
+    """Each method's own measure of learning: every pair is told apart, by a margin that has grown."""
     kind = METHODS[method][0]
     rows = tmp_path / "ten.jsonl"
     rows.write_text("".join((work / f"{kind}.jsonl").read_text().splitlines(keepends=True)[:10]))

@@ -1,4 +1,4 @@
-"""PPO is ours, so its arithmetic is checked by hand, and its training against a loop that shares nothing with it."""
+"""Relay's PPO: its arithmetic is checked by hand, and its training against a loop that shares nothing with it."""
 
 import json
 import math
@@ -145,7 +145,9 @@ def digits(completions: Sequence[str], answer: Sequence[str], **_: Any) -> list[
 
 
 def train_recorded(work: Path, folder: Path) -> int:
-    """Ten steps of ours; leaves the weights, the log, and of each rollout what was drawn: tokens and orders."""
+    """Train ten steps with Relay's trainer; leave the weights, the log, and the sampled tokens and orders of each
+    rollout.
+    """
     from datasets import Dataset
 
     from runfile import ModelSection
@@ -183,7 +185,7 @@ def train_recorded(work: Path, folder: Path) -> int:
 
 
 class Plain:
-    """PPO as one would write it for a single row at a time: no filling, no batches, no Trainer, nothing of ours."""
+    """PPO in its plainest form, one row at a time: no padding, no batches, no Trainer, no code of Relay's."""
 
     def __init__(self, folder: Path) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -196,7 +198,7 @@ class Plain:
         self.kl_coef = float(OPTIONS["kl_coef"])
 
     def look(self, model: Any, prompt: list[int], said: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probability, value and entropy for each token said."""
+        """Return log-probability, value and entropy of each token."""
         out = model(torch.tensor([prompt + said]), output_hidden_states=True)
         at = slice(len(prompt) - 1, len(prompt) + len(said) - 1)
         logs = torch.log_softmax(out.logits[0, at] / OPTIONS["temperature"], dim=-1)
@@ -204,7 +206,7 @@ class Plain:
         return logs[range(len(said)), said], values, -(logs.exp() * logs).sum(-1)
 
     def rollout(self, drawn: dict[str, Any]) -> list[dict[str, Any]]:
-        """All that is known of each row when it has been judged."""
+        """Return all that is known of each row once it has been scored."""
         end, made = self.tokenizer.eos_token_id, []
         for row, tokens in zip(drawn["rows"], drawn["completions"], strict=True):
             said = tokens[: tokens.index(end) + 1] if end in tokens else tokens
@@ -254,7 +256,7 @@ class Plain:
         return total / tokens
 
     def train(self, drawn: list[dict[str, Any]]) -> list[float]:
-        """The loss of each step."""
+        """Return the loss of each step."""
         named = dict(self.policy.named_parameters())
         decays = [each for name, each in named.items() if "norm" not in name and "bias" not in name]
         others = [each for name, each in named.items() if "norm" in name or "bias" in name]
@@ -284,7 +286,7 @@ class Plain:
 
 
 def train_plainly(work: Path, folder: Path) -> int:
-    """In a process of its own too: one that has computed gradients cannot be forked from any more."""
+    """Train in a process of its own: a process that has computed gradients cannot be forked any more."""
     from safetensors.torch import save_file
 
     torch.set_num_threads(1)
@@ -299,7 +301,7 @@ def train_plainly(work: Path, folder: Path) -> int:
 @pytest.mark.slow
 @pytest.mark.rotating(4, of="training")
 def test_ten_steps_are_those_of_a_plain_loop(work: Path, tmp_path: Path) -> None:
-    """Weights and losses to 1e-5: single precision, in another order."""
+    """Weights and losses agree to 1e-5: single precision, in another order."""
     from safetensors.torch import load_file
 
     for train in (train_recorded, train_plainly):
@@ -337,7 +339,7 @@ def test_a_cut_anywhere_in_a_rollout_leaves_no_trace(work: Path, tmp_path: Path,
 @pytest.mark.slow
 @pytest.mark.rotating(4, of="training")
 def test_two_processes_train_as_one(work: Path, tmp_path: Path) -> None:
-    """The likeliest completions, so that nothing is drawn; sums in another order, to 1e-5."""
+    """The likeliest completions, so that nothing is sampled; sums in another order agree to 1e-5."""
     from safetensors.torch import load_file
 
     run = spec(work, "ppo")
@@ -358,7 +360,7 @@ def test_two_processes_train_as_one(work: Path, tmp_path: Path) -> None:
 
 
 def compare_adapters(work: Path) -> int:
-    """What a policy is compared with, once it has moved: the bare model, or the adapter as another run left it."""
+    """Compare a policy that has moved with its reference: the bare model, or the adapter as another run left it."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
@@ -411,7 +413,7 @@ def test_the_coefficient_outlives_another_number_of_processes(work: Path, tmp_pa
 @pytest.mark.rotating(4, of="training")
 @pytest.mark.parametrize("lora", [{}, {"lora": LORA}])
 def test_how_a_model_likes_to_be_sampled_is_no_part_of_it(work: Path, tmp_path: Path, lora: dict[str, Any]) -> None:
-    """Its probabilities know nothing of a penalty, so completions must not either; and the result keeps it."""
+    """Its probabilities know nothing of a penalty, so completions must not either; and the result keeps the setting."""
     run = spec(work, "ppo", **lora)
     penalized = shutil.copytree(work / "model", tmp_path / "model")
     settings = json.loads((penalized / "generation_config.json").read_text())
@@ -476,7 +478,7 @@ def test_what_it_does_not_do_is_refused_by_name(work: Path, change: dict[str, An
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"gamma": 1.5}, "gamma lies between 0 and 1, found 1.5"),
+        ({"gamma": 1.5}, "gamma must lie between 0 and 1, found 1.5"),
         ({"kl_target": 1.0, "kl_coef": 0.0}, "kl_target is more than 0, and needs a kl_coef"),
         ({"num_mini_batches": 100}, "a rollout takes 400 prompts"),
     ],

@@ -1,4 +1,4 @@
-"""What a host cannot do is said before anything is loaded."""
+"""What a host lacks is reported before anything is loaded."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ def lacks(**keys: Any) -> str:
 
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever this machine has."""
+    """Hide the GPUs of this machine."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
 
 
@@ -44,7 +44,7 @@ def test_what_needs_a_gpu(keys: dict[str, Any], said: str) -> None:
 
 
 def test_what_needs_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All that is missing is said at once."""
+    """Everything that is missing is reported at once."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: False)

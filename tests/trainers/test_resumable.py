@@ -1,4 +1,4 @@
-"""A run cut into attempts is the same run: weights by SHA-256, and every logged value except times and speeds."""
+"""An interrupted run is the same run: weights by SHA-256, and every logged value except times and speeds."""
 
 import json
 import os
@@ -20,7 +20,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "epochs": {"options": {"logging_strategy": "epoch", "eval_strategy": "epoch"}},
     "accumulating": {"options": {"gradient_accumulation_steps": 3, "eval_on_start": True}},
 }
-#: Saves every so many steps, and the ones to go on from.
+#: How often each variant saves, and the steps it resumes from.
 CUTS: dict[str, tuple[int, tuple[int, ...]]] = {"full": (1, (7, 11, 20)), "epochs": (1, (7, 11))}
 
 
@@ -32,7 +32,7 @@ def _varied(run: dict[str, Any], variant: str) -> dict[str, Any]:
 @pytest.mark.rotating(1)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_cut_gives_the_straight_run(run: dict[str, Any], tmp_path: Path, variant: str) -> None:
-    """S6. Cut beside logging steps, at an epoch's end (11) and at the very end (20)."""
+    """S6. Interrupted beside logging steps, at an epoch's end (11) and at the very end (20)."""
     run = _varied(run, variant)
     pace, cuts = CUTS.get(variant, (5, (5, 10)))
     straight = attempts.make(tmp_path / "straight", run | {"checkpoint": {"every": f"{pace} steps"}})
@@ -45,8 +45,8 @@ def test_every_cut_gives_the_straight_run(run: dict[str, Any], tmp_path: Path, v
 
 
 def test_stopped_after_every_single_step(run: dict[str, Any], tmp_path: Path) -> None:
-    """Thirteen attempts of one step each, an epoch's end among them, give the curve and weights of one that never
-    saved.
+    """Thirteen attempts of one step each, across an epoch's end, give the curve and weights of a run that was never
+    stopped.
     """
     run["options"]["max_steps"] = 13
     straight = attempts.make(tmp_path / "straight", run)
@@ -65,7 +65,7 @@ def test_stopped_after_every_single_step(run: dict[str, Any], tmp_path: Path) ->
 @pytest.mark.slow
 @pytest.mark.rotating(4, of="training")
 def test_two_ranks_train_one_model_and_resume_it(run: dict[str, Any], tmp_path: Path) -> None:
-    """Gloo DDP on a CPU host, launched as users do: one run and not two, and bit-exact across a cut."""
+    """Gloo DDP on a CPU host, launched as users do: one run and not two, and bit-exact across an interruption."""
     run = run | {"name": "tiny", "checkpoint": {"every": "5 steps"}, "options": run["options"] | {"max_steps": 8}}
     (tmp_path / "run.json").write_text(json.dumps(run))
     argv = [sys.executable, "-m", "trainers", "run.json"]
@@ -84,7 +84,7 @@ def test_two_ranks_train_one_model_and_resume_it(run: dict[str, Any], tmp_path: 
 
 
 def stop_while_evaluating() -> None:
-    """The stop is asked for when the first batch of an evaluation is done."""
+    """Request a stop once the first batch of an evaluation is done."""
     from trainers.methods import sft
 
     predict = sft.ResumableSFT.prediction_step
@@ -98,8 +98,8 @@ def stop_while_evaluating() -> None:
 
 @pytest.mark.parametrize("begun", [False, True])
 def test_a_stop_puts_off_the_evaluation_due_at_its_step(run: dict[str, Any], tmp_path: Path, begun: bool) -> None:
-    """It would eat the grace, due or begun. The next attempt does it before its first step: same values, same weights,
-    with dropout after it.
+    """A due or running evaluation would use up the time that is left to stop. The next attempt runs it before its first
+    step, with the same values and weights.
     """
     run["options"] |= {"max_steps": 3, "eval_steps": 1, "logging_steps": 1}
     straight = attempts.make(tmp_path / "straight", run)
@@ -124,7 +124,7 @@ def test_the_recorded_number_of_threads_is_used_again(run: dict[str, Any], tmp_p
 
 
 def test_a_nan_is_shown_once_and_said(run: dict[str, Any], tmp_path: Path) -> None:
-    """F23. A diverging loss is logged as the text "NaN", and a message says so."""
+    """F23. A diverging loss is logged as the text "NaN", and a message reports it."""
     run["options"] |= {"learning_rate": 1e30, "max_grad_norm": 0.0, "max_steps": 9}
     attempt = attempts.make(tmp_path / "diverging", run)
     losses = [value for (_, name), value in sorted(attempt.curve.items()) if name == "train_loss"]
@@ -133,7 +133,7 @@ def test_a_nan_is_shown_once_and_said(run: dict[str, Any], tmp_path: Path) -> No
 
 
 def _until(attempt: attempts.Attempt, cut: int) -> dict[tuple[int, str], Any]:
-    """The curve up to the checkpoint of that step."""
+    """Return the curve up to the checkpoint of that step."""
     at = next(
         index for index, event in enumerate(attempt.events) if (event["type"], event["step"]) == ("checkpoint", cut)
     )

@@ -1,4 +1,4 @@
-"""What ends an attempt before it trains, said in one line; and what is pinned, logged and left behind."""
+"""What ends an attempt before it trains, reported in one line; and what is pinned, logged and left behind."""
 
 import importlib.util
 import json
@@ -41,7 +41,7 @@ def test_a_wrong_run_is_refused_in_one_line(
 
 
 def test_options_are_looked_at_before_the_model(run: dict[str, Any], tmp_path: Path) -> None:
-    """The library's own rules, which no schema has, refuse the run while its model is not even there."""
+    """The library's own rules, which no schema has, refuse the run before its model is needed."""
     wrong = _with(run, max_steps=-1, warmup_steps=-3) | {"model": {"name_or_path": "/nowhere"}}
     attempt = attempts.make(tmp_path / "wrong", wrong)
     assert attempt.code == 78
@@ -65,7 +65,7 @@ def test_gpus_that_are_needed_and_not_here_are_the_hosts_fault(run: dict[str, An
 
 
 def test_out_of_memory_is_said_in_one_line(run: dict[str, Any], tmp_path: Path) -> None:
-    """F1. A failure that hosts recognise by how its line begins; nothing of the library's traceback."""
+    """F1. Hosts recognise the failure by how its line begins; the library's traceback is not shown."""
 
     def fill_the_gpu() -> None:
         import torch
@@ -88,7 +88,7 @@ def test_out_of_memory_is_said_in_one_line(run: dict[str, Any], tmp_path: Path) 
 def test_a_disk_that_takes_no_more_is_said_in_one_line(
     run: dict[str, Any], tmp_path: Path, limit: int, part: str
 ) -> None:
-    """Whichever library was writing; and nothing of the save stays behind, where space is what is missing."""
+    """Whichever library writes; and nothing of the save stays behind, where space is scarce."""
     attempt = attempts.make(
         tmp_path / "full",
         _with(run, max_steps=1),
@@ -108,7 +108,7 @@ def test_a_disk_that_takes_no_more_is_said_in_one_line(
 def test_a_model_without_whole_weights(
     run: dict[str, Any], work: Path, tmp_path: Path, weights: bytes | None, said: tuple[int, str]
 ) -> None:
-    """None at all is the run's mistake; a torn file may be this host's."""
+    """Missing weights are the run's mistake; a torn file may be this host's."""
     shutil.copytree(work / "model", tmp_path / "model")
     (tmp_path / "model" / "model.safetensors").unlink()
     if weights is None:
@@ -183,8 +183,8 @@ def test_the_result_can_be_loaded(run: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_an_adapter_names_its_base_as_the_submitter_does(run: dict[str, Any], work: Path, tmp_path: Path) -> None:
-    """The model travelled, and the host's copy of it goes with the attempt: result and checkpoints name the folder that
-    the run file named, and loaded upon that base they say what the trained model said, bit for bit.
+    """The model is uploaded with the run, and the host's copy of it is removed after the attempt: result and
+    checkpoints name the folder that the submitter named.
     """
     host, logits = tmp_path / "host", tmp_path / "logits.pt"
     shutil.copytree(work / "model", host / "external" / "0" / "model")
@@ -247,7 +247,7 @@ def test_a_checkpoint_holds_what_another_host_needs(run: dict[str, Any], tmp_pat
 
 
 def test_checkpoints_by_time(run: dict[str, Any], tmp_path: Path) -> None:
-    """Every step takes longer than a microsecond; none takes an hour, and the last is saved all the same."""
+    """Every step takes longer than a microsecond; none takes an hour, and the last step is saved all the same."""
     options = _with(run, max_steps=3)
     often = attempts.make(tmp_path / "often", options | {"checkpoint": {"every": "0.000001s"}})
     assert often.steps_saved == [1, 2, 3]
@@ -266,7 +266,7 @@ def test_a_damaged_checkpoint_is_refused(run: dict[str, Any], tmp_path: Path) ->
 
 
 def test_a_checkpoint_of_other_options_is_refused(run: dict[str, Any], tmp_path: Path) -> None:
-    """The libraries would skip the wrong rows without a word."""
+    """The libraries would skip the wrong rows without an error."""
     first = attempts.make(tmp_path / "first", run, stop=True)
     other = attempts.make(tmp_path / "other", _with(run, per_device_train_batch_size=2), resume=first.checkpoint(1))
     assert other.outcome is not None

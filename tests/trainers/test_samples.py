@@ -1,4 +1,4 @@
-"""What the model says while it is trained: shown, and nothing else is different for it."""
+"""Samples of what the model says during training, which change nothing else."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ ANSWERS = [{"role": "assistant", "content": "that"}]
 
 
 def shown(attempt: attempts.Attempt, kind: str) -> dict[int, list[dict[str, Any]]]:
-    """Samples of a kind by their step."""
+    """Return the samples of a kind by their step."""
     found: dict[int, list[dict[str, Any]]] = {}
     for event in attempt.events:
         if event["type"] == "sample" and event["kind"] == kind:

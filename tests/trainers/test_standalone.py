@@ -1,4 +1,4 @@
-"""The contract without a coordinator, from the run's own folder."""
+"""Attempts without a coordinator, described by the run's own folder."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ SFT = {"version": "relay/v1", "method": "sft", "data": {"train": "rows.jsonl"}}
 
 @pytest.mark.parametrize(("name", "resolved"), [("../models/tiny", "{}/models/tiny"), ("org/tiny", "org/tiny")])
 def test_a_local_model_is_named_by_where_it_lies(tmp_path: Path, name: str, resolved: str) -> None:
-    """So what was trained on it can be loaded from any folder of this machine."""
+    """So its result can be loaded from any folder of this machine."""
     (tmp_path / "models" / "tiny").mkdir(parents=True)
     (tmp_path / "mine").mkdir()
     run = parse_run_file(SFT | {"model": {"name_or_path": name}})

@@ -23,7 +23,7 @@ from trainers.errors import ConfigError, HostError
 _REQUEST, _RETRY = timedelta(seconds=120), timedelta(seconds=120)
 _GLOB = re.compile(r"[*?[]")
 
-ObjectListing = Mapping[str, Any]  #: what a listing says of one
+ObjectListing = Mapping[str, Any]  #: one object of a listing
 
 
 def is_bucket_path(path: str) -> bool:

@@ -13,8 +13,8 @@ from uuid import uuid4
 
 from trainers.errors import HostError
 
-CACHE_VARIABLE = "RELAY_DATA_CACHE"  #: names the folder of all
-UNUSED_SECONDS, DRAFT_SECONDS = 30 * 24 * 3600, 24 * 3600  #: seconds after which a thing goes, and what became none
+CACHE_VARIABLE = "RELAY_DATA_CACHE"  #: the variable with the folder of the cache
+UNUSED_SECONDS, DRAFT_SECONDS = 30 * 24 * 3600, 24 * 3600  #: the age at which entries, and drafts, are removed
 _DRAFT_PREFIX = ".tmp-"
 
 
@@ -57,7 +57,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise HostError(
-            f"data: {path.parent} takes nothing ({error.strerror}); ${CACHE_VARIABLE} names another"
+            f"data: {path.parent} cannot be written ({error.strerror}); ${CACHE_VARIABLE} must name another folder"
         ) from error
 
 

@@ -19,7 +19,7 @@ from trainers.data import cache
 from trainers.data.row_formats import Row
 from trainers.errors import ConfigError
 
-MEMORY_LIMIT = 64 << 20  #: bytes of text that stay in memory
+MEMORY_LIMIT = 64 << 20  #: bytes of text above which rows are kept on disk
 _ROWS, _ABOUT = "rows.arrow", "about.json"
 _BATCH_ROWS = 1000  #: rows
 _BATCH_BYTES = 8 << 20

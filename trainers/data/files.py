@@ -25,9 +25,9 @@ import pyarrow.parquet
 from trainers.data.row_formats import Row, format_value
 from trainers.errors import ConfigError
 
-#: How packed files begin.
+#: The first bytes of compressed files.
 _COMPRESSION: Mapping[bytes, str] = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
-#: How files begin that are not read.
+#: The first bytes of files that cannot be read.
 _UNSUPPORTED: Mapping[bytes, str] = {
     b"\xfd7zXZ": "xz",
     b"PK\x03\x04": "zip",
@@ -44,7 +44,7 @@ _LONE_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _MAX_CELL_BYTES = 1 << 30
 _BATCH_ROWS = 1000  #: rows
 
-#: Where a row stands, for people, and the row, or what is wrong with it where the next ones can be read all the same.
+#: The place of each row, for messages, and the row; or its error where the next rows can still be read.
 PlacedRows = Iterator[tuple[str, Row | ConfigError]]
 
 
@@ -59,9 +59,9 @@ def read_rows(path: Path, name: str) -> PlacedRows:
     elif begins.startswith(_STREAM):
         yield from _read_batches(name, lambda: iter(pa.ipc.open_stream(pa.memory_map(str(path)))))
     else:
-        packing = next((kind for magic, kind in _COMPRESSION.items() if begins.startswith(magic)), None)
-        with _open_unpacked(path, name, packing) as content:
-            yield from _read_text(content, name, Path(path.stem if packing else path.name).suffix.lower())
+        compression = next((kind for magic, kind in _COMPRESSION.items() if begins.startswith(magic)), None)
+        with _open_decompressed(path, name, compression) as content:
+            yield from _read_text(content, name, Path(path.stem if compression else path.name).suffix.lower())
 
 
 def _record_batches(reader: Any) -> Iterator[Any]:
@@ -80,16 +80,16 @@ def _read_batches(name: str, opened: Any) -> PlacedRows:
 
 
 @contextmanager
-def _open_unpacked(path: Path, name: str, packing: str | None) -> Iterator[IO[bytes]]:
-    if packing is None:
+def _open_decompressed(path: Path, name: str, compression: str | None) -> Iterator[IO[bytes]]:
+    if compression is None:
         with path.open("rb") as file:
             yield file
         return
     try:
-        with pa.input_stream(str(path), compression=packing) as stream:
+        with pa.input_stream(str(path), compression=compression) as stream:
             yield cast("IO[bytes]", io.BufferedReader(cast(io.RawIOBase, stream), 1 << 20))
     except (OSError, pa.ArrowException) as error:
-        raise ConfigError(f"{name}: cannot be unpacked ({_in_one_line(error)})") from error
+        raise ConfigError(f"{name}: cannot be decompressed ({_in_one_line(error)})") from error
 
 
 def _read_text(content: IO[bytes], name: str, suffix: str) -> PlacedRows:
@@ -99,9 +99,9 @@ def _read_text(content: IO[bytes], name: str, suffix: str) -> PlacedRows:
     first = content.readline()
     begins = first.removeprefix(_BYTE_ORDER_MARK)
     if kind := next((kind for magic, kind in _UNSUPPORTED.items() if begins.startswith(magic)), None):
-        raise ConfigError(f"{name}: is {kind}, which is not read; {_SUPPORTED}")
+        raise ConfigError(f"{name}: is {kind}, which cannot be read; {_SUPPORTED}")
     if begins.startswith((_PARQUET, _ARROW, _STREAM)):
-        raise ConfigError(f"{name}: is a packed table; unpack it")
+        raise ConfigError(f"{name}: is a compressed table; decompress it")
     lines = _prepend_line(begins, content)
     if suffix in (".csv", ".tsv"):
         yield from _read_table(lines, name, "\t" if suffix == ".tsv" else ",")
@@ -111,7 +111,9 @@ def _read_text(content: IO[bytes], name: str, suffix: str) -> PlacedRows:
         yield from _read_lines(lines, name)
 
 
-_SUPPORTED = "rows are read from JSON lines, CSV, Parquet and Arrow files, the first two packed with gzip or zstd too"
+_SUPPORTED = (
+    "rows are read from JSON lines, CSV, Parquet and Arrow files, the first two also compressed with gzip or zstd"
+)
 
 
 def _prepend_line(first: bytes, rest: IO[bytes]) -> Iterator[bytes]:
@@ -128,7 +130,7 @@ def _read_lines(lines: Iterator[bytes], name: str) -> PlacedRows:
 
 def _parse_line(line: bytes, place: str) -> Row | ConfigError:
     try:
-        found = _parse_json(line, place, "; each line is one object")
+        found = _parse_json(line, place, "; each line must be one object")
     except ConfigError as error:
         return error
     return _require_object(found, place)
@@ -155,7 +157,7 @@ def _parse_json(text: bytes, place: str, hint: str) -> Any:
 def _require_object(row: Any, place: str) -> Row | ConfigError:
     if isinstance(row, dict):
         return row
-    return ConfigError(f'{place}: a row is an object like {{"text": "…"}}, found {format_value(row)}')
+    return ConfigError(f'{place}: a row must be an object like {{"text": "…"}}, found {format_value(row)}')
 
 
 def _read_table(lines: Iterator[bytes], name: str, delimiter: str) -> PlacedRows:
@@ -164,7 +166,7 @@ def _read_table(lines: Iterator[bytes], name: str, delimiter: str) -> PlacedRows
     try:
         columns = next(reader, [])
         if twice := {column for column in columns if columns.count(column) > 1}:
-            raise ConfigError(f"{name}:1: two columns are called {', '.join(sorted(twice))}")
+            raise ConfigError(f"{name}:1: two columns are named {', '.join(sorted(twice))}")
         for cells in reader:
             place = f"{name}:{reader.line_num}"
             if not cells:

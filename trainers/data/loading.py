@@ -31,7 +31,7 @@ from trainers.data.row_formats import (
 from trainers.errors import ConfigError
 from trainers.models import hub
 
-_FORMAT_VERSION = 1  #: changes when the same files and settings give other rows
+_FORMAT_VERSION = 1  #: must change when the same files and settings give other rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Rows:
 
     kind: str
     rows: Sequence[Row]
-    source_digest: str = ""  #: a digest of what large rows were taken from, and how
+    source_digest: str = ""  #: for rows on disk: a digest of their sources and of how they were read
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -170,8 +170,8 @@ def _choose_rows(total: int, count: int, salt: str) -> NDArray[np.bool_]:
 class _RowFormat:
     """What the rows read so far fix for all rows."""
 
-    kind: str = ""  #: as it is in the files
-    shape: str = ""  #: what the first row's columns hold
+    kind: str = ""  #: the kind in the files
+    shape: str = ""  #: text or messages
     names: Sequence[str] = ()  #: the first row's columns
 
 
@@ -266,10 +266,12 @@ class RowReader:
         if not self._format.shape:
             self._format = _RowFormat(self._format.kind, shape, list(row))
         if shape != self._format.shape:
-            raise ConfigError(f"{place}: {' and '.join(said)} are {shape}, in the rows before {self._format.shape}")
+            raise ConfigError(f"{place}: {' and '.join(said)} are {shape}, but {self._format.shape} in the rows before")
         if odd := row.keys() ^ self._format.names:
             has = "has a" if odd <= row.keys() else "has no"
-            raise ConfigError(f"{place}: {has} {', '.join(odd)}, other than the rows before; give it in all or in none")
+            raise ConfigError(
+                f"{place}: {has} {', '.join(odd)}, unlike the rows before it; all rows must have it, or none"
+            )
 
     def _read_raw(self, source: DataSource) -> Iterator[tuple[str, Mapping[str, Any] | ConfigError]]:
         """Yield each row of a source as it is stored, with its place for errors."""

@@ -1,7 +1,7 @@
-"""Tasks that are generated, and answers that are verified, by reasoning-gym (https://github.com/open-thought/reasoning-gym).
+"""Generated tasks and verified answers of reasoning-gym (https://github.com/open-thought/reasoning-gym).
 
-A task is known by its generator, seed and number, and made again from those where an answer is scored: nothing of it
-but a line of JSON travels through a data set.
+A task is identified by its generator, seed and number, and is generated again where an answer is scored: a data set
+holds only one line of JSON for it.
 """
 
 import json
@@ -14,7 +14,7 @@ from runfile.mistakes import find_nearest
 from trainers.data.row_formats import Row
 from trainers.errors import ConfigError, HostError
 
-DEFAULT_SIZE = 1000  #: tasks, where a source does not say
+DEFAULT_SIZE = 1000  #: the number of tasks, where a source sets none
 
 
 def generate_rows(source: DataSource, seed: int) -> Iterator[Row]:

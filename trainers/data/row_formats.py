@@ -22,7 +22,7 @@ from trainers.errors import ConfigError
 
 Row = dict[str, Any]
 
-#: Which columns make a kind, in the order they are looked for.
+#: The columns that identify each kind, in the order in which kinds are tried.
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "chat": ("messages",),
     "preference": ("chosen", "rejected"),
@@ -33,11 +33,11 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "sharegpt": ("conversations",),
     "prompt": ("prompt",),
 }
-#: What a trainer gives reward functions beside the rows' own columns, so no column may be called that.
+#: Arguments that trainers give to reward functions; no column may have such a name.
 _RESERVED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
 #: Columns that rows of a kind may have.
 _OPTIONAL: Mapping[str, tuple[str, ...]] = {"preference": ("prompt",), "alpaca": ("input",)}
-#: Kinds that are trained on as another.
+#: Kinds that are converted, and the kind they become.
 _BECOMES: Mapping[str, str] = {"alpaca": "prompt_completion", "sharegpt": "chat"}
 _ROLES: Mapping[str, str] = {"human": "user", "gpt": "assistant", "system": "system"} | {
     role: role for role in ("user", "assistant")
@@ -79,7 +79,7 @@ def check_row(row: Row, kind: str, place: str) -> Row:
     """Return the row with its kind's columns only, as it is trained on. Raises ConfigError for a row that is wrong."""
     for column in COLUMNS[kind]:
         if column not in row:
-            raise ConfigError(f"{place}: no column {column}, which every row of format {kind} has")
+            raise ConfigError(f"{place}: no column {column}, which every row of format {kind} must have")
     if row.get("tools"):
         raise ConfigError(f"{place}: rows with tools are not supported yet")
     columns = tuple(row) if kind == "prompt" else (*_OPTIONAL.get(kind, ()), *COLUMNS[kind])
@@ -95,7 +95,7 @@ def format_value(value: Any, limit: int = 60) -> str:
 def _check_texts(row: Row, place: str) -> Row:
     for column, value in row.items():
         if not isinstance(value, str):
-            raise ConfigError(f"{place}: {column} is text, found {format_value(value)}")
+            raise ConfigError(f"{place}: {column} must be text, found {format_value(value)}")
     return row
 
 
@@ -116,23 +116,29 @@ def _check_preference(row: Row, place: str) -> Row:
     if "prompt" in turns:
         return turns
     if chosen == rejected:
-        raise ConfigError(f"{place}: chosen and rejected are the same, and there is no prompt to tell from them")
+        raise ConfigError(
+            f"{place}: chosen and rejected are equal, so no prompt can be separated from them; give it as prompt"
+        )
     if isinstance(chosen, list) and chosen[0] != rejected[0]:
-        raise ConfigError(f"{place}: chosen and rejected begin with other messages; give what is before them as prompt")
+        raise ConfigError(
+            f"{place}: chosen and rejected begin with different messages; give the messages before them as prompt"
+        )
     return turns
 
 
 def _check_prompt(row: Row, place: str) -> Row:
     """Keep the row's other columns, which rewards read."""
     if taken := [name for name in _RESERVED if name in row]:
-        raise ConfigError(f"{place}: reward functions are given {taken[0]} by the trainer; call the column otherwise")
+        raise ConfigError(f"{place}: reward functions are given {taken[0]} by the trainer; rename the column")
     rest = {name: value for name, value in row.items() if name not in ("prompt", "completion")}
     return {**_check_turns({"prompt": row["prompt"]}, place), **rest}
 
 
 def _check_unpaired_preference(row: Row, place: str) -> Row:
     if not isinstance(row["label"], bool):
-        raise ConfigError(f"{place}: label is true (a good completion) or false, found {format_value(row['label'])}")
+        raise ConfigError(
+            f"{place}: label must be true (a good completion) or false, found {format_value(row['label'])}"
+        )
     return {**_check_turns({name: row[name] for name in ("prompt", "completion")}, place), "label": row["label"]}
 
 
@@ -148,13 +154,13 @@ def _convert_alpaca(row: Row, place: str) -> Row:
 def _convert_sharegpt(row: Row, place: str) -> Row:
     turns = row["conversations"]
     if not isinstance(turns, list) or not turns:
-        raise ConfigError(f"{place}: conversations: a list of turns is wanted, found {format_value(turns)}")
+        raise ConfigError(f"{place}: conversations: must be a list of turns, found {format_value(turns)}")
     messages = []
     for number, turn in enumerate(turns, 1):
         role = _ROLES.get(str(turn.get("from"))) if isinstance(turn, dict) else None
         if role is None or not isinstance(turn.get("value"), str):
             raise ConfigError(
-                f'{place}: conversations: turn {number} is {{"from": "human", "value": "…"}} (or gpt, or system), '
+                f'{place}: conversations: turn {number} must be {{"from": "human", "value": "…"}} (or gpt, or system), '
                 f"found {format_value(turn)}"
             )
         messages.append({"role": role, "content": turn["value"]})
@@ -163,12 +169,12 @@ def _convert_sharegpt(row: Row, place: str) -> Row:
 
 def _check_messages(value: Any, place: str) -> list[Row]:
     if not isinstance(value, list) or not value:
-        raise ConfigError(f"{place}: a list of messages is wanted, found {format_value(value)}")
+        raise ConfigError(f"{place}: must be a list of messages, found {format_value(value)}")
     for number, message in enumerate(value, 1):
         texts = [message.get(key) for key in ("role", "content")] if isinstance(message, dict) else []
         if not texts or not all(isinstance(text, str) for text in texts):
             raise ConfigError(
-                f'{place}: message {number} is {{"role": "…", "content": "…"}}, found {format_value(message)}'
+                f'{place}: message {number} must be {{"role": "…", "content": "…"}}, found {format_value(message)}'
             )
         if message.get("tool_calls"):
             raise ConfigError(f"{place}: message {number} has tool_calls, which are not supported yet")

@@ -17,5 +17,5 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # docs/runfile.md says w
 def load_method(name: str) -> "Method":
     """Return the method of that name. Raises ConfigError, which lists the methods, when there is none."""
     if name not in NAMES:
-        raise ConfigError(f"method: {name} cannot be trained here; there is {', '.join(NAMES)}")
+        raise ConfigError(f"method: {name} cannot be trained here; the methods are {', '.join(NAMES)}")
     return cast("Method", importlib.import_module(f"trainers.methods.{name}").METHOD)

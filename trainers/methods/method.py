@@ -33,19 +33,17 @@ class LearningSignals:
 class Method:
     """One way to train. Each module of `trainers.methods` defines one."""
 
-    trainer_class: type[
-        ResumableTrainer
-    ]  #: the library's trainer, able to resume; nothing of ours changes how it trains
-    config_class: type[TrainingArguments]  #: its config class, whose fields are the method's options
-    row_kinds: tuple[str, ...]  #: of rows that it learns from (see `trainers.data.row_formats`)
-    task: str = LANGUAGE_TASK  #: what the model is trained to give (see `trainers.models.loading`)
-    uses_reference: bool = False  #: with a reference model that its trainer takes
-    uses_rewards: bool = False  #: it learns from completions of its own, by the run's `rewards`
-    uses_teacher: bool = False  #: by the run's teacher
+    trainer_class: type[ResumableTrainer]  #: the library's trainer, extended to resume
+    config_class: type[TrainingArguments]  #: the library's config, whose fields are the method's options
+    row_kinds: tuple[str, ...]  #: the kinds of rows that it learns from (see `trainers.data.row_formats`)
+    task: str = LANGUAGE_TASK  #: what the model learns to give (see `trainers.models.loading`)
+    uses_reference: bool = False  #: its trainer takes a reference model
+    uses_rewards: bool = False  #: it learns from its own completions, by the run's `rewards`
+    uses_teacher: bool = False  #: it learns from the run's teacher
     needs_tokenizer: bool = False  #: its trainer does not find the tokenizer by itself
     model_init_defaults: Mapping[str, Any] = field(
         default_factory=dict
-    )  #: what `model_init` is where the run file does not say
+    )  #: values of `model_init` that the run file may replace
 
     def configure(self, run: RunFile, owned: Mapping[str, Any]) -> TrainingArguments:
         """Return the library's config, from the run's options and those that Relay sets. The library's own errors pass

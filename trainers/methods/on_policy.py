@@ -10,7 +10,7 @@ from trainers.errors import ConfigError
 from trainers.resumable import ResumableTrainer
 from trainers.rollout import Rollout
 
-#: What TRL's adaptive entropy bonus keeps between steps.
+#: State of TRL's adaptive entropy bonus.
 _ENTROPY_STATE = ("entropy_coef", "_last_world_entropy", "_entropy_window_stats")
 
 
@@ -36,7 +36,7 @@ class OnPolicyTrainer(ResumableTrainer):
 class RewardedTrainer(OnPolicyTrainer):
     """What TRL's GRPOTrainer and RLOOTrainer have in common."""
 
-    _trained_on = False  #: the newest completions
+    _trained_on = False  #: the newest completions are the training's, not an evaluation's
 
     def __init__(self, *, model: Any, args: Any, **rest: Any) -> None:
         if args.beta and isinstance(model, PreTrainedModel):
@@ -59,9 +59,9 @@ class RewardedTrainer(OnPolicyTrainer):
         logs = cast(Any, self)._logs
         if not self._trained_on:
             return ()
-        judged = {name: list(values) for name, values in logs["rewards"].items()}
+        rewards = {name: list(values) for name, values in logs["rewards"].items()}
         return [
-            Rollout(prompt, completion, {name: _opinion_or_none(values[at]) for name, values in judged.items()})
+            Rollout(prompt, completion, {name: _opinion_or_none(values[at]) for name, values in rewards.items()})
             for at, (prompt, completion) in enumerate(zip(logs["prompt"], logs["completion"], strict=True))
         ]
 

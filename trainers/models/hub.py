@@ -26,7 +26,7 @@ from storage.loadable import ADAPTER
 from trainers.errors import ConfigError, HostError
 
 RepositoryKind = Literal["model", "dataset"]
-_TIMEOUT = 30.0  #: seconds; the client has none of its own
+_TIMEOUT = 30.0  #: seconds; the client itself has no timeout
 #: A model's files at the top of its repository; a repository may hold the same weights again in other formats.
 _MODEL_FILES = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.py", "*.safetensors")
 _TOKENIZER_FILES = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt")
@@ -44,8 +44,8 @@ class ModelSource:
     path: str
     revision: str | None
     name: str
-    adapter: str | None = None  #: the folder of another run's adapter, which goes on it before training
-    origin: str | None = None  #: the checkpoint of another run that it all comes from
+    adapter: str | None = None  #: the folder of another run's adapter, put on the model before training
+    origin: str | None = None  #: the checkpoint of another run that the model comes from
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class LocalModel:
     """A model on this host's disk."""
 
     folder: Path
-    source: ModelSource  #: what others know it as
+    source: ModelSource  #: where the model comes from, and its public name
 
     @property
     def adapter(self) -> Path | None:

@@ -26,7 +26,7 @@ from storage.loadable import ADAPTER
 from trainers.errors import ConfigError
 from trainers.models.hub import LocalModel
 
-LANGUAGE_TASK, SCORING_TASK = "CAUSAL_LM", "SEQ_CLS"  #: what a model is trained to give, by PEFT's names of the task
+LANGUAGE_TASK, SCORING_TASK = "CAUSAL_LM", "SEQ_CLS"  #: what a model learns to give, by PEFT's names
 _HEADS: Mapping[str, tuple[Any, Mapping[str, Any]]] = {
     LANGUAGE_TASK: (AutoModelForCausalLM, {}),
     SCORING_TASK: (AutoModelForSequenceClassification, {"num_labels": 1}),
@@ -37,10 +37,10 @@ _HEADS: Mapping[str, tuple[Any, Mapping[str, Any]]] = {
 class InitialModel:
     """The initial model, as a library trainer takes it."""
 
-    model: Any  #: a folder, or a model that is loaded
-    model_init: dict[str, Any] | None  #: how the library is to load it; None when it is loaded
+    model: Any  #: a folder, or a loaded model
+    model_init: dict[str, Any] | None  #: arguments for loading the folder; None for a loaded model
     lora: LoraConfig | None  #: a new adapter
-    tokenizer: Any = None  #: None: the model's own
+    tokenizer: Any = None  #: None for the model's own
 
 
 def load_initial_model(run: RunFile, model: LocalModel, task: str = LANGUAGE_TASK) -> InitialModel:
@@ -52,7 +52,7 @@ def load_initial_model(run: RunFile, model: LocalModel, task: str = LANGUAGE_TAS
         return InitialModel(str(model.folder), _loading_arguments(run), lora)
     require_adapter_task(task, model.adapter)
     tokenizer = AutoTokenizer.from_pretrained(model.adapter)
-    set_seed(run.seed)  # a head that the base has not is drawn anew, before the adapter brings its own
+    set_seed(run.seed)  # a head that the base lacks is drawn at random, then replaced by the adapter's
     if run.lora is None:
         return InitialModel(_load_merged(run, model.folder, model.adapter, task), None, None, tokenizer)
     require_same_adapter(run.lora, model.adapter)
@@ -88,14 +88,14 @@ def _load_merged(run: RunFile, base: Path, adapter: Path, task: str) -> Any:
     how = {name: value for name, value in run.model_init.items() if name != "dtype"}
     whole: Any = PeftModel.from_pretrained(load_model(base, task, dtype=torch.float32, **how), str(adapter))
     merged = whole.merge_and_unload().to(_resolve_dtype(run.model_init.get("dtype", "float32"), base))
-    return merged.requires_grad_(True)  # an adapter freezes what is under it
+    return merged.requires_grad_(True)  # PEFT has frozen the base model
 
 
 def _resolve_dtype(asked: str, base: Path) -> torch.dtype:
     """Return the type in which the library would load the model."""
     kind = AutoConfig.from_pretrained(base).dtype if asked == "auto" else getattr(torch, asked, None)
     if not isinstance(kind, torch.dtype):
-        raise ConfigError(f"model_init.dtype: {asked} is no type; for instance bfloat16")
+        raise ConfigError(f"model_init.dtype: {asked} is not a type; for instance bfloat16")
     return kind
 
 
@@ -118,14 +118,14 @@ def require_same_adapter(asked: Mapping[str, Any], adapter: Path) -> None:
     if differences := list(_list_differences(asked, json.loads((adapter / ADAPTER).read_text()))):
         raise ConfigError(
             f"lora: the adapter that model.init_from names has {', '.join(differences)}; "
-            "write the same, or leave lora out to merge it and train all weights"
+            "lora must ask for the same, or be left out to merge the adapter and train all weights"
         )
 
 
 def _list_differences(asked: Mapping[str, Any], there: Mapping[str, Any]) -> Iterator[str]:
     """Yield what the adapter in the folder has and the run asks otherwise."""
     for name, value in asked.items():
-        if name == "target_modules" and isinstance(value, str):  # a pattern; there it stands resolved
+        if name == "target_modules" and isinstance(value, str):  # a pattern, which the saved config holds resolved
             continue
         found = there.get(name)
         if (sorted(value) != sorted(found or ())) if isinstance(value, list | tuple) else value != found:

@@ -97,19 +97,19 @@ class PPOConfig(TrainingArguments):
         super().__post_init__()  # type: ignore[no-untyped-call]
         for name in ("num_mini_batches", "num_ppo_epochs", "max_completion_length", "kl_horizon"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is at least 1, found {getattr(self, name)}")
+                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
         for name in ("temperature", "cliprange", "cliprange_value"):
             if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is more than 0, found {getattr(self, name)}")
+                raise ValueError(f"{name} must be more than 0, found {getattr(self, name)}")
         for name in ("gamma", "lam"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} lies between 0 and 1, found {getattr(self, name)}")
+                raise ValueError(f"{name} must lie between 0 and 1, found {getattr(self, name)}")
         if self.kl_coef < 0:
-            raise ValueError(f"kl_coef is not negative, found {self.kl_coef}")
+            raise ValueError(f"kl_coef must not be negative, found {self.kl_coef}")
         if self.kl_estimator not in ("k1", "k3"):
-            raise ValueError(f"kl_estimator is k1 or k3, found {self.kl_estimator}")
+            raise ValueError(f"kl_estimator must be k1 or k3, found {self.kl_estimator}")
         if self.kl_target is not None and (self.kl_target <= 0 or self.kl_coef == 0):
-            raise ValueError("kl_target is more than 0, and needs a kl_coef to begin with that is more than 0 too")
+            raise ValueError("kl_target must be more than 0, and so must kl_coef")
         if self.deepspeed or self.fsdp:
             raise ValueError("ppo trains with DDP only; deepspeed and fsdp are not supported")
 

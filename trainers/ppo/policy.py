@@ -11,8 +11,8 @@ from trl.trainer.utils import use_adapter
 
 from trainers.ppo.losses import log_probabilities
 
-REFERENCE = "ref"  #: an adapter
-HEAD = "value_head"  #: the submodule of the model, and the file beside it
+REFERENCE = "ref"  #: the name of the reference adapter
+HEAD = "value_head"  #: the name of the submodule and of its file
 HEAD_FILE = f"{HEAD}.safetensors"
 
 
@@ -112,6 +112,6 @@ def reference_log_probabilities(
     initial model.
     """
     with nullcontext() if reference is not None else reference_active(model):
-        judge = model if reference is None else reference
-        logits, _ = logits_and_states(judge, ids, attention, completion, temperature, with_states=False)
+        inner = model if reference is None else reference
+        logits, _ = logits_and_states(inner, ids, attention, completion, temperature, with_states=False)
     return log_probabilities(logits, ids[:, -completion:])

@@ -16,9 +16,9 @@ class RolloutBatch:
     """Rows of a rollout: prompts padded on the left, completions on the right. Each tensor is (rows, tokens)."""
 
     ids: Tensor  #: prompt and completion
-    attention: Tensor  #: 1 for what is no filling
-    mask: Tensor  #: True for the tokens of the completion; the columns are the completion's, as of all that follow
-    logps: Tensor  #: log-probabilities at which they were drawn
+    attention: Tensor  #: 0 for padding, else 1
+    mask: Tensor  #: True for the tokens of the completion; this and what follows has the completion's columns only
+    logps: Tensor  #: log-probabilities with which the tokens were sampled
     values: Tensor
     advantages: Tensor
     returns: Tensor
@@ -42,8 +42,8 @@ class RolloutBuffer:
     """A rollout and the order in which its epochs go through it."""
 
     batch: RolloutBatch
-    orders: Tensor  #: (epochs, rows): the order in which each epoch takes the rows
-    counts: Tensor  #: (epochs, minibatches): tokens of each minibatch, over all processes
+    orders: Tensor  #: (epochs, rows): the order of the rows in each epoch
+    counts: Tensor  #: (epochs, minibatches): tokens of each minibatch, summed over all processes
 
     def micro_batch(self, position: int, rows: int, accumulation: int) -> tuple[RolloutBatch, Tensor]:
         """Return the micro-batch at a position, and the number of tokens of its minibatch."""

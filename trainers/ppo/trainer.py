@@ -66,7 +66,7 @@ class PPOTrainer(ResumableTrainer):
         self._metrics = empty_windows()
         self._kl_controller = estimates.KLController(args.kl_coef, args.kl_target, args.kl_horizon)
         self._buffer: RolloutBuffer | None = None
-        self._position = 0  #: micro-batches taken, of all rollouts
+        self._position = 0  #: micro-batches taken so far, over all rollouts
         self._newest_rollouts: list[Rollout] = []
         super().__init__(
             model=policy_model,
@@ -157,7 +157,7 @@ class PPOTrainer(ResumableTrainer):
         notes.add_explained_variance(values, returns, mask)
         if self.options.whiten_advantages:
             advantages = estimates.whiten(advantages, mask, notes.sum_moments(advantages, mask))
-        if self.options.kl_coef:  # else there is no reference to stray from
+        if self.options.kl_coef:  # without it there is no reference
             strayed, completed = notes.add_divergence(kl, mask)
             if mode == "train":
                 notes.add({"kl_coef": self._kl_controller.coefficient})
@@ -230,7 +230,7 @@ class PPOTrainer(ResumableTrainer):
             model, batch.ids, batch.attention, batch.completion, options.temperature, with_states=True
         )
         taken = losses.log_probabilities(logits, batch.ids[:, -batch.completion :])
-        logps = torch.where(mask, taken, batch.logps)  # what comes after the end may stray without bound
+        logps = torch.where(mask, taken, batch.logps)  # what follows the end may diverge without bound
         values = policy.compute_values(self._policy, cast(Tensor, states))
         pushed, policy_clipped = losses.clipped_policy_loss(logps, batch.logps, batch.advantages, options.cliprange)
         fitted, value_clipped = losses.clipped_value_loss(values, batch.values, batch.returns, options.cliprange_value)

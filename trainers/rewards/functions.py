@@ -22,7 +22,12 @@ from trainers.rewards.process import FunctionRaised, IsolatedFunction
 from trainers.rewards.user_functions import call_function, import_function
 
 RewardCallable = Callable[..., Any]
-_TRAINER_ARGUMENTS = ("trainer_state", "log_extra", "log_metric", "environments")  #: what TRL gives beside the columns
+_TRAINER_ARGUMENTS = (
+    "trainer_state",
+    "log_extra",
+    "log_metric",
+    "environments",
+)  #: arguments of TRL's that are no columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +51,7 @@ def resolve_rewards(
     ]
     names = [each.name for each in found]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise ConfigError(f"rewards: two are called {', '.join(sorted(twice))}, so their curves would be one")
+        raise ConfigError(f"rewards: two are named {', '.join(sorted(twice))}, and their curves would be one")
     return found
 
 
@@ -63,7 +68,7 @@ def _resolve_reward(
         return RewardModel(reward.model.rstrip("/").rpartition("/")[2], resolve_reward_model(reward.model, pins))
     if reward.call is None:
         return RewardFunction(str(reward.name), _call_in_process(_make_registered(reward, columns, place)))
-    function = import_function(reward.call)  # whatever is wrong with it is said before a GPU is used
+    function = import_function(reward.call)  # its errors must appear before a GPU is used
     name = reward.call.replace(".", ":").rpartition(":")[2]
     apart = reward.timeout is not None or reward.isolated
     return RewardFunction(
@@ -80,7 +85,7 @@ def _call_in_process(function: RewardCallable) -> Callable[[int, Mapping[str, An
 class RegisteredReward:
     """A reward that a run file refers to by name."""
 
-    make: Callable[..., RewardCallable]  #: from its `config`
+    make: Callable[..., RewardCallable]  #: makes the function from the reward's `config`
     needs: str = ""  #: the column that it reads
 
 
@@ -89,7 +94,11 @@ def _make_registered(reward: Reward, columns: Collection[str], place: str) -> Re
     name = str(reward.name)
     if name not in REGISTERED:
         close = find_nearest(name, REGISTERED)
-        hint = f"did you mean {close}?" if close else f"there is {', '.join(REGISTERED)}; or call: rewards.py:function"
+        hint = (
+            f"did you mean {close}?"
+            if close
+            else f"the names are {', '.join(REGISTERED)}; or call: rewards.py:function"
+        )
         raise ConfigError(f"{place}: there is no reward called {name}; {hint}")
     known = REGISTERED[name]
     if known.needs and known.needs not in columns:
@@ -104,7 +113,7 @@ class RewardFunction:
     """One reward, called as TRL calls it, whose results are checked."""
 
     def __init__(self, name: str, ask: Callable[[int, Mapping[str, Any]], Any]) -> None:
-        self.name = self.__name__ = name  # TRL calls its curve by the latter
+        self.name = self.__name__ = name  # TRL names the curve by `__name__`
         self._call_function = ask
 
     def __call__(self, **given: Any) -> list[float | None]:
@@ -114,7 +123,7 @@ class RewardFunction:
         count = len(batch["completions"])
         try:
             values = self._call_function(step, batch)
-        except Exception as error:  # a person's code: anything may come, and it is said of which sample
+        except Exception as error:  # the user's code may raise anything
             raise self._find_failing_sample(step, batch, count, error) from error
         return self._check_values(values, batch, count)
 
@@ -123,11 +132,13 @@ class RewardFunction:
         if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != count:
             found = f"{len(values)} values" if isinstance(values, Sequence) else format_value(values)
             raise RewardError(
-                f"reward {self.name}: a list with a number for each of {count} samples is wanted, found {found}"
+                f"reward {self.name}: must return a list with a number for each of {count} samples, found {found}"
             )
         for index, value in enumerate(values):
             if value is not None and not _is_number(value):
-                raise RewardError(f"{self._name_sample(batch, index)}: gave {format_value(value)}, which is no number")
+                raise RewardError(
+                    f"{self._name_sample(batch, index)}: gave {format_value(value)}, which is not a number"
+                )
         return [None if value is None else float(value) for value in values]
 
     def _find_failing_sample(self, step: int, batch: Mapping[str, Any], count: int, error: Exception) -> RewardError:
@@ -171,7 +182,7 @@ def load_rewards(rewards: Sequence["RewardFunction | RewardModel"], model_init: 
             continue
         folder = fetch_model(each.source).folder
         scorer = load_model(folder, SCORING_TASK, **{"dtype": "float32", "device_map": None, **model_init})
-        scorer.config._name_or_path = each.name  # as its curve is called
+        scorer.config._name_or_path = each.name  # the name of its curve
         functions.append(scorer)
         tokenizers.append(AutoTokenizer.from_pretrained(folder))
     return {"reward_funcs": functions, "reward_processing_classes": tokenizers}
@@ -228,7 +239,7 @@ def _from_trl(name: str, *, made: bool = False) -> Callable[..., RewardCallable]
     return make
 
 
-#: The rewards that have a name. TRL's are described in its documentation, "Reward Functions".
+#: The registered rewards, by name. TRL's are described in its documentation, "Reward Functions".
 REGISTERED: Mapping[str, RegisteredReward] = {
     "reasoning_gym": RegisteredReward(_make_reasoning_gym, "task"),
     "exact_match": RegisteredReward(_make_exact_match, "answer"),

@@ -23,7 +23,7 @@ def import_function(call: str) -> Callable[..., Any]:
         raise ConfigError(f"{call}: there is no module {error.name}") from error
     except OSError as error:
         raise ConfigError(f"{call}: {where} cannot be read: {error.strerror}; name it in files") from error
-    except Exception as error:  # its code runs here for the first time
+    except Exception as error:  # the user's code runs here for the first time
         raise ConfigError(f"{call}: {where} cannot be imported: {type(error).__name__}: {error}") from error
     function = getattr(module, name, None)
     if not callable(function):

@@ -14,7 +14,7 @@ from trainers.errors import ConfigError, HostError
 
 @pytest.fixture
 def bucket(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S3Store:
-    """With rows under several keys; the environment has what is needed."""
+    """A bucket with rows under several keys; the environment has what is needed to read it."""
     for name, value in environment(s3).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "cache"))

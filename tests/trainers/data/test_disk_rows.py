@@ -19,14 +19,14 @@ TEXTS = [{"text": f"row {number}"} for number in range(2500)]
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where large rows are kept."""
+    """The folder in which large rows are kept."""
     monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
 @pytest.fixture
 def little(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of memory."""
+    """Limit the memory for rows."""
     monkeypatch.setattr(disk_rows, "MEMORY_LIMIT", 1000)
 
 
@@ -84,7 +84,7 @@ def test_read_once_and_anew_when_anything_has_changed(tmp_path: Path, folder: Pa
 
 @pytest.mark.usefixtures("little")
 def test_what_a_kept_source_told_holds_for_the_next(tmp_path: Path) -> None:
-    """The kind, and that rows are alike, also when the first source is not read."""
+    """The kind, and that rows are alike, also when the first source is not read again."""
     written(tmp_path / "big.jsonl", [{"prompt": "a" * 30, "completion": "b"} for _ in range(100)])
     written(tmp_path / "odd.jsonl", [{"text": "c"}])
     for _ in ("read", "found again"):
@@ -94,7 +94,9 @@ def test_what_a_kept_source_told_holds_for_the_next(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("little")
 def test_columns_that_widen(tmp_path: Path) -> None:
-    """What a column holds is seen batch by batch: nothing, then whole numbers, then fractions; and more fields."""
+    """The type of a column becomes known batch by batch: nothing, then whole numbers, then fractions; and
+    more fields.
+    """
     rows: list[dict[str, Any]] = [{"prompt": "a", "answer": None, "of": {"x": 1}}] * 1000
     rows += [{"prompt": "a", "answer": 1, "of": {"x": 1, "y": "z"}}] * 1000
     rows += [{"prompt": "a", "answer": 0.5, "of": {"y": "z"}}] * 500
@@ -131,7 +133,9 @@ def test_a_wrong_row_far_below_is_named(tmp_path: Path, folder: Path) -> None:
 def test_a_disk_that_takes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written(tmp_path / "big.jsonl", TEXTS)
     monkeypatch.setenv(cache.CACHE_VARIABLE, "/proc/nothing")
-    with pytest.raises(HostError, match=r"/proc/nothing takes nothing \(.*\); \$RELAY_DATA_CACHE names another"):
+    with pytest.raises(
+        HostError, match=r"/proc/nothing cannot be written \(.*\); \$RELAY_DATA_CACHE must name another folder"
+    ):
         load(tmp_path, {"train": "big.jsonl"})
 
 
@@ -158,7 +162,7 @@ def test_what_nobody_has_used_for_long_goes(tmp_path: Path, folder: Path) -> Non
 @pytest.mark.slow
 @pytest.mark.rotating(4, of="training")
 def test_trained_as_from_memory_cut_and_resumed(work: Path, tmp_path: Path, folder: Path) -> None:
-    """Bit for bit; the tokens that a first attempt has made are found by the next."""
+    """Bit for bit; the next attempt finds the tokens that the first one has made."""
     run = spec(work, "sft")
     straight = attempts.make(tmp_path / "straight", run)
 
@@ -178,7 +182,7 @@ def test_trained_as_from_memory_cut_and_resumed(work: Path, tmp_path: Path, fold
 @pytest.mark.rotating(4, of="training")
 @pytest.mark.parametrize("method", ["sft", "cpt", "dpo", "kto", "reward"])
 def test_a_stream_is_cut_and_resumed(work: Path, tmp_path: Path, method: str) -> None:
-    """Tokens are made while it trains, whether rows lie in memory or in a file; a cut leaves no trace."""
+    """Rows are tokenized while it trains, whether they lie in memory or in a file; an interruption leaves no trace."""
     run = spec(work, method)
     run = {**run, "data": {**run["data"], "streaming": True}}
     straight = attempts.make(tmp_path / "straight", run)

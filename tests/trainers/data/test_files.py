@@ -1,4 +1,4 @@
-"""Files of rows: every kind is read alike, and what is wrong with one is said with its place."""
+"""Files of rows: every format gives the same rows, and errors name their place."""
 
 import csv
 import gzip
@@ -43,7 +43,7 @@ def zstd(content: bytes) -> bytes:
 
 
 def stream(rows: list[Any]) -> bytes:
-    """As the library of data sets keeps its cache."""
+    """Write rows as the data sets library keeps its cache."""
     sink, whole = pa.BufferOutputStream(), pa.Table.from_pylist(rows)
     with pa.ipc.new_stream(sink, whole.schema) as writer:
         writer.write_table(whole)
@@ -121,23 +121,23 @@ def test_a_huge_line_is_read(tmp_path: Path) -> None:
         (
             "rows.jsonl",
             '{"text": "a"}'.encode("utf-16"),
-            "rows.jsonl: is UTF-16 text, which is not read; rows are read",
+            "rows.jsonl: is UTF-16 text, which cannot be read; rows are read",
         ),
-        ("rows.zip", b"PK\x03\x04....", "rows.zip: is zip, which is not read"),
-        ("rows.jsonl.xz", b"\xfd7zXZ\x00..", "rows.jsonl.xz: is xz, which is not read"),
-        ("rows.jsonl", b'{"text": "a"}\n[1]\n', "rows.jsonl:2: a row is an object"),
-        ("rows.json", b'[{"text": "a"}, 3]', "rows.json row 2: a row is an object"),
+        ("rows.zip", b"PK\x03\x04....", "rows.zip: is zip, which cannot be read"),
+        ("rows.jsonl.xz", b"\xfd7zXZ\x00..", "rows.jsonl.xz: is xz, which cannot be read"),
+        ("rows.jsonl", b'{"text": "a"}\n[1]\n', "rows.jsonl:2: a row must be an object"),
+        ("rows.json", b'[{"text": "a"}, 3]', "rows.json row 2: a row must be an object"),
         ("rows.json", b'[{"text": "a"},', "rows.json: not JSON"),
         ("rows.csv", b"a,b\n1,2\n1,2,3\n", "rows.csv:3: 3 values, and 2 columns in the first line"),
-        ("rows.csv", b"a,a\n1,2\n", "rows.csv:1: two columns are called a"),
+        ("rows.csv", b"a,a\n1,2\n", "rows.csv:1: two columns are named a"),
         ("rows.csv", b'a\n"b\n', "rows.csv:2: not a table of values"),
         ("rows.parquet", b"PAR1" + b"\0" * 40, "rows.parquet: cannot be read after row 0"),
         (
             "rows.jsonl.gz",
             gzip.compress(b'{"text": "a"}\n' * 10**5, mtime=0)[:-200],
-            "rows.jsonl.gz: cannot be unpacked",
+            "rows.jsonl.gz: cannot be decompressed",
         ),
-        ("rows.gz", gzip.compress(b"PAR1....", mtime=0), "rows.gz: is a packed table; unpack it"),
+        ("rows.gz", gzip.compress(b"PAR1....", mtime=0), "rows.gz: is a compressed table; decompress it"),
     ],
 )
 def test_what_is_wrong_with_a_file(tmp_path: Path, name: str, content: bytes, said: str) -> None:
@@ -168,7 +168,7 @@ def test_wrong_types_halfway_are_named_with_their_row(tmp_path: Path) -> None:
     rows = [*CHAT, {"messages": [{"role": "user", "content": None}]}]
     (tmp_path / "rows.parquet").write_bytes(parquet(rows))
     section = DataSection.model_validate({"train": "rows.parquet"})
-    with pytest.raises(ConfigError, match=r"^rows\.parquet row 4: messages: message 1 is .* found .*null"):
+    with pytest.raises(ConfigError, match=r"^rows\.parquet row 4: messages: message 1 must be .* found .*null"):
         loading.load_rows(section, seed=1, kinds=("chat",), base=tmp_path)
 
 

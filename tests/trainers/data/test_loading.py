@@ -1,4 +1,4 @@
-"""Rows: recognised, checked with file and line, weighed and split by seed alone."""
+"""Rows: recognised, checked with file and line, weighted, and split by the seed alone."""
 
 import json
 import shutil
@@ -122,16 +122,16 @@ def test_rows_of_other_tools_become_our_own(
         (
             {"prompt": "a", "completion": "b", "label": 1},
             UNPAIRED,
-            "label is true (a good completion) or false, found 1",
+            "label must be true (a good completion) or false, found 1",
         ),
-        ({"chosen": "a", "rejected": "a"}, PREFERENCES, "chosen and rejected are the same"),
-        ({"chosen": [TURN, ANSWER], "rejected": [ANSWER]}, PREFERENCES, "give what is before them as prompt"),
-        ({"prompt": "a", "chosen": [ANSWER], "rejected": [OTHER]}, PREFERENCES, "prompt: a list of messages is wanted"),
-        ({"chosen": "a", "rejected": None}, PREFERENCES, "rejected is text, found null"),
-        ({"instruction": "a", "output": 2}, KINDS, "output is text, found 2"),
-        ({"conversations": []}, KINDS, "conversations: a list of turns is wanted"),
-        ({"conversations": [HUMAN, {"from": "bing", "value": "x"}]}, KINDS, "conversations: turn 2 is"),
-        ({"conversations": [{"from": "human", "value": 1}]}, KINDS, "conversations: turn 1 is"),
+        ({"chosen": "a", "rejected": "a"}, PREFERENCES, "chosen and rejected are equal"),
+        ({"chosen": [TURN, ANSWER], "rejected": [ANSWER]}, PREFERENCES, "give the messages before them as prompt"),
+        ({"prompt": "a", "chosen": [ANSWER], "rejected": [OTHER]}, PREFERENCES, "prompt: must be a list of messages"),
+        ({"chosen": "a", "rejected": None}, PREFERENCES, "rejected must be text, found null"),
+        ({"instruction": "a", "output": 2}, KINDS, "output must be text, found 2"),
+        ({"conversations": []}, KINDS, "conversations: must be a list of turns"),
+        ({"conversations": [HUMAN, {"from": "bing", "value": "x"}]}, KINDS, "conversations: turn 2 must be"),
+        ({"conversations": [{"from": "human", "value": 1}]}, KINDS, "conversations: turn 1 must be"),
     ],
 )
 def test_what_is_wrong_with_other_rows(tmp_path: Path, row: Any, kinds: tuple[str, ...], said: str) -> None:
@@ -154,25 +154,25 @@ def test_a_prompt_is_in_all_rows_or_in_none(tmp_path: Path) -> None:
     """TRL looks at the first row only."""
     pair = {"chosen": "ab", "rejected": "ac"}
     _write(tmp_path / "without.jsonl", pair, {"prompt": "a", **pair})
-    with pytest.raises(ConfigError, match=r"without\.jsonl:2: has a prompt, other than the rows before"):
+    with pytest.raises(ConfigError, match=r"without\.jsonl:2: has a prompt, unlike the rows before it"):
         _load({"train": "without.jsonl"}, tmp_path, kinds=PREFERENCES)
     _write(tmp_path / "with.jsonl", {"prompt": "a", **pair}, pair)
-    with pytest.raises(ConfigError, match=r"with\.jsonl:2: has no prompt, other than the rows before"):
+    with pytest.raises(ConfigError, match=r"with\.jsonl:2: has no prompt, unlike the rows before it"):
         _load({"train": "with.jsonl"}, tmp_path, kinds=PREFERENCES)
 
 
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('{"text": 3}', "text is text, found 3"),
+        ('{"text": 3}', "text must be text, found 3"),
         ('{"body": "x"}', "columns are body; they must be messages or prompt+completion or text"),
-        ('{"messages": []}', "a list of messages is wanted"),
-        ('{"messages": [{"role": "user"}]}', "message 1 is"),
+        ('{"messages": []}', "must be a list of messages"),
+        ('{"messages": [{"role": "user"}]}', "message 1 must be"),
         ('{"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}', "message 1 has tool_calls"),
         ('{"text": "a", "tools": [{}]}', "rows with tools are not supported yet"),
-        ('["text"]', "a row is an object"),
+        ('["text"]', "a row must be an object"),
         ('{"text": ', "not JSON"),
-        ('{"prompt": "a", "completion": [1]}', "a list of messages is wanted"),
+        ('{"prompt": "a", "completion": [1]}', "must be a list of messages"),
     ],
 )
 def test_what_is_wrong_is_said_with_file_and_line(tmp_path: Path, line: str, said: str) -> None:
@@ -190,7 +190,9 @@ def test_a_later_row_of_another_kind_is_refused(tmp_path: Path) -> None:
 
 def test_text_and_messages_do_not_mix(tmp_path: Path) -> None:
     _write(tmp_path / "rows.jsonl", {"prompt": "a", "completion": "b"}, {"prompt": [TURN], "completion": [TURN]})
-    with pytest.raises(ConfigError, match=r"rows\.jsonl:2: prompt and completion are messages, in .* before text"):
+    with pytest.raises(
+        ConfigError, match=r"rows\.jsonl:2: prompt and completion are messages, but text in the rows before"
+    ):
         _load({"train": "rows.jsonl"}, tmp_path)
 
 
@@ -213,7 +215,7 @@ def test_two_columns_cannot_become_one(tmp_path: Path) -> None:
 
 
 def test_a_glob_takes_files_only_and_its_base_is_no_pattern(tmp_path: Path) -> None:
-    """`**` finds folders too, and the folder above may be called anything."""
+    """`**` finds folders too, and the folder above may have any name."""
     base = tmp_path / "run [1]"
     (base / "data" / "more").mkdir(parents=True)
     _write(base / "data" / "more" / "a.jsonl", {"text": "a"})
@@ -265,7 +267,7 @@ def test_the_split_is_disjoint_and_by_seed(tmp_path: Path) -> None:
 
 
 def test_the_host_reads_the_rows_that_the_submitter_would(tmp_path: Path) -> None:
-    """Files, globs and weights, inside the run file's folder and outside, before and after they travelled."""
+    """Files, globs and weights, inside the run file's folder and outside, before and after they are uploaded."""
     home, host = tmp_path / "home", tmp_path / "host"
     for name in ("home/data/b.jsonl", "home/data/deep/a.jsonl", "shared/a.jsonl", "shared/z.jsonl", "other/a.jsonl"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The light parent and what it starts, with a few lines in the trainer's place."""
+"""The small parent process and what it starts, with a few lines in place of the trainer."""
 
 import json
 import signal
@@ -36,7 +36,7 @@ signal.pause()
 
 @contextmanager
 def started(root: Path, does: str) -> Iterator["subprocess.Popen[str]"]:
-    """The parent, with a rank that did this, said so and waits for ever."""
+    """Start the parent with a rank that does this, reports it and waits forever."""
     argv = [sys.executable, "-c", PARENT, str(root), RANK.format(does)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
@@ -64,15 +64,15 @@ def test_asked_twice_it_kills_and_says_what_became_of_the_run(tmp_path: Path, do
     assert ControlFolder(tmp_path).stop_requested()
 
 
-#: A signal at the worst moment: the launcher has just been buried, and its number may be anybody's.
+#: A signal at the worst moment: the launcher has just been reaped, and its number may be another process's.
 LATE_SIGNAL = """
 import os, signal
-bury = os.waitpid
+reap = os.waitpid
 
 def waitpid(pid, options):
-    buried = bury(pid, options)
+    reaped = reap(pid, options)
     os.kill(os.getpid(), signal.SIGINT)
-    return buried
+    return reaped
 
 os.waitpid = waitpid
 """

@@ -1,5 +1,5 @@
-"""Names on the Hub: resolved once, pinned for all attempts; told from a Hub that is away. The real
-client, over HTTP.
+"""Names on the Hub: resolved once, pinned for all attempts, and distinguished from a Hub that is out of reach. The
+client is the real one, over HTTP.
 """
 
 import json
@@ -50,7 +50,7 @@ def train(
     resume: Path | None = None,
     pins: dict[str, str] | None = None,
 ) -> Attempt:
-    """One attempt under the contract, by `python -m trainers` in a process of its own."""
+    """Run one attempt under an agent's environment, by `python -m trainers` in a process of its own."""
     folder.mkdir(parents=True)
     contract = AttemptEnvironment(
         run_id="tiny",
@@ -74,8 +74,8 @@ def train(
 def test_a_pinned_commit_holds_when_the_branch_moves_on(
     hub: hub_server.Hub, hub_run: dict[str, Any], tiny_model: Path, tmp_path: Path
 ) -> None:
-    """The first attempt pins model and data; then both move on; an attempt on another host (no cache) with those pins
-    ends in the same bits, and reads nothing that is not pinned. The adapter names its base as others can find it.
+    """The first attempt pins model and data; then both change. An attempt on another host (without cache) with those
+    pins ends in the same bits and reads nothing that is not pinned. The adapter names its base as others can find it.
     """
     model, data = hub.repository("models", "org/tiny"), hub.repository("datasets", "org/sums")
     first = train(tmp_path / "first", hub_run, hub.environ(tmp_path / "host-a"))
@@ -104,7 +104,7 @@ def test_a_pinned_commit_holds_when_the_branch_moves_on(
 @pytest.mark.slow
 @pytest.mark.rotating(4, of="training")
 def test_a_hub_that_is_away_is_the_hosts_fault(hub_run: dict[str, Any], tmp_path: Path) -> None:
-    """Another minute or another host may cure it: an ordinary failure of one line, which is retried."""
+    """Another minute or another host may cure it, so it is an ordinary failure of one line, which is retried."""
     with hub_server.serving() as closed:
         environ = closed.environ(tmp_path / "cache")
     attempt = train(tmp_path / "away", hub_run, environ)
@@ -113,18 +113,19 @@ def test_a_hub_that_is_away_is_the_hosts_fault(hub_run: dict[str, Any], tmp_path
     assert "Traceback" not in (attempt.folder / "stderr.log").read_text()
 
 
-#: What a process that was told of the Hub before it imported the client finds, one JSON line for each question.
+#: A program that answers questions about the Hub, one JSON line for each; its environment names the Hub before the
+#: client is imported.
 ASK = """
 import json, sys
-from runfile import Model, Source
+from runfile import DataSource, ModelSection
 from trainers import errors
 from trainers.models import hub
 
 def model(name, revision=None, pins={}):
-    return str(hub.fetch_model(hub.resolve_model(Model(name_or_path=name, revision=revision), pins)).folder)
+    return str(hub.fetch_model(hub.resolve_model(ModelSection(name_or_path=name, revision=revision), pins)).folder)
 
 def rows(path, split=None, pins={}):
-    source = Source(path=path, split=split)
+    source = DataSource(path=path, split=split)
     return list(hub.load_dataset_rows(source, hub.resolve_dataset(source, pins)))
 
 for question in sys.argv[1:]:
@@ -137,7 +138,7 @@ for question in sys.argv[1:]:
 
 
 def ask(environ: dict[str, str], *questions: str) -> list[Any]:
-    """Answers to calls of `model` and `rows`."""
+    """Return the answers to calls of `model` and `rows`."""
     done = subprocess.run(
         [sys.executable, "-c", ASK, *questions],
         env=os.environ | environ,
@@ -176,7 +177,7 @@ def test_what_the_hub_does_not_have_is_not_retried(hub: hub_server.Hub, tmp_path
 
 
 def test_a_hub_in_trouble_is_told_from_a_wrong_name(hub: hub_server.Hub, tmp_path: Path) -> None:
-    """A 503 is no answer to whether the name is right."""
+    """A 503 does not answer whether the name is right."""
     hub.failing = True
     try:
         answers = ask(hub.environ(tmp_path), "model('org/none')", "rows('hf://org/sums')")
@@ -196,7 +197,7 @@ def test_a_pinned_model_in_the_cache_needs_no_hub(hub: hub_server.Hub, tmp_path:
 
 
 def with_other_weights(model: Path, folder: Path) -> Path:
-    """A copy of the model whose weights are others."""
+    """Copy the model with different weights."""
     shutil.copytree(model, folder)
     weights = folder / "model.safetensors"
     save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights, metadata={"format": "pt"})

@@ -1,4 +1,4 @@
-"""Training that begins with another run's weights: whole models, adapters gone on with, adapters merged."""
+"""Training that begins with another run's weights: whole models, adapters trained further, adapters merged."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def spec_of(work: Path, model: str | None = None) -> dict[str, Any]:
 
 
 def begun(tmp_path: Path, files: Path, base: Path | None = None) -> partial[None]:
-    """The run's working folder with what the coordinator puts there, to be gone into."""
+    """Fill the run's working folder with what the coordinator puts there, and enter it."""
     shutil.copytree(files, tmp_path / "init_from")
     if base:
         shutil.copytree(base, tmp_path / "init_from" / "base")
@@ -56,7 +56,9 @@ def loss(attempt: attempts.Attempt, step: int) -> float:
 
 
 def test_an_adapter_is_gone_on_with(work: Path, adapter: attempts.Attempt, tmp_path: Path) -> None:
-    """It begins where the other ended, its result is an adapter of the same base, and a cut leaves no trace in it."""
+    """It begins where the other run ended, its result is an adapter of the same base, and an interruption leaves no
+    trace.
+    """
     assert loss(adapter, 6) < loss(adapter, 0) - 0.1
     before = begun(tmp_path, adapter.folder / "output", work / "model")
     spec = {**spec_of(work), "lora": LORA}
@@ -97,7 +99,9 @@ def test_another_adapter_than_the_one_it_begins_with_is_refused(
 
 
 def preferring(work: Path, method: str, **changes: Any) -> dict[str, Any]:
-    """A run of preferences, logged and saved as in `spec_of`; without dropout, which makes any two passes differ."""
+    """Return a run of preferences, logged and saved as in `spec_of`, without dropout, which makes any two passes
+    differ.
+    """
     kind = "unpaired_preference" if method == "kto" else "preference"
     rows = {"train": [{"path": str(work / f"{kind}.jsonl")}]}
     spec = {**spec_of(work), "method": method, "data": rows, "model_init": {"attention_dropout": 0.0}, **changes}
@@ -111,7 +115,9 @@ def preferring(work: Path, method: str, **changes: Any) -> dict[str, Any]:
 def test_the_reference_is_what_it_began_with(
     work: Path, adapter: attempts.Attempt, tmp_path: Path, method: str, lora: dict[str, Any] | None
 ) -> None:
-    """Not the bare base: before the first step nothing is preferred to it. And the same after a cut."""
+    """Not the bare base: before the first step nothing is preferred to the reference. The same holds after an
+    interruption.
+    """
     before = begun(tmp_path, adapter.folder / "output", work / "model")
     spec = preferring(work, method, **({"lora": lora} if lora else {}))
     made = attempts.make(tmp_path / "b", spec, before=before)

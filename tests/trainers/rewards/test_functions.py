@@ -76,7 +76,7 @@ def made(*asked: dict[str, Any], columns: tuple[str, ...] = ("prompt", "answer")
 
 
 class State:
-    """As TRL passes it."""
+    """The trainer's state as TRL passes it."""
 
     global_step = 4
 
@@ -89,7 +89,7 @@ def judged(judge: Any, *completions: str, **columns: Any) -> Any:
 
 @pytest.mark.parametrize("apart", [{}, {"isolated": True}, {"timeout": "20s"}])
 def test_a_function_of_a_file_scores(mine: Path, apart: dict[str, Any]) -> None:
-    """It is given what it names; here, or in a process of its own."""
+    """It is given the arguments that it names, in this process or in one of its own."""
     length, none, later = made(
         *({"call": f"{mine}:{name}", **apart} for name in ("length", "none", "later")), files=mine
     )
@@ -111,8 +111,8 @@ def test_a_function_of_a_module_scores() -> None:
     [
         ("raises", {}, "KeyError: 'no such word'"),
         ("raises", {"isolated": True}, "KeyError: 'no such word'"),
-        ("text", {}, 'gave "much", which is no number'),
-        ("text", {"isolated": True}, 'gave "much", which is no number'),
+        ("text", {}, 'gave "much", which is not a number'),
+        ("text", {"isolated": True}, 'gave "much", which is not a number'),
         ("hangs", {"timeout": "4s"}, "took longer than 4 s"),
         ("dies", {"isolated": True}, r"its process ended \(exit code 3\)"),
     ],
@@ -127,12 +127,12 @@ def test_a_failure_names_its_sample(mine: Path, name: str, apart: dict[str, Any]
 
 def test_a_number_for_each_sample_is_wanted(mine: Path) -> None:
     (few,) = made({"call": f"{mine}:few"}, files=mine)
-    with pytest.raises(RewardError, match="a number for each of 2 samples is wanted, found 1 values"):
+    with pytest.raises(RewardError, match="a number for each of 2 samples, found 1 values"):
         judged(few, "a", "b")
 
 
 def test_what_a_function_apart_draws_is_drawn_again(mine: Path) -> None:
-    """By the run's seed and the step, so that a resumed run has the rewards of one that was never cut."""
+    """By the run's seed and the step, so that a resumed run has the rewards of an uninterrupted one."""
     (first,) = made({"call": f"{mine}:draws", "isolated": True}, files=mine)
     (second,) = made({"call": f"{mine}:draws", "isolated": True}, files=mine)
     assert judged(first, "a", "b") == judged(first, "a", "b") == judged(second, "a", "b")
@@ -183,7 +183,7 @@ def test_what_cannot_be_is_said_before_training(mine: Path, asked: dict[str, Any
 
 
 def test_two_of_one_name_would_be_one_curve(mine: Path) -> None:
-    with pytest.raises(ConfigError, match="two are called length"):
+    with pytest.raises(ConfigError, match="two are named length"):
         made({"call": f"{mine}:length"}, {"call": f"{mine}:length", "weight": 2}, files=mine)
 
 
@@ -202,7 +202,7 @@ def test_a_run_file_says_what_is_wrong_with_a_reward(asked: dict[str, Any], said
 
 
 def spec(work: Path, *asked: dict[str, Any], **options: Any) -> dict[str, Any]:
-    """Three steps of GRPO."""
+    """Return three steps of GRPO."""
     return {
         "version": "relay/v1",
         "method": "grpo",
@@ -239,7 +239,7 @@ def test_a_reward_that_fails_ends_the_attempt(work: Path, tmp_path: Path, mine: 
 @pytest.mark.slow
 @pytest.mark.rotating(4, of="training")
 def test_a_reward_model_scores(work: Path, tmp_path: Path) -> None:
-    """As `reward` leaves it; its curve has its name, and it is asked beside functions."""
+    """A model as `reward` leaves it; its curve has its name, and it is used beside functions."""
     trained = {
         "version": "relay/v1",
         "method": "reward",
