@@ -23,21 +23,21 @@ from random import Random
 from typing import IO
 
 from agent import wire
-from agent.attempt.launch import allowed
+from agent.attempt.launch import filter_environment
 from agent.capability import detect
-from agent.checkpoints.removing import Removals
+from agent.checkpoints.removing import CheckpointRemover
 from agent.cleanup import Begun
 from agent.context import AttemptContext, HubContext
 from agent.coordinator_client import Contact, Coordinator
-from agent.events.inotify import Notice
+from agent.events.inotify import WriteWatcher
 from agent.events.spool import Spool
 from agent.host_metrics import Vitals
 from agent.session import Identity, Session, grpc_dial
 from agent.settings import DETACH, AgentSettings, read_command
 from agent.shim.processes import boot_id, boottime
 from agent.shim_client.shims import SpareShim, prepare_runtime_dir
-from agent.stores.blobs import Blobs
-from agent.stores.input_cache import Cache
+from agent.stores.blobs import BlobClient
+from agent.stores.input_cache import InputCache
 from agent.stores.relay import RelayStore
 from agent.supervisor import Supervisor, WayOut
 from relay.errors import DeploymentForeign, RelayError, Unauthenticated
@@ -150,7 +150,7 @@ async def serve(settings: AgentSettings) -> None:
         supervisor = Supervisor(
             context,
             hello,
-            lambda: context.transfers.added_to(vitals.latest),
+            lambda: context.transfers.attach_to(vitals.latest),
             disconnect_limit=settings.disconnect_limit,
         )
         session = Session(supervisor, identity, contact, dial=grpc_dial(coordinator), now=boottime, random=Random())
@@ -158,7 +158,7 @@ async def serve(settings: AgentSettings) -> None:
             "agent=%s pid=%d coordinator=%s root=%s", settings.name, os.getpid(), settings.coordinator, settings.root
         )
         await supervisor.run(
-            (session.run, context.spool.run, context.removals.run, vitals.run), orders, settings.leaving_budget
+            (session.run, context.spool.run, context.remover.run, vitals.run), orders, settings.leaving_budget
         )
     log.info("agent=ended")
 
@@ -174,7 +174,7 @@ async def open_context(
         SpareShim(settings.runtime_dir) as shims,
     ):
         rate_limit = RateLimit(settings.transfer_limit)
-        blobs = Blobs(coordinator, transfers, contact, rate_limit)
+        blobs = BlobClient(coordinator, transfers, contact, rate_limit)
         begun = Begun(settings.data_dir / "attempts")
         stub = agents_pb2_grpc.AgentsStub(calls)
         hub = hub_context(settings, runs_pb2_grpc.RunsStub(transfers))
@@ -194,13 +194,13 @@ async def open_context(
             stub=stub,
             coordinator=coordinator,
             contact=contact,
-            spool=Spool(coordinator, contact, heartbeat=HEARTBEAT, notice=Notice()),
+            spool=Spool(coordinator, contact, heartbeat=HEARTBEAT, watcher=WriteWatcher()),
             blobs=blobs,
             stores=stores,
             rate_limit=rate_limit,
-            cache=Cache(settings.data_dir / "cache", settings.cache_limit),
-            begun=begun,
-            removals=Removals(settings.resource_name, settings.root, stub, coordinator, contact, stores, begun),
+            cache=InputCache(settings.data_dir / "cache", settings.cache_limit),
+            open_attempts=begun,
+            remover=CheckpointRemover(settings.resource_name, settings.root, stub, coordinator, contact, stores, begun),
             shims=shims,
             now=boottime,
             wall=time.time,
@@ -211,7 +211,9 @@ async def open_context(
 def hub_context(settings: AgentSettings, runs: runs_pb2_grpc.RunsStub) -> HubContext:
     """What publishes: only its processes have the token."""
     token = {name: value for name, value in os.environ.items() if name == "HF_TOKEN"}
-    return HubContext(HubWorker(settings.python, allowed(os.environ) | token), CommitRateLimit(), runs, settings.hub)
+    return HubContext(
+        HubWorker(settings.python, filter_environment(os.environ) | token), CommitRateLimit(), runs, settings.hub
+    )
 
 
 def ways_out() -> asyncio.Queue[WayOut]:

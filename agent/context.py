@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from agent.checkpoints.removing import Removals
+from agent.checkpoints.removing import CheckpointRemover
 from agent.cleanup import Begun
 from agent.coordinator_client import Contact, Coordinator
 from agent.events.spool import Spool
 from agent.folder import AttemptFolder, RunFolder
 from agent.shim_client.shims import Shims
-from agent.stores.blobs import Blobs
-from agent.stores.input_cache import Cache
+from agent.stores.blobs import BlobClient
+from agent.stores.input_cache import InputCache
 from agent.stores.transfers import Transfers
 from relay.v1 import agents_pb2_grpc, runs_pb2_grpc
 from runfile import HubSection
@@ -48,11 +48,11 @@ class AttemptContext:
     coordinator: Coordinator
     contact: Contact
     spool: Spool
-    blobs: Blobs
+    blobs: BlobClient
     stores: Mapping[str, Store]  #: by scheme
-    cache: Cache
-    begun: Begun
-    removals: Removals
+    cache: InputCache
+    open_attempts: Begun
+    remover: CheckpointRemover
     shims: Shims
     now: Callable[[], float]  #: CLOCK_BOOTTIME: also counts while the host sleeps
     wall: Callable[[], float]  #: seconds since the epoch, for timestamps that users read

@@ -103,7 +103,7 @@ class AttemptFolder:
         return self.path / "merged"
 
     @property
-    def first_write(self) -> Path:
+    def start_request(self) -> Path:
         """What the coordinator was told that it resumes from, for the same agent."""
         return self.path / "start.bin"
 
@@ -202,7 +202,7 @@ class RunFolder:
         state = {"status": status, "attempt": attempt.path.name, "latest_ckpt": latest and f"ckpt/{latest}"}
         write_atomically(self.path / "state.json", json.dumps(state, indent=2).encode() + b"\n")
 
-    def synced(self, facts: Mapping[str, Any]) -> None:
+    def write_sync_state(self, facts: Mapping[str, Any]) -> None:
         """What was last published on the Hugging Face Hub (row A6)."""
         (self.path / "hf").mkdir(exist_ok=True)
         write_atomically(self.path / "hf" / "last_synced.json", json.dumps(facts, indent=2).encode() + b"\n")

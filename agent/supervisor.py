@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from agent.attempt.attempt import Attempt
-from agent.attempt.completion import complete, stopped
-from agent.attempt.exit_classification import Order, Stop
+from agent.attempt.completion import complete_lease, make_stopped
+from agent.attempt.exit_classification import StopCause, StopDirective
 from agent.context import AttemptContext
 from agent.folder import AttemptFolder
 from agent.leases import Beat, Standing, Term, plan
@@ -93,7 +93,7 @@ class Supervisor:
         return pb.Heartbeat(held=self._held(), readings=self._readings(), readiness=self._readiness())
 
     def _held(self) -> list[pb.HeldLease]:
-        return [attempt.held() for attempt in self._attempts.values()]
+        return [attempt.describe() for attempt in self._attempts.values()]
 
     def _readiness(self) -> pb.Readiness:
         reason = "leaving" if self._leaving else ""
@@ -103,7 +103,7 @@ class Supervisor:
         """A session begins: what the coordinator lacks of its leases is sent again."""
         self._timing = timing
         self._context.spool.window.heartbeat = timing.heartbeat
-        self._context.removals.welcomed(welcome.session_id, timing.heartbeat)
+        self._context.remover.start_session(welcome.session_id, timing.heartbeat)
         for record in welcome.leases:
             if attempt := self._attempts.get(record.lease):
                 attempt.sync(record)
@@ -116,16 +116,16 @@ class Supervisor:
             self._attempts[lease].drop()
         for lease in sorted(todo.stop):
             wish = beat.wishes[lease]
-            self._attempts[lease].stop(Order(Stop.REQUESTED, wish.grace, wish.reason.name.lower()))
+            self._attempts[lease].stop(StopDirective(StopCause.REQUESTED, wish.grace, wish.reason.name.lower()))
         for lease in sorted(todo.start):
             work = beat.wishes[lease].work
             assert isinstance(work, Assignment)
             if self._leaving:  # granted before the coordinator had heard of it
-                self._decline(lease, Stop.LEAVING)
+                self._decline(lease, StopCause.LEAVING)
             elif not self._busy(work.slots):  # a later beat names it again
                 self._begin(work)
         for lease in sorted(todo.decline):
-            self._decline(lease, Stop.REQUESTED)
+            self._decline(lease, StopCause.REQUESTED)
         self._pass_on_trust()
         return standing
 
@@ -133,7 +133,7 @@ class Supervisor:
         assert self._timing is not None
         for lease, term in self._terms.items():
             if lease in self._attempts:
-                self._attempts[lease].trust(term.stop_at(self._timing))
+                self._attempts[lease].extend_trust(term.stop_at(self._timing))
 
     # From beginning to end
 
@@ -194,7 +194,9 @@ class Supervisor:
                 continue
             for attempt in self._attempts.values():
                 attempt.stop(
-                    Order(Stop.LEAVING, DISCONNECT_GRACE, "the coordinator has been out of reach for too long")
+                    StopDirective(
+                        StopCause.LEAVING, DISCONNECT_GRACE, "the coordinator has been out of reach for too long"
+                    )
                 )
             await self._context.contact.sign()
 
@@ -227,16 +229,18 @@ class Supervisor:
         if not self._attempts and not self._declining:
             self._idle.set()
 
-    def _decline(self, lease: str, cause: Stop) -> None:
+    def _decline(self, lease: str, cause: StopCause) -> None:
         """Give it back: it was to be stopped before it began here, or came when this agent was leaving."""
         self._begun.add(lease)
         self._declining.add(lease)
         self._idle.clear()
         self._spawn(self._give_back(lease, cause))
 
-    async def _give_back(self, lease: str, cause: Stop) -> None:
+    async def _give_back(self, lease: str, cause: StopCause) -> None:
         try:
-            await complete(self._context, Assignment(lease, pb.Assignment()), (), stopped(cause), asyncio.Lock())
+            await complete_lease(
+                self._context, Assignment(lease, pb.Assignment()), (), make_stopped(cause), asyncio.Lock()
+            )
         except LeaseLost:
             log.info("lease=%s over before it began", lease)
         self._declining.discard(lease)
@@ -283,7 +287,7 @@ class Supervisor:
 
     async def _retire_others(self, with_shim: set[str]) -> None:
         """What an agent before this one had begun, and that has no shim: the host went down under it."""
-        left = await asyncio.to_thread(self._context.begun.all)
+        left = await asyncio.to_thread(self._context.open_attempts.all)
         for lease_id in left.keys() - {lease.rpartition("/")[2] for lease in with_shim}:
             await self._retire(lease_id)
 
@@ -291,6 +295,6 @@ class Supervisor:
         """Nobody can go on with it."""
         log.info("lease_id=%s retired", lease_id)
         try:
-            await asyncio.to_thread(self._context.begun.retire, lease_id)
+            await asyncio.to_thread(self._context.open_attempts.retire, lease_id)
         except OSError as error:  # the next agent tries again
             log.error("lease_id=%s untidy reason=%r", lease_id, str(error))

@@ -21,7 +21,7 @@ import obstore
 from obstore.store import S3Store
 
 from agent.coordinator_client import Contact, Coordinator
-from agent.stores.blobs import Blobs
+from agent.stores.blobs import BlobClient
 from agent.stores.relay import RelayStore
 from storage.base import FolderKey, Store
 from storage.exit import end_process
@@ -86,7 +86,7 @@ async def opened(kind: str, where: str) -> AsyncIterator[Store]:
         return
     coordinator = Coordinator(where)
     async with coordinator.dial() as channel:
-        yield RelayStore(Blobs(coordinator, channel, Contact(time.monotonic)))
+        yield RelayStore(BlobClient(coordinator, channel, Contact(time.monotonic)))
 
 
 async def transfer(way: str, kind: str, where: str, source: Path, target: Path, step: int) -> dict[str, float]:

@@ -10,14 +10,14 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from agent.attempt.exit_classification import Cause, Stop
+from agent.attempt.exit_classification import FailureCause, StopCause
 from agent.context import AttemptContext
 from agent.coordinator_client import CALL_TIMEOUT, insist
 from agent.errors import HostFault
 from agent.events.journal import Journal
-from agent.events.sources import Source, final_length
+from agent.events.sources import EventSource, measure_final_length
 from agent.folder import AttemptFolder
-from agent.stores.publishing import Publishing
+from agent.stores.publishing import AttemptStore
 from agent.wire import Assignment, failure
 from relay.errors import BlobTooLarge, CheckpointMissing, EventsMissing, LeaseLost, RelayError
 from relay.v1 import agents_pb2 as pb
@@ -28,76 +28,78 @@ from storage.manifest import Manifest, ManifestError, ManifestFile, hash_file, l
 
 log = logging.getLogger(__name__)
 
-RECORDS = 60.0  #: seconds that an attempt's logs may take on their way to a store
+LOGS_TIMEOUT = 60.0  #: seconds that an attempt's logs may take on their way to a store
 
 #: Waits for what the coordinator must have before the end; the newest step that is registered then.
-First = Callable[[], Awaitable[int | None]]
+Precondition = Callable[[], Awaitable[int | None]]
 
 _CAUSES = {
-    Stop.REQUESTED: pb.Stopped.REQUESTED,
-    Stop.LEAVING: pb.Stopped.LEAVING,
-    Stop.TRUST_LOST: pb.Stopped.TRUST_LOST,
+    StopCause.REQUESTED: pb.Stopped.REQUESTED,
+    StopCause.LEAVING: pb.Stopped.LEAVING,
+    StopCause.TRUST_LOST: pb.Stopped.TRUST_LOST,
 }
 
 
-def stopped(cause: Stop) -> pb.CompleteLeaseRequest:
+def make_stopped(cause: StopCause) -> pb.CompleteLeaseRequest:
     """It was stopped."""
     return pb.CompleteLeaseRequest(stopped=pb.Stopped(cause=_CAUSES[cause]))
 
 
-def failed(cause: Cause) -> pb.CompleteLeaseRequest:
+def make_failed(cause: FailureCause) -> pb.CompleteLeaseRequest:
     """The trainer failed; or the infrastructure did, where the cause says so."""
     if cause.infrastructure:
-        return faulted(cause.reason, cause.text)
+        return make_faulted(cause.reason, cause.text)
     error = failure(cause.reason, cause.text)
     return pb.CompleteLeaseRequest(
         failed=pb.Failed(error=error, permanent=cause.permanent, last_lines=cause.last_lines)
     )
 
 
-def faulted(reason: str, text: str) -> pb.CompleteLeaseRequest:
+def make_faulted(reason: str, text: str) -> pb.CompleteLeaseRequest:
     """The infrastructure failed."""
     return pb.CompleteLeaseRequest(faulted=pb.Faulted(error=failure(reason, text)))
 
 
 async def publish_result(
-    publishing: Publishing, assignment: Assignment, run: RunFile, folder: AttemptFolder, journal: Journal
+    publishing: AttemptStore, assignment: Assignment, run: RunFile, folder: AttemptFolder, journal: Journal
 ) -> pb.CompleteLeaseRequest:
     """Success, with the run's result stored where it has one; a failure when it is nothing that can be stored anywhere.
 
     Raises HostFault when it cannot be stored here and now.
     """
     try:
-        files = await _result_files(run, folder, journal)
+        files = await _find_result_files(run, folder, journal)
         if not files:
             return pb.CompleteLeaseRequest(succeeded=pb.Succeeded())
-        manifest = await asyncio.to_thread(manifest_of, files)
+        manifest = await asyncio.to_thread(build_manifest, files)
         uri = await publishing.put(assignment.place(run, None), manifest, lambda file: files[file.path])
     except (BlobTooLarge, ManifestError) as error:
-        return failed(Cause("OUTPUT_INVALID", f"the run's result cannot be stored: {error}", permanent=True))
+        return make_failed(
+            FailureCause("OUTPUT_INVALID", f"the run's result cannot be stored: {error}", permanent=True)
+        )
     except (RelayError, StoreRefused, OSError) as error:
         raise HostFault("OUTPUT_NOT_STORED", f"the run's result cannot be stored: {error}") from error
-    return pb.CompleteLeaseRequest(succeeded=pb.Succeeded(output=_output(manifest, uri or "")))
+    return pb.CompleteLeaseRequest(succeeded=pb.Succeeded(output=_make_output(manifest, uri or "")))
 
 
-async def _result_files(run: RunFile, folder: AttemptFolder, journal: Journal) -> dict[str, Path]:
+async def _find_result_files(run: RunFile, folder: AttemptFolder, journal: Journal) -> dict[str, Path]:
     if not run.outputs:
-        return await asyncio.to_thread(whole_folder, folder.output)
-    files, empty = await asyncio.to_thread(matching, folder.work / run.workdir, run.outputs)
+        return await asyncio.to_thread(list_folder, folder.output)
+    files, empty = await asyncio.to_thread(match_outputs, folder.work / run.workdir, run.outputs)
     for pattern in empty:
-        await journal.say("warning", f"outputs: {pattern} matches no file")
+        await journal.record("warning", f"outputs: {pattern} matches no file")
     return files
 
 
-def _output(manifest: Manifest, uri: str) -> runs_pb2.Output:
+def _make_output(manifest: Manifest, uri: str) -> runs_pb2.Output:
     elsewhere = "" if uri.startswith("relay://") else uri
     return runs_pb2.Output(
         manifest_digest=manifest.digest, files=len(manifest.files), size=manifest.size, uri=elsewhere
     )
 
 
-async def publish_records(
-    publishing: Publishing, assignment: Assignment, run: RunFile, folder: AttemptFolder, journal: Journal
+async def publish_logs(
+    publishing: AttemptStore, assignment: Assignment, run: RunFile, folder: AttemptFolder, journal: Journal
 ) -> None:
     """Logs and run file beside the checkpoints, where the layout has room for them. Never in the way of the end."""
     if run.checkpoint.layout != "framework" or publishing.scheme == "relay":
@@ -107,21 +109,21 @@ async def publish_records(
         place = replace(assignment.place(run, None), records=room)
         files = {path.name: path for path in paths if path.exists()}
         try:
-            manifest = await asyncio.to_thread(manifest_of, files)
-            async with asyncio.timeout(RECORDS):
+            manifest = await asyncio.to_thread(build_manifest, files)
+            async with asyncio.timeout(LOGS_TIMEOUT):
                 await publishing.put(place, manifest, lambda file: folder.path / file.path)
         except (TimeoutError, ManifestError, StoreRefused, OSError) as error:
             why = str(error) or "it takes too long"
-            await journal.say("warning", f"the attempt's {room} are not in {publishing.scheme}://: {why}")
+            await journal.record("warning", f"the attempt's {room} are not in {publishing.scheme}://: {why}")
 
 
-async def complete(
+async def complete_lease(
     context: AttemptContext,
     assignment: Assignment,
-    sources: Iterable[Source],
+    sources: Iterable[EventSource],
     outcome: pb.CompleteLeaseRequest,
     reporting: asyncio.Lock,
-    first: First | None = None,
+    first: Precondition | None = None,
 ) -> None:
     """Report how the lease ended, after everything its sources hold is stored, and what is to come `first`.
 
@@ -136,26 +138,26 @@ async def complete(
     except RelayError as refusal:
         log.error("lease=%s end=refused outcome=%s reason=%r", assignment.lease, outcome.WhichOneof("outcome"), refusal)
         if not outcome.HasField("faulted"):
-            fault = faulted("END_REFUSED", f"its end was refused: {refusal}")
-            await complete(context, assignment, (), fault, reporting)
+            fault = make_faulted("END_REFUSED", f"its end was refused: {refusal}")
+            await complete_lease(context, assignment, (), fault, reporting)
 
 
 async def _complete(
     context: AttemptContext,
     assignment: Assignment,
-    sources: Iterable[Source],
+    sources: Iterable[EventSource],
     outcome: pb.CompleteLeaseRequest,
     reporting: asyncio.Lock,
-    first: First | None,
+    first: Precondition | None,
 ) -> None:
     sources = list(sources)
-    lengths = [await asyncio.to_thread(final_length, source.path, lines=source.lines) for source in sources]
+    lengths = [await asyncio.to_thread(measure_final_length, source.path, lines=source.lines) for source in sources]
     outcome.lease, outcome.node = assignment.lease, assignment.node
     for source, length in zip(sources, lengths, strict=True):
         outcome.final_cursors.add(node=source.node, source=source.name, offset=length)
     while True:
         for source, length in zip(sources, lengths, strict=True):
-            await source.stored(length)
+            await source.wait_stored(length)
         outcome.ClearField("registered_step")
         if first is not None and (step := await first()) is not None:
             outcome.registered_step = step
@@ -175,13 +177,13 @@ async def _complete(
 # --- the files of a result, whose every byte is read: to be called in a thread ---------------------
 
 
-def whole_folder(folder: Path) -> dict[str, Path]:
+def list_folder(folder: Path) -> dict[str, Path]:
     """All files of the output folder; ManifestError for links and devices."""
     paths = list_files(folder) if folder.is_dir() else []
     return {path.relative_to(folder).as_posix(): path for path in paths}
 
 
-def matching(cwd: Path, patterns: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
+def match_outputs(cwd: Path, patterns: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
     """The files that patterns relative to `cwd` name, and the patterns that match nothing.
 
     Links that lead out of `cwd` are not followed (R7).
@@ -198,7 +200,7 @@ def matching(cwd: Path, patterns: Sequence[str]) -> tuple[dict[str, Path], list[
     return found, empty
 
 
-def manifest_of(files: dict[str, Path]) -> Manifest:
+def build_manifest(files: dict[str, Path]) -> Manifest:
     """The manifest of files that lie anywhere, under the paths they are to have."""
     return Manifest(
         tuple(

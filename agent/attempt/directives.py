@@ -7,64 +7,64 @@ import logging
 from collections.abc import Callable
 from typing import Never
 
-from agent.attempt.exit_classification import Order
+from agent.attempt.exit_classification import StopDirective
 from agent.shim_client.shims import Shim, ShimError, ShimSilent
 
 log = logging.getLogger(__name__)
 
 
-class Orders:
+class Directives:
     """A stop, which only sharpens, and trust, which only grows. Passed on at once, whatever else is slow (L4, F14)."""
 
     def __init__(self, lease: str, now: Callable[[], float]) -> None:
         """`now` is CLOCK_BOOTTIME, which the shim's deadlines are on."""
         self._lease = lease
         self._now = now
-        self.stop: Order | None = None
+        self.stop: StopDirective | None = None
         self.stopped = asyncio.Event()  #: there is a stop
         self.hurried = asyncio.Event()  #: nothing is to be waited for any more
         self.trust: float | None = None  #: until this moment of CLOCK_BOOTTIME
-        self._news = asyncio.Event()
-        self._told_stop: Order | None = None
-        self._told_trust: float | None = None
+        self._changed = asyncio.Event()
+        self._forwarded_stop: StopDirective | None = None
+        self._forwarded_trust: float | None = None
 
-    def sharpen(self, order: Order) -> None:
+    def strengthen(self, order: StopDirective) -> None:
         """Save and end. Said again, it can only come sooner."""
-        sharpened = order.sharpened(self.stop)
+        sharpened = order.strengthen(self.stop)
         if sharpened != self.stop:
             log.info("lease=%s order=stop why=%r grace=%g", self._lease, order.why, order.grace)
             self.stop = sharpened
             self.stopped.set()
-            self._news.set()
+            self._changed.set()
 
-    def extend(self, until: float) -> None:
+    def extend_trust(self, until: float) -> None:
         """The lease may be trusted until then."""
         self.trust = until if self.trust is None else max(self.trust, until)
-        self._news.set()
+        self._changed.set()
 
-    async def trusted(self) -> None:
+    async def wait_trusted(self) -> None:
         """Until the lease may be trusted for a while."""
         while self.trust is None or self.trust <= self._now():
-            self._news.clear()
-            await self._news.wait()
+            self._changed.clear()
+            await self._changed.wait()
 
-    async def pass_on(self, shim: Shim) -> Never:
+    async def forward(self, shim: Shim) -> Never:
         """Tell the shim what it has not been told, until cancelled."""
         while True:
-            self._news.clear()
-            if await self._tell(shim):
-                await self._news.wait()
+            self._changed.clear()
+            if await self._forward_once(shim):
+                await self._changed.wait()
 
-    async def _tell(self, shim: Shim) -> bool:
+    async def _forward_once(self, shim: Shim) -> bool:
         """False when the shim did not answer, and has to be told again."""
         trust, stop = self.trust, self.stop
         try:
-            if trust is not None and trust != self._told_trust:
+            if trust is not None and trust != self._forwarded_trust:
                 await shim.trust(trust)
-                self._told_trust = trust
-            if stop is not None and stop != self._told_stop:
+                self._forwarded_trust = trust
+            if stop is not None and stop != self._forwarded_stop:
                 await (shim.stop(stop.grace, stop.why) if stop.grace > 0 else shim.kill(stop.why))
-                self._told_stop = stop  # a sharper one may have come meanwhile
+                self._forwarded_stop = stop  # a sharper one may have come meanwhile
         except ShimSilent as error:
             log.warning("lease=%s shim=silent reason=%r", self._lease, str(error))
             return False

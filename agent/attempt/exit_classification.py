@@ -41,7 +41,7 @@ _TELLING = (
 )
 
 
-class Stop(enum.IntEnum):
+class StopCause(enum.IntEnum):
     """Why a trainer was stopped, in the contract's numbers; a blunter reason never replaces a sharper one."""
 
     REQUESTED = 1
@@ -50,22 +50,24 @@ class Stop(enum.IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class StopDirective:
     """A stop that was asked for; `grace` seconds to save, none to be killed at once."""
 
-    cause: Stop
+    cause: StopCause
     grace: float
     why: str
 
-    def sharpened(self, other: Order | None) -> Order:
+    def strengthen(self, other: StopDirective | None) -> StopDirective:
         """This order, or an earlier one made shorter: what was asked first stays the cause."""
         if other is None:
             return self
-        return Order(other.cause, min(self.grace, other.grace), self.why if self.grace < other.grace else other.why)
+        return StopDirective(
+            other.cause, min(self.grace, other.grace), self.why if self.grace < other.grace else other.why
+        )
 
 
 @dataclass(frozen=True, slots=True)
-class Cause:
+class FailureCause:
     """Why an attempt failed."""
 
     reason: str
@@ -79,34 +81,36 @@ class Success:
     """Trained to the end."""
 
 
-def verdict(
+def classify_exit(
     ended: Exit,
     *,
-    order: Order | None,
+    directive: StopDirective | None,
     command: bool,
     stderr: str = "",
     oom_kills: int = 0,
     disk_full: bool = False,
     stalled: str = "",
-) -> Success | Stop | Cause:
+) -> Success | StopCause | FailureCause:
     """What to report. A command that ends after it was asked to stop has stopped, whatever it exits with.
 
     A trainer of ours says which it was: 0 when it had trained to the end anyway, 143 when it stopped.
     """
-    cause = cause_of(ended, stderr, oom_kills=oom_kills, disk_full=disk_full, stalled=stalled)
+    cause = classify_failure(ended, stderr, oom_kills=oom_kills, disk_full=disk_full, stalled=stalled)
     if ended.trust_lost:
-        return Stop.TRUST_LOST
+        return StopCause.TRUST_LOST
     if stalled or ended.lost or ended.error:
         return cause
-    asked = order is not None or ended.stop_reason is not None
+    asked = directive is not None or ended.stop_reason is not None
     if not asked:
         return Success() if ended.succeeded else cause
     if not command and ended.code is not None and ended.code != SAVED and ended.kill_reason is None:
         return Success() if ended.code == 0 else cause
-    return order.cause if order is not None else Stop.LEAVING
+    return directive.cause if directive is not None else StopCause.LEAVING
 
 
-def cause_of(ended: Exit, stderr: str, *, oom_kills: int = 0, disk_full: bool = False, stalled: str = "") -> Cause:
+def classify_failure(
+    ended: Exit, stderr: str, *, oom_kills: int = 0, disk_full: bool = False, stalled: str = ""
+) -> FailureCause:
     """The cause of an exit that is neither a success nor a stop that was wished.
 
     `stderr` is the end of what the trainer printed there, `oom_kills` how many processes the kernel killed for memory
@@ -114,32 +118,34 @@ def cause_of(ended: Exit, stderr: str, *, oom_kills: int = 0, disk_full: bool = 
     """
     lines = last_lines(stderr)
     if ended.lost:
-        return Cause("SHIM_LOST", "the trainer's keeper died or the host was rebooted", infrastructure=True)
+        return FailureCause("SHIM_LOST", "the trainer's keeper died or the host was rebooted", infrastructure=True)
     if ended.error:
-        return _not_started(ended.error)
+        return _classify_start_failure(ended.error)
     if stalled:
-        return Cause("STALLED", stalled, last_lines=lines)
+        return FailureCause("STALLED", stalled, last_lines=lines)
     if ended.code == CONFIG:
-        return Cause(
-            "CONFIG_INVALID", _sentence(stderr, "the run is wrong as written"), permanent=True, last_lines=lines
+        return FailureCause(
+            "CONFIG_INVALID", _pick_line(stderr, "the run is wrong as written"), permanent=True, last_lines=lines
         )
     for reason, telling in _TELLING:
         if telling.search(stderr):
-            return Cause(reason, _sentence(stderr, reason, telling), last_lines=lines)
+            return FailureCause(reason, _pick_line(stderr, reason, telling), last_lines=lines)
     if disk_full:
-        return Cause("DISK_FULL", "it failed on a full disk, which took its last words", last_lines=lines)
+        return FailureCause("DISK_FULL", "it failed on a full disk, which took its last words", last_lines=lines)
     if ended.signal == signal.SIGKILL and oom_kills:
-        return Cause("OOM_KILLED", "the kernel killed it: the host is out of memory", last_lines=lines)
+        return FailureCause("OOM_KILLED", "the kernel killed it: the host is out of memory", last_lines=lines)
     if ended.signal is not None:
-        return Cause("SIGNAL", f"killed by {_signal_name(ended.signal)}", last_lines=lines)
-    return Cause("EXIT_CODE", f"exit code {ended.code}: {_sentence(stderr, 'it said nothing')}", last_lines=lines)
+        return FailureCause("SIGNAL", f"killed by {_name_signal(ended.signal)}", last_lines=lines)
+    return FailureCause(
+        "EXIT_CODE", f"exit code {ended.code}: {_pick_line(stderr, 'it said nothing')}", last_lines=lines
+    )
 
 
-def _not_started(error: str) -> Cause:
+def _classify_start_failure(error: str) -> FailureCause:
     """The program is not there, or is none, and will not be the next time; unless the host lacked what it takes."""
     permanent = not any(os.strerror(number) in error for number in _NO_MEANS)
     text = f"the trainer could not be started: {error}"
-    return Cause("START_FAILED", text, permanent=permanent, infrastructure=not permanent)
+    return FailureCause("START_FAILED", text, permanent=permanent, infrastructure=not permanent)
 
 
 def last_lines(text: str) -> str:
@@ -148,14 +154,14 @@ def last_lines(text: str) -> str:
     return "\n".join(lines[-LAST_LINES:])[-LAST_BYTES:]
 
 
-def _sentence(stderr: str, otherwise: str, telling: re.Pattern[str] | None = None) -> str:
+def _pick_line(stderr: str, otherwise: str, telling: re.Pattern[str] | None = None) -> str:
     """The line that says most: the last one that tells, else the last one that is not empty."""
     lines = [line.strip() for line in last_lines(stderr).split("\n") if line.strip()]
     wanted = [line for line in lines if telling.search(line)] if telling else lines
     return wanted[-1][:500] if wanted else otherwise
 
 
-def _signal_name(number: int) -> str:
+def _name_signal(number: int) -> str:
     try:
         return signal.Signals(number).name
     except ValueError:

@@ -8,18 +8,18 @@ from functools import partial
 from random import Random
 from typing import Any
 
-from agent.attempt.launch import allowed
-from agent.checkpoints.publisher import Registered
+from agent.attempt.launch import filter_environment
+from agent.checkpoints.publisher import RegisteredCheckpoint
 from agent.context import AttemptContext, HubContext
 from agent.coordinator_client import CALL_TIMEOUT, insist
 from agent.events.journal import Journal
 from agent.folder import AttemptFolder
-from agent.hub.facts import Facts
+from agent.hub.facts import RunHistory
 from agent.hub.outputs import HubOutputs
-from agent.hub.packing import Packing, mark_of
-from agent.hub.publication import Publication
-from agent.hub.state import StateCopies, sweep
-from agent.stores.publishing import hub_of, store_of
+from agent.hub.packing import Packer, make_mark
+from agent.hub.publication import ModelPublication
+from agent.hub.state import StateCopier, remove_unregistered
+from agent.stores.publishing import get_hub_store, open_run_store
 from agent.wire import Assignment
 from relay.backoff import Backoff
 from relay.v1 import agents_pb2 as pb
@@ -37,23 +37,23 @@ def open_hub_outputs(
     if context.hub is None or assignment.node != 0:
         return HubOutputs()
     hub = run.hub or context.hub.defaults
-    facts = Facts(context.hub.runs, context.metadata, assignment, folder.events)
+    facts = RunHistory(context.hub.runs, context.metadata, assignment, folder.events)
     publication = _publication(context, context.hub, assignment, run, folder, journal, hub, facts) if hub else None
     if run.checkpoint.store.startswith(f"{HubStore.scheme}://"):  # there are no copies to be made of what is there
-        store = store_of(run, context.stores, writer="", rate_limit=context.rate_limit)
+        store = open_run_store(run, context.stores, writer="", rate_limit=context.rate_limit)
         assert isinstance(store, HubStore)
         return HubOutputs(publication, None, folder, _sweeping(store, assignment, run, facts))
     if hub is None or not hub.state or hub.dry_run:
         return HubOutputs(publication, None, folder)
-    store = hub_of(context.stores).at(hub.repo, private=hub.private)
+    store = get_hub_store(context.stores).at(hub.repo, private=hub.private)
     state = _state(store, context, assignment, run, folder, journal)
     return HubOutputs(publication, state, folder, _sweeping(store, assignment, run, facts))
 
 
 def _sweeping(
-    store: HubStore, assignment: Assignment, run: RunFile, facts: Facts
+    store: HubStore, assignment: Assignment, run: RunFile, facts: RunHistory
 ) -> Callable[[], Coroutine[Any, Any, None]]:
-    return partial(sweep, store, assignment.place(run, 0), facts.registered_uris)
+    return partial(remove_unregistered, store, assignment.place(run, 0), facts.registered_uris)
 
 
 def _publication(
@@ -64,31 +64,31 @@ def _publication(
     folder: AttemptFolder,
     journal: Journal,
     hub: HubSection,
-    facts: Facts,
-) -> Publication:
-    packing = Packing(
+    facts: RunHistory,
+) -> ModelPublication:
+    packing = Packer(
         hub=hub,
         run=run,
         assignment=assignment,
         folder=folder,
-        known=facts,
+        history=facts,
         journal=journal,
         python=context.python,
-        environment=allowed(context.environment),
+        environment=filter_environment(context.environment),
     )
 
     async def synced(state: Mapping[str, Any]) -> None:
-        await asyncio.to_thread(context.run_folder(assignment.run_id).synced, state)
+        await asyncio.to_thread(context.run_folder(assignment.run_id).write_sync_state, state)
 
-    return Publication(
+    return ModelPublication(
         hub,
         run=assignment.run_id,
-        mark=partial(mark_of, assignment),
+        mark=partial(make_mark, assignment),
         pack=packing,
         worker=using.worker,
         commit_limit=using.commit_limit,
         journal=journal,
-        synced=synced,
+        record_sync=synced,
         backoff=_backoff(),
         now=context.now,
         wall=context.wall,
@@ -102,15 +102,15 @@ def _state(
     run: RunFile,
     folder: AttemptFolder,
     journal: Journal,
-) -> StateCopies:
-    async def add(registered: Registered, scheme: str, uri: str) -> None:
+) -> StateCopier:
+    async def add(registered: RegisteredCheckpoint, scheme: str, uri: str) -> None:
         copy = runs_pb2.Copy(store=scheme, uri=uri)
         request = pb.AddCopyRequest(lease=assignment.lease, checkpoint=registered.name, node=assignment.node, copy=copy)
         await insist(
             context.contact, lambda: context.stub.AddCopy(request, metadata=context.metadata, timeout=CALL_TIMEOUT)
         )
 
-    return StateCopies(
+    return StateCopier(
         store,
         folder,
         place=partial(assignment.place, run),

@@ -25,7 +25,7 @@ _ALLOWED = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Launch:
+class LaunchSpec:
     """One process to start."""
 
     argv: tuple[str, ...]
@@ -33,7 +33,7 @@ class Launch:
     env: Mapping[str, str]
 
 
-def launch(
+def build_launch(
     assignment: Assignment,
     run: RunFile,
     folder: AttemptFolder,
@@ -42,29 +42,34 @@ def launch(
     python: str,
     gpus: bool,
     inherited: Mapping[str, str],
-) -> Launch:
+) -> LaunchSpec:
     """How to start this attempt's trainer. `resume` is a verified checkpoint, `inherited` the agent's environment."""
     cwd = folder.work / run.workdir
-    return Launch(
-        argv=_argv(run, folder, resume, python),
+    return LaunchSpec(
+        argv=_build_argv(run, folder, resume, python),
         cwd=cwd,
-        env=allowed(inherited) | run.env | _contract(assignment, run, folder, resume) | _gpus(assignment, gpus),
+        env=filter_environment(inherited)
+        | run.env
+        | _contract_variables(assignment, run, folder, resume)
+        | _gpu_variables(assignment, gpus),
     )
 
 
-def allowed(environment: Mapping[str, str]) -> dict[str, str]:
+def filter_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """What a trainer may see of the agent's environment."""
     return {name: value for name, value in environment.items() if _ALLOWED.fullmatch(name)}
 
 
-def _argv(run: RunFile, folder: AttemptFolder, resume: Path | None, python: str) -> tuple[str, ...]:
+def _build_argv(run: RunFile, folder: AttemptFolder, resume: Path | None, python: str) -> tuple[str, ...]:
     if run.command is None:
         return (python, "-m", "trainers", str(folder.run_file))
     more = run.resume_args if resume is not None else ()
     return (*run.command, *(argument.replace("{checkpoint}", str(resume)) for argument in more))
 
 
-def _contract(assignment: Assignment, run: RunFile, folder: AttemptFolder, resume: Path | None) -> dict[str, str]:
+def _contract_variables(
+    assignment: Assignment, run: RunFile, folder: AttemptFolder, resume: Path | None
+) -> dict[str, str]:
     every = run.checkpoint.every.seconds
     environment = {
         "RELAY_RUN_ID": assignment.run_id,
@@ -86,7 +91,7 @@ def _contract(assignment: Assignment, run: RunFile, folder: AttemptFolder, resum
     return environment
 
 
-def _gpus(assignment: Assignment, gpus: bool) -> dict[str, str]:
+def _gpu_variables(assignment: Assignment, gpus: bool) -> dict[str, str]:
     """The GPUs of its slots and no others; none on a host without."""
     slots = assignment.slots if gpus else ()
     return {"RELAY_GPUS": str(len(slots)), "CUDA_VISIBLE_DEVICES": ",".join(map(str, slots))}

@@ -11,7 +11,7 @@ STARTING = 3600.0  #: seconds a trainer may take to its first step under `auto`
 LEAST, TIMES_STEP, TIMES_GAP = 600.0, 20.0, 3.0  #: `auto`: the greatest of ten minutes, 20 steps, 3 longest pauses
 
 
-class Progress:
+class TrainerProgress:
     """What was seen of one trainer. `limit` is the run file's `stall_after`, in seconds or `auto`."""
 
     def __init__(self, limit: float | Literal["auto"], now: float, *, contract: bool = True) -> None:
@@ -23,7 +23,7 @@ class Progress:
         self._times: deque[float] = deque(maxlen=RECENT)
         self.step: int | None = None
 
-    def reached(self, step: int, now: float, *, live: bool = True) -> None:
+    def record_step(self, step: int, now: float, *, live: bool = True) -> None:
         """The trainer reported `step`. Not live: it was read back from the file, so its time says nothing."""
         if self.step is not None and step <= self.step:
             return
@@ -32,7 +32,7 @@ class Progress:
             self._longest = max(self._longest, now - self._timed)
         self.step, self._last, self._timed = step, now, now if live else None
 
-    def wrote(self, now: float) -> None:
+    def record_write(self, now: float) -> None:
         """It wrote something. That is progress as long as it reports no steps."""
         if self.step is None:
             self._last = now
@@ -43,7 +43,7 @@ class Progress:
         times = sorted(self._times)
         return times[math.ceil(0.9 * len(times)) - 1] if times else None
 
-    def until_step(self, now: float) -> float | None:
+    def seconds_to_step_end(self, now: float) -> float | None:
         """Seconds until the step that runs now should end; None when that cannot be said."""
         if self.step_time is None or self._timed is None:
             return None
@@ -58,7 +58,7 @@ class Progress:
             return STARTING if self._contract else None
         return max(LEAST, TIMES_STEP * (self.step_time or 0.0), TIMES_GAP * self._longest)
 
-    def stalled(self, now: float) -> str:
+    def describe_stall(self, now: float) -> str:
         """Why it counts as stalled, in words; empty when it does not."""
         silence, limit = now - self._last, self.limit
         if limit is None or silence < limit:

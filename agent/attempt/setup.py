@@ -9,17 +9,17 @@ import asyncio
 import logging
 from pathlib import Path
 
-from agent.attempt.launch import Launch, launch
-from agent.attempt.start_attempt import FirstWrite
-from agent.checkpoints.resume import Resume, Unreachable, choose
+from agent.attempt.launch import LaunchSpec, build_launch
+from agent.attempt.start_attempt import StartReport
+from agent.checkpoints.resume import ResumePoint, StoresUnreachable, choose_checkpoint
 from agent.cleanup import Begun
 from agent.context import AttemptContext
 from agent.errors import HostFault, disk_fault
 from agent.folder import AttemptFolder
 from agent.shim_client.jobs import Job
 from agent.shim_client.shims import Shim, ShimError
-from agent.stores.publishing import Publishing, store_of
-from agent.stores.retry import Patience
+from agent.stores.publishing import AttemptStore, open_run_store
+from agent.stores.retry import StoreRetry
 from agent.wire import Assignment
 from relay.errors import LeaseLost, RelayError
 from relay.v1 import agents_pb2 as pb
@@ -33,12 +33,12 @@ log = logging.getLogger(__name__)
 SPARE = 256 << 20  #: bytes of the disk that a run does not count on: events, logs, whatever else is written here
 
 
-async def fetch(context: AttemptContext, assignment: Assignment, folder: AttemptFolder) -> None:
+async def fetch_inputs(context: AttemptContext, assignment: Assignment, folder: AttemptFolder) -> None:
     """Create the attempt's folder and put the run's inputs into it."""
     await _check_room(context, assignment)
     try:
-        await asyncio.to_thread(_create, context.begun, assignment, folder)
-        await context.cache.place(context.blobs, assignment.message.inputs, folder.work)
+        await asyncio.to_thread(_create_folder, context.open_attempts, assignment, folder)
+        await context.cache.place_inputs(context.blobs, assignment.message.inputs, folder.work)
     except (DamagedCopy, ManifestError, RelayError) as error:
         raise HostFault("INPUT_UNAVAILABLE", str(error)) from error
     except OSError as error:
@@ -48,19 +48,19 @@ async def fetch(context: AttemptContext, assignment: Assignment, folder: Attempt
 async def _check_room(context: AttemptContext, assignment: Assignment) -> None:
     """HostFault when the run's inputs and the checkpoint it goes on from will not fit, even with what can be freed."""
     inputs = sum(each.size for each in assignment.message.inputs)
-    checkpoint = _to_be_fetched(context, assignment)
+    checkpoint = _measure_download(context, assignment)
     for freed in (False, True):
-        free = (await asyncio.to_thread(context.removals.room, context.root)).free
+        free = (await asyncio.to_thread(context.remover.measure_disk, context.root)).free
         if inputs + checkpoint + SPARE <= free:
             return
         if not freed:
-            await context.removals.carry_out(scarce=True)
-    parts = f"{_size(inputs)} of inputs, {_size(checkpoint)} of its checkpoint"
-    usable = f"{_size(max(0, free - SPARE))} can be used on {context.root}"
-    raise HostFault("DISK_FULL", f"it needs {_size(inputs + checkpoint)} ({parts}), and {usable}")
+            await context.remover.remove_scheduled(scarce=True)
+    parts = f"{_format_size(inputs)} of inputs, {_format_size(checkpoint)} of its checkpoint"
+    usable = f"{_format_size(max(0, free - SPARE))} can be used on {context.root}"
+    raise HostFault("DISK_FULL", f"it needs {_format_size(inputs + checkpoint)} ({parts}), and {usable}")
 
 
-def _to_be_fetched(context: AttemptContext, assignment: Assignment) -> int:
+def _measure_download(context: AttemptContext, assignment: Assignment) -> int:
     """Bytes of the newest checkpoint's part, unless it lies here."""
     for checkpoint in assignment.message.checkpoints[:1]:
         for part in (part for part in checkpoint.parts if part.node == assignment.node):
@@ -69,52 +69,52 @@ def _to_be_fetched(context: AttemptContext, assignment: Assignment) -> int:
     return 0
 
 
-def _size(size: int) -> str:
+def _format_size(size: int) -> str:
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
-def _create(begun: Begun, assignment: Assignment, folder: AttemptFolder) -> None:
+def _create_folder(begun: Begun, assignment: Assignment, folder: AttemptFolder) -> None:
     begun.add(assignment.lease_id, folder)
     folder.create()
     assignment.save(folder.assignment)
     folder.run_file.write_text(assignment.message.spec_json)
 
 
-def publishing(context: AttemptContext, assignment: Assignment, run: RunFile, patience: Patience) -> Publishing:
+def open_store(context: AttemptContext, assignment: Assignment, run: RunFile, retry: StoreRetry) -> AttemptStore:
     """Where this attempt's checkpoints and result go."""
     try:
-        store = store_of(
+        store = open_run_store(
             run, context.stores, writer=context.agent.removeprefix("agents/"), rate_limit=context.rate_limit
         )
     except StoreRefused as error:
         raise HostFault("STORE_UNUSABLE", str(error)) from error
-    return Publishing(
+    return AttemptStore(
         lease=assignment.lease,
         store=store,
-        patience=patience,
+        retry=retry,
         transfers=context.transfers,
     )
 
 
-async def choose_checkpoint(
-    context: AttemptContext, assignment: Assignment, folder: AttemptFolder, first_write: FirstWrite, patience: Patience
-) -> Resume:
+async def choose_and_report(
+    context: AttemptContext, assignment: Assignment, folder: AttemptFolder, start_report: StartReport, retry: StoreRetry
+) -> ResumePoint:
     """The checkpoint to go on from, and the attempt's first write: that this is so. Raises LeaseLost."""
 
     def here(checkpoint: runs_pb2.Checkpoint) -> Path:
         return context.attempt_folder(checkpoint.lease, checkpoint.attempt).checkpoint(checkpoint.step)
 
     try:
-        chosen = await choose(
+        chosen = await choose_checkpoint(
             assignment.message.checkpoints,
             assignment.node,
             host=f"host://{context.agent}",
             here=here,
             stores=context.stores,
             scratch=folder.resume,
-            patience=patience,
+            retry=retry,
         )
-    except (RelayError, Unreachable) as error:
+    except (RelayError, StoresUnreachable) as error:
         raise HostFault("CHECKPOINT_UNAVAILABLE", str(error)) from error
     except OSError as error:
         raise disk_fault(error) from error
@@ -122,7 +122,7 @@ async def choose_checkpoint(
         lease=assignment.lease, node=assignment.node, checkpoint=chosen.checkpoint, skipped=chosen.skipped
     )
     try:
-        await first_write.say(request)
+        await start_report.send(request)
     except LeaseLost:
         raise
     except OSError as error:
@@ -134,12 +134,12 @@ async def choose_checkpoint(
     return chosen
 
 
-async def start(
+async def start_trainer(
     context: AttemptContext,
     assignment: Assignment,
     run: RunFile,
     folder: AttemptFolder,
-    chosen: Resume,
+    chosen: ResumePoint,
     trust: float | None,
 ) -> Shim:
     """The trainer, under a shim of its own."""
@@ -166,9 +166,9 @@ async def start(
 
 
 def _launch(
-    context: AttemptContext, assignment: Assignment, run: RunFile, folder: AttemptFolder, chosen: Resume
-) -> Launch:
-    return launch(
+    context: AttemptContext, assignment: Assignment, run: RunFile, folder: AttemptFolder, chosen: ResumePoint
+) -> LaunchSpec:
+    return build_launch(
         assignment,
         run,
         folder,

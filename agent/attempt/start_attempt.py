@@ -19,7 +19,7 @@ from relay.v1 import agents_pb2_grpc
 log = logging.getLogger(__name__)
 
 
-class FirstWrite:
+class StartReport:
     """A failover may lose it and keep the grant: then the welcome says so, and the attempt's end waits for it (F9)."""
 
     def __init__(
@@ -32,12 +32,12 @@ class FirstWrite:
         self._lost = asyncio.Event()
         self._stored = asyncio.Event()
 
-    async def say(self, request: pb.StartAttemptRequest) -> None:
+    async def send(self, request: pb.StartAttemptRequest) -> None:
         """Until the coordinator has it. Raises RelayError, and OSError when it cannot be kept."""
         await asyncio.to_thread(write_atomically, self._path, request.SerializeToString())
         await self._send(request)
 
-    def rejoin(self) -> None:
+    def mark_stored(self) -> None:
         """An agent before this one has said it."""
         self._stored.set()
 
@@ -47,11 +47,11 @@ class FirstWrite:
             self._stored.clear()
             self._lost.set()
 
-    async def stored(self) -> None:
+    async def wait_stored(self) -> None:
         """Until the coordinator has it, as far as is known."""
         await self._stored.wait()
 
-    async def keep(self) -> Never:
+    async def resend_when_lost(self) -> Never:
         """Says it again whenever it was lost, until cancelled. Raises LeaseLost."""
         while True:
             await self._lost.wait()

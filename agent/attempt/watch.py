@@ -8,9 +8,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from agent.attempt.progress import Progress
-from agent.checkpoints.staging import Rule, Scanner
-from agent.events.reports import Reader, Report, Saved, Stepped
+from agent.attempt.progress import TrainerProgress
+from agent.checkpoints.staging import CompletionRule, StagingScanner
+from agent.events.reports import Report, ReportReader, SavedCheckpoint, StepReport
 from agent.folder import AttemptFolder
 from runfile import RunFile
 
@@ -22,63 +22,71 @@ _NO_ROOM = 64 * 1024  #: bytes free of a disk that is called full
 UNNAMED = 2.0  #: seconds that the line naming a checkpoint may come after its folder
 
 
-def scanner_of(run: RunFile, folder: AttemptFolder, now: Callable[[], float]) -> Scanner:
+def make_scanner(run: RunFile, folder: AttemptFolder, now: Callable[[], float]) -> StagingScanner:
     """What finds checkpoints that no line names, by the rule of the run file."""
     adopt = run.adopt.checkpoints if run.adopt else None
     if adopt is None:
-        return Scanner(folder.staging, folder.staging, Rule(), now)
+        return StagingScanner(folder.staging, folder.staging, CompletionRule(), now)
     root = folder.work / run.workdir / adopt.folder if adopt.folder else folder.staging
-    rule = Rule(pattern=adopt.pattern, marker=adopt.complete.marker, still_for=adopt.complete.still_for)
-    return Scanner(root, folder.staging, rule, now)
+    rule = CompletionRule(pattern=adopt.pattern, marker=adopt.complete.marker, still_for=adopt.complete.still_for)
+    return StagingScanner(root, folder.staging, rule, now)
 
 
-class Watch:
+class TrainerWatch:
     """One trainer's files, looked at from time to time. `now` counts seconds, also while the host sleeps."""
 
     def __init__(
-        self, folder: AttemptFolder, progress: Progress, scanner: Scanner, now: Callable[[], float], *, rejoined: bool
+        self,
+        folder: AttemptFolder,
+        progress: TrainerProgress,
+        scanner: StagingScanner,
+        now: Callable[[], float],
+        *,
+        rejoined: bool,
     ) -> None:
         self._folder = folder
         self.progress = progress
         self._scanner = scanner
         self._now = now
-        self._events = Reader(folder.events)
-        self._agent = Reader(folder.agent_log, source="agent") if rejoined else None
-        self._unnamed: dict[str, tuple[Saved, float]] = {}
+        self._events = ReportReader(folder.events)
+        self._agent = ReportReader(folder.agent_log, source="agent") if rejoined else None
+        self._unnamed: dict[str, tuple[SavedCheckpoint, float]] = {}
         self._written = -1
         self._live = not rejoined  #: what an agent before this one has read says nothing of speed
-        self._killed_before = oom_kills()
+        self._killed_before = count_oom_kills()
 
-    async def look(self, *, final: bool = False) -> list[Saved]:
+    async def poll(self, *, final: bool = False) -> list[SavedCheckpoint]:
         """Checkpoints that the trainer has finished since the last look. `final` when it has ended."""
         reports, found, written = await asyncio.to_thread(self._read, final)
         now = self._now()
         if written != self._written:
             self._written = written
-            self.progress.wrote(now)
+            self.progress.record_write(now)
         for report in reports:
-            if isinstance(report, Stepped):
-                self.progress.reached(report.step, now, live=self._live)
+            if isinstance(report, StepReport):
+                self.progress.record_step(report.step, now, live=self._live)
         self._live = True
-        named = [report for report in reports if isinstance(report, Saved)]
-        return named + self._still_unnamed(found, {saved.path for saved in named}, now, final)
+        named = [report for report in reports if isinstance(report, SavedCheckpoint)]
+        return named + self._take_overdue(found, {saved.path for saved in named}, now, final)
 
-    def _read(self, final: bool) -> tuple[list[Report], list[Saved], int]:
+    def _read(self, final: bool) -> tuple[list[Report], list[SavedCheckpoint], int]:
         reports = self._events.read()
         if self._agent is not None:
             reports, self._agent = self._agent.read() + reports, None
-        self._scanner.named(report.path for report in reports if isinstance(report, Saved))
+        self._scanner.ignore(report.path for report in reports if isinstance(report, SavedCheckpoint))
         written = sum(_size(path) for path in (self._folder.events, self._folder.stdout, self._folder.stderr))
-        return reports, self._found(final), written
+        return reports, self._scan(final), written
 
-    def _found(self, final: bool) -> list[Saved]:
+    def _scan(self, final: bool) -> list[SavedCheckpoint]:
         try:
-            return self._scanner.look(final=final)
+            return self._scanner.scan(final=final)
         except OSError as error:  # a volume that fails for a while: what was read of the events must not be lost
             log.warning("staging=unread folder=%s reason=%r", self._folder.staging, str(error))
             return []
 
-    def _still_unnamed(self, found: list[Saved], named: set[str], now: float, final: bool) -> list[Saved]:
+    def _take_overdue(
+        self, found: list[SavedCheckpoint], named: set[str], now: float, final: bool
+    ) -> list[SavedCheckpoint]:
         """Those whose line has not come for a while: their program writes none."""
         self._unnamed |= {saved.path: (saved, now) for saved in found}
         waiting = {path: each for path, each in self._unnamed.items() if path not in named}
@@ -86,21 +94,21 @@ class Watch:
         self._unnamed = {path: each for path, each in waiting.items() if each[0] not in due}
         return due
 
-    async def stderr(self) -> str:
+    async def read_stderr(self) -> str:
         """The end of what the trainer printed there."""
         return await asyncio.to_thread(_tail, self._folder.stderr)
 
-    async def disk_full(self) -> bool:
+    async def is_disk_full(self) -> bool:
         """Whether there is no room left for its files."""
         return await asyncio.to_thread(_is_full, self._folder.path)
 
     @property
     def oom_kills(self) -> int:
         """How many processes of this container the kernel has killed for memory since."""
-        return oom_kills() - self._killed_before
+        return count_oom_kills() - self._killed_before
 
 
-def oom_kills() -> int:
+def count_oom_kills() -> int:
     """The kernel's count for this control group; 0 where it keeps none."""
     try:
         counts = dict(line.split() for line in _CGROUP_EVENTS.read_text().splitlines())

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Never, TypeVar
 
-from agent.checkpoints.staging import inside, seal
+from agent.checkpoints.staging import resolve_inside, seal_checkpoint
 from agent.coordinator_client import CALL_TIMEOUT, Contact, insist
 from agent.events.journal import Journal
-from agent.events.reports import Saved
-from agent.events.sources import Source
+from agent.events.reports import SavedCheckpoint
+from agent.events.sources import EventSource
 from agent.folder import AttemptFolder
-from agent.stores.publishing import Publishing
+from agent.stores.publishing import AttemptStore
 from agent.wire import Assignment
 from relay.errors import EventsMissing, InputMissing, LeaseLost, RelayError
 from relay.v1 import agents_pb2 as pb
@@ -33,26 +33,26 @@ from storage.manifest import Manifest, ManifestError
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-PUTS = 3  #: tries, where a store says that it lacks what it has just taken
+MAX_PUTS = 3  #: tries, where a store says that it lacks what it has just taken
 
 
 @dataclass(frozen=True, slots=True)
-class Sealed:
+class LocalCheckpoint:
     """A checkpoint whose bytes are final and on this host's disk."""
 
-    saved: Saved
+    saved: SavedCheckpoint
     manifest: Manifest
 
 
 @dataclass(frozen=True, slots=True)
-class Registered:
+class RegisteredCheckpoint:
     """A checkpoint that the registry has."""
 
     name: str
-    sealed: Sealed
+    sealed: LocalCheckpoint
 
 
-class Publisher:
+class CheckpointPublisher:
     """The checkpoints of one attempt. `run` as a task beside the trainer; it raises LeaseLost when that is over."""
 
     def __init__(
@@ -64,13 +64,13 @@ class Publisher:
         stub: agents_pb2_grpc.AgentsStub,
         metadata: tuple[tuple[str, str], ...],
         contact: Contact,
-        publishing: Publishing,
+        publishing: AttemptStore,
         place: Callable[[int], FolderKey],
-        sources: Mapping[str, Source],
+        sources: Mapping[str, EventSource],
         journal: Journal,
         retain: Callable[[set[int]], Awaitable[None]],
-        registered: Callable[[Registered], None] = lambda _: None,
-        done: int = -1,
+        on_registered: Callable[[RegisteredCheckpoint], None] = lambda _: None,
+        sealed_up_to: int = -1,
     ) -> None:
         """`registered` is told of each checkpoint that the registry has taken. `done` is a step that needs nothing
         more, nor any before it. Sealing and registering twice is harmless."""
@@ -85,15 +85,15 @@ class Publisher:
         self._sources = sources
         self._journal = journal
         self._retain = retain
-        self._tell = registered
-        self._offered: asyncio.Queue[Saved] = asyncio.Queue()
-        self._sealed: Newest[Sealed] = Newest()
-        self._registered: Newest[Registered] = Newest()
-        self._newest = done  #: step of the newest checkpoint sealed
-        self._head: Sealed | None = None  #: the newest one registered
+        self._on_registered = on_registered
+        self._offered: asyncio.Queue[SavedCheckpoint] = asyncio.Queue()
+        self._sealed: LatestSlot[LocalCheckpoint] = LatestSlot()
+        self._registered: LatestSlot[RegisteredCheckpoint] = LatestSlot()
+        self._newest = sealed_up_to  #: step of the newest checkpoint sealed
+        self._head: LocalCheckpoint | None = None  #: the newest one registered
         self._copied = -1  #: step of the newest one with a copy on its row
 
-    def offer(self, saved: Saved) -> None:
+    def offer(self, saved: SavedCheckpoint) -> None:
         """The trainer has finished a checkpoint."""
         self._offered.put_nowait(saved)
 
@@ -119,11 +119,11 @@ class Publisher:
         """The newest that the registry has taken, or had."""
         return self._head.saved.step if self._head is not None else None
 
-    async def settled(self) -> None:
+    async def drain(self) -> None:
         """Until everything offered is as safe as it can be made: registered, and in its store."""
         await self._offered.join()
-        await self._sealed.settled()
-        await self._registered.settled()
+        await self._sealed.drain()
+        await self._registered.drain()
 
     async def _seal_all(self) -> Never:
         while True:
@@ -132,26 +132,26 @@ class Publisher:
                 await self._seal(saved)
             self._offered.task_done()
 
-    async def _seal(self, saved: Saved) -> None:
+    async def _seal(self, saved: SavedCheckpoint) -> None:
         target = self._folder.checkpoint(saved.step)
         try:
             manifest = await asyncio.to_thread(self._seal_now, saved, target)
         except (OSError, ManifestError) as error:
-            await self._journal.say("error", f"the checkpoint of step {saved.step} cannot be published: {error}")
+            await self._journal.record("error", f"the checkpoint of step {saved.step} cannot be published: {error}")
             return
         self._newest = saved.step
         log.info("checkpoint=sealed lease=%s step=%d bytes=%d", self._assignment.lease, saved.step, manifest.size)
-        self._sealed.put(Sealed(saved, manifest))
+        self._sealed.put(LocalCheckpoint(saved, manifest))
         try:
             await self._retain(self._needed())
         except OSError as error:  # older ones stay, the next one tries again
             log.error("lease=%s retention=failed reason=%r", self._assignment.lease, str(error))
 
-    def _seal_now(self, saved: Saved, target: Path) -> Manifest:
+    def _seal_now(self, saved: SavedCheckpoint, target: Path) -> Manifest:
         """Blocking. A line of the program's own may name nothing outside its staging folder (R7)."""
         staging = self._folder.staging
-        place = staging / saved.path if saved.source == "agent" else inside(staging, saved.path)
-        return seal(place, target, step=saved.step, metrics=saved.metrics)
+        place = staging / saved.path if saved.source == "agent" else resolve_inside(staging, saved.path)
+        return seal_checkpoint(place, target, step=saved.step, metrics=saved.metrics)
 
     def _needed(self) -> set[int]:
         """Steps whose bytes on this host must stay."""
@@ -162,20 +162,20 @@ class Publisher:
 
     async def _register_all(self) -> Never:
         while True:
-            await self._sealed.ready()
+            await self._sealed.wait()
             with self._sealed.take() as sealed:
                 try:
                     registered = await self._register(sealed)
                     self._registered.put(registered)
-                    self._tell(registered)
+                    self._on_registered(registered)
                 except LeaseLost:
                     raise
                 except (RelayError, OSError) as refusal:  # e.g. a step before the one it resumed from; or a full disk
                     step = sealed.saved.step
                     self._head = None if self._head is sealed else self._head
-                    await self._journal.say("error", f"the checkpoint of step {step} was refused: {refusal}")
+                    await self._journal.record("error", f"the checkpoint of step {step} was refused: {refusal}")
 
-    async def _register(self, sealed: Sealed) -> Registered:
+    async def _register(self, sealed: LocalCheckpoint) -> RegisteredCheckpoint:
         saved, manifest = sealed.saved, sealed.manifest
         await asyncio.to_thread(self._folder.offer, saved.step)
         request = pb.RegisterCheckpointRequest(
@@ -190,7 +190,7 @@ class Publisher:
             copies=[runs_pb2.Copy(store="host", uri=f"host://{self._agent}")],
         )
         while True:
-            await self._sources[saved.source].stored(saved.end)
+            await self._sources[saved.source].wait_stored(saved.end)
             try:
                 answer = await insist(
                     self._contact,
@@ -201,11 +201,11 @@ class Publisher:
                 await self._contact.sign()
         self._head = sealed
         log.info("checkpoint=registered name=%s head=%s", answer.checkpoint.name, answer.checkpoint.head)
-        return Registered(answer.checkpoint.name, sealed)
+        return RegisteredCheckpoint(answer.checkpoint.name, sealed)
 
     async def _upload_all(self) -> Never:
         while True:
-            await self._registered.ready()
+            await self._registered.wait()
             with self._registered.take() as registered:
                 try:
                     await self._upload(registered)
@@ -213,28 +213,28 @@ class Publisher:
                     raise
                 except (RelayError, StoreRefused, ManifestError, OSError) as error:
                     step = registered.sealed.saved.step
-                    await self._journal.say(
+                    await self._journal.record(
                         "error", f"the checkpoint of step {step} stays on {self._agent} only: {error}"
                     )
 
-    async def _upload(self, registered: Registered) -> None:
+    async def _upload(self, registered: RegisteredCheckpoint) -> None:
         step = registered.sealed.saved.step
         if (uri := await self._stored(registered)) is None:
-            log.info("checkpoint=passed over name=%s: a newer one is there", registered.name)
+            log.info("checkpoint=skipped name=%s reason='a newer one is there'", registered.name)
             return
         self._copied = step
         log.info("checkpoint=copied name=%s uri=%s", registered.name, uri)
 
-    async def _stored(self, registered: Registered) -> str | None:
+    async def _stored(self, registered: RegisteredCheckpoint) -> str | None:
         """The uri of a copy that is on its row; None when a newer checkpoint came before a store that was away.
 
         What has gone from the store meanwhile is put again.
         """
         manifest, step = registered.sealed.manifest, registered.sealed.saved.step
         folder = self._folder.checkpoint(step)
-        for again in range(PUTS):
+        for again in range(MAX_PUTS):
             uri = await self._publishing.put(
-                self._place(step), manifest, lambda file: folder / file.path, self._registered.ready
+                self._place(step), manifest, lambda file: folder / file.path, self._registered.wait
             )
             if uri is None:
                 return None
@@ -251,12 +251,12 @@ class Publisher:
                 )
                 return uri
             except InputMissing:
-                if again == PUTS - 1:
+                if again == MAX_PUTS - 1:
                     raise
         raise AssertionError("never reached")
 
 
-class Newest(Generic[T]):
+class LatestSlot(Generic[T]):
     """A place for one thing, where a newer one takes the older one's place: how a backlog keeps only the newest.
 
     One producer puts, one consumer takes and works on it; `settled` is when nothing waits or is worked on.
@@ -264,38 +264,38 @@ class Newest(Generic[T]):
 
     def __init__(self) -> None:
         self._item: T | None = None
-        self._there = asyncio.Event()
-        self._settled = asyncio.Event()
-        self._settled.set()
+        self._present = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
         self.working: T | None = None
 
     def put(self, item: T) -> None:
         """Leave it here; what lay here unworked is forgotten."""
         self._item = item
-        self._there.set()
-        self._settled.clear()
+        self._present.set()
+        self._idle.clear()
 
     @property
     def waiting(self) -> T | None:
         return self._item
 
-    async def ready(self) -> None:
+    async def wait(self) -> None:
         """Until something lies here."""
-        await self._there.wait()
+        await self._present.wait()
 
     @contextmanager
     def take(self) -> Iterator[T]:
         """Work on what lies here."""
         assert self._item is not None
         self.working, self._item = self._item, None
-        self._there.clear()
+        self._present.clear()
         try:
             yield self.working
         finally:
             self.working = None
             if self._item is None:
-                self._settled.set()
+                self._idle.set()
 
-    async def settled(self) -> None:
+    async def drain(self) -> None:
         """Until nothing lies here and nothing is worked on."""
-        await self._settled.wait()
+        await self._idle.wait()

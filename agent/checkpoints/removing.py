@@ -34,19 +34,19 @@ from storage.base import Store, StoreRefused, StoreUnavailable
 log = logging.getLogger(__name__)
 
 EVERY = 12  #: heartbeats between two looks
-ASKED = 1000  #: checkpoints that are asked about at once
+BATCH = 1000  #: checkpoints that are asked about at once
 _SPARE_PART, _SPARE_BYTES = 0.05, 20 << 30  #: of the disk: it is low when less is free than either
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class DiskSpace:
     """How much of a disk is free, in bytes."""
 
     free: int
     total: int
 
     @classmethod
-    def at(cls, folder: Path) -> Room:
+    def at(cls, folder: Path) -> DiskSpace:
         """Of the disk that a folder is on. Blocking."""
         usage = shutil.disk_usage(folder)
         return cls(usage.free, usage.total)
@@ -57,7 +57,7 @@ class Room:
 
 
 @dataclass(slots=True)
-class Removals:
+class CheckpointRemover:
     """What removes, once for all attempts on this host. `run` as a service."""
 
     agent: str  #: `agents/{agent}`
@@ -66,14 +66,14 @@ class Removals:
     coordinator: Coordinator
     contact: Contact
     stores: Mapping[str, Store]
-    begun: Begun
-    room: Callable[[Path], Room] = Room.at  #: blocking
+    open_attempts: Begun
+    measure_disk: Callable[[Path], DiskSpace] = DiskSpace.at  #: blocking
     _session_id: str = ""
     _every: float = 60.0  #: seconds
     _woken: asyncio.Event = field(default_factory=asyncio.Event)
     _working: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    def welcomed(self, session_id: str, heartbeat: float) -> None:
+    def start_session(self, session_id: str, heartbeat: float) -> None:
         """A session has begun."""
         self._session_id = session_id
         self._every = EVERY * heartbeat
@@ -84,8 +84,8 @@ class Removals:
         await asyncio.to_thread(clean_checkpoints, self.root)
         while True:
             await self._woken_within(self._every)
-            room = await asyncio.to_thread(self.room, self.root)
-            await self.carry_out(scarce=room.low)
+            room = await asyncio.to_thread(self.measure_disk, self.root)
+            await self.remove_scheduled(scarce=room.low)
 
     async def _woken_within(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -93,19 +93,19 @@ class Removals:
                 await self._woken.wait()
         self._woken.clear()
 
-    async def carry_out(self, *, scarce: bool = False) -> None:
+    async def remove_scheduled(self, *, scarce: bool = False) -> None:
         """Remove all that is to go and can be removed now."""
         async with self._working:
             try:
-                while self._session_id and await self._some(scarce=scarce):
+                while self._session_id and await self._remove_batch(scarce=scarce):
                     scarce = False
             except (OSError, RelayError) as error:  # e.g. another session has begun: its welcome wakes us
                 log.warning("removals=unfinished reason=%r", str(error))
 
-    async def _some(self, *, scarce: bool) -> bool:
+    async def _remove_batch(self, *, scarce: bool) -> bool:
         """Ask and remove once; whether there may be more."""
-        left = await asyncio.to_thread(self._left)
-        sealed = [pb.SealedCheckpoint(lease=lease, step=step) for lease, step in left][:ASKED]
+        left = await asyncio.to_thread(self._find_leftovers)
+        sealed = [pb.SealedCheckpoint(lease=lease, step=step) for lease, step in left][:BATCH]
         ask = pb.ListRemovalsRequest(agent=self.agent, session_id=self._session_id, disk_low=scarce, sealed=sealed)
         listed = await insist(
             self.contact,
@@ -124,9 +124,9 @@ class Removals:
         )
         return True
 
-    def _left(self) -> dict[tuple[str, int], AttemptFolder]:
+    def _find_leftovers(self) -> dict[tuple[str, int], AttemptFolder]:
         """Sealed checkpoints of attempts that are over, by lease and step. Blocking."""
-        begun = {each.path for each in self.begun.all().values()}
+        begun = {each.path for each in self.open_attempts.all().values()}
         found: dict[tuple[str, int], AttemptFolder] = {}
         for path in sorted(self.root.absolute().glob("runs/*/attempts/*")):
             attempt = AttemptFolder(path)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent.events.journal import Journal
-from agent.stores.retry import Patience
+from agent.stores.retry import StoreRetry
 from relay.errors import RelayError
 from relay.v1 import runs_pb2
 from storage.base import DamagedCopy, Progress, RepairableStore, Store, StoreRefused, StoreUnavailable
@@ -23,15 +23,15 @@ from storage.manifest import MANIFEST_FILE, Manifest, ManifestError, find_damage
 Skipped = runs_pb2.SkippedCheckpoint
 
 
-class Unreachable(Exception):
+class StoresUnreachable(Exception):
     """The stores that may have a checkpoint are away for too long."""
 
 
-WAIT = 900.0  #: seconds that a store may be away until the run goes elsewhere, where it may be reached
+UNREACHABLE_AFTER = 900.0  #: seconds that a store may be away until the run goes elsewhere, where it may be reached
 
 
 @dataclass(frozen=True, slots=True)
-class Resume:
+class ResumePoint:
     """Where to go on; `folder` is None for a beginning."""
 
     folder: Path | None
@@ -39,10 +39,10 @@ class Resume:
     step: int
     skipped: tuple[Skipped, ...]
     part: runs_pb2.CheckpointPart = field(default_factory=runs_pb2.CheckpointPart)
-    wrong: tuple[str, ...] = ()  #: what was wrong with copies of the one that is chosen
+    damage: tuple[str, ...] = ()  #: what was wrong with copies of the one that is chosen
 
 
-async def choose(
+async def choose_checkpoint(
     checkpoints: Sequence[runs_pb2.Checkpoint],
     node: int,
     *,
@@ -50,8 +50,8 @@ async def choose(
     here: Callable[[runs_pb2.Checkpoint], Path],
     stores: Mapping[str, Store],
     scratch: Path,
-    patience: Patience,
-) -> Resume:
+    retry: StoreRetry,
+) -> ResumePoint:
     """The newest sound one of `checkpoints` (newest first).
 
     `host` is the uri of copies on this host's own disk, and `here` says where those lie: one that is not offered may be
@@ -62,55 +62,55 @@ async def choose(
     for checkpoint in checkpoints:
         part = next((part for part in checkpoint.parts if part.node == node), None)
         if part is None:
-            skipped.append(_skip(checkpoint, [f"node {node} has no part of it"]))
+            skipped.append(_make_skipped(checkpoint, [f"node {node} has no part of it"]))
             continue
         reasons: list[str] = []
         offered = any(copy.uri == host for copy in part.copies)
-        if (folder := await _own(part, here(checkpoint), reasons) if offered else None) is None:
-            folder = await _outlasted(patience, part, stores, scratch / f"step_{checkpoint.step:08d}", reasons)
+        if (folder := await _verify_local(part, here(checkpoint), reasons) if offered else None) is None:
+            folder = await _fetch_with_retry(retry, part, stores, scratch / f"step_{checkpoint.step:08d}", reasons)
         if folder is not None:
-            return Resume(folder, checkpoint.name, checkpoint.step, tuple(skipped), part, tuple(reasons))
-        skipped.append(_skip(checkpoint, reasons or ["no copy of it can be reached from this host"]))
-    return Resume(None, "", 0, tuple(skipped))
+            return ResumePoint(folder, checkpoint.name, checkpoint.step, tuple(skipped), part, tuple(reasons))
+        skipped.append(_make_skipped(checkpoint, reasons or ["no copy of it can be reached from this host"]))
+    return ResumePoint(None, "", 0, tuple(skipped))
 
 
-async def _outlasted(
-    patience: Patience, part: runs_pb2.CheckpointPart, stores: Mapping[str, Store], folder: Path, reasons: list[str]
+async def _fetch_with_retry(
+    retry: StoreRetry, part: runs_pb2.CheckpointPart, stores: Mapping[str, Store], folder: Path, reasons: list[str]
 ) -> Path | None:
     """A copy from a store, waited for. Raises Unreachable when none has brought a byte for too long."""
-    moved = patience.now()
+    moved = retry.now()
 
     def move(_: int) -> None:
         nonlocal moved
-        moved = patience.now()
+        moved = retry.now()
 
     async def fetch() -> Path | None:
         try:
-            return await _fetched(part, stores, folder, reasons, move)
+            return await _fetch_copy(part, stores, folder, reasons, move)
         except StoreUnavailable as away:
-            if patience.now() - moved < WAIT:
+            if retry.now() - moved < UNREACHABLE_AFTER:
                 raise
-            raise Unreachable(f"{folder.name} cannot be reached from this host: {away}") from away
+            raise StoresUnreachable(f"{folder.name} cannot be reached from this host: {away}") from away
 
-    return await patience.outlast(f"the download of {folder.name}", fetch)
+    return await retry.run(f"the download of {folder.name}", fetch)
 
 
-def _skip(checkpoint: runs_pb2.Checkpoint, reasons: Sequence[str]) -> Skipped:
+def _make_skipped(checkpoint: runs_pb2.Checkpoint, reasons: Sequence[str]) -> Skipped:
     return Skipped(checkpoint=checkpoint.name, step=checkpoint.step, reason="; ".join(reasons))
 
 
-async def _own(part: runs_pb2.CheckpointPart, folder: Path, reasons: list[str]) -> Path | None:
+async def _verify_local(part: runs_pb2.CheckpointPart, folder: Path, reasons: list[str]) -> Path | None:
     """This host's own copy, when it has one and that is sound."""
     if not await asyncio.to_thread(folder.is_dir):
         return None
-    wrong = await asyncio.to_thread(what_is_wrong, folder, part.manifest_digest)
+    wrong = await asyncio.to_thread(inspect_folder, folder, part.manifest_digest)
     if wrong is None:
         return folder
     reasons.append(f"this host's copy: {wrong}")
     return None
 
 
-async def _fetched(
+async def _fetch_copy(
     part: runs_pb2.CheckpointPart, stores: Mapping[str, Store], folder: Path, reasons: list[str], progress: Progress
 ) -> Path | None:
     """A copy from the first store that gives a sound one. Raises StoreAway when one that may have it is away."""
@@ -132,35 +132,35 @@ async def _fetched(
     return None
 
 
-async def mend(chosen: Resume, stores: Mapping[str, Store], journal: Journal) -> None:
+async def repair_copies(chosen: ResumePoint, stores: Mapping[str, Store], journal: Journal) -> None:
     """Say what was wrong with the checkpoint's copies, and put those in stores right that are damaged or gone."""
     if chosen.folder is None:
         return
-    for reason in chosen.wrong:
-        await journal.say("warning", f"the checkpoint of step {chosen.step} has a damaged copy: {reason}")
+    for reason in chosen.damage:
+        await journal.record("warning", f"the checkpoint of step {chosen.step} has a damaged copy: {reason}")
     for copy in chosen.part.copies:
         mender: object = stores.get(copy.store)
         if isinstance(mender, RepairableStore):
             what = f"the copy of step {chosen.step} in {copy.store}://"
             try:
                 if await _is_wrong(copy, stores[copy.store], chosen):
-                    await _mend(copy, mender, chosen.folder)
-                    await journal.say("info", f"{what} is right again")
+                    await _repair(copy, mender, chosen.folder)
+                    await journal.record("info", f"{what} is right again")
             except (DamagedCopy, StoreUnavailable, StoreRefused, RelayError, ManifestError, OSError) as error:
-                await journal.say("warning", f"{what} stays as it is: {error}")
+                await journal.record("warning", f"{what} stays as it is: {error}")
 
 
-async def _is_wrong(copy: runs_pb2.Copy, store: Store, chosen: Resume) -> bool:
-    found = any(reason.startswith(f"the copy in {copy.store}://") for reason in chosen.wrong)
+async def _is_wrong(copy: runs_pb2.Copy, store: Store, chosen: ResumePoint) -> bool:
+    found = any(reason.startswith(f"the copy in {copy.store}://") for reason in chosen.damage)
     return found or not await store.has(copy.uri, chosen.part.manifest_digest)
 
 
-async def _mend(copy: runs_pb2.Copy, mender: RepairableStore, folder: Path) -> None:
+async def _repair(copy: runs_pb2.Copy, mender: RepairableStore, folder: Path) -> None:
     manifest = Manifest.from_bytes(await asyncio.to_thread((folder / MANIFEST_FILE).read_bytes))
     await mender.repair(copy.uri, manifest, lambda file: folder / file.path)
 
 
-def what_is_wrong(folder: Path, manifest_digest: str) -> str | None:
+def inspect_folder(folder: Path, manifest_digest: str) -> str | None:
     """Why a sealed folder cannot be used, in words; None when every byte is right. Blocking."""
     try:
         manifest = Manifest.from_bytes((folder / MANIFEST_FILE).read_bytes())

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from agent.events.reports import Saved
+from agent.events.reports import SavedCheckpoint
 from agent.folder import remove_temporaries, write_atomically
 from storage.manifest import MANIFEST_FILE, Manifest, ManifestError, check_path, describe_folder, list_files
 
@@ -26,7 +26,7 @@ _Fingerprint = tuple[tuple[str, int, int, int], ...]  #: path, inode, size, modi
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
+class CompletionRule:
     """When what matches `pattern` is whole. With neither `marker` nor `still_for`: once it has that name."""
 
     pattern: str = "step_*"
@@ -35,14 +35,14 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class Observation:
     """What a staged thing looked like, and since when."""
 
     fingerprint: _Fingerprint
     since: float
 
 
-def whole(rule: Rule, seen: Seen, names: Iterable[str], now: float, *, final: bool) -> bool:
+def is_complete(rule: CompletionRule, seen: Observation, names: Iterable[str], now: float, *, final: bool) -> bool:
     """Whether a staged thing is whole. Pure. `final`: its trainer has ended, so it is as still as it gets."""
     if rule.marker is not None:
         return rule.marker in names
@@ -51,7 +51,7 @@ def whole(rule: Rule, seen: Seen, names: Iterable[str], now: float, *, final: bo
     return True
 
 
-def step_of(name: str, pattern: str) -> int | None:
+def parse_step(name: str, pattern: str) -> int | None:
     """The step in a name that matches: its trailing number. None for temporaries and what has no number."""
     if name.startswith(".") or name.endswith(".tmp") or not fnmatch.fnmatchcase(name, pattern):
         return None
@@ -60,14 +60,14 @@ def step_of(name: str, pattern: str) -> int | None:
 
 
 @dataclass(slots=True)
-class Scanner:
+class StagingScanner:
     """Looks for staged checkpoints under `root`; each is found once. Paths are as `staging / path` finds them."""
 
     root: Path
     staging: Path
-    rule: Rule
+    rule: CompletionRule
     now: Callable[[], float]
-    _seen: dict[str, Seen] = field(default_factory=dict)
+    _seen: dict[str, Observation] = field(default_factory=dict)
     _taken: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -78,24 +78,24 @@ class Scanner:
                 file.rename(self.root / file.name)
             shutil.rmtree(folder)
 
-    def named(self, paths: Iterable[str]) -> None:
+    def ignore(self, paths: Iterable[str]) -> None:
         """An event line named these: they are whole, and not to be found again."""
         self._taken.update(paths)
 
-    def look(self, *, final: bool = False) -> list[Saved]:
+    def scan(self, *, final: bool = False) -> list[SavedCheckpoint]:
         """What became whole since the last look, by step. `final` when the trainer has ended."""
         found = []
         for path in sorted(self.root.glob(self.rule.pattern)):
-            step, shown = step_of(path.name, Path(self.rule.pattern).name), self._shown(path)
-            if step is not None and shown not in self._taken and self._whole(path, shown, final):
+            step, shown = parse_step(path.name, Path(self.rule.pattern).name), self._name(path)
+            if step is not None and shown not in self._taken and self._is_complete(path, shown, final):
                 self._taken.add(shown)
-                found.append(Saved(step, shown, source="agent"))
+                found.append(SavedCheckpoint(step, shown, source="agent"))
         return sorted(found, key=lambda saved: saved.step)
 
-    def _shown(self, path: Path) -> str:
+    def _name(self, path: Path) -> str:
         return str(path.relative_to(self.staging) if path.is_relative_to(self.staging) else path)
 
-    def _whole(self, path: Path, shown: str, final: bool) -> bool:
+    def _is_complete(self, path: Path, shown: str, final: bool) -> bool:
         try:
             fingerprint = _fingerprint(path)
         except OSError:  # it changes while it is looked at
@@ -104,11 +104,11 @@ class Scanner:
             return self.rule.marker is None and self.rule.still_for is None
         now, before = self.now(), self._seen.get(shown)
         if before is None or before.fingerprint != fingerprint:
-            self._seen[shown] = before = Seen(fingerprint, now)
-        return whole(self.rule, before, (name for name, *_ in fingerprint), now, final=final)
+            self._seen[shown] = before = Observation(fingerprint, now)
+        return is_complete(self.rule, before, (name for name, *_ in fingerprint), now, final=final)
 
 
-def seal(staged: Path, target: Path, *, step: int, metrics: dict[str, float] | None = None) -> Manifest:
+def seal_checkpoint(staged: Path, target: Path, *, step: int, metrics: dict[str, float] | None = None) -> Manifest:
     """Make a staged folder (or single file) the checkpoint `target`, and say what is in it.
 
     Raises ManifestError when it holds what is not taken (links, devices; R7), changed while it was hashed, or
@@ -117,16 +117,16 @@ def seal(staged: Path, target: Path, *, step: int, metrics: dict[str, float] | N
     if staged.is_symlink():
         raise ManifestError(f"{staged.name} is a link")
     if not staged.exists():
-        return _sealed_before(staged, target)
+        return _load_sealed(staged, target)
     if staged.is_file():
-        staged = _wrapped(staged)
+        staged = _wrap(staged)
     remove_temporaries(staged)
     before = _fingerprint(staged)
     if not before:
         raise ManifestError(f"{staged.name} holds no files")
     manifest = describe_folder(staged, step=step, metrics=metrics)
     if target.exists():
-        return _same_as_before(target, manifest)
+        return _check_unchanged(target, manifest)
     write_atomically(staged / MANIFEST_FILE, manifest.to_bytes())
     _sync(staged)
     if _fingerprint(staged) != before:
@@ -138,7 +138,7 @@ def seal(staged: Path, target: Path, *, step: int, metrics: dict[str, float] | N
     return manifest
 
 
-def inside(staging: Path, path: str) -> Path:
+def resolve_inside(staging: Path, path: str) -> Path:
     """The place a trainer's line names; ManifestError when it leads out of the staging folder (R7)."""
     check_path(path)
     place = staging / path
@@ -147,7 +147,7 @@ def inside(staging: Path, path: str) -> Path:
     return place
 
 
-def _sealed_before(staged: Path, target: Path) -> Manifest:
+def _load_sealed(staged: Path, target: Path) -> Manifest:
     """The agent died between the rename and what follows it: the checkpoint is there."""
     try:
         return Manifest.from_bytes((target / MANIFEST_FILE).read_bytes())
@@ -155,14 +155,14 @@ def _sealed_before(staged: Path, target: Path) -> Manifest:
         raise ManifestError(f"{staged.name} is not there") from None
 
 
-def _same_as_before(target: Path, manifest: Manifest) -> Manifest:
+def _check_unchanged(target: Path, manifest: Manifest) -> Manifest:
     kept = Manifest.from_bytes((target / MANIFEST_FILE).read_bytes())
     if kept.files != manifest.files:
         raise ManifestError(f"{target.name} was written before, with other contents; a checkpoint never changes")
     return kept
 
 
-def _wrapped(file: Path) -> Path:
+def _wrap(file: Path) -> Path:
     """A checkpoint that is one file, in a folder of its own."""
     folder = file.with_name(_SEALING + file.name)
     folder.mkdir(exist_ok=True)

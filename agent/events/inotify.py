@@ -11,7 +11,7 @@ _IN_MODIFY, _IN_MOVED_TO, _IN_CREATE = 0x2, 0x80, 0x100
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class Notice:
+class WriteWatcher:
     """Folders in which writing is noticed. Some mounts, and a kernel out of watches, notice nothing: ask anyway."""
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Notice:
         """No more of this one."""
         _libc.inotify_rm_watch(self._fd, self._watches.pop(folder, -1))
 
-    async def written(self) -> None:
+    async def wait_for_write(self) -> None:
         """Until something was written since the last call."""
         loop = asyncio.get_running_loop()
         noticed = asyncio.Event()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from agent.events.reports import line_of
+from agent.events.reports import encode_event
 
 log = logging.getLogger(__name__)
 
@@ -22,21 +22,21 @@ class Journal:
         """`wall` tells the seconds since the epoch."""
         self._path = path
         self._wall = wall
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
 
-    async def say(self, level: str, text: str, kind: str = "message") -> None:
+    async def record(self, level: str, text: str, kind: str = "message") -> None:
         """A message for the run's history; `level` is info, warning or error. A disk that fails costs only the line."""
         log.log(logging.getLevelNamesMapping()[level.upper()], "run=%s text=%r", self._path.parent.name, text)
         try:
-            await self.write(kind, level=level, text=text)
+            await self.append(kind, level=level, text=text)
         except OSError as error:
             log.error("run=%s journal=unwritten reason=%r", self._path.parent.name, str(error))
 
-    async def write(self, kind: str, **values: object) -> int:
+    async def append(self, kind: str, **values: object) -> int:
         """Append an event line; the offset after it. Raises OSError when it is not there whole."""
         time = datetime.fromtimestamp(self._wall(), UTC).isoformat(timespec="milliseconds")
-        line = line_of(kind, time=time, **values)
-        async with self._turn:
+        line = encode_event(kind, time=time, **values)
+        async with self._lock:
             return await asyncio.to_thread(_append, self._path, line)
 
 

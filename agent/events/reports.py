@@ -8,20 +8,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agent.events.sources import read_stretch
+from agent.events.sources import read_range
 
 MAX_STEP = 2**53  #: what JSON carries exactly everywhere
 
 
 @dataclass(frozen=True, slots=True)
-class Stepped:
+class StepReport:
     """A line that names a step."""
 
     step: int
 
 
 @dataclass(frozen=True, slots=True)
-class Saved:
+class SavedCheckpoint:
     """A `checkpoint` line: `path` is relative to the staging folder, `end` the source's offset after the line."""
 
     step: int
@@ -31,10 +31,10 @@ class Saved:
     end: int = 0
 
 
-Report = Stepped | Saved
+Report = StepReport | SavedCheckpoint
 
 
-class Reader:
+class ReportReader:
     """Reads reports of one file, each once. Blocking: call it in a thread."""
 
     def __init__(self, path: Path, *, source: str = "events") -> None:
@@ -45,40 +45,40 @@ class Reader:
     def read(self) -> list[Report]:
         """What came since the last time; of steps in a row only the last. What is no report is passed over."""
         found: list[Report] = []
-        while stretch := read_stretch(self._path, self._offset, lines=True, limit=1 << 20):
-            for report in reports(stretch.data, stretch.offset, self._source):
-                if found and isinstance(report, Stepped) and isinstance(found[-1], Stepped):
+        while stretch := read_range(self._path, self._offset, lines=True, limit=1 << 20):
+            for report in parse_reports(stretch.data, stretch.offset, self._source):
+                if found and isinstance(report, StepReport) and isinstance(found[-1], StepReport):
                     found.pop()  # days of training are read again by the next agent: they must not be in memory at once
                 found.append(report)
             self._offset = stretch.end
         return found
 
 
-def reports(data: bytes, offset: int, source: str = "events") -> Iterator[Report]:
+def parse_reports(data: bytes, offset: int, source: str = "events") -> Iterator[Report]:
     """The reports in whole lines that begin at `offset` of their source."""
     for line in data.splitlines(keepends=True):
         offset += len(line)
         try:
-            report = _report(json.loads(line), source, offset)
+            report = _parse_report(json.loads(line), source, offset)
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             continue
         if report is not None:
             yield report
 
 
-def _report(line: dict[str, Any], source: str, end: int) -> Report | None:
+def _parse_report(line: dict[str, Any], source: str, end: int) -> Report | None:
     step = line.get("step")
     if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < MAX_STEP:
         return None
     match line["type"]:
         case "checkpoint":
             metrics = {str(name): float(value) for name, value in (line.get("metrics") or {}).items()}
-            return Saved(step, str(line["path"]), metrics, source, end)
+            return SavedCheckpoint(step, str(line["path"]), metrics, source, end)
         case "metric" | "progress":
-            return Stepped(step)
+            return StepReport(step)
     return None
 
 
-def line_of(kind: str, **values: object) -> bytes:
+def encode_event(kind: str, **values: object) -> bytes:
     """An event line of the agent's own."""
     return json.dumps({"type": kind, **values}).encode() + b"\n"

@@ -12,12 +12,12 @@ from typing import BinaryIO
 
 log = logging.getLogger(__name__)
 
-STRETCH = 64 * 1024  #: bytes of one message, where no line is longer
+RANGE_SIZE = 64 * 1024  #: bytes of one message, where no line is longer
 MAX_LINE = 256 * 1024  #: bytes of the longest line that is sent; longer ones are passed over
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class ByteRange:
     """Bytes of a source, and how many after them are passed over."""
 
     offset: int
@@ -34,7 +34,7 @@ def _open(path: Path) -> BinaryIO:
     return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
 
 
-def read_stretch(path: Path, offset: int, *, lines: bool, limit: int = STRETCH) -> Stretch | None:
+def read_range(path: Path, offset: int, *, lines: bool, limit: int = RANGE_SIZE) -> ByteRange | None:
     """The next stretch from `offset`, cut at a newline when `lines`; None when there is none yet. Blocking.
 
     What cannot be read (now) counts as not there: one file must not hold up those of other runs.
@@ -44,25 +44,25 @@ def read_stretch(path: Path, offset: int, *, lines: bool, limit: int = STRETCH) 
             file.seek(offset)
             data = file.read(limit)
             if not lines:
-                return Stretch(offset, data) if data else None
+                return ByteRange(offset, data) if data else None
             if cut := data.rfind(b"\n") + 1:
-                return Stretch(offset, data[:cut])
+                return ByteRange(offset, data[:cut])
             if len(data) < limit:
                 return None  # half a line
             data += file.read(max(0, MAX_LINE - limit))
             if cut := data.find(b"\n") + 1:
-                return Stretch(offset, data[:cut])
+                return ByteRange(offset, data[:cut])
             skipped = len(data)
             while chunk := file.read(1 << 20):
                 if cut := chunk.find(b"\n") + 1:
-                    return Stretch(offset, b"", skipped + cut)
+                    return ByteRange(offset, b"", skipped + cut)
                 skipped += len(chunk)
     except OSError:
         pass
     return None
 
 
-def final_length(path: Path, *, lines: bool) -> int:
+def measure_final_length(path: Path, *, lines: bool) -> int:
     """Bytes that count of a file that grows no more: a last line without an end does not. Blocking."""
     try:
         with _open(path) as file:
@@ -71,7 +71,7 @@ def final_length(path: Path, *, lines: bool) -> int:
                 return size
             end = size
             while end > 0:
-                start = max(0, end - STRETCH)
+                start = max(0, end - RANGE_SIZE)
                 file.seek(start)
                 if cut := file.read(end - start).rfind(b"\n") + 1:
                     return start + cut
@@ -83,7 +83,7 @@ def final_length(path: Path, *, lines: bool) -> int:
 
 
 @dataclass(slots=True)
-class Flight:
+class UnackedRange:
     """A stretch that was sent and not yet answered."""
 
     epoch: int
@@ -93,7 +93,7 @@ class Flight:
 
 
 @dataclass(eq=False, slots=True)
-class Source:
+class EventSource:
     """One file of one node of one lease. Owned by the event loop; only reading goes to a thread."""
 
     lease: str
@@ -106,39 +106,39 @@ class Source:
     acked: int = 0  #: bytes the coordinator has for good
     sent: int = 0
     epoch: int = 0  #: counts rewinds: answers to what was sent before one say nothing
-    flights: deque[Flight] = field(default_factory=deque)
+    unacked: deque[UnackedRange] = field(default_factory=deque)
     _moved: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def key(self) -> tuple[str, int, str]:
         return self.lease, self.node, self.name
 
-    def next_stretch(self) -> Stretch | None:
+    def read_next(self) -> ByteRange | None:
         """What comes after what was sent. Blocking."""
-        return read_stretch(self.path, self.sent, lines=self.lines)
+        return read_range(self.path, self.sent, lines=self.lines)
 
-    def pending(self) -> bool:
+    def has_unsent(self) -> bool:
         """Whether the file has grown past what was sent. Blocking."""
         try:
             return self.ready and self.path.stat().st_size > self.sent
         except OSError:
             return False
 
-    def sending(self, stretch: Stretch, now: float) -> None:
+    def mark_sent(self, stretch: ByteRange, now: float) -> None:
         """The stretch leaves."""
         self.sent = stretch.end
-        self.flights.append(Flight(self.epoch, stretch.end, len(stretch.data), now))
+        self.unacked.append(UnackedRange(self.epoch, stretch.end, len(stretch.data), now))
 
-    def answered(self, offset: int) -> list[Flight]:
+    def acknowledge(self, offset: int) -> list[UnackedRange]:
         """All up to `offset` is stored; the flights that ended by it."""
-        landed = [flight for flight in self.flights if flight.end <= offset]
-        self.flights = deque(flight for flight in self.flights if flight.end > offset)
+        landed = [flight for flight in self.unacked if flight.end <= offset]
+        self.unacked = deque(flight for flight in self.unacked if flight.end > offset)
         self._advance(offset)
         return landed
 
-    def refused_gap(self, expected: int) -> None:
+    def handle_gap(self, expected: int) -> None:
         """The coordinator has less than we thought. Answers to what left before we knew are no news."""
-        stale = self.flights.popleft().epoch != self.epoch if self.flights else False
+        stale = self.unacked.popleft().epoch != self.epoch if self.unacked else False
         if not stale:
             self.rewind(expected)
 
@@ -162,7 +162,7 @@ class Source:
         self._moved.set()
         self._moved = asyncio.Event()
 
-    async def stored(self, offset: int) -> None:
+    async def wait_stored(self, offset: int) -> None:
         """Until the coordinator has everything before `offset`."""
         while self.acked < offset:
             await self._moved.wait()

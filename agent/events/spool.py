@@ -20,8 +20,8 @@ from typing import Never
 import grpc
 
 from agent.coordinator_client import Contact, Coordinator, refusal_in
-from agent.events.inotify import Notice
-from agent.events.sources import STRETCH, Source, Stretch
+from agent.events.inotify import WriteWatcher
+from agent.events.sources import RANGE_SIZE, ByteRange, EventSource
 from relay.errors import LeaseLost, OffsetGap, from_status
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import agents_pb2_grpc
@@ -29,13 +29,13 @@ from relay.v1 import agents_pb2_grpc
 log = logging.getLogger(__name__)
 
 GATHER = 0.1  #: seconds between two looks at the files while they are written
-UNTOLD = 1.0  #: seconds until a look that nobody asked for
+POLL = 1.0  #: seconds until a look that nobody asked for
 SMALLEST, LARGEST = 64 * 1024, 4 * 1024 * 1024  #: bytes unacknowledged at most
 
 Call = grpc.aio.StreamStreamCall[pb.AppendEventsRequest, pb.AppendEventsResponse]
 
 
-class Window:
+class SendWindow:
     """How many bytes may be on their way: doubles while answers come fast, halves when one takes too long. Pure."""
 
     def __init__(self, heartbeat: float) -> None:
@@ -43,12 +43,12 @@ class Window:
         self.heartbeat = heartbeat
         self._full = False
 
-    def room(self, outstanding: int) -> int:
+    def remaining(self, outstanding: int) -> int:
         """Bytes that may still be sent."""
         self._full = outstanding >= self.size
         return max(0, self.size - outstanding)
 
-    def answered(self, seconds: float) -> None:
+    def adapt(self, seconds: float) -> None:
         """A stretch was acknowledged that long after it was sent."""
         if seconds > self.heartbeat / 2:
             self.size = max(SMALLEST, self.size // 2)
@@ -59,52 +59,52 @@ class Window:
 class Spool:
     """The sources that are streamed now."""
 
-    def __init__(self, coordinator: Coordinator, contact: Contact, *, heartbeat: float, notice: Notice) -> None:
+    def __init__(self, coordinator: Coordinator, contact: Contact, *, heartbeat: float, watcher: WriteWatcher) -> None:
         self._coordinator = coordinator
         self._contact = contact
-        self.window = Window(heartbeat)
-        self._sources: dict[tuple[str, int, str], Source] = {}
-        self._notice = notice
-        self._wanted = asyncio.Event()  # there is a source to look at
-        self._landed = asyncio.Event()  # something was answered
-        self._alive = False  # this stream was answered
+        self.window = SendWindow(heartbeat)
+        self._sources: dict[tuple[str, int, str], EventSource] = {}
+        self._watcher = watcher
+        self._has_sources = asyncio.Event()  # there is a source to look at
+        self._acknowledged = asyncio.Event()  # something was answered
+        self._answered = False  # this stream was answered
 
-    def add(self, sources: Iterable[Source]) -> None:
+    def add(self, sources: Iterable[EventSource]) -> None:
         """Stream these too."""
         self._sources |= {source.key: source for source in sources}
         for folder in {source.path.parent for source in self._sources.values()}:
-            if not self._notice.watch(folder):
+            if not self._watcher.watch(folder):
                 log.warning("events=unnoticed folder=%s", folder)
         if self._sources:
-            self._wanted.set()
+            self._has_sources.set()
 
     def remove(self, lease: str) -> None:
         """Stream nothing of this lease any more."""
         for folder in {source.path.parent for source in self._sources.values() if source.lease == lease}:
-            self._notice.unwatch(folder)
+            self._watcher.unwatch(folder)
         self._sources = {key: source for key, source in self._sources.items() if source.lease != lease}
         if not self._sources:
-            self._wanted.clear()
+            self._has_sources.clear()
 
     async def run(self) -> Never:
         """Until cancelled."""
         while True:
-            await self._wanted.wait()
-            self._alive = False
+            await self._has_sources.wait()
+            self._answered = False
             try:
                 await self._stream()
             except grpc.aio.AioRpcError as error:
                 if (refusal := refusal_in(error)) is not None:
                     raise refusal from error
                 log.info("events=broken reason=%r", error.details())
-            if not self._alive:
+            if not self._answered:
                 await self._contact.sign()
 
     async def _stream(self) -> None:
         async with self._coordinator.dial() as channel:
             call: Call = agents_pb2_grpc.AgentsStub(channel).AppendEvents(metadata=self._coordinator.metadata)
             for source in self._sources.values():
-                source.flights.clear()
+                source.unacked.clear()
                 source.rewind()
             sending = asyncio.create_task(self._send(call))
             try:
@@ -118,48 +118,48 @@ class Spool:
         """Ends when the call does; the receiver says why."""
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             while True:
-                await self._wanted.wait()
-                room = self.window.room(self._outstanding())
+                await self._has_sources.wait()
+                room = self.window.remaining(self._count_unacked())
                 found = await asyncio.to_thread(self._collect, list(self._sources.values()), room)
                 for source, stretch in found:
                     await self._send_one(call, source, stretch)
                 if sum(len(stretch.data) for _, stretch in found) >= room:  # there may be more than had room
-                    await self._room()
+                    await self._wait_for_room()
                 elif not found:
-                    await self._pause()
-                elif not any(len(stretch.data) > STRETCH // 2 for _, stretch in found):  # no backlog: gather
+                    await self._wait_for_write()
+                elif not any(len(stretch.data) > RANGE_SIZE // 2 for _, stretch in found):  # no backlog: gather
                     await asyncio.sleep(GATHER)
 
-    async def _room(self) -> None:
+    async def _wait_for_room(self) -> None:
         """In a window that is full, until an answer makes room."""
-        if not self.window.room(self._outstanding()):
-            self._landed.clear()
-            await self._landed.wait()
+        if not self.window.remaining(self._count_unacked()):
+            self._acknowledged.clear()
+            await self._acknowledged.wait()
 
-    async def _pause(self) -> None:
+    async def _wait_for_write(self) -> None:
         """Until something was written."""
         await asyncio.sleep(GATHER)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(UNTOLD):
-                await self._notice.written()
+            async with asyncio.timeout(POLL):
+                await self._watcher.wait_for_write()
 
-    def _outstanding(self) -> int:
-        return sum(flight.size for source in self._sources.values() for flight in source.flights)
+    def _count_unacked(self) -> int:
+        return sum(flight.size for source in self._sources.values() for flight in source.unacked)
 
     @staticmethod
-    def _collect(sources: list[Source], room: int) -> list[tuple[Source, Stretch]]:
+    def _collect(sources: list[EventSource], room: int) -> list[tuple[EventSource, ByteRange]]:
         """One stretch of each source that has grown, while there is room. Events before logs. Blocking."""
         found = []
         for source in sorted(sources, key=lambda source: not source.lines):
-            if room > 0 and source.pending() and (stretch := source.next_stretch()):
+            if room > 0 and source.has_unsent() and (stretch := source.read_next()):
                 found.append((source, stretch))
                 room -= len(stretch.data)
         return found
 
-    async def _send_one(self, call: Call, source: Source, stretch: Stretch) -> None:
+    async def _send_one(self, call: Call, source: EventSource, stretch: ByteRange) -> None:
         if stretch.offset != source.sent:  # rewound while the thread was reading
             return
-        source.sending(stretch, now())
+        source.mark_sent(stretch, loop_time())
         await call.write(
             pb.AppendEventsRequest(
                 lease=source.lease,
@@ -175,26 +175,26 @@ class Spool:
         while isinstance(answer := await call.read(), pb.AppendEventsResponse):
             source = self._sources.get((answer.lease, answer.node, answer.source))
             if source is not None:
-                self._take(source, answer)
-            self._landed.set()
+                self._apply_answer(source, answer)
+            self._acknowledged.set()
         log.info("events=ended")
 
-    def _take(self, source: Source, answer: pb.AppendEventsResponse) -> None:
+    def _apply_answer(self, source: EventSource, answer: pb.AppendEventsResponse) -> None:
         if answer.WhichOneof("result") == "acked_offset":
-            self._alive = True
-            for flight in source.answered(answer.acked_offset):
-                self.window.answered(now() - flight.sent_at)
+            self._answered = True
+            for flight in source.acknowledge(answer.acked_offset):
+                self.window.adapt(loop_time() - flight.sent_at)
             return
         match refusal := from_status(answer.refused):
             case LeaseLost():
                 self.remove(source.lease)
                 source.lost.set()
             case OffsetGap():
-                source.refused_gap(int(refusal.metadata["expected"]))
+                source.handle_gap(int(refusal.metadata["expected"]))
             case _:
                 raise refusal or RuntimeError(f"refused without a reason: {answer.refused.message}")
 
 
-def now() -> float:
+def loop_time() -> float:
     """Seconds on the event loop's clock."""
     return asyncio.get_running_loop().time()

@@ -25,7 +25,7 @@ POINTS = 1000  #: of one line of the picture
 Series = dict[str, list[tuple[int, float]]]
 
 
-class Facts:
+class RunHistory:
     """Asks the coordinator for what other hosts did; what it does not answer in time the attempt's own files say."""
 
     def __init__(
@@ -36,7 +36,7 @@ class Facts:
         self._assignment = assignment
         self._events = events
 
-    async def attempts(self) -> Sequence[AttemptSummary]:
+    async def list_attempts(self) -> Sequence[AttemptSummary]:
         """Return all attempts so far; none when the coordinator does not answer."""
         request = runs_pb2.ListAttemptsRequest(name=self._assignment.message.run)
         try:
@@ -58,7 +58,7 @@ class Facts:
         uris = [copy.uri for each in listed.checkpoints for part in each.parts for copy in part.copies]
         return [uri for uri in (*uris, output.uri) if uri.startswith("hf://")]
 
-    async def curve(self) -> Series:
+    async def read_curve(self) -> Series:
         """The run's losses, across attempts."""
         request = runs_pb2.ReadMetricsRequest(name=self._assignment.message.run, metrics=DRAWN)
         series: Series = defaultdict(list)
@@ -67,8 +67,8 @@ class Facts:
                 series[piece.metric] += zip(piece.steps, piece.values, strict=True)
         except grpc.aio.AioRpcError as error:
             log.info("lease=%s curve=own reason=%r", self._assignment.lease, error.details())
-            series = await asyncio.to_thread(_own, self._events)
-        return {name: _thinned(points) for name, points in series.items()}
+            series = await asyncio.to_thread(_read_own_metrics, self._events)
+        return {name: _thin(points) for name, points in series.items()}
 
 
 def _summarize(attempt: runs_pb2.Attempt) -> AttemptSummary:
@@ -80,10 +80,10 @@ def _summarize(attempt: runs_pb2.Attempt) -> AttemptSummary:
     )
 
 
-def _own(events: Path) -> Series:
+def _read_own_metrics(events: Path) -> Series:
     """From this attempt's file. Blocking."""
     series: Series = defaultdict(list)
-    for line in _metrics(events):
+    for line in _metric_lines(events):
         for name in DRAWN:
             value = line["values"].get(name)
             with contextlib.suppress(OverflowError):
@@ -92,7 +92,7 @@ def _own(events: Path) -> Series:
     return series
 
 
-def _metrics(events: Path) -> Iterator[dict[str, Any]]:
+def _metric_lines(events: Path) -> Iterator[dict[str, Any]]:
     if not events.exists():
         return
     with events.open() as lines:
@@ -105,6 +105,6 @@ def _metrics(events: Path) -> Iterator[dict[str, Any]]:
                 continue
 
 
-def _thinned(points: Iterable[tuple[int, float]]) -> list[tuple[int, float]]:
+def _thin(points: Iterable[tuple[int, float]]) -> list[tuple[int, float]]:
     kept = list(points)
     return kept[:: len(kept) // POINTS + 1]

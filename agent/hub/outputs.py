@@ -8,10 +8,10 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Never
 
-from agent.checkpoints.publisher import Registered
+from agent.checkpoints.publisher import RegisteredCheckpoint
 from agent.folder import AttemptFolder
-from agent.hub.publication import Model, Publication
-from agent.hub.state import StateCopies
+from agent.hub.publication import ModelPublication, PublishableModel
+from agent.hub.state import StateCopier
 
 #: Seconds that publishing may hold up the end of an attempt: with a result; that stops or fails; whose host leaves.
 RESULT, STOPPING, LEAVING = 3600.0, 60.0, 30.0
@@ -21,19 +21,21 @@ RESULT, STOPPING, LEAVING = 3600.0, 60.0, 30.0
 class HubOutputs:
     """One attempt's; does nothing where the run is not to be published."""
 
-    publication: Publication | None = None
-    state: StateCopies | None = None
+    publication: ModelPublication | None = None
+    state: StateCopier | None = None
     folder: AttemptFolder | None = None
     sweep: Callable[[], Coroutine[Any, Any, None]] | None = None
 
-    def registered(self, registered: Registered) -> None:
+    def offer(self, registered: RegisteredCheckpoint) -> None:
         """There is a newer checkpoint."""
         saved = registered.sealed.saved
         if self.publication is not None and self.folder is not None:
             digest = registered.sealed.manifest.digest
-            self.publication.registered(Model(saved.step, self.folder.checkpoint(saved.step), digest, saved.metrics))
+            self.publication.offer(
+                PublishableModel(saved.step, self.folder.checkpoint(saved.step), digest, saved.metrics)
+            )
         if self.state is not None:
-            self.state.registered(registered)
+            self.state.offer(registered)
 
     @property
     def needed(self) -> set[int]:
@@ -51,20 +53,20 @@ class HubOutputs:
             await asyncio.Event().wait()
         raise AssertionError("never reached")
 
-    async def finish(self, result: Model | None, limit: float) -> None:
+    async def finish(self, result: PublishableModel | None, limit: float) -> None:
         """The last of it, within so many seconds. Copies of state that are on their way are waited for, too, but not
         for long: other stores' copies must do."""
         began = asyncio.get_running_loop().time()
         if self.state is not None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(limit, STOPPING)):
-                    await self.state.settled()
+                    await self.state.drain()
         if self.publication is not None:
             await self.publication.finish(result, limit - (asyncio.get_running_loop().time() - began))
 
 
-def result_of(folder: AttemptFolder, step: int | None) -> Model | None:
+def find_result(folder: AttemptFolder, step: int | None) -> PublishableModel | None:
     """The run's result as a model; None when it has none. Blocking."""
     if step is None or not folder.output.is_dir() or not any(folder.output.iterdir()):
         return None
-    return Model(step, folder.output, final=True)
+    return PublishableModel(step, folder.output, final=True)

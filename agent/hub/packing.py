@@ -11,47 +11,47 @@ from pathlib import Path
 
 from agent.events.journal import Journal
 from agent.folder import AttemptFolder
-from agent.hub.facts import Facts
-from agent.hub.publication import Model, Parcel
+from agent.hub.facts import RunHistory
+from agent.hub.publication import CommitContent, PublishableModel
 from agent.wire import Assignment
 from runfile import HubSection, RunFile, model_card
 from storage.hub.commit_markers import CommitMarker, MarkerKind
 from storage.loadable import is_adapter, library_of, list_loadable_files
 
 
-def mark_of(assignment: Assignment, model: Model) -> CommitMarker:
+def make_mark(assignment: Assignment, model: PublishableModel) -> CommitMarker:
     """What its commit says that it is."""
     kind: MarkerKind = "result" if model.final else "model"
     return CommitMarker(kind, assignment.run_id, assignment.attempt, assignment.lease_id, model.step)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Packing:
+class Packer:
     """For one attempt. `environment` is what its processes get."""
 
     hub: HubSection
     run: RunFile
     assignment: Assignment
     folder: AttemptFolder
-    known: Facts
+    history: RunHistory
     journal: Journal
     python: str
     environment: Mapping[str, str]
 
-    async def __call__(self, published: Model) -> Parcel:
+    async def __call__(self, published: PublishableModel) -> CommitContent:
         files = await asyncio.to_thread(list_loadable_files, published.folder)
-        merged, check = await self._merged(published, files)
+        merged, check = await self._merge(published, files)
         if merged and self.hub.push == "merged":
             files = merged
         elif merged:
             files |= {f"{model_card.MERGED_FOLDER}/{name}": path for name, path in merged.items()}
-        if picture := await self._picture():
+        if picture := await self._draw_curve():
             files[model_card.CURVE_FILE] = picture
         facts = await self._facts(published, files, check)
         texts = partial(model_card.render_texts, facts, self.hub.repo)
-        return Parcel({name: str(path) for name, path in files.items()}, texts)
+        return CommitContent({name: str(path) for name, path in files.items()}, texts)
 
-    async def _facts(self, published: Model, files: Mapping[str, Path], check: str) -> model_card.CardFacts:
+    async def _facts(self, published: PublishableModel, files: Mapping[str, Path], check: str) -> model_card.CardFacts:
         return model_card.CardFacts(
             run=self.run,
             run_id=self.assignment.run_id,
@@ -66,11 +66,11 @@ class Packing:
             metrics=published.metrics,
             inputs={each.path: each.digest for each in self.assignment.message.inputs},
             pins=self.assignment.message.pins,
-            attempts=await self.known.attempts(),
+            attempts=await self.history.list_attempts(),
             check=check,
         )
 
-    async def _merged(self, published: Model, files: Mapping[str, Path]) -> tuple[dict[str, Path], str]:
+    async def _merge(self, published: PublishableModel, files: Mapping[str, Path]) -> tuple[dict[str, Path], str]:
         """The merged model of a result, where that is wished and can be had, and what its check said."""
         if not published.final or self.hub.push == "adapter" or not is_adapter(files):
             return {}, ""
@@ -86,13 +86,13 @@ class Packing:
         try:
             check = await merging
         except MergeFailed as error:
-            await self.journal.say("error", f"the adapter is published unmerged: {error}")
+            await self.journal.record("error", f"the adapter is published unmerged: {error}")
             return {}, ""
         return await asyncio.to_thread(list_loadable_files, into), check
 
-    async def _picture(self) -> Path | None:
+    async def _draw_curve(self) -> Path | None:
         """The curve drawn, where that can be done."""
-        series = await self.known.curve()
+        series = await self.history.read_curve()
         target = self.folder.path / model_card.CURVE_FILE
         process = await asyncio.create_subprocess_exec(
             *(self.python, "-m", "agent.hub.curve", str(target)),

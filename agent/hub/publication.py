@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Never
 
-from agent.checkpoints.publisher import Newest
+from agent.checkpoints.publisher import LatestSlot
 from agent.events.journal import Journal
 from relay.backoff import Backoff
 from runfile import HubSection
@@ -31,11 +31,11 @@ from storage.manifest import ManifestError
 
 log = logging.getLogger(__name__)
 
-FAILING = 300.0  #: seconds that a Hub which is away may hold up an attempt's end
+AWAY_LIMIT = 300.0  #: seconds that a Hub which is away may hold up an attempt's end
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class PublishableModel:
     """Something that can be published: a checkpoint, or the run's result."""
 
     step: int
@@ -46,14 +46,14 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
-class Parcel:
+class CommitContent:
     """What one commit holds."""
 
     files: dict[str, str]  #: local paths by paths there
     texts: Callable[[str], dict[str, str]]  #: texts by paths there, for a branch: a card names it
 
 
-class Publication:
+class ModelPublication:
     """One attempt's. `run` as a task beside the trainer; `finish` when that has ended."""
 
     def __init__(
@@ -61,12 +61,12 @@ class Publication:
         hub: HubSection,
         *,
         run: str,
-        mark: Callable[[Model], CommitMarker],
-        pack: Callable[[Model], Awaitable[Parcel]],
+        mark: Callable[[PublishableModel], CommitMarker],
+        pack: Callable[[PublishableModel], Awaitable[CommitContent]],
         worker: HubWorker,
         commit_limit: CommitRateLimit,
         journal: Journal,
-        synced: Callable[[dict[str, Any]], Awaitable[None]],
+        record_sync: Callable[[dict[str, Any]], Awaitable[None]],
         backoff: Backoff,
         now: Callable[[], float],
         wall: Callable[[], float],
@@ -78,19 +78,19 @@ class Publication:
         self._worker = worker
         self._commit_limit = commit_limit
         self._journal = journal
-        self._synced = synced
+        self._record_sync = record_sync
         self._backoff = backoff
         self._now = now
         self._wall = wall
-        self._models: Newest[Model] = Newest()
-        self._newest: Model | None = None
+        self._models: LatestSlot[PublishableModel] = LatestSlot()
+        self._newest: PublishableModel | None = None
         self._published: int | None = None  #: step of the newest that is there, once that is known
         self._due = 0.0  #: when the next one is, on `now`
         self._commit: str | None = None
-        self._turn = asyncio.Lock()
-        self._said: set[str] = set()
+        self._lock = asyncio.Lock()
+        self._recorded: set[str] = set()
 
-    def registered(self, model: Model) -> None:
+    def offer(self, model: PublishableModel) -> None:
         """There is a newer checkpoint."""
         self._newest = model
         self._models.put(model)
@@ -103,16 +103,16 @@ class Publication:
 
     async def run(self) -> Never:
         """Until cancelled."""
-        await self._models.ready()
-        await self._trying(self._look)
+        await self._models.wait()
+        await self._try(self._load_published)
         while True:
-            await self._models.ready()
+            await self._models.wait()
             await asyncio.sleep(self._due - self._now())
             with self._models.take() as model:
                 if self._is_due(model):
-                    await self._trying(lambda: self._publish(self._newest or model))  # a newer one may have come
+                    await self._try(lambda: self._publish(self._newest or model))  # a newer one may have come
 
-    async def finish(self, result: Model | None, limit: float) -> None:
+    async def finish(self, result: PublishableModel | None, limit: float) -> None:
         """The last one; given up after `limit` seconds, which is said."""
         model = result or self._newest
         if model is None or (result is None and model.step == self._published):
@@ -121,44 +121,44 @@ class Publication:
             model = replace(result, step=max(result.step, self._newest.step), metrics=self._newest.metrics)
         try:
             async with asyncio.timeout(limit):
-                await self._trying(lambda: self._publish(model), patience=FAILING)
+                await self._try(lambda: self._publish(model), patience=AWAY_LIMIT)
         except TimeoutError:
-            await self._journal.say(
+            await self._journal.record(
                 "error", f"step {model.step} is not at {self._hub.repo}: the Hub was given {max(0.0, limit):.0f} s"
             )
 
-    def _is_due(self, model: Model) -> bool:
+    def _is_due(self, model: PublishableModel) -> bool:
         """Of an interval in steps; one in time has been waited for."""
         steps = self._hub.every.steps
         return self._published is None or steps is None or model.step - self._published >= steps
 
-    async def _trying(self, work: Callable[[], Awaitable[None]], patience: float = math.inf) -> None:
+    async def _try(self, work: Callable[[], Awaitable[None]], patience: float = math.inf) -> None:
         """Until it is done, or refused for good; TimeoutError when it has failed for longer than `patience`."""
         began = self._now()
         while True:
             try:
                 await work()
             except StoreUnavailable as away:
-                await self._say_once("error", f"publishing to {self._hub.repo} fails, and is tried again: {away}")
+                await self._record_once("error", f"publishing to {self._hub.repo} fails, and is tried again: {away}")
                 if self._now() - began > patience:
                     raise TimeoutError from away
                 await asyncio.sleep(self._backoff.next_pause(away.after))
                 continue
             except (StoreRefused, DamagedCopy, ManifestError, OSError) as error:
-                await self._say_once("error", f"{self._hub.repo} is not published to: {error}")
-                self._reckon()
+                await self._record_once("error", f"{self._hub.repo} is not published to: {error}")
+                self._schedule_next()
             else:
                 if self._backoff.reset():
-                    self._said.clear()
-                    await self._journal.say("info", f"publishing to {self._hub.repo} works again")
+                    self._recorded.clear()
+                    await self._journal.record("info", f"publishing to {self._hub.repo} works again")
             return
 
-    async def _say_once(self, level: str, text: str) -> None:
-        if text not in self._said:
-            self._said.add(text)
-            await self._journal.say(level, text)
+    async def _record_once(self, level: str, text: str) -> None:
+        if text not in self._recorded:
+            self._recorded.add(text)
+            await self._journal.record(level, text)
 
-    async def _look(self) -> None:
+    async def _load_published(self) -> None:
         """What an earlier attempt, or an agent before this one, has published: it counts from there."""
         if self._hub.dry_run:
             return
@@ -167,34 +167,34 @@ class Publication:
             found = await self._worker.run_job("find_newest_model", repo=self._hub.repo, run=self._run)
             if found is not None:
                 self._published, self._commit = found["step"], found["commit"]
-                self._reckon(ago=max(0.0, self._wall() - found["time"]))
+                self._schedule_next(ago=max(0.0, self._wall() - found["time"]))
 
-    def _reckon(self, ago: float = 0.0) -> None:
+    def _schedule_next(self, ago: float = 0.0) -> None:
         """The next one is due an interval after this moment, or after one so many seconds ago."""
         self._due = self._now() + (self._hub.every.seconds or 0.0) - ago
 
-    async def _publish(self, model: Model) -> None:
-        async with self._turn:
+    async def _publish(self, model: PublishableModel) -> None:
+        async with self._lock:
             if model.final or model.step != self._published:
                 await self._publish_now(model)
 
-    async def _publish_now(self, model: Model) -> None:
+    async def _publish_now(self, model: PublishableModel) -> None:
         done: dict[str, Any] = {"commit": None, "branch": None, "note": ""}
         if not self._hub.dry_run:
             done = await self._send(model)
             self._commit = done["commit"]
         self._published = model.step
-        self._reckon()
+        self._schedule_next()
         time = datetime.fromtimestamp(self._wall(), UTC).isoformat(timespec="seconds")
         known = {"commit": done["commit"], "repo": self._hub.repo, "branch": done["branch"]}
-        await self._synced({"time": time, "step": model.step, **known, "dry_run": self._hub.dry_run})
+        await self._record_sync({"time": time, "step": model.step, **known, "dry_run": self._hub.dry_run})
         if done["note"]:
-            await self._say_once("warning", done["note"])
+            await self._record_once("warning", done["note"])
         if done["commit"]:
             where = f"{self._hub.repo} ({done['branch']}, commit {done['commit'][:8]})"
-            await self._journal.say("info", f"step {model.step} is published at {where}")
+            await self._journal.record("info", f"step {model.step} is published at {where}")
 
-    async def _send(self, model: Model) -> dict[str, Any]:
+    async def _send(self, model: PublishableModel) -> dict[str, Any]:
         parcel = await self._pack(model)
         await asyncio.sleep(self._commit_limit.delay(self._hub.repo, self._now()))
         done: dict[str, Any] = await self._worker.run_job(

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Collection
 from typing import Never
 
-from agent.checkpoints.publisher import Newest, Registered
+from agent.checkpoints.publisher import LatestSlot, RegisteredCheckpoint
 from agent.events.journal import Journal
 from agent.folder import AttemptFolder
 from relay.backoff import Backoff
@@ -21,10 +21,10 @@ log = logging.getLogger(__name__)
 DAY = 86400.0
 
 #: Adds a copy, of this scheme and at this uri, to a checkpoint's row.
-Add = Callable[[Registered, str, str], Awaitable[None]]
+Add = Callable[[RegisteredCheckpoint, str, str], Awaitable[None]]
 
 
-class StateCopies:
+class StateCopier:
     """One attempt's. Where saves come faster than they are sent, only the newest goes."""
 
     def __init__(
@@ -45,11 +45,11 @@ class StateCopies:
         self._add = add
         self._journal = journal
         self._backoff = backoff
-        self._waiting: Newest[Registered] = Newest()
+        self._waiting: LatestSlot[RegisteredCheckpoint] = LatestSlot()
         self._announced = False
         self._failing = ""
 
-    def registered(self, registered: Registered) -> None:
+    def offer(self, registered: RegisteredCheckpoint) -> None:
         """There is a newer checkpoint."""
         self._waiting.put(registered)
 
@@ -58,25 +58,25 @@ class StateCopies:
         """Steps whose folders are being read, or will be."""
         return {each.sealed.saved.step for each in (self._waiting.waiting, self._waiting.working) if each}
 
-    async def settled(self) -> None:
+    async def drain(self) -> None:
         """Until nothing is on its way."""
-        await self._waiting.settled()
+        await self._waiting.drain()
 
     async def run(self) -> Never:
         """Until cancelled. Raises LeaseLost."""
         while True:
-            await self._waiting.ready()
+            await self._waiting.wait()
             with self._waiting.take() as registered:
-                await self._announce(registered.sealed.manifest.size)
-                await self._keep(registered)
+                await self._announce_cost(registered.sealed.manifest.size)
+                await self._copy(registered)
 
-    async def _announce(self, size: int) -> None:
+    async def _announce_cost(self, size: int) -> None:
         """What this costs, before the first byte is sent."""
         if not self._announced:
             self._announced = True
-            await self._journal.say("info", f"hub.state: {cost(size, self._every)}")
+            await self._journal.record("info", f"hub.state: {describe_cost(size, self._every)}")
 
-    async def _keep(self, registered: Registered) -> None:
+    async def _copy(self, registered: RegisteredCheckpoint) -> None:
         """Until it is there, or a newer one has taken its place."""
         step = registered.sealed.saved.step
         folder = self._folder.checkpoint(step)
@@ -89,24 +89,26 @@ class StateCopies:
             except LeaseLost:
                 raise
             except StoreUnavailable as away:
-                await self._fails(f"state cannot be kept on the Hub, and is tried again: {away}")
+                await self._record_failure(f"state cannot be kept on the Hub, and is tried again: {away}")
                 await asyncio.sleep(self._backoff.next_pause(away.after))
                 if self._waiting.waiting is None:
                     continue
             except (StoreRefused, DamagedCopy, RelayError, OSError) as error:
-                await self._fails(f"the state of step {step} is not on the Hub: {error}")
+                await self._record_failure(f"the state of step {step} is not on the Hub: {error}")
             else:
                 self._failing = ""
                 log.info("checkpoint=copied name=%s uri=%s", registered.name, uri)
             return
 
-    async def _fails(self, text: str) -> None:
+    async def _record_failure(self, text: str) -> None:
         if text != self._failing:
             self._failing = text
-            await self._journal.say("error", text)
+            await self._journal.record("error", text)
 
 
-async def sweep(store: HubStore, place: FolderKey, known: Callable[[], Awaitable[Collection[str] | None]]) -> None:
+async def remove_unregistered(
+    store: HubStore, place: FolderKey, known: Callable[[], Awaitable[Collection[str] | None]]
+) -> None:
     """Free what hosts that died had kept and could not register; the next attempt tries what cannot be done now.
 
     `known` are the uris that the registry names; None when it cannot be asked.
@@ -120,13 +122,13 @@ async def sweep(store: HubStore, place: FolderKey, known: Callable[[], Awaitable
         log.info("state=swept freed=%d", swept)
 
 
-def cost(size: int, every: Every) -> str:
+def describe_cost(size: int, every: Every) -> str:
     """What keeping state costs, in words. Pure."""
     if every.seconds is None:
-        return f"each save is {_amount(size)}, one every {every}"
+        return f"each save is {_format_size(size)}, one every {every}"
     minutes = f"{every.seconds / 60:g} min" if every.seconds >= 60 else f"{every.seconds:g} s"
-    return f"each save is {_amount(size)}, one every {minutes}: {_amount(size * DAY / every.seconds)} a day"
+    return f"each save is {_format_size(size)}, one every {minutes}: {_format_size(size * DAY / every.seconds)} a day"
 
 
-def _amount(size: float) -> str:
+def _format_size(size: float) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

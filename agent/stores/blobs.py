@@ -28,7 +28,7 @@ STAT_AT_ONCE = 5000
 STALLED = 60.0  #: seconds without a chunk after which a transfer is begun anew
 
 
-class Blobs:
+class BlobClient:
     """The artifact store, over one connection of its own."""
 
     def __init__(
@@ -39,7 +39,7 @@ class Blobs:
         self._contact = contact
         self._rate_limit = rate_limit or RateLimit()
 
-    async def missing(self, digests: Iterable[str]) -> dict[str, int]:
+    async def find_missing(self, digests: Iterable[str]) -> dict[str, int]:
         """Those that are not whole there, and from where an upload of each goes on."""
         wanted = list(dict.fromkeys(digests))
         stats = [
@@ -65,15 +65,15 @@ class Blobs:
         await insist(self._contact, lambda: self._put(content, digest))
 
     async def _put(self, content: Path | bytes, digest: str) -> None:
-        offset = (await self.missing([digest])).get(digest)
+        offset = (await self.find_missing([digest])).get(digest)
         if offset is None:
             return
-        with await asyncio.to_thread(_opened, content) as file:
+        with await asyncio.to_thread(_open, content) as file:
             size = file.seek(0, os.SEEK_END)
             call = self._stub.PutBlob(metadata=self._coordinator.metadata)
             try:
                 await call.write(pb.PutBlobRequest(header=pb.PutBlobHeader(digest=digest, size=size, offset=offset)))
-                async for chunk in chunks(file, offset):
+                async for chunk in read_chunks(file, offset):
                     async with asyncio.timeout(STALLED):
                         await call.write(pb.PutBlobRequest(chunk=chunk))
                     await self._rate_limit.take(len(chunk))
@@ -93,7 +93,7 @@ class Blobs:
         part = path.with_name(path.name + ".part")
         await asyncio.to_thread(part.parent.mkdir, parents=True, exist_ok=True)
         try:
-            if not await self._arrived(digest, part):
+            if not await self._download(digest, part):
                 log.warning("blob=%s arrived damaged; asking the store to check it", digest)
                 await insist(self._contact, lambda: self._get(digest, part, verify=True))
                 if (await asyncio.to_thread(hash_file, part))[0] != digest:
@@ -103,9 +103,9 @@ class Blobs:
         except DigestMismatch as error:
             await asyncio.to_thread(part.unlink, missing_ok=True)
             raise DamagedCopy(f"{path.name} does not match its digest: {error}") from error
-        await asyncio.to_thread(_settle, part, path, executable)
+        await asyncio.to_thread(_rename, part, path, executable)
 
-    async def _arrived(self, digest: str, part: Path) -> bool:
+    async def _download(self, digest: str, part: Path) -> bool:
         """Whether a blob is here whole and right; otherwise nothing of it is."""
         with contextlib.suppress(DigestMismatch, InvalidRequest):  # the latter: its file there is shorter than ours
             await insist(self._contact, lambda: self._get(digest, part))
@@ -119,29 +119,29 @@ class Blobs:
             request = pb.GetBlobRequest(digest=digest, offset=file.tell(), verify=verify)
             call = self._stub.GetBlob(request, metadata=self._coordinator.metadata)
             try:
-                while isinstance(answer := await _in_time(call), pb.GetBlobResponse):
+                while isinstance(answer := await _read_message(call), pb.GetBlobResponse):
                     await asyncio.to_thread(file.write, answer.chunk)
                     await self._rate_limit.take(len(answer.chunk))
             finally:
                 call.cancel()
 
 
-async def _in_time(call: grpc.aio.UnaryStreamCall[pb.GetBlobRequest, pb.GetBlobResponse]) -> object:
+async def _read_message(call: grpc.aio.UnaryStreamCall[pb.GetBlobRequest, pb.GetBlobResponse]) -> object:
     async with asyncio.timeout(STALLED):
         return await call.read()
 
 
-def _opened(content: Path | bytes) -> IO[bytes]:
+def _open(content: Path | bytes) -> IO[bytes]:
     return io.BytesIO(content) if isinstance(content, bytes) else content.open("rb")
 
 
-async def chunks(file: IO[bytes], offset: int) -> AsyncIterator[bytes]:
+async def read_chunks(file: IO[bytes], offset: int) -> AsyncIterator[bytes]:
     """The rest of a file, a piece at a time, read in a thread."""
     file.seek(offset)
     while chunk := await asyncio.to_thread(file.read, CHUNK):
         yield chunk
 
 
-def _settle(part: Path, path: Path, executable: bool) -> None:
+def _rename(part: Path, path: Path, executable: bool) -> None:
     part.chmod(0o755 if executable else 0o644)
     part.replace(path)

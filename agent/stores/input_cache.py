@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from weakref import WeakValueDictionary
 
-from agent.stores.blobs import Blobs
+from agent.stores.blobs import BlobClient
 from relay.v1 import runs_pb2
 from storage.manifest import check_path, hash_file
 
 
-class Cache:
+class InputCache:
     """Files by digest in one folder, the least recently used ones removed above `limit` bytes."""
 
     def __init__(self, folder: Path, limit: int) -> None:
@@ -28,7 +28,7 @@ class Cache:
         self._used: Counter[str] = Counter()  #: digests that are being put somewhere now
         self._trimming = asyncio.Lock()
 
-    async def place(self, blobs: Blobs, inputs: Sequence[runs_pb2.Input], work: Path) -> None:
+    async def place_inputs(self, blobs: BlobClient, inputs: Sequence[runs_pb2.Input], work: Path) -> None:
         """Put every input under its path in `work`.
 
         Raises ManifestError for a path that leaves it, Damaged when the store does not have one, OSError for the disk.
@@ -46,7 +46,7 @@ class Cache:
         finally:
             self._used -= mine
 
-    async def _fetch(self, blobs: Blobs, digest: str) -> Path:
+    async def _fetch(self, blobs: BlobClient, digest: str) -> Path:
         path = self._folder / digest.removeprefix("sha256:")
         async with self._fetching.setdefault(digest, asyncio.Lock()):
             if not await asyncio.to_thread(_is_sound, path, digest):

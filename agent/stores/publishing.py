@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from agent.stores.retry import Patience
-from agent.stores.transfers import Transfers, counting
+from agent.stores.retry import StoreRetry
+from agent.stores.transfers import Transfers, count_into
 from relay.v1 import fleet_pb2
 from runfile import RunFile
 from storage.base import FolderKey, LocateFile, Store, StoreRefused
@@ -18,17 +18,17 @@ from storage.stores import open_store
 from storage.throttling import RateLimit
 
 
-def store_of(run: RunFile, stores: Mapping[str, Store], *, writer: str, rate_limit: RateLimit) -> Store:
+def open_run_store(run: RunFile, stores: Mapping[str, Store], *, writer: str, rate_limit: RateLimit) -> Store:
     """Where a run's checkpoints and result go. StoreRefused when this agent does not know such a store."""
     base = run.checkpoint.store
     if base == "relay://":
         return stores["relay"]
     if base.startswith(f"{HubStore.scheme}://"):
-        return hub_of(stores).at(base.removeprefix("hf://"), private=run.hub.private if run.hub else True)
+        return get_hub_store(stores).at(base.removeprefix("hf://"), private=run.hub.private if run.hub else True)
     return open_store(base, Layout(run.checkpoint.layout or Layout.RELAY), writer=writer, rate_limit=rate_limit)
 
 
-def hub_of(stores: Mapping[str, Store]) -> HubStore:
+def get_hub_store(stores: Mapping[str, Store]) -> HubStore:
     """This host's store on the Hub; StoreRefused where it has none."""
     hub = stores.get(HubStore.scheme)
     if not isinstance(hub, HubStore):
@@ -37,12 +37,12 @@ def hub_of(stores: Mapping[str, Store]) -> HubStore:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Publishing:
+class AttemptStore:
     """One attempt's. Raises what the store raises, but for StoreAway, which it waits out."""
 
     lease: str
     store: Store
-    patience: Patience
+    retry: StoreRetry
     transfers: Transfers
 
     @property
@@ -60,8 +60,8 @@ class Publishing:
         """The uri of a folder once it is there; None when the store was away and `until` came first."""
         what = f"the upload of step {place.step}" if place.step is not None else f"the upload of the run's {place.kind}"
         doing = f"{what} to {self.scheme}://"
-        with self.transfers.begun(self.lease, place.step, manifest.size) as transfer:
-            return await self.patience.outlast(doing, partial(self._put, place, manifest, where, transfer), until)
+        with self.transfers.track(self.lease, place.step, manifest.size) as transfer:
+            return await self.retry.run(doing, partial(self._put, place, manifest, where, transfer), until)
 
     async def _put(self, place: FolderKey, manifest: Manifest, where: LocateFile, transfer: fleet_pb2.Transfer) -> str:
-        return await self.store.put(place, manifest, where, counting(transfer))
+        return await self.store.put(place, manifest, where, count_into(transfer))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from agent.stores.blobs import Blobs
+from agent.stores.blobs import BlobClient
 from storage.base import DamagedCopy, FolderKey, LocateFile, Progress, ignore_progress
 from storage.manifest import MANIFEST_FILE, Manifest, ManifestError, ManifestFile
 from storage.throttling import for_each_limited
@@ -21,7 +21,7 @@ class RelayStore:
 
     scheme = "relay"
 
-    def __init__(self, blobs: Blobs) -> None:
+    def __init__(self, blobs: BlobClient) -> None:
         self._blobs = blobs
 
     async def put(
@@ -36,7 +36,7 @@ class RelayStore:
         self, uri: str, manifest: Manifest, locate: LocateFile, progress: Progress = ignore_progress
     ) -> None:
         """A blob that was found damaged is missing since."""
-        missing = await self._blobs.missing(file.digest for file in manifest.files)
+        missing = await self._blobs.find_missing(file.digest for file in manifest.files)
 
         async def bring(file: ManifestFile) -> None:
             if file.digest in missing:
@@ -48,11 +48,11 @@ class RelayStore:
         progress(manifest.size - sum({file.digest: file.size for file in manifest.files}.values()))
 
     async def has(self, uri: str, digest: str) -> bool:
-        return not await self._blobs.missing([digest])
+        return not await self._blobs.find_missing([digest])
 
     async def fetch(self, uri: str, digest: str, folder: Path, progress: Progress = ignore_progress) -> Manifest:
         manifest = await self._manifest(digest, folder)
-        wanted = [file for file in manifest.files if not await asyncio.to_thread(_is_here, folder, file)]
+        wanted = [file for file in manifest.files if not await asyncio.to_thread(_is_present, folder, file)]
         await for_each_limited(
             wanted,
             lambda file: self._blobs.get(file.digest, folder / file.path, executable=file.executable),
@@ -72,7 +72,7 @@ class RelayStore:
             raise DamagedCopy(str(error)) from error
 
 
-def _is_here(folder: Path, file: ManifestFile) -> bool:
+def _is_present(folder: Path, file: ManifestFile) -> bool:
     """Files get their names only when they have been verified."""
     path = folder / file.path
     return path.is_file() and path.stat().st_size == file.size

@@ -23,7 +23,7 @@ TELL_AFTER = 30.0  #: seconds of failing after which the run's history says so
 
 
 @dataclass(slots=True)
-class Patience:
+class StoreRetry:
     """One attempt's. `now` is a clock in seconds."""
 
     journal: Journal
@@ -33,7 +33,7 @@ class Patience:
     tell_after: float = TELL_AFTER
     random: Random = field(default_factory=Random)
 
-    async def outlast(
+    async def run(
         self, doing: str, work: Callable[[], Awaitable[T]], until: Callable[[], Awaitable[object]] | None = None
     ) -> T | None:
         """What `work` comes to, however often its store is away; None when `until` came before it was back.
@@ -51,16 +51,18 @@ class Patience:
                 log.warning("store=away doing=%r tries=%d reason=%r", doing, backoff.failures, str(error))
                 if not told and self.now() - began >= self.tell_after:
                     told = True
-                    await self.journal.say("warning", f"{doing} fails, and is tried again: {error}", "upload_failing")
+                    await self.journal.record(
+                        "warning", f"{doing} fails, and is tried again: {error}", "upload_failing"
+                    )
             else:
                 if told:
-                    await self.journal.say("info", f"{doing} works again")
+                    await self.journal.record("info", f"{doing} works again")
                 return done
-            if await _came(until, pause):
+            if await _wait_within(until, pause):
                 return None
 
 
-async def _came(until: Callable[[], Awaitable[object]] | None, within: float) -> bool:
+async def _wait_within(until: Callable[[], Awaitable[object]] | None, within: float) -> bool:
     """Whether it came within so many seconds."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(within):

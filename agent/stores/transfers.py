@@ -19,7 +19,7 @@ class Transfers:
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     @contextlib.contextmanager
-    def begun(self, lease: str, step: int | None, total: int) -> Iterator[fleet_pb2.Transfer]:
+    def track(self, lease: str, step: int | None, total: int) -> Iterator[fleet_pb2.Transfer]:
         """One that is under way while in here."""
         number, transfer = next(self._numbers), fleet_pb2.Transfer(lease=lease, step=step, total_bytes=total)
         self._under_way[number] = transfer
@@ -28,7 +28,7 @@ class Transfers:
         finally:
             del self._under_way[number]
 
-    def added_to(self, readings: fleet_pb2.Readings) -> fleet_pb2.Readings:
+    def attach_to(self, readings: fleet_pb2.Readings) -> fleet_pb2.Readings:
         """A host's readings, and these with them."""
         told = fleet_pb2.Readings()
         told.CopyFrom(readings)
@@ -36,7 +36,7 @@ class Transfers:
         return told
 
 
-def counting(transfer: fleet_pb2.Transfer) -> Progress:
+def count_into(transfer: fleet_pb2.Transfer) -> Progress:
     """From the beginning, at every try."""
     transfer.done_bytes = 0
 

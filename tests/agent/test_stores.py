@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from agent.coordinator_client import Contact, Coordinator
-from agent.stores.blobs import Blobs
-from agent.stores.input_cache import Cache
+from agent.stores.blobs import BlobClient
+from agent.stores.input_cache import InputCache
 from agent.stores.relay import RelayStore
 from relay.errors import DigestMismatch
 from relay.v1 import runs_pb2
@@ -23,11 +23,11 @@ PLACE = FolderKey(run="r", framework="hf", attempt=1, lease="0" * 32, step=4)
 
 
 @asynccontextmanager
-async def blobs_at(address: str) -> AsyncIterator[tuple[Blobs, Contact]]:
+async def blobs_at(address: str) -> AsyncIterator[tuple[BlobClient, Contact]]:
     coordinator = Coordinator(address, keepalive=0.5)
     contact = Contact(asyncio.get_running_loop().time)
     async with coordinator.dial() as channel:
-        yield Blobs(coordinator, channel, contact), contact
+        yield BlobClient(coordinator, channel, contact), contact
 
 
 def folder(path: Path) -> Manifest:
@@ -78,7 +78,7 @@ async def test_damage_in_the_store_is_found_and_nothing_of_it_kept(fake: FakeCoo
     async with blobs_at(fake.address) as (blobs, _):
         with pytest.raises(DamagedCopy):
             await blobs.get(digest, tmp_path / "x")
-        assert digest in await blobs.missing([digest]), "so that the next upload repairs it"
+        assert digest in await blobs.find_missing([digest]), "so that the next upload repairs it"
         with pytest.raises(DamagedCopy):
             await blobs.get(digest_bytes(b"never there"), tmp_path / "y")
     assert not {"x", "y"} & set(await asyncio.to_thread(os.listdir, tmp_path))
@@ -110,16 +110,16 @@ async def test_a_file_that_changed_is_not_stored_under_its_old_name(fake: FakeCo
 
 async def test_inputs_are_cached_verified_and_bounded(fake: FakeCoordinator, tmp_path: Path) -> None:
     first, second = fake.put(b"a" * 600), fake.put(b"b" * 600)
-    cache = Cache(tmp_path / "cache", limit=1000)
+    cache = InputCache(tmp_path / "cache", limit=1000)
     async with blobs_at(fake.address) as (blobs, _):
-        await cache.place(blobs, [runs_pb2.Input(path="in/a", digest=first)], tmp_path / "one")
+        await cache.place_inputs(blobs, [runs_pb2.Input(path="in/a", digest=first)], tmp_path / "one")
         del fake.blobs[first]
-        await cache.place(blobs, [runs_pb2.Input(path="a", digest=first)], tmp_path / "two")
+        await cache.place_inputs(blobs, [runs_pb2.Input(path="a", digest=first)], tmp_path / "two")
         assert (tmp_path / "two/a").read_bytes() == b"a" * 600
-        await cache.place(blobs, [runs_pb2.Input(path="b", digest=second)], tmp_path / "three")
+        await cache.place_inputs(blobs, [runs_pb2.Input(path="b", digest=second)], tmp_path / "three")
         assert [path.name for path in (tmp_path / "cache").iterdir()] == [second.removeprefix("sha256:")]
         (tmp_path / "cache" / second.removeprefix("sha256:")).write_bytes(b"rotten")
-        await cache.place(blobs, [runs_pb2.Input(path="b", digest=second)], tmp_path / "four")
+        await cache.place_inputs(blobs, [runs_pb2.Input(path="b", digest=second)], tmp_path / "four")
         assert (tmp_path / "four/b").read_bytes() == b"b" * 600
         with pytest.raises(ManifestError):  # R7
-            await cache.place(blobs, [runs_pb2.Input(path="../b", digest=second)], tmp_path / "five")
+            await cache.place_inputs(blobs, [runs_pb2.Input(path="../b", digest=second)], tmp_path / "five")

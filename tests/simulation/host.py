@@ -13,17 +13,17 @@ from pathlib import Path
 from random import Random
 from typing import cast
 
-from agent.checkpoints.removing import Removals, Room
+from agent.checkpoints.removing import CheckpointRemover, DiskSpace
 from agent.cleanup import Begun
 from agent.context import AttemptContext
 from agent.coordinator_client import Contact
-from agent.events.inotify import Notice
+from agent.events.inotify import WriteWatcher
 from agent.events.spool import Spool
 from agent.session import Identity, Session, grpc_dial
 from agent.shim_client.jobs import Job
 from agent.shim_client.shims import Shim
-from agent.stores.blobs import Blobs
-from agent.stores.input_cache import Cache
+from agent.stores.blobs import BlobClient
+from agent.stores.input_cache import InputCache
 from agent.supervisor import Supervisor, WayOut
 from relay.errors import RelayError
 from relay.timing import LeaseTiming
@@ -39,7 +39,7 @@ LEAVING = 2.0  #: seconds that leaving may take
 AGAIN = 4.0  #: seconds until an agent that ended is started again
 
 
-class _Written(Notice):
+class _Written(WriteWatcher):
     """Notified by whoever writes, instead of by the kernel."""
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class _Written(Notice):
         """Wake the waiters after a write."""
         self._event.set()
 
-    async def written(self) -> None:
+    async def wait_for_write(self) -> None:
         await self._event.wait()
         self._event.clear()
 
@@ -174,12 +174,14 @@ class Host:
                 stub=stub,
                 coordinator=coordinator,
                 contact=contact,
-                spool=Spool(coordinator, contact, heartbeat=self.timing.heartbeat, notice=notice),
-                blobs=cast(Blobs, None),  # runs here bring no inputs
+                spool=Spool(coordinator, contact, heartbeat=self.timing.heartbeat, watcher=notice),
+                blobs=cast(BlobClient, None),  # runs here bring no inputs
                 stores={"relay": place.store},
-                cache=Cache(self.folder / "data" / "cache", 1 << 30),
-                begun=begun,
-                removals=Removals(agent, root, stub, coordinator, contact, {"relay": place.store}, begun, self._room),
+                cache=InputCache(self.folder / "data" / "cache", 1 << 30),
+                open_attempts=begun,
+                remover=CheckpointRemover(
+                    agent, root, stub, coordinator, contact, {"relay": place.store}, begun, self._room
+                ),
                 shims=self,
                 now=self.now,
                 wall=self.loop.time,
@@ -190,11 +192,11 @@ class Host:
             random = Random(self.random.getrandbits(32))
             dial = grpc_dial(coordinator)
             self._session = session = Session(supervisor, identity, contact, dial=dial, now=self.now, random=random)
-            await supervisor.run((session.run, context.spool.run, context.removals.run), orders, LEAVING)
+            await supervisor.run((session.run, context.spool.run, context.remover.run), orders, LEAVING)
 
-    def _room(self, _: Path) -> Room:
+    def _room(self, _: Path) -> DiskSpace:
         """The disk is low now and then."""
-        return Room(free=1 << 30 if self.random.random() < 0.2 else 1 << 40, total=1 << 40)
+        return DiskSpace(free=1 << 30 if self.random.random() < 0.2 else 1 << 40, total=1 << 40)
 
     def leave(self) -> None:
         """SIGTERM to the agent."""

@@ -18,7 +18,7 @@ from uuid import UUID
 from agent import supervisor as supervising
 from agent.attempt import setup
 from agent.attempt.attempt import Attempt
-from agent.attempt.start_attempt import FirstWrite
+from agent.attempt.start_attempt import StartReport
 from agent.checkpoints import resume
 from agent.leases import Beat, Plan, Standing, Wish, plan
 from agent.session import Session
@@ -498,12 +498,12 @@ def nothing_superseded() -> Sequence[Patch]:
 
 @mutant("a resume takes the newest that is sound (§4, S6)", "power_cut")
 def resume_from_the_oldest() -> Sequence[Patch]:
-    choose = resume.choose
+    choose = resume.choose_checkpoint
 
     async def mutated(offered: Sequence[Any], *args: Any, **more: Any) -> Any:
         return await choose(list(reversed(offered)), *args, **more)
 
-    return [patch.object(setup, "choose", mutated)]
+    return [patch.object(setup, "choose_checkpoint", mutated)]
 
 
 @mutant("the newest with a copy beyond its host stays, however old it is (§4, S6)", "store_away")
@@ -634,12 +634,12 @@ def welcome_unheard() -> Sequence[Patch]:
 
 @mutant("an attempt's first write is said again when a failover lost it (§2 Failover, S6)", "failover", ours=True)
 def first_write_not_repeated() -> Sequence[Patch]:
-    return [patch.object(FirstWrite, "sync", lambda self, started: None)]
+    return [patch.object(StartReport, "sync", lambda self, started: None)]
 
 
 @mutant("an end waits for the checkpoints that a failover lost (§2 Failover, S5)", "failover", ours=True)
 def end_before_checkpoints() -> Sequence[Patch]:
-    return [patch.object(checkpoints, "check_registered", nothing()), patch.object(Attempt, "_stored", nothing())]
+    return [patch.object(checkpoints, "check_registered", nothing()), patch.object(Attempt, "_wait_stored", nothing())]
 
 
 @mutant("a session that is not the agent's own is told so (§2 Sessions)", "cloned agent_frozen host_frozen")

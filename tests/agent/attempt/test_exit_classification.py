@@ -9,24 +9,24 @@ import pytest
 from agent.attempt.exit_classification import (
     LAST_BYTES,
     LAST_LINES,
-    Cause,
-    Order,
-    Stop,
+    FailureCause,
+    StopCause,
+    StopDirective,
     Success,
-    cause_of,
+    classify_exit,
+    classify_failure,
     last_lines,
-    verdict,
 )
 from agent.shim_client.jobs import Exit
 
 OOM = "Traceback\n  File x\ntorch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB\n"
-REQUESTED = Order(Stop.REQUESTED, 10.0, "cancelled")
+REQUESTED = StopDirective(StopCause.REQUESTED, 10.0, "cancelled")
 
 
-def judged(order: Order | None = None, *, command: bool = False, stalled: str = "", **ended: Any) -> object:
-    result = verdict(Exit(lease="l", **ended), order=order, command=command, stalled=stalled)
+def judged(order: StopDirective | None = None, *, command: bool = False, stalled: str = "", **ended: Any) -> object:
+    result = classify_exit(Exit(lease="l", **ended), directive=order, command=command, stalled=stalled)
     match result:
-        case Cause():
+        case FailureCause():
             return result.reason
         case Success():
             return "SUCCESS"
@@ -43,23 +43,23 @@ def test_without_a_stop_only_code_zero_is_success(command: bool) -> None:
 
 def test_a_trainer_of_ours_says_what_it_was() -> None:
     assert judged(REQUESTED, code=0, stop_reason="asked") == "SUCCESS"
-    assert judged(REQUESTED, code=143, stop_reason="asked") is Stop.REQUESTED
+    assert judged(REQUESTED, code=143, stop_reason="asked") is StopCause.REQUESTED
     assert judged(REQUESTED, code=78, stop_reason="asked") == "CONFIG_INVALID"
-    assert judged(REQUESTED, signal=9, stop_reason="asked", kill_reason="grace over") is Stop.REQUESTED
+    assert judged(REQUESTED, signal=9, stop_reason="asked", kill_reason="grace over") is StopCause.REQUESTED
 
 
 def test_a_command_that_was_asked_to_stop_has_stopped() -> None:
     endings: list[dict[str, Any]] = [{"code": 0}, {"code": 1}, {"signal": 15}]
     for ended in endings:
-        assert judged(REQUESTED, command=True, stop_reason="asked", **ended) is Stop.REQUESTED
+        assert judged(REQUESTED, command=True, stop_reason="asked", **ended) is StopCause.REQUESTED
 
 
 def test_trust_that_ran_out_comes_before_everything() -> None:
-    assert judged(REQUESTED, signal=9, trust_lost=True, kill_reason="trust") is Stop.TRUST_LOST
+    assert judged(REQUESTED, signal=9, trust_lost=True, kill_reason="trust") is StopCause.TRUST_LOST
 
 
 def test_a_shim_that_stopped_its_trainer_for_want_of_an_agent_was_leaving() -> None:
-    assert judged(code=143, stop_reason="no agent") is Stop.LEAVING
+    assert judged(code=143, stop_reason="no agent") is StopCause.LEAVING
 
 
 def test_a_stall_is_a_failure_though_the_agent_killed_it() -> None:
@@ -71,9 +71,9 @@ def test_a_lost_shim_is_infrastructure() -> None:
 
 
 def test_orders_only_sharpen() -> None:
-    later = Order(Stop.LEAVING, 3.0, "leaving").sharpened(REQUESTED)
-    assert (later.cause, later.grace) == (Stop.REQUESTED, 3.0)
-    assert Order(Stop.LEAVING, 30.0, "leaving").sharpened(later).grace == 3.0
+    later = StopDirective(StopCause.LEAVING, 3.0, "leaving").strengthen(REQUESTED)
+    assert (later.cause, later.grace) == (StopCause.REQUESTED, 3.0)
+    assert StopDirective(StopCause.LEAVING, 30.0, "leaving").strengthen(later).grace == 3.0
 
 
 @pytest.mark.parametrize(
@@ -90,37 +90,37 @@ def test_orders_only_sharpen() -> None:
     ],
 )
 def test_reasons(ended: dict[str, object], stderr: str, expected: str) -> None:
-    assert cause_of(Exit(lease="l", **ended), stderr).reason == expected  # type: ignore[arg-type]
+    assert classify_failure(Exit(lease="l", **ended), stderr).reason == expected  # type: ignore[arg-type]
 
 
 def test_a_kill_while_the_kernel_was_killing_for_memory_is_called_so() -> None:
-    assert cause_of(Exit(lease="l", signal=9), "", oom_kills=1).reason == "OOM_KILLED"
+    assert classify_failure(Exit(lease="l", signal=9), "", oom_kills=1).reason == "OOM_KILLED"
 
 
 def test_a_failure_that_found_no_room_for_its_words_is_called_so() -> None:
     """F15: its stderr is a file on the very disk that is full."""
-    assert cause_of(Exit(lease="l", code=1), "", disk_full=True).reason == "DISK_FULL"
+    assert classify_failure(Exit(lease="l", code=1), "", disk_full=True).reason == "DISK_FULL"
 
 
 def test_a_start_that_the_host_had_no_room_for_is_not_the_runs_end() -> None:
     errors = [f"/x: {os.strerror(number)}" for number in (errno.ENOENT, errno.ENOSPC, errno.EAGAIN)]
-    start = [cause_of(Exit(lease="l", code=127, error=error), "") for error in errors]
+    start = [classify_failure(Exit(lease="l", code=127, error=error), "") for error in errors]
     assert [(each.permanent, each.infrastructure) for each in start] == [(True, False), (False, True), (False, True)]
 
 
 def test_the_sentence_is_the_line_that_tells() -> None:
-    assert "Tried to allocate 2 GiB" in cause_of(Exit(lease="l", code=1), OOM + "later noise\n").text
-    assert cause_of(Exit(lease="l", code=3), "a\nValueError: boom\n\n").text == "exit code 3: ValueError: boom"
+    assert "Tried to allocate 2 GiB" in classify_failure(Exit(lease="l", code=1), OOM + "later noise\n").text
+    assert classify_failure(Exit(lease="l", code=3), "a\nValueError: boom\n\n").text == "exit code 3: ValueError: boom"
 
 
 def test_only_what_trying_again_cannot_help_is_permanent() -> None:
-    assert cause_of(Exit(lease="l", code=78), "").permanent
-    assert not cause_of(Exit(lease="l", code=1), OOM).permanent
-    assert cause_of(Exit(lease="l", lost=True), "").infrastructure
+    assert classify_failure(Exit(lease="l", code=78), "").permanent
+    assert not classify_failure(Exit(lease="l", code=1), OOM).permanent
+    assert classify_failure(Exit(lease="l", lost=True), "").infrastructure
 
 
 def test_a_stall_names_itself() -> None:
-    assert cause_of(Exit(lease="l", signal=9), "", stalled="no step for 60 s").reason == "STALLED"
+    assert classify_failure(Exit(lease="l", signal=9), "", stalled="no step for 60 s").reason == "STALLED"
 
 
 def test_last_lines_are_bounded_and_without_progress_bars() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from agent.attempt.launch import Launch, allowed, launch
+from agent.attempt.launch import LaunchSpec, build_launch, filter_environment
 from agent.folder import AttemptFolder
 from agent.wire import Assignment
 from relay.v1 import agents_pb2 as pb
@@ -15,10 +15,10 @@ from tests.agent.hosts import stub
 FOLDER = AttemptFolder(Path("/r/runs/x/attempts/1-abc"))
 
 
-def launched(resume: Path | None = None, *, gpus: bool = False, **more: Any) -> Launch:
+def launched(resume: Path | None = None, *, gpus: bool = False, **more: Any) -> LaunchSpec:
     run = RunFile.model_validate({"version": "relay/v1", "name": "x"} | more)
     assignment = Assignment("runs/x/leases/l", pb.Assignment(run="runs/x", attempt=2, slots=[1, 3]))
-    return launch(assignment, run, FOLDER, resume=resume, python="/py", gpus=gpus, inherited={"PATH": "/bin"})
+    return build_launch(assignment, run, FOLDER, resume=resume, python="/py", gpus=gpus, inherited={"PATH": "/bin"})
 
 
 def test_a_method_is_started_on_its_resolved_run_file() -> None:
@@ -54,4 +54,4 @@ def test_only_what_a_trainer_needs_gets_through() -> None:
         "AWS_SECRET": "a",
     }
     given |= {"HF_TOKEN": "t", "RELAY_COORDINATOR": "x", "GITHUB_TOKEN": "g", "NVIDIA_API_KEY": "n"}
-    assert set(allowed(given)) == {"PATH", "HF_HOME", "CUDA_HOME", "LC_ALL"}
+    assert set(filter_environment(given)) == {"PATH", "HF_HOME", "CUDA_HOME", "LC_ALL"}

@@ -2,16 +2,16 @@
 
 import asyncio
 
-from agent.checkpoints.publisher import Newest
+from agent.checkpoints.publisher import LatestSlot
 
 
 async def test_only_the_newest_is_kept_and_settled_means_nothing_is_left() -> None:
-    place: Newest[int] = Newest()
-    await place.settled()
+    place: LatestSlot[int] = LatestSlot()
+    await place.drain()
     place.put(1)
     place.put(2)
-    await place.ready()
-    settled = asyncio.create_task(place.settled())
+    await place.wait()
+    settled = asyncio.create_task(place.drain())
     with place.take() as item:
         assert item == 2 and place.working == 2 and place.waiting is None
         place.put(3)
@@ -22,11 +22,11 @@ async def test_only_the_newest_is_kept_and_settled_means_nothing_is_left() -> No
 
 
 async def test_work_that_fails_leaves_the_place_usable() -> None:
-    place: Newest[str] = Newest()
+    place: LatestSlot[str] = LatestSlot()
     place.put("a")
     try:
         with place.take():
             raise OSError
     except OSError:
         pass
-    await place.settled()
+    await place.drain()

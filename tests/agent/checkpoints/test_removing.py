@@ -12,7 +12,7 @@ from typing import cast
 
 import pytest
 
-from agent.checkpoints.removing import Removals, Room
+from agent.checkpoints.removing import CheckpointRemover, DiskSpace
 from agent.cleanup import Begun
 from agent.coordinator_client import Contact, Coordinator
 from agent.folder import RunFolder
@@ -25,7 +25,7 @@ from tests.agent.fake_coordinator import FakeCoordinator, Lease
 from tests.agent.hosts import MakeHost, stub
 
 LEASE = "runs/r/leases/" + "1" * 32
-PLENTY, NONE = Room(90 << 30, 100 << 30), Room(1 << 30, 100 << 30)
+PLENTY, NONE = DiskSpace(90 << 30, 100 << 30), DiskSpace(1 << 30, 100 << 30)
 
 
 def removal(step: int, store: str = "host", uri: str = "host://agents/a", lease: str = LEASE) -> pb.Removal:
@@ -50,14 +50,16 @@ class Shelf:
 
 @asynccontextmanager
 async def removing(
-    fake: FakeCoordinator, root: Path, shelf: Shelf | None = None, room: Room = PLENTY
-) -> AsyncIterator[Removals]:
+    fake: FakeCoordinator, root: Path, shelf: Shelf | None = None, room: DiskSpace = PLENTY
+) -> AsyncIterator[CheckpointRemover]:
     coordinator = Coordinator(fake.address)
     async with coordinator.dial() as channel:
         stub, contact = agents_pb2_grpc.AgentsStub(channel), Contact(lambda: 0.0)
         stores = {"file": cast(Store, shelf or Shelf())}
-        made = Removals("agents/a", root, stub, coordinator, contact, stores, Begun(root / "begun"), lambda _: room)
-        made.welcomed("session", 0.5)
+        made = CheckpointRemover(
+            "agents/a", root, stub, coordinator, contact, stores, Begun(root / "begun"), lambda _: room
+        )
+        made.start_session("session", 0.5)
         yield made
 
 
@@ -75,7 +77,7 @@ async def test_copies_on_the_disk_and_in_stores_go_and_are_reported(fake: FakeCo
     gone = removal(5, lease=f"runs/other/leases/{'2' * 32}")  # by an agent that died before it could say so
     fake.removals = [removal(10), removal(10, "file", "file:///x/10"), gone]
     async with removing(fake, tmp_path, shelf) as removals:
-        await removals.carry_out()
+        await removals.remove_scheduled()
     assert [path.name for path in folder.iterdir()] == ["step_00000020"]
     assert (shelf.removed, fake.removals, fake.disk_low) == (["file:///x/10"], [], 0)
 
@@ -85,10 +87,10 @@ async def test_what_cannot_be_removed_now_stays_on_the_list(fake: FakeCoordinato
     shelf = Shelf(away=True)
     fake.removals = [removal(10, "file", "file:///x/10"), removal(10), removal(10, "s3", "s3://nobody/knows")]
     async with removing(fake, tmp_path, shelf) as removals:
-        await removals.carry_out()
+        await removals.remove_scheduled()
         assert [each.copy.store for each in fake.removals] == ["file", "s3"]
         shelf.away = False
-        await removals.carry_out()
+        await removals.remove_scheduled()
     assert [each.copy.store for each in fake.removals] == ["s3"]
 
 
@@ -97,7 +99,7 @@ async def test_nothing_outside_the_root_is_touched(fake: FakeCoordinator, tmp_pa
     """R7."""
     fake.removals = [removal(10, lease=place)]
     async with removing(fake, tmp_path) as removals:
-        await removals.carry_out()
+        await removals.remove_scheduled()
     assert len(fake.removals) == 1
 
 
@@ -112,10 +114,10 @@ async def test_what_nobody_registered_of_attempts_that_are_over_goes(fake: FakeC
     Begun(tmp_path / "begun").add("2" * 32, running)
     fake.orphans = {(LEASE, 20), ("runs/r/leases/2", 30)}
     async with removing(fake, tmp_path) as removals:
-        await removals.carry_out()
+        await removals.remove_scheduled()
         assert [path.name for path in over.iterdir()] == ["step_00000010"] and running.steps() == [30]
         fake.orphans = {(LEASE, 10)}
-        await removals.carry_out()
+        await removals.remove_scheduled()
     assert list(over.iterdir()) == [] and running.steps() == [30]
 
 
@@ -130,13 +132,13 @@ async def test_a_low_disk_is_told(fake: FakeCoordinator, tmp_path: Path) -> None
 
 def test_a_disk_is_low_by_its_share_or_by_what_is_left() -> None:
     assert NONE.low and not PLENTY.low
-    assert not Room(30 << 30, 10 << 40).low and Room(10 << 30, 10 << 40).low
+    assert not DiskSpace(30 << 30, 10 << 40).low and DiskSpace(10 << 30, 10 << 40).low
 
 
 async def test_a_session_that_is_over_is_no_failure(fake: FakeCoordinator, tmp_path: Path) -> None:
     fake.refused_calls["ListRemovals"] = SessionReplaced()
     async with removing(fake, tmp_path) as removals:
-        await removals.carry_out()
+        await removals.remove_scheduled()
 
 
 async def test_killed_in_the_middle_it_is_done_by_the_next_agent(fake: FakeCoordinator, hosts: MakeHost) -> None:

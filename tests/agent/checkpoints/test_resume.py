@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.checkpoints.resume import WAIT, Resume, Unreachable, choose, mend
+from agent.checkpoints.resume import UNREACHABLE_AFTER, ResumePoint, StoresUnreachable, choose_checkpoint, repair_copies
 from agent.events.journal import Journal
-from agent.stores.retry import Patience
+from agent.stores.retry import StoreRetry
 from relay.v1 import runs_pb2
 from storage.base import FolderKey, Store
 from storage.folder import FolderStore
@@ -44,19 +44,19 @@ class Copies:
         part = runs_pb2.CheckpointPart(manifest_digest=self.manifest.digest, copies=copies)
         return runs_pb2.Checkpoint(name="runs/r/checkpoints/x", step=4, parts=[part])
 
-    async def choose(self, here: Path | None = None, passing: Callable[[], None] = lambda: None) -> Resume:
+    async def choose(self, here: Path | None = None, passing: Callable[[], None] = lambda: None) -> ResumePoint:
         def now() -> float:
             passing()
             return self.clock
 
-        return await choose(
+        return await choose_checkpoint(
             [self.checkpoint()],
             0,
             host="host://agents/a",
             here=lambda _: here or self.folder / "nowhere",
             stores=self.stores,
             scratch=self.folder / "resume",
-            patience=Patience(self.journal, now, first_pause=0.0),
+            retry=StoreRetry(self.journal, now, first_pause=0.0),
         )
 
     @property
@@ -85,7 +85,7 @@ async def test_f16_a_damaged_copy_is_passed_over_for_another_and_made_anew(copie
     chosen = await copies.choose()
     assert chosen.step == 4 and not chosen.skipped and chosen.folder is not None
     assert find_damage(chosen.folder, copies.manifest) is None
-    await mend(chosen, copies.stores, copies.journal)
+    await repair_copies(chosen, copies.stores, copies.journal)
     assert copies.said() == [
         "the checkpoint of step 4 has a damaged copy: the copy in one://: weights.bin does not match its digest",
         "the copy of step 4 in one:// is right again",
@@ -98,7 +98,7 @@ async def test_f16_this_hosts_own_copy_is_wrong_and_the_stores_is_sound(copies: 
     spoil(copies.folder / "sealed/weights.bin")
     chosen = await copies.choose(here=copies.folder / "sealed")
     assert chosen.folder == copies.folder / "resume/step_00000004"
-    await mend(chosen, copies.stores, copies.journal)
+    await repair_copies(chosen, copies.stores, copies.journal)
     (said,) = copies.said()
     assert "this host's copy: weights.bin does not match its digest" in said
 
@@ -108,7 +108,7 @@ async def test_what_is_gone_from_a_store_is_brought_there_again(copies: Copies) 
     gone.unlink()
     chosen = await copies.choose(here=copies.folder / "sealed")
     assert chosen.folder == copies.folder / "sealed"
-    await mend(chosen, copies.stores, copies.journal)
+    await repair_copies(chosen, copies.stores, copies.journal)
     assert find_damage(gone.parent, copies.manifest) is None
 
 
@@ -145,7 +145,7 @@ async def test_f11_a_store_that_stays_away_sends_the_run_elsewhere(copies: Copie
     (copies.folder / "one").rename(copies.folder / "unmounted")
 
     def wait() -> None:
-        copies.clock += WAIT / 4
+        copies.clock += UNREACHABLE_AFTER / 4
 
-    with pytest.raises(Unreachable, match="is it mounted"):
+    with pytest.raises(StoresUnreachable, match="is it mounted"):
         await copies.choose(passing=wait)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.checkpoints.staging import Rule, Scanner, inside, seal, step_of
+from agent.checkpoints.staging import CompletionRule, StagingScanner, parse_step, resolve_inside, seal_checkpoint
 from storage.manifest import MANIFEST_FILE, Manifest, ManifestError, find_damage
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,8 +42,8 @@ class Clock:
         return self.now
 
 
-def scanner(root: Path, clock: Callable[[], float], **rule: object) -> Scanner:
-    return Scanner(root, root, Rule(**rule), clock)  # type: ignore[arg-type]
+def scanner(root: Path, clock: Callable[[], float], **rule: object) -> StagingScanner:
+    return StagingScanner(root, root, CompletionRule(**rule), clock)  # type: ignore[arg-type]
 
 
 # --- when it is whole ------------------------------------------------------------------------
@@ -63,53 +63,55 @@ def scanner(root: Path, clock: Callable[[], float], **rule: object) -> Scanner:
     ],
 )
 def test_the_step_is_the_trailing_number(name: str, pattern: str, step: int | None) -> None:
-    assert step_of(name, pattern) == step
+    assert parse_step(name, pattern) == step
 
 
 def test_renamed_folders_are_found_once_in_order(staging: Path) -> None:
     stage(staging, "step_20"), stage(staging, "step_3"), stage(staging, ".tmp-step_30"), stage(staging, "step_40.tmp")
     looking = scanner(staging, Clock())
-    assert [(saved.step, saved.path) for saved in looking.look()] == [(3, "step_3"), (20, "step_20")]
-    assert looking.look() == []
+    assert [(saved.step, saved.path) for saved in looking.scan()] == [(3, "step_3"), (20, "step_20")]
+    assert looking.scan() == []
 
 
 def test_what_a_line_has_named_is_not_found_again(staging: Path) -> None:
     stage(staging)
     looking = scanner(staging, Clock())
-    looking.named(["step_100"])
-    assert looking.look() == []
+    looking.ignore(["step_100"])
+    assert looking.scan() == []
 
 
 def test_a_marker_makes_it_whole(staging: Path) -> None:
     folder = stage(staging)
     looking = scanner(staging, Clock(), marker="done")
-    assert looking.look() == looking.look(final=True) == []
+    assert looking.scan() == looking.scan(final=True) == []
     (folder / "done").touch()
-    assert [saved.step for saved in looking.look()] == [100]
+    assert [saved.step for saved in looking.scan()] == [100]
 
 
 def test_stillness_makes_it_whole_and_a_change_starts_it_anew(staging: Path) -> None:
     folder, clock = stage(staging), Clock()
     looking = scanner(staging, clock, still_for=30.0)
-    assert looking.look() == []
+    assert looking.scan() == []
     clock.now = 29.0
     with (folder / "model.safetensors").open("ab") as file:
         file.write(b"more")
-    assert looking.look() == []
+    assert looking.scan() == []
     clock.now = 58.0
-    assert looking.look() == []
+    assert looking.scan() == []
     clock.now = 59.0
-    assert [saved.step for saved in looking.look()] == [100]
+    assert [saved.step for saved in looking.scan()] == [100]
 
 
 def test_nothing_is_as_still_as_after_the_trainers_end(staging: Path) -> None:
     stage(staging)
-    assert [saved.step for saved in scanner(staging, Clock(), still_for=30.0).look(final=True)] == [100]
+    assert [saved.step for saved in scanner(staging, Clock(), still_for=30.0).scan(final=True)] == [100]
 
 
 def test_checkpoints_outside_the_staging_folder_are_named_in_full(staging: Path, tmp_path: Path) -> None:
     folder = stage(tmp_path / "work" / "out", "global_step5")
-    (saved,) = Scanner(tmp_path / "work" / "out", staging, Rule(pattern="global_step*"), Clock()).look()
+    (saved,) = StagingScanner(
+        tmp_path / "work" / "out", staging, CompletionRule(pattern="global_step*"), Clock()
+    ).scan()
     assert staging / saved.path == folder
 
 
@@ -117,7 +119,7 @@ def test_checkpoints_outside_the_staging_folder_are_named_in_full(staging: Path,
 
 
 def test_a_sealed_checkpoint_has_its_manifest(staging: Path, target: Path) -> None:
-    manifest = seal(stage(staging), target, step=100, metrics={"eval_loss": 0.5})
+    manifest = seal_checkpoint(stage(staging), target, step=100, metrics={"eval_loss": 0.5})
     assert (manifest.step, manifest.metrics) == (100, {"eval_loss": 0.5})
     assert [file.path for file in manifest.files] == ["model.safetensors", "optimizer/state.bin"]
     assert Manifest.from_bytes((target / MANIFEST_FILE).read_bytes()) == manifest
@@ -126,22 +128,22 @@ def test_a_sealed_checkpoint_has_its_manifest(staging: Path, target: Path) -> No
 
 
 def test_sealing_again_is_harmless(staging: Path, target: Path) -> None:
-    first = seal(stage(staging), target, step=100)
-    assert seal(staging / "step_100", target, step=100) == first
-    assert seal(stage(staging), target, step=100) == first
+    first = seal_checkpoint(stage(staging), target, step=100)
+    assert seal_checkpoint(staging / "step_100", target, step=100) == first
+    assert seal_checkpoint(stage(staging), target, step=100) == first
 
 
 def test_s4_a_checkpoint_never_changes(staging: Path, target: Path) -> None:
-    first = seal(stage(staging), target, step=100)
+    first = seal_checkpoint(stage(staging), target, step=100)
     (stage(staging) / "model.safetensors").write_bytes(b"other")
     with pytest.raises(ManifestError, match="other contents"):
-        seal(staging / "step_100", target, step=100)
+        seal_checkpoint(staging / "step_100", target, step=100)
     assert find_damage(target, first) is None
 
 
 def test_a_single_file_becomes_a_checkpoint(staging: Path, target: Path) -> None:
     (staging / "model_100.pt").write_bytes(b"weights")
-    manifest = seal(staging / "model_100.pt", target, step=100)
+    manifest = seal_checkpoint(staging / "model_100.pt", target, step=100)
     assert [file.path for file in manifest.files] == ["model_100.pt"]
     assert (target / "model_100.pt").read_bytes() == b"weights"
 
@@ -164,7 +166,7 @@ def test_r7_what_is_not_taken(kind: str, staging: Path, target: Path, tmp_path: 
     elif kind == "hard link":
         os.link(folder / "model.safetensors", tmp_path / "other-name")
     with pytest.raises(ManifestError):
-        seal(folder, target, step=100)
+        seal_checkpoint(folder, target, step=100)
     assert not target.exists()
 
 
@@ -172,8 +174,8 @@ def test_r7_what_is_not_taken(kind: str, staging: Path, target: Path, tmp_path: 
 def test_r7_a_line_cannot_name_what_lies_outside(path: str, staging: Path) -> None:
     (staging / "link").symlink_to("/etc")
     with pytest.raises(ManifestError):
-        inside(staging, path)
-    assert inside(staging, "step_100") == staging / "step_100"
+        resolve_inside(staging, path)
+    assert resolve_inside(staging, "step_100") == staging / "step_100"
 
 
 def test_a_writer_that_goes_on_is_noticed(staging: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,10 +189,10 @@ def test_a_writer_that_goes_on_is_noticed(staging: Path, target: Path, monkeypat
 
     monkeypatch.setattr(os, "fsync", and_a_writer)
     with pytest.raises(ManifestError, match="changed while"):
-        seal(folder, target, step=100)
+        seal_checkpoint(folder, target, step=100)
     assert not target.exists()
     monkeypatch.undo()
-    assert seal(folder, target, step=100).step == 100
+    assert seal_checkpoint(folder, target, step=100).step == 100
 
 
 # --- crashes and full disks ------------------------------------------------------------------
@@ -229,8 +231,8 @@ def test_killed_before_any_operation_it_is_whole_or_absent_and_can_be_finished(k
         reached = subprocess.run(argv, env=environment, check=False).returncode == 0
         if target.exists():
             assert find_damage(target, Manifest.from_bytes((target / MANIFEST_FILE).read_bytes())) is None
-        Scanner(staged.parent, staged.parent, Rule(), Clock())  # what a new agent does first
-        manifest = seal(staged, target, step=100)
+        StagingScanner(staged.parent, staged.parent, CompletionRule(), Clock())  # what a new agent does first
+        manifest = seal_checkpoint(staged, target, step=100)
         assert [file.path for file in manifest.files] == sorted(
             path.relative_to(target).as_posix()
             for path in target.rglob("*")
@@ -263,4 +265,4 @@ def test_f15_a_full_disk_leaves_nothing_half_visible(staging: Path, target: Path
     assert subprocess.run(argv, env=environment, check=True, capture_output=True, text=True).stdout == "OSError\n"
     assert not target.exists()
     assert sorted(path.name for path in staged.iterdir()) == before
-    assert find_damage(target, seal(staged, target, step=100)) is None
+    assert find_damage(target, seal_checkpoint(staged, target, step=100)) is None

@@ -3,19 +3,19 @@
 import asyncio
 from pathlib import Path
 
-from agent.events.inotify import Notice
+from agent.events.inotify import WriteWatcher
 
 
 async def test_writing_is_noticed_once_and_only_where_it_is_watched(tmp_path: Path) -> None:
     watched, other = tmp_path / "watched", tmp_path / "other"
     for folder in (watched, other):
         folder.mkdir()
-    notice = Notice()
+    notice = WriteWatcher()
     assert notice.watch(watched)
     (other / "x").write_bytes(b"1")
     (watched / "x").write_bytes(b"1")
-    await notice.written()
-    again = asyncio.create_task(notice.written())
+    await notice.wait_for_write()
+    again = asyncio.create_task(notice.wait_for_write())
     done, _ = await asyncio.wait({again}, timeout=0.05)
     assert not done
     with (watched / "x").open("ab") as file:
@@ -26,4 +26,4 @@ async def test_writing_is_noticed_once_and_only_where_it_is_watched(tmp_path: Pa
 
 
 def test_what_cannot_be_watched_says_so(tmp_path: Path) -> None:
-    assert not Notice().watch(tmp_path / "none")
+    assert not WriteWatcher().watch(tmp_path / "none")

@@ -12,7 +12,7 @@ from agent.events.journal import Journal
 async def test_lines_are_whole_even_after_a_torn_one(tmp_path: Path) -> None:
     path = tmp_path / "agent.jsonl"
     path.write_bytes(b'{"type": "mess')
-    end = await Journal(path, time.time).write("message", level="info", text="hello")
+    end = await Journal(path, time.time).append("message", level="info", text="hello")
     torn, line, rest = path.read_bytes().split(b"\n")
     assert torn == b'{"type": "mess' and json.loads(line)["text"] == "hello" and rest == b""
     assert end == path.stat().st_size
@@ -22,6 +22,6 @@ async def test_a_full_disk_costs_a_message_and_never_the_agent(tmp_path: Path) -
     """F15."""
     (tmp_path / "agent.jsonl").symlink_to("/dev/full")
     journal = Journal(tmp_path / "agent.jsonl", time.time)
-    await journal.say("error", "no room")
+    await journal.record("error", "no room")
     with pytest.raises(OSError, match="No space left"):
-        await journal.write("checkpoint", step=1)
+        await journal.append("checkpoint", step=1)

@@ -2,27 +2,33 @@
 
 from pathlib import Path
 
-from agent.events.reports import Reader, Saved, Stepped, line_of
+from agent.events.reports import ReportReader, SavedCheckpoint, StepReport, encode_event
 
 
 def test_each_report_is_read_once_and_nonsense_is_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
-    reader = Reader(path)
+    reader = ReportReader(path)
     assert reader.read() == []
-    first = line_of("metric", step=1, values={}) + b"not json\n[1]\n" + line_of("message", text="x")
-    saved = line_of("checkpoint", step=2, path="step_2", metrics={"eval_loss": 0.5})
+    first = encode_event("metric", step=1, values={}) + b"not json\n[1]\n" + encode_event("message", text="x")
+    saved = encode_event("checkpoint", step=2, path="step_2", metrics={"eval_loss": 0.5})
     path.write_bytes(first + saved + b'{"type": "metric", "st')
-    assert reader.read() == [Stepped(1), Saved(2, "step_2", {"eval_loss": 0.5}, "events", len(first + saved))]
+    assert reader.read() == [
+        StepReport(1),
+        SavedCheckpoint(2, "step_2", {"eval_loss": 0.5}, "events", len(first + saved)),
+    ]
     with path.open("ab") as file:
         file.write(
-            b'ep": 3}\n' + line_of("metric", step=-1) + line_of("metric", step=True) + line_of("metric", step=2**70)
+            b'ep": 3}\n'
+            + encode_event("metric", step=-1)
+            + encode_event("metric", step=True)
+            + encode_event("metric", step=2**70)
         )
-    assert reader.read() == [Stepped(3)]
+    assert reader.read() == [StepReport(3)]
 
 
 def test_of_steps_in_a_row_only_the_last_is_kept(tmp_path: Path) -> None:
     """An agent that comes after another reads all of them again, and must not hold days of training in memory."""
     path = tmp_path / "events.jsonl"
-    steps = [line_of("metric", step=step, values={}) for step in range(1, 1001)]
-    path.write_bytes(b"".join(steps) + line_of("checkpoint", step=1000, path="s") + steps[0])
-    assert [report.step for report in Reader(path).read()] == [1000, 1000, 1]
+    steps = [encode_event("metric", step=step, values={}) for step in range(1, 1001)]
+    path.write_bytes(b"".join(steps) + encode_event("checkpoint", step=1000, path="s") + steps[0])
+    assert [report.step for report in ReportReader(path).read()] == [1000, 1000, 1]

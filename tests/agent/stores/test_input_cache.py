@@ -3,7 +3,7 @@
 import asyncio
 from pathlib import Path
 
-from agent.stores.input_cache import Cache
+from agent.stores.input_cache import InputCache
 from relay.v1 import runs_pb2
 from storage.manifest import digest_bytes
 
@@ -35,24 +35,24 @@ def files(*contents: bytes) -> list[runs_pb2.Input]:
 
 
 async def test_the_least_recently_used_goes_and_what_is_rotten_is_fetched_again(tmp_path: Path) -> None:
-    store, cache = Store(b"one", b"two"), Cache(tmp_path / "cache", limit=3)
-    await cache.place(store, files(b"one"), tmp_path / "a")  # type: ignore[arg-type]
-    await cache.place(store, files(b"one"), tmp_path / "b")  # type: ignore[arg-type]
+    store, cache = Store(b"one", b"two"), InputCache(tmp_path / "cache", limit=3)
+    await cache.place_inputs(store, files(b"one"), tmp_path / "a")  # type: ignore[arg-type]
+    await cache.place_inputs(store, files(b"one"), tmp_path / "b")  # type: ignore[arg-type]
     assert len(store.fetched) == 1
     [kept] = (tmp_path / "cache").iterdir()
     kept.write_bytes(b"rot")
-    await cache.place(store, files(b"one"), tmp_path / "c")  # type: ignore[arg-type]
+    await cache.place_inputs(store, files(b"one"), tmp_path / "c")  # type: ignore[arg-type]
     assert len(store.fetched) == 2 and (tmp_path / "c/0.txt").read_bytes() == b"one"
-    await cache.place(store, files(b"two"), tmp_path / "d")  # type: ignore[arg-type]
+    await cache.place_inputs(store, files(b"two"), tmp_path / "d")  # type: ignore[arg-type]
     assert [path.read_bytes() for path in (tmp_path / "cache").iterdir()] == [b"two"]
 
 
 async def test_one_run_removes_nothing_that_another_is_being_given(tmp_path: Path) -> None:
-    store, cache = Store(b"one", b"slow", b"other"), Cache(tmp_path / "cache", limit=0)
+    store, cache = Store(b"one", b"slow", b"other"), InputCache(tmp_path / "cache", limit=0)
     asked, may_come = store.held_back[digest_bytes(b"slow")] = asyncio.Event(), asyncio.Event()
-    first = asyncio.create_task(cache.place(store, files(b"one", b"slow", b"one"), tmp_path / "a"))  # type: ignore[arg-type]
+    first = asyncio.create_task(cache.place_inputs(store, files(b"one", b"slow", b"one"), tmp_path / "a"))  # type: ignore[arg-type]
     await asked.wait()
-    await cache.place(store, files(b"other"), tmp_path / "b")  # type: ignore[arg-type]
+    await cache.place_inputs(store, files(b"other"), tmp_path / "b")  # type: ignore[arg-type]
     assert (tmp_path / "cache" / digest_bytes(b"one").removeprefix("sha256:")).exists()
     may_come.set()
     await first

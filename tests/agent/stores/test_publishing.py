@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from agent.events.journal import Journal
-from agent.stores.publishing import Publishing, store_of
-from agent.stores.retry import Patience
+from agent.stores.publishing import AttemptStore, open_run_store
+from agent.stores.retry import StoreRetry
 from agent.stores.transfers import Transfers
 from relay.v1 import fleet_pb2
 from runfile import RunFile
@@ -33,15 +33,15 @@ async def test_f11_a_share_that_is_mounted_later_gets_it_then(tmp_path: Path) ->
 
     def clock() -> float:
         """Looked at before the first try and after each that failed."""
-        seen.extend(transfers.added_to(fleet_pb2.Readings(cpu_fraction=0.5)).transfers)
+        seen.extend(transfers.attach_to(fleet_pb2.Readings(cpu_fraction=0.5)).transfers)
         if len(seen) == 2:
             share.mkdir()
         return float(len(seen))
 
-    stored = Publishing(
+    stored = AttemptStore(
         lease=LEASE,
         store=FolderStore(share.as_uri(), writer="a"),
-        patience=Patience(Journal(tmp_path / "agent.jsonl", lambda: 0.0), clock, first_pause=0.0, tell_after=1.0),
+        retry=StoreRetry(Journal(tmp_path / "agent.jsonl", lambda: 0.0), clock, first_pause=0.0, tell_after=1.0),
         transfers=transfers,
     )
     uri = await stored.put(PLACE, manifest, lambda file: tmp_path / "from" / file.path)
@@ -49,7 +49,7 @@ async def test_f11_a_share_that_is_mounted_later_gets_it_then(tmp_path: Path) ->
     said = (tmp_path / "agent.jsonl").read_text()
     assert said.count("upload_failing") == 1 and said.count("works again") == 1
     assert {(told.lease, told.step, told.done_bytes, told.total_bytes) for told in seen} == {(LEASE, 4, 0, 100_000)}
-    assert not transfers.added_to(fleet_pb2.Readings()).transfers
+    assert not transfers.attach_to(fleet_pb2.Readings()).transfers
 
 
 def test_the_run_file_names_the_store() -> None:
@@ -58,7 +58,7 @@ def test_the_run_file_names_the_store() -> None:
         return RunFile.model_validate({**spec, "checkpoint": {"store": store, "layout": layout}})
 
     relay = FolderStore()
-    chosen = partial(store_of, stores=StoresByScheme({"relay": relay}), writer="a", rate_limit=RateLimit())
+    chosen = partial(open_run_store, stores=StoresByScheme({"relay": relay}), writer="a", rate_limit=RateLimit())
     assert chosen(of("relay://")) is relay
     found = chosen(of("file:///mnt/share", "framework"))
     assert isinstance(found, FolderStore)

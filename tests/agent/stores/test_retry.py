@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from agent.events.journal import Journal
-from agent.stores.retry import Patience
+from agent.stores.retry import StoreRetry
 from storage.base import StoreUnavailable
 
 
@@ -26,8 +26,8 @@ class Store:
         return "uri"
 
 
-def patience(store: Store, tmp_path: Path) -> Patience:
-    return Patience(Journal(tmp_path / "agent.jsonl", lambda: 0.0), store.now, first_pause=0.0)
+def patience(store: Store, tmp_path: Path) -> StoreRetry:
+    return StoreRetry(Journal(tmp_path / "agent.jsonl", lambda: 0.0), store.now, first_pause=0.0)
 
 
 def said(tmp_path: Path) -> list[tuple[str, str, str]]:
@@ -38,7 +38,7 @@ def said(tmp_path: Path) -> list[tuple[str, str, str]]:
 
 async def test_it_is_told_once_that_it_fails_and_once_that_it_works(tmp_path: Path) -> None:
     store = Store(away=6)
-    assert await patience(store, tmp_path).outlast("the upload of step 4 to s3://", store.put) == "uri"
+    assert await patience(store, tmp_path).run("the upload of step 4 to s3://", store.put) == "uri"
     assert said(tmp_path) == [
         ("upload_failing", "warning", "the upload of step 4 to s3:// fails, and is tried again: no answer"),
         ("message", "info", "the upload of step 4 to s3:// works again"),
@@ -47,14 +47,14 @@ async def test_it_is_told_once_that_it_fails_and_once_that_it_works(tmp_path: Pa
 
 async def test_of_a_short_absence_nothing_is_told(tmp_path: Path) -> None:
     store = Store(away=1)
-    assert await patience(store, tmp_path).outlast("the upload", store.put) == "uri"
+    assert await patience(store, tmp_path).run("the upload", store.put) == "uri"
     assert said(tmp_path) == []
 
 
 async def test_it_gives_up_for_something_newer(tmp_path: Path) -> None:
     store, newer = Store(away=10**9), asyncio.Event()
-    patient = Patience(Journal(tmp_path / "agent.jsonl", lambda: 0.0), store.now, first_pause=60.0)
-    waiting = asyncio.create_task(patient.outlast("the upload", store.put, newer.wait))
+    patient = StoreRetry(Journal(tmp_path / "agent.jsonl", lambda: 0.0), store.now, first_pause=60.0)
+    waiting = asyncio.create_task(patient.run("the upload", store.put, newer.wait))
     newer.set()
     assert await waiting is None and store.tries == 1
 
@@ -69,5 +69,5 @@ async def test_a_store_that_says_when_to_come_back_is_not_asked_before(tmp_path:
         asyncio.get_running_loop().call_later(0.1, newer.set)
         raise StoreUnavailable("too many requests", 3600.0)
 
-    assert await patience(Store(away=0), tmp_path).outlast("the upload", put, newer.wait) is None
+    assert await patience(Store(away=0), tmp_path).run("the upload", put, newer.wait) is None
     assert tries == 1
