@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from runfile import inputs as _inputs
-from runfile import limits, options, presets, reading, rules, validation_errors
+from runfile import options, presets, reading, rules, validation_errors
 from runfile.inputs import INIT_BASE, INIT_FROM, ROW_SUFFIXES, InputFile, list_row_files
 from runfile.mistakes import Mistake, Position, RunFileErrors
 from runfile.models import (
@@ -119,7 +119,7 @@ def find_inputs(runfile: RunFile, base: Path | str) -> RunInputs:
 
 
 def _check_document(document: Document, *, base: Path | None = None, supported: bool = True) -> RunFile:
-    if unstorable := list(limits.find_unstorable(document.data)):
+    if unstorable := list(rules.find_unstorable(document.data)):
         raise RunFileErrors((document.locate(mistake) for mistake in unstorable), document.name)
     data: dict[str, Any] = presets.apply_presets(rules.translate_mode(_without_empty(document.data)))
     run, found = _validate_types(data, units=base is not None)

@@ -8,6 +8,9 @@ from runfile.mistakes import KeyPath, Mistake
 from runfile.models import METHODS, DataSource, RunFile, Split
 from storage.address import BUCKET_SCHEMES, AddressError, parse_address
 
+MAX_DEPTH = 24  #: of nested values
+LARGEST = 2**53  #: the largest whole number up to which all are exact as doubles
+
 #: Keys for command runs only, and keys that command runs cannot have.
 _COMMAND_ONLY = ("command", "workdir", "resume_args", "adopt", "outputs", "image")
 _NEVER_COMMAND = ("model", "teacher", "model_init", "lora", "quantization", "preset", "data", "rewards", "samples")
@@ -42,6 +45,43 @@ UNSUPPORTED: Mapping[str, Callable[[RunFile], bool]] = {
     "trackers": lambda run: bool(run.trackers),
     "alerts": lambda run: bool(run.alerts),
 }
+
+
+def find_unstorable(data: Mapping[str, Any]) -> Iterator[Mistake]:
+    """Yield a mistake for each value that could not be stored, sent or digested, whatever its key.
+
+    These are text that is not Unicode or has NUL bytes (Postgres refuses them), numbers that a double cannot carry
+    (protobuf's Struct has no others), and endless nesting. They are looked for first, since the other checks recurse.
+    """
+    stack: list[tuple[KeyPath, Any]] = [((), data)]
+    while stack:
+        path, value = stack.pop()
+        if problem := _storage_problem(value):
+            yield Mistake(path, problem)
+        elif len(path) > MAX_DEPTH:
+            yield Mistake(path[:3], "is nested too deeply")
+            return
+        elif isinstance(value, Mapping):
+            stack += [((*path, str(key)), item) for key, item in value.items()]
+        elif isinstance(value, list | tuple):
+            stack += [((*path, index), item) for index, item in enumerate(value)]
+
+
+def _storage_problem(value: Any) -> str:
+    match value:
+        case Mapping() if any(not isinstance(key, str) or _text_storage_problem(key) for key in value):
+            return "keys are plain text"
+        case str():
+            return _text_storage_problem(value)
+        case int() if abs(value) > LARGEST:
+            return "is too large: whole numbers go up to 2^53"
+    return ""
+
+
+def _text_storage_problem(text: str) -> str:
+    if "\0" in text:
+        return "holds a NUL character"
+    return "" if text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text) else "holds half a character"
 
 
 def translate_mode(data: Mapping[str, Any]) -> dict[str, Any]:

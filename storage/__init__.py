@@ -3,7 +3,7 @@
 base            the interface of a store, the key of a folder, and the errors that a store raises
 stores          opens the store that a uri names
 address         uris of stores; layout: the paths of folders below a store's base, and the index at the base
-folder          `file://`; scratch: folders that are being written
+folder          `file://`
 bucket          `s3://`, `gs://`, `az://`; obstore_client: their clients and errors; upload: one file on its way there
 hub             `hf://` and the publication of models on the Hugging Face Hub
 download        files on their way to this host, every byte verified

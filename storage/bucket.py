@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
@@ -27,7 +27,7 @@ from storage.address import Address, AddressError, parse_address
 from storage.base import DamagedCopy, FolderKey, LocateFile, Progress, StoreRefused, StoreUnavailable, ignore_progress
 from storage.download import PartialFile, is_fetched, parse_manifest, write_manifest
 from storage.layout import INDEX_FILE, Layout, folder_path, index_line, is_indexed, kind_path, missing_line_end
-from storage.manifest import MANIFEST_FILE, MAX_BYTES, Manifest, ManifestError, ManifestFile
+from storage.manifest import MANIFEST_FILE, MAX_BYTES, Manifest, ManifestError, ManifestFile, hash_file
 from storage.obstore_client import BucketClient, BucketClients, ObjectMissing, translate_errors
 from storage.threads import in_thread
 from storage.throttling import RateLimit, for_each_limited
@@ -42,6 +42,8 @@ PIECE = 8 * 1024 * 1024  #: bytes of one request of a download
 AHEAD = 3  #: pieces of a file that are requested at once
 EARLIER = 3  #: newest folders of a run whose objects may be copied
 INDEX_TRIES = 20
+
+REQUEST_TIMEOUT, RETRY_FOR = timedelta(seconds=120), timedelta(seconds=30)
 
 
 class BucketStore:
@@ -312,3 +314,58 @@ class BucketStore:
         if address.scheme != self.scheme:
             raise StoreRefused(f"{uri} is not a {self.scheme}:// uri")
         return address
+
+
+async def put_files(to: Address, files: Mapping[str, Path], progress: Progress) -> None:
+    """Upload plain files below a prefix, in the given order, for other programs to read: without a manifest.
+
+    Nothing is overwritten: a file that is there with the same content is not sent again. Raises StoreRefused when other
+    objects lie there.
+    """
+    client = BucketClients(to.scheme, REQUEST_TIMEOUT, RETRY_FOR).get(to.bucket)
+    described = {path: await in_thread(_describe_file, path, source) for path, source in files.items()}
+    there = await _find_present(client, to, described)
+    for path, source in files.items():
+        if path in there:
+            progress(described[path].size)
+        else:
+            await _upload_file(client, to / path, source, described[path], progress)
+
+
+def _describe_file(path: str, source: Path) -> ManifestFile:
+    digest, size = hash_file(source)
+    return ManifestFile(path, size, digest)
+
+
+async def _find_present(client: BucketClient, to: Address, files: Mapping[str, ManifestFile]) -> set[str]:
+    """Return the paths of the files that are there already."""
+    prefix, found = f"{to.path}/" if to.path else "", set()
+    with translate_errors(str(to)):
+        async for page in obstore.list(client, prefix or None):
+            for key in (meta["path"] for meta in page):
+                path = key.removeprefix(prefix)
+                if path not in files or await _fetch_digest(client, key) != files[path].digest:
+                    raise StoreRefused(f"{to / path} is another file and is not overwritten; name another prefix")
+                found.add(path)
+    return found
+
+
+async def _fetch_digest(client: BucketClient, key: str) -> str | None:
+    """Return the digest that an object carries as an attribute."""
+    answer = await obstore.get_async(client, key, options={"head": True})
+    return answer.attributes.get(DIGEST_ATTRIBUTE)
+
+
+async def _upload_file(client: BucketClient, at: Address, source: Path, file: ManifestFile, progress: Progress) -> None:
+    upload = FileUpload(source, file, RateLimit(), progress)
+    if file.size > SINGLE:
+        await upload.send_in_parts(client, at, {DIGEST_ATTRIBUTE: file.digest})
+        return
+    data = await upload.read_all()
+    try:
+        with translate_errors(str(at)):
+            await obstore.put_async(
+                client, at.path, data, attributes={DIGEST_ATTRIBUTE: file.digest}, mode="create", use_multipart=False
+            )
+    except AlreadyExistsError as error:
+        raise StoreRefused(f"{at} was created by another writer just now and is not overwritten") from error

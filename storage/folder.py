@@ -13,6 +13,8 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
+import secrets
 import shutil
 import socket
 import time
@@ -25,13 +27,16 @@ from storage.base import DamagedCopy, FolderKey, LocateFile, Progress, StoreRefu
 from storage.download import PartialFile, is_fetched, parse_manifest, write_manifest
 from storage.layout import INDEX_FILE, Layout, folder_path, index_line, is_indexed, kind_path, missing_line_end
 from storage.manifest import MANIFEST_FILE, Manifest, ManifestError, ManifestFile, hash_file
-from storage.scratch import remove_leftovers, scratch_folder
 from storage.threads import in_thread
 from storage.throttling import RateLimit, for_each_limited
 
 CHUNK = 4 * 1024 * 1024
 EARLIER = 3  #: newest folders of a run whose files may be linked
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP}
+
+_SCRATCH = ".relay"
+_LOCK = "lock"
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 
 class FolderStore:
@@ -397,3 +402,59 @@ def _append_to_index(path: Path, line: bytes, uri: str) -> None:
             file.write(missing_line_end(lines) + line)
             file.flush()
             os.fsync(file.fileno())
+
+
+# Scratch folders, `<base>/.relay/<writer>-<random>`. A process holds a lock on its own, which the kernel or the file
+# server releases when the process dies; so a host removes what its own dead processes have left, and nothing else.
+
+
+@contextlib.contextmanager
+def scratch_folder(base: Path, writer: str) -> Iterator[Path]:
+    """Yield a new empty folder of this process, and remove it afterwards."""
+    with _locked(base / _SCRATCH, _safe_name(writer)) as scratch:
+        yield scratch / "folder"
+
+
+def remove_leftovers(base: Path, writer: str) -> None:
+    """Remove the scratch folders that dead processes of this writer have left."""
+    for scratch in (base / _SCRATCH).glob(f"{_safe_name(writer)}-*"):
+        with contextlib.suppress(
+            OSError
+        ):  # its process lives; or there are no locks here; or another has just removed it
+            descriptor = os.open(scratch / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove_scratch(scratch)
+            finally:
+                os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _locked(parent: Path, writer: str) -> Iterator[Path]:
+    """Yield a new folder and hold its lock; make another when a cleaner removed it before it was locked."""
+    while True:
+        scratch = parent / f"{writer}-{secrets.token_hex(8)}"
+        scratch.mkdir(parents=True)
+        descriptor = os.open(scratch / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            with contextlib.suppress(OSError):  # a file system without locks: then nobody cleans up either
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if not (scratch / _LOCK).exists():
+                continue
+            (scratch / "folder").mkdir()
+            yield scratch
+            return
+        finally:
+            _remove_scratch(scratch)
+            os.close(descriptor)
+
+
+def _remove_scratch(scratch: Path) -> None:
+    """Remove a scratch folder, its lock last, so that a killed removal leaves what a later one can finish."""
+    shutil.rmtree(scratch / "folder", ignore_errors=True)
+    shutil.rmtree(scratch / "old", ignore_errors=True)
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _safe_name(writer: str) -> str:
+    return _UNSAFE.sub("_", writer) or "_"

@@ -243,7 +243,7 @@ async def _to_bucket(place: address.Address, made: Export, beside: Path, bars: S
     total = sum([(await asyncio.to_thread(source.stat)).st_size for source in files.values()])
     with name_store_in_errors(str(place)):
         open_store(str(place))  # raises StoreRefused when buckets cannot be used here
-        from storage.bucket_files import put_files
+        from storage.bucket import put_files
 
         await put_files(place, files, bars("sending", total))
     say(f"{made.title} is in {place}: {format_count(len(files), 'file')}, {format_bytes(total)}")

@@ -4,10 +4,9 @@
 
 store           the `Store` of `hf://` uris, on the run's branch; and the limit on commits per hour (pure)
 worker          starts a process for each job, which can be killed at any moment and alone holds the token
-jobs            the jobs of such a process, by name; in it work:
+jobs            the jobs of such a process, by name
 repository      commits that name their parent, the lookup of lost replies, the deletion of what takes space
-download        downloads of folders, every byte verified
-client          the Hub's client with timeouts, and its errors; only these three import huggingface_hub
+client          the Hub's client with timeouts, and its errors; only these last three import huggingface_hub
 commit_markers  the marker that tells Relay's commits from others, and whether a commit may be made (pure)
 uris            names of branches and tags, and `hf://` uris (pure)
 

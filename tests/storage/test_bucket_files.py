@@ -7,7 +7,7 @@ import pytest
 
 from storage.address import parse_address
 from storage.base import StoreRefused
-from storage.bucket_files import put_files
+from storage.bucket import put_files
 from storage.upload import SINGLE
 from tests.seaweed import client
 

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from storage.base import Store, StoreRefused, StoreUnavailable
-from storage.folder import FolderStore
+from storage.folder import FolderStore, scratch_folder
 from storage.manifest import MANIFEST_FILE, describe_folder
-from storage.scratch import scratch_folder
 from tests.storage.kept import Kept, folder, lying, place
 
 
