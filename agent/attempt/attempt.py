@@ -2,11 +2,12 @@
 
     fetch inputs → choose and verify a checkpoint → first write → start → watch → publish → result → complete → forget
 
-An agent that comes after another joins in the middle: it finds the shim, reads the assignment from the attempt's
-folder, the checkpoints from the disk, and goes on watching; the trainer never notices. Cancelling `run` is to let go in
-that sense. Only an order (a wish, a leave, a stall) stops a trainer, and only LEASE_LOST kills it for good.
+A restarted agent joins in the middle: it finds the shim, reads the assignment from the attempt's folder and the
+checkpoints from the disk, and continues to watch; the trainer never notices. Cancelling `run` detaches from the trainer
+in the same way. Only a directive (the desired state, a host that leaves, a stall) stops a trainer, and only LEASE_LOST
+kills it at once.
 
-How the trainer ends is a value. What this host or the network does wrong is a fault, reported as such.
+How the trainer ends is a value. What this host or the network does wrong is a `HostFault`, reported as such.
 """
 
 from __future__ import annotations
@@ -90,10 +91,10 @@ class Attempt:
         self._stalled = ""
         self._ended = "lost"
 
-    # What it is told
+    # Directives
 
     def stop(self, order: StopDirective) -> None:
-        """Save and end. Said again, it can only come sooner."""
+        """Ask the trainer to save and end; a repeated stop can only shorten the time it has."""
         self._directives.strengthen(order)
         self._enter_phase(pb.HeldLease.ENDING)
 
@@ -111,7 +112,7 @@ class Attempt:
         self._directives.hurried.set()
 
     def drop(self) -> None:
-        """The lease is not ours any more."""
+        """Give the lease up: the coordinator no longer desires it here."""
         self._lost.set()
 
     def extend_trust(self, until: float) -> None:
@@ -136,10 +137,10 @@ class Attempt:
             slots=self.assignment.slots,
         )
 
-    # Its life
+    # Stages
 
     async def run(self) -> None:
-        """To the end of the lease, or until cancelled."""
+        """Run every stage to the end of the lease, or until cancelled."""
         try:
             if not await self._live_and_report():
                 await self._kill("lease lost")
@@ -154,7 +155,7 @@ class Attempt:
         log.info("lease=%s over=%s", self.assignment.lease, self._ended)
 
     async def _live_and_report(self) -> bool:
-        """Live until the lease's end is reported; False when the lease was lost before."""
+        """Run until the end of the lease is reported; return False when the lease was lost before."""
         reported = True
         try:
             async with asyncio.TaskGroup() as group:
@@ -226,7 +227,7 @@ class Attempt:
         )
 
     async def _watch_trainer(self, run: RunFile, publisher: CheckpointPublisher) -> Exit:
-        """Until the trainer and all it started are gone."""
+        """Watch the trainer until it and everything that it started are gone; return how it ended."""
         assert self._shim is not None
         self._watch = watch = await asyncio.to_thread(
             _make_watch, run, self._folder, self._context.now, rejoined=self._rejoined
@@ -273,7 +274,7 @@ class Attempt:
     async def _conclude(
         self, run: RunFile, ended: Exit, publisher: CheckpointPublisher, store: AttemptStore
     ) -> pb.CompleteLeaseRequest:
-        """What it comes to, once its checkpoints are safe and its result is stored."""
+        """Return the outcome, once the checkpoints are published and the result is stored."""
         assert self._watch is not None
         log.info("lease=%s trainer=ended code=%s signal=%s", self.assignment.lease, ended.code, ended.signal)
         await run_unless(self._directives.hurried, publisher.drain())
@@ -324,7 +325,7 @@ class Attempt:
         return self._publisher.registered_step
 
     async def _kill(self, why: str) -> None:
-        """End the trainer, keep its bytes."""
+        """Kill the trainer and keep its files."""
         if self._shim is not None:
             with contextlib.suppress(ShimError):  # `wait` knows what to do then
                 await self._shim.kill(why)
@@ -337,7 +338,7 @@ class Attempt:
 
 
 async def run_unless(event: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
-    """Do `work`; give it up when `event` comes first."""
+    """Run `work`; cancel it when `event` is set first."""
     working = asyncio.create_task(work)
     waiting = asyncio.create_task(event.wait())
     try:

@@ -1,4 +1,4 @@
-"""What one attempt was told, and what its shim has been told of that."""
+"""The directives of one attempt (a stop, and trust in its lease), and how they reach its shim."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class Directives:
-    """A stop, which only sharpens, and trust, which only grows. Passed on at once, whatever else is slow (L4, F14)."""
+    """A stop that only grows stronger and trust that only grows longer, forwarded at once to the shim (L4, F14)."""
 
     def __init__(self, lease: str, now: Callable[[], float]) -> None:
         """`now` is CLOCK_BOOTTIME, which the shim's deadlines are on."""
@@ -29,7 +29,7 @@ class Directives:
         self._forwarded_trust: float | None = None
 
     def strengthen(self, order: StopDirective) -> None:
-        """Save and end. Said again, it can only come sooner."""
+        """Take a stop in; a repeated stop can only shorten the time that the trainer has."""
         sharpened = order.strengthen(self.stop)
         if sharpened != self.stop:
             log.info("lease=%s order=stop why=%r grace=%g", self._lease, order.why, order.grace)
@@ -38,25 +38,25 @@ class Directives:
             self._changed.set()
 
     def extend_trust(self, until: float) -> None:
-        """The lease may be trusted until then."""
+        """Extend trust in the lease until this moment of CLOCK_BOOTTIME."""
         self.trust = until if self.trust is None else max(self.trust, until)
         self._changed.set()
 
     async def wait_trusted(self) -> None:
-        """Until the lease may be trusted for a while."""
+        """Wait until the lease may be trusted."""
         while self.trust is None or self.trust <= self._now():
             self._changed.clear()
             await self._changed.wait()
 
     async def forward(self, shim: Shim) -> Never:
-        """Tell the shim what it has not been told, until cancelled."""
+        """Forward to the shim what it does not know yet, until cancelled."""
         while True:
             self._changed.clear()
             if await self._forward_once(shim):
                 await self._changed.wait()
 
     async def _forward_once(self, shim: Shim) -> bool:
-        """False when the shim did not answer, and has to be told again."""
+        """Forward once; return False when the shim did not answer, so that it must be tried again."""
         trust, stop = self.trust, self.stop
         try:
             if trust is not None and trust != self._forwarded_trust:

@@ -1,8 +1,8 @@
-"""What a run says: append-only files on this host, and their way to the coordinator, each byte once.
+"""What a run reports: append-only files on this host, and how they reach the coordinator, each byte once.
 
-sources   the files and how far the coordinator has them
-spool     the stream that brings them there
-notice    how the spool learns that something was written
-reports   what the trainer's own lines say that matters here: steps, checkpoints
-journal   what the agent itself adds
+sources   the files, and how much of each the coordinator has
+spool     the stream that sends them
+inotify   how the spool learns that something was written
+reports   what the trainer's lines say that its host acts on: steps and checkpoints
+journal   the lines that the agent itself adds
 """

@@ -26,13 +26,13 @@ What is not promised
 Life: started with `python -I -S`, its id and the runtime folder as arguments and a listening socket as standard input;
 then one `start` with the job. Before that it is a *spare*, which ends when nobody is connected to it any more.
 
-    server      the process itself: its socket, its loop, the requests
-    keeper      one job from its start to its exit, and what is written of it
-    sentence    when a trainer is asked to stop and when it is killed: rules without processes
-    tree        the trainer and everything it starts: start, ask, kill, reap
-    processes   what all this needs of Linux
+    server              the process itself: its socket, its loop, the requests
+    trainer_supervisor  one job from its start to its exit, and the files that describe it
+    kill_deadlines      when a trainer is asked to stop and when it is killed: rules without processes
+    tree                the trainer and everything it starts: start, ask to stop, kill, reap
+    processes           what all this needs of Linux
 
 All that runs in the shim's process is in this package, and nothing else is: standard library only, and few modules of
 it, since a run waits for this to start. One thread, one selector, no sleeping. The agent's side is `agent.shim_client`:
-`shims` (start one, find those that live, talk to them), `jobs` (what the two say to each other) and `orphans`.
+`shims` (start one, find those that live, talk to them), `jobs` (the messages between the two) and `orphans`.
 """

@@ -1,7 +1,8 @@
-"""Stores as agents use them. Those that need no line to the coordinator: `storage`.
+"""Stores as agents use them; those that need no connection to the coordinator are in `storage`.
 
-relay, blobs   `relay://`, over the agent's line to the coordinator
-publishing     what one attempt publishes, to the store that its run file names
-patience       waiting for a store that is away
-transfers      how far uploads are
+blobs, relay   `relay://`: the coordinator's own store, over the agent's connection to it
+input_cache    the files that are uploaded with runs, fetched once per host
+publishing     the store that one attempt publishes to, as its run file names it
+retry          waiting for a store that is away
+transfers      the progress of uploads
 """
