@@ -30,7 +30,7 @@ class ScriptedAgent:
         self.held: dict[str, pb.HeldLease] = {}
         self.readiness = pb.Readiness(ready=True)
         self.deployment = ""
-        self.beats: list[pb.HeartbeatReply] = []
+        self.replies: list[pb.HeartbeatReply] = []
         self._sequence = 0
         self._call: Any = None
 
@@ -45,10 +45,10 @@ class ScriptedAgent:
         await self._call.write(pb.SessionRequest(hello=message))
         return (await self._read()).welcome
 
-    async def beat(self) -> pb.HeartbeatReply:
+    async def heartbeat(self) -> pb.HeartbeatReply:
         """Send a heartbeat and return the reply to it."""
         await self._send()
-        return await self.until(lambda beat: beat.heartbeat_sequence == self._sequence)
+        return await self.until(lambda reply: reply.heartbeat_sequence == self._sequence)
 
     async def say(self, sequence: int, *held: pb.HeldLease) -> None:
         """Sends a heartbeat of this number, and awaits nothing."""
@@ -71,31 +71,31 @@ class ScriptedAgent:
         while True:
             response = await self._read()
             assert response.WhichOneof("message") == "heartbeat_reply", response
-            self.beats.append(response.heartbeat_reply)
+            self.replies.append(response.heartbeat_reply)
             if wanted(response.heartbeat_reply):
                 return response.heartbeat_reply
 
     async def assigned(self) -> pb.DesiredLease:
         """Return the first desired lease that the agent does not list, as soon as a reply brings it."""
-        beat = await self.until(lambda beat: any(lease.lease not in self.held for lease in beat.leases))
-        return next(lease for lease in beat.leases if lease.lease not in self.held)
+        reply = await self.until(lambda reply: any(lease.lease not in self.held for lease in reply.leases))
+        return next(lease for lease in reply.leases if lease.lease not in self.held)
 
     async def next_lease(self) -> pb.DesiredLease:
         """Sends a heartbeat; the lease that is assigned with its answer or soon after."""
-        beat = await self.beat()
-        return next((lease for lease in beat.leases if lease.lease not in self.held), None) or await self.assigned()
+        reply = await self.heartbeat()
+        return next((lease for lease in reply.leases if lease.lease not in self.held), None) or await self.assigned()
 
     async def take(self) -> pb.DesiredLease:
         """Accept the assigned lease, list it, and start it from the beginning."""
-        wished = await self.assigned()
-        self.hold(wished)
-        await self.beat()
-        return wished
+        desired = await self.assigned()
+        self.hold(desired)
+        await self.heartbeat()
+        return desired
 
-    def hold(self, wished: pb.DesiredLease, phase: pb.HeldLease.Phase.ValueType = pb.HeldLease.RUNNING) -> None:
+    def hold(self, desired: pb.DesiredLease, phase: pb.HeldLease.Phase.ValueType = pb.HeldLease.RUNNING) -> None:
         """Lists a lease from the next heartbeat on."""
-        self.held[wished.lease] = pb.HeldLease(
-            lease=wished.lease, node=wished.assignment.node, phase=phase, slots=wished.assignment.slots
+        self.held[desired.lease] = pb.HeldLease(
+            lease=desired.lease, node=desired.assignment.node, phase=phase, slots=desired.assignment.slots
         )
 
     async def start(self, lease: str, checkpoint: str = "", skipped: Iterable[runs_pb2.SkippedCheckpoint] = ()) -> None:

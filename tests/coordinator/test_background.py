@@ -45,10 +45,10 @@ async def test_the_planner_comes_back_when_a_run_may_be_tried_again(world: World
 async def test_a_silent_holder_is_named_as_the_reason(world: World) -> None:
     async with agents_connected(world.replica.agents, "a") as [a]:
         await world.submit()
-        wished = await a.take()
-        await world.expire(wished.lease)
+        desired = await a.take()
+        await world.expire(desired.lease)
         assert (await world.run()).reason == "no heartbeat from a; the run may be granted to another host"
-        await a.beat()
+        await a.heartbeat()
         assert (await world.run()).reason == ""
 
 

@@ -124,11 +124,11 @@ async def test_it_is_resumed_like_any_other_and_is_one_run_with_one_curve(world:
     await bring(world, [await saved(world, 2), await saved(world, 4)], curve_digest=await curve(world, loss(4, 1.0)))
     async with connected(world.replica.agents, "a") as [a]:
         await world.replica.runs.ResumeRun(pb.ResumeRunRequest(name="runs/old"))
-        wished = await a.take()
-        assert [each.step for each in wished.assignment.checkpoints] == [4, 2]
-        await a.start(wished.lease, wished.assignment.checkpoints[0].name)
-        await a.save(wished.lease, 6)
-        await a.complete(wished.lease, **SUCCEEDED)
+        desired = await a.take()
+        assert [each.step for each in desired.assignment.checkpoints] == [4, 2]
+        await a.start(desired.lease, desired.assignment.checkpoints[0].name)
+        await a.save(desired.lease, 6)
+        await a.complete(desired.lease, **SUCCEEDED)
     run = await world.run("old")
     assert (run.state, run.head.step, run.attempts) == (pb.Run.SUCCEEDED, 6, 2)
     assert [(each.number, each.resumed_step) for each in await world.attempts("old")] == [(1, 0), (2, 4)]
@@ -141,10 +141,10 @@ async def test_an_older_checkpoint_takes_what_came_after_off_the_curve(world: Wo
     await bring(world, [await saved(world, 2), await saved(world, 4)], curve_digest=drawn)
     async with connected(world.replica.agents, "a") as [a]:
         await world.replica.runs.ResumeRun(pb.ResumeRunRequest(name="runs/old"))
-        wished = await a.take()
-        newest, older = wished.assignment.checkpoints
+        desired = await a.take()
+        newest, older = desired.assignment.checkpoints
         skipped = pb.SkippedCheckpoint(checkpoint=newest.name, step=4, reason="damaged")
-        await a.start(wished.lease, older.name, [skipped])
+        await a.start(desired.lease, older.name, [skipped])
         assert [step for _, step, _ in await points(world)] == [1, 2]
     await is_sound(world)
 
@@ -250,8 +250,8 @@ async def test_what_is_imported_stays_in_the_store_until_it_is_let_go(world: Wor
     assert swept is not None and (swept.blobs, swept.left) == (1, 6)
     async with connected(world.replica.agents, "a") as [a]:
         await world.replica.runs.ResumeRun(pb.ResumeRunRequest(name="runs/old"))
-        wished = await a.take()
-        await a.start(wished.lease, wished.assignment.checkpoints[0].name)
+        desired = await a.take()
+        await a.start(desired.lease, desired.assignment.checkpoints[0].name)
     swept = await collect_once(world.db, collector, 0.0)
     assert swept is not None and (swept.blobs, swept.left) == (4, 2)
 

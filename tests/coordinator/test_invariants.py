@@ -66,11 +66,11 @@ class Chaos:
             await conn.execute("UPDATE agents SET heartbeat_time = NULL, connect_time = NULL WHERE name = $1", agent)
         try:
             self.session[agent] = (await sessions.open_session(self.db, hello, DEFAULT)).session_id
-        except IdentityInUse:  # a beat came between
+        except IdentityInUse:  # a heartbeat came between
             return
-        await self.beat(agent)
+        await self.send_heartbeat(agent)
 
-    async def beat(self, agent: str) -> None:
+    async def send_heartbeat(self, agent: str) -> None:
         """Start what is desired and drop what is not; now and then forget something, or list what is over."""
         session = self.session[agent]
         held = dict(self.held[agent])
@@ -78,13 +78,13 @@ class Chaos:
             held.pop(self.dice.choice(list(held)))
         pulse = Heartbeat(agent=agent, session_id=session, held=tuple(held.values()), readiness=Readiness())
         known = self.versions.get(agent, 0)
-        wish = (await sessions.record_heartbeats(self.db, [pulse], 30.0))[agent]
-        assert wish.version >= known  # it was read after the beat began
-        if wish.session_id != session or wish.version < self.versions.get(agent, 0):  # another beat has overtaken it
+        desired = (await sessions.record_heartbeats(self.db, [pulse], 30.0))[agent]
+        assert desired.version >= known  # it was read after the heartbeat
+        if desired.session_id != session or desired.version < self.versions.get(agent, 0):  # overtaken by another reply
             return
-        self.versions[agent] = wish.version
-        self.held[agent] = {w.lease_id: HeldPlace(w.lease_id, w.node, "running", w.slots) for w in wish.leases}
-        self.leases += [w.lease_id for w in wish.leases if w.lease_id not in self.leases]
+        self.versions[agent] = desired.version
+        self.held[agent] = {w.lease_id: HeldPlace(w.lease_id, w.node, "running", w.slots) for w in desired.leases}
+        self.leases += [w.lease_id for w in desired.leases if w.lease_id not in self.leases]
 
     async def expire(self) -> None:
         lease = self.dice.choice(self.leases)
@@ -140,7 +140,7 @@ class Chaos:
     def one(self) -> Awaitable[object]:
         """Something that happens."""
         agent = self.dice.choice("ab")
-        acts: list[Callable[[], Awaitable[object]]] = [lambda: self.beat(agent)] * 4 + [
+        acts: list[Callable[[], Awaitable[object]]] = [lambda: self.send_heartbeat(agent)] * 4 + [
             self.requeue, lambda: plan_once(self.db, DEFAULT), lambda: plan_once(self.db, DEFAULT), self.submit
         ]  # fmt: skip
         acts += [lambda: self.hello(agent)] if self.dice.random() < 0.3 else []

@@ -52,8 +52,8 @@ class Stage:
     async def granted(self, session: UUID, agent: str = "a") -> HeldPlace:
         """Plans, and lists what that gives the agent."""
         await plan_once(self.db, DEFAULT)
-        wish = (await sessions.read_desired_state(self.db, [agent]))[agent]
-        [lease] = wish.leases
+        desired = (await sessions.read_desired_state(self.db, [agent]))[agent]
+        [lease] = desired.leases
         held = HeldPlace(lease.lease_id, lease.node, "running", lease.slots)
         await sessions.record_heartbeats(self.db, [pulse(session, held, agent=agent)], TTL)
         return held
@@ -205,7 +205,7 @@ async def test_a_clock_set_back_keeps_no_run_and_no_host_waiting_for_it(stage: S
     try:
         await stage.hello(boot="boot-2")
     except IdentityInUse:
-        pytest.fail("the older session does not beat any more")
+        pytest.fail("the older session sends no heartbeats any more")
 
 
 async def test_a_database_that_is_exchanged_is_away_and_then_listened_to_again(

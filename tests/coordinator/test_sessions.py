@@ -46,8 +46,8 @@ async def test_the_welcome_says_how_to_live_here(world: World) -> None:
     assert (welcome.ttl.seconds, welcome.heartbeat_interval.seconds, welcome.kill_time.seconds) == (30, 5, 8)
     deployment = await world.replica.fleet.GetDeployment(fleet_pb2.GetDeploymentRequest())
     assert welcome.deployment_id == deployment.deployment_id
-    beat = await agent.beat()
-    assert (beat.session_id, beat.heartbeat_sequence, list(beat.leases)) == (welcome.session_id, 1, [])
+    reply = await agent.heartbeat()
+    assert (reply.session_id, reply.heartbeat_sequence, list(reply.leases)) == (welcome.session_id, 1, [])
 
 
 async def test_an_agent_of_another_deployment_is_refused(world: World) -> None:
@@ -62,7 +62,7 @@ async def test_a_clone_is_refused_while_the_older_session_beats(world: World) ->
     async with connected(world.replica.agents, "a") as [original]:
         clone = ScriptedAgent(world.replica.agents, "a", boot="boot-2", instance=original.instance)
         assert await refusal(clone) == "IDENTITY_IN_USE"
-        await original.beat()
+        await original.heartbeat()
 
 
 async def test_otherwise_the_newer_wins_and_the_replaced_instance_stays_out(world: World) -> None:
@@ -77,24 +77,24 @@ async def test_otherwise_the_newer_wins_and_the_replaced_instance_stays_out(worl
             await original.until(lambda _: False)
         assert (ended.value.code(), reason(ended.value)) == (grpc.StatusCode.ABORTED, "SESSION_REPLACED")
         assert await refusal(original) == "SESSION_REPLACED"
-        await newer.beat()
+        await newer.heartbeat()
 
 
 async def test_a_restarted_agent_takes_up_what_its_shims_still_run(world: World) -> None:
     """F2: another process of the same boot; no attempt is used, and it hears what is stored."""
     async with connected(world.replica.agents, "a") as [a]:
         await world.submit()
-        wished = await a.take()
-        await a.start(wished.lease)
-        await world.store(wished.lease, 40)
-        await a.save(wished.lease, 10, after=40)
+        desired = await a.take()
+        await a.start(desired.lease)
+        await world.store(desired.lease, 40)
+        await a.save(desired.lease, 10, after=40)
         restarted = ScriptedAgent(world.replica.agents, "a")
         restarted.held = a.held
         [record] = (await restarted.hello()).leases
         assert record.started and [(c.source, c.offset) for c in record.cursors] == [("events", 40)]
         assert [checkpoint.step for checkpoint in record.checkpoints] == [10]
-        [lease] = (await restarted.beat()).leases
-        assert (lease.lease, lease.action, lease.HasField("assignment")) == (wished.lease, RUN, False)
+        [lease] = (await restarted.heartbeat()).leases
+        assert (lease.lease, lease.action, lease.HasField("assignment")) == (desired.lease, RUN, False)
     assert len(await world.attempts()) == 1
 
 
@@ -119,7 +119,7 @@ async def test_under_stop_a_reboot_waits_for_the_lapse_however_often_it_says_hel
         rebooted = ScriptedAgent(world.replica.agents, "a", boot="boot-2")
         for _ in range(2):
             await rebooted.hello()
-            assert not (await rebooted.beat()).leases
+            assert not (await rebooted.heartbeat()).leases
         assert (await world.run()).attempt.name == first.lease
         await world.expire(first.lease)
         assert (await rebooted.next_lease()).assignment.attempt == 2
@@ -139,21 +139,21 @@ async def test_an_assignment_is_sent_until_the_lease_is_listed(world: World) -> 
     async with connected(world.replica.agents, "a") as [a]:
         await world.submit()
         first = await a.assigned()
-        again = (await a.beat()).leases[0]
+        again = (await a.heartbeat()).leases[0]
         assert again == first
         a.hold(first, pb.HeldLease.PREPARING)
-        assert not (await a.beat()).leases[0].HasField("assignment")
+        assert not (await a.heartbeat()).leases[0].HasField("assignment")
 
 
 async def test_versions_of_the_wish_only_grow_and_name_their_session(world: World) -> None:
     async with connected(world.replica.agents, "a") as [a]:
         await world.submit()
-        wished = await a.take()
+        desired = await a.take()
         await world.replica.runs.CancelRun(runs_pb2.CancelRunRequest(name="runs/r"))
-        await a.complete(wished.lease, **SUCCEEDED)
-        await a.beat()
-        versions = [beat.desired_version for beat in a.beats]
-        assert versions == sorted(versions) and len({beat.session_id for beat in a.beats}) == 1
+        await a.complete(desired.lease, **SUCCEEDED)
+        await a.heartbeat()
+        versions = [reply.desired_version for reply in a.replies]
+        assert versions == sorted(versions) and len({reply.session_id for reply in a.replies}) == 1
         assert len(set(versions)) == 4  # before, granted, to be stopped, ended
 
 
@@ -161,9 +161,9 @@ async def test_a_heartbeat_of_the_replaced_session_does_not_judge_what_the_new_o
     """A late heartbeat arrives between the hello and the first reply: the hello lists what it had not listed yet."""
     async with connected(world.replica.agents, "a") as [a]:
         await world.submit()
-        wished = await a.assigned()
-        late = Heartbeat(agent="a", session_id=uuid.UUID(a.beats[-1].session_id), held=(), readiness=Readiness())
-        a.hold(wished)
+        desired = await a.assigned()
+        late = Heartbeat(agent="a", session_id=uuid.UUID(a.replies[-1].session_id), held=(), readiness=Readiness())
+        a.hold(desired)
         await sessions.open_session(world.db, hello_of(a), DEFAULT)
         await sessions.record_heartbeats(world.db, [late], 30.0)
     [attempt] = await world.attempts()
@@ -173,11 +173,11 @@ async def test_a_heartbeat_of_the_replaced_session_does_not_judge_what_the_new_o
 async def test_a_hello_that_a_later_one_has_overtaken_takes_nothing_away(world: World) -> None:
     """F17, S3: it was on its way for so long that its agent had given up on it, and holds a lease by now."""
     async with connected(world.replica.agents, "a") as [a]:
-        await a.beat()
+        await a.heartbeat()
         await world.submit()
-        wished = await a.assigned()
+        desired = await a.assigned()
         await sessions.open_session(world.db, hello_of(a, dial=2, held=()), DEFAULT)
-        a.hold(wished)
+        a.hold(desired)
         await sessions.open_session(world.db, hello_of(a, dial=3), DEFAULT)
         for stale in (2, 3):
             with pytest.raises(SessionReplaced):
@@ -201,17 +201,17 @@ async def test_a_heartbeat_that_a_later_one_has_overtaken_says_nothing(world: Wo
     """F17: it does not list a lease that was started after it was sent, and would end it."""
     async with connected(world.replica.agents, "a") as [agent]:
         await world.submit()
-        wished = await agent.take()
+        desired = await agent.take()
         await agent.say(1)
-        beat = await agent.beat()
-        assert [lease.lease for lease in beat.leases] == [wished.lease]
+        reply = await agent.heartbeat()
+        assert [lease.lease for lease in reply.leases] == [desired.lease]
         assert [attempt.outcome for attempt in await world.attempts()] == [runs_pb2.Attempt.OUTCOME_UNSPECIFIED]
 
 
 async def test_the_hello_says_at_once_what_is_free_and_whether_work_is_welcome(world: World) -> None:
     """S9: between the hello and the first heartbeat nothing is granted by what an older session reported."""
     async with connected(world.replica.agents, "a") as [a]:
-        await a.beat()
+        await a.heartbeat()
         dying = requests.parse_held([pb.HeldLease(lease=f"runs/gone/leases/{uuid.uuid4()}", slots=[0])])
         await sessions.open_session(world.db, hello_of(a, held=dying, readiness=Readiness(ready=False)), DEFAULT)
         agent = await world.replica.fleet.GetAgent(_named("a"))
@@ -234,11 +234,11 @@ async def test_a_session_that_the_database_has_never_heard_of_ends(world: World)
         async with world.db.connection() as conn:
             await conn.execute("DELETE FROM agents WHERE name = 'a'")
         with pytest.raises(aio.AioRpcError) as ended:
-            await a.beat()
+            await a.heartbeat()
         assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
         await a.hello()
-        await a.beat()
-        await b.beat()
+        await a.heartbeat()
+        await b.heartbeat()
 
 
 async def stored(world: World) -> tuple[object, ...]:
@@ -252,34 +252,34 @@ async def test_only_the_current_session_renews(world: World) -> None:
     """S2: a heartbeat of a replaced session changes nothing."""
     async with connected(world.replica.agents, "a") as [a]:
         await world.submit()
-        wished = await a.take()
+        lease = await a.take()
         newer = ScriptedAgent(world.replica.agents, "a", instance=a.instance)
         newer.held = a.held
         await newer.hello()
         stale = Heartbeat(
             agent="a",
-            session_id=uuid.UUID(a.beats[-1].session_id),
+            session_id=uuid.UUID(a.replies[-1].session_id),
             held=requests.parse_held(list(a.held.values())),
             readiness=Readiness(ready=False),
         )
         before = await stored(world)
-        wish = (await sessions.record_heartbeats(world.db, [stale], 30.0))["a"]
-        assert wish.session_id != stale.session_id  # which is what its stream ends with
+        desired = (await sessions.record_heartbeats(world.db, [stale], 30.0))["a"]
+        assert desired.session_id != stale.session_id  # which is what its stream ends with
         assert await stored(world) == before
-        assert (await newer.beat()).leases[0].lease == wished.lease
+        assert (await newer.heartbeat()).leases[0].lease == lease.lease
 
 
 async def test_any_replica_serves_any_agent_and_pushes_what_the_other_changed(world: World) -> None:
     """F5, L4: the desired state is in the database."""
     async with world.second() as second, connected(second.agents, "a") as [a]:
         await world.submit()
-        wished = await a.take()
+        desired = await a.take()
         await world.replica.runs.CancelRun(runs_pb2.CancelRunRequest(name="runs/r"))
-        assert (await a.until(lambda beat: bool(beat.leases[0].reason))).heartbeat_sequence == 0
+        assert (await a.until(lambda reply: bool(reply.leases[0].reason))).heartbeat_sequence == 0
         moved = ScriptedAgent(world.replica.agents, "a", instance=a.instance)
         moved.held = a.held
         await moved.hello()
-        assert [lease.lease for lease in (await moved.beat()).leases] == [wished.lease]
+        assert [lease.lease for lease in (await moved.heartbeat()).leases] == [desired.lease]
     assert len(await world.attempts()) == 1
 
 
@@ -312,9 +312,9 @@ async def _ended_as_unavailable(agent: ScriptedAgent) -> None:
 async def test_the_fleet_shows_what_agents_said_of_themselves(world: World) -> None:
     async with connected(world.replica.agents, "a", "g", gpus=2) as [a, g]:
         a.readiness = pb.Readiness(ready=False, reason="disk full")
-        await a.beat()
+        await a.heartbeat()
         g.readiness = pb.Readiness(leaving=True)
-        await g.beat()
+        await g.heartbeat()
         request = fleet_pb2.ListAgentsRequest()
         found = {agent.name: agent for agent in (await world.replica.fleet.ListAgents(request)).agents}
         assert (found["agents/a"].state, found["agents/a"].reason) == (Fleet.NOT_READY, "is not ready: disk full")

@@ -176,13 +176,13 @@ def no_outage_grace() -> Sequence[Patch]:
 # Beats
 
 
-@mutant("a beat of a lower wish version is ignored (§2 Beats)", "weather pause")
+@mutant("a reply of a lower desired version is ignored (§2 Heartbeat replies)", "weather pause")
 def no_wish_version() -> Sequence[Patch]:
     return [patch.object(Standing, "accepts", lambda self, beat: beat.session_id == self.session_id)]
 
 
 @mutant(
-    "a beat is built from a read begun after the message it answers (§2 Beats)",
+    "a reply is built from a read begun after the message it answers (§2 Heartbeat replies)",
     "partition agent_frozen",
     spare="versions order what was read, and a shim has killed before its lease lapses",
 )
@@ -198,7 +198,7 @@ def stale_read() -> Sequence[Patch]:
 
 
 @mutant(
-    "a beat's version and its leases are of one moment (§2 Beats)",
+    "a reply's version and its leases are of one moment (§2 Heartbeat replies)",
     "pause partition cancel",
     spare="with one writer per session it comes before the push, and the next beat is whole again",
 )
@@ -212,19 +212,22 @@ def mixed_beat() -> Sequence[Patch]:
     return [patch.object(desired_state, "read", mutated)]
 
 
-@mutant("the wish version is raised in the transaction that changes the wish (§2 Beats)", "weather pause")
+@mutant(
+    "the desired version is raised in the transaction that changes the desired state (§2 Heartbeat replies)",
+    "weather pause",
+)
 def version_not_raised() -> Sequence[Patch]:
     return [carried_out(agents.raise_desired_versions, nothing())]
 
 
 @mutant(
-    "a lease is begun at most once in a host's life (§2 Beats)",
+    "a lease is begun at most once in a host's life (§2 Heartbeat replies)",
     "weather",
     spare="a start is fenced, and a lease that was listed comes without its assignment",
 )
 def begun_again() -> Sequence[Patch]:
-    def mutated(held: Any, wished: Mapping[str, Wish], begun: Any = frozenset()) -> Plan:
-        return plan(held, wished)
+    def mutated(held: Any, desired: Mapping[str, Wish], begun: Any = frozenset()) -> Plan:
+        return plan(held, desired)
 
     return [patch.object(supervising, "plan", mutated)]
 
@@ -644,8 +647,8 @@ def end_before_checkpoints() -> Sequence[Patch]:
 
 @mutant("a session that is not the agent's own is told so (§2 Sessions)", "cloned agent_frozen host_frozen")
 def foreign_wishes_obeyed() -> Sequence[Patch]:
-    def tell(self: Any, wish: Any, sequence: int) -> Any:
-        self._sent_version = wish.version
-        return live_sessions.Reply(replace(wish, session_id=self.welcome.session_id), sequence)
+    def tell(self: Any, desired: Any, sequence: int) -> Any:
+        self._sent_version = desired.version
+        return live_sessions.Reply(replace(desired, session_id=self.welcome.session_id), sequence)
 
     return [patch.object(live_sessions.LiveSession, "_reply", tell)]

@@ -237,9 +237,9 @@ async def test_the_next_host_is_offered_the_newest_and_those_that_it_can_reach(
     await both.agree(lambda db: plan_once(db, DEFAULT))
     await both.agree(grant(both, "r", "b"))
     await both.agree(lambda db: sessions.read_desired_state(db, ["a", "b"]))
-    wish = (await sessions.read_desired_state(both.simulated, ["b"]))["b"]  # type: ignore[arg-type]
-    assert wish.leases[0].assignment is not None
-    assert [view.step for view in wish.leases[0].assignment.checkpoints] == [4, 3, 1]
+    desired = (await sessions.read_desired_state(both.simulated, ["b"]))["b"]  # type: ignore[arg-type]
+    assert desired.leases[0].assignment is not None
+    assert [view.step for view in desired.leases[0].assignment.checkpoints] == [4, 3, 1]
     both.simulated.said.clear()
 
 

@@ -52,7 +52,7 @@ async def test_a_gap_in_the_reapers_own_tick_lets_nothing_lapse_for_a_ttl(world:
         await reaper.reap_once(world.db, world.config.timing, None)
         await reaper.reap_once(world.db, world.config.timing, None)
         assert (await state(world, "a"), await state(world, "b")) == (HELD, HELD)
-        await a.beat()
+        await a.heartbeat()
         await execute(world, "UPDATE deployment SET lapses_after = clock_timestamp()")
         await reaper.reap_once(world.db, world.config.timing, None)
         assert (await state(world, "a"), await state(world, "b")) == (HELD, LAPSED)
@@ -94,7 +94,7 @@ async def test_when_all_agents_are_silent_the_line_is_to_blame(world: World) -> 
             )
             await conn.execute("UPDATE places SET expire_time = clock_timestamp() - interval '1 second'")
         await reaper.reap_once(world.db, world.config.timing, None)
-        await b.beat()
+        await b.heartbeat()
         await reaper.reap_once(world.db, world.config.timing, None)
         assert (await state(world, "a"), await state(world, "b")) == (HELD, HELD)
 
@@ -132,7 +132,7 @@ async def test_after_a_failover_sessions_end_places_last_a_ttl_and_stop_runs_wai
             await a.until(lambda _: False)
         assert ended.value.code().name == "UNAVAILABLE"
         await a.hello()
-        assert (await a.beat()).leases[0].lease in a.held
+        assert (await a.heartbeat()).leases[0].lease in a.held
         assert await state(world, "a") == HELD
         b = ScriptedAgent(world.replica.agents, "b", instance=b.instance)
         await b.hello()
@@ -165,7 +165,7 @@ async def test_while_the_database_is_away_a_heartbeat_is_answered_with_wait(worl
         async with world.db.transaction() as conn:
             await conn.execute("LOCK TABLE agents IN ACCESS EXCLUSIVE MODE")  # it answers to nobody for a while
             assert await a.wait()
-        assert (await a.beat()).heartbeat_sequence == 2
+        assert (await a.heartbeat()).heartbeat_sequence == 2
 
 
 async def test_a_database_that_comes_back_finds_all_as_it_was(world: World, postgres_server: Cluster) -> None:
@@ -181,7 +181,7 @@ async def test_a_database_that_comes_back_finds_all_as_it_was(world: World, post
             await world.run("on-a")
         assert away.value.code().name == "UNAVAILABLE"
         await operator.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
-        assert [lease.lease for lease in (await a.beat()).leases] == list(a.held)
+        assert [lease.lease for lease in (await a.heartbeat()).leases] == list(a.held)
         assert await state(world, "a") == HELD
         await world.submit("next")
         [lease] = a.held
