@@ -10,7 +10,7 @@ from storage.base import Store
 from storage.layout import Layout
 from storage.stores import open_store
 from tests.seaweed import BUCKET, environment
-from tests.storage.kept import Kept
+from tests.storage.contents import StoreContents
 
 MakeStore = Callable[..., Store]
 
@@ -38,6 +38,6 @@ def store(base: str) -> Store:
 
 
 @pytest.fixture
-def kept(base: str, request: pytest.FixtureRequest) -> Kept:
+def kept(base: str, request: pytest.FixtureRequest) -> StoreContents:
     """What really lies there."""
-    return Kept(base, request.getfixturevalue("s3") if base.startswith("s3") else "")
+    return StoreContents(base, request.getfixturevalue("s3") if base.startswith("s3") else "")

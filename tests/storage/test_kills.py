@@ -13,7 +13,7 @@ import pytest
 from storage.base import DamagedCopy, Store
 from storage.manifest import MANIFEST_FILE, Manifest, find_damage
 from storage.stores import open_store
-from tests.storage.kept import Kept, folder, place
+from tests.storage.contents import StoreContents, folder, folder_key
 from tests.tiers import Tier
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,7 +72,7 @@ class Victim:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-async def test_killed_while_it_publishes(base: str, kept: Kept, tmp_path: Path, tier: Tier) -> None:
+async def test_killed_while_it_publishes(base: str, kept: StoreContents, tmp_path: Path, tier: Tier) -> None:
     random, registry = tier.random(base.partition(":")[0]), set[tuple[str, str]]()
     path, interrupted = tmp_path / "from", 0
     await found(open_store(base, writer="killed"), path)
@@ -93,10 +93,10 @@ async def test_killed_while_it_publishes(base: str, kept: Kept, tmp_path: Path, 
 
 async def found(store: Store, path: Path) -> None:
     """Where nothing ever lay, a folder that is missing is no damage: it may be a disk that is not mounted."""
-    await store.remove(await store.put(place(), folder(path), lambda file: path / file.path))
+    await store.remove(await store.put(folder_key(), folder(path), lambda file: path / file.path))
 
 
-async def never_half(store: Store, kept: Kept, step: int, manifest: Manifest, to: Path) -> None:
+async def never_half(store: Store, kept: StoreContents, step: int, manifest: Manifest, to: Path) -> None:
     """The folder that was in the making is whole, or nobody takes it for one."""
     uri = f"{kept.base}/r/checkpoints/0001-{'1' * 32}/step_{step:08d}"
     if await store.has(uri, manifest.digest):
@@ -108,7 +108,7 @@ async def never_half(store: Store, kept: Kept, step: int, manifest: Manifest, to
         assert not (to / MANIFEST_FILE).exists()
 
 
-async def forget(store: Store, kept: Kept, path: Path) -> None:
+async def forget(store: Store, kept: StoreContents, path: Path) -> None:
     """Remove all folders. What was in the making the writer's next upload removes from a folder that hosts share; in a
     bucket it stays until somebody removes it, and its parts until a lifecycle rule does."""
     for name in [name for name in kept.names() if name.endswith(f"/{MANIFEST_FILE}")]:
@@ -124,7 +124,7 @@ async def forget(store: Store, kept: Kept, path: Path) -> None:
 async def test_killed_while_it_fetches(base: str, store: Store, tmp_path: Path, tier: Tier) -> None:
     random = tier.random(base.partition(":")[0])
     manifest = folder(tmp_path / "from", big=SIZE)
-    uri = await store.put(place(), manifest, lambda file: tmp_path / "from" / file.path)
+    uri = await store.put(folder_key(), manifest, lambda file: tmp_path / "from" / file.path)
     first = 0
     for _ in range(tier.pick(*KILLS)):
         job = json.dumps({"uri": uri, "digest": manifest.digest, "first": first}) + "\n"
@@ -140,9 +140,9 @@ async def test_killed_while_it_fetches(base: str, store: Store, tmp_path: Path, 
     assert not list((tmp_path / "to" / str(first)).glob(".relay-part-*")), "nothing is left of earlier tries"
 
 
-async def test_the_checker_finds_a_planted_disagreement(store: Store, kept: Kept, tmp_path: Path) -> None:
+async def test_the_checker_finds_a_planted_disagreement(store: Store, kept: StoreContents, tmp_path: Path) -> None:
     manifest = folder(tmp_path / "from")
-    uri = await store.put(place(), manifest, lambda file: tmp_path / "from" / file.path)
+    uri = await store.put(folder_key(), manifest, lambda file: tmp_path / "from" / file.path)
     registry = [(uri, manifest.digest)]
     assert list(kept.disagreements(registry)) == []
     kept.spoil(f"{kept.below(uri)}/weights.bin")

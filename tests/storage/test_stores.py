@@ -8,7 +8,7 @@ import pytest
 
 from storage.base import StoreRefused
 from storage.stores import StoresByScheme, open_store
-from tests.storage.kept import folder, lying, place
+from tests.storage.contents import folder, folder_key, locate_in
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,7 +30,7 @@ async def test_a_store_that_only_reads_has_nowhere_to_put(tmp_path: Path) -> Non
     manifest = folder(tmp_path / "from")
     for store in StoresByScheme().values():
         with pytest.raises(StoreRefused, match="no base"):
-            await store.put(place(), manifest, lying(tmp_path / "from"))
+            await store.put(folder_key(), manifest, locate_in(tmp_path / "from"))
 
 
 WITHOUT = """

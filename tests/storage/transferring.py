@@ -13,7 +13,7 @@ from pathlib import Path
 from storage.base import Store
 from storage.manifest import MANIFEST_FILE, Manifest
 from storage.stores import open_store
-from tests.storage.kept import lying, place
+from tests.storage.contents import folder_key, locate_in
 
 
 async def put(store: Store, folder: Path) -> None:
@@ -21,7 +21,7 @@ async def put(store: Store, folder: Path) -> None:
     manifest = Manifest.from_bytes((folder / MANIFEST_FILE).read_bytes())
     for step in range(1, 1000):
         say(begun=step)
-        uri = await store.put(place(step), manifest, lying(folder))
+        uri = await store.put(folder_key(step), manifest, locate_in(folder))
         say(done=step, uri=uri, digest=manifest.digest)
 
 

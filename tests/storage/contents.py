@@ -14,7 +14,7 @@ from tests.seaweed import client, objects
 LEASE = "1" * 32
 
 
-def place(step: int | None = 1, lease: str = LEASE, *, run: str = "r", attempt: int = 1) -> FolderKey:
+def folder_key(step: int | None = 1, lease: str = LEASE, *, run: str = "r", attempt: int = 1) -> FolderKey:
     return FolderKey(run=run, framework="hf", attempt=attempt, lease=lease, step=step)
 
 
@@ -32,12 +32,12 @@ def folder(path: Path, *, step: int = 1, big: int = 300_000, files: int = 0) -> 
     return manifest
 
 
-def lying(path: Path) -> LocateFile:
+def locate_in(path: Path) -> LocateFile:
     return lambda file: path / file.path
 
 
 @dataclass(frozen=True)
-class Kept:
+class StoreContents:
     """The store at `base`; `address` is its server's."""
 
     base: str
