@@ -26,20 +26,20 @@ from agent import wire
 from agent.attempt.launch import filter_environment
 from agent.capability import detect
 from agent.checkpoints.removing import CheckpointRemover
-from agent.cleanup import Begun
+from agent.cleanup import OpenAttempts
 from agent.context import AttemptContext, HubContext
 from agent.coordinator_client import Contact, Coordinator
 from agent.events.inotify import WriteWatcher
 from agent.events.spool import Spool
-from agent.host_metrics import Vitals
-from agent.session import Identity, Session, grpc_dial
+from agent.host_metrics import HostMetrics
+from agent.session import AgentIdentity, Session, grpc_dial
 from agent.settings import DETACH, AgentSettings, read_command
 from agent.shim.processes import boot_id, boottime
 from agent.shim_client.shims import SpareShim, prepare_runtime_dir
 from agent.stores.blobs import BlobClient
 from agent.stores.input_cache import InputCache
 from agent.stores.relay import RelayStore
-from agent.supervisor import Supervisor, WayOut
+from agent.supervisor import ExitRequest, Supervisor
 from relay.errors import DeploymentForeign, RelayError, Unauthenticated
 from relay.settings import MISCONFIGURED, SettingsError
 from relay.v1 import agents_pb2 as pb
@@ -139,13 +139,13 @@ async def serve(settings: AgentSettings) -> None:
     """Build everything, and run it until told to end."""
     orders = ways_out()
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS))
-    identity = Identity(secrets.token_hex(16), boot_id(), settings.data_dir / "deployment")
+    identity = AgentIdentity(secrets.token_hex(16), boot_id(), settings.data_dir / "deployment")
     coordinator = Coordinator(settings.coordinator, settings.secret, deployment=identity.deployment)
     contact = Contact(boottime)
     found = await asyncio.to_thread(detect, settings.root, settings.python)
     capability = wire.capability(found, settings.slots)
     hello = pb.Hello(agent=settings.resource_name, capability=capability, labels=settings.labels)
-    vitals = Vitals(settings.root)
+    vitals = HostMetrics(settings.root)
     async with open_context(settings, coordinator, contact, gpus=bool(found.gpus)) as context:
         supervisor = Supervisor(
             context,
@@ -175,7 +175,7 @@ async def open_context(
     ):
         rate_limit = RateLimit(settings.transfer_limit)
         blobs = BlobClient(coordinator, transfers, contact, rate_limit)
-        begun = Begun(settings.data_dir / "attempts")
+        begun = OpenAttempts(settings.data_dir / "attempts")
         stub = agents_pb2_grpc.AgentsStub(calls)
         hub = hub_context(settings, runs_pb2_grpc.RunsStub(transfers))
         special: dict[str, Store] = {
@@ -216,13 +216,13 @@ def hub_context(settings: AgentSettings, runs: runs_pb2_grpc.RunsStub) -> HubCon
     )
 
 
-def ways_out() -> asyncio.Queue[WayOut]:
+def ways_out() -> asyncio.Queue[ExitRequest]:
     """Signals as orders."""
-    orders: asyncio.Queue[WayOut] = asyncio.Queue()
+    orders: asyncio.Queue[ExitRequest] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, orders.put_nowait, WayOut.LEAVE)
-    loop.add_signal_handler(signal.SIGUSR2, orders.put_nowait, WayOut.DETACH)
+        loop.add_signal_handler(signum, orders.put_nowait, ExitRequest.LEAVE)
+    loop.add_signal_handler(signal.SIGUSR2, orders.put_nowait, ExitRequest.DETACH)
     return orders
 
 

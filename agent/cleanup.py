@@ -17,7 +17,7 @@ from agent.folder import AttemptFolder
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
+class OpenAttempts:
     """Attempts begun on this host and not over. Blocking: call it in a thread."""
 
     folder: Path

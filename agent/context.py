@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent.checkpoints.removing import CheckpointRemover
-from agent.cleanup import Begun
+from agent.cleanup import OpenAttempts
 from agent.coordinator_client import Contact, Coordinator
 from agent.events.spool import Spool
 from agent.folder import AttemptFolder, RunFolder
@@ -51,7 +51,7 @@ class AttemptContext:
     blobs: BlobClient
     stores: Mapping[str, Store]  #: by scheme
     cache: InputCache
-    open_attempts: Begun
+    open_attempts: OpenAttempts
     remover: CheckpointRemover
     shims: Shims
     now: Callable[[], float]  #: CLOCK_BOOTTIME: also counts while the host sleeps

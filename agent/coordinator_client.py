@@ -93,7 +93,7 @@ class Contact:
         return self._now() - self.last
 
 
-def refusal_in(error: grpc.aio.AioRpcError) -> RelayError | None:
+def extract_refusal(error: grpc.aio.AioRpcError) -> RelayError | None:
     """What the coordinator itself refused; None when the line failed, or something passing stood in the way.
 
     That is a proxy; or what the session has to set right, for which all else waits: a wrong secret, a wrong database,
@@ -107,7 +107,7 @@ def refusal_in(error: grpc.aio.AioRpcError) -> RelayError | None:
     return None
 
 
-async def insist(contact: Contact, call: Callable[[], Awaitable[T]]) -> T:
+async def call_with_retry(contact: Contact, call: Callable[[], Awaitable[T]]) -> T:
     """The answer to `call`, however often the line breaks before it comes.
 
     Raises the RelayError that the coordinator answers with. Any other failure is the line's, a proxy's page for a
@@ -117,7 +117,7 @@ async def insist(contact: Contact, call: Callable[[], Awaitable[T]]) -> T:
         try:
             return await call()
         except grpc.aio.AioRpcError as error:
-            if (refusal := refusal_in(error)) is not None:
+            if (refusal := extract_refusal(error)) is not None:
                 raise refusal from error
         except TimeoutError:  # a stalled transfer
             pass

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 PERIOD = 10.0  #: seconds between two readings
 
 
-class Vitals:
+class HostMetrics:
     """The newest readings of this host."""
 
     def __init__(self, root: Path) -> None:

@@ -32,7 +32,7 @@ class StopReason(enum.IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class DesiredLease:
     """What is wished of one lease. `work` is what to run, as long as the coordinator has not seen the lease held."""
 
     run: bool
@@ -42,17 +42,17 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True)
-class Beat:
+class HeartbeatReply:
     """The whole wish. `answers` is the heartbeat it answers, 0 when it was pushed."""
 
     session_id: str
     version: int
     answers: int
-    wishes: Mapping[str, Wish]
+    wishes: Mapping[str, DesiredLease]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class LeasePlan:
     """What to do so that what is held becomes what is wished."""
 
     start: frozenset[str] = frozenset()
@@ -61,11 +61,11 @@ class Plan:
     decline: frozenset[str] = frozenset()  #: to be stopped before it was ever begun: nothing to do but say so
 
 
-def plan(held: Iterable[str], wished: Mapping[str, Wish], begun: frozenset[str] = frozenset()) -> Plan:
+def plan(held: Iterable[str], wished: Mapping[str, DesiredLease], begun: frozenset[str] = frozenset()) -> LeasePlan:
     """`begun` are leases that were begun here and are no longer held: over, whatever a late beat says of them."""
     held = frozenset(held)
     new = wished.keys() - held - begun
-    return Plan(
+    return LeasePlan(
         start=frozenset(lease for lease in new if wished[lease].run and wished[lease].work is not None),
         stop=frozenset(lease for lease in held & wished.keys() if not wished[lease].run),
         drop=held - wished.keys(),
@@ -89,7 +89,7 @@ class Term:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class SessionState:
     """One session as this host sees it: which beats count, and what they renew.
 
     `anchor` is the sending time of the newest hello or heartbeat that was answered with what is wished; `sent` holds
@@ -102,15 +102,15 @@ class Standing:
     version: int = 0
     sent: Mapping[int, tuple[float, frozenset[str]]] = field(default_factory=dict)
 
-    def sending(self, sequence: int, at: float, held: Iterable[str]) -> Standing:
+    def sending(self, sequence: int, at: float, held: Iterable[str]) -> SessionState:
         """A heartbeat leaves now."""
         return replace(self, sent={**self.sent, sequence: (at, frozenset(held))})
 
-    def accepts(self, beat: Beat) -> bool:
+    def accepts(self, beat: HeartbeatReply) -> bool:
         """Whether the beat is of this session and not older than what is known."""
         return beat.session_id == self.session_id and beat.version >= self.version
 
-    def hearing(self, beat: Beat, terms: Mapping[str, Term]) -> tuple[Standing, dict[str, Term]]:
+    def hearing(self, beat: HeartbeatReply, terms: Mapping[str, Term]) -> tuple[SessionState, dict[str, Term]]:
         """The session, and the terms of the wished leases, after a beat that `accepts` took."""
         after = {lease: self._term(lease, beat.answers, terms.get(lease)) for lease in beat.wishes}
         heard = replace(self.answered(beat.answers), version=beat.version)
@@ -124,12 +124,12 @@ class Standing:
             return Term(self.anchor)
         return term
 
-    def answered(self, sequence: int) -> Standing:
+    def answered(self, sequence: int) -> SessionState:
         """A beat answered heartbeat `sequence`; what was sent before it needs no answer any more."""
         at, _ = self.sent.get(sequence, (self.anchor, None))
         return replace(self.waited(sequence), anchor=max(self.anchor, at))
 
-    def waited(self, sequence: int) -> Standing:
+    def waited(self, sequence: int) -> SessionState:
         """A wait answered it: nothing was read, so a lease granted before it may yet be named for the first time."""
         if sequence not in self.sent:
             return self

@@ -27,7 +27,7 @@ import grpc
 from agent import wire
 from agent.coordinator_client import Contact, Coordinator
 from agent.folder import write_atomically
-from agent.leases import Beat, Standing
+from agent.leases import HeartbeatReply, SessionState
 from relay.backoff import Backoff
 from relay.errors import DeploymentForeign, IdentityInUse, RelayError, Unauthenticated, from_rpc
 from relay.timing import LeaseTiming
@@ -40,21 +40,21 @@ WELCOME = 10.0  #: seconds that dialling and being welcomed may take
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0  #: seconds; bounds of the waits before the first redial, and before any
 
 
-class LineBroken(Exception):
+class StreamBroken(Exception):
     """The stream ended or fell silent without saying that the session is over."""
 
 
-class Line(Protocol):
+class SessionStream(Protocol):
     """One stream of session messages."""
 
     async def send(self, message: pb.SessionRequest) -> None:
-        """Raises LineBroken or RelayError."""
+        """Raises StreamBroken or RelayError."""
 
     async def receive(self) -> pb.SessionResponse:
-        """Raises LineBroken or RelayError."""
+        """Raises StreamBroken or RelayError."""
 
 
-class Host(Protocol):
+class LeaseHolder(Protocol):
     """What a session speaks for."""
 
     changed: asyncio.Event  #: set when what is held, or readiness, is no longer what was last told
@@ -72,15 +72,15 @@ class Host(Protocol):
     def welcomed(self, welcome: pb.Welcome, timing: LeaseTiming) -> None:
         """A session has begun."""
 
-    def wished(self, beat: Beat, standing: Standing) -> Standing:
+    def wished(self, beat: HeartbeatReply, standing: SessionState) -> SessionState:
         """A beat that counts; the session's standing after it."""
 
 
-Dial = Callable[[], AbstractAsyncContextManager[Line]]
+Dial = Callable[[], AbstractAsyncContextManager[SessionStream]]
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class AgentIdentity:
     """Who this agent process is: `instance` is random per process, `boot` the kernel's boot id."""
 
     instance: str
@@ -105,7 +105,14 @@ class Session:
     """Keeps one session open for as long as this process lives."""
 
     def __init__(
-        self, host: Host, identity: Identity, contact: Contact, *, dial: Dial, now: Callable[[], float], random: Random
+        self,
+        host: LeaseHolder,
+        identity: AgentIdentity,
+        contact: Contact,
+        *,
+        dial: Dial,
+        now: Callable[[], float],
+        random: Random,
     ) -> None:
         self._host = host
         self._identity = identity
@@ -113,7 +120,7 @@ class Session:
         self._dial = dial
         self._now = now
         self._random = random
-        self._standing = Standing("", 0.0)
+        self._standing = SessionState("", 0.0)
         self._backoff = Backoff(FIRST_PAUSE, LONGEST_PAUSE, random)
         self._dials = 0  # numbered hellos: the network may bring one after a later one
         self._said = ""  # the last reason a line broke; a thousand redials are one line in the log
@@ -127,7 +134,7 @@ class Session:
         while True:
             try:
                 await self._converse()
-            except LineBroken as error:
+            except StreamBroken as error:
                 self._say(str(error), level=logging.WARNING)
             except (IdentityInUse, DeploymentForeign, Unauthenticated) as error:
                 if not isinstance(error, IdentityInUse) and not self._host.busy:
@@ -143,23 +150,23 @@ class Session:
     async def _converse(self) -> None:
         async with self._dial() as line:
             timing = await self._open(line)
-            async with alive(2 * timing.heartbeat) as renew:
+            async with require_answers(2 * timing.heartbeat) as renew:
                 await self._talk(line, timing.heartbeat, renew)
 
-    async def _open(self, line: Line) -> LeaseTiming:
+    async def _open(self, line: SessionStream) -> LeaseTiming:
         hello = self._host.hello()
         hello.instance_id, hello.boot_id = self._identity.instance, self._identity.boot
         hello.deployment_id = self._identity.deployment()
         self._dials += 1
         hello.dial = self._dials
         sent = self._now()
-        async with alive(WELCOME) as renew:
+        async with require_answers(WELCOME) as renew:
             await line.send(pb.SessionRequest(hello=hello))
             while (answer := await line.receive()).WhichOneof("message") == "wait":
                 self._contact.heard()
                 renew()
         if answer.WhichOneof("message") != "welcome":
-            raise LineBroken("the coordinator did not begin with a welcome")
+            raise StreamBroken("the coordinator did not begin with a welcome")
         return self._opened(answer.welcome, sent, frozenset(held.lease for held in hello.held))
 
     def _opened(self, welcome: pb.Welcome, sent: float, held: frozenset[str]) -> LeaseTiming:
@@ -167,8 +174,8 @@ class Session:
         try:
             timing = wire.timing(welcome)
         except ValueError as error:
-            raise LineBroken(f"the coordinator's timing cannot work: {error}") from error
-        self._standing = Standing(welcome.session_id, sent, held)
+            raise StreamBroken(f"the coordinator's timing cannot work: {error}") from error
+        self._standing = SessionState(welcome.session_id, sent, held)
         self._backoff = Backoff(FIRST_PAUSE, min(LONGEST_PAUSE, 2 * timing.heartbeat), self._random)
         self._said = ""
         self._host.welcomed(welcome, timing)
@@ -176,7 +183,7 @@ class Session:
         log.info("session=welcome id=%s held=%d", welcome.session_id, len(held))
         return timing
 
-    async def _talk(self, line: Line, interval: float, renew: Callable[[], None]) -> None:
+    async def _talk(self, line: SessionStream, interval: float, renew: Callable[[], None]) -> None:
         speaking = asyncio.create_task(self._speak(line, interval))
         listening = asyncio.create_task(self._listen(line, renew))
         try:
@@ -188,7 +195,7 @@ class Session:
             listening.cancel()
             await asyncio.gather(speaking, listening, return_exceptions=True)
 
-    async def _speak(self, line: Line, interval: float) -> Never:
+    async def _speak(self, line: SessionStream, interval: float) -> Never:
         """A heartbeat at each interval, and at once when something changed."""
         for sequence in itertools.count(1):
             self._host.changed.clear()
@@ -204,7 +211,7 @@ class Session:
                 continue
         raise AssertionError("never reached")
 
-    async def _listen(self, line: Line, renew: Callable[[], None]) -> Never:
+    async def _listen(self, line: SessionStream, renew: Callable[[], None]) -> Never:
         while True:
             message = await line.receive()
             self._contact.heard()
@@ -216,9 +223,9 @@ class Session:
                     self._standing = self._standing.waited(message.wait.heartbeat_sequence)
                     renew()
                 case unexpected:
-                    raise LineBroken(f"unexpected {unexpected} in an open session")
+                    raise StreamBroken(f"unexpected {unexpected} in an open session")
 
-    def _hear(self, beat: Beat) -> bool:
+    def _hear(self, beat: HeartbeatReply) -> bool:
         """True when the beat answers a heartbeat of ours."""
         answers = beat.session_id == self._standing.session_id and beat.answers in self._standing.sent
         if self._standing.accepts(beat):
@@ -227,8 +234,8 @@ class Session:
 
 
 @asynccontextmanager
-async def alive(patience: float) -> AsyncIterator[Callable[[], None]]:
-    """LineBroken unless the renewal it gives is called at least every `patience` seconds."""
+async def require_answers(patience: float) -> AsyncIterator[Callable[[], None]]:
+    """StreamBroken unless the renewal it gives is called at least every `patience` seconds."""
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(patience) as limit:
@@ -236,7 +243,7 @@ async def alive(patience: float) -> AsyncIterator[Callable[[], None]]:
     except TimeoutError as error:
         if not limit.expired():
             raise
-        raise LineBroken(f"no answer for {patience:g} s") from error
+        raise StreamBroken(f"no answer for {patience:g} s") from error
 
 
 class _Call:
@@ -257,7 +264,7 @@ class _Call:
         except grpc.aio.AioRpcError as error:
             raise _meaning(error) from error
         if not isinstance(message, pb.SessionResponse):  # grpc.aio.EOF
-            raise LineBroken("the coordinator ended the stream")
+            raise StreamBroken("the coordinator ended the stream")
         return message
 
     async def _failure(self) -> Exception:
@@ -266,18 +273,18 @@ class _Call:
             await self._call.read()
         except grpc.aio.AioRpcError as error:
             return _meaning(error)
-        return LineBroken("the coordinator ended the stream")
+        return StreamBroken("the coordinator ended the stream")
 
 
-def _meaning(error: grpc.aio.AioRpcError) -> RelayError | LineBroken:
-    return from_rpc(error) or LineBroken(f"{error.code().name}: {error.details()}")
+def _meaning(error: grpc.aio.AioRpcError) -> RelayError | StreamBroken:
+    return from_rpc(error) or StreamBroken(f"{error.code().name}: {error.details()}")
 
 
 def grpc_dial(coordinator: Coordinator) -> Dial:
     """Lines to a coordinator, each on a connection of its own."""
 
     @asynccontextmanager
-    async def dial() -> AsyncIterator[Line]:
+    async def dial() -> AsyncIterator[SessionStream]:
         async with coordinator.dial() as channel:
             call = agents_pb2_grpc.AgentsStub(channel).Session(metadata=coordinator.metadata)
             try:

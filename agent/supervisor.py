@@ -22,7 +22,7 @@ from agent.attempt.completion import complete_lease, make_stopped
 from agent.attempt.exit_classification import StopCause, StopDirective
 from agent.context import AttemptContext
 from agent.folder import AttemptFolder
-from agent.leases import Beat, Standing, Term, plan
+from agent.leases import HeartbeatReply, SessionState, Term, plan
 from agent.shim_client.shims import Shim, ShimError, ShimGone
 from agent.wire import Assignment
 from relay.errors import LeaseLost
@@ -38,7 +38,7 @@ DISCONNECT_GRACE = 60.0  #: seconds to save in when the coordinator has been awa
 Service = Callable[[], Coroutine[Any, Any, None]]  #: never returns
 
 
-class WayOut(enum.Enum):
+class ExitRequest(enum.Enum):
     """How an agent ends."""
 
     LEAVE = enum.auto()  #: save, publish, release, exit
@@ -108,7 +108,7 @@ class Supervisor:
             if attempt := self._attempts.get(record.lease):
                 attempt.sync(record)
 
-    def wished(self, beat: Beat, standing: Standing) -> Standing:
+    def wished(self, beat: HeartbeatReply, standing: SessionState) -> SessionState:
         """What is held becomes what is wished."""
         standing, self._terms = standing.hearing(beat, self._terms)
         todo = plan(self._attempts, beat.wishes, frozenset(self._begun))
@@ -137,7 +137,7 @@ class Supervisor:
 
     # From beginning to end
 
-    async def run(self, services: Iterable[Service], orders: asyncio.Queue[WayOut], budget: float) -> None:
+    async def run(self, services: Iterable[Service], orders: asyncio.Queue[ExitRequest], budget: float) -> None:
         """Until `orders` says how to end. `budget` is the seconds that leaving may take."""
         rejoined, useless = await self._rejoin()
         await self._retire_others(
@@ -150,13 +150,13 @@ class Supervisor:
                 self._spawn(self._bury(shim))
             for service in (*services, self._mind_silence):
                 self._spawn(service())
-            if await orders.get() is WayOut.LEAVE:
+            if await orders.get() is ExitRequest.LEAVE:
                 await self._leave(orders, budget)
             self._over = True
             for task in self._tasks:
                 task.cancel()
 
-    async def _leave(self, orders: asyncio.Queue[WayOut], budget: float) -> None:
+    async def _leave(self, orders: asyncio.Queue[ExitRequest], budget: float) -> None:
         """Save within the budget, publish, release. Said again it hurries; a detach leaves that to the next agent."""
         log.info("agent=leaving leases=%d budget=%g", len(self._attempts), budget)
         self._leaving = True
@@ -179,9 +179,9 @@ class Supervisor:
         if self._attempts:
             log.error("agent=leaving unfinished=%s", ",".join(self._attempts))
 
-    async def _hurry(self, orders: asyncio.Queue[WayOut]) -> None:
+    async def _hurry(self, orders: asyncio.Queue[ExitRequest]) -> None:
         """Until told to detach."""
-        while await orders.get() is WayOut.LEAVE:
+        while await orders.get() is ExitRequest.LEAVE:
             for attempt in self._attempts.values():
                 attempt.hurry()
 

@@ -11,7 +11,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from agent.capability import Capability, Readings
 from agent.folder import write_atomically
-from agent.leases import Beat, StopReason, Wish
+from agent.leases import DesiredLease, HeartbeatReply, StopReason
 from relay.errors import DOMAIN
 from relay.timing import LeaseTiming
 from relay.v1 import agents_pb2 as pb
@@ -22,14 +22,14 @@ from storage.base import FolderKey
 INTERNAL = 13  #: google.rpc.Code of failures that are data, not of RPCs
 
 
-def beat(message: pb.HeartbeatReply) -> Beat:
+def beat(message: pb.HeartbeatReply) -> HeartbeatReply:
     """What a beat says."""
     wishes = {each.lease: _wish(each) for each in message.leases}
-    return Beat(message.session_id, message.desired_version, message.heartbeat_sequence, wishes)
+    return HeartbeatReply(message.session_id, message.desired_version, message.heartbeat_sequence, wishes)
 
 
-def _wish(message: pb.DesiredLease) -> Wish:
-    return Wish(
+def _wish(message: pb.DesiredLease) -> DesiredLease:
+    return DesiredLease(
         run=message.action == pb.DesiredLease.RUN,
         reason=StopReason(min(int(message.reason), max(StopReason))),  # what we do not know is sharper
         grace=message.grace.ToTimedelta().total_seconds(),

@@ -184,7 +184,7 @@ class Attempt:
             raise LeaseLost()
 
     async def _run_stages(self, spawn: Callable[[Coroutine[Any, Any, object]], None]) -> pb.CompleteLeaseRequest:
-        """Every stage but the last. `beside` runs something until the lease's end."""
+        """Run every stage but the last and return the outcome. `spawn` runs work until the end of the lease."""
         try:
             run = _parse_run_file(self.assignment)
             if self._shim is None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from agent.attempt.exit_classification import FailureCause, StopCause
 from agent.context import AttemptContext
-from agent.coordinator_client import CALL_TIMEOUT, insist
+from agent.coordinator_client import CALL_TIMEOUT, call_with_retry
 from agent.errors import HostFault
 from agent.events.journal import Journal
 from agent.events.sources import EventSource, measure_final_length
@@ -163,7 +163,7 @@ async def _complete(
             outcome.registered_step = step
         try:
             async with reporting:
-                answer = await insist(
+                answer = await call_with_retry(
                     context.contact,
                     lambda: context.stub.CompleteLease(outcome, metadata=context.metadata, timeout=CALL_TIMEOUT),
                 )

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Never
 
 from agent.attempt.exit_classification import StopDirective
-from agent.shim_client.shims import Shim, ShimError, ShimSilent
+from agent.shim_client.shims import Shim, ShimError, ShimUnresponsive
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class Directives:
             if stop is not None and stop != self._forwarded_stop:
                 await (shim.stop(stop.grace, stop.why) if stop.grace > 0 else shim.kill(stop.why))
                 self._forwarded_stop = stop  # a sharper one may have come meanwhile
-        except ShimSilent as error:
+        except ShimUnresponsive as error:
             log.warning("lease=%s shim=silent reason=%r", self._lease, str(error))
             return False
         except ShimError as error:  # it has ended; `wait` tells how

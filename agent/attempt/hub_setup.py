@@ -11,7 +11,7 @@ from typing import Any
 from agent.attempt.launch import filter_environment
 from agent.checkpoints.publisher import RegisteredCheckpoint
 from agent.context import AttemptContext, HubContext
-from agent.coordinator_client import CALL_TIMEOUT, insist
+from agent.coordinator_client import CALL_TIMEOUT, call_with_retry
 from agent.events.journal import Journal
 from agent.folder import AttemptFolder
 from agent.hub.facts import RunHistory
@@ -106,7 +106,7 @@ def _state(
     async def add(registered: RegisteredCheckpoint, scheme: str, uri: str) -> None:
         copy = runs_pb2.Copy(store=scheme, uri=uri)
         request = pb.AddCopyRequest(lease=assignment.lease, checkpoint=registered.name, node=assignment.node, copy=copy)
-        await insist(
+        await call_with_retry(
             context.contact, lambda: context.stub.AddCopy(request, metadata=context.metadata, timeout=CALL_TIMEOUT)
         )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from agent.attempt.launch import LaunchSpec, build_launch
 from agent.attempt.start_attempt import StartReport
 from agent.checkpoints.resume import ResumePoint, StoresUnreachable, choose_checkpoint
-from agent.cleanup import Begun
+from agent.cleanup import OpenAttempts
 from agent.context import AttemptContext
 from agent.errors import HostFault, disk_fault
 from agent.folder import AttemptFolder
@@ -73,7 +73,7 @@ def _format_size(size: int) -> str:
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
-def _create_folder(begun: Begun, assignment: Assignment, folder: AttemptFolder) -> None:
+def _create_folder(begun: OpenAttempts, assignment: Assignment, folder: AttemptFolder) -> None:
     begun.add(assignment.lease_id, folder)
     folder.create()
     assignment.save(folder.assignment)

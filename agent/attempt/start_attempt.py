@@ -10,7 +10,7 @@ import logging
 from pathlib import Path
 from typing import Never
 
-from agent.coordinator_client import CALL_TIMEOUT, Contact, insist
+from agent.coordinator_client import CALL_TIMEOUT, Contact, call_with_retry
 from agent.folder import write_atomically
 from relay.errors import LeaseLost, RelayError
 from relay.v1 import agents_pb2 as pb
@@ -66,7 +66,7 @@ class StartReport:
                 raise LeaseLost from error
 
     async def _send(self, request: pb.StartAttemptRequest) -> None:
-        await insist(
+        await call_with_retry(
             self._contact, lambda: self._stub.StartAttempt(request, metadata=self._metadata, timeout=CALL_TIMEOUT)
         )
         self._stored.set()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Generic, Never, TypeVar
 
 from agent.checkpoints.staging import resolve_inside, seal_checkpoint
-from agent.coordinator_client import CALL_TIMEOUT, Contact, insist
+from agent.coordinator_client import CALL_TIMEOUT, Contact, call_with_retry
 from agent.events.journal import Journal
 from agent.events.reports import SavedCheckpoint
 from agent.events.sources import EventSource
@@ -192,7 +192,7 @@ class CheckpointPublisher:
         while True:
             await self._sources[saved.source].wait_stored(saved.end)
             try:
-                answer = await insist(
+                answer = await call_with_retry(
                     self._contact,
                     lambda: self._stub.RegisterCheckpoint(request, metadata=self._metadata, timeout=CALL_TIMEOUT),
                 )
@@ -245,7 +245,7 @@ class CheckpointPublisher:
                 copy=runs_pb2.Copy(store=self._publishing.scheme, uri=uri),
             )
             try:
-                await insist(
+                await call_with_retry(
                     self._contact,
                     lambda: self._stub.AddCopy(request, metadata=self._metadata, timeout=CALL_TIMEOUT),  # noqa: B023
                 )

@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Never
 
-from agent.cleanup import Begun
-from agent.coordinator_client import CALL_TIMEOUT, Contact, Coordinator, insist
+from agent.cleanup import OpenAttempts
+from agent.coordinator_client import CALL_TIMEOUT, Contact, Coordinator, call_with_retry
 from agent.folder import AttemptFolder, RunFolder, clean_checkpoints
 from agent.wire import Assignment
 from relay.errors import RelayError
@@ -66,7 +66,7 @@ class CheckpointRemover:
     coordinator: Coordinator
     contact: Contact
     stores: Mapping[str, Store]
-    open_attempts: Begun
+    open_attempts: OpenAttempts
     measure_disk: Callable[[Path], DiskSpace] = DiskSpace.at  #: blocking
     _session_id: str = ""
     _every: float = 60.0  #: seconds
@@ -107,7 +107,7 @@ class CheckpointRemover:
         left = await asyncio.to_thread(self._find_leftovers)
         sealed = [pb.SealedCheckpoint(lease=lease, step=step) for lease, step in left][:BATCH]
         ask = pb.ListRemovalsRequest(agent=self.agent, session_id=self._session_id, disk_low=scarce, sealed=sealed)
-        listed = await insist(
+        listed = await call_with_retry(
             self.contact,
             lambda: self.stub.ListRemovals(ask, metadata=self.coordinator.metadata, timeout=CALL_TIMEOUT),
         )
@@ -118,7 +118,7 @@ class CheckpointRemover:
         if not gone:
             return False
         report = pb.ReportRemovalsRequest(agent=self.agent, session_id=self._session_id, removals=gone)
-        await insist(
+        await call_with_retry(
             self.contact,
             lambda: self.stub.ReportRemovals(report, metadata=self.coordinator.metadata, timeout=CALL_TIMEOUT),
         )

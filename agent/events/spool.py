@@ -19,7 +19,7 @@ from typing import Never
 
 import grpc
 
-from agent.coordinator_client import Contact, Coordinator, refusal_in
+from agent.coordinator_client import Contact, Coordinator, extract_refusal
 from agent.events.inotify import WriteWatcher
 from agent.events.sources import RANGE_SIZE, ByteRange, EventSource
 from relay.errors import LeaseLost, OffsetGap, from_status
@@ -94,7 +94,7 @@ class Spool:
             try:
                 await self._stream()
             except grpc.aio.AioRpcError as error:
-                if (refusal := refusal_in(error)) is not None:
+                if (refusal := extract_refusal(error)) is not None:
                     raise refusal from error
                 log.info("events=broken reason=%r", error.details())
             if not self._answered:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:  # `typing` costs milliseconds that every run would wait for
     from typing import Any
 
 
-class Sentence:
+class KillDeadlines:
     """When the trainer is asked to stop and when it is killed. Pure: moments come from outside."""
 
     def __init__(self, job: Mapping[str, Any], now: float) -> None:

@@ -11,7 +11,7 @@ import socket
 import sys
 
 from agent.shim.processes import AlarmClock, become_subreaper, boottime
-from agent.shim.trainer_supervisor import Keeper
+from agent.shim.trainer_supervisor import TrainerSupervisor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` costs milliseconds that every run would wait for
@@ -23,7 +23,7 @@ MAX_PEERS = 64
 UNCLAIMED = 60.0  #: seconds a spare waits for its first connection
 
 
-class Peer:
+class ShimConnection:
     """One connection. Requests and replies are single lines; only the reply to `wait` may be late."""
 
     __slots__ = ("buffer", "connection", "waiting")
@@ -53,7 +53,7 @@ class Peer:
                 self.connection.shutdown(socket.SHUT_RDWR)
 
 
-class Shim:
+class ShimServer:
     """A spare, then the door to one keeper, then the memory of how its trainer ended."""
 
     def __init__(self, shim_id: str, runtime_dir: str, listener: socket.socket) -> None:
@@ -62,9 +62,9 @@ class Shim:
         self._listener = listener
         self._selector = selectors.DefaultSelector()
         self._alarm = AlarmClock()
-        self._peers: set[Peer] = set()
+        self._peers: set[ShimConnection] = set()
         self._unclaimed_until = boottime() + UNCLAIMED
-        self._keeper: Keeper | None = None
+        self._keeper: TrainerSupervisor | None = None
         self._done = False
 
     def serve(self) -> None:
@@ -122,11 +122,11 @@ class Shim:
         if len(self._peers) >= MAX_PEERS:
             connection.close()
             return
-        peer = Peer(connection)
+        peer = ShimConnection(connection)
         self._peers.add(peer)
         self._selector.register(connection, selectors.EVENT_READ, lambda: self._hear(peer))
 
-    def _hear(self, peer: Peer) -> None:
+    def _hear(self, peer: ShimConnection) -> None:
         lines = peer.lines()
         for line in lines or ():
             reply = self._answer(peer, line)
@@ -135,14 +135,14 @@ class Shim:
         if lines is None:
             self._hang_up(peer)
 
-    def _hang_up(self, peer: Peer) -> None:
+    def _hang_up(self, peer: ShimConnection) -> None:
         self._selector.unregister(peer.connection)
         peer.connection.close()
         self._peers.discard(peer)
         if self._keeper is None and not self._peers:
             self._done = True  # a spare of an agent that has ended
 
-    def _answer(self, peer: Peer, line: bytes) -> Mapping[str, Any] | None:
+    def _answer(self, peer: ShimConnection, line: bytes) -> Mapping[str, Any] | None:
         """The reply to one request, or None when it comes later."""
         try:
             request = json.loads(line)
@@ -163,12 +163,12 @@ class Shim:
     def _start(self, job: Mapping[str, Any]) -> Mapping[str, Any]:
         if self._keeper is not None:
             raise ValueError("a job was started before")
-        self._keeper = Keeper(job, self._id, self._runtime_dir)
+        self._keeper = TrainerSupervisor(job, self._id, self._runtime_dir)
         log_to(os.path.join(job["folder"], "shim.log"))
         self._keeper.start()
         return self._keeper.status
 
-    def _forget(self, keeper: Keeper) -> Mapping[str, Any]:
+    def _forget(self, keeper: TrainerSupervisor) -> Mapping[str, Any]:
         if keeper.exit is None:
             raise ValueError("the trainer is not reaped yet")
         remove(keeper.record_path)
@@ -176,17 +176,17 @@ class Shim:
         return {}
 
 
-def _stop(keeper: Keeper, request: Mapping[str, Any]) -> Mapping[str, Any]:
+def _stop(keeper: TrainerSupervisor, request: Mapping[str, Any]) -> Mapping[str, Any]:
     keeper.stop(float(request["grace"]), str(request["reason"]))
     return {"phase": keeper.phase}
 
 
-def _kill(keeper: Keeper, request: Mapping[str, Any]) -> Mapping[str, Any]:
+def _kill(keeper: TrainerSupervisor, request: Mapping[str, Any]) -> Mapping[str, Any]:
     keeper.kill(str(request["reason"]))
     return {"phase": keeper.phase}
 
 
-OPERATIONS: dict[str, Callable[[Keeper, Mapping[str, Any]], Mapping[str, Any]]] = {
+OPERATIONS: dict[str, Callable[[TrainerSupervisor, Mapping[str, Any]], Mapping[str, Any]]] = {
     "status": lambda keeper, _: keeper.status,
     "stop": _stop,
     "kill": _kill,
@@ -215,7 +215,7 @@ def main() -> None:
         os.dup2(null.fileno(), 0)
     become_subreaper()
     os.chdir("/")
-    Shim(shim_id, runtime_dir, listener).serve()
+    ShimServer(shim_id, runtime_dir, listener).serve()
 
 
 if __name__ == "__main__":

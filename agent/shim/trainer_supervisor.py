@@ -8,9 +8,9 @@ import os
 import sys
 import time
 
-from agent.shim.kill_deadlines import Sentence
+from agent.shim.kill_deadlines import KillDeadlines
 from agent.shim.processes import boot_id, boottime, catches, outrank, process, send_signal
-from agent.shim.tree import Tree
+from agent.shim.tree import ProcessTree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` costs milliseconds that every run would wait for
@@ -22,15 +22,15 @@ LINGER = 2.0  #: seconds that what an ended trainer left behind gets between SIG
 FIRST_SWEEP, SLOWEST_SWEEP = 0.02, 1.0  #: seconds between two looks at a tree that is being killed
 
 
-class Keeper:
+class TrainerSupervisor:
     """Keeps one trainer. `record` says who it is (`shim.json`), `exit` how it ended (`exit.json`)."""
 
     def __init__(self, job: Mapping[str, Any], shim_id: str, runtime_dir: str) -> None:
         self.exit: dict[str, Any] | None = None  #: set once nothing of the tree is left
         self.record_path = os.path.join(runtime_dir, f"{shim_id}.json")
         self._job = job
-        self._sentence = Sentence(job, boottime())
-        self._tree = Tree()
+        self._sentence = KillDeadlines(job, boottime())
+        self._tree = ProcessTree()
         self._ended: float | None = None  #: when the trainer itself ended; its tree may live on
         self._sweep = FIRST_SWEEP
         self.record: dict[str, Any] = {

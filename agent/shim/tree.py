@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # `typing` costs milliseconds that every run would wait for
 MARK = "RELAY_SHIM"  #: in every trainer's environment, so that what outlives its shim is found
 
 
-class Tree:
+class ProcessTree:
     """The trainer (our direct child) and all its descendants."""
 
     def __init__(self) -> None:

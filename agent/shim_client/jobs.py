@@ -20,7 +20,7 @@ class ShimGone(ShimError):
     """Nobody answers there any more: the shim has ended or was killed."""
 
 
-class ShimSilent(ShimError):
+class ShimUnresponsive(ShimError):
     """It is there and does not answer: frozen, or starved. Its own deadline still holds."""
 
 
@@ -95,7 +95,7 @@ class Exit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Status:
+class ShimStatus:
     """A shim's answer to `status`."""
 
     phase: Literal["spare", "running", "stopping", "killing", "ended"]

@@ -30,15 +30,15 @@ def _is_called(pid: int, shim_id: str) -> bool:
     return shim_id.encode() in arguments.split(b"\0")
 
 
-async def end_survivors(shim_id: str, record: Record | None) -> None:
+async def kill_orphans(shim_id: str, record: Record | None) -> None:
     """Kill what lives on of a dead shim's tree; returns when it is gone."""
-    while survivors := await asyncio.to_thread(find_survivors, shim_id, record):
+    while survivors := await asyncio.to_thread(find_orphans, shim_id, record):
         for each in survivors:
             send_signal(each, signal.SIGKILL)
-        await asyncio.gather(*map(gone, survivors))
+        await asyncio.gather(*map(wait_gone, survivors))
 
 
-def find_survivors(shim_id: str, record: Record | None) -> list[Process]:
+def find_orphans(shim_id: str, record: Record | None) -> list[Process]:
     """Processes that carry the shim's mark, its trainer, and all below them; none of them dead."""
     table = processes()
     roots = {
@@ -56,7 +56,7 @@ def _carries(pid: int, shim_id: str) -> bool:
     return f"{MARK}={shim_id}".encode() in environment.split(b"\0")
 
 
-async def gone(target: Process) -> None:
+async def wait_gone(target: Process) -> None:
     """Until exactly this process is dead, be it reaped or not."""
     try:
         handle = os.pidfd_open(target.pid)

@@ -24,8 +24,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from agent.shim_client.jobs import Exit, Job, Record, ShimError, ShimGone, ShimRefused, ShimSilent, Status, value_of
-from agent.shim_client.orphans import end_survivors, signal_shim
+from agent.shim_client.jobs import (
+    Exit,
+    Job,
+    Record,
+    ShimError,
+    ShimGone,
+    ShimRefused,
+    ShimStatus,
+    ShimUnresponsive,
+    value_of,
+)
+from agent.shim_client.orphans import kill_orphans, signal_shim
 
 __all__ = [
     "Exit",
@@ -35,10 +45,10 @@ __all__ = [
     "ShimError",
     "ShimGone",
     "ShimRefused",
-    "ShimSilent",
+    "ShimStatus",
+    "ShimUnresponsive",
     "Shims",
     "SpareShim",
-    "Status",
     "discover",
     "prepare_runtime_dir",
 ]
@@ -82,21 +92,21 @@ class Shim:
         except BaseException as error:
             await seed.uproot()
             if isinstance(error, TimeoutError):
-                raise ShimSilent(f"shim {seed.path} did not start {job.lease} in {START} s") from error
+                raise ShimUnresponsive(f"shim {seed.path} did not start {job.lease} in {START} s") from error
             raise
         return cls(seed.path, value_of(Record, reply["record"]), child=seed.pid)
 
     @classmethod
     async def attach(cls, path: Path) -> Self:
-        """The living shim behind a socket. Raises ShimGone, ShimSilent, or ShimRefused for a spare."""
+        """The living shim behind a socket. Raises ShimGone, ShimUnresponsive, or ShimRefused for a spare."""
         reply = await _request(path, {"op": "status"})
         if reply["phase"] == "spare":
             raise ShimRefused(f"{path} is a spare")
         return cls(path, value_of(Record, reply["record"]))
 
-    async def status(self) -> Status:
+    async def status(self) -> ShimStatus:
         """What it does now. Any request counts as contact and puts its orphan limit off."""
-        return value_of(Status, await self._ask("status"))
+        return value_of(ShimStatus, await self._ask("status"))
 
     async def stop(self, grace: float, reason: str = "asked") -> None:
         """SIGTERM now, SIGKILL to the whole tree after `grace`; said again, it can only come sooner."""
@@ -132,7 +142,7 @@ class Shim:
         while (silence := time.monotonic() - heard) < PATIENCE[self.record.policy]:
             try:
                 await self._ask("status")
-            except ShimSilent as error:
+            except ShimUnresponsive as error:
                 log.warning("lease=%s shim=silent for=%.0fs reason=%r", self.record.lease, silence, str(error))
                 await asyncio.to_thread(signal_shim, self.record, signal.SIGCONT)
             except ShimGone:  # dead, and `_exit` buries it; or so silent that its backlog is full
@@ -165,7 +175,7 @@ class Shim:
 
     async def _bury(self) -> Exit:
         await self._reap()
-        await end_survivors(self.path.stem, self.record)
+        await kill_orphans(self.path.stem, self.record)
         written = await asyncio.to_thread(_read_json, Path(self.record.folder, "exit.json"))
         if written is not None and written.get("lease") == self.record.lease:
             return value_of(Exit, written)
@@ -264,7 +274,7 @@ async def _without_record(path: Path) -> Shim | None:
         return await Shim.attach(path)
     except ShimGone:
         await asyncio.to_thread(path.unlink, missing_ok=True)
-    except (ShimSilent, ShimRefused):
+    except (ShimUnresponsive, ShimRefused):
         pass  # a spare; it ends with the agent that holds it
     return None
 
@@ -328,7 +338,7 @@ class _Seed:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)  # our own unreaped child: the pid is still its
         await _wait_for_child(self.pid)
-        await end_survivors(self.path.stem, None)
+        await kill_orphans(self.path.stem, None)
         for path in (self.path, self.path.with_suffix(".json")):
             path.unlink(missing_ok=True)
 
@@ -368,7 +378,7 @@ async def _request(path: Path, message: Mapping[str, Any]) -> Mapping[str, Any]:
         async with asyncio.timeout(ANSWER):
             return await _converse(*await _dial(path), message)
     except TimeoutError as error:
-        raise ShimSilent(f"shim {path} did not answer {message['op']} in {ANSWER} s") from error
+        raise ShimUnresponsive(f"shim {path} did not answer {message['op']} in {ANSWER} s") from error
 
 
 async def _dial(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

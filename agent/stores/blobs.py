@@ -13,7 +13,7 @@ from typing import IO
 
 import grpc
 
-from agent.coordinator_client import CALL_TIMEOUT, Contact, Coordinator, insist
+from agent.coordinator_client import CALL_TIMEOUT, Contact, Coordinator, call_with_retry
 from relay.errors import BlobUnknown, DigestMismatch, InvalidRequest
 from relay.v1 import artifacts_pb2 as pb
 from relay.v1 import artifacts_pb2_grpc
@@ -51,7 +51,7 @@ class BlobClient:
 
     async def _stat(self, digests: Sequence[str]) -> Sequence[pb.BlobStat]:
         request = pb.StatBlobsRequest(digests=digests)
-        answer = await insist(
+        answer = await call_with_retry(
             self._contact,
             lambda: self._stub.StatBlobs(request, metadata=self._coordinator.metadata, timeout=CALL_TIMEOUT),
         )
@@ -62,7 +62,7 @@ class BlobClient:
 
         Raises OSError when it cannot be read, DigestMismatch when it changed since, StoreFull or BlobTooLarge.
         """
-        await insist(self._contact, lambda: self._put(content, digest))
+        await call_with_retry(self._contact, lambda: self._put(content, digest))
 
     async def _put(self, content: Path | bytes, digest: str) -> None:
         offset = (await self.find_missing([digest])).get(digest)
@@ -95,7 +95,7 @@ class BlobClient:
         try:
             if not await self._download(digest, part):
                 log.warning("blob=%s arrived damaged; asking the store to check it", digest)
-                await insist(self._contact, lambda: self._get(digest, part, verify=True))
+                await call_with_retry(self._contact, lambda: self._get(digest, part, verify=True))
                 if (await asyncio.to_thread(hash_file, part))[0] != digest:
                     raise DigestMismatch(f"{path.name} arrives damaged again and again")
         except BlobUnknown as error:
@@ -108,7 +108,7 @@ class BlobClient:
     async def _download(self, digest: str, part: Path) -> bool:
         """Whether a blob is here whole and right; otherwise nothing of it is."""
         with contextlib.suppress(DigestMismatch, InvalidRequest):  # the latter: its file there is shorter than ours
-            await insist(self._contact, lambda: self._get(digest, part))
+            await call_with_retry(self._contact, lambda: self._get(digest, part))
             if (await asyncio.to_thread(hash_file, part))[0] == digest:
                 return True
         await asyncio.to_thread(part.unlink, missing_ok=True)

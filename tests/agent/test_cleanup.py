@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.cleanup import Begun
+from agent.cleanup import OpenAttempts
 from agent.folder import AttemptFolder, RunFolder
 from agent.wire import Assignment
 from relay.v1 import agents_pb2 as pb
@@ -16,11 +16,11 @@ FIRST, SECOND, THIRD = ("1" * 32, "2" * 32, "3" * 32)
 
 
 @pytest.fixture
-def begun(tmp_path: Path) -> Begun:
-    return Begun(tmp_path / "data" / "attempts")
+def begun(tmp_path: Path) -> OpenAttempts:
+    return OpenAttempts(tmp_path / "data" / "attempts")
 
 
-def begin(begun: Begun, root: Path, lease: str, number: int, *steps: int) -> AttemptFolder:
+def begin(begun: OpenAttempts, root: Path, lease: str, number: int, *steps: int) -> AttemptFolder:
     """An attempt whose trainer has sealed these steps."""
     spec = {"version": "relay/v1", "name": "r", "method": "command", "command": ["true"]}
     message = pb.Assignment(run="runs/r", attempt=number, spec_json=json.dumps(spec))
@@ -34,7 +34,7 @@ def begin(begun: Begun, root: Path, lease: str, number: int, *steps: int) -> Att
     return attempt
 
 
-def test_what_was_offered_to_the_registry_stays_and_the_rest_goes(begun: Begun, tmp_path: Path) -> None:
+def test_what_was_offered_to_the_registry_stays_and_the_rest_goes(begun: OpenAttempts, tmp_path: Path) -> None:
     first = begin(begun, tmp_path, FIRST, 1, 10, 20, 30)
     first.offer(10)
     first.offer(20)
@@ -47,7 +47,7 @@ def test_what_was_offered_to_the_registry_stays_and_the_rest_goes(begun: Begun, 
     assert (first.steps(), second.steps()) == ([10, 20], []) and begun.all() == {}
 
 
-def test_what_never_came_to_an_assignment_only_gives_its_folders_back(begun: Begun, tmp_path: Path) -> None:
+def test_what_never_came_to_an_assignment_only_gives_its_folders_back(begun: OpenAttempts, tmp_path: Path) -> None:
     second = begin(begun, tmp_path, SECOND, 2)
     second.assignment.unlink()
     begun.retire(SECOND)

@@ -7,8 +7,8 @@ from random import Random
 import pytest
 
 from agent.coordinator_client import Contact
-from agent.leases import Beat, Standing
-from agent.session import Identity, LineBroken, Session, alive
+from agent.leases import HeartbeatReply, SessionState
+from agent.session import AgentIdentity, Session, StreamBroken, require_answers
 from relay.errors import DeploymentForeign, IdentityInUse, SessionReplaced
 from tests.agent.fake_coordinator import FakeCoordinator
 from tests.agent.hosts import MakeHost, stub
@@ -67,7 +67,7 @@ async def test_a_grant_is_pushed_and_a_change_told_at_once(fake: FakeCoordinator
 
 
 def test_a_deployment_is_remembered_and_another_refused(tmp_path: Path) -> None:
-    identity = Identity("i", "b", tmp_path / "data/deployment")
+    identity = AgentIdentity("i", "b", tmp_path / "data/deployment")
     assert identity.deployment() == ""
     identity.recognise("one")
     identity.recognise("one")
@@ -77,8 +77,8 @@ def test_a_deployment_is_remembered_and_another_refused(tmp_path: Path) -> None:
 
 
 async def test_silence_breaks_a_line() -> None:
-    with pytest.raises(LineBroken):
-        async with alive(0.01):
+    with pytest.raises(StreamBroken):
+        async with require_answers(0.01):
             await Contact(lambda: 0.0).sign()
 
 
@@ -91,5 +91,5 @@ def test_pauses_are_jittered_and_capped() -> None:
 
 
 def test_heartbeats_of_an_older_session_are_not_answers() -> None:
-    standing = Standing("s", 0.0).sending(1, 1.0, ())
-    assert not standing.accepts(Beat("older", 9, 1, {}))
+    standing = SessionState("s", 0.0).sending(1, 1.0, ())
+    assert not standing.accepts(HeartbeatReply("older", 9, 1, {}))

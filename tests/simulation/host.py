@@ -14,17 +14,17 @@ from random import Random
 from typing import cast
 
 from agent.checkpoints.removing import CheckpointRemover, DiskSpace
-from agent.cleanup import Begun
+from agent.cleanup import OpenAttempts
 from agent.context import AttemptContext
 from agent.coordinator_client import Contact
 from agent.events.inotify import WriteWatcher
 from agent.events.spool import Spool
-from agent.session import Identity, Session, grpc_dial
+from agent.session import AgentIdentity, Session, grpc_dial
 from agent.shim_client.jobs import Job
 from agent.shim_client.shims import Shim
 from agent.stores.blobs import BlobClient
 from agent.stores.input_cache import InputCache
-from agent.supervisor import Supervisor, WayOut
+from agent.supervisor import ExitRequest, Supervisor
 from relay.errors import RelayError
 from relay.timing import LeaseTiming
 from relay.v1 import agents_pb2 as pb
@@ -91,7 +91,7 @@ class Host:
         self.boot = f"{name}-boot-0"
         self.keepers: list[Keeper] = []
         self.agent: Process | None = None
-        self._orders: asyncio.Queue[WayOut] = asyncio.Queue()
+        self._orders: asyncio.Queue[ExitRequest] = asyncio.Queue()
         self._notice: _Written | None = None
         self._contact: Contact | None = None
         self._session: Session | None = None
@@ -137,7 +137,7 @@ class Host:
             if self.frozen:
                 self.agent.freeze()
 
-    async def _run(self, process: Process, orders: asyncio.Queue[WayOut]) -> None:
+    async def _run(self, process: Process, orders: asyncio.Queue[ExitRequest]) -> None:
         try:
             await self._serve(process, orders)
         except* RelayError:  # replaced by another, or refused
@@ -152,7 +152,7 @@ class Host:
         if self.agent is ended:
             self.start_agent()
 
-    async def _serve(self, process: Process, orders: asyncio.Queue[WayOut]) -> None:
+    async def _serve(self, process: Process, orders: asyncio.Queue[ExitRequest]) -> None:
         """As agent/__main__.py puts it together."""
         place = self._place
         coordinator = place.network.coordinator(self.label, process)
@@ -161,7 +161,7 @@ class Host:
         capability = fleet_pb2.Capability(hostname=self.name, cpus=8, memory_bytes=1 << 34, slots=place.slots)
         hello = pb.Hello(agent=f"agents/{self.name}", capability=capability)
         async with coordinator.dial() as calls:
-            begun = Begun(self.folder / "data" / "attempts")
+            begun = OpenAttempts(self.folder / "data" / "attempts")
             agent, root, stub = f"agents/{self.name}", self.folder / "root", agents_pb2_grpc.AgentsStub(calls)
             context = AttemptContext(
                 agent=agent,
@@ -188,7 +188,7 @@ class Host:
             )
             supervisor = Supervisor(context, hello, fleet_pb2.Readings, disconnect_limit=24 * 3600.0)
             instance = f"{self.random.getrandbits(128):032x}"
-            identity = Identity(instance, self.boot, self.folder / "data" / "deployment")
+            identity = AgentIdentity(instance, self.boot, self.folder / "data" / "deployment")
             random = Random(self.random.getrandbits(32))
             dial = grpc_dial(coordinator)
             self._session = session = Session(supervisor, identity, contact, dial=dial, now=self.now, random=random)
@@ -200,11 +200,11 @@ class Host:
 
     def leave(self) -> None:
         """SIGTERM to the agent."""
-        self._orders.put_nowait(WayOut.LEAVE)
+        self._orders.put_nowait(ExitRequest.LEAVE)
 
     def detach(self) -> None:
         """SIGUSR2 to the agent."""
-        self._orders.put_nowait(WayOut.DETACH)
+        self._orders.put_nowait(ExitRequest.DETACH)
 
     def kill_agent(self) -> None:
         """SIGKILL."""

@@ -20,9 +20,9 @@ from agent.attempt import setup
 from agent.attempt.attempt import Attempt
 from agent.attempt.start_attempt import StartReport
 from agent.checkpoints import resume
-from agent.leases import Beat, Plan, Standing, Wish, plan
+from agent.leases import DesiredLease, HeartbeatReply, LeasePlan, SessionState, plan
 from agent.session import Session
-from agent.shim.kill_deadlines import Sentence
+from agent.shim.kill_deadlines import KillDeadlines
 from agent.supervisor import Supervisor
 from coordinator import lifecycle, outage, retention
 from coordinator.commands import checkpoints as checkpoint_commands
@@ -119,7 +119,7 @@ class Instead:
 def trust_from_receipt() -> Sequence[Patch]:
     hear = Session._hear
 
-    def mutated(self: Session, beat: Beat) -> bool:
+    def mutated(self: Session, beat: HeartbeatReply) -> bool:
         if beat.answers in self._standing.sent:
             _, listed = self._standing.sent[beat.answers]
             self._standing = self._standing.sending(beat.answers, self._now(), listed)
@@ -130,18 +130,18 @@ def trust_from_receipt() -> Sequence[Patch]:
 
 @mutant("under `stop` the shim kills when the trust is over, whoever is gone (§2 Lapse, §5)", "partition")
 def no_deadline() -> Sequence[Patch]:
-    pass_time = Sentence.pass_time
+    pass_time = KillDeadlines.pass_time
 
-    def mutated(self: Sentence, now: float) -> bool:
+    def mutated(self: KillDeadlines, now: float) -> bool:
         self.trust = None
         return pass_time(self, now)
 
-    return [patch.object(Sentence, "pass_time", mutated)]
+    return [patch.object(KillDeadlines, "pass_time", mutated)]
 
 
 @mutant("under `stop` nothing is started on an old promise (§2 Lapse, S3)", "frozen_at_grant trainer_killed", ours=True)
 def started_too_late() -> Sequence[Patch]:
-    return [patch.object(Sentence, "may_start", lambda self, now: True)]
+    return [patch.object(KillDeadlines, "may_start", lambda self, now: True)]
 
 
 @mutant(
@@ -178,7 +178,7 @@ def no_outage_grace() -> Sequence[Patch]:
 
 @mutant("a reply of a lower desired version is ignored (§2 Heartbeat replies)", "weather pause")
 def no_wish_version() -> Sequence[Patch]:
-    return [patch.object(Standing, "accepts", lambda self, beat: beat.session_id == self.session_id)]
+    return [patch.object(SessionState, "accepts", lambda self, beat: beat.session_id == self.session_id)]
 
 
 @mutant(
@@ -226,7 +226,7 @@ def version_not_raised() -> Sequence[Patch]:
     spare="a start is fenced, and a lease that was listed comes without its assignment",
 )
 def begun_again() -> Sequence[Patch]:
-    def mutated(held: Any, desired: Mapping[str, Wish], begun: Any = frozenset()) -> Plan:
+    def mutated(held: Any, desired: Mapping[str, DesiredLease], begun: Any = frozenset()) -> LeasePlan:
         return plan(held, desired)
 
     return [patch.object(supervising, "plan", mutated)]
@@ -245,13 +245,13 @@ def begun_while_ending() -> Sequence[Patch]:
 
 @mutant("a stop is idempotent per lease (§2 Verbs, S10)", "pause leave")
 def stop_applied_twice() -> Sequence[Patch]:
-    stop = Sentence.stop
+    stop = KillDeadlines.stop
 
-    def mutated(self: Sentence, now: float, grace: float, reason: str) -> bool:
+    def mutated(self: KillDeadlines, now: float, grace: float, reason: str) -> bool:
         stop(self, now, grace, reason)
         return True
 
-    return [patch.object(Sentence, "stop", mutated)]
+    return [patch.object(KillDeadlines, "stop", mutated)]
 
 
 @mutant(

@@ -8,8 +8,8 @@ from pathlib import Path
 from random import Random
 from typing import Any, Protocol
 
-from agent.shim.kill_deadlines import Sentence
-from agent.shim_client.jobs import Exit, Job, Record, ShimGone, ShimSilent
+from agent.shim.kill_deadlines import KillDeadlines
+from agent.shim_client.jobs import Exit, Job, Record, ShimGone, ShimUnresponsive
 from agent.shim_client.shims import ANSWER, PULSE, Shim
 from relay.timing import LeaseTiming
 from tests.simulation.loop import Process, VirtualLoop
@@ -76,7 +76,7 @@ class Keeper:
         self.exit: Exit | None = None
         self.forgotten = False
         self.changed = asyncio.Event()  #: its exit is there, or it is dead
-        self._sentence = Sentence(job.to_json(), machine.now())
+        self._sentence = KillDeadlines(job.to_json(), machine.now())
         self._inbox: list[tuple[str, dict[str, Any], asyncio.Future[Any]]] = []
         self._woken = asyncio.Event()
         self._code: int | None = None
@@ -116,7 +116,7 @@ class Keeper:
         self.changed.set()
 
     async def ask(self, operation: str, arguments: dict[str, Any]) -> Any:
-        """A request of the agent's; ShimGone, or ShimSilent when it does not answer in time."""
+        """A request of the agent's; ShimGone, or ShimUnresponsive when it does not answer in time."""
         if not self.process.alive or self.forgotten:
             raise ShimGone(f"{self.record.shim} is gone")
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -128,7 +128,7 @@ class Keeper:
         except TimeoutError:
             if not self.process.alive:
                 raise ShimGone(f"{self.record.shim} is gone") from None
-            raise ShimSilent(f"{self.record.shim} does not answer") from None
+            raise ShimUnresponsive(f"{self.record.shim} does not answer") from None
 
     async def _keep(self) -> None:
         while not self.forgotten:

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from agent.attempt.directives import Directives
 from agent.attempt.exit_classification import StopCause, StopDirective
 from agent.shim.processes import boottime
-from agent.shim_client.jobs import ShimGone, ShimSilent
+from agent.shim_client.jobs import ShimGone, ShimUnresponsive
 
 GENTLE, SHARP = StopDirective(StopCause.REQUESTED, 60.0, "pause"), StopDirective(StopCause.REQUESTED, 0.0, "cancel")
 
@@ -62,7 +62,7 @@ async def test_an_order_made_sharper_on_its_way_is_passed_on_again() -> None:
 
 
 async def test_a_silent_shim_is_told_again_trust_first() -> None:
-    orders, shim = Directives("l", boottime), Recorder(ShimSilent(), ShimSilent())
+    orders, shim = Directives("l", boottime), Recorder(ShimUnresponsive(), ShimUnresponsive())
     orders.extend_trust(7.0)
     orders.extend_trust(5.0)
     orders.strengthen(GENTLE)

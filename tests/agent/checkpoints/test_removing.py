@@ -13,7 +13,7 @@ from typing import cast
 import pytest
 
 from agent.checkpoints.removing import CheckpointRemover, DiskSpace
-from agent.cleanup import Begun
+from agent.cleanup import OpenAttempts
 from agent.coordinator_client import Contact, Coordinator
 from agent.folder import RunFolder
 from agent.wire import Assignment
@@ -57,7 +57,7 @@ async def removing(
         stub, contact = agents_pb2_grpc.AgentsStub(channel), Contact(lambda: 0.0)
         stores = {"file": cast(Store, shelf or Shelf())}
         made = CheckpointRemover(
-            "agents/a", root, stub, coordinator, contact, stores, Begun(root / "begun"), lambda _: room
+            "agents/a", root, stub, coordinator, contact, stores, OpenAttempts(root / "begun"), lambda _: room
         )
         made.start_session("session", 0.5)
         yield made
@@ -111,7 +111,7 @@ async def test_what_nobody_registered_of_attempts_that_are_over_goes(fake: FakeC
     running.checkpoint(30).mkdir()
     for attempt, lease in ((RunFolder(tmp_path, "r").attempt(1, "1" * 32), LEASE), (running, "runs/r/leases/2")):
         Assignment(lease, pb.Assignment(run="runs/r")).save(attempt.assignment)
-    Begun(tmp_path / "begun").add("2" * 32, running)
+    OpenAttempts(tmp_path / "begun").add("2" * 32, running)
     fake.orphans = {(LEASE, 20), ("runs/r/leases/2", 30)}
     async with removing(fake, tmp_path) as removals:
         await removals.remove_scheduled()

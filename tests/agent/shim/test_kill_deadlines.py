@@ -2,11 +2,11 @@
 
 import pytest
 
-from agent.shim.kill_deadlines import Sentence
+from agent.shim.kill_deadlines import KillDeadlines
 
 
-def sentence(*, policy: str = "continue", trust: float | None = None) -> Sentence:
-    return Sentence({"policy": policy, "trust": trust, "grace": 10.0, "orphan_limit": 100.0}, now=0.0)
+def sentence(*, policy: str = "continue", trust: float | None = None) -> KillDeadlines:
+    return KillDeadlines({"policy": policy, "trust": trust, "grace": 10.0, "orphan_limit": 100.0}, now=0.0)
 
 
 def test_policy_stop_needs_a_deadline() -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from agent.shim.processes import boottime, process
 from agent.shim_client.jobs import Record
-from agent.shim_client.orphans import find_survivors, gone
+from agent.shim_client.orphans import find_orphans, wait_gone
 from agent.shim_client.shims import (
     PATIENCE,
     Exit,
@@ -23,7 +23,7 @@ from agent.shim_client.shims import (
     Shim,
     ShimGone,
     ShimRefused,
-    ShimSilent,
+    ShimUnresponsive,
     SpareShim,
     discover,
     prepare_runtime_dir,
@@ -71,7 +71,7 @@ def runtime_dir(tmp_path: Path) -> Iterator[Path]:
     yield path
     for left in path.glob("*.json"):
         record = json.loads(left.read_text())
-        for survivor in find_survivors(left.stem, None):
+        for survivor in find_orphans(left.stem, None):
             os.kill(survivor.pid, signal.SIGKILL)
         if process(record["shim_pid"]) is not None:
             os.kill(record["shim_pid"], signal.SIGKILL)
@@ -108,7 +108,7 @@ async def dead(pid: int) -> None:
     target = process(pid)
     if target is not None:
         async with asyncio.timeout(WITHIN):
-            await gone(target)
+            await wait_gone(target)
 
 
 async def ended(shim: Shim) -> Exit:
@@ -269,7 +269,7 @@ async def test_a_tree_that_keeps_forking_is_killed_to_the_last(job: Job, told: T
     await shim.kill()
     how = await ended(shim)
     assert how.kill_reason == "asked"
-    assert find_survivors(shim.path.stem, shim.record) == []
+    assert find_orphans(shim.path.stem, shim.record) == []
     await shim.forget()
 
 
@@ -506,7 +506,7 @@ async def test_a_killed_shim_takes_its_whole_tree_with_it(job: Job, told: Told, 
         os.kill(shim_pid(shim), signal.SIGKILL)
     assert waiting.result().lost and not waiting.result().succeeded
     assert process(grandchild) is None or process(grandchild).dead  # type: ignore[union-attr]
-    assert find_survivors(shim.path.stem, shim.record) == []
+    assert find_orphans(shim.path.stem, shim.record) == []
     with pytest.raises(ShimGone):
         await shim.status()
     await shim.forget()
@@ -541,8 +541,8 @@ async def test_after_a_reboot_nothing_is_killed_by_an_old_pid(runtime_dir: Path,
         shim="0123456789ab", lease="lease-0", folder=str(tmp_path), policy="continue", boot_id="another",
         started=0.0, pid=me.pid, start_time=me.start_time,
     )  # fmt: skip
-    assert find_survivors(earlier.shim, earlier) == []
-    assert [each.pid for each in find_survivors(earlier.shim, replace(earlier, boot_id=boot()))][-1:] == [me.pid]
+    assert find_orphans(earlier.shim, earlier) == []
+    assert [each.pid for each in find_orphans(earlier.shim, replace(earlier, boot_id=boot()))][-1:] == [me.pid]
     (runtime_dir / "0123456789ab.json").write_text(
         json.dumps({name: getattr(earlier, name) for name in Record.__slots__})
     )
@@ -563,7 +563,7 @@ async def test_a_frozen_shim_is_silent_not_dead(
     trainer = int((await told.line()).split()[1])
     os.kill(shim_pid(shim), signal.SIGSTOP)
     monkeypatch.setattr("agent.shim_client.shims.ANSWER", 0.2)
-    with pytest.raises(ShimSilent):
+    with pytest.raises(ShimUnresponsive):
         await shim.status()
     assert [each.record for each in await discover(runtime_dir)] == [shim.record]
     assert process(trainer) is not None
@@ -600,7 +600,7 @@ async def test_s3_a_shim_that_stays_silent_is_killed_with_its_trainer(
     shim = await Shim.start(replace(job, policy="stop", trust=boottime() + 3600), runtime_dir)
     trainer = int((await told.line()).split()[1])
     os.mkfifo(job.folder / f"dump.json.tmp-{shim_pid(shim)}")
-    with pytest.raises(ShimSilent):
+    with pytest.raises(ShimUnresponsive):
         await shim.dump()
     assert (await ended(shim)).lost
     assert process(trainer) is None or process(trainer).dead  # type: ignore[union-attr]
