@@ -22,6 +22,7 @@ PURE = (
 IMPURE_LIBRARY = {"asyncio", "os", "random", "socket", "subprocess", "threading", "time"}
 
 MODULE_LINES, CLASS_LINES, FUNCTION_LINES = 400, 250, 60
+FLOOR_LINES = 60  #: of a module that only one other uses
 
 
 def modules(*roots: Path) -> Iterator[Path]:
@@ -131,6 +132,54 @@ def test_no_except_star_awaits() -> None:
 def test_code_stays_small() -> None:
     """A reader holds one module in mind. What outgrows these is split by its nouns."""
     assert not [finding for path in modules(*SOURCES) for finding in overgrown(path)]
+
+
+#: Rooms in which each module is one of a kind, however small.
+ONE_OF_A_KIND = ("trainers.methods.", "relayctl.commands.", "coordinator.rpc.", "agent.stores.")
+#: Small modules with one user that are right as they are, and why.
+SMALL_ON_PURPOSE = {
+    "agent.host_metrics": "reads in a thread, on the event loop's side, what `agent.capability` measures",
+    "agent.shim_client.orphans": "looks at processes; the rest of the room talks to shims",
+    "coordinator.outage": "a pure rule, apart from the background task that applies it",
+    "relayctl.local.recovery": "a pure reckoning, which benchmarks use too",
+}
+
+
+def test_no_module_is_a_crumb() -> None:
+    """A small module that only one other uses is part of that one: a reader opens one file instead of two."""
+    users = find_importers()
+    small = {
+        name
+        for name, path in named_modules().items()
+        if written(path.read_text().splitlines()) < FLOOR_LINES and len(users[name]) <= 1 and not is_program(path)
+    }
+    assert {name for name in small if not name.startswith(ONE_OF_A_KIND)} == set(SMALL_ON_PURPOSE)
+
+
+def named_modules() -> dict[str, Path]:
+    """Return our modules by import name, without `__init__` and `__main__`."""
+    paths = [path for path in modules(*SOURCES) if path.stem not in ("__init__", "__main__")]
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts).removeprefix("proto."): path for path in paths}
+
+
+def find_importers() -> dict[str, set[str]]:
+    """Return, for each module, the modules that import it."""
+    users: dict[str, set[str]] = {name: set() for name in named_modules()}
+    for path in modules(*SOURCES):
+        user = ".".join(path.relative_to(ROOT).with_suffix("").parts).removeprefix("proto.")
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names)):
+                    users.get(name, set()).add(user)
+            elif isinstance(node, ast.Import):
+                for alias in node.names:
+                    users.get(alias.name, set()).add(user)
+    return users
+
+
+def is_program(path: Path) -> bool:
+    """Say whether the module is a program (`python -m`), which must be a file of its own."""
+    return "__main__" in {node.value for node in ast.walk(tree(path)) if isinstance(node, ast.Constant)}
 
 
 def overgrown(path: Path) -> Iterator[str]:
