@@ -18,7 +18,7 @@ class Noted(Interpreter):
 async def test_another_kind_of_connection_is_handed_the_statement_and_its_arguments() -> None:
     lease = uuid4()
     told: object = await leases.find_run(Noted(), lease)
-    assert told == ("leases.run_of", (lease,), {})
+    assert told == ("leases.find_run", (lease,), {})
 
 
 async def test_on_postgres_it_runs_its_sql(db: Database) -> None:
