@@ -160,7 +160,8 @@ async def test_a_cap_holds_for_all_transfers(fake: FakeCoordinator, hosts: MakeH
 async def test_an_agent_that_is_killed_while_it_uploads_leaves_nothing(
     fake: FakeCoordinator, hosts: MakeHost, share: Path, gate: Gate, lease_stays: bool
 ) -> None:
-    """The next agent goes on with it if the lease is still held, and in any case removes what was in the making."""
+    """The next agent resumes the upload if the lease is still held. In any case this host's next upload to the store
+    removes what was left half made."""
     host = hosts(fake.address, "--transfer-limit", "2MiB/s")
     await host.start()
     lease = await fake.grant(spec(share, steps=3, save_every=2, size=6 * 1024 * 1024, gate=gate.path))
@@ -180,6 +181,9 @@ async def test_an_agent_that_is_killed_while_it_uploads_leaves_nothing(
         gate.let(1)
         await fake.until(lambda: lease.ended)
         assert lease.ended == "succeeded"
+    else:
+        second = await fake.grant(spec(share, steps=1, save_every=1), SECOND, attempt=2)
+        await fake.until(lambda: second.ended)
     async with asyncio.timeout(60):
         while left & set(os.listdir(share / ".relay")):
             await fake.breathe()
