@@ -104,5 +104,5 @@ async def test_a_run_begins_with_what_another_has_trained(fleet: Fleet, submitte
     assert ended.pins["init_from"].startswith("runs/teacher@20 sha256:")
     assert dict((await after.curve())["eval_loss"])[0] == pytest.approx(learnt[20], rel=1e-5)
     again = await fleet.relayctl("submit", str(submitter / "pupil.yaml"))
-    assert re.search(r"^begins with +runs/teacher@20: \d+ files", again, re.MULTILINE), again
+    assert re.search(r"^starts from +runs/teacher@20: \d+ files", again, re.MULTILINE), again
     assert "had been submitted already" in again
