@@ -479,7 +479,7 @@ def test_what_it_does_not_do_is_refused_by_name(work: Path, change: dict[str, An
     ("options", "said"),
     [
         ({"gamma": 1.5}, "gamma must lie between 0 and 1, found 1.5"),
-        ({"kl_target": 1.0, "kl_coef": 0.0}, "kl_target is more than 0, and needs a kl_coef"),
+        ({"kl_target": 1.0, "kl_coef": 0.0}, "kl_target must be more than 0, and so must kl_coef"),
         ({"num_mini_batches": 100}, "a rollout takes 400 prompts"),
     ],
 )
