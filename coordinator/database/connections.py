@@ -12,12 +12,12 @@ import contextlib
 import json
 import logging
 import math
-import random
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from random import Random
 from typing import Any
 from uuid import UUID
 
@@ -26,8 +26,11 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from relay.backoff import Backoff
+
 CHANNELS = ("relay_runs", "relay_wishes", "relay_queue")
 _CHECK_SECONDS = 10.0  # a connection that only listens does not notice by itself that its line is dead
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # seconds before it listens again, at most: after one failure, after many
 _log = logging.getLogger(__name__)
 
 
@@ -118,18 +121,16 @@ class Notifications:
 
     async def run(self) -> None:
         """Listen forever, and reconnect after every interruption."""
-        backoff = 0.05
+        backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE, Random())
         while True:
             try:
-                await self._listen()
-                backoff = 0.05
+                await self._listen(backoff)
             except _AWAY as error:
                 _log.warning("not listening to the database: %s", error or type(error).__name__)
-            await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
-            backoff = min(1.0, backoff * 2)
+            await asyncio.sleep(backoff.next_pause())
 
-    async def _listen(self) -> None:
-        """Listen until the connection ends."""
+    async def _listen(self, backoff: Backoff) -> None:
+        """Listen until the connection ends; once it listens, the backoff starts over."""
         connection = await asyncpg.connect(
             self._url, timeout=self._timeouts.connect, command_timeout=self._timeouts.connect
         )
@@ -138,6 +139,7 @@ class Notifications:
         try:
             for channel in CHANNELS:
                 await connection.add_listener(channel, self._told)
+            backoff.reset()
             self._wake_all()
             while not await _wait_for(ended, _CHECK_SECONDS):
                 await connection.fetchval("SELECT 1")

@@ -1,5 +1,6 @@
 """The way to Postgres: every connection leads to the database of one deployment, or to none."""
 
+import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
@@ -42,4 +43,25 @@ async def test_another_database_in_its_place_is_none(
         await other.execute("UPDATE deployment SET deployment_id = $1", ours)
         async with way(database):
             pass
+    await other.close()
+
+
+async def test_who_waits_is_woken_after_an_interruption_and_hears_what_follows(empty_database_url: str) -> None:
+    other = await asyncpg.connect(empty_database_url)
+    async with (
+        connect_database(empty_database_url) as database,
+        database.notifications.subscribe("relay_runs", "r") as announced,
+        asyncio.timeout(60),
+    ):
+        await announced.wait()  # it listens
+        for _ in range(3):
+            announced.clear()
+            await other.execute(
+                """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                   WHERE datname = current_database() AND pid <> pg_backend_pid()"""
+            )
+            await announced.wait()  # it listens again, and something may have been missed
+            announced.clear()
+            await other.execute("NOTIFY relay_runs, 'r'")
+            await announced.wait()
     await other.close()
