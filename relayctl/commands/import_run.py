@@ -18,10 +18,11 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from relay.errors import RunExists, RunUnknown
 from relay.v1 import runs_pb2 as pb
-from relayctl.client import CoordinatorUnreachable, RelayClient
+from relayctl.client import RelayClient
 from relayctl.client.artifacts import Blob, StartProgress, hash_files
 from relayctl.client.client import qualify_name, shorten_name
 from relayctl.client.submission import PreparedSubmission, has_same_spec, prepare_run, upload_inputs
+from relayctl.commands.creation import CreationArguments, create_planned_run, show_plan
 from relayctl.commands.exits import ExitCode, UsageMistake
 from relayctl.commands.options import DryRun, Format, Overrides, Quiet
 from relayctl.commands.runner import run_command
@@ -31,29 +32,19 @@ from relayctl.local.external_metrics import ExternalCurve
 from relayctl.output.format import format_block, format_bytes, format_count, make_printable
 from relayctl.output.plan import PLACEMENT_UNKNOWN, describe_hub, describe_keep, describe_uploads, list_plan_entries
 from relayctl.output.runs import describe_state
-from relayctl.output.serialize import Output, format_value, to_plain
-from relayctl.output.terminal import Terminal, say, show_progress_bars
+from relayctl.output.serialize import Output
+from relayctl.output.terminal import Terminal
 from storage.manifest import Manifest, ManifestFile
 
 MOST = 1000  #: checkpoints that can be imported at once
 
 
 @dataclass(frozen=True, slots=True)
-class ImportArguments:
+class ImportArguments(CreationArguments):
     """The arguments of `import`."""
 
-    file: Path
     folder: Path
-    sets: Sequence[str]
-    name: str | None
     last: int | None
-    dry_run: bool
-    output: Output
-
-    @property
-    def for_users(self) -> bool:
-        """Whether the plan is shown and the result said in a sentence."""
-        return self.output in (Output.TABLE, Output.WIDE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,36 +92,18 @@ def import_run(
     The run has the training's checkpoints and curve; `relayctl resume` continues it.
     """
     chosen = Output.NAME if quiet else output
-    arguments = ImportArguments(file, folder, tuple(sets or ()), name, last, dry_run, chosen)
+    arguments = ImportArguments(file, sets or (), name, dry_run, chosen, folder, last)
     run_command(context, partial(_import, arguments), "nothing was imported yet; the same command sends the rest")
 
 
 async def _import(arguments: ImportArguments, client: RelayClient, terminal: Terminal) -> ExitCode:
     prepared = await _prepare(arguments)
-    validated = await _show_plan(arguments, client, prepared)
-    await _require_name(client, prepared.run)
-    if arguments.dry_run:
-        if not arguments.for_users:
-            say(_format_response(validated, arguments.output))
-        return ExitCode.OK
-    with show_progress_bars(terminal) as bars:
-        response = await _upload(client, prepared, bars)
-    say(_format_response(response, arguments.output))
-    return ExitCode.OK
-
-
-async def _show_plan(arguments: ImportArguments, client: RelayClient, prepared: PreparedImport) -> pb.ImportRunResponse:
-    """Print the plan and return the coordinator's answer to it; a rehearsal shows the plan without an answer, too."""
     checkpoints = [prepared.to_message(checkpoint) for checkpoint in prepared.training.checkpoints]
-    try:
-        validated = await client.import_run(prepared.run.spec, checkpoints, validate_only=True)
-    except CoordinatorUnreachable:
-        if arguments.dry_run and arguments.for_users:
-            say(_format_plan(prepared, None))
-        raise
-    if arguments.for_users:
-        say(_format_plan(prepared, validated))
-    return validated
+    validation = client.import_run(prepared.run.spec, checkpoints, validate_only=True)
+    validated = await show_plan(arguments, validation, partial(_format_plan, prepared))
+    await _require_name(client, prepared.run)
+    await create_planned_run(arguments, terminal, validated, partial(_upload, client, prepared), _format_result)
+    return ExitCode.OK
 
 
 async def _prepare(arguments: ImportArguments) -> PreparedImport:
@@ -254,12 +227,8 @@ def _describe_retention(prepared: PreparedImport, validated: pb.ImportRunRespons
     return f"{_list_steps(deleted)} {verb} {when}, for {kept}; to keep more: --set checkpoint.keep.last=N, or {pin}"
 
 
-def _format_response(response: pb.ImportRunResponse, output: Output) -> str:
+def _format_result(response: pb.ImportRunResponse) -> str:
     name = shorten_name(response.run.name)
-    if output is Output.NAME:
-        return name
-    if output.for_programs:
-        return format_value(to_plain(response), output)
     if response.created:
         step = response.run.head.step
         return f"\nimported {name}; it is paused at step {step}; continue it with: relayctl resume {name}"

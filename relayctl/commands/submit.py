@@ -2,44 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from relay.v1 import runs_pb2 as pb
-from relayctl.client import CoordinatorUnreachable, RelayClient
+from relayctl.client import RelayClient
 from relayctl.client.client import ENDED, shorten_name
+from relayctl.commands.creation import CreationArguments, create_planned_run, show_plan
 from relayctl.commands.exits import ExitCode
 from relayctl.commands.options import DryRun, Format, Overrides, Quiet
 from relayctl.commands.runner import run_command
 from relayctl.commands.watch import watch_run
 from relayctl.output.runs import describe_state
-from relayctl.output.serialize import Output, format_value, to_plain
-from relayctl.output.terminal import Terminal, say, show_progress_bars
-
-if TYPE_CHECKING:
-    from relayctl.client.submission import PreparedSubmission
+from relayctl.output.serialize import Output
+from relayctl.output.terminal import Terminal
 
 
 @dataclass(frozen=True, slots=True)
-class SubmitArguments:
+class SubmitArguments(CreationArguments):
     """The arguments of `submit`."""
 
-    file: Path
-    sets: Sequence[str]
-    name: str | None
-    dry_run: bool
     watch: bool
-    output: Output
-
-    @property
-    def for_users(self) -> bool:
-        """Whether the plan is shown and the result said in a sentence."""
-        return self.output in (Output.TABLE, Output.WIDE)
 
 
 def submit(
@@ -59,50 +46,25 @@ def submit(
     Files that the run file names are uploaded as far as the coordinator does not have them. With --watch the exit code
     says how the run ended.
     """
-    arguments = SubmitArguments(file, sets or (), name, dry_run, watch, Output.NAME if quiet else output)
+    arguments = SubmitArguments(file, sets or (), name, dry_run, Output.NAME if quiet else output, watch)
     on_interrupt = "a run that was created goes on without you; see: relayctl runs"
     run_command(context, partial(_submit, arguments), on_interrupt)
 
 
 async def _submit(arguments: SubmitArguments, client: RelayClient, terminal: Terminal) -> ExitCode:
-    from relayctl.client.submission import prepare_run, submit_run  # loads the run file's models, which takes a while
-
-    prepared = await prepare_run(arguments.file, arguments.sets, arguments.name)
-    validated = await _show_plan(arguments, client, prepared)
-    if arguments.dry_run:
-        if not arguments.for_users:
-            say(_format_response(validated, arguments.output))
-        return ExitCode.OK
-    with show_progress_bars(terminal) as bars:
-        response = await submit_run(client, prepared, bars)
-    say(_format_response(response, arguments.output))
-    return await watch_run(client, terminal, response.run.name) if arguments.watch else ExitCode.OK
-
-
-async def _show_plan(
-    arguments: SubmitArguments, client: RelayClient, prepared: PreparedSubmission
-) -> pb.CreateRunResponse:
-    """Print the plan and return the coordinator's answer to it; a rehearsal shows the plan without an answer, too."""
-    from relayctl.client.submission import validate_run
+    # They load the run file's models, which takes a while.
+    from relayctl.client.submission import prepare_run, submit_run, validate_run
     from relayctl.output.plan import format_run_plan
 
-    try:
-        validated = await validate_run(client, prepared)
-    except CoordinatorUnreachable:
-        if arguments.dry_run and arguments.for_users:
-            say(format_run_plan(prepared, None))
-        raise
-    if arguments.for_users:
-        say(format_run_plan(prepared, validated))
-    return validated
+    prepared = await prepare_run(arguments.file, arguments.sets, arguments.name)
+    validated = await show_plan(arguments, validate_run(client, prepared), partial(format_run_plan, prepared))
+    create = partial(submit_run, client, prepared)
+    created = await create_planned_run(arguments, terminal, validated, create, _format_result)
+    return await watch_run(client, terminal, created.run.name) if arguments.watch and created else ExitCode.OK
 
 
-def _format_response(response: pb.CreateRunResponse, output: Output) -> str:
+def _format_result(response: pb.CreateRunResponse) -> str:
     name = shorten_name(response.run.name)
-    if output is Output.NAME:
-        return name
-    if output.for_programs:
-        return format_value(to_plain(response), output)
     if response.created:
         return f"\nsubmitted {name}; watch it with: relayctl watch {name}"
     again = "; to run it again: --name ANOTHER" if response.run.state in ENDED else ""
