@@ -2,11 +2,15 @@
 
 Most tests wait more than they compute: for a process to start, for a lease to lapse. Others compute all the time. Only
 as many workers as there are cores take those that compute; the other workers take tests that wait.
+
+A shell that puts `make test` in the background has it ignore SIGINT, and nohup SIGHUP. Tests send such signals to
+processes that they start, which would inherit that, so each worker takes them as from a terminal.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 from collections import OrderedDict
 
 import pytest
@@ -24,6 +28,17 @@ DEPLOYED = ("tests/end_to_end/", "tests/faults/", "tests/relayctl/commands/")
 UP = ["tests/docs/test_walkthroughs.py"]
 #: Files whose tests load the training libraries into the worker itself, for attempts to fork from.
 LOADING = [f"tests/trainers/test_{name}.py" for name in ("another_trainer", "gpu", "resumable", "runtime", "schemas")]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Undo that a shell had the tests ignore the signals of a terminal."""
+    for number, handler in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGQUIT, signal.SIG_DFL),
+        (signal.SIGHUP, signal.SIG_DFL),
+    ):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 @pytest.hookimpl(optionalhook=True)
