@@ -44,6 +44,7 @@ from relay.errors import DeploymentForeign, RelayError, Unauthenticated
 from relay.settings import MISCONFIGURED, SettingsError
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import agents_pb2_grpc, runs_pb2_grpc
+from runfile import RunFile
 from storage.base import Store
 from storage.exit import end_process
 from storage.hub.store import CommitRateLimit, HubStore
@@ -100,6 +101,7 @@ def run(settings: AgentSettings) -> int:
     prepare_runtime_dir(settings.runtime_dir)
     for option, folder in (("--data-dir", settings.data_dir), ("--root", settings.root)):
         _made_writable(option, folder)
+    RunFile.model_rebuild()  # now, and not while heartbeats wait for the first run
     code = 0
     with only_one(settings.lock, "--runtime-dir"), only_one(settings.data_dir / "agent.lock", "--data-dir"):
         try:

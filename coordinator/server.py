@@ -95,7 +95,7 @@ async def serve(config: Config, stop: asyncio.Event, announce: Callable[[ServerI
         await migrate.require_head(url)
         database = await stack.enter_async_context(connect_database(url))
         artifacts = await asyncio.to_thread(_open_artifacts, config)
-        await asyncio.to_thread(runfile.preload_schemas)
+        await asyncio.to_thread(runfile.preload)
         healthy = health.aio.HealthServicer()
         heartbeats, appender = HeartbeatBatcher(database, config.timing), Appender(database)
         services = (

@@ -36,7 +36,7 @@ from runfile.models import (
     SamplesSection,
     Split,
 )
-from runfile.options import preload_schemas
+from runfile.options import preload
 from runfile.reading import Document
 from runfile.units import Every, UnitError, format_duration, format_size, parse_duration, parse_size
 
@@ -77,7 +77,7 @@ __all__ = [
     "parse_duration",
     "parse_run_file",
     "parse_size",
-    "preload_schemas",
+    "preload",
 ]
 
 _KEPT_EMPTY = {"options", "model_init", "lora", "quantization", "launch", "trackers", "config"}

@@ -44,9 +44,9 @@ from storage import address, checkpoint_ref
 
 
 class Section(BaseModel):
-    """A mapping with known keys."""
+    """A mapping with known keys. Its validator is built when the first run file is read: many processes read none."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, defer_build=True)
 
 
 class ModelSection(Section):

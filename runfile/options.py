@@ -13,7 +13,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from runfile.mistakes import KeyPath, Mistake, describe_value, find_nearest, join_alternatives
-from runfile.models import METHODS
+from runfile.models import METHODS, RunFile
 from runfile.suggestions import ALIASES
 
 if TYPE_CHECKING:
@@ -47,11 +47,12 @@ def load_schema(method: str) -> dict[str, Any] | None:
     return loaded
 
 
-def preload_schemas() -> None:
+def preload() -> None:
     """Load what the first run file would load, for a process that must not pause then. Blocking."""
     import jsonschema  # noqa: F401
 
     list_supported_methods()
+    RunFile.model_rebuild()
 
 
 @cache
