@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import logging
 import os
 import secrets
 import signal
@@ -40,6 +39,7 @@ from agent.stores.blobs import BlobClient
 from agent.stores.input_cache import InputCache
 from agent.stores.relay import RelayStore
 from agent.supervisor import ExitRequest, Supervisor
+from relay import logs
 from relay.errors import DeploymentForeign, RelayError, Unauthenticated
 from relay.settings import MISCONFIGURED, SettingsError
 from relay.v1 import agents_pb2 as pb
@@ -52,7 +52,7 @@ from storage.hub.worker import HubWorker
 from storage.stores import StoresByScheme
 from storage.throttling import RateLimit
 
-log = logging.getLogger("agent")
+log = logs.get_logger("agent")
 
 THREADS = 32  #: for files; a volume that hangs takes some of them, and the others must do
 HEARTBEAT = 5.0  #: seconds, until a welcome says otherwise
@@ -60,9 +60,7 @@ HEARTBEAT = 5.0  #: seconds, until a welcome says otherwise
 
 def main() -> None:
     """The entry point of `relay-agent`."""
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="time=%(asctime)s level=%(levelname)s %(message)s"
-    )
+    logs.configure()
     try:
         command, settings = read_command(sys.argv[1:], os.environ)
         code = detach(settings) if command == DETACH else run(settings)
@@ -107,10 +105,10 @@ def run(settings: AgentSettings) -> int:
         try:
             asyncio.run(serve(settings))
         except* (DeploymentForeign, Unauthenticated) as refused:
-            log.error("agent=refused reason=%r", str(refused.exceptions[0]))
+            log.error("agent refused", reason=refused.exceptions[0])
             code = MISCONFIGURED
         except* RelayError as ended:  # replaced by another instance; or an agent that is too old for what it is told
-            log.error("agent=ended reason=%r", str(ended.exceptions[0]))
+            log.error("agent ended", reason=ended.exceptions[0])
             code = 1
     return code
 
@@ -157,12 +155,16 @@ async def serve(settings: AgentSettings) -> None:
         )
         session = Session(supervisor, identity, contact, dial=grpc_dial(coordinator), now=boottime, random=Random())
         log.info(
-            "agent=%s pid=%d coordinator=%s root=%s", settings.name, os.getpid(), settings.coordinator, settings.root
+            "agent started",
+            agent=settings.name,
+            pid=os.getpid(),
+            coordinator=settings.coordinator,
+            root=settings.root,
         )
         await supervisor.run(
             (session.run, context.spool.run, context.remover.run, vitals.run), orders, settings.leaving_budget
         )
-    log.info("agent=ended")
+    log.info("agent ended")
 
 
 @contextlib.asynccontextmanager

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -28,8 +27,9 @@ from relay.errors import (
     from_rpc,
     is_transient,
 )
+from relay.logs import get_logger
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 T = TypeVar("T")
 CALL_TIMEOUT = 20.0  #: seconds that a unary call may take
 
@@ -103,7 +103,7 @@ def extract_refusal(error: grpc.aio.AioRpcError) -> RelayError | None:
     if refusal is not None and not isinstance(refusal, Unauthenticated | DeploymentForeign | StartMissing):
         return refusal
     if not is_transient(error):
-        log.warning("call=refused code=%s reason=%r", error.code().name, error.details())
+        log.warning("call refused", code=error.code().name, reason=error.details())
     return None
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from pathlib import Path
 from typing import Never
 
 from agent import wire
 from agent.capability import Meter
+from relay.logs import get_logger
 from relay.v1 import fleet_pb2
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 PERIOD = 10.0  #: seconds between two readings
 
@@ -29,5 +29,5 @@ class HostMetrics:
             try:
                 self.latest = wire.readings(await asyncio.to_thread(self._meter.read))
             except OSError as error:  # a volume or a driver that fails: what was read last has to do
-                log.warning("vitals=unread reason=%r", str(error))
+                log.warning("host metrics not read", reason=error)
             await asyncio.sleep(PERIOD)

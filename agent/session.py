@@ -30,11 +30,12 @@ from agent.folder import write_atomically
 from agent.leases import HeartbeatReply, SessionState
 from relay.backoff import Backoff
 from relay.errors import DeploymentForeign, IdentityInUse, RelayError, Unauthenticated, from_rpc
+from relay.logs import get_logger
 from relay.timing import LeaseTiming
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import agents_pb2_grpc
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 WELCOME = 10.0  #: seconds that dialling and being welcomed may take
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0  #: seconds; bounds of the waits before the first redial, and before any
@@ -144,7 +145,7 @@ class Session:
 
     def _say(self, reason: str, *, level: int) -> None:
         if reason != self._said:
-            log.log(level, "session=broken reason=%r", reason)
+            log.log(level, "session broken", reason=reason)
         self._said = reason
 
     async def _converse(self) -> None:
@@ -180,7 +181,7 @@ class Session:
         self._said = ""
         self._host.welcomed(welcome, timing)
         self._contact.heard()
-        log.info("session=welcome id=%s held=%d", welcome.session_id, len(held))
+        log.info("session opened", session=welcome.session_id, held=len(held))
         return timing
 
     async def _talk(self, line: SessionStream, interval: float, renew: Callable[[], None]) -> None:

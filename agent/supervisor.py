@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
-import logging
 from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any
@@ -26,11 +25,12 @@ from agent.leases import HeartbeatReply, SessionState, Term, plan
 from agent.shim_client.shims import Shim, ShimError, ShimGone
 from agent.wire import Assignment
 from relay.errors import LeaseLost
+from relay.logs import bind, get_logger, name_fields
 from relay.timing import LeaseTiming
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import fleet_pb2
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 CUT_OFF = 30.0  #: seconds of silence, beyond the budget, after which leaving gives up on the coordinator
 DISCONNECT_GRACE = 60.0  #: seconds to save in when the coordinator has been away for too long
@@ -158,7 +158,7 @@ class Supervisor:
 
     async def _leave(self, orders: asyncio.Queue[ExitRequest], budget: float) -> None:
         """Save within the budget, publish, release. Said again it hurries; a detach leaves that to the next agent."""
-        log.info("agent=leaving leases=%d budget=%g", len(self._attempts), budget)
+        log.info("agent leaving", leases=len(self._attempts), budget=budget)
         self._leaving = True
         self.changed.set()
         for attempt in self._attempts.values():
@@ -177,7 +177,7 @@ class Supervisor:
                 async with asyncio.timeout(rest):
                     await self._idle.wait()
         if self._attempts:
-            log.error("agent=leaving unfinished=%s", ",".join(self._attempts))
+            log.error("leases left unfinished", leases=",".join(self._attempts))
 
     async def _hurry(self, orders: asyncio.Queue[ExitRequest]) -> None:
         """Until told to detach."""
@@ -208,7 +208,8 @@ class Supervisor:
         return not taken.isdisjoint(slots)
 
     def _begin(self, work: Assignment) -> None:
-        log.info("lease=%s granted attempt=%d", work.lease, work.attempt)
+        with work.bind_logs():
+            log.info("lease granted")
         self._take(Attempt(work, self._context, changed=self.changed.set))
 
     def _take(self, attempt: Attempt) -> None:
@@ -237,12 +238,13 @@ class Supervisor:
         self._spawn(self._give_back(lease, cause))
 
     async def _give_back(self, lease: str, cause: StopCause) -> None:
-        try:
-            await complete_lease(
-                self._context, Assignment(lease, pb.Assignment()), (), make_stopped(cause), asyncio.Lock()
-            )
-        except LeaseLost:
-            log.info("lease=%s over before it began", lease)
+        with bind(**name_fields(lease)):
+            try:
+                await complete_lease(
+                    self._context, Assignment(lease, pb.Assignment()), (), make_stopped(cause), asyncio.Lock()
+                )
+            except LeaseLost:
+                log.info("lease over before it began")
         self._declining.discard(lease)
         self._rest()
 
@@ -270,19 +272,22 @@ class Supervisor:
                     Assignment.load, AttemptFolder(Path(shim.record.folder)).assignment
                 )
             except (ShimError, OSError, ValueError) as error:
-                log.warning("lease=%s shim=useless reason=%r", shim.record.lease, str(error))
+                with bind(**name_fields(shim.record.lease)):
+                    log.warning("shim of no use", reason=error)
                 others.append(shim)
             else:
-                log.info("lease=%s rejoined pid=%s", assignment.lease, shim.record.pid)
+                with assignment.bind_logs():
+                    log.info("trainer rejoined", pid=shim.record.pid)
                 found.append(Attempt(assignment, self._context, changed=self.changed.set, shim=shim))
         return found, others
 
     async def _bury(self, shim: Shim) -> None:
         """A shim that nobody can work with, dead or frozen: nothing of it may live on."""
-        with contextlib.suppress(ShimError):
-            await shim.kill("its agent cannot work with it")
-        await shim.wait()
-        await shim.forget()
+        with bind(**name_fields(shim.record.lease)):
+            with contextlib.suppress(ShimError):
+                await shim.kill("its agent cannot work with it")
+            await shim.wait()
+            await shim.forget()
         await self._retire(shim.record.lease.rpartition("/")[2])
 
     async def _retire_others(self, with_shim: set[str]) -> None:
@@ -293,8 +298,9 @@ class Supervisor:
 
     async def _retire(self, lease_id: str) -> None:
         """Nobody can go on with it."""
-        log.info("lease_id=%s retired", lease_id)
-        try:
-            await asyncio.to_thread(self._context.open_attempts.retire, lease_id)
-        except OSError as error:  # the next agent tries again
-            log.error("lease_id=%s untidy reason=%r", lease_id, str(error))
+        with bind(lease=lease_id):
+            log.info("attempt abandoned")
+            try:
+                await asyncio.to_thread(self._context.open_attempts.retire, lease_id)
+            except OSError as error:  # the next agent tries again
+                log.error("attempt not cleaned up", reason=error)

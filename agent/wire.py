@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from agent.capability import Capability, Readings
 from agent.folder import write_atomically
 from agent.leases import DesiredLease, HeartbeatReply, StopReason
 from relay.errors import DOMAIN
+from relay.logs import bind, name_fields
 from relay.timing import LeaseTiming
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import fleet_pb2
@@ -118,6 +120,10 @@ class Assignment:
     @property
     def stops_on_disconnect(self) -> bool:
         return self.message.on_disconnect == pb.STOP
+
+    def bind_logs(self) -> AbstractContextManager[None]:
+        """Bind run, lease and attempt to every line that is logged inside the block."""
+        return bind(**name_fields(self.lease), attempt=self.attempt)
 
     def run_file(self) -> RunFile:
         """The run file. ValueError when this agent is too old for it."""

@@ -180,9 +180,10 @@ def _until_loaded(host: LocalHost, run: str, attempt: pb.Attempt, began: float, 
 def _process_started(host: LocalHost, attempt: pb.Attempt) -> float:
     """As the agent logged it."""
     assert host.daemon is not None
-    found = re.search(rf"^time=(\S+ \S+) .*trainer=started lease={attempt.name} ", host.daemon.log.read_text(), re.M)
+    lease = attempt.name.rpartition("/")[2]
+    found = re.search(rf"^(\S+) .*: trainer started .*lease={lease}\b", host.daemon.log.read_text(), re.M)
     assert found is not None
-    return datetime.strptime(found.group(1), "%Y-%m-%d %H:%M:%S,%f").timestamp()
+    return datetime.fromisoformat(found.group(1)).timestamp()
 
 
 def _first_progress(host: LocalHost, run: str, attempt: pb.Attempt) -> float:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from functools import partial
@@ -51,10 +50,11 @@ from agent.stores.publishing import AttemptStore
 from agent.stores.retry import StoreRetry
 from agent.wire import Assignment
 from relay.errors import LeaseLost
+from relay.logs import get_logger
 from relay.v1 import agents_pb2 as pb
 from runfile import RunFile
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 POLL = 0.5  #: seconds between two looks at a trainer's files; orders wait for none
 
@@ -77,7 +77,7 @@ class Attempt:
         )
         self._journal = Journal(self._folder.agent_log, context.wall)
         self._phase: pb.HeldLease.Phase.ValueType = pb.HeldLease.RUNNING if self._rejoined else pb.HeldLease.PREPARING
-        self._directives = Directives(assignment.lease, context.now)
+        self._directives = Directives(context.now)
         self._lost = asyncio.Event()
         self._reporting = asyncio.Lock()
         self.sources = _make_sources(assignment, self._folder, self._lost, ready=shim is None)
@@ -95,7 +95,8 @@ class Attempt:
 
     def stop(self, order: StopDirective) -> None:
         """Ask the trainer to save and end; a repeated stop can only shorten the time it has."""
-        self._directives.strengthen(order)
+        with self.assignment.bind_logs():  # another task asks
+            self._directives.strengthen(order)
         self._enter_phase(pb.HeldLease.ENDING)
 
     def leave(self, budget: float) -> None:
@@ -126,33 +127,31 @@ class Attempt:
             source.sync(store.get((source.node, source.name), 0))
         self._start_report.sync(record.started)
         if self._publisher is not None:
-            self._publisher.sync(record.checkpoints)
+            with self.assignment.bind_logs():
+                self._publisher.sync(record.checkpoints)
 
     def describe(self) -> pb.HeldLease:
         """What heartbeats say of it."""
-        return pb.HeldLease(
-            lease=self.assignment.lease,
-            node=self.assignment.node,
-            phase=self._phase,
-            slots=self.assignment.slots,
-        )
+        work = self.assignment
+        return pb.HeldLease(lease=work.lease, node=work.node, phase=self._phase, slots=work.slots)
 
     # Stages
 
     async def run(self) -> None:
         """Run every stage to the end of the lease, or until cancelled."""
-        try:
-            if not await self._live_and_report():
-                await self._kill("lease lost")
-        finally:
-            self._context.spool.remove(self.assignment.lease)
-        try:
-            if self._shim is not None:
-                await self._shim.forget()
-            await asyncio.to_thread(self._clean_up)
-        except (ShimError, OSError) as error:  # the next agent of this host finds what is left
-            log.error("lease=%s untidy reason=%r", self.assignment.lease, str(error))
-        log.info("lease=%s over=%s", self.assignment.lease, self._ended)
+        with self.assignment.bind_logs():
+            try:
+                if not await self._live_and_report():
+                    await self._kill("lease lost")
+            finally:
+                self._context.spool.remove(self.assignment.lease)
+            try:
+                if self._shim is not None:
+                    await self._shim.forget()
+                await asyncio.to_thread(self._clean_up)
+            except (ShimError, OSError) as error:  # the next agent of this host finds what is left
+                log.error("attempt not cleaned up", reason=error)
+            log.info("attempt over", outcome=self._ended)
 
     async def _live_and_report(self) -> bool:
         """Run until the end of the lease is reported; return False when the lease was lost before."""
@@ -212,7 +211,7 @@ class Attempt:
             ended = await self._watch_trainer(run, publisher)
             return await self._conclude(run, ended, publisher, store)
         except HostFault as fault:
-            log.error("lease=%s fault=%s reason=%r", self.assignment.lease, fault.reason, str(fault))
+            log.error("host fault", fault=fault.reason, reason=fault)
             await self._kill(str(fault))
             return make_faulted(fault.reason, str(fault))
 
@@ -254,7 +253,7 @@ class Attempt:
             try:
                 publisher.offer(saved if saved.end else await self._name_checkpoint(saved))
             except OSError as error:  # the disk is full; the next checkpoint may find room
-                log.error("lease=%s step=%d unnamed reason=%r", self.assignment.lease, saved.step, str(error))
+                log.error("checkpoint not named", step=saved.step, reason=error)
 
     async def _name_checkpoint(self, saved: SavedCheckpoint) -> SavedCheckpoint:
         """A checkpoint whose program wrote no line, with one of the agent's own."""
@@ -276,7 +275,7 @@ class Attempt:
     ) -> pb.CompleteLeaseRequest:
         """Return the outcome, once the checkpoints are published and the result is stored."""
         assert self._watch is not None
-        log.info("lease=%s trainer=ended code=%s signal=%s", self.assignment.lease, ended.code, ended.signal)
+        log.info("trainer ended", code=ended.code, signal=ended.signal)
         await run_unless(self._directives.hurried, publisher.drain())
         records = publish_logs(store, self.assignment, run, self._folder, self._journal)
         await run_unless(self._directives.hurried, records)

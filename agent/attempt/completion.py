@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import glob
-import logging
 import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
@@ -20,13 +19,14 @@ from agent.folder import AttemptFolder
 from agent.stores.publishing import AttemptStore
 from agent.wire import Assignment, failure
 from relay.errors import BlobTooLarge, CheckpointMissing, EventsMissing, LeaseLost, RelayError
+from relay.logs import get_logger
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import runs_pb2
 from runfile import RunFile
 from storage.base import StoreRefused
 from storage.manifest import Manifest, ManifestError, ManifestFile, hash_file, list_files
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 LOGS_TIMEOUT = 60.0  #: seconds that an attempt's logs may take on their way to a store
 
@@ -136,7 +136,7 @@ async def complete_lease(
     except LeaseLost:
         raise
     except RelayError as refusal:
-        log.error("lease=%s end=refused outcome=%s reason=%r", assignment.lease, outcome.WhichOneof("outcome"), refusal)
+        log.error("end refused", outcome=outcome.WhichOneof("outcome"), reason=refusal)
         if not outcome.HasField("faulted"):
             fault = make_faulted("END_REFUSED", f"its end was refused: {refusal}")
             await complete_lease(context, assignment, (), fault, reporting)
@@ -171,7 +171,7 @@ async def _complete(
         except (EventsMissing, CheckpointMissing):  # a failover lost what had been acknowledged: it is sent again first
             await context.contact.sign()
     state = runs_pb2.Run.State.Name(answer.state)
-    log.info("lease=%s completed=%s run=%s", assignment.lease, outcome.WhichOneof("outcome"), state)
+    log.info("end reported", outcome=outcome.WhichOneof("outcome"), state=state)
 
 
 # --- the files of a result, whose every byte is read: to be called in a thread ---------------------

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from typing import Never
 
 from agent.attempt.exit_classification import StopDirective
 from agent.shim_client.shims import Shim, ShimError, ShimUnresponsive
+from relay.logs import get_logger
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 class Directives:
     """A stop that only grows stronger and trust that only grows longer, forwarded at once to the shim (L4, F14)."""
 
-    def __init__(self, lease: str, now: Callable[[], float]) -> None:
+    def __init__(self, now: Callable[[], float]) -> None:
         """`now` is CLOCK_BOOTTIME, which the shim's deadlines are on."""
-        self._lease = lease
         self._now = now
         self.stop: StopDirective | None = None
         self.stopped = asyncio.Event()  #: there is a stop
@@ -32,7 +31,7 @@ class Directives:
         """Take a stop in; a repeated stop can only shorten the time that the trainer has."""
         sharpened = order.strengthen(self.stop)
         if sharpened != self.stop:
-            log.info("lease=%s order=stop why=%r grace=%g", self._lease, order.why, order.grace)
+            log.info("stop requested", reason=order.why, grace=order.grace)
             self.stop = sharpened
             self.stopped.set()
             self._changed.set()
@@ -66,8 +65,8 @@ class Directives:
                 await (shim.stop(stop.grace, stop.why) if stop.grace > 0 else shim.kill(stop.why))
                 self._forwarded_stop = stop  # a sharper one may have come meanwhile
         except ShimUnresponsive as error:
-            log.warning("lease=%s shim=silent reason=%r", self._lease, str(error))
+            log.warning("shim does not answer", reason=error)
             return False
         except ShimError as error:  # it has ended; `wait` tells how
-            log.info("lease=%s shim=untold reason=%r", self._lease, str(error))
+            log.info("directive not delivered", reason=error)
         return True

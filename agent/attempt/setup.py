@@ -6,7 +6,6 @@ What goes wrong on the way is the host's or the store's doing, not the run's: a 
 from __future__ import annotations
 
 import asyncio
-import logging
 from pathlib import Path
 
 from agent.attempt.launch import LaunchSpec, build_launch
@@ -22,13 +21,14 @@ from agent.stores.publishing import AttemptStore, open_run_store
 from agent.stores.retry import StoreRetry
 from agent.wire import Assignment
 from relay.errors import LeaseLost, RelayError
+from relay.logs import get_logger
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import runs_pb2
 from runfile import RunFile
 from storage.base import DamagedCopy, StoreRefused
 from storage.manifest import ManifestError
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 SPARE = 256 << 20  #: bytes of the disk that a run does not count on: events, logs, whatever else is written here
 
@@ -130,7 +130,7 @@ async def choose_and_report(
     except RelayError as refusal:  # what it was to resume from is no longer on the curve: the next grant knows
         raise HostFault("START_REFUSED", str(refusal)) from refusal
     for skipped in chosen.skipped:
-        log.warning("checkpoint=skipped name=%s reason=%r", skipped.checkpoint, skipped.reason)
+        log.warning("checkpoint skipped", checkpoint=skipped.checkpoint, reason=skipped.reason)
     return chosen
 
 
@@ -161,7 +161,7 @@ async def start_trainer(
         raise HostFault("SHIM_LOST", str(error)) from error
     except OSError as error:
         raise disk_fault(error) from error
-    log.info("trainer=started lease=%s pid=%s resumed_from=%r", assignment.lease, shim.record.pid, chosen.checkpoint)
+    log.info("trainer started", pid=shim.record.pid, resumed_from=chosen.checkpoint or None)
     return shim
 
 

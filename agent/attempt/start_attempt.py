@@ -6,17 +6,17 @@ The coordinator takes events and checkpoints only after it, so a failover that l
 from __future__ import annotations
 
 import asyncio
-import logging
 from pathlib import Path
 from typing import Never
 
 from agent.coordinator_client import CALL_TIMEOUT, Contact, call_with_retry
 from agent.folder import write_atomically
 from relay.errors import LeaseLost, RelayError
+from relay.logs import get_logger
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import agents_pb2_grpc
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 class StartReport:
@@ -62,7 +62,7 @@ class StartReport:
             except LeaseLost:
                 raise
             except (OSError, RelayError) as error:  # nothing of this attempt can count any more: another one may
-                log.error("first_write=lost path=%s reason=%r", self._path, str(error))
+                log.error("first write lost", path=self._path, reason=error)
                 raise LeaseLost from error
 
     async def _send(self, request: pb.StartAttemptRequest) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +11,10 @@ from agent.attempt.progress import TrainerProgress
 from agent.checkpoints.staging import CompletionRule, StagingScanner
 from agent.events.reports import Report, ReportReader, SavedCheckpoint, StepReport
 from agent.folder import AttemptFolder
+from relay.logs import get_logger
 from runfile import RunFile
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 _CGROUP_EVENTS = Path("/sys/fs/cgroup/memory.events")
 _TAIL = 64 * 1024
@@ -81,7 +81,7 @@ class TrainerWatch:
         try:
             return self._scanner.scan(final=final)
         except OSError as error:  # a volume that fails for a while: what was read of the events must not be lost
-            log.warning("staging=unread folder=%s reason=%r", self._folder.staging, str(error))
+            log.warning("staging folder not read", folder=self._folder.staging, reason=error)
             return []
 
     def _take_overdue(

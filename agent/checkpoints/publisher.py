@@ -10,7 +10,6 @@ held up, and what a host that dies had sealed is found again by the agent that c
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,12 +25,13 @@ from agent.folder import AttemptFolder
 from agent.stores.publishing import AttemptStore
 from agent.wire import Assignment
 from relay.errors import EventsMissing, InputMissing, LeaseLost, RelayError
+from relay.logs import get_logger
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import agents_pb2_grpc, runs_pb2
 from storage.base import FolderKey, StoreRefused
 from storage.manifest import Manifest, ManifestError
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 T = TypeVar("T")
 MAX_PUTS = 3  #: tries, where a store says that it lacks what it has just taken
 
@@ -111,7 +111,7 @@ class CheckpointPublisher:
         step = self._head.saved.step
         stores = {copy.store for row in known if row.step == step for part in row.parts for copy in part.copies}
         if "host" not in stores or (self._copied == step and self._publishing.scheme not in stores):
-            log.warning("lease=%s step=%d registered again", self._assignment.lease, step)
+            log.warning("checkpoint registered again", step=step)
             self._sealed.put(self._head)
 
     @property
@@ -140,12 +140,12 @@ class CheckpointPublisher:
             await self._journal.record("error", f"the checkpoint of step {saved.step} cannot be published: {error}")
             return
         self._newest = saved.step
-        log.info("checkpoint=sealed lease=%s step=%d bytes=%d", self._assignment.lease, saved.step, manifest.size)
+        log.info("checkpoint sealed", step=saved.step, bytes=manifest.size)
         self._sealed.put(LocalCheckpoint(saved, manifest))
         try:
             await self._retain(self._needed())
         except OSError as error:  # older ones stay, the next one tries again
-            log.error("lease=%s retention=failed reason=%r", self._assignment.lease, str(error))
+            log.error("older checkpoints not removed", reason=error)
 
     def _seal_now(self, saved: SavedCheckpoint, target: Path) -> Manifest:
         """Blocking. A line of the program's own may name nothing outside its staging folder (R7)."""
@@ -200,7 +200,7 @@ class CheckpointPublisher:
             except EventsMissing:  # a failover lost what had been acknowledged: it is sent again first
                 await self._contact.sign()
         self._head = sealed
-        log.info("checkpoint=registered name=%s head=%s", answer.checkpoint.name, answer.checkpoint.head)
+        log.info("checkpoint registered", checkpoint=answer.checkpoint.name, head=answer.checkpoint.head)
         return RegisteredCheckpoint(answer.checkpoint.name, sealed)
 
     async def _upload_all(self) -> Never:
@@ -220,10 +220,10 @@ class CheckpointPublisher:
     async def _upload(self, registered: RegisteredCheckpoint) -> None:
         step = registered.sealed.saved.step
         if (uri := await self._stored(registered)) is None:
-            log.info("checkpoint=skipped name=%s reason='a newer one is there'", registered.name)
+            log.info("checkpoint not copied", checkpoint=registered.name, reason="a newer one is there")
             return
         self._copied = step
-        log.info("checkpoint=copied name=%s uri=%s", registered.name, uri)
+        log.info("checkpoint copied", checkpoint=registered.name, uri=uri)
 
     async def _stored(self, registered: RegisteredCheckpoint) -> str | None:
         """The uri of a copy that is on its row; None when a newer checkpoint came before a store that was away.

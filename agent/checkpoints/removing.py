@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -27,11 +26,12 @@ from agent.coordinator_client import CALL_TIMEOUT, Contact, Coordinator, call_wi
 from agent.folder import AttemptFolder, RunFolder, clean_checkpoints
 from agent.wire import Assignment
 from relay.errors import RelayError
+from relay.logs import bind, get_logger, name_fields
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import agents_pb2_grpc
 from storage.base import Store, StoreRefused, StoreUnavailable
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 EVERY = 12  #: heartbeats between two looks
 BATCH = 1000  #: checkpoints that are asked about at once
@@ -100,7 +100,7 @@ class CheckpointRemover:
                 while self._session_id and await self._remove_batch(scarce=scarce):
                     scarce = False
             except (OSError, RelayError) as error:  # e.g. another session has begun: its welcome wakes us
-                log.warning("removals=unfinished reason=%r", str(error))
+                log.warning("removals unfinished", reason=error)
 
     async def _remove_batch(self, *, scarce: bool) -> bool:
         """Ask and remove once; whether there may be more."""
@@ -112,9 +112,14 @@ class CheckpointRemover:
             lambda: self.stub.ListRemovals(ask, metadata=self.coordinator.metadata, timeout=CALL_TIMEOUT),
         )
         for orphan in listed.orphans:
-            log.info("lease=%s step=%d removed, never registered", orphan.lease, orphan.step)
+            with bind(**name_fields(orphan.lease), attempt=None):  # an attempt that lacks room may be the caller
+                log.info("unregistered checkpoint removed", step=orphan.step)
             await asyncio.to_thread(left[orphan.lease, orphan.step].discard, orphan.step)
-        gone = [each for each in listed.removals if await self._remove(each)]
+        gone = []
+        for each in listed.removals:
+            with bind(**name_fields(each.lease), attempt=each.attempt):
+                if await self._remove(each):
+                    gone.append(each)
         if not gone:
             return False
         report = pb.ReportRemovalsRequest(agent=self.agent, session_id=self._session_id, removals=gone)
@@ -146,9 +151,9 @@ class CheckpointRemover:
             else:
                 return False
         except (OSError, ValueError, StoreUnavailable, StoreRefused) as error:  # tried again when it is asked for again
-            log.warning("copy=%s step=%d not removed: %s", removal.copy.uri, removal.step, error)
+            log.warning("copy not removed", uri=removal.copy.uri, step=removal.step, reason=error)
             return False
-        log.info("copy=%s step=%d removed", removal.copy.uri, removal.step)
+        log.info("copy removed", uri=removal.copy.uri, step=removal.step)
         return True
 
     def _discard(self, removal: pb.Removal) -> None:

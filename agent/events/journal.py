@@ -11,8 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from agent.events.reports import encode_event
+from relay.logs import get_logger
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 class Journal:
@@ -26,11 +27,11 @@ class Journal:
 
     async def record(self, level: str, text: str, kind: str = "message") -> None:
         """A message for the run's history; `level` is info, warning or error. A disk that fails costs only the line."""
-        log.log(logging.getLevelNamesMapping()[level.upper()], "run=%s text=%r", self._path.parent.name, text)
+        log.log(logging.getLevelNamesMapping()[level.upper()], "message for the run", kind=kind, text=text)
         try:
             await self.append(kind, level=level, text=text)
         except OSError as error:
-            log.error("run=%s journal=unwritten reason=%r", self._path.parent.name, str(error))
+            log.error("journal not written", reason=error)
 
     async def append(self, kind: str, **values: object) -> int:
         """Append an event line; the offset after it. Raises OSError when it is not there whole."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-log = logging.getLogger(__name__)
+from relay.logs import get_logger
+
+log = get_logger(__name__)
 
 RANGE_SIZE = 64 * 1024  #: bytes of one message, where no line is longer
 MAX_LINE = 256 * 1024  #: bytes of the longest line that is sent; longer ones are passed over
@@ -78,7 +79,7 @@ def measure_final_length(path: Path, *, lines: bool) -> int:
                 end = start
     except OSError as error:
         if not isinstance(error, FileNotFoundError):
-            log.error("events=unreadable path=%s reason=%r", path, str(error))
+            log.error("events not read", path=path, reason=error)
     return 0
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Iterable
 from typing import Never
 
@@ -23,10 +22,11 @@ from agent.coordinator_client import Contact, Coordinator, extract_refusal
 from agent.events.inotify import WriteWatcher
 from agent.events.sources import RANGE_SIZE, ByteRange, EventSource
 from relay.errors import LeaseLost, OffsetGap, from_status
+from relay.logs import bind, get_logger, name_fields
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import agents_pb2_grpc
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 GATHER = 0.1  #: seconds between two looks at the files while they are written
 POLL = 1.0  #: seconds until a look that nobody asked for
@@ -72,9 +72,10 @@ class Spool:
     def add(self, sources: Iterable[EventSource]) -> None:
         """Stream these too."""
         self._sources |= {source.key: source for source in sources}
-        for folder in {source.path.parent for source in self._sources.values()}:
+        for folder, lease in {source.path.parent: source.lease for source in self._sources.values()}.items():
             if not self._watcher.watch(folder):
-                log.warning("events=unnoticed folder=%s", folder)
+                with bind(**name_fields(lease), attempt=None):  # it need not be the caller's
+                    log.warning("folder not watched", folder=folder)
         if self._sources:
             self._has_sources.set()
 
@@ -96,7 +97,7 @@ class Spool:
             except grpc.aio.AioRpcError as error:
                 if (refusal := extract_refusal(error)) is not None:
                     raise refusal from error
-                log.info("events=broken reason=%r", error.details())
+                log.info("event stream broken", reason=error.details())
             if not self._answered:
                 await self._contact.sign()
 
@@ -177,7 +178,7 @@ class Spool:
             if source is not None:
                 self._apply_answer(source, answer)
             self._acknowledged.set()
-        log.info("events=ended")
+        log.info("event stream ended")
 
     def _apply_answer(self, source: EventSource, answer: pb.AppendEventsResponse) -> None:
         if answer.WhichOneof("result") == "acked_offset":

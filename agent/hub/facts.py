@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,10 +14,11 @@ import grpc
 
 from agent.coordinator_client import CALL_TIMEOUT
 from agent.wire import Assignment
+from relay.logs import get_logger
 from relay.v1 import runs_pb2, runs_pb2_grpc
 from runfile.model_card import AttemptSummary
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 DRAWN = ("train_loss", "eval_loss")
 POINTS = 1000  #: of one line of the picture
@@ -42,7 +42,7 @@ class RunHistory:
         try:
             answer = await self._stub.ListAttempts(request, metadata=self._metadata, timeout=CALL_TIMEOUT)
         except grpc.aio.AioRpcError as error:
-            log.info("lease=%s attempts=unknown reason=%r", self._assignment.lease, error.details())
+            log.info("attempts not listed", reason=error.details())
             return []
         return [_summarize(attempt) for attempt in answer.attempts]
 
@@ -66,7 +66,7 @@ class RunHistory:
             async for piece in self._stub.ReadMetrics(request, metadata=self._metadata, timeout=CALL_TIMEOUT):
                 series[piece.metric] += zip(piece.steps, piece.values, strict=True)
         except grpc.aio.AioRpcError as error:
-            log.info("lease=%s curve=own reason=%r", self._assignment.lease, error.details())
+            log.info("curve not read", reason=error.details())
             series = await asyncio.to_thread(_read_own_metrics, self._events)
         return {name: _thin(points) for name, points in series.items()}
 

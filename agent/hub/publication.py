@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -28,8 +27,6 @@ from storage.hub.store import CommitRateLimit
 from storage.hub.uris import MAIN, model_branch
 from storage.hub.worker import HubWorker
 from storage.manifest import ManifestError
-
-log = logging.getLogger(__name__)
 
 AWAY_LIMIT = 300.0  #: seconds that a Hub which is away may hold up an attempt's end
 

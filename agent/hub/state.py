@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Collection
 from typing import Never
 
@@ -12,11 +11,12 @@ from agent.events.journal import Journal
 from agent.folder import AttemptFolder
 from relay.backoff import Backoff
 from relay.errors import LeaseLost, RelayError
+from relay.logs import get_logger
 from runfile import Every
 from storage.base import DamagedCopy, FolderKey, StoreRefused, StoreUnavailable
 from storage.hub.store import HubStore
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 DAY = 86400.0
 
@@ -97,7 +97,7 @@ class StateCopier:
                 await self._record_failure(f"the state of step {step} is not on the Hub: {error}")
             else:
                 self._failing = ""
-                log.info("checkpoint=copied name=%s uri=%s", registered.name, uri)
+                log.info("checkpoint copied", checkpoint=registered.name, uri=uri)
             return
 
     async def _record_failure(self, text: str) -> None:
@@ -117,9 +117,9 @@ async def remove_unregistered(
         uris = await known()
         swept = 0 if uris is None else await store.sweep(place, uris)
     except (StoreUnavailable, StoreRefused, DamagedCopy, OSError) as error:
-        log.info("state=unswept reason=%r", str(error))
+        log.info("state not swept", reason=error)
     else:
-        log.info("state=swept freed=%d", swept)
+        log.info("state swept", freed=swept)
 
 
 def describe_cost(size: int, every: Every) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
 import os
 import secrets
 import signal
@@ -20,6 +19,7 @@ import stat
 import sys
 import time
 from collections.abc import Mapping
+from contextvars import Context
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -36,6 +36,7 @@ from agent.shim_client.jobs import (
     value_of,
 )
 from agent.shim_client.orphans import kill_orphans, signal_shim
+from relay.logs import get_logger
 
 __all__ = [
     "Exit",
@@ -53,7 +54,7 @@ __all__ = [
     "prepare_runtime_dir",
 ]
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 ANSWER = 5.0  #: seconds within which a living, running shim answers
 PULSE = 5.0  #: seconds between two looks whether the shim of a trainer that is waited for still answers
@@ -143,7 +144,7 @@ class Shim:
             try:
                 await self._ask("status")
             except ShimUnresponsive as error:
-                log.warning("lease=%s shim=silent for=%.0fs reason=%r", self.record.lease, silence, str(error))
+                log.warning("shim does not answer", seconds=round(silence), reason=error)
                 await asyncio.to_thread(signal_shim, self.record, signal.SIGCONT)
             except ShimGone:  # dead, and `_exit` buries it; or so silent that its backlog is full
                 await asyncio.sleep(PULSE)
@@ -151,7 +152,7 @@ class Shim:
                 await asyncio.sleep(PULSE)
                 heard = time.monotonic()
         if await asyncio.to_thread(signal_shim, self.record, signal.SIGKILL):
-            log.error("lease=%s shim=killed reason='it does not answer'", self.record.lease)
+            log.error("shim killed", reason="it does not answer")
 
     async def _exit(self) -> Exit:
         while True:
@@ -229,7 +230,7 @@ class SpareShim:
                     return await Shim._begin(seed, job)
             return await Shim.start(job, self._runtime_dir, python=self._python)
         finally:
-            self._background.create_task(self._replace())
+            self._background.create_task(self._replace(), context=Context())  # no attempt's: nothing is bound
 
     async def discover(self) -> list[Shim]:
         """Those that an earlier agent left in the runtime folder."""
@@ -252,7 +253,7 @@ class SpareShim:
                 try:
                     self._ready = await asyncio.to_thread(_Seed.plant, self._runtime_dir, self._python)
                 except OSError as error:
-                    log.warning("shim=no-spare reason=%r", str(error))
+                    log.warning("no spare shim", reason=error)
 
 
 async def discover(runtime_dir: Path) -> list[Shim]:

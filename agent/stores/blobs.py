@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
-import logging
 import os
 from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
@@ -15,13 +14,14 @@ import grpc
 
 from agent.coordinator_client import CALL_TIMEOUT, Contact, Coordinator, call_with_retry
 from relay.errors import BlobUnknown, DigestMismatch, InvalidRequest
+from relay.logs import get_logger
 from relay.v1 import artifacts_pb2 as pb
 from relay.v1 import artifacts_pb2_grpc
 from storage.base import DamagedCopy
 from storage.manifest import hash_file
 from storage.throttling import RateLimit
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 CHUNK = 512 * 1024
 STAT_AT_ONCE = 5000
@@ -94,7 +94,7 @@ class BlobClient:
         await asyncio.to_thread(part.parent.mkdir, parents=True, exist_ok=True)
         try:
             if not await self._download(digest, part):
-                log.warning("blob=%s arrived damaged; asking the store to check it", digest)
+                log.warning("blob arrived damaged, the store is asked to check it", blob=digest)
                 await call_with_retry(self._contact, lambda: self._get(digest, part, verify=True))
                 if (await asyncio.to_thread(hash_file, part))[0] != digest:
                     raise DigestMismatch(f"{path.name} arrives damaged again and again")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from random import Random
@@ -12,9 +11,10 @@ from typing import TypeVar
 
 from agent.events.journal import Journal
 from relay.backoff import Backoff
+from relay.logs import get_logger
 from storage.base import StoreUnavailable
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 T = TypeVar("T")
 
 
@@ -48,7 +48,7 @@ class StoreRetry:
                 done = await work()
             except StoreUnavailable as error:
                 pause = backoff.next_pause(error.after)
-                log.warning("store=away doing=%r tries=%d reason=%r", doing, backoff.failures, str(error))
+                log.warning("store out of reach", doing=doing, tries=backoff.failures, reason=error)
                 if not told and self.now() - began >= self.tell_after:
                     told = True
                     await self.journal.record(

@@ -54,10 +54,10 @@ def moves(fleet: Fleet) -> list[float]:
     found, broken = [], None
     for host in fleet.hosts.values():
         for line in (host.folder / "agent.log").read_text().splitlines():
-            if not (said := re.match(r"time=(\S+ \S+) level=\w+ session=(broken|welcome)", line)):
+            if not (said := re.match(r"(\S+) \w+ agent.session: session (broken|opened) ", line)):
                 continue
-            time = datetime.strptime(said[1], "%Y-%m-%d %H:%M:%S,%f").timestamp()
-            if said[2] == "welcome" and broken is not None:
+            time = datetime.fromisoformat(said[1]).timestamp()
+            if said[2] == "opened" and broken is not None:
                 found.append(time - broken)
             broken = time if said[2] == "broken" else None
     return found

@@ -49,7 +49,7 @@ async def passing(orders: Directives, shim: Recorder) -> AsyncIterator[None]:
 
 
 async def test_an_order_made_sharper_on_its_way_is_passed_on_again() -> None:
-    orders, shim = Directives("l", boottime), Recorder()
+    orders, shim = Directives(boottime), Recorder()
     shim.slow.clear()
     async with passing(orders, shim):
         orders.strengthen(GENTLE)
@@ -62,7 +62,7 @@ async def test_an_order_made_sharper_on_its_way_is_passed_on_again() -> None:
 
 
 async def test_a_silent_shim_is_told_again_trust_first() -> None:
-    orders, shim = Directives("l", boottime), Recorder(ShimUnresponsive(), ShimUnresponsive())
+    orders, shim = Directives(boottime), Recorder(ShimUnresponsive(), ShimUnresponsive())
     orders.extend_trust(7.0)
     orders.extend_trust(5.0)
     orders.strengthen(GENTLE)
@@ -71,7 +71,7 @@ async def test_a_silent_shim_is_told_again_trust_first() -> None:
 
 
 async def test_what_a_shim_that_has_ended_is_told_ends_nothing() -> None:
-    orders, shim = Directives("l", boottime), Recorder(ShimGone())
+    orders, shim = Directives(boottime), Recorder(ShimGone())
     async with passing(orders, shim):
         orders.strengthen(GENTLE)
         await shim.heard.get()
@@ -81,7 +81,7 @@ async def test_what_a_shim_that_has_ended_is_told_ends_nothing() -> None:
 
 async def test_an_old_promise_is_no_trust() -> None:
     """S3."""
-    orders = Directives("l", boottime)
+    orders = Directives(boottime)
     waiting = asyncio.create_task(orders.wait_trusted())
     orders.extend_trust(boottime() - 1.0)
     done, _ = await asyncio.wait({waiting}, timeout=0.05)
