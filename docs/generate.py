@@ -43,7 +43,7 @@ come from the transport, from a proxy, or from a coordinator whose database is a
 ## Failed attempts
 
 An attempt that failed has an `error` with one of these reasons; so has a run that failed for good. `relayctl show RUN`
-prints its message, `relayctl show RUN -o json` has the reason too. Failures of the run itself count against
+and `relayctl why RUN` print the reason, the message and what to do. Failures of the run itself count against
 `lifecycle.max_attempts`. Failures of the infrastructure do not: the run continues elsewhere, and fails only after 20 of
 them without a new checkpoint in between.
 

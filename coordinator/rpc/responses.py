@@ -15,7 +15,7 @@ from google.rpc import error_details_pb2, status_pb2
 from coordinator.lifecycle import Policy, RunState
 from coordinator.retention import RetentionDecision
 from coordinator.rpc.sessions import OpenSession, Reply, Wait
-from coordinator.store.planning import build_capacity, explain_unschedulable
+from coordinator.store.planning import HostState, build_capacity, determine_host_state, explain_unschedulable
 from coordinator.store.queries import AgentView, AttemptView, RunView
 from coordinator.store.runs import RunDefinition
 from coordinator.values import Assignment, CheckpointView, DesiredLease, LeaseRecord, Removal
@@ -240,11 +240,11 @@ def render_agent(view: AgentView, ttl: float) -> fleet_pb2.Agent:
         "quiet": quiet,
         "taken": [slot for place, _ in view.places for slot in place.slots],
     }
-    why = explain_unschedulable(stored)
+    state, why = determine_host_state(stored), explain_unschedulable(stored)
     return fleet_pb2.Agent(
         name=f"agents/{row.name}",
-        state=_render_agent_state(why),
-        reason=why if why.startswith("is not ready") or not row.readiness_reason else row.readiness_reason,
+        state=fleet_pb2.Agent.State.Value(state.name),
+        reason=why if state is HostState.NOT_READY else row.readiness_reason or why,
         capability=render_capability(row.capability),
         readings=render_readings(row.readings),
         labels=row.labels,
@@ -259,13 +259,6 @@ _AGENT_COLUMNS = (
     *("name", "slots", "held", "capability", "readings", "labels", "session_id", "disconnect_time", "leaving"),
     *("ready", "readiness_reason"),
 )
-
-
-def _render_agent_state(why: str) -> fleet_pb2.Agent.State.ValueType:
-    state = fleet_pb2.Agent
-    if not why:
-        return state.READY
-    return {"is unreachable": state.UNREACHABLE, "is leaving": state.LEAVING}.get(why, state.NOT_READY)
 
 
 def format_lease_name(run: str, lease: UUID) -> str:

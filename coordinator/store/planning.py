@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from enum import Enum
 from typing import Any
 
 import asyncpg
@@ -148,15 +149,30 @@ def build_capacity(row: Mapping[str, Any]) -> HostCapacity:
     )
 
 
+class HostState(Enum):
+    """Whether a host is given runs, and if not, why: the value says so for users, after the host's name."""
+
+    READY = ""
+    UNREACHABLE = "is unreachable"
+    LEAVING = "is leaving"
+    NOT_READY = "is not ready"
+
+
+def determine_host_state(row: Mapping[str, Any]) -> HostState:
+    """Return the state of a host from its agent's row with `quiet`."""
+    if row["session_id"] is None or row["disconnect_time"] is not None or row["quiet"]:
+        return HostState.UNREACHABLE
+    if row["leaving"]:
+        return HostState.LEAVING
+    return HostState.READY if row["ready"] else HostState.NOT_READY
+
+
 def explain_unschedulable(row: Mapping[str, Any]) -> str:
     """Return why an agent is given no work, for users; empty when it can be."""
-    if row["session_id"] is None or row["disconnect_time"] is not None or row["quiet"]:
-        return "is unreachable"
-    if row["leaving"]:
-        return "is leaving"
-    if not row["ready"]:
-        return f"is not ready: {row['readiness_reason']}" if row["readiness_reason"] else "is not ready"
-    return ""
+    state = determine_host_state(row)
+    if state is HostState.NOT_READY and row["readiness_reason"]:
+        return f"{state.value}: {row['readiness_reason']}"
+    return state.value
 
 
 @statement

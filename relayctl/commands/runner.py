@@ -17,14 +17,6 @@ from relayctl.output.terminal import Terminal, note
 
 Work = Callable[[RelayClient, Terminal], Awaitable[ExitCode]]
 
-#: What to do next, by the error that the coordinator answered with.
-_ADVICE: dict[type[Exception], str] = {
-    errors.RunUnknown: "see them all with: relayctl runs -a",
-    errors.CheckpointRemoved: "what is left: relayctl checkpoints RUN",
-    errors.RunExists: "it was made from something else, so choose another name with --name",
-    errors.Unauthenticated: "set RELAY_SHARED_SECRET to the coordinator's",
-}
-
 
 def run_command(context: typer.Context, work: Work, on_interrupt: str = "") -> NoReturn:
     """Run a command's coroutine with a connected client and exit with its code; Ctrl-C prints `on_interrupt`."""
@@ -68,8 +60,10 @@ def describe_failure(error: Exception) -> tuple[str, ExitCode] | None:
             return str(error), ExitCode.USAGE
         case CoordinatorUnreachable():
             return str(error), ExitCode.UNREACHABLE
-        case errors.RelayError() | CallFailed():
-            return _describe_refusal(error), ExitCode.REFUSED
+        case errors.SpecInvalid() | errors.InvalidRequest() | CallFailed():  # the message says what would be right
+            return str(error), ExitCode.REFUSED
+        case errors.RelayError():
+            return f"{error}\n{error.remedy()}".rstrip(), ExitCode.REFUSED
         case PullFailed() | SendFailed():
             return str(error), ExitCode.ERROR
         case OSError():
@@ -77,11 +71,6 @@ def describe_failure(error: Exception) -> tuple[str, ExitCode] | None:
         case ValueError():
             return _describe_file_mistakes(error)
     return None
-
-
-def _describe_refusal(error: Exception) -> str:
-    advice = _ADVICE.get(type(error))
-    return f"{str(error).rstrip('.')}; {advice}" if advice else str(error)
 
 
 def _describe_file_mistakes(error: ValueError) -> tuple[str, ExitCode] | None:

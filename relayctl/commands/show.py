@@ -30,6 +30,7 @@ from relayctl.output.runs import (
     format_progress,
     format_state,
     format_stores,
+    list_remedies,
 )
 from relayctl.output.serialize import Output, format_value, to_plain
 from relayctl.output.terminal import Terminal, say
@@ -78,6 +79,7 @@ def format_run(run: pb.Run, attempts: Sequence[pb.Attempt], now: datetime) -> st
             ("head", _describe_checkpoint(run.head) if run.HasField("head") else ""),
             ("output", describe_output(run.output, name) if run.HasField("output") else ""),
             ("attempts", "\n".join(describe_attempt(attempt, now) for attempt in attempts)),
+            ("to do", "\n".join(list_remedies(run, attempts))),
         ]
     )
 

@@ -16,7 +16,7 @@ from relayctl.commands.options import Format, RunName
 from relayctl.commands.runner import run_command
 from relayctl.output.agents import format_agents_table
 from relayctl.output.format import format_span, make_printable, to_datetime
-from relayctl.output.runs import describe_attempt, describe_state
+from relayctl.output.runs import describe_attempt, describe_state, list_remedies
 from relayctl.output.serialize import Output, format_value, to_plain
 from relayctl.output.terminal import Terminal, say
 
@@ -45,7 +45,7 @@ async def _explain(name: str, output: Output, client: RelayClient, terminal: Ter
 def format_explanation(
     run: pb.Run, attempts: Sequence[pb.Attempt], agents: Sequence[fleet_pb2.Agent], now: datetime
 ) -> str:
-    """Return the state and its reason, the attempts, the error, and for a queued run the agents."""
+    """Return the state and its reason, the attempts, the error, what to do, and for a queued run the agents."""
     parts = [f"{shorten_name(run.name)} {describe_state(run)}"]
     if run.failures or run.faults:
         parts.append(f"failures of its own: {run.failures}; faults of the infrastructure: {run.faults}")
@@ -56,6 +56,8 @@ def format_explanation(
         parts += ["attempts:", *(f"  {line}" for a in attempts for line in describe_attempt(a, now).splitlines())]
     if error := _list_further_lines(run.error.message):
         parts += ["the error:", *(f"  {line}" for line in error)]
+    if remedies := list_remedies(run, attempts):
+        parts += ["what to do:", *(f"  {line}" for line in remedies)]
     if run.state == pb.Run.QUEUED:
         parts += ["hosts:", *(f"  {line}" for line in format_agents_table(agents, now).splitlines())]
     return "\n".join(parts)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 
+from google.rpc import error_details_pb2, status_pb2
+
+from relay.attempt_errors import BY_REASON
+from relay.errors import DOMAIN
 from relay.v1 import runs_pb2 as pb
 from relayctl.client.client import shorten_name
 from relayctl.output.format import (
@@ -84,8 +89,34 @@ def describe_attempt(attempt: pb.Attempt, now: datetime) -> str:
 def _format_attempt_state(attempt: pb.Attempt) -> str:
     ended = attempt.state == pb.Attempt.ENDED
     name = pb.Attempt.Outcome.Name(attempt.outcome) if ended else pb.Attempt.State.Name(attempt.state)
-    why = make_printable(attempt.reason or attempt.error.message)
-    return f"{name.lower()}: {why}" if why else name.lower()
+    cause, why = _read_error_reason(attempt.error), make_printable(attempt.reason or attempt.error.message)
+    shown = f"{name.lower()} ({cause})" if cause else name.lower()
+    return f"{shown}: {why}" if why else shown
+
+
+def _read_error_reason(error: status_pb2.Status) -> str:
+    """Return the reason of an attempt's or a run's error, `CUDA_OOM`; empty where there is none."""
+    for detail in error.details:
+        info = error_details_pb2.ErrorInfo()
+        if detail.Unpack(info) and info.domain == DOMAIN:
+            return make_printable(info.reason)
+    return ""
+
+
+def list_remedies(run: pb.Run, attempts: Iterable[pb.Attempt]) -> list[str]:
+    """Return what each reason for which attempts failed means and what to do about it, as in docs/errors.md; nothing
+    for a run that succeeded after all.
+    """
+    if run.state == pb.Run.SUCCEEDED:
+        return []
+    reasons = dict.fromkeys(_read_error_reason(error) for error in (*(a.error for a in attempts), run.error))
+    known = [BY_REASON[reason] for reason in reasons if reason in BY_REASON]
+    return [f"{e.reason}: {e.meaning} {_fill_in(e.remedy, shorten_name(run.name))}" for e in known]
+
+
+def _fill_in(remedy: str, run: str) -> str:
+    """Return a remedy with the run's name in its commands, and its links as the names of pages."""
+    return re.sub(r"\[[^]]*]\(([^)]*)\)", r"docs/\1", re.sub(r"\bRUN\b", run, remedy))
 
 
 def describe_end(run: pb.Run) -> str:

@@ -2,8 +2,11 @@
 
 from datetime import UTC, datetime, timedelta
 
+from google.protobuf import any_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc import error_details_pb2, status_pb2
 
+from relay.errors import DOMAIN
 from relay.v1 import runs_pb2 as pb
 
 NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
@@ -33,6 +36,12 @@ def attempt(number: int = 1, **fields: object) -> pb.Attempt:
     )
     made.MergeFrom(pb.Attempt(**fields))  # type: ignore[arg-type]
     return made
+
+
+def an_error(reason: str, message: str) -> status_pb2.Status:
+    packed = any_pb2.Any()
+    packed.Pack(error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN))
+    return status_pb2.Status(code=2, message=message, details=[packed])
 
 
 def a_checkpoint(step: int, **fields: object) -> pb.Checkpoint:

@@ -2,7 +2,7 @@
 
 from relay.v1 import runs_pb2 as pb
 from relayctl.commands.show import format_run
-from tests.relayctl.messages import NOW, a_checkpoint, a_run, attempt, stamp
+from tests.relayctl.messages import NOW, a_checkpoint, a_run, an_error, attempt, stamp
 
 
 def test_one_run() -> None:
@@ -27,3 +27,9 @@ def test_one_run() -> None:
         "            2  host-a  from step 100  2 min  held",
         "               skipped step 110: weights.bin does not match its digest",
     ]
+
+
+def test_a_failed_run_says_what_to_do() -> None:
+    failed = attempt(1, state=pb.Attempt.ENDED, outcome=pb.Attempt.FAILED, error=an_error("SIGNAL", "SIGSEGV"))
+    text = format_run(a_run(state=pb.Run.FAILED, error=failed.error), [failed], NOW)
+    assert "failed (SIGNAL): SIGSEGV" in text and "\nto do       SIGNAL: A signal that Relay did not send" in text
