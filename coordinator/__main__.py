@@ -17,6 +17,7 @@ import uvloop
 
 from coordinator import config, server
 from coordinator.database import migrate, postgres
+from relay import logs
 from relay.settings import MISCONFIGURED, SettingsError, add_flags, make_parser, read_settings
 from storage.exit import end_process
 
@@ -77,7 +78,7 @@ def _without_password(url: str) -> str:
 
 def _run(main: Coroutine[Any, Any, None], database_url: str | None) -> None:
     """Run to the end; what its user can put right is one line, anything else a traceback."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logs.configure()
     logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
         uvloop.run(main)

@@ -7,7 +7,6 @@ stop. An error that a service cannot handle ends the process, so that its superv
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -35,6 +34,7 @@ from coordinator.rpc.interceptors import LARGEST_BYTES, CallGuard, DeploymentInt
 from coordinator.rpc.runs import RunsService
 from coordinator.rpc.sessions import HeartbeatBatcher, Sessions
 from coordinator.store import deployment
+from relay.logs import get_logger
 from relay.settings import SettingsError
 from relay.v1 import (
     agents_pb2,
@@ -49,7 +49,7 @@ from relay.v1 import (
 
 _GRACE_SECONDS = 5.0  # for short calls that are under way when the coordinator is asked to stop
 _HEALTH_SECONDS = 2.0
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 #: Pings detect a dead connection within seconds in both directions; heartbeats detect a dead agent. The smallest
 #: interval that is allowed must be below the agents' own, or they are sent away for pinging too much. A connection ends
@@ -221,7 +221,10 @@ async def _report_health(database: Database, healthy: health.aio.HealthServicer)
             status = health_pb2.HealthCheckResponse.NOT_SERVING if away else health_pb2.HealthCheckResponse.SERVING
             for service in ("", *SERVICES):
                 await healthy.set(service, status)
-            _log.log(logging.WARNING if away else logging.INFO, "the database is %s", away or "there")
+            if away:
+                _log.warning("the database is out of reach")
+            else:
+                _log.info("the database answers")
             reported = away
         await asyncio.sleep(_HEALTH_SECONDS)
 

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
 import os
 import shutil
 import time
@@ -41,6 +40,7 @@ from coordinator.artifacts.folder import parse_digest
 from coordinator.artifacts.partial import IncomingUpload, PartialUploads
 from coordinator.artifacts.quota import Quota
 from relay.errors import BlobTooLarge, BlobUnknown, DigestMismatch
+from relay.logs import get_logger
 from storage.base import StoreUnavailable
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ _PART, _PARTS = 8 * CHUNK, 8000  # of a large upload, at least; at most
 RETRIES = 5
 _AT_ONCE = 32  # questions to the bucket
 _STALE = 3600.0  #: seconds after which a sweep's mark has outlived its sweep
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +178,7 @@ class BucketArtifacts:
         with _translate_errors():
             obstore.copy(self._bucket, damaged.path, kept)
             obstore.delete(self._bucket, damaged.path)
-        _log.error("blob=%s damaged; set aside as %s, the next upload repairs it", damaged.name, kept)
+        _log.error("damaged blob set aside, the next upload repairs it", blob=damaged.name, kept=kept)
 
     @contextmanager
     def upload(self, digest: str, size: int, offset: int) -> Iterator[IncomingUpload]:

@@ -23,7 +23,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import logging
 import os
 import shutil
 import uuid
@@ -37,9 +36,10 @@ from coordinator.artifacts.base import CHECK_BYTES, CHUNK, BlobStat, SweepResult
 from coordinator.artifacts.partial import IncomingUpload, PartialUploads, remove_old
 from coordinator.artifacts.quota import Quota
 from relay.errors import BlobTooLarge, BlobUnknown, DigestMismatch, InvalidRequest
+from relay.logs import get_logger
 from storage.manifest import DIGEST_PATTERN
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +148,7 @@ class FolderArtifacts:
                 os.rename(path, kept)
                 for folder in (path.parent, self._damaged):
                     _sync_folder(folder)
-                _log.error("blob=%s damaged: %s; set aside as %s, the next upload repairs it", digest, why, kept)
+                _log.error("damaged blob set aside, the next upload repairs it", blob=digest, reason=why, kept=kept)
 
     @contextmanager
     def upload(self, digest: str, size: int, offset: int) -> Iterator[IncomingUpload]:

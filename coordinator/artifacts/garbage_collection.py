@@ -7,15 +7,15 @@ a name that is written during a sweep finds its blobs.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from coordinator.artifacts.base import Artifacts, SweepResult
 from relay.errors import BlobTooLarge, BlobUnknown, DigestMismatch, InputMissing
+from relay.logs import get_logger
 from storage.manifest import MAX_BYTES, Manifest, ManifestError
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,5 +79,5 @@ class Collector:
         try:
             return read_file_digests(self.artifacts, digest)
         except (BlobUnknown, BlobTooLarge, DigestMismatch, ManifestError) as wrong:
-            _log.warning("manifest=%s names nothing: %s", digest, wrong)
+            _log.warning("manifest names nothing", manifest=digest, reason=wrong)
             return None

@@ -7,7 +7,6 @@ touch is kept (`coordinator.artifacts.garbage_collection`).
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from functools import partial
 from typing import Never
@@ -22,11 +21,12 @@ from coordinator.database.connections import Database
 from coordinator.store import deployment
 from coordinator.store import retention as store
 from coordinator.store.deployment import check_leadership
+from relay.logs import get_logger
 from storage.base import StoreUnavailable
 from storage.threads import in_thread
 
 _CHECK_SECONDS = 5.0  #: seconds between two signs of life of a leader
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 
 async def collect_forever(db: Database, artifacts: Artifacts, pace: CollectionSchedule) -> Never:
@@ -55,7 +55,7 @@ async def _run_round(db: Database, collector: Collector, pace: CollectionSchedul
         await retention.apply_max_ages(db)
         await collect_once(db, collector, pace.grace)
     except (OSError, StoreUnavailable) as error:  # the store's folder or bucket; the next round tries again
-        _log.error("artifacts not collected: %s", error)
+        _log.error("artifacts not collected", reason=error)
     await asyncio.sleep(max(0.0, began + pace.every - time.monotonic()))
 
 
@@ -66,12 +66,19 @@ async def collect_once(db: Database, collector: Collector, grace: float) -> Swee
         deployment_id = str(await deployment.read_deployment_id(conn))
         named = await store.read_referenced_blobs(conn)
     if not await in_thread(collector.artifacts.claim, deployment_id):
-        _log.error("artifacts not collected: the store is another deployment's, whose database names what is in it")
+        _log.error(
+            "artifacts not collected",
+            reason="the store is another deployment's, whose database names what is in it",
+        )
         return None
     began = time.monotonic()
     swept = await in_thread(collector.collect, named.manifests, named.blobs, before)
     _log.info(
-        "artifacts swept=%d bytes=%d left=%d manifests=%d seconds=%.1f",
-        *(swept.blobs, swept.size, swept.left, len(named.manifests), time.monotonic() - began),
+        "artifacts swept",
+        blobs=swept.blobs,
+        bytes=swept.size,
+        left=swept.left,
+        manifests=len(named.manifests),
+        seconds=round(time.monotonic() - began, 1),
     )
     return swept

@@ -7,7 +7,6 @@ itself, so two leaders at the same moment do no harm.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable
 from typing import Never
 
@@ -15,10 +14,11 @@ import asyncpg
 
 from coordinator.database.connections import Database, DatabaseAway
 from coordinator.store import deployment
+from relay.logs import get_logger
 
 PLANNER, REAPER, COLLECTOR, DEPENDENCIES = 0x52454C41, 0x52454C42, 0x52454C43, 0x52454C44
 _RETRY_SECONDS = 1.0  #: seconds before another try
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 
 async def run_as_leader(db: Database, key: int, work: Callable[[asyncpg.Connection], Awaitable[Never]]) -> Never:
@@ -32,7 +32,7 @@ async def run_as_leader(db: Database, key: int, work: Callable[[asyncpg.Connecti
                         await work(conn)
                     await asyncio.sleep(_RETRY_SECONDS)
         except DatabaseAway as away:
-            _log.warning("leadership=%x lost: %s", key, away)
+            _log.warning("leadership lost", key=f"{key:x}", reason=away)
         await asyncio.sleep(_RETRY_SECONDS)
 
 

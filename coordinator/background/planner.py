@@ -6,7 +6,6 @@ was lost.
 
 from __future__ import annotations
 
-import logging
 from functools import partial
 from typing import Never
 
@@ -19,6 +18,7 @@ from coordinator.commands.initial_weights import ManifestReader
 from coordinator.database.connections import Database
 from coordinator.store import planning
 from coordinator.store.deployment import check_leadership
+from relay.logs import get_logger
 from relay.timing import LeaseTiming
 from storage.threads import in_thread
 
@@ -26,7 +26,7 @@ TICK = 5.0  #: seconds
 RELEASE_TICK = 30.0  #: seconds
 _SOON = 0.01
 _RETRY = 0.1  #: when the world had changed under the plan; the change wakes us too
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 
 async def plan_forever(db: Database, timing: LeaseTiming) -> Never:

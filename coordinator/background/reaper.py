@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,9 +19,10 @@ from coordinator.commands import sessions as session_commands
 from coordinator.database.connections import Database
 from coordinator.store import deployment, leases
 from coordinator.store.deployment import check_leadership
+from relay.logs import bind, get_logger
 from relay.timing import LeaseTiming
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +63,11 @@ async def reap_once(
         suspended = bool(why) or (clock.lapses_after is not None and clock.lapses_after > clock.now)
         run_out = [] if suspended else await leases.find_expired(conn, clock.now)
     if why:
-        _log.warning("nothing lapses for %g s: %s", timing.ttl, why)
+        _log.warning("nothing lapses for a while", seconds=timing.ttl, reason=why)
     for lease_id in run_out:
-        if await lease_commands.lapse(db, lease_id, looked.database):
-            _log.info("lease=%s lapsed", lease_id)
+        with bind(lease=lease_id):
+            if await lease_commands.lapse(db, lease_id, looked.database):
+                _log.info("lease lapsed")
     return looked
 
 

@@ -11,7 +11,6 @@ their order.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -26,10 +25,11 @@ from coordinator.database.connections import Database, DatabaseAway
 from coordinator.store import events, history
 from coordinator.store.events import ProgressUpdate, SourceKey, Writer
 from relay.errors import InvalidRequest, LeaseLost, OffsetGap, StartMissing
+from relay.logs import bind, get_logger
 
 JSON_SOURCES = ("events", "agent")
 _BATCH_BYTES = 4 * 1024 * 1024
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +101,10 @@ class Appender:
 
     async def _store_deferred(self, lease_id: UUID) -> None:
         """Store the deferred ranges of one lease, in order, until none waits."""
-        while batch := self._deferred[lease_id]:
-            self._deferred[lease_id] = []
-            await self._store(batch, wait=True)
+        with bind(lease=lease_id):
+            while batch := self._deferred[lease_id]:
+                self._deferred[lease_id] = []
+                await self._store(batch, wait=True)
         del self._deferred[lease_id]
 
     async def _store(self, batch: Sequence[_Pending], *, wait: bool) -> list[UUID]:
@@ -130,7 +131,7 @@ class Appender:
             # Something in it that we did not foresee. The others must not pay for it: each on its own.
             if len(ranges) == 1:
                 return [error]
-            _log.warning("a batch of %s ranges failed and is stored one by one: %s", len(ranges), error)
+            _log.warning("batch failed, its ranges are stored one by one", ranges=len(ranges), reason=error)
             return [answer for each in ranges for answer in await self._answers([each], wait=True)]
 
 

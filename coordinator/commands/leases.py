@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
@@ -29,8 +28,9 @@ from coordinator.lifecycle import (
 from coordinator.store import agents, checkpoints, deployment, history, leases, planning, runs
 from coordinator.values import CheckpointView, Completion, LeasePlace, Skipped
 from relay.errors import AgentUnknown, CheckpointUnknown, InvalidRequest, LeaseLost
+from relay.logs import bind, get_logger
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 
 class PlanOutdated(Exception):
@@ -39,12 +39,13 @@ class PlanOutdated(Exception):
 
 async def grant(db: Database, planned: scheduling.Grant, ttl: float) -> UUID | None:
     """Grant a run as planned, ending its lapsed lease; return None when the plan is outdated (S1, S9)."""
-    try:
-        async with db.transaction() as conn:
-            return await _grant(conn, planned, ttl)
-    except (PlanOutdated, asyncpg.UniqueViolationError, AgentUnknown) as changed:
-        _log.info("run=%s not granted: %s", planned.run, changed)
-        return None
+    with bind(run=planned.run):
+        try:
+            async with db.transaction() as conn:
+                return await _grant(conn, planned, ttl)
+        except (PlanOutdated, asyncpg.UniqueViolationError, AgentUnknown) as changed:
+            _log.info("run not granted", reason=changed)
+            return None
 
 
 async def _grant(conn: asyncpg.Connection, planned: scheduling.Grant, ttl: float) -> UUID:

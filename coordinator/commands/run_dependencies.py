@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,10 +13,11 @@ from coordinator.store import history, planning, queries, runs
 from coordinator.store.queries import DependentRun
 from coordinator.store.runs import OVER, RunDefinition
 from relay.errors import RunUnknown, SpecInvalid
+from relay.logs import bind, get_logger
 from storage.base import StoreUnavailable
 from storage.checkpoint_ref import CheckpointRef
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 
 async def find_awaited(db: Database, spec: Mapping[str, Any], run_id: str) -> str | None:
@@ -44,17 +44,22 @@ async def release_dependents(db: Database, blobs: ManifestReader) -> None:
     async with db.begin() as connection:
         waiting = await queries.list_released_dependents(connection)
     for dependent in waiting:
-        if dependent.outcome is not RunState.SUCCEEDED:
-            await _cancel(db, dependent, f"it was to come after runs/{dependent.awaited}, which is {dependent.outcome}")
-            continue
-        try:
-            weights = await _resolve_weights(db, blobs, dependent)
-        except SpecInvalid as wrong:
-            await _cancel(db, dependent, str(wrong))
-        except (OSError, StoreUnavailable) as away:  # the store's folder or bucket; the next round tries again
-            _log.error("run=%s after=%s not released: %s", dependent.run_id, dependent.awaited, away)
-        else:
-            await _release(db, dependent, weights)
+        with bind(run=dependent.run_id):
+            await _release_or_cancel(db, blobs, dependent)
+
+
+async def _release_or_cancel(db: Database, blobs: ManifestReader, dependent: DependentRun) -> None:
+    if dependent.outcome is not RunState.SUCCEEDED:
+        await _cancel(db, dependent, f"it was to come after runs/{dependent.awaited}, which is {dependent.outcome}")
+        return
+    try:
+        weights = await _resolve_weights(db, blobs, dependent)
+    except SpecInvalid as wrong:
+        await _cancel(db, dependent, str(wrong))
+    except (OSError, StoreUnavailable) as away:  # the store's folder or bucket; the next round tries again
+        _log.error("run not released", awaited=dependent.awaited, reason=away)
+    else:
+        await _release(db, dependent, weights)
 
 
 async def _resolve_weights(db: Database, blobs: ManifestReader, dependent: DependentRun) -> InitialWeights:
@@ -74,7 +79,7 @@ async def _release(db: Database, dependent: DependentRun, weights: InitialWeight
         text = f"runs/{dependent.awaited} has succeeded"
         await history.record(conn, run.id, "state", f"{text}: the run no longer waits for it", state=run.state.value)
         await planning.wake(conn)
-    _log.info("run=%s after=%s released", dependent.run_id, dependent.awaited)
+    _log.info("run released", awaited=dependent.awaited)
 
 
 async def _cancel(db: Database, dependent: DependentRun, why: str) -> None:

@@ -10,7 +10,6 @@ A failover, or a copy of the database restored elsewhere, must not split a run: 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,9 +24,10 @@ from coordinator.store import agents, deployment, desired_state, leases, plannin
 from coordinator.store.deployment import DatabaseIdentity
 from coordinator.values import DesiredState, Heartbeat, Hello, LeaseRecord
 from relay.errors import DeploymentForeign, IdentityInUse, LeaseLost, SessionReplaced
+from relay.logs import get_logger
 from relay.timing import LeaseTiming
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 ALIVE_HEARTBEATS = 2  #: a session counts as alive for so many heartbeat intervals after its last heartbeat
 
@@ -133,9 +133,9 @@ async def recognise_database(db: Database, ttl: float) -> None:
         if known is None or not _is_restored_copy(found, known):
             await deployment.remember_identity(conn, found)
             if known is not None:
-                _log.warning("the database failed over: timeline %s → %s", known.timeline, found.timeline)
+                _log.warning("the database failed over", timeline=found.timeline, before=known.timeline)
             return
-    _log.warning("the database is a copy: %s → %s; all leases end", known, found)
+    _log.warning("the database is a copy, all leases end", identity=found, before=known)
     async with db.connection() as conn:
         lease_ids = await deployment.list_unended_leases(conn)
     for lease_id in lease_ids:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
 import math
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
@@ -27,11 +26,12 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from relay.backoff import Backoff
+from relay.logs import get_logger
 
 CHANNELS = ("relay_runs", "relay_wishes", "relay_queue")
 _CHECK_SECONDS = 10.0  # a connection that only listens does not notice by itself that its line is dead
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # seconds before it listens again, at most: after one failure, after many
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 
 class DatabaseAway(Exception):
@@ -126,7 +126,7 @@ class Notifications:
             try:
                 await self._listen(backoff)
             except _AWAY as error:
-                _log.warning("not listening to the database: %s", error or type(error).__name__)
+                _log.warning("not listening to the database", reason=str(error) or type(error).__name__)
             await asyncio.sleep(backoff.next_pause())
 
     async def _listen(self, backoff: Backoff) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import hmac
 import inspect
-import logging
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
@@ -24,6 +23,7 @@ from grpc_status import rpc_status
 
 from coordinator.database.connections import DatabaseAway
 from relay.errors import DEPLOYMENT, DeploymentForeign, RelayError, TooLarge, Unauthenticated
+from relay.logs import bind, get_logger, name_fields
 from storage.base import StoreUnavailable
 
 KIB = 1024
@@ -38,7 +38,7 @@ LARGER_BYTES = {
 LARGEST_BYTES = max(LARGER_BYTES.values())
 OPEN_TO_ALL = ("/grpc.health.v1.Health/",)
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 _Continue: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[_Handler | None]]"
 
@@ -111,13 +111,14 @@ class CallGuard(aio.ServerInterceptor):
             if self._closing:  # it came while the server was already told to stop
                 await self._hand_over(context)
             # Also a unary answer may stand at the end of a long upload.
-            with self._listed(handler.request_streaming or handler.response_streaming):
+            streams = handler.request_streaming or handler.response_streaming
+            with self._listed(streams), bind(call=details.method, **_find_names(request)):
                 try:
                     if handler.response_streaming:
                         return await _write_all(behavior, _check_size(request), context)
                     return await behavior(_check_size(request), context)
                 except BaseException as error:  # cancellation too: `_leave` says what the client is told, and raises
-                    await self._leave(error, context, details.method)
+                    await self._leave(error, context)
 
         return _with_behavior(_with_size_limit(handler, LARGER_BYTES.get(details.method, CONTROL_BYTES)), answer)
 
@@ -137,7 +138,7 @@ class CallGuard(aio.ServerInterceptor):
     async def _hand_over(self, context: aio.ServicerContext[Any, Any]) -> NoReturn:
         await context.abort(grpc.StatusCode.UNAVAILABLE, "this coordinator is shutting down; connect again")
 
-    async def _leave(self, error: BaseException, context: aio.ServicerContext[Any, Any], method: str) -> NoReturn:
+    async def _leave(self, error: BaseException, context: aio.ServicerContext[Any, Any]) -> NoReturn:
         if isinstance(error, asyncio.CancelledError) and self._closing:
             await self._hand_over(context)
         if not isinstance(error, Exception) or isinstance(error, aio.AbortError):
@@ -148,12 +149,21 @@ class CallGuard(aio.ServerInterceptor):
             case DatabaseAway():
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "the database is out of reach; try again")
             case StoreUnavailable() as cause:
-                _log.warning("%s: %s", method, cause)
+                _log.warning("artifact store out of reach", reason=cause)
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "the artifact store is out of reach; try again")
             case cause:
                 number = uuid.uuid4().hex[:12]
-                _log.error("%s failed, error %s", method, number, exc_info=cause)
+                _log.error("call failed", error=number, exc_info=cause)
                 await context.abort(grpc.StatusCode.INTERNAL, f"an error of the coordinator's own; its log: {number}")
+
+
+def _find_names(request: object) -> dict[str, str]:
+    """Return the run, lease, checkpoint and agent that a request names; none of a stream, of which each message may."""
+    named: dict[str, str] = {}
+    for field in ("name", "agent", "run", "checkpoint", "lease"):
+        if isinstance(name := getattr(request, field, None), str):
+            named |= name_fields(name)
+    return named
 
 
 def _unwrap_group(error: BaseException) -> BaseException:

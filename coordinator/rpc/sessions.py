@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from typing import Never
@@ -20,9 +19,10 @@ from coordinator.commands import sessions as commands
 from coordinator.database.connections import Database, DatabaseAway
 from coordinator.values import DesiredState, Heartbeat, Hello, LeaseRecord
 from relay.errors import SessionReplaced
+from relay.logs import bind, get_logger
 from relay.timing import LeaseTiming
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 
 class SessionEnded(Exception):
@@ -123,19 +123,20 @@ class Sessions:
         """Open a session that lasts as long as its stream."""
         async with self._db.notifications.subscribe("relay_wishes", hello.agent) as changed:
             opened = await commands.open_session(self._db, hello, self._timing)
-            _log.info("agent=%s session=%s opened", hello.agent, opened.session_id)
-            try:
-                first = Heartbeat(
-                    agent=hello.agent, session_id=opened.session_id, held=hello.held, readiness=hello.readiness
-                )
-                desired = await self._heartbeats.renew(first)
-                records = await commands.read_lease_records(self._db, hello)
-                welcome = OpenSession(opened.session_id, opened.deployment_id, tuple(records))
-                yield LiveSession(self._db, self._heartbeats, welcome, desired, changed)
-            finally:
-                with contextlib.suppress(DatabaseAway):
-                    await commands.close_session(self._db, hello.agent, opened.session_id)
-                _log.info("agent=%s session=%s closed", hello.agent, opened.session_id)
+            with bind(agent=hello.agent, session=opened.session_id):
+                _log.info("session opened", held=len(hello.held))
+                try:
+                    first = Heartbeat(
+                        agent=hello.agent, session_id=opened.session_id, held=hello.held, readiness=hello.readiness
+                    )
+                    desired = await self._heartbeats.renew(first)
+                    records = await commands.read_lease_records(self._db, hello)
+                    welcome = OpenSession(opened.session_id, opened.deployment_id, tuple(records))
+                    yield LiveSession(self._db, self._heartbeats, welcome, desired, changed)
+                finally:
+                    with contextlib.suppress(DatabaseAway):
+                        await commands.close_session(self._db, hello.agent, opened.session_id)
+                    _log.info("session closed")
 
 
 class LiveSession:

@@ -111,15 +111,17 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
 
     # What a test says and waits for
 
-    async def grant(self, spec: dict[str, Any], lease: str = "1" * 32, *, attempt: int = 1, **more: Any) -> Lease:
+    async def grant(
+        self, spec: dict[str, Any], lease: str = "1" * 32, *, attempt: int = 1, slot: int = 0, **more: Any
+    ) -> Lease:
         """Wish that a lease is run."""
         run = str(spec["name"])
         assignment = pb.Assignment(
             run=f"runs/{run}",
             attempt=attempt,
-            places=[runs_pb2.Place(agent="agents/a", slots=[0])],
+            places=[runs_pb2.Place(agent="agents/a", slots=[slot])],
             spec_json=json.dumps(spec),
-            slots=[0],
+            slots=[slot],
             on_disconnect=pb.CONTINUE,
         )
         assignment.MergeFrom(pb.Assignment(**more))

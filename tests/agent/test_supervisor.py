@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import sys
 from typing import Any
@@ -138,7 +139,7 @@ async def test_a_lease_that_comes_while_leaving_is_given_back(
     assert host.agent is not None
     host.agent.send_signal(signal.SIGTERM)
     await fake.until(lambda: fake.heartbeats[-1].readiness.leaving)
-    late = await fake.grant(stub("late", steps=99, gate=gate.path), "2" * 32, slots=[1])
+    late = await fake.grant(stub("late", steps=99, gate=gate.path), "2" * 32, slot=1)
     await fake.until(lambda: late.ended)
     assert late.outcome.stopped.cause == pb.Stopped.LEAVING and not late.starts
     assert await host.end(signal.SIGTERM) == 0
@@ -264,3 +265,25 @@ async def test_a_wrong_coordinator_ends_no_trainer(
     gate.let(3)
     await fake.until(lambda: lease.ended)
     assert lease.ended == "succeeded" and lease.starts == 1 and lease.steps() == list(range(1, 10))
+
+
+async def test_every_line_of_an_attempt_carries_its_run_lease_and_attempt(
+    fake: FakeCoordinator, hosts: MakeHost, gate: Gate
+) -> None:
+    """Two attempts at once do not mix, and a stop that a session brings is logged as the attempt's own."""
+    host = hosts(fake.address, "--slots", "2")
+    one = await training(fake, host, gate)
+    two = await fake.grant(stub("two", steps=2, save_every=1), "2" * 32, attempt=7, slot=1)
+    await fake.until(lambda: two.ended)
+    await fake.stop(one)
+    await fake.until(lambda: one.ended)
+    await host.end()
+    lines = re.findall(r"^\S+Z [A-Z]+ ([\w.]+): ([a-z ]+)(?: |$)((?:\w+=.*)?)", host.log.read_text(), re.M)
+    life = [f"run=r lease={'1' * 32} attempt=1", f"run=two lease={'2' * 32} attempt=7"]
+    rooms = ("agent.attempt", "agent.checkpoints")
+    ours = [(words, fields) for logger, words, fields in lines if logger.startswith(rooms)]
+    assert all(sum(fields.endswith(each) for each in life) == 1 for _, fields in ours), ours
+    whole = {"trainer started", "checkpoint registered", "checkpoint copied", "trainer ended", "attempt over"}
+    for each in life:
+        assert whole <= {words for words, fields in ours if fields.endswith(each)}
+    assert [fields for words, fields in ours if words == "stop requested"] == [f"reason=cancel grace=5 {life[0]}"]

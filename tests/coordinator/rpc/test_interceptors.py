@@ -2,6 +2,8 @@
 
 import asyncio
 import gc
+import logging
+import re
 import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -17,7 +19,8 @@ from coordinator.config import Config
 from coordinator.database.connections import DatabaseAway
 from coordinator.rpc.interceptors import CONTROL_BYTES, CallGuard, finish_writing
 from relay.errors import DEPLOYMENT, DeploymentForeign, LeaseLost, RelayError, TooLarge, Unauthenticated, from_rpc
-from relay.v1 import agents_pb2, artifacts_pb2, fleet_pb2, runs_pb2
+from relay.logs import LineFormatter
+from relay.v1 import agents_pb2, agents_pb2_grpc, artifacts_pb2, fleet_pb2, runs_pb2
 from relay.v1.artifacts_pb2_grpc import ArtifactsServicer, ArtifactsStub, add_ArtifactsServicer_to_server
 from relay.v1.fleet_pb2_grpc import FleetStub
 from tests.conftest import RunningCoordinator, serving
@@ -85,6 +88,35 @@ async def test_errors_leave_as_they_should_and_tell_nothing_of_us(
         assert raised.code() is code
         assert type(from_rpc(raised)) is (kind or type(None))
         assert "SELECT" not in (raised.details() or "") and "10.0.0.1" not in (raised.details() or "")
+
+
+async def test_what_a_call_logs_carries_the_call_and_what_it_names(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lines of libraries too, and of threads; a name that is none is left out."""
+    monkeypatch.setattr(caplog.handler, "formatter", LineFormatter())
+
+    async def start(request: Any, context: Any) -> Any:
+        await asyncio.to_thread(logging.getLogger("library").warning, "in a thread")
+        raise ValueError("unforeseen")
+
+    method: grpc.RpcMethodHandler[Any, Any] = grpc.unary_unary_rpc_method_handler(
+        start, agents_pb2.StartAttemptRequest.FromString
+    )
+    server = aio.server(interceptors=[CallGuard()])
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("relay.v1.Agents", {"StartAttempt": method})])
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    lease = uuid.uuid4()
+    async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        for name in (f"runs/r/leases/{lease}", "runs/two words"):
+            with pytest.raises(grpc.RpcError):
+                await agents_pb2_grpc.AgentsStub(channel).StartAttempt(agents_pb2.StartAttemptRequest(lease=name))
+    await server.stop(0)
+    said = re.findall(r"(in a thread|call failed) (?:error=\w+ )?(.*)", caplog.text)
+    call = "call=/relay.v1.Agents/StartAttempt"
+    named = f"{call} run=r lease={lease}"
+    assert said == [("in a thread", named), ("call failed", named), ("in a thread", call), ("call failed", call)]
 
 
 async def test_a_shutdown_ends_streams_as_unavailable(faulty: tuple[Faulty, CallGuard, ArtifactsStub]) -> None:
