@@ -179,7 +179,7 @@ class LocalHost:
 
     async def start(self) -> None:
         """Start the agent, and return when the coordinator has welcomed it."""
-        await (await self.launch()).seen(r"\bwelcome\b")
+        await (await self.launch()).seen("session opened")
 
     async def launch(self) -> Daemon:
         """Start the agent without waiting for the coordinator's welcome."""

@@ -70,7 +70,7 @@ async def test_the_agent_registers_and_leaves_on_sigterm(
 ) -> None:
     url = f"http://{coordinator.address}/"
     async with container(short_tmp_path, COMMANDER_URL=url, RELAY_SHARED_SECRET=SECRET) as process:
-        await line_with("session=welcome", process)
+        await line_with("session opened", process)
         bearer = (("authorization", f"Bearer {SECRET}"),)
         listed = await coordinator.fleet.ListAgents(ListAgentsRequest(), metadata=bearer)
         assert [(agent.name, agent.state) for agent in listed.agents] == [("agents/pod-7", Agent.READY)]
@@ -86,7 +86,7 @@ async def test_a_wrong_secret_is_exit_78(coordinator: "RunningCoordinator", shor
 
 async def test_a_coordinator_that_is_away_is_waited_for(short_tmp_path: Path) -> None:
     async with container(short_tmp_path, COMMANDER_URL="http://127.0.0.1:1") as process:
-        await line_with("session=broken", process)
+        await line_with("session broken", process)
         process.send_signal(signal.SIGTERM)
         assert await exit_code(process) == 0
 

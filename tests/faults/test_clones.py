@@ -53,7 +53,7 @@ async def test_a_clone_is_refused_while_the_first_beats(fleet: Fleet) -> None:
     assert len(fleet.conductor.trainers) == 1
 
     await first.vanish()
-    await refused.seen("session=welcome")
+    await refused.seen("session opened")
     assert (await fleet.conductor.called(2)).resumed_from == 4
     await fleet.conductor.allow(6)
     ended = await run.ended()

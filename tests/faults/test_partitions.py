@@ -44,7 +44,7 @@ async def test_a_host_cut_off_for_longer_than_its_lease(fleet: Fleet, way: Way, 
         line.blackhole(way)
         await run.until(lambda event: event.kind in (Kind.LAPSED, Kind.ENDED))
         assert cut_off.daemon is not None
-        await cut_off.daemon.seen("session=broken")
+        await cut_off.daemon.seen("session broken")
         assert (await fleet.conductor.called(2)).resumed_from == 2
         await fleet.conductor.allow(6)
         await fleet.conductor.reached(6, attempt=2)
@@ -75,7 +75,7 @@ async def test_packets_that_vanish(fleet: Fleet, way: Way, policy: str) -> None:
         line.closed = way
         await run.until(lambda event: event.kind in (Kind.LAPSED, Kind.ENDED))
         assert cut_off.daemon is not None
-        await cut_off.daemon.seen("session=broken")
+        await cut_off.daemon.seen("session broken")
         assert (await fleet.conductor.called(2)).resumed_from == 2
         await fleet.conductor.allow(6)
         await fleet.conductor.reached(6, attempt=2)
