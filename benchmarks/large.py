@@ -25,7 +25,7 @@ LONGEST = 256  #: tokens of a row that are trained on
 
 
 @dataclass(frozen=True, slots=True)
-class Started:
+class StartCost:
     """What one start took: seconds from the start to the first step's end, bytes at the peak."""
 
     seconds: float
@@ -47,7 +47,7 @@ def measure(quick: bool) -> Table:
     return Table(title, columns, [_cells(which, each, size) for which, each in starts.items()])
 
 
-def _cells(which: str, start: Started, size: int) -> tuple[str, ...]:
+def _cells(which: str, start: StartCost, size: int) -> tuple[str, ...]:
     speed = size / start.seconds / 1e6
     return (
         which,
@@ -92,7 +92,7 @@ def _write(path: Path, size: int) -> int:
     return number
 
 
-def _start(folder: Path, name: str) -> Started:
+def _start(folder: Path, name: str) -> StartCost:
     began, resident, own, first = time.monotonic(), 0, 0, 0.0
     (folder / name).mkdir()
     run = {**json.loads((folder / "run.json").read_text()), "name": name}
@@ -110,7 +110,7 @@ def _start(folder: Path, name: str) -> Started:
         time.sleep(0.05)
     if process.returncode:
         raise RuntimeError((folder / name / "log").read_text()[-2000:])
-    return Started(first, resident, own)
+    return StartCost(first, resident, own)
 
 
 def _children(pid: int) -> list[int]:

@@ -19,7 +19,7 @@ import asyncpg
 from coordinator import event_lines, retention
 from coordinator.commands.retention import parse_policy
 from coordinator.commands.runs import (
-    BlobReader,
+    BlobSource,
     CheckedSubmission,
     CreatedRun,
     check_inputs,
@@ -53,7 +53,7 @@ class ImportedCurve:
     named: Sequence[str] = ()
 
 
-async def create_imported(db: Database, blobs: BlobReader, wanted: ImportRequest, ttl: float) -> CreatedRun:
+async def create_imported(db: Database, blobs: BlobSource, wanted: ImportRequest, ttl: float) -> CreatedRun:
     """Create the run, once: the same import returns the same run, also under another request id."""
     checked = await in_thread(parse_submission, wanted.submission)
     await check_inputs(blobs, wanted.submission.inputs)
@@ -86,7 +86,7 @@ def steps_to_remove(wanted: ImportRequest, spec: Mapping[str, Any]) -> list[int]
     return sorted(retention.decide(parse_policy(spec), found, now).deleted)
 
 
-def _check_content(blobs: BlobReader, found: Sequence[ImportedCheckpoint]) -> None:
+def _check_content(blobs: BlobSource, found: Sequence[ImportedCheckpoint]) -> None:
     """Raise InputMissing unless every byte is in the artifact store, which then keeps it for the collector's grace.
     Blocking.
     """
@@ -98,7 +98,7 @@ def _check_content(blobs: BlobReader, found: Sequence[ImportedCheckpoint]) -> No
     require_complete(blobs, wanted)
 
 
-def _read_manifest(blobs: BlobReader, said: ImportedCheckpoint) -> Manifest:
+def _read_manifest(blobs: BlobSource, said: ImportedCheckpoint) -> Manifest:
     try:
         manifest = Manifest.from_bytes(blobs.read(said.manifest_digest, MAX_BYTES))
     except ManifestError as wrong:
@@ -111,7 +111,7 @@ def _read_manifest(blobs: BlobReader, said: ImportedCheckpoint) -> Manifest:
     return manifest
 
 
-def _read_curve(blobs: BlobReader, wanted: ImportRequest, now: float) -> ImportedCurve:
+def _read_curve(blobs: BlobSource, wanted: ImportRequest, now: float) -> ImportedCurve:
     """Read and parse the curve from the artifact store. Blocking."""
     if not wanted.curve_digest:
         return ImportedCurve()

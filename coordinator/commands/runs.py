@@ -46,7 +46,7 @@ class BlobState(Protocol):
     def complete(self) -> bool: ...
 
 
-class BlobReader(Protocol):
+class BlobSource(Protocol):
     """The artifact store, as far as it is needed here. Blocking."""
 
     def stats(self, digests: Sequence[str], /) -> Sequence[BlobState]: ...
@@ -73,7 +73,7 @@ class CreatedRun:
     placement: str
 
 
-async def create(db: Database, blobs: BlobReader, submission: Submission, ttl: float) -> CreatedRun:
+async def create(db: Database, blobs: BlobSource, submission: Submission, ttl: float) -> CreatedRun:
     """Create a run, once: the same request has the same answer, also when the first answer was lost (S9)."""
     checked = await in_thread(parse_submission, submission)
     await check_inputs(blobs, submission.inputs)
@@ -119,7 +119,7 @@ def parse_submission(submission: Submission) -> CheckedSubmission:
 
 
 async def resolve_beginning(
-    db: Database, blobs: BlobReader, submission: Submission, checked: CheckedSubmission
+    db: Database, blobs: BlobSource, submission: Submission, checked: CheckedSubmission
 ) -> CheckedSubmission:
     """Add the weights of another run that the run file asks for, or the run that has to succeed first.
 
@@ -153,7 +153,7 @@ def _add_weights(checked: CheckedSubmission, weights: InitialWeights) -> Checked
     )
 
 
-async def check_inputs(blobs: BlobReader, inputs: Sequence[Mapping[str, Any]]) -> None:
+async def check_inputs(blobs: BlobSource, inputs: Sequence[Mapping[str, Any]]) -> None:
     """Check that every input has a valid path and that its content is in the artifact store."""
     if len(inputs) > MAX_INPUTS:
         raise InvalidRequest(f"{len(inputs)} inputs; a run must have at most {MAX_INPUTS}")
@@ -167,7 +167,7 @@ async def check_inputs(blobs: BlobReader, inputs: Sequence[Mapping[str, Any]]) -
     await in_thread(require_complete, blobs, {entry["digest"]: entry["path"] for entry in inputs})
 
 
-def require_complete(blobs: BlobReader, wanted: Mapping[str, str]) -> None:
+def require_complete(blobs: BlobSource, wanted: Mapping[str, str]) -> None:
     """Raise InputMissing, naming those of `wanted` (names by digest) that the artifact store does not have. Blocking.
 
     The store keeps the rest for the collector's grace.

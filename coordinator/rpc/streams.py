@@ -88,7 +88,7 @@ async def read_metrics(db: Database, request: pb.ReadMetricsRequest) -> AsyncIte
 
 
 def _group_points(
-    run_id: str, chunks: Iterable[streams.MetricChunk], request: pb.ReadMetricsRequest
+    run_id: str, chunks: Iterable[streams.MetricSlice], request: pb.ReadMetricsRequest
 ) -> Iterator[pb.ReadMetricsResponse]:
     """Group points that belong together into messages of a bounded size."""
     series, last = pb.ReadMetricsResponse(), None
@@ -112,7 +112,7 @@ def _group_points(
         yield series
 
 
-def _new_series(chunk: streams.MetricChunk, lease: str, superseded: bool) -> pb.ReadMetricsResponse:
+def _new_series(chunk: streams.MetricSlice, lease: str, superseded: bool) -> pb.ReadMetricsResponse:
     return pb.ReadMetricsResponse(metric=chunk.metric, attempt=chunk.attempt, lease=lease, superseded=superseded)
 
 
@@ -197,9 +197,9 @@ def _parse_log_filter(request: pb.ReadLogsRequest) -> streams.LogFilter:
     )
 
 
-async def _read_tail(db: Database, which: streams.LogFilter, wanted: int) -> list[streams.LogChunk]:
+async def _read_tail(db: Database, which: streams.LogFilter, wanted: int) -> list[streams.LogSlice]:
     """Return the chunks with the last lines, oldest first, the first of them cut to where those lines begin."""
-    found: list[streams.LogChunk] = []
+    found: list[streams.LogSlice] = []
     before, counted = 2**62, 0
     while counted <= wanted:
         async with db.connection() as conn:
@@ -216,7 +216,7 @@ async def _read_tail(db: Database, which: streams.LogFilter, wanted: int) -> lis
     return found[::-1]
 
 
-def _drop_lines(chunk: streams.LogChunk, count: int) -> streams.LogChunk:
+def _drop_lines(chunk: streams.LogSlice, count: int) -> streams.LogSlice:
     """Return a chunk without its first lines."""
     cut = 0
     for _ in range(count):
@@ -224,7 +224,7 @@ def _drop_lines(chunk: streams.LogChunk, count: int) -> streams.LogChunk:
     return replace(chunk, offset=chunk.offset + cut, data=chunk.data[cut:])
 
 
-def _render_log(chunk: streams.LogChunk) -> pb.ReadLogsResponse:
+def _render_log(chunk: streams.LogSlice) -> pb.ReadLogsResponse:
     return pb.ReadLogsResponse(
         attempt=chunk.attempt,
         node=chunk.node,

@@ -37,7 +37,7 @@ async def read_progress(conn: asyncpg.Connection, run_id: str) -> RunProgress:
 
 
 @dataclass(frozen=True, slots=True)
-class MetricChunk:
+class MetricSlice:
     """Consecutive points of one metric from one lease. Points after `kept_until` are superseded; None: none are."""
 
     id: int
@@ -52,7 +52,7 @@ class MetricChunk:
 
 async def read_metrics(
     conn: asyncpg.Connection, run_id: str, metrics: Sequence[str], after: tuple[str, int], limit: int
-) -> list[MetricChunk]:
+) -> list[MetricSlice]:
     """Return chunks after (metric, id), in that order; of all metrics when none is named."""
     rows = await conn.fetch(
         """SELECT c.id, c.metric, c.lease_id, l.attempt, l.kept_until_step, c.steps, c.points, c.times
@@ -64,7 +64,7 @@ async def read_metrics(
         list(metrics),
         limit,
     )
-    return [MetricChunk(*row) for row in rows]
+    return [MetricSlice(*row) for row in rows]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +131,7 @@ _SELECT_LOGS = """SELECT c.id, l.attempt, c.node, c.source, c.offset_bytes, c.da
 
 
 @dataclass(frozen=True, slots=True)
-class LogChunk:
+class LogSlice:
     """A byte range of one log."""
 
     id: int
@@ -158,13 +158,13 @@ class LogFilter:
         return self.run_id, self.attempt, self.node, list(self.sources), self.since
 
 
-async def read_logs(conn: asyncpg.Connection, which: LogFilter, after: int, limit: int) -> list[LogChunk]:
+async def read_logs(conn: asyncpg.Connection, which: LogFilter, after: int, limit: int) -> list[LogSlice]:
     """Return chunks after an id, oldest first. A run's chunks are numbered in the order of their commits."""
     query = f"{_SELECT_LOGS} AND c.id > $6 ORDER BY c.id LIMIT $7"
-    return [LogChunk(*row) for row in await conn.fetch(query, *which.arguments(), after, limit)]
+    return [LogSlice(*row) for row in await conn.fetch(query, *which.arguments(), after, limit)]
 
 
-async def read_logs_backwards(conn: asyncpg.Connection, which: LogFilter, before: int, limit: int) -> list[LogChunk]:
+async def read_logs_backwards(conn: asyncpg.Connection, which: LogFilter, before: int, limit: int) -> list[LogSlice]:
     """Return chunks before an id, newest first."""
     query = f"{_SELECT_LOGS} AND c.id < $6 ORDER BY c.id DESC LIMIT $7"
-    return [LogChunk(*row) for row in await conn.fetch(query, *which.arguments(), before, limit)]
+    return [LogSlice(*row) for row in await conn.fetch(query, *which.arguments(), before, limit)]
