@@ -1,8 +1,8 @@
-"""`relay-agent`: wires the agent together and turns signals into ways out.
+"""`relay-agent`: wires the agent together and turns signals into exit requests.
 
-SIGTERM or SIGINT: leave (save, publish, release, exit 0); said again, hurry. SIGUSR2 or `relay-agent detach`: only the
-agent ends, its trainers go on. Exit 78: settings, secret or deployment are wrong, and starting again cannot help; an
-agent that has trainers never ends so, since its coordinator may be wrong and will be right again.
+SIGTERM or SIGINT: leave (save, publish, release, exit 0); a second one hurries. SIGUSR2 or `relay-agent detach`: only
+the agent ends, and its trainers continue. Exit code 78: settings, secret or deployment are wrong, and a restart cannot
+help. An agent with trainers never exits so, since its coordinator may be wrong for a while and right again later.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ from storage.throttling import RateLimit
 
 log = logs.get_logger("agent")
 
-THREADS = 32  #: for files; a volume that hangs takes some of them, and the others must do
+THREADS = 32  #: for files: a volume that hangs blocks some of them, and the others must suffice
 HEARTBEAT = 5.0  #: seconds, until a welcome says otherwise
 
 
 def main() -> None:
-    """The entry point of `relay-agent`."""
+    """Run `relay-agent` as the command line says."""
     logs.configure()
     try:
         command, settings = read_command(sys.argv[1:], os.environ)
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def detach(settings: AgentSettings) -> int:
-    """Ask the agent of this runtime folder to end, without its trainers; returns when it has."""
+    """Ask the agent of this runtime folder to end without its trainers, and return when it has."""
     try:
         with settings.lock.open("r") as lock:
             if take(lock):  # the pid in it is nobody's, or by now somebody else's
@@ -86,7 +86,7 @@ def detach(settings: AgentSettings) -> int:
 
 
 def take(lock: IO[str]) -> bool:
-    """Lock the file; False when another process has it locked."""
+    """Lock the file, and return False when another process has it locked."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -95,7 +95,7 @@ def take(lock: IO[str]) -> bool:
 
 
 def run(settings: AgentSettings) -> int:
-    """The agent, until it is told to end; its exit code."""
+    """Run the agent until a signal or a request ends it, and return its exit code."""
     prepare_runtime_dir(settings.runtime_dir)
     for option, folder in (("--data-dir", settings.data_dir), ("--root", settings.root)):
         _made_writable(option, folder)
@@ -114,7 +114,7 @@ def run(settings: AgentSettings) -> int:
 
 
 def _made_writable(option: str, folder: Path) -> None:
-    """SettingsError when the folder of this option cannot be there or be written."""
+    """Raise SettingsError when the folder of this option cannot be made or written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -125,7 +125,7 @@ def _made_writable(option: str, folder: Path) -> None:
 
 @contextlib.contextmanager
 def only_one(lock: Path, option: str) -> Iterator[None]:
-    """SettingsError when another agent has the folder of this option."""
+    """Raise SettingsError when another agent uses the folder of this option."""
     with lock.open("a+") as file:
         if not take(file):
             raise SettingsError(f"another agent runs with {option} {lock.parent}")
@@ -136,14 +136,14 @@ def only_one(lock: Path, option: str) -> Iterator[None]:
 
 
 async def serve(settings: AgentSettings) -> None:
-    """Build everything, and run it until told to end."""
+    """Build all parts, and run them until a signal or a request ends the agent."""
     orders = ways_out()
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS))
     identity = AgentIdentity(secrets.token_hex(16), boot_id(), settings.data_dir / "deployment")
     coordinator = Coordinator(settings.coordinator, settings.secret, deployment=identity.deployment)
     contact = Contact(boottime)
     found = await asyncio.to_thread(detect, settings.root, settings.python)
-    capability = wire.capability(found, settings.slots)
+    capability = wire.render_capability(found, settings.slots)
     hello = pb.Hello(agent=settings.resource_name, capability=capability, labels=settings.labels)
     vitals = HostMetrics(settings.root)
     async with open_context(settings, coordinator, contact, gpus=bool(found.gpus)) as context:
@@ -171,7 +171,7 @@ async def serve(settings: AgentSettings) -> None:
 async def open_context(
     settings: AgentSettings, coordinator: Coordinator, contact: Contact, *, gpus: bool
 ) -> AsyncIterator[AttemptContext]:
-    """What attempts work with. Calls and artifacts have a connection each."""
+    """Open what attempts work with. Calls and artifacts have a connection each."""
     async with (
         coordinator.dial() as calls,
         coordinator.dial() as transfers,
@@ -213,7 +213,7 @@ async def open_context(
 
 
 def hub_context(settings: AgentSettings, runs: runs_pb2_grpc.RunsStub) -> HubContext:
-    """What publishes: only its processes have the token."""
+    """Return what attempts publish with: only the worker's processes have the token."""
     token = {name: value for name, value in os.environ.items() if name == "HF_TOKEN"}
     return HubContext(
         HubWorker(settings.python, filter_environment(os.environ) | token), CommitRateLimit(), runs, settings.hub
@@ -221,7 +221,7 @@ def hub_context(settings: AgentSettings, runs: runs_pb2_grpc.RunsStub) -> HubCon
 
 
 def ways_out() -> asyncio.Queue[ExitRequest]:
-    """Signals as orders."""
+    """Return the queue of exit requests that signals fill."""
     orders: asyncio.Queue[ExitRequest] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):

@@ -1,7 +1,7 @@
 """What this host has (row C1) and how loaded it is. Limits of the control group count, not the machine's size.
 
-Blocking, some of it for a second: call it in a thread. GPUs are asked of the driver (NVML); without the
-library or the driver there are none. The trainers' libraries are asked for their versions, never imported.
+Blocking, some of it for a second: call it in a thread. GPUs are read from the driver (NVML); without the library or the
+driver there are none. The versions of the trainers' libraries are read from metadata, without importing them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ print(json.dumps(found))
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU. `memory` in bytes."""
+    """One GPU; `memory` is in bytes."""
 
     index: int
     uuid: str
@@ -47,7 +47,7 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capability:
-    """What the host has. Sizes in bytes."""
+    """The resources and versions of a host; sizes in bytes."""
 
     hostname: str
     cpus: int
@@ -61,7 +61,7 @@ class Capability:
 
 @dataclass(frozen=True, slots=True)
 class GpuReading:
-    """Load of one GPU: use from 0 to 1, bytes in use, degrees Celsius."""
+    """The load of one GPU: use from 0 to 1, bytes in use, degrees Celsius."""
 
     index: int
     use: float
@@ -71,7 +71,7 @@ class GpuReading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Readings:
-    """Load of the host: CPU use since the last reading from 0 to 1, sizes in bytes."""
+    """The load of the host: CPU use since the last reading from 0 to 1, sizes in bytes."""
 
     cpu: float
     memory_used: int
@@ -80,7 +80,7 @@ class Readings:
 
 
 def detect(root: Path, python: str) -> Capability:
-    """Look at this host. `root` is the run root, `python` the trainers' interpreter."""
+    """Return what this host has. `root` is the run root, `python` the trainers' interpreter."""
     with _nvml() as nvml:
         gpus = tuple(_gpus(nvml))
         versions = versions_of(python) | _driver_versions(nvml) | _relay_version()
@@ -120,7 +120,7 @@ class Meter:
 
 
 def cpu_limit(cgroup: Path = _CGROUP) -> int:
-    """CPUs this process may use: its affinity, cut by the control group's quota (rounded up)."""
+    """Return how many CPUs this process may use: its affinity, limited by the control group's quota (rounded up)."""
     quota = _read(cgroup / "cpu.max") or " ".join(
         _read(cgroup / "cpu" / name) for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")
     )
@@ -133,14 +133,14 @@ def cpu_limit(cgroup: Path = _CGROUP) -> int:
 
 
 def memory_limit(cgroup: Path = _CGROUP) -> int:
-    """Bytes of memory this process may use."""
+    """Return how many bytes of memory this process may use."""
     limits = [_read(cgroup / name) for name in ("memory.max", "memory/memory.limit_in_bytes")]
     installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min([installed, *(int(limit) for limit in limits if limit.isdigit() and int(limit) < _UNLIMITED)])
 
 
 def memory_used(cgroup: Path = _CGROUP) -> int:
-    """Bytes in use: the control group's where it keeps account, else the machine's."""
+    """Return the bytes in use: the control group's where it counts them, else the machine's."""
     for name in ("memory.current", "memory/memory.usage_in_bytes"):
         if (used := _read(cgroup / name)).isdigit():
             return int(used)
@@ -149,13 +149,13 @@ def memory_used(cgroup: Path = _CGROUP) -> int:
 
 
 def cpu_seconds() -> float:
-    """Seconds that all CPUs together have worked since boot."""
+    """Return the seconds that all CPUs together have worked since boot."""
     user, nice, system, _idle, _wait, *rest = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:])
     return (user + nice + system + sum(rest[:3])) / os.sysconf("SC_CLK_TCK")
 
 
 def disk_free(root: Path) -> int:
-    """Free bytes where `root` is or will be."""
+    """Return the free bytes where `root` is or will be."""
     return shutil.disk_usage(next(path for path in (root, *root.absolute().parents) if path.exists())).free
 
 
@@ -170,9 +170,10 @@ def _read(path: Path) -> str:
 
 
 def versions_of(python: str) -> dict[str, str]:
-    """Versions of an interpreter and of the trainers' libraries in it; empty when it takes too long to say.
+    """Return the versions of an interpreter and of the trainers' libraries in it; empty when it takes too long to
+    answer.
 
-    ValueError when no trainer could be started with it.
+    Raises ValueError when no trainer could be started with it.
     """
     try:
         asked = subprocess.run([python, "-c", _ASK_VERSIONS, *LIBRARIES], capture_output=True, timeout=60, check=True)
@@ -187,7 +188,7 @@ def versions_of(python: str) -> dict[str, str]:
 
 
 def commit_of(folder: Path) -> str:
-    """The git commit of a checkout, or empty."""
+    """Return the git commit of a checkout, or an empty string."""
     try:
         asked = subprocess.run(
             ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, timeout=10, check=True, text=True
@@ -206,7 +207,7 @@ def _relay_version() -> dict[str, str]:
 
 @contextlib.contextmanager
 def _nvml() -> Iterator[Any]:
-    """The driver's library, or None where there is no GPU to ask."""
+    """Return the driver's library, or None where no GPU can be read."""
     try:
         import pynvml
     except ImportError:

@@ -25,17 +25,17 @@ from storage.throttling import RateLimit
 
 @dataclass(frozen=True, slots=True)
 class HubContext:
-    """What attempts publish to the Hugging Face Hub with. Only the worker's processes have the token."""
+    """The parts with which attempts publish to the Hugging Face Hub. Only the worker's processes have the token."""
 
     worker: HubWorker
     commit_limit: CommitRateLimit
-    runs: runs_pb2_grpc.RunsStub  #: for what a model card tells of other hosts
+    runs: runs_pb2_grpc.RunsStub  #: reads what a model card says of other hosts
     defaults: HubSection | None = None  #: the `hub` section of runs whose run file has none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptContext:
-    """What every attempt on this host works with. One value for the agent's whole life."""
+    """The parts with which every attempt on this host works; one value for the agent's whole life."""
 
     agent: str  #: `agents/{agent}`
     root: Path
@@ -49,12 +49,12 @@ class AttemptContext:
     contact: Contact
     spool: Spool
     blobs: BlobClient
-    stores: Mapping[str, Store]  #: by scheme
+    stores: Mapping[str, Store]  #: stores by scheme
     cache: InputCache
     open_attempts: OpenAttempts
     remover: CheckpointRemover
     shims: Shims
-    now: Callable[[], float]  #: CLOCK_BOOTTIME: also counts while the host sleeps
+    now: Callable[[], float]  #: seconds on CLOCK_BOOTTIME, which also counts while the host sleeps
     wall: Callable[[], float]  #: seconds since the epoch, for timestamps that users read
     hub: HubContext | None = None
     rate_limit: RateLimit = field(default_factory=RateLimit)

@@ -1,10 +1,10 @@
-"""The layout of a run's folder on a host, in one place.
+"""The layout of a run's folder on a host.
 
     <root>/runs/<run>/
     ├── attempts/<n>-<lease8>/        the bytes of one attempt: `AttemptFolder`
     └── ckpt/step_00000100, ckpt/latest, events.jsonl, state.json, hf/last_synced.json
 
-The second group is for people and scripts: links and copies, replaced atomically, never read back.
+The second group is for you and your scripts: links and copies, replaced atomically, never read back.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _TEMPORARY = ".tmp-relay-"  #: begins the names of what is being written here; n
 
 
 def checked_name(name: str) -> str:
-    """`name`, or ValueError when it could lead out of a folder (R7)."""
+    """Return `name`; raise ValueError when it could lead out of a folder (R7)."""
     if not _NAME.fullmatch(name):
         raise ValueError(f"{name!r} is not a name: lower-case letters, digits, '.', '_' and '-', at most 128")
     return name
 
 
 def step_name(step: int) -> str:
-    """The folder of a step's checkpoint."""
+    """Return the name of the folder of a step's checkpoint."""
     return f"step_{step:08d}"
 
 
@@ -56,12 +56,12 @@ class AttemptFolder:
 
     @property
     def work(self) -> Path:
-        """The trainer's working folder, with the inputs that travelled."""
+        """The trainer's working folder, with the inputs that were uploaded with the run."""
         return self.path / "work"
 
     @property
     def resume(self) -> Path:
-        """Where a checkpoint fetched from elsewhere is put."""
+        """The folder for a checkpoint that was downloaded."""
         return self.path / "resume"
 
     @property
@@ -94,7 +94,7 @@ class AttemptFolder:
 
     @property
     def assignment(self) -> Path:
-        """What the agent was told of this lease, so that a restarted one knows."""
+        """The lease's assignment, for a restarted agent."""
         return self.path / "assignment.bin"
 
     @property
@@ -104,12 +104,12 @@ class AttemptFolder:
 
     @property
     def start_request(self) -> Path:
-        """What the coordinator was told that it resumes from, for the same agent."""
+        """The request that said where the attempt resumes from; a restarted agent repeats it."""
         return self.path / "start.bin"
 
     @property
     def offered(self) -> Path:
-        """Steps that the registry may know, one a line: whether they stay is the coordinator's to say."""
+        """The file of steps that the registry may know, one a line; the coordinator decides whether these are kept."""
         return self.path / "offered"
 
     def checkpoint(self, step: int) -> Path:
@@ -127,7 +127,7 @@ class AttemptFolder:
         with contextlib.suppress(FileNotFoundError):
             _discard(self.checkpoint(step))
 
-    def discard_passed_over(self, needed: set[int]) -> None:
+    def discard_unregistered(self, needed: set[int]) -> None:
         """Remove sealed checkpoints that were never offered to the registry, but for those `needed`."""
         if not self.offered.exists():  # begun by an agent that kept no such note
             return
@@ -136,13 +136,13 @@ class AttemptFolder:
             _discard(self.checkpoint(step))
 
     def create(self) -> None:
-        """Make the folders; those that are there stay as they are."""
+        """Make the folders that do not exist."""
         for folder in (self.staging, self.checkpoints, self.output, self.work):
             folder.mkdir(parents=True, exist_ok=True)
         self.offered.touch()
 
     def steps(self) -> list[int]:
-        """Steps whose sealed checkpoints lie here, in order."""
+        """Return the steps of the sealed checkpoints in this folder, in order."""
         names = os.listdir(self.checkpoints) if self.checkpoints.is_dir() else []
         return sorted(int(match[1]) for name in names if (match := _STEP.fullmatch(name)))
 
@@ -151,7 +151,7 @@ class AttemptFolder:
         return int(self.path.name.partition("-")[0])
 
     def retire(self) -> None:
-        """It is over: remove what only its trainer needed, and what an agent that died was writing."""
+        """Remove what only the trainer needed, and what an agent that died was writing: the attempt is over."""
         for folder in (self.work, self.staging, self.resume, self.merged):
             shutil.rmtree(folder, ignore_errors=True)
         remove_temporaries(self.checkpoints)
@@ -168,14 +168,14 @@ class RunFolder:
         return AttemptFolder(self.path / "attempts" / f"{int(number)}-{checked_name(lease)[:8]}")
 
     def attempts(self) -> list[AttemptFolder]:
-        """All that lie here, by number."""
+        """Return the attempts in this folder, by number."""
         folder = self.path / "attempts"
         names = [name for name in (os.listdir(folder) if folder.is_dir() else []) if re.fullmatch(r"\d+-.+", name)]
         return [AttemptFolder(folder / name) for name in sorted(names, key=lambda name: int(name.split("-")[0]))]
 
     def retain(self, attempt: AttemptFolder, needed: set[int]) -> None:
-        """Drop what the registry never heard of and nobody needs; show what is left to people."""
-        attempt.discard_passed_over(needed)
+        """Drop what the registry never heard of and nobody needs; update the links that users read."""
+        attempt.discard_unregistered(needed)
         self.show(attempt)
 
     def discard(self, attempt: AttemptFolder, step: int) -> None:
@@ -186,7 +186,7 @@ class RunFolder:
             link.unlink(missing_ok=True)
 
     def show(self, attempt: AttemptFolder, status: str = "running") -> None:
-        """Bring the links and `state.json` for people up to date with an attempt (row A6)."""
+        """Update the links and `state.json` that users read to those of an attempt (row A6)."""
         shown = self.path / "ckpt"
         shown.mkdir(parents=True, exist_ok=True)
         steps = attempt.steps()
@@ -203,12 +203,12 @@ class RunFolder:
         write_atomically(self.path / "state.json", json.dumps(state, indent=2).encode() + b"\n")
 
     def write_sync_state(self, facts: Mapping[str, Any]) -> None:
-        """What was last published on the Hugging Face Hub (row A6)."""
+        """Write what was last published on the Hugging Face Hub (row A6)."""
         (self.path / "hf").mkdir(exist_ok=True)
         write_atomically(self.path / "hf" / "last_synced.json", json.dumps(facts, indent=2).encode() + b"\n")
 
     def clean(self) -> None:
-        """Remove what an agent that died was writing for people."""
+        """Remove what an agent that died was writing for users."""
         for folder in (self.path, self.path / "ckpt", self.path / "hf"):
             remove_temporaries(folder)
 

@@ -1,4 +1,4 @@
-"""What heartbeats say of the host's load: read now and then in a thread, since a disk or a driver may hang."""
+"""The host's load for heartbeats, read from time to time in a thread, since a disk or a driver may hang."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class HostMetrics:
         self.latest = fleet_pb2.Readings()
 
     async def run(self) -> Never:
-        """Until cancelled."""
+        """Read every PERIOD seconds until cancelled."""
         while True:
             try:
-                self.latest = wire.readings(await asyncio.to_thread(self._meter.read))
+                self.latest = wire.render_readings(await asyncio.to_thread(self._meter.read))
             except OSError as error:  # a volume or a driver that fails: what was read last has to do
                 log.warning("host metrics not read", reason=error)
             await asyncio.sleep(PERIOD)

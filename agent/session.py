@@ -1,13 +1,13 @@
-"""The session with the coordinator, and the one loop that reconnects.
+"""The session with the coordinator, and the only loop that reconnects.
 
-    dial → hello (what is held) → welcome → heartbeat ⇄ beat … → broken → wait, with full jitter → dial
+    dial → hello (what is held) → welcome → heartbeat ⇄ heartbeat reply … → broken → wait, with full jitter → dial
 
-A session says what this host holds and hears what is wished of it. It decides nothing itself: it hands what it hears
-to its `Host` (the supervisor), and asks it what to say. A transport that lives proves nothing: when no heartbeat was
-answered for two heartbeats' time, it dials again. Every dial is a new connection, so a proxy can send it to another
-replica.
+A session reports which leases this host holds and receives which are desired. It decides nothing itself: it gives each
+reply to its `LeaseHolder` (the supervisor), and asks it for the next heartbeat. A connection that is open proves
+nothing: when no heartbeat was answered within the time of two, the session dials again. Every dial makes a new
+connection, so a proxy can send it to another replica.
 
-Clock, transport and randomness come from outside.
+Clock, transport and randomness are passed in.
 """
 
 from __future__ import annotations
@@ -37,44 +37,44 @@ from relay.v1 import agents_pb2_grpc
 
 log = get_logger(__name__)
 
-WELCOME = 10.0  #: seconds that dialling and being welcomed may take
-FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0  #: seconds; bounds of the waits before the first redial, and before any
+WELCOME = 10.0  #: seconds from dialling to the welcome, at most
+FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0  #: seconds; upper bounds of the pause before the first redial, and before any
 
 
 class StreamBroken(Exception):
-    """The stream ended or fell silent without saying that the session is over."""
+    """The stream ended, or brought no answer in time, and the session is not over."""
 
 
 class SessionStream(Protocol):
-    """One stream of session messages."""
+    """One bidirectional stream of session messages."""
 
     async def send(self, message: pb.SessionRequest) -> None:
-        """Raises StreamBroken or RelayError."""
+        """Send a message; raise StreamBroken or RelayError when the stream has ended."""
 
     async def receive(self) -> pb.SessionResponse:
-        """Raises StreamBroken or RelayError."""
+        """Return the next message; raise StreamBroken or RelayError when the stream has ended."""
 
 
 class LeaseHolder(Protocol):
-    """What a session speaks for."""
+    """The holder of this host's leases, which a session reports on."""
 
-    changed: asyncio.Event  #: set when what is held, or readiness, is no longer what was last told
+    changed: asyncio.Event  #: set when the held leases or the readiness differ from the last heartbeat
 
     @property
     def busy(self) -> bool:
-        """Whether it holds any lease."""
+        """Whether any lease is held."""
 
     def hello(self) -> pb.Hello:
-        """Who is calling, without instance, boot and deployment ids."""
+        """Return the hello, to which the session adds the ids of instance, boot and deployment."""
 
     def heartbeat(self) -> pb.Heartbeat:
-        """What is held, and how the host is; its sequence number is set here."""
+        """Return a heartbeat with the held leases and the host's readings; the session sets its sequence number."""
 
-    def welcomed(self, welcome: pb.Welcome, timing: LeaseTiming) -> None:
-        """A session has begun."""
+    def start_session(self, welcome: pb.Welcome, timing: LeaseTiming) -> None:
+        """Take over what the welcome says of the held leases, and the timing of leases."""
 
-    def wished(self, beat: HeartbeatReply, standing: SessionState) -> SessionState:
-        """A beat that counts; the session's standing after it."""
+    def apply_reply(self, reply: HeartbeatReply, state: SessionState) -> SessionState:
+        """Carry out a reply that counts, and return the session's state after it."""
 
 
 Dial = Callable[[], AbstractAsyncContextManager[SessionStream]]
@@ -82,18 +82,18 @@ Dial = Callable[[], AbstractAsyncContextManager[SessionStream]]
 
 @dataclass(frozen=True, slots=True)
 class AgentIdentity:
-    """Who this agent process is: `instance` is random per process, `boot` the kernel's boot id."""
+    """The identity of this agent process: `instance` is random per process, `boot` the kernel's boot id."""
 
     instance: str
     boot: str
     remembered: Path  #: file with the id of the deployment this host has worked for
 
     def deployment(self) -> str:
-        """Empty the first time."""
+        """Return the remembered id of the deployment, empty the first time."""
         return self.remembered.read_text().strip() if self.remembered.exists() else ""
 
     def recognise(self, deployment: str) -> None:
-        """Remember the deployment; DeploymentForeign when another one is remembered."""
+        """Remember the deployment; raise DeploymentForeign when another one is remembered."""
         known = self.deployment()
         if known and known != deployment:
             raise DeploymentForeign(f"this host works for deployment {known}, and {deployment} answered")
@@ -103,7 +103,7 @@ class AgentIdentity:
 
 
 class Session:
-    """Keeps one session open for as long as this process lives."""
+    """Keeps one session open while this process lives."""
 
     def __init__(
         self,
@@ -121,40 +121,41 @@ class Session:
         self._dial = dial
         self._now = now
         self._random = random
-        self._standing = SessionState("", 0.0)
+        self._state = SessionState("", 0.0)
         self._backoff = Backoff(FIRST_PAUSE, LONGEST_PAUSE, random)
-        self._dials = 0  # numbered hellos: the network may bring one after a later one
-        self._said = ""  # the last reason a line broke; a thousand redials are one line in the log
+        self._dials = 0  # hellos are numbered, since the network may deliver one after a later one
+        self._last_reason = ""  # why the last session broke: a thousand redials for one reason are one line in the log
 
     async def run(self) -> Never:
-        """Until cancelled. Raises SessionReplaced, DeploymentForeign or Unauthenticated: no redial can help.
+        """Keep a session open until cancelled.
 
-        While trainers run here the latter two are tried again as well: a coordinator started with a wrong database or
-        secret must not end a fleet.
+        Raises IdentityInUse, DeploymentForeign or Unauthenticated, which no redial can cure. While trainers run here,
+        the latter two are retried as well: a coordinator that was started with a wrong database or secret must not end
+        a fleet.
         """
         while True:
             try:
-                await self._converse()
+                await self._run_once()
             except StreamBroken as error:
-                self._say(str(error), level=logging.WARNING)
+                self._log_broken(str(error), level=logging.WARNING)
             except (IdentityInUse, DeploymentForeign, Unauthenticated) as error:
                 if not isinstance(error, IdentityInUse) and not self._host.busy:
                     raise
-                self._say(str(error), level=logging.ERROR)
+                self._log_broken(str(error), level=logging.ERROR)
             await asyncio.sleep(self._backoff.next_pause())
 
-    def _say(self, reason: str, *, level: int) -> None:
-        if reason != self._said:
+    def _log_broken(self, reason: str, *, level: int) -> None:
+        if reason != self._last_reason:
             log.log(level, "session broken", reason=reason)
-        self._said = reason
+        self._last_reason = reason
 
-    async def _converse(self) -> None:
-        async with self._dial() as line:
-            timing = await self._open(line)
+    async def _run_once(self) -> None:
+        async with self._dial() as stream:
+            timing = await self._exchange_hello(stream)
             async with require_answers(2 * timing.heartbeat) as renew:
-                await self._talk(line, timing.heartbeat, renew)
+                await self._exchange_heartbeats(stream, timing.heartbeat, renew)
 
-    async def _open(self, line: SessionStream) -> LeaseTiming:
+    async def _exchange_hello(self, stream: SessionStream) -> LeaseTiming:
         hello = self._host.hello()
         hello.instance_id, hello.boot_id = self._identity.instance, self._identity.boot
         hello.deployment_id = self._identity.deployment()
@@ -162,49 +163,49 @@ class Session:
         hello.dial = self._dials
         sent = self._now()
         async with require_answers(WELCOME) as renew:
-            await line.send(pb.SessionRequest(hello=hello))
-            while (answer := await line.receive()).WhichOneof("message") == "wait":
-                self._contact.heard()
+            await stream.send(pb.SessionRequest(hello=hello))
+            while (answer := await stream.receive()).WhichOneof("message") == "wait":
+                self._contact.record_reply()
                 renew()
         if answer.WhichOneof("message") != "welcome":
             raise StreamBroken("the coordinator did not begin with a welcome")
-        return self._opened(answer.welcome, sent, frozenset(held.lease for held in hello.held))
+        return self._accept_welcome(answer.welcome, sent, frozenset(held.lease for held in hello.held))
 
-    def _opened(self, welcome: pb.Welcome, sent: float, held: frozenset[str]) -> LeaseTiming:
+    def _accept_welcome(self, welcome: pb.Welcome, sent: float, held: frozenset[str]) -> LeaseTiming:
         self._identity.recognise(welcome.deployment_id)
         try:
-            timing = wire.timing(welcome)
+            timing = wire.parse_timing(welcome)
         except ValueError as error:
             raise StreamBroken(f"the coordinator's timing cannot work: {error}") from error
-        self._standing = SessionState(welcome.session_id, sent, held)
+        self._state = SessionState(welcome.session_id, sent, held)
         self._backoff = Backoff(FIRST_PAUSE, min(LONGEST_PAUSE, 2 * timing.heartbeat), self._random)
-        self._said = ""
-        self._host.welcomed(welcome, timing)
-        self._contact.heard()
+        self._last_reason = ""
+        self._host.start_session(welcome, timing)
+        self._contact.record_reply()
         log.info("session opened", session=welcome.session_id, held=len(held))
         return timing
 
-    async def _talk(self, line: SessionStream, interval: float, renew: Callable[[], None]) -> None:
-        speaking = asyncio.create_task(self._speak(line, interval))
-        listening = asyncio.create_task(self._listen(line, renew))
+    async def _exchange_heartbeats(self, stream: SessionStream, interval: float, renew: Callable[[], None]) -> None:
+        sending = asyncio.create_task(self._send_heartbeats(stream, interval))
+        receiving = asyncio.create_task(self._receive_replies(stream, renew))
         try:
-            done, _ = await asyncio.wait({speaking, listening}, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait({sending, receiving}, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
         finally:
-            speaking.cancel()
-            listening.cancel()
-            await asyncio.gather(speaking, listening, return_exceptions=True)
+            sending.cancel()
+            receiving.cancel()
+            await asyncio.gather(sending, receiving, return_exceptions=True)
 
-    async def _speak(self, line: SessionStream, interval: float) -> Never:
-        """A heartbeat at each interval, and at once when something changed."""
+    async def _send_heartbeats(self, stream: SessionStream, interval: float) -> Never:
+        """Send a heartbeat every `interval` seconds, and at once when something changed."""
         for sequence in itertools.count(1):
             self._host.changed.clear()
             heartbeat = self._host.heartbeat()
             heartbeat.sequence = sequence
             leases = [held.lease for held in heartbeat.held]
-            self._standing = self._standing.sending(sequence, self._now(), leases)
-            await line.send(pb.SessionRequest(heartbeat=heartbeat))
+            self._state = self._state.record_sent(sequence, self._now(), leases)
+            await stream.send(pb.SessionRequest(heartbeat=heartbeat))
             try:
                 async with asyncio.timeout(interval):
                     await self._host.changed.wait()
@@ -212,43 +213,43 @@ class Session:
                 continue
         raise AssertionError("never reached")
 
-    async def _listen(self, line: SessionStream, renew: Callable[[], None]) -> Never:
+    async def _receive_replies(self, stream: SessionStream, renew: Callable[[], None]) -> Never:
         while True:
-            message = await line.receive()
-            self._contact.heard()
+            message = await stream.receive()
+            self._contact.record_reply()
             match message.WhichOneof("message"):
                 case "heartbeat_reply":
-                    if self._hear(wire.beat(message.heartbeat_reply)):
+                    if self._apply_reply(wire.parse_heartbeat_reply(message.heartbeat_reply)):
                         renew()
                 case "wait":
-                    self._standing = self._standing.waited(message.wait.heartbeat_sequence)
+                    self._state = self._state.record_wait(message.wait.heartbeat_sequence)
                     renew()
                 case unexpected:
                     raise StreamBroken(f"unexpected {unexpected} in an open session")
 
-    def _hear(self, beat: HeartbeatReply) -> bool:
-        """True when the beat answers a heartbeat of ours."""
-        answers = beat.session_id == self._standing.session_id and beat.answers in self._standing.sent
-        if self._standing.accepts(beat):
-            self._standing = self._host.wished(beat, self._standing)
+    def _apply_reply(self, reply: HeartbeatReply) -> bool:
+        """Apply a reply, and return whether it answers a heartbeat of this session."""
+        answers = reply.session_id == self._state.session_id and reply.answers in self._state.sent
+        if self._state.accepts(reply):
+            self._state = self._host.apply_reply(reply, self._state)
         return answers
 
 
 @asynccontextmanager
-async def require_answers(patience: float) -> AsyncIterator[Callable[[], None]]:
-    """StreamBroken unless the renewal it gives is called at least every `patience` seconds."""
+async def require_answers(limit: float) -> AsyncIterator[Callable[[], None]]:
+    """Raise StreamBroken unless the function that this yields is called at least every `limit` seconds."""
     loop = asyncio.get_running_loop()
     try:
-        async with asyncio.timeout(patience) as limit:
-            yield lambda: limit.reschedule(loop.time() + patience)
+        async with asyncio.timeout(limit) as timer:
+            yield lambda: timer.reschedule(loop.time() + limit)
     except TimeoutError as error:
-        if not limit.expired():
+        if not timer.expired():
             raise
-        raise StreamBroken(f"no answer for {patience:g} s") from error
+        raise StreamBroken(f"no answer for {limit:g} s") from error
 
 
-class _Call:
-    """A session's line over gRPC."""
+class _GrpcStream:
+    """A session's stream over gRPC."""
 
     def __init__(self, call: grpc.aio.StreamStreamCall[pb.SessionRequest, pb.SessionResponse]) -> None:
         self._call = call
@@ -257,39 +258,39 @@ class _Call:
         try:
             await self._call.write(message)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
-            raise await self._failure() from error
+            raise await self._read_failure() from error
 
     async def receive(self) -> pb.SessionResponse:
         try:
             message = await self._call.read()
         except grpc.aio.AioRpcError as error:
-            raise _meaning(error) from error
+            raise _interpret_error(error) from error
         if not isinstance(message, pb.SessionResponse):  # grpc.aio.EOF
             raise StreamBroken("the coordinator ended the stream")
         return message
 
-    async def _failure(self) -> Exception:
-        """Why nothing more can be written: what the call ended with."""
+    async def _read_failure(self) -> Exception:
+        """Return the error that the call ended with, which is why nothing more can be written."""
         try:
             await self._call.read()
         except grpc.aio.AioRpcError as error:
-            return _meaning(error)
+            return _interpret_error(error)
         return StreamBroken("the coordinator ended the stream")
 
 
-def _meaning(error: grpc.aio.AioRpcError) -> RelayError | StreamBroken:
+def _interpret_error(error: grpc.aio.AioRpcError) -> RelayError | StreamBroken:
     return from_rpc(error) or StreamBroken(f"{error.code().name}: {error.details()}")
 
 
 def grpc_dial(coordinator: Coordinator) -> Dial:
-    """Lines to a coordinator, each on a connection of its own."""
+    """Return a `Dial` that opens each stream to a coordinator on a connection of its own."""
 
     @asynccontextmanager
     async def dial() -> AsyncIterator[SessionStream]:
         async with coordinator.dial() as channel:
             call = agents_pb2_grpc.AgentsStub(channel).Session(metadata=coordinator.metadata)
             try:
-                yield _Call(call)
+                yield _GrpcStream(call)
             finally:
                 call.cancel()
 

@@ -58,7 +58,7 @@ def _count(text: str) -> int:
 
 
 def _hub(environment: Mapping[str, str]) -> HubSection | None:
-    """Where runs are published whose run file does not say it (row A7)."""
+    """Return where runs are published whose run file does not say it (row A7)."""
     repo = environment.get("RELAY_HF_REPO") or environment.get("HF_REPO")
     if not repo:
         return None
@@ -89,7 +89,7 @@ def _runtime_dir(environment: Mapping[str, str]) -> Path:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentSettings:
-    """What an agent was configured to do. Durations in seconds, sizes in bytes."""
+    """The agent's settings. Durations in seconds, sizes in bytes."""
 
     coordinator: str = setting(
         "--coordinator",
@@ -175,7 +175,7 @@ class AgentSettings:
         help="Let a trainer continue without an agent for at most this long.",
     )
     secret: str | None = from_environment(read_secret, shown=False)
-    hub: HubSection | None = from_environment(_hub)  #: for runs whose run file has no `hub` section
+    hub: HubSection | None = from_environment(_hub)  #: used for runs whose run file has no `hub` section
 
     def __post_init__(self) -> None:
         if not NAME_PATTERN.fullmatch(self.name):
@@ -190,10 +190,10 @@ class AgentSettings:
 
     @property
     def resource_name(self) -> str:
-        """The agent's name in the contract."""
+        """The agent's resource name in the contract."""
         return f"agents/{self.name}"
 
     @property
     def lock(self) -> Path:
-        """The file that the one agent of this runtime folder has locked; it holds the agent's pid."""
+        """The file that the only agent of this runtime folder has locked; it holds the agent's pid."""
         return self.runtime_dir / "agent.lock"

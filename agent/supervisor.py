@@ -1,10 +1,11 @@
 """The agent as a whole: services, and one task for each lease that this host holds.
 
-    session ──beats──► plan(held, wished) ──► start · stop · drop ──► attempts ──► shims ──► trainers
+    session ──heartbeat replies──► plan(held, desired) ──► start · stop · drop ──► attempts ──► shims ──► trainers
 
-A service never returns; when one crashes the agent does, loudly, and its trainers train on under their shims until it
-is started again. Cancelling an attempt's task is to let go of it. Three ways out: `leave` (save, publish, release,
-exit), `detach` (only the agent ends), and a session that says this agent has no business here any more.
+A service never returns; when one crashes, the agent crashes too, and its trainers continue under their shims until it
+is started again. Cancelling an attempt's task detaches from it: its trainer continues. An agent ends in three ways:
+`leave` (save, publish, release, exit), `detach` (only the agent ends), and a session that ends because another agent
+has taken this one's place.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ from relay.v1 import fleet_pb2
 
 log = get_logger(__name__)
 
-CUT_OFF = 30.0  #: seconds of silence, beyond the budget, after which leaving gives up on the coordinator
-DISCONNECT_GRACE = 60.0  #: seconds to save in when the coordinator has been away for too long
+CUT_OFF = 30.0  #: seconds without a reply, beyond the budget, after which a leaving agent gives up on the coordinator
+DISCONNECT_GRACE = 60.0  #: seconds that a trainer has to save when the coordinator has been away for too long
 
 Service = Callable[[], Coroutine[Any, Any, None]]  #: never returns
 
@@ -46,7 +47,7 @@ class ExitRequest(enum.Enum):
 
 
 class Supervisor:
-    """Holds the leases of this host; what its session speaks for."""
+    """Holds the leases of this host, one task each; its session reports on them."""
 
     def __init__(
         self,
@@ -61,7 +62,7 @@ class Supervisor:
         self._readings = readings
         self._disconnect_limit = disconnect_limit
         self._attempts: dict[str, Attempt] = {}
-        self._begun: set[str] = set()
+        self._started: set[str] = set()
         self._declining: set[str] = set()
         self._terms: dict[str, Term] = {}
         self._timing: LeaseTiming | None = None
@@ -73,15 +74,15 @@ class Supervisor:
         self._idle.set()
         self.changed = asyncio.Event()
 
-    # What the session asks and tells
+    # What the session calls
 
     @property
     def busy(self) -> bool:
-        """Whether it holds any lease."""
+        """Whether any lease is held."""
         return bool(self._attempts)
 
     def hello(self) -> pb.Hello:
-        """Who is calling; the session adds the ids."""
+        """Return the hello, to which the session adds the ids."""
         hello = pb.Hello()
         hello.CopyFrom(self._hello)
         hello.held.extend(self._held())
@@ -89,7 +90,7 @@ class Supervisor:
         return hello
 
     def heartbeat(self) -> pb.Heartbeat:
-        """All that is held, every time."""
+        """Return a heartbeat with all held leases, every time."""
         return pb.Heartbeat(held=self._held(), readings=self._readings(), readiness=self._readiness())
 
     def _held(self) -> list[pb.HeldLease]:
@@ -99,8 +100,8 @@ class Supervisor:
         reason = "leaving" if self._leaving else ""
         return pb.Readiness(ready=not self._leaving, leaving=self._leaving, reason=reason)
 
-    def welcomed(self, welcome: pb.Welcome, timing: LeaseTiming) -> None:
-        """A session begins: what the coordinator lacks of its leases is sent again."""
+    def start_session(self, welcome: pb.Welcome, timing: LeaseTiming) -> None:
+        """Take over the timing of a new session, and send again what the coordinator lacks of the held leases."""
         self._timing = timing
         self._context.spool.window.heartbeat = timing.heartbeat
         self._context.remover.start_session(welcome.session_id, timing.heartbeat)
@@ -108,87 +109,90 @@ class Supervisor:
             if attempt := self._attempts.get(record.lease):
                 attempt.sync(record)
 
-    def wished(self, beat: HeartbeatReply, standing: SessionState) -> SessionState:
-        """What is held becomes what is wished."""
-        standing, self._terms = standing.hearing(beat, self._terms)
-        todo = plan(self._attempts, beat.wishes, frozenset(self._begun))
+    def apply_reply(self, reply: HeartbeatReply, state: SessionState) -> SessionState:
+        """Start, stop and drop leases until the held ones are the desired ones, and return the session's state."""
+        state, self._terms = state.apply_reply(reply, self._terms)
+        todo = plan(self._attempts, reply.desired, frozenset(self._started))
         for lease in sorted(todo.drop):
             self._attempts[lease].drop()
         for lease in sorted(todo.stop):
-            wish = beat.wishes[lease]
-            self._attempts[lease].stop(StopDirective(StopCause.REQUESTED, wish.grace, wish.reason.name.lower()))
+            desired = reply.desired[lease]
+            self._attempts[lease].stop(StopDirective(StopCause.REQUESTED, desired.grace, desired.reason.name.lower()))
         for lease in sorted(todo.start):
-            work = beat.wishes[lease].work
+            work = reply.desired[lease].work
             assert isinstance(work, Assignment)
-            if self._leaving:  # granted before the coordinator had heard of it
+            if self._leaving:  # granted before the coordinator knew
                 self._decline(lease, StopCause.LEAVING)
-            elif not self._busy(work.slots):  # a later beat names it again
-                self._begin(work)
+            elif not self._busy(work.slots):  # a later reply names it again
+                self._start_attempt(work)
         for lease in sorted(todo.decline):
             self._decline(lease, StopCause.REQUESTED)
-        self._pass_on_trust()
-        return standing
+        self._extend_trust()
+        return state
 
-    def _pass_on_trust(self) -> None:
+    def _extend_trust(self) -> None:
         assert self._timing is not None
         for lease, term in self._terms.items():
             if lease in self._attempts:
                 self._attempts[lease].extend_trust(term.stop_at(self._timing))
 
-    # From beginning to end
+    # The agent's life
 
-    async def run(self, services: Iterable[Service], orders: asyncio.Queue[ExitRequest], budget: float) -> None:
-        """Until `orders` says how to end. `budget` is the seconds that leaving may take."""
+    async def run(self, services: Iterable[Service], exit_requests: asyncio.Queue[ExitRequest], budget: float) -> None:
+        """Run until `exit_requests` says how to end. `budget` is how many seconds leaving may take."""
         rejoined, useless = await self._rejoin()
         await self._retire_others(
             {attempt.assignment.lease for attempt in rejoined} | {shim.record.lease for shim in useless}
         )
         async with asyncio.TaskGroup() as self._group:
             for attempt in rejoined:
-                self._take(attempt)
+                self._add_attempt(attempt)
             for shim in useless:
-                self._spawn(self._bury(shim))
-            for service in (*services, self._mind_silence):
+                self._spawn(self._reap_shim(shim))
+            for service in (*services, self._stop_when_cut_off):
                 self._spawn(service())
-            if await orders.get() is ExitRequest.LEAVE:
-                await self._leave(orders, budget)
+            if await exit_requests.get() is ExitRequest.LEAVE:
+                await self._leave(exit_requests, budget)
             self._over = True
             for task in self._tasks:
                 task.cancel()
 
-    async def _leave(self, orders: asyncio.Queue[ExitRequest], budget: float) -> None:
-        """Save within the budget, publish, release. Said again it hurries; a detach leaves that to the next agent."""
+    async def _leave(self, exit_requests: asyncio.Queue[ExitRequest], budget: float) -> None:
+        """Save within the budget, publish and release; a second request hurries, a detach ends only the agent."""
         log.info("agent leaving", leases=len(self._attempts), budget=budget)
         self._leaving = True
         self.changed.set()
         for attempt in self._attempts.values():
             attempt.leave(budget)
-        ways = {asyncio.create_task(self._until_idle(budget + CUT_OFF)), asyncio.create_task(self._hurry(orders))}
+        ways = {
+            asyncio.create_task(self._wait_idle(budget + CUT_OFF)),
+            asyncio.create_task(self._hurry_attempts(exit_requests)),
+        }
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for way in ways:
                 way.cancel()
 
-    async def _until_idle(self, patience: float) -> None:
-        """Until nothing is held; or the coordinator, without which nothing can be finished, was silent for too long."""
-        while not self._idle.is_set() and (rest := patience - self._context.contact.silence) > 0:
+    async def _wait_idle(self, limit: float) -> None:
+        """Wait until no lease is held, or until the coordinator has not replied for `limit` seconds."""
+        while not self._idle.is_set() and (rest := limit - self._context.contact.seconds_without_reply) > 0:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(rest):
                     await self._idle.wait()
         if self._attempts:
             log.error("leases left unfinished", leases=",".join(self._attempts))
 
-    async def _hurry(self, orders: asyncio.Queue[ExitRequest]) -> None:
-        """Until told to detach."""
-        while await orders.get() is ExitRequest.LEAVE:
+    async def _hurry_attempts(self, exit_requests: asyncio.Queue[ExitRequest]) -> None:
+        """Hurry all attempts at each further request to leave; return when one says to detach."""
+        while await exit_requests.get() is ExitRequest.LEAVE:
             for attempt in self._attempts.values():
                 attempt.hurry()
 
-    async def _mind_silence(self) -> None:
-        """A host that nobody can reach must not train on for ever: somebody pays for it."""
+    async def _stop_when_cut_off(self) -> None:
+        """Stop all trainers when the coordinator was away for too long: somebody pays for this host."""
         while True:
-            rest = self._disconnect_limit - self._context.contact.silence
+            rest = self._disconnect_limit - self._context.contact.seconds_without_reply
             if rest > 0:
                 await asyncio.sleep(rest)
                 continue
@@ -198,23 +202,23 @@ class Supervisor:
                         StopCause.LEAVING, DISCONNECT_GRACE, "the coordinator has been out of reach for too long"
                     )
                 )
-            await self._context.contact.sign()
+            await self._context.contact.wait_for_reply()
 
     # Attempts
 
     def _busy(self, slots: Iterable[int]) -> bool:
-        """Whether a lease here, an ending one too, still has one of these slots (S9)."""
+        """Return whether a held lease, an ending one too, has one of these slots (S9)."""
         taken = {slot for attempt in self._attempts.values() for slot in attempt.assignment.slots}
         return not taken.isdisjoint(slots)
 
-    def _begin(self, work: Assignment) -> None:
+    def _start_attempt(self, work: Assignment) -> None:
         with work.bind_logs():
             log.info("lease granted")
-        self._take(Attempt(work, self._context, changed=self.changed.set))
+        self._add_attempt(Attempt(work, self._context, changed=self.changed.set))
 
-    def _take(self, attempt: Attempt) -> None:
+    def _add_attempt(self, attempt: Attempt) -> None:
         lease = attempt.assignment.lease
-        self._begun.add(lease)
+        self._started.add(lease)
         self._attempts[lease] = attempt
         self._idle.clear()
         self._spawn(self._run(lease, attempt))
@@ -224,20 +228,20 @@ class Supervisor:
         await attempt.run()
         del self._attempts[lease]
         self.changed.set()
-        self._rest()
+        self._update_idle()
 
-    def _rest(self) -> None:
+    def _update_idle(self) -> None:
         if not self._attempts and not self._declining:
             self._idle.set()
 
     def _decline(self, lease: str, cause: StopCause) -> None:
-        """Give it back: it was to be stopped before it began here, or came when this agent was leaving."""
-        self._begun.add(lease)
+        """Release a lease that must stop before it started here, or that came while this agent was leaving."""
+        self._started.add(lease)
         self._declining.add(lease)
         self._idle.clear()
-        self._spawn(self._give_back(lease, cause))
+        self._spawn(self._release_lease(lease, cause))
 
-    async def _give_back(self, lease: str, cause: StopCause) -> None:
+    async def _release_lease(self, lease: str, cause: StopCause) -> None:
         with bind(**name_fields(lease)):
             try:
                 await complete_lease(
@@ -246,11 +250,11 @@ class Supervisor:
             except LeaseLost:
                 log.info("lease over before it began")
         self._declining.discard(lease)
-        self._rest()
+        self._update_idle()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         assert self._group is not None
-        if self._over:  # a beat was just being heard; nobody would cancel what it begins
+        if self._over:  # a reply was being applied; nobody would cancel what it starts
             work.close()
             return
         task = self._group.create_task(work)
@@ -258,15 +262,15 @@ class Supervisor:
         task.add_done_callback(self._tasks.discard)
 
     async def _rejoin(self) -> tuple[list[Attempt], list[Shim]]:
-        """Attempts of the shims that an agent before this one left, and the shims that no attempt can be made of.
+        """Return attempts for the shims that an earlier agent left, and the shims of which no attempt can be made.
 
-        One that is frozen or was killed since is an attempt too: its lease is held until nothing of it lives, so that
-        nobody else is granted it before, and then ends with what its trainer had written.
+        A shim that is frozen or was killed since becomes an attempt, too: its lease is held until none of its
+        processes lives, so that nobody else is granted it before, and ends with what its trainer had written.
         """
         found, others = [], []
         for shim in await self._context.shims.discover():
             try:
-                if shim.record.rebooted:  # or cloned: the lease may be held, and its trainer alive, on another host
+                if shim.record.rebooted:  # or was cloned: the lease may be held, and its trainer alive, on another host
                     raise ShimGone("the host has booted since")
                 assignment = await asyncio.to_thread(
                     Assignment.load, AttemptFolder(Path(shim.record.folder)).assignment
@@ -281,8 +285,8 @@ class Supervisor:
                 found.append(Attempt(assignment, self._context, changed=self.changed.set, shim=shim))
         return found, others
 
-    async def _bury(self, shim: Shim) -> None:
-        """A shim that nobody can work with, dead or frozen: nothing of it may live on."""
+    async def _reap_shim(self, shim: Shim) -> None:
+        """Kill and reap all processes of a shim that nobody can work with, dead or frozen."""
         with bind(**name_fields(shim.record.lease)):
             with contextlib.suppress(ShimError):
                 await shim.kill("its agent cannot work with it")
@@ -291,13 +295,13 @@ class Supervisor:
         await self._retire(shim.record.lease.rpartition("/")[2])
 
     async def _retire_others(self, with_shim: set[str]) -> None:
-        """What an agent before this one had begun, and that has no shim: the host went down under it."""
+        """Clean up attempts of an earlier agent that have no shim, because the host went down."""
         left = await asyncio.to_thread(self._context.open_attempts.all)
         for lease_id in left.keys() - {lease.rpartition("/")[2] for lease in with_shim}:
             await self._retire(lease_id)
 
     async def _retire(self, lease_id: str) -> None:
-        """Nobody can go on with it."""
+        """Clean up an attempt that nobody can continue."""
         with bind(lease=lease_id):
             log.info("attempt abandoned")
             try:

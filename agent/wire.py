@@ -1,4 +1,4 @@
-"""Messages ↔ values: the only place that knows how a session's messages are written."""
+"""Messages ↔ values: the only module that knows how a session's messages are written."""
 
 from __future__ import annotations
 
@@ -24,23 +24,25 @@ from storage.base import FolderKey
 INTERNAL = 13  #: google.rpc.Code of failures that are data, not of RPCs
 
 
-def beat(message: pb.HeartbeatReply) -> HeartbeatReply:
-    """What a beat says."""
-    wishes = {each.lease: _wish(each) for each in message.leases}
-    return HeartbeatReply(message.session_id, message.desired_version, message.heartbeat_sequence, wishes)
+def parse_heartbeat_reply(message: pb.HeartbeatReply) -> HeartbeatReply:
+    """Return the desired state that a heartbeat reply carries."""
+    desired = {lease.lease: _parse_desired_lease(lease) for lease in message.leases}
+    return HeartbeatReply(message.session_id, message.desired_version, message.heartbeat_sequence, desired)
 
 
-def _wish(message: pb.DesiredLease) -> DesiredLease:
+def _parse_desired_lease(message: pb.DesiredLease) -> DesiredLease:
     return DesiredLease(
         run=message.action == pb.DesiredLease.RUN,
-        reason=StopReason(min(int(message.reason), max(StopReason))),  # what we do not know is sharper
+        reason=StopReason(
+            min(int(message.reason), max(StopReason))
+        ),  # a reason that this agent does not know counts as the strongest
         grace=message.grace.ToTimedelta().total_seconds(),
         work=Assignment(message.lease, message.assignment) if message.HasField("assignment") else None,
     )
 
 
-def timing(message: pb.Welcome) -> LeaseTiming:
-    """The lease timing a welcome states; ValueError when it cannot work."""
+def parse_timing(message: pb.Welcome) -> LeaseTiming:
+    """Return the lease timing that a welcome states; raise ValueError when it cannot work."""
     return LeaseTiming(
         ttl=message.ttl.ToTimedelta().total_seconds(),
         heartbeat=message.heartbeat_interval.ToTimedelta().total_seconds(),
@@ -50,15 +52,15 @@ def timing(message: pb.Welcome) -> LeaseTiming:
     )
 
 
-def failure(reason: str, message: str, **metadata: str) -> status_pb2.Status:
-    """What went wrong with a run, as data: a Status with one ErrorInfo."""
+def make_failure(reason: str, message: str, **metadata: str) -> status_pb2.Status:
+    """Return what went wrong with a run as data: a google.rpc.Status with one ErrorInfo."""
     packed = any_pb2.Any()
     packed.Pack(error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata))
     return status_pb2.Status(code=INTERNAL, message=message, details=[packed])
 
 
-def capability(found: Capability, slots: int) -> fleet_pb2.Capability:
-    """What the host has; `slots` is how many runs it takes at once where it has no GPUs."""
+def render_capability(found: Capability, slots: int) -> fleet_pb2.Capability:
+    """Return the message of a host's capability; `slots` is how many runs it takes at once where it has no GPUs."""
     return fleet_pb2.Capability(
         hostname=found.hostname,
         cpus=found.cpus,
@@ -75,8 +77,8 @@ def capability(found: Capability, slots: int) -> fleet_pb2.Capability:
     )
 
 
-def readings(read: Readings) -> fleet_pb2.Readings:
-    """How loaded the host is."""
+def render_readings(read: Readings) -> fleet_pb2.Readings:
+    """Return the message that says how loaded the host is."""
     return fleet_pb2.Readings(
         cpu_fraction=read.cpu,
         memory_used_bytes=read.memory_used,
@@ -92,7 +94,7 @@ def readings(read: Readings) -> fleet_pb2.Readings:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """All that this host needs to run its place of one lease. Kept in the attempt's folder across agents."""
+    """All that this host needs to run its place of one lease; the attempt's folder keeps it for a restarted agent."""
 
     lease: str  #: `runs/{run}/leases/{lease}`
     message: pb.Assignment
@@ -126,11 +128,11 @@ class Assignment:
         return bind(**name_fields(self.lease), attempt=self.attempt)
 
     def run_file(self) -> RunFile:
-        """The run file. ValueError when this agent is too old for it."""
+        """Return the run file; raise ValueError when this agent is too old to read it."""
         return RunFile.model_validate_json(self.message.spec_json)
 
     def place(self, run: RunFile, step: int | None) -> FolderKey:
-        """Where a store keeps this node's part of a checkpoint, or (without a step) the run's result."""
+        """Return where a store keeps this node's part of a checkpoint, or (without a step) the run's result."""
         return FolderKey(
             run=self.run_id,
             framework=run.framework,
@@ -142,13 +144,13 @@ class Assignment:
         )
 
     def save(self, path: Path) -> None:
-        """Keep it for an agent that comes after this one."""
+        """Write it to `path`, for an agent that is started after this one."""
         held = pb.DesiredLease(lease=self.lease, assignment=self.message)
         write_atomically(path, held.SerializeToString())
 
     @classmethod
     def load(cls, path: Path) -> Assignment:
-        """What `save` kept; ValueError or OSError when it is not there."""
+        """Read what `save` wrote; raise ValueError or OSError when it cannot be read."""
         held = pb.DesiredLease()
         try:
             held.ParseFromString(path.read_bytes())

@@ -56,11 +56,11 @@ from runfile import RunFile
 
 log = get_logger(__name__)
 
-POLL = 0.5  #: seconds between two looks at a trainer's files; orders wait for none
+POLL = 0.5  #: seconds between two looks at a trainer's files; directives do not wait for it
 
 
 class Attempt:
-    """One lease, from its first directive to its end. All but `run` returns at once."""
+    """The life of one lease on this host, from its first directive to its end. All methods but `run` return at once."""
 
     def __init__(
         self, assignment: Assignment, context: AttemptContext, *, changed: Callable[[], None], shim: Shim | None = None
@@ -117,11 +117,11 @@ class Attempt:
         self._lost.set()
 
     def extend_trust(self, until: float) -> None:
-        """The lease may be trusted until this moment of CLOCK_BOOTTIME."""
+        """Extend trust in the lease until this moment of CLOCK_BOOTTIME."""
         self._directives.extend_trust(until)
 
     def sync(self, record: pb.LeaseRecord) -> None:
-        """What the coordinator has of it, as it says when a session begins: what is missing is sent again."""
+        """Take over what the coordinator has of the lease, as a new session says; what is missing is sent again."""
         store = {(cursor.node, cursor.source): cursor.offset for cursor in record.cursors}
         for source in self.sources.values():
             source.sync(store.get((source.node, source.name), 0))
@@ -131,7 +131,7 @@ class Attempt:
                 self._publisher.sync(record.checkpoints)
 
     def describe(self) -> pb.HeldLease:
-        """What heartbeats say of it."""
+        """Return what heartbeats say of the lease."""
         work = self.assignment
         return pb.HeldLease(lease=work.lease, node=work.node, phase=self._phase, slots=work.slots)
 
@@ -170,7 +170,7 @@ class Attempt:
         return reported
 
     def _clean_up(self) -> None:
-        """The disk goes back, and what people see is brought up to date. Blocking."""
+        """Free the disk, and update the links and files that users read. Blocking."""
         self._context.open_attempts.retire(self.assignment.lease_id)
         if self._shim is not None:
             run = self._context.run_folder(self.assignment.run_id)
@@ -256,7 +256,7 @@ class Attempt:
                 log.error("checkpoint not named", step=saved.step, reason=error)
 
     async def _name_checkpoint(self, saved: SavedCheckpoint) -> SavedCheckpoint:
-        """A checkpoint whose program wrote no line, with one of the agent's own."""
+        """Register a checkpoint, whose program wrote no event line, by a line of the agent's own."""
         end = await self._journal.append(
             "checkpoint", step=saved.step, path=Path(saved.path).name, metrics=saved.metrics
         )
@@ -304,7 +304,7 @@ class Attempt:
                 return make_failed(classified)
 
     async def _publish_last(self, classified: Success | StopCause | FailureCause) -> None:
-        """What people find on the Hub is the run's newest."""
+        """Publish the run's newest checkpoint or result, so that this is what users find on the Hub."""
         assert self._watch is not None
         result = await asyncio.to_thread(find_result, self._folder, self._watch.progress.step)
         match classified:
@@ -316,7 +316,7 @@ class Attempt:
                 await self._hub.finish(None, STOPPING)
 
     async def _wait_stored(self) -> int | None:
-        """Until its first write and its checkpoints are with the coordinator, again if a failover lost them."""
+        """Wait until the coordinator has the first write and the checkpoints; send again what a failover lost."""
         await self._start_report.wait_stored()
         if self._publisher is None:
             return None

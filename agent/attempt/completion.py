@@ -1,4 +1,4 @@
-"""The end of a lease: its result stored, its last bytes with the coordinator, its outcome reported."""
+"""The end of a lease: store the result, send the last bytes to the coordinator, report the outcome."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from agent.events.journal import Journal
 from agent.events.sources import EventSource, measure_final_length
 from agent.folder import AttemptFolder
 from agent.stores.publishing import AttemptStore
-from agent.wire import Assignment, failure
+from agent.wire import Assignment, make_failure
 from relay.errors import BlobTooLarge, CheckpointMissing, EventsMissing, LeaseLost, RelayError
 from relay.logs import get_logger
 from relay.v1 import agents_pb2 as pb
@@ -28,9 +28,9 @@ from storage.manifest import Manifest, ManifestError, ManifestFile, hash_file, l
 
 log = get_logger(__name__)
 
-LOGS_TIMEOUT = 60.0  #: seconds that an attempt's logs may take on their way to a store
+LOGS_TIMEOUT = 60.0  #: seconds that storing an attempt's logs may take
 
-#: Waits for what the coordinator must have before the end; the newest step that is registered then.
+#: Waits until the coordinator has what must precede the end, and returns the newest registered step.
 Precondition = Callable[[], Awaitable[int | None]]
 
 _CAUSES = {
@@ -41,31 +41,31 @@ _CAUSES = {
 
 
 def make_stopped(cause: StopCause) -> pb.CompleteLeaseRequest:
-    """It was stopped."""
+    """Return the report of an attempt that was stopped."""
     return pb.CompleteLeaseRequest(stopped=pb.Stopped(cause=_CAUSES[cause]))
 
 
 def make_failed(cause: FailureCause) -> pb.CompleteLeaseRequest:
-    """The trainer failed; or the infrastructure did, where the cause says so."""
+    """Return the report of a trainer's failure, or of the infrastructure's where the cause says so."""
     if cause.infrastructure:
         return make_faulted(cause.reason, cause.text)
-    error = failure(cause.reason, cause.text)
+    error = make_failure(cause.reason, cause.text)
     return pb.CompleteLeaseRequest(
         failed=pb.Failed(error=error, permanent=cause.permanent, last_lines=cause.last_lines)
     )
 
 
 def make_faulted(reason: str, text: str) -> pb.CompleteLeaseRequest:
-    """The infrastructure failed."""
-    return pb.CompleteLeaseRequest(faulted=pb.Faulted(error=failure(reason, text)))
+    """Return the report of a failure of the infrastructure."""
+    return pb.CompleteLeaseRequest(faulted=pb.Faulted(error=make_failure(reason, text)))
 
 
 async def publish_result(
     publishing: AttemptStore, assignment: Assignment, run: RunFile, folder: AttemptFolder, journal: Journal
 ) -> pb.CompleteLeaseRequest:
-    """Success, with the run's result stored where it has one; a failure when it is nothing that can be stored anywhere.
+    """Store the run's result, where it has one, and return the report: success, or a failure when no store can take it.
 
-    Raises HostFault when it cannot be stored here and now.
+    Raises HostFault when the result cannot be stored here and now.
     """
     try:
         files = await _find_result_files(run, folder, journal)
@@ -101,7 +101,7 @@ def _make_output(manifest: Manifest, uri: str) -> runs_pb2.Output:
 async def publish_logs(
     publishing: AttemptStore, assignment: Assignment, run: RunFile, folder: AttemptFolder, journal: Journal
 ) -> None:
-    """Logs and run file beside the checkpoints, where the layout has room for them. Never in the way of the end."""
+    """Store logs and run file beside the checkpoints, where the layout has a place; a failure is only recorded."""
     if run.checkpoint.layout != "framework" or publishing.scheme == "relay":
         return
     rooms = {"logs": (folder.stdout, folder.stderr, folder.events), "config": (folder.run_file,)}
@@ -125,11 +125,11 @@ async def complete_lease(
     reporting: asyncio.Lock,
     first: Precondition | None = None,
 ) -> None:
-    """Report how the lease ended, after everything its sources hold is stored, and what is to come `first`.
+    """Report how the lease ended, once everything that its sources hold is stored and `first` has returned.
 
-    Raises LeaseLost. `reporting` is held while an answer is awaited: it alone says then whether the lease was lost.
-    An end that the coordinator refuses becomes a fault; a lease whose fault is refused too is let go, and what its
-    holder lists no more the coordinator ends by itself.
+    Raises LeaseLost. `reporting` is held while an answer is awaited: only that answer says then whether the lease was
+    lost. An end that the coordinator refuses becomes a fault; when the fault is refused, too, the lease is no longer
+    listed in heartbeats, and the coordinator ends it by itself.
     """
     try:
         await _complete(context, assignment, sources, outcome, reporting, first)
@@ -169,7 +169,7 @@ async def _complete(
                 )
             break
         except (EventsMissing, CheckpointMissing):  # a failover lost what had been acknowledged: it is sent again first
-            await context.contact.sign()
+            await context.contact.wait_for_reply()
     state = runs_pb2.Run.State.Name(answer.state)
     log.info("end reported", outcome=outcome.WhichOneof("outcome"), state=state)
 
@@ -178,13 +178,13 @@ async def _complete(
 
 
 def list_folder(folder: Path) -> dict[str, Path]:
-    """All files of the output folder; ManifestError for links and devices."""
+    """Return all files of the output folder by their paths in it; raise ManifestError for links and devices."""
     paths = list_files(folder) if folder.is_dir() else []
     return {path.relative_to(folder).as_posix(): path for path in paths}
 
 
 def match_outputs(cwd: Path, patterns: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
-    """The files that patterns relative to `cwd` name, and the patterns that match nothing.
+    """Return the files that match patterns relative to `cwd`, and the patterns that match nothing.
 
     Links that lead out of `cwd` are not followed (R7).
     """
@@ -201,7 +201,7 @@ def match_outputs(cwd: Path, patterns: Sequence[str]) -> tuple[dict[str, Path], 
 
 
 def build_manifest(files: dict[str, Path]) -> Manifest:
-    """The manifest of files that lie anywhere, under the paths they are to have."""
+    """Return the manifest of files that lie anywhere, under the paths that they are to have."""
     return Manifest(
         tuple(
             ManifestFile(name, size, digest, os.access(path, os.X_OK))

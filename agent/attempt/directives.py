@@ -20,9 +20,9 @@ class Directives:
         """`now` is CLOCK_BOOTTIME, which the shim's deadlines are on."""
         self._now = now
         self.stop: StopDirective | None = None
-        self.stopped = asyncio.Event()  #: there is a stop
-        self.hurried = asyncio.Event()  #: nothing is to be waited for any more
-        self.trust: float | None = None  #: until this moment of CLOCK_BOOTTIME
+        self.stopped = asyncio.Event()  #: set once there is a stop
+        self.hurried = asyncio.Event()  #: set once nothing is waited for any more
+        self.trust: float | None = None  #: the moment of CLOCK_BOOTTIME until which the lease is trusted
         self._changed = asyncio.Event()
         self._forwarded_stop: StopDirective | None = None
         self._forwarded_trust: float | None = None

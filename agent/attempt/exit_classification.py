@@ -1,8 +1,8 @@
 """What an attempt's end means for its run: success, a stop, or a failure with its cause. Pure.
 
-A cause is a word that programs can act on and a sentence that people can read. The word is what `ErrorInfo` carries:
-CONFIG_INVALID, CUDA_OOM, OOM_KILLED, DISK_FULL, STALLED, START_FAILED, SIGNAL, EXIT_CODE; SHIM_LOST, and a start that
-failed for want of the host's means, is infrastructure's fault, all others are the run's own.
+A cause is a reason, which programs can act on, and a sentence for the user. The reason is what `ErrorInfo` carries:
+CONFIG_INVALID, CUDA_OOM, OOM_KILLED, DISK_FULL, STALLED, START_FAILED, SIGNAL, EXIT_CODE. SHIM_LOST, and a start that
+failed because the host lacked memory or processes, are the infrastructure's fault; all others are the run's own.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 from agent.shim_client.jobs import Exit
 
-SAVED = 128 + signal.SIGTERM  #: a trainer of ours exits so after it was asked to stop and has saved
-CONFIG = 78  #: sysexits' EX_CONFIG: what the trainer was given is wrong, and will be the next time
-LAST_LINES = 40  #: of stderr, kept with a failure
+SAVED = 128 + signal.SIGTERM  #: a trainer of Relay's own exits so after it was asked to stop and has saved
+CONFIG = 78  #: sysexits' EX_CONFIG: the trainer's configuration is wrong, and a retry cannot help
+LAST_LINES = 40  #: how many lines of stderr are kept with a failure
 LAST_BYTES = 16 * 1024
 
 _NO_MEANS = (
@@ -31,7 +31,7 @@ _NO_MEANS = (
     errno.EAGAIN,
     errno.EMFILE,
     errno.ENFILE,
-)  #: what a host lacks, and another may have
+)  #: errors of a host that lacks something which another host may have
 _TELLING = (
     (
         "CUDA_OOM",
@@ -42,7 +42,7 @@ _TELLING = (
 
 
 class StopCause(enum.IntEnum):
-    """Why a trainer was stopped, in the contract's numbers; a blunter reason never replaces a sharper one."""
+    """Why a trainer was stopped, by the contract's numbers; a weaker reason never replaces a stronger one."""
 
     REQUESTED = 1
     LEAVING = 2
@@ -51,14 +51,14 @@ class StopCause(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class StopDirective:
-    """A stop that was asked for; `grace` seconds to save, none to be killed at once."""
+    """A requested stop. The trainer has `grace` seconds to save; with none it is killed at once."""
 
     cause: StopCause
     grace: float
     why: str
 
     def strengthen(self, other: StopDirective | None) -> StopDirective:
-        """This order, or an earlier one made shorter: what was asked first stays the cause."""
+        """Return this directive, or the earlier one with less time: the first request stays the cause."""
         if other is None:
             return self
         return StopDirective(
@@ -72,13 +72,13 @@ class FailureCause:
 
     reason: str
     text: str
-    permanent: bool = False  #: trying again cannot help
-    infrastructure: bool = False  #: not the run's own fault
+    permanent: bool = False  #: whether a retry cannot help
+    infrastructure: bool = False  #: whether the infrastructure is at fault, not the run
     last_lines: str = ""
 
 
 class Success:
-    """Trained to the end."""
+    """The attempt trained to the end."""
 
 
 def classify_exit(
@@ -91,9 +91,9 @@ def classify_exit(
     disk_full: bool = False,
     stalled: str = "",
 ) -> Success | StopCause | FailureCause:
-    """What to report. A command that ends after it was asked to stop has stopped, whatever it exits with.
+    """Return what to report. A command that ends after it was asked to stop counts as stopped, whatever its exit code.
 
-    A trainer of ours says which it was: 0 when it had trained to the end anyway, 143 when it stopped.
+    A trainer of Relay's own says which it was: 0 when it had trained to the end anyway, 143 when it stopped.
     """
     cause = classify_failure(ended, stderr, oom_kills=oom_kills, disk_full=disk_full, stalled=stalled)
     if ended.trust_lost:
@@ -111,10 +111,11 @@ def classify_exit(
 def classify_failure(
     ended: Exit, stderr: str, *, oom_kills: int = 0, disk_full: bool = False, stalled: str = ""
 ) -> FailureCause:
-    """The cause of an exit that is neither a success nor a stop that was wished.
+    """Return the cause of an exit that is neither a success nor a requested stop.
 
-    `stderr` is the end of what the trainer printed there, `oom_kills` how many processes the kernel killed for memory
-    meanwhile, `disk_full` that what it had to say may have found no room, `stalled` why the agent had it killed.
+    `stderr` is the end of what the trainer printed there, `oom_kills` how many processes the kernel killed meanwhile
+    for want of memory, `disk_full` whether the disk may have had no room for its last output, `stalled` why the agent
+    had it killed.
     """
     lines = last_lines(stderr)
     if ended.lost:
@@ -142,20 +143,20 @@ def classify_failure(
 
 
 def _classify_start_failure(error: str) -> FailureCause:
-    """The program is not there, or is none, and will not be the next time; unless the host lacked what it takes."""
+    """Return the cause of a start that failed: the program is missing or is none, unless the host lacked resources."""
     permanent = not any(os.strerror(number) in error for number in _NO_MEANS)
     text = f"the trainer could not be started: {error}"
     return FailureCause("START_FAILED", text, permanent=permanent, infrastructure=not permanent)
 
 
 def last_lines(text: str) -> str:
-    """The last lines of a program's output, bounded, with progress bars' overwritten lines left out."""
+    """Return the last lines of a program's output, bounded, without the overwritten lines of progress bars."""
     lines = [line.rpartition("\r")[2] for line in text.replace("\r\n", "\n").rstrip().split("\n")]
     return "\n".join(lines[-LAST_LINES:])[-LAST_BYTES:]
 
 
 def _pick_line(stderr: str, otherwise: str, telling: re.Pattern[str] | None = None) -> str:
-    """The line that says most: the last one that tells, else the last one that is not empty."""
+    """Return the line that says most: the last one that names an error, else the last one that is not empty."""
     lines = [line.strip() for line in last_lines(stderr).split("\n") if line.strip()]
     wanted = [line for line in lines if telling.search(line)] if telling else lines
     return wanted[-1][:500] if wanted else otherwise

@@ -27,13 +27,13 @@ from relay.v1 import runs_pb2
 from runfile import HubSection, RunFile
 from storage.hub.store import HubStore
 
-FIRST_PAUSE, LONGEST_PAUSE = 10.0, 600.0  #: seconds; bounds of the waits for a Hub that is away
+FIRST_PAUSE, LONGEST_PAUSE = 10.0, 600.0  #: seconds; bounds of the pauses between retries while the Hub is away
 
 
 def open_hub_outputs(
     context: AttemptContext, assignment: Assignment, run: RunFile, folder: AttemptFolder, journal: Journal
 ) -> HubOutputs:
-    """What node 0 publishes; the run file's section wins over the agent's own settings."""
+    """Return what node 0 publishes; the run file's `hub` section takes precedence over the agent's settings."""
     if context.hub is None or assignment.node != 0:
         return HubOutputs()
     hub = run.hub or context.hub.defaults

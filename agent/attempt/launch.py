@@ -1,7 +1,7 @@
-"""What a trainer is started as: its arguments, folder and environment. Pure.
+"""The arguments, folder and environment that a trainer is started with. Pure.
 
 The environment is an allow-list: what every program needs, what CUDA and the Hugging Face libraries read, Relay's own
-contract, and the run file's `env`. Nothing else of the agent's gets through, its secret least of all (R6).
+contract, and the run file's `env`. No other variable of the agent's is passed on, least of all its secret (R6).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ALLOWED = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class LaunchSpec:
-    """One process to start."""
+    """The description of one process to start."""
 
     argv: tuple[str, ...]
     cwd: Path
@@ -43,7 +43,7 @@ def build_launch(
     gpus: bool,
     inherited: Mapping[str, str],
 ) -> LaunchSpec:
-    """How to start this attempt's trainer. `resume` is a verified checkpoint, `inherited` the agent's environment."""
+    """Return how to start the trainer. `resume` is a verified checkpoint, `inherited` the agent's environment."""
     cwd = folder.work / run.workdir
     return LaunchSpec(
         argv=_build_argv(run, folder, resume, python),
@@ -56,7 +56,7 @@ def build_launch(
 
 
 def filter_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """What a trainer may see of the agent's environment."""
+    """Return the part of the agent's environment that a trainer may see."""
     return {name: value for name, value in environment.items() if _ALLOWED.fullmatch(name)}
 
 
@@ -92,6 +92,6 @@ def _contract_variables(
 
 
 def _gpu_variables(assignment: Assignment, gpus: bool) -> dict[str, str]:
-    """The GPUs of its slots and no others; none on a host without."""
+    """Return the variables that show a trainer the GPUs of its slots and no others; none on a host without GPUs."""
     slots = assignment.slots if gpus else ()
     return {"RELAY_GPUS": str(len(slots)), "CUDA_VISIBLE_DEVICES": ",".join(map(str, slots))}

@@ -1,6 +1,6 @@
 """From an assignment to a trainer that can be started: inputs, checkpoint, the attempt's first write.
 
-What goes wrong on the way is the host's or the store's doing, not the run's: a `HostFault`, and the run goes elsewhere.
+What fails here is the fault of the host or a store, not of the run: a `HostFault`, and the run is granted elsewhere.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from storage.manifest import ManifestError
 
 log = get_logger(__name__)
 
-SPARE = 256 << 20  #: bytes of the disk that a run does not count on: events, logs, whatever else is written here
+SPARE = 256 << 20  #: bytes of the disk that are kept free of inputs and checkpoints, for events, logs and the like
 
 
 async def fetch_inputs(context: AttemptContext, assignment: Assignment, folder: AttemptFolder) -> None:
@@ -46,7 +46,7 @@ async def fetch_inputs(context: AttemptContext, assignment: Assignment, folder: 
 
 
 async def _check_room(context: AttemptContext, assignment: Assignment) -> None:
-    """HostFault when the run's inputs and the checkpoint it goes on from will not fit, even with what can be freed."""
+    """Raise HostFault when the inputs and the checkpoint to resume from do not fit, even with what can be freed."""
     inputs = sum(each.size for each in assignment.message.inputs)
     checkpoint = _measure_download(context, assignment)
     for freed in (False, True):
@@ -61,7 +61,7 @@ async def _check_room(context: AttemptContext, assignment: Assignment) -> None:
 
 
 def _measure_download(context: AttemptContext, assignment: Assignment) -> int:
-    """Bytes of the newest checkpoint's part, unless it lies here."""
+    """Return how many bytes of the newest checkpoint's part must be downloaded; 0 when it lies on this host."""
     for checkpoint in assignment.message.checkpoints[:1]:
         for part in (part for part in checkpoint.parts if part.node == assignment.node):
             here = any(copy.uri == f"host://{context.agent}" for copy in part.copies)
@@ -81,7 +81,7 @@ def _create_folder(begun: OpenAttempts, assignment: Assignment, folder: AttemptF
 
 
 def open_store(context: AttemptContext, assignment: Assignment, run: RunFile, retry: StoreRetry) -> AttemptStore:
-    """Where this attempt's checkpoints and result go."""
+    """Return the store for this attempt's checkpoints and result."""
     try:
         store = open_run_store(
             run, context.stores, writer=context.agent.removeprefix("agents/"), rate_limit=context.rate_limit
@@ -99,7 +99,7 @@ def open_store(context: AttemptContext, assignment: Assignment, run: RunFile, re
 async def choose_and_report(
     context: AttemptContext, assignment: Assignment, folder: AttemptFolder, start_report: StartReport, retry: StoreRetry
 ) -> ResumePoint:
-    """The checkpoint to go on from, and the attempt's first write: that this is so. Raises LeaseLost."""
+    """Choose the checkpoint to resume from, and report it as the attempt's first write. Raises LeaseLost."""
 
     def here(checkpoint: runs_pb2.Checkpoint) -> Path:
         return context.attempt_folder(checkpoint.lease, checkpoint.attempt).checkpoint(checkpoint.step)
@@ -142,7 +142,7 @@ async def start_trainer(
     chosen: ResumePoint,
     trust: float | None,
 ) -> Shim:
-    """The trainer, under a shim of its own."""
+    """Start the trainer under a shim of its own."""
     made = _launch(context, assignment, run, folder, chosen)
     job = Job(
         lease=assignment.lease,

@@ -1,6 +1,6 @@
-"""An attempt's first write: what it resumes from (S6). Kept beside the attempt, and said again when it was lost.
+"""An attempt's first write: what it resumes from (S6). It is kept beside the attempt, and sent again when it was lost.
 
-The coordinator takes events and checkpoints only after it, so a failover that lost it holds those up, no more.
+The coordinator takes events and checkpoints only after it, so a failover that lost it delays those, and no more.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ log = get_logger(__name__)
 
 
 class StartReport:
-    """A failover may lose it and keep the grant: then the welcome says so, and the attempt's end waits for it (F9)."""
+    """The report of what an attempt resumes from.
+
+    A failover may lose the report and keep the grant: then the welcome says so, and the attempt's end waits for it
+    (F9).
+    """
 
     def __init__(
         self, path: Path, stub: agents_pb2_grpc.AgentsStub, metadata: tuple[tuple[str, str], ...], contact: Contact
@@ -33,26 +37,26 @@ class StartReport:
         self._stored = asyncio.Event()
 
     async def send(self, request: pb.StartAttemptRequest) -> None:
-        """Until the coordinator has it. Raises RelayError, and OSError when it cannot be kept."""
+        """Send until the coordinator has it. Raises RelayError, and OSError when it cannot be kept on disk."""
         await asyncio.to_thread(write_atomically, self._path, request.SerializeToString())
         await self._send(request)
 
     def mark_stored(self) -> None:
-        """An agent before this one has said it."""
+        """Note that an earlier agent has sent it."""
         self._stored.set()
 
     def sync(self, started: bool) -> None:
-        """Whether the coordinator has it, as it says when a session begins."""
+        """Take over whether the coordinator has it, as the welcome says."""
         if self._stored.is_set() and not started:
             self._stored.clear()
             self._lost.set()
 
     async def wait_stored(self) -> None:
-        """Until the coordinator has it, as far as is known."""
+        """Wait until the coordinator has it, as far as is known."""
         await self._stored.wait()
 
     async def resend_when_lost(self) -> Never:
-        """Says it again whenever it was lost, until cancelled. Raises LeaseLost."""
+        """Send it again whenever it was lost, until cancelled. Raises LeaseLost."""
         while True:
             await self._lost.wait()
             self._lost.clear()

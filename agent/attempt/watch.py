@@ -1,4 +1,4 @@
-"""What a host sees of one trainer from outside: steps, checkpoints, signs of life. It only reads files."""
+"""What a host observes of one trainer by reading its files: steps, checkpoints, progress."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ log = get_logger(__name__)
 
 _CGROUP_EVENTS = Path("/sys/fs/cgroup/memory.events")
 _TAIL = 64 * 1024
-_NO_ROOM = 64 * 1024  #: bytes free of a disk that is called full
-UNNAMED = 2.0  #: seconds that the line naming a checkpoint may come after its folder
+_NO_ROOM = 64 * 1024  #: bytes free below which a disk counts as full
+UNNAMED = 2.0  #: seconds by which the line that names a checkpoint may come after its folder
 
 
 def make_scanner(run: RunFile, folder: AttemptFolder, now: Callable[[], float]) -> StagingScanner:
-    """What finds checkpoints that no line names, by the rule of the run file."""
+    """Return the scanner that finds checkpoints without an event line, by the run file's rule."""
     adopt = run.adopt.checkpoints if run.adopt else None
     if adopt is None:
         return StagingScanner(folder.staging, folder.staging, CompletionRule(), now)
@@ -33,7 +33,7 @@ def make_scanner(run: RunFile, folder: AttemptFolder, now: Callable[[], float]) 
 
 
 class TrainerWatch:
-    """One trainer's files, looked at from time to time. `now` counts seconds, also while the host sleeps."""
+    """The files of one trainer, read from time to time. `now` counts seconds, also while the host sleeps."""
 
     def __init__(
         self,
@@ -52,11 +52,11 @@ class TrainerWatch:
         self._agent = ReportReader(folder.agent_log, source="agent") if rejoined else None
         self._unnamed: dict[str, tuple[SavedCheckpoint, float]] = {}
         self._written = -1
-        self._live = not rejoined  #: what an agent before this one has read says nothing of speed
+        self._live = not rejoined  #: whether times count: what an earlier agent has read says nothing about speed
         self._killed_before = count_oom_kills()
 
     async def poll(self, *, final: bool = False) -> list[SavedCheckpoint]:
-        """Checkpoints that the trainer has finished since the last look. `final` when it has ended."""
+        """Return the checkpoints that the trainer has finished since the last call. `final` when it has ended."""
         reports, found, written = await asyncio.to_thread(self._read, final)
         now = self._now()
         if written != self._written:
@@ -87,7 +87,7 @@ class TrainerWatch:
     def _take_overdue(
         self, found: list[SavedCheckpoint], named: set[str], now: float, final: bool
     ) -> list[SavedCheckpoint]:
-        """Those whose line has not come for a while: their program writes none."""
+        """Return the checkpoints whose event line is overdue: their program writes none."""
         self._unnamed |= {saved.path: (saved, now) for saved in found}
         waiting = {path: each for path, each in self._unnamed.items() if path not in named}
         due = [saved for saved, since in waiting.values() if final or now - since >= UNNAMED]
@@ -95,21 +95,21 @@ class TrainerWatch:
         return due
 
     async def read_stderr(self) -> str:
-        """The end of what the trainer printed there."""
+        """Return the end of what the trainer printed to stderr."""
         return await asyncio.to_thread(_tail, self._folder.stderr)
 
     async def is_disk_full(self) -> bool:
-        """Whether there is no room left for its files."""
+        """Return whether the disk has no room left for the trainer's files."""
         return await asyncio.to_thread(_is_full, self._folder.path)
 
     @property
     def oom_kills(self) -> int:
-        """How many processes of this container the kernel has killed for memory since."""
+        """Return how many processes of this container the kernel has killed for want of memory since the start."""
         return count_oom_kills() - self._killed_before
 
 
 def count_oom_kills() -> int:
-    """The kernel's count for this control group; 0 where it keeps none."""
+    """Return the kernel's count for this control group; 0 where it keeps none."""
     try:
         counts = dict(line.split() for line in _CGROUP_EVENTS.read_text().splitlines())
     except OSError:

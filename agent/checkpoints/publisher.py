@@ -1,10 +1,10 @@
-"""Brings an attempt's checkpoints to safety, in this order and never in another:
+"""Brings an attempt's checkpoints to safety, always in this order:
 
     staging/step_N → hash, manifest, fsync → ckpt/step_N → (its line is stored) → registry row → store → copy on the row
 
-Three steps, each on its own: sealing is local and goes on whatever the network does; registering waits for the
-coordinator; uploading waits for a store. Where one lags, only the newest checkpoint stays in line. Training is never
-held up, and what a host that dies had sealed is found again by the agent that comes after.
+The three stages are independent: sealing is local and continues whatever the network does; registering waits for the
+coordinator; uploading waits for a store. Where one lags, only the newest checkpoint stays queued. Training is never
+held up, and what a host that dies had sealed is found again by the next agent.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class RegisteredCheckpoint:
 
 
 class CheckpointPublisher:
-    """The checkpoints of one attempt. `run` as a task beside the trainer; it raises LeaseLost when that is over."""
+    """The checkpoints of one attempt. `run` as a task beside the trainer; it raises LeaseLost."""
 
     def __init__(
         self,
@@ -72,8 +72,10 @@ class CheckpointPublisher:
         on_registered: Callable[[RegisteredCheckpoint], None] = lambda _: None,
         sealed_up_to: int = -1,
     ) -> None:
-        """`registered` is told of each checkpoint that the registry has taken. `done` is a step that needs nothing
-        more, nor any before it. Sealing and registering twice is harmless."""
+        """`on_registered` is called with each checkpoint that the registry has taken.
+
+        `sealed_up_to` is a step up to which everything is done. Sealing and registering twice is harmless.
+        """
         self._assignment = assignment
         self._folder = folder
         self._agent = agent
@@ -89,23 +91,23 @@ class CheckpointPublisher:
         self._offered: asyncio.Queue[SavedCheckpoint] = asyncio.Queue()
         self._sealed: LatestSlot[LocalCheckpoint] = LatestSlot()
         self._registered: LatestSlot[RegisteredCheckpoint] = LatestSlot()
-        self._newest = sealed_up_to  #: step of the newest checkpoint sealed
-        self._head: LocalCheckpoint | None = None  #: the newest one registered
-        self._copied = -1  #: step of the newest one with a copy on its row
+        self._newest = sealed_up_to  #: step of the newest sealed checkpoint
+        self._head: LocalCheckpoint | None = None  #: the newest registered checkpoint
+        self._copied = -1  #: step of the newest checkpoint with a copy on its row
 
     def offer(self, saved: SavedCheckpoint) -> None:
-        """The trainer has finished a checkpoint."""
+        """Queue a checkpoint that the trainer has finished."""
         self._offered.put_nowait(saved)
 
     async def run(self) -> Never:
-        """Until cancelled."""
+        """Seal, register and upload until cancelled."""
         async with asyncio.TaskGroup() as group:
             for step in (self._seal_all, self._register_all, self._upload_all):
                 group.create_task(step())
         raise AssertionError("never reached")
 
     def sync(self, known: Iterable[runs_pb2.Checkpoint]) -> None:
-        """What the registry has, as a new session says: a failover may have lost what it had taken (F9)."""
+        """Take over what the registry has, as a new session says: a failover may have lost what it had taken (F9)."""
         if self._head is None or self._sealed.waiting or self._sealed.working:  # a newer one is coming anyway
             return
         step = self._head.saved.step
@@ -116,11 +118,11 @@ class CheckpointPublisher:
 
     @property
     def registered_step(self) -> int | None:
-        """The newest that the registry has taken, or had."""
+        """The newest step that the registry has taken."""
         return self._head.saved.step if self._head is not None else None
 
     async def drain(self) -> None:
-        """Until everything offered is as safe as it can be made: registered, and in its store."""
+        """Wait until everything offered is as safe as it can be made: registered, and in its store."""
         await self._offered.join()
         await self._sealed.drain()
         await self._registered.drain()
@@ -148,13 +150,13 @@ class CheckpointPublisher:
             log.error("older checkpoints not removed", reason=error)
 
     def _seal_now(self, saved: SavedCheckpoint, target: Path) -> Manifest:
-        """Blocking. A line of the program's own may name nothing outside its staging folder (R7)."""
+        """Seal a checkpoint. Blocking. A program's own line may name nothing outside its staging folder (R7)."""
         staging = self._folder.staging
         place = staging / saved.path if saved.source == "agent" else resolve_inside(staging, saved.path)
         return seal_checkpoint(place, target, step=saved.step, metrics=saved.metrics)
 
     def _needed(self) -> set[int]:
-        """Steps whose bytes on this host must stay."""
+        """Return the steps whose bytes on this host must stay."""
         waiting = [each.saved.step for each in (self._sealed.waiting, self._sealed.working) if each]
         uploading = [each.sealed.saved.step for each in (self._registered.waiting, self._registered.working) if each]
         head = [self._head.saved.step] if self._head else []
@@ -198,7 +200,7 @@ class CheckpointPublisher:
                 )
                 break
             except EventsMissing:  # a failover lost what had been acknowledged: it is sent again first
-                await self._contact.sign()
+                await self._contact.wait_for_reply()
         self._head = sealed
         log.info("checkpoint registered", checkpoint=answer.checkpoint.name, head=answer.checkpoint.head)
         return RegisteredCheckpoint(answer.checkpoint.name, sealed)
@@ -226,9 +228,9 @@ class CheckpointPublisher:
         log.info("checkpoint copied", checkpoint=registered.name, uri=uri)
 
     async def _stored(self, registered: RegisteredCheckpoint) -> str | None:
-        """The uri of a copy that is on its row; None when a newer checkpoint came before a store that was away.
+        """Return the uri of a copy that is on its row; None when a newer checkpoint came while the store was away.
 
-        What has gone from the store meanwhile is put again.
+        What has gone from the store meanwhile is uploaded again.
         """
         manifest, step = registered.sealed.manifest, registered.sealed.saved.step
         folder = self._folder.checkpoint(step)
@@ -257,9 +259,9 @@ class CheckpointPublisher:
 
 
 class LatestSlot(Generic[T]):
-    """A place for one thing, where a newer one takes the older one's place: how a backlog keeps only the newest.
+    """A queue of length one, in which a newer item replaces the older: a backlog keeps only the newest.
 
-    One producer puts, one consumer takes and works on it; `settled` is when nothing waits or is worked on.
+    One producer puts, one consumer takes and works on it; `drain` waits until nothing is queued or worked on.
     """
 
     def __init__(self) -> None:
@@ -270,7 +272,7 @@ class LatestSlot(Generic[T]):
         self.working: T | None = None
 
     def put(self, item: T) -> None:
-        """Leave it here; what lay here unworked is forgotten."""
+        """Queue an item, and drop the one that is queued."""
         self._item = item
         self._present.set()
         self._idle.clear()
@@ -280,12 +282,12 @@ class LatestSlot(Generic[T]):
         return self._item
 
     async def wait(self) -> None:
-        """Until something lies here."""
+        """Wait until an item is queued."""
         await self._present.wait()
 
     @contextmanager
     def take(self) -> Iterator[T]:
-        """Work on what lies here."""
+        """Take the queued item, and count as busy inside the block."""
         assert self._item is not None
         self.working, self._item = self._item, None
         self._present.clear()
@@ -297,5 +299,5 @@ class LatestSlot(Generic[T]):
                 self._idle.set()
 
     async def drain(self) -> None:
-        """Until nothing lies here and nothing is worked on."""
+        """Wait until nothing is queued and nothing is worked on."""
         await self._idle.wait()

@@ -1,14 +1,14 @@
-"""Removes what the coordinator lets go: copies on this host's own disk, and those in stores that this host reaches.
+"""Deletes what the coordinator has scheduled for deletion: copies on this host's disk and in stores that it reaches.
 
-The coordinator decides and keeps the list; a copy stays on it until it is reported gone. So whatever dies in between is
-done again, by this agent or by the one that comes after, and nothing is forgotten. A folder goes by losing its name
-first: it is whole or not there.
+The coordinator decides and keeps the list; a copy stays listed until it is reported gone. So whatever dies in between
+is repeated, by this agent or by the next, and nothing is forgotten. A folder is deleted by renaming it first: it is
+whole or not there.
 
-What it finds of attempts that are over it asks about too: of a lease that was lost some checkpoint may never have been
-registered, and nobody would name it again.
+The agent also asks about attempts that are over: a lease that was lost may have left a checkpoint that was never
+registered, which no list would name.
 
-It asks when a session begins and every dozen heartbeats: what is let go waits for a lease's time in any case. When the
-disk is low it says so, and the coordinator lets go what this host could do without.
+It asks when a session begins and every dozen heartbeats: what is scheduled for deletion waits for a lease's time in any
+case. When the disk is low the agent says so, and the coordinator schedules what this host could do without.
 """
 
 from __future__ import annotations
@@ -34,20 +34,21 @@ from storage.base import Store, StoreRefused, StoreUnavailable
 log = get_logger(__name__)
 
 EVERY = 12  #: heartbeats between two looks
-BATCH = 1000  #: checkpoints that are asked about at once
-_SPARE_PART, _SPARE_BYTES = 0.05, 20 << 30  #: of the disk: it is low when less is free than either
+BATCH = 1000  #: checkpoints in one request
+#: A disk is low when less is free than this part of it and than so many bytes.
+_SPARE_PART, _SPARE_BYTES = 0.05, 20 << 30
 
 
 @dataclass(frozen=True, slots=True)
 class DiskSpace:
-    """How much of a disk is free, in bytes."""
+    """The free and the whole size of a disk, in bytes."""
 
     free: int
     total: int
 
     @classmethod
     def at(cls, folder: Path) -> DiskSpace:
-        """Of the disk that a folder is on. Blocking."""
+        """Return the space of the disk that a folder is on. Blocking."""
         usage = shutil.disk_usage(folder)
         return cls(usage.free, usage.total)
 
@@ -58,7 +59,7 @@ class DiskSpace:
 
 @dataclass(slots=True)
 class CheckpointRemover:
-    """What removes, once for all attempts on this host. `run` as a service."""
+    """The remover of checkpoints, one for all attempts on this host. `run` as a service."""
 
     agent: str  #: `agents/{agent}`
     root: Path
@@ -74,13 +75,13 @@ class CheckpointRemover:
     _working: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def start_session(self, session_id: str, heartbeat: float) -> None:
-        """A session has begun."""
+        """Note that a session has begun, and look at once."""
         self._session_id = session_id
         self._every = EVERY * heartbeat
         self._woken.set()
 
     async def run(self) -> Never:
-        """Until cancelled."""
+        """Delete what is scheduled, from time to time, until cancelled."""
         await asyncio.to_thread(clean_checkpoints, self.root)
         while True:
             await self._woken_within(self._every)
@@ -94,7 +95,7 @@ class CheckpointRemover:
         self._woken.clear()
 
     async def remove_scheduled(self, *, scarce: bool = False) -> None:
-        """Remove all that is to go and can be removed now."""
+        """Delete all that is scheduled and can be deleted now."""
         async with self._working:
             try:
                 while self._session_id and await self._remove_batch(scarce=scarce):
@@ -103,7 +104,7 @@ class CheckpointRemover:
                 log.warning("removals unfinished", reason=error)
 
     async def _remove_batch(self, *, scarce: bool) -> bool:
-        """Ask and remove once; whether there may be more."""
+        """Ask and delete once, and return whether there may be more."""
         left = await asyncio.to_thread(self._find_leftovers)
         sealed = [pb.SealedCheckpoint(lease=lease, step=step) for lease, step in left][:BATCH]
         ask = pb.ListRemovalsRequest(agent=self.agent, session_id=self._session_id, disk_low=scarce, sealed=sealed)
@@ -130,7 +131,7 @@ class CheckpointRemover:
         return True
 
     def _find_leftovers(self) -> dict[tuple[str, int], AttemptFolder]:
-        """Sealed checkpoints of attempts that are over, by lease and step. Blocking."""
+        """Return the sealed checkpoints of attempts that are over, by lease and step. Blocking."""
         begun = {each.path for each in self.open_attempts.all().values()}
         found: dict[tuple[str, int], AttemptFolder] = {}
         for path in sorted(self.root.absolute().glob("runs/*/attempts/*")):
@@ -142,7 +143,7 @@ class CheckpointRemover:
         return found
 
     async def _remove(self, removal: pb.Removal) -> bool:
-        """Whether it is gone."""
+        """Delete one copy, and return whether it is gone."""
         try:
             if removal.copy.store == "host":
                 await asyncio.to_thread(self._discard, removal)

@@ -1,8 +1,8 @@
-"""Which checkpoint an attempt goes on from: the newest whose every byte is there and right.
+"""Chooses the checkpoint that an attempt resumes from: the newest of which every byte is there and right.
 
-The host's own copy is tried first, then the stores. What is damaged or gone is passed over with the reason, which the
-run's history keeps; a store that is away is waited for, unless another one has a copy. Copies that were found damaged
-are made anew from the one that was sound.
+The host's own copy is tried first, then the stores. What is damaged or gone is skipped with the reason, which the run's
+history keeps; a store that is away is waited for, unless another one has a copy. Copies that were found damaged are
+replaced by the one that was sound.
 """
 
 from __future__ import annotations
@@ -27,19 +27,21 @@ class StoresUnreachable(Exception):
     """The stores that may have a checkpoint are away for too long."""
 
 
-UNREACHABLE_AFTER = 900.0  #: seconds that a store may be away until the run goes elsewhere, where it may be reached
+UNREACHABLE_AFTER = (
+    900.0  #: seconds that a store may be away before the run is granted elsewhere, where it may be reached
+)
 
 
 @dataclass(frozen=True, slots=True)
 class ResumePoint:
-    """Where to go on; `folder` is None for a beginning."""
+    """Where to resume; `folder` is None when the run starts from the beginning."""
 
     folder: Path | None
     checkpoint: str
     step: int
     skipped: tuple[Skipped, ...]
     part: runs_pb2.CheckpointPart = field(default_factory=runs_pb2.CheckpointPart)
-    damage: tuple[str, ...] = ()  #: what was wrong with copies of the one that is chosen
+    damage: tuple[str, ...] = ()  #: what was wrong with copies of the chosen checkpoint
 
 
 async def choose_checkpoint(
@@ -52,10 +54,10 @@ async def choose_checkpoint(
     scratch: Path,
     retry: StoreRetry,
 ) -> ResumePoint:
-    """The newest sound one of `checkpoints` (newest first).
+    """Return the newest sound checkpoint of `checkpoints` (newest first).
 
-    `host` is the uri of copies on this host's own disk, and `here` says where those lie: one that is not offered may be
-    being removed. `scratch` is where others are brought to. Raises OSError when this host's disk fails, Unreachable
+    `host` is the uri of copies on this host's own disk, and `here` says where those lie: one that is not listed may be
+    under deletion. `scratch` is the folder for downloads. Raises OSError when this host's disk fails, StoresUnreachable
     when the only copies there are cannot be reached for long.
     """
     skipped: list[Skipped] = []
@@ -77,7 +79,10 @@ async def choose_checkpoint(
 async def _fetch_with_retry(
     retry: StoreRetry, part: runs_pb2.CheckpointPart, stores: Mapping[str, Store], folder: Path, reasons: list[str]
 ) -> Path | None:
-    """A copy from a store, waited for. Raises Unreachable when none has brought a byte for too long."""
+    """Download a copy, and wait for stores that are away.
+
+    Raises StoresUnreachable when none has delivered a byte for too long.
+    """
     moved = retry.now()
 
     def move(_: int) -> None:
@@ -100,7 +105,7 @@ def _make_skipped(checkpoint: runs_pb2.Checkpoint, reasons: Sequence[str]) -> Sk
 
 
 async def _verify_local(part: runs_pb2.CheckpointPart, folder: Path, reasons: list[str]) -> Path | None:
-    """This host's own copy, when it has one and that is sound."""
+    """Return this host's own copy, when it has one and that is sound."""
     if not await asyncio.to_thread(folder.is_dir):
         return None
     wrong = await asyncio.to_thread(inspect_folder, folder, part.manifest_digest)
@@ -113,7 +118,7 @@ async def _verify_local(part: runs_pb2.CheckpointPart, folder: Path, reasons: li
 async def _fetch_copy(
     part: runs_pb2.CheckpointPart, stores: Mapping[str, Store], folder: Path, reasons: list[str], progress: Progress
 ) -> Path | None:
-    """A copy from the first store that gives a sound one. Raises StoreAway when one that may have it is away."""
+    """Download from the first store that has a sound copy. Raises StoreAway when one that may have it is away."""
     away: StoreUnavailable | None = None
     for copy in part.copies:
         if (store := stores.get(copy.store)) is None:
@@ -133,7 +138,7 @@ async def _fetch_copy(
 
 
 async def repair_copies(chosen: ResumePoint, stores: Mapping[str, Store], journal: Journal) -> None:
-    """Say what was wrong with the checkpoint's copies, and put those in stores right that are damaged or gone."""
+    """Record what was wrong with the checkpoint's copies, and replace those in stores that are damaged or gone."""
     if chosen.folder is None:
         return
     for reason in chosen.damage:
@@ -161,7 +166,7 @@ async def _repair(copy: runs_pb2.Copy, mender: RepairableStore, folder: Path) ->
 
 
 def inspect_folder(folder: Path, manifest_digest: str) -> str | None:
-    """Why a sealed folder cannot be used, in words; None when every byte is right. Blocking."""
+    """Return in words why a sealed folder cannot be used; None when every byte is right. Blocking."""
     try:
         manifest = Manifest.from_bytes((folder / MANIFEST_FILE).read_bytes())
     except (OSError, ManifestError) as error:

@@ -1,9 +1,9 @@
-"""From what a trainer staged to a checkpoint: when it is whole, and how it is sealed.
+"""From what a trainer staged to a checkpoint: when it is complete, and how it is sealed.
 
-A staged folder is whole when an event line names it, or by a rule: it was renamed into place, it holds a
-marker file, or it has been still for a while. Sealing is hash → manifest.json → nothing changed meanwhile →
-fsync → rename: a checkpoint is in `ckpt/` whole or not at all, whatever dies when. Sealing again finishes or
-repeats what was begun. Everything here blocks: call it in a thread.
+A staged folder is complete when an event line names it, or by a rule: it was renamed into place, it holds a marker
+file, or nothing in it has changed for a while. Sealing is hash → manifest.json → check that nothing changed → fsync →
+rename: a checkpoint is in `ckpt/` whole or not at all, whatever dies when. Sealing again finishes or repeats what was
+begun. Everything here blocks: call it in a thread.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ _Fingerprint = tuple[tuple[str, int, int, int], ...]  #: path, inode, size, modi
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionRule:
-    """When what matches `pattern` is whole. With neither `marker` nor `still_for`: once it has that name."""
+    """When a match of `pattern` is complete; with neither `marker` nor `still_for`, as soon as it has that name."""
 
     pattern: str = "step_*"
-    marker: str | None = None  #: a file inside it that is written last
+    marker: str | None = None  #: name of a file inside it that is written last
     still_for: float | None = None  #: seconds without a change
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What a staged thing looked like, and since when."""
+    """What a staged folder or file looked like, and since when."""
 
     fingerprint: _Fingerprint
     since: float
 
 
 def is_complete(rule: CompletionRule, seen: Observation, names: Iterable[str], now: float, *, final: bool) -> bool:
-    """Whether a staged thing is whole. Pure. `final`: its trainer has ended, so it is as still as it gets."""
+    """Return whether a staged folder or file is complete. Pure. `final`: its trainer has ended."""
     if rule.marker is not None:
         return rule.marker in names
     if rule.still_for is not None:
@@ -52,7 +52,7 @@ def is_complete(rule: CompletionRule, seen: Observation, names: Iterable[str], n
 
 
 def parse_step(name: str, pattern: str) -> int | None:
-    """The step in a name that matches: its trailing number. None for temporaries and what has no number."""
+    """Return the trailing number of a name that matches; None for temporaries and names without a number."""
     if name.startswith(".") or name.endswith(".tmp") or not fnmatch.fnmatchcase(name, pattern):
         return None
     match = _TRAILING.search(name)
@@ -61,7 +61,7 @@ def parse_step(name: str, pattern: str) -> int | None:
 
 @dataclass(slots=True)
 class StagingScanner:
-    """Looks for staged checkpoints under `root`; each is found once. Paths are as `staging / path` finds them."""
+    """Looks for staged checkpoints under `root`, and finds each once. Paths are relative to `staging`."""
 
     root: Path
     staging: Path
@@ -71,7 +71,7 @@ class StagingScanner:
     _taken: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        """What an agent that died had begun to wrap gets its name back."""
+        """Restore the name of what an agent that died had begun to wrap."""
         for folder in self.root.glob(f"{_SEALING}*"):
             file = folder / folder.name.removeprefix(_SEALING)
             if file.is_file():
@@ -79,11 +79,11 @@ class StagingScanner:
             shutil.rmtree(folder)
 
     def ignore(self, paths: Iterable[str]) -> None:
-        """An event line named these: they are whole, and not to be found again."""
+        """Skip these, which an event line named."""
         self._taken.update(paths)
 
     def scan(self, *, final: bool = False) -> list[SavedCheckpoint]:
-        """What became whole since the last look, by step. `final` when the trainer has ended."""
+        """Return what became complete since the last call, by step. `final` when the trainer has ended."""
         found = []
         for path in sorted(self.root.glob(self.rule.pattern)):
             step, shown = parse_step(path.name, Path(self.rule.pattern).name), self._name(path)
@@ -109,10 +109,10 @@ class StagingScanner:
 
 
 def seal_checkpoint(staged: Path, target: Path, *, step: int, metrics: dict[str, float] | None = None) -> Manifest:
-    """Make a staged folder (or single file) the checkpoint `target`, and say what is in it.
+    """Make a staged folder (or single file) the checkpoint `target`, and return its manifest.
 
-    Raises ManifestError when it holds what is not taken (links, devices; R7), changed while it was hashed, or
-    differs from what `target` holds already; OSError when the disk does. Nothing is at `target` then.
+    Raises ManifestError when it holds what is not allowed (links, devices; R7), changed while it was hashed, or differs
+    from what `target` holds already; OSError when the disk fails. Nothing is at `target` then.
     """
     if staged.is_symlink():
         raise ManifestError(f"{staged.name} is a link")
@@ -139,7 +139,7 @@ def seal_checkpoint(staged: Path, target: Path, *, step: int, metrics: dict[str,
 
 
 def resolve_inside(staging: Path, path: str) -> Path:
-    """The place a trainer's line names; ManifestError when it leads out of the staging folder (R7)."""
+    """Return the path that a trainer's line names; raise ManifestError when it leads out of the staging folder (R7)."""
     check_path(path)
     place = staging / path
     if not place.resolve().is_relative_to(staging.resolve()):
@@ -148,7 +148,7 @@ def resolve_inside(staging: Path, path: str) -> Path:
 
 
 def _load_sealed(staged: Path, target: Path) -> Manifest:
-    """The agent died between the rename and what follows it: the checkpoint is there."""
+    """Return the manifest of a checkpoint that was renamed into place by an agent that died afterwards."""
     try:
         return Manifest.from_bytes((target / MANIFEST_FILE).read_bytes())
     except FileNotFoundError:
@@ -163,7 +163,7 @@ def _check_unchanged(target: Path, manifest: Manifest) -> Manifest:
 
 
 def _wrap(file: Path) -> Path:
-    """A checkpoint that is one file, in a folder of its own."""
+    """Move a checkpoint that is a single file into a folder of its own."""
     folder = file.with_name(_SEALING + file.name)
     folder.mkdir(exist_ok=True)
     file.rename(folder / file.name)
@@ -171,7 +171,7 @@ def _wrap(file: Path) -> Path:
 
 
 def _fingerprint(staged: Path) -> _Fingerprint:
-    """What tells whether anything changed; ManifestError for links and devices."""
+    """Return what shows whether anything changed; raise ManifestError for links and devices."""
     files = list_files(staged) if staged.is_dir() else [staged]
     shown = []
     for path in files:
@@ -184,7 +184,7 @@ def _fingerprint(staged: Path) -> _Fingerprint:
 
 
 def _sync(folder: Path) -> None:
-    """Every file and folder below, the folder itself last."""
+    """Fsync every file and folder below, the folder itself last."""
     for parent, _, names in os.walk(folder, topdown=False):
         for name in names:
             _sync_path(Path(parent, name))

@@ -1,4 +1,4 @@
-"""Who writes where: the kernel's inotify, so that nothing has to be looked at while nothing is written."""
+"""Notices writes by the kernel's inotify, so that no file is looked at while nothing is written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class WriteWatcher:
-    """Folders in which writing is noticed. Some mounts, and a kernel out of watches, notice nothing: ask anyway."""
+    """Folders in which writes are noticed. On some mounts, and in a kernel out of watches, none are: poll as well."""
 
     def __init__(self) -> None:
         self._fd = int(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
@@ -21,18 +21,18 @@ class WriteWatcher:
         self._watches: dict[Path, int] = {}
 
     def watch(self, folder: Path) -> bool:
-        """Notice what is written to files right in `folder`; False when the kernel cannot."""
+        """Notice writes to files directly in `folder`; return False when the kernel cannot."""
         mask = _IN_MODIFY | _IN_MOVED_TO | _IN_CREATE
         if folder not in self._watches:
             self._watches[folder] = int(_libc.inotify_add_watch(self._fd, os.fsencode(folder), mask))
         return self._watches[folder] >= 0
 
     def unwatch(self, folder: Path) -> None:
-        """No more of this one."""
+        """Stop watching a folder."""
         _libc.inotify_rm_watch(self._fd, self._watches.pop(folder, -1))
 
     async def wait_for_write(self) -> None:
-        """Until something was written since the last call."""
+        """Wait until something was written since the last call."""
         loop = asyncio.get_running_loop()
         noticed = asyncio.Event()
         loop.add_reader(self._fd, noticed.set)
@@ -50,5 +50,5 @@ class WriteWatcher:
             pass
 
     def close(self) -> None:
-        """Watch nothing any more."""
+        """Stop watching all folders."""
         os.close(self._fd)

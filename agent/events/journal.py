@@ -1,4 +1,4 @@
-"""What the agent itself has to say about a run: lines in `agent.jsonl`, which travels like every other source."""
+"""The agent's own event lines about a run, in `agent.jsonl`, which is sent like every other source."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Journal:
     """One attempt's `agent.jsonl`."""
 
     def __init__(self, path: Path, wall: Callable[[], float]) -> None:
-        """`wall` tells the seconds since the epoch."""
+        """`wall` returns the seconds since the epoch."""
         self._path = path
         self._wall = wall
         self._lock = asyncio.Lock()
 
     async def record(self, level: str, text: str, kind: str = "message") -> None:
-        """A message for the run's history; `level` is info, warning or error. A disk that fails costs only the line."""
+        """Record a message for the run's history; `level` is info, warning or error. A failing disk costs the line."""
         log.log(logging.getLevelNamesMapping()[level.upper()], "message for the run", kind=kind, text=text)
         try:
             await self.append(kind, level=level, text=text)
@@ -34,7 +34,7 @@ class Journal:
             log.error("journal not written", reason=error)
 
     async def append(self, kind: str, **values: object) -> int:
-        """Append an event line; the offset after it. Raises OSError when it is not there whole."""
+        """Append an event line, and return the offset after it. Raises OSError when it was not written whole."""
         time = datetime.fromtimestamp(self._wall(), UTC).isoformat(timespec="milliseconds")
         line = encode_event(kind, time=time, **values)
         async with self._lock:
@@ -42,7 +42,7 @@ class Journal:
 
 
 def _append(path: Path, line: bytes) -> int:
-    """Half a line that a dead agent left is ended first: it is a bad line, the next one is not."""
+    """Append a line, and end the half line that a dead agent left: only that one is a bad line then."""
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         size = os.fstat(descriptor).st_size

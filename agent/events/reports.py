@@ -1,4 +1,4 @@
-"""What a trainer's event lines say that matters to its host: steps and checkpoints. The rest only travels."""
+"""The trainer's event lines that its host acts on: steps and checkpoints. All other lines are only sent."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from agent.events.sources import read_range
 
-MAX_STEP = 2**53  #: what JSON carries exactly everywhere
+MAX_STEP = 2**53  #: the largest integer that JSON carries exactly everywhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class ReportReader:
         self._offset = 0
 
     def read(self) -> list[Report]:
-        """What came since the last time; of steps in a row only the last. What is no report is passed over."""
+        """Return the reports since the last call, of steps in a row only the last; other lines are skipped."""
         found: list[Report] = []
         while stretch := read_range(self._path, self._offset, lines=True, limit=1 << 20):
             for report in parse_reports(stretch.data, stretch.offset, self._source):
@@ -55,7 +55,7 @@ class ReportReader:
 
 
 def parse_reports(data: bytes, offset: int, source: str = "events") -> Iterator[Report]:
-    """The reports in whole lines that begin at `offset` of their source."""
+    """Return the reports in whole lines that begin at `offset` of their source."""
     for line in data.splitlines(keepends=True):
         offset += len(line)
         try:
@@ -80,5 +80,5 @@ def _parse_report(line: dict[str, Any], source: str, end: int) -> Report | None:
 
 
 def encode_event(kind: str, **values: object) -> bytes:
-    """An event line of the agent's own."""
+    """Return an event line of the agent's own."""
     return json.dumps({"type": kind, **values}).encode() + b"\n"

@@ -1,4 +1,4 @@
-"""Append-only files and how far the coordinator has them. The file is the spool: nothing is copied or renumbered."""
+"""Append-only files, and how much of each the coordinator has. The file is the spool: nothing is copied."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from relay.logs import get_logger
 log = get_logger(__name__)
 
 RANGE_SIZE = 64 * 1024  #: bytes of one message, where no line is longer
-MAX_LINE = 256 * 1024  #: bytes of the longest line that is sent; longer ones are passed over
+MAX_LINE = 256 * 1024  #: bytes of the longest line that is sent; longer ones are skipped
 
 
 @dataclass(frozen=True, slots=True)
 class ByteRange:
-    """Bytes of a source, and how many after them are passed over."""
+    """Bytes of a source, and how many after them are skipped."""
 
     offset: int
     data: bytes
@@ -31,14 +31,14 @@ class ByteRange:
 
 
 def _open(path: Path) -> BinaryIO:
-    """A trainer may have put anything there; opening a FIFO would wait for its writer for ever."""
+    """Open a file for reading, without waiting for the writer of a FIFO that a trainer may have put there."""
     return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
 
 
 def read_range(path: Path, offset: int, *, lines: bool, limit: int = RANGE_SIZE) -> ByteRange | None:
-    """The next stretch from `offset`, cut at a newline when `lines`; None when there is none yet. Blocking.
+    """Return the next byte range from `offset`, cut at a newline when `lines`; None when there is none yet. Blocking.
 
-    What cannot be read (now) counts as not there: one file must not hold up those of other runs.
+    A file that cannot be read (now) counts as missing: it must not hold up the files of other runs.
     """
     try:
         with _open(path) as file:
@@ -64,7 +64,7 @@ def read_range(path: Path, offset: int, *, lines: bool, limit: int = RANGE_SIZE)
 
 
 def measure_final_length(path: Path, *, lines: bool) -> int:
-    """Bytes that count of a file that grows no more: a last line without an end does not. Blocking."""
+    """Return the length that counts of a file that grows no more: a last line without an end does not. Blocking."""
     try:
         with _open(path) as file:
             size = file.seek(0, 2)
@@ -85,7 +85,7 @@ def measure_final_length(path: Path, *, lines: bool) -> int:
 
 @dataclass(slots=True)
 class UnackedRange:
-    """A stretch that was sent and not yet answered."""
+    """A byte range that was sent and is not acknowledged."""
 
     epoch: int
     end: int
@@ -95,18 +95,20 @@ class UnackedRange:
 
 @dataclass(eq=False, slots=True)
 class EventSource:
-    """One file of one node of one lease. Owned by the event loop; only reading goes to a thread."""
+    """One file of one node of one lease. Owned by the event loop; only reading is done in a thread."""
 
     lease: str
     node: int
     name: str  #: `events`, `agent`, `stdout` or `stderr`
     path: Path
-    lines: bool  #: JSON lines, to be cut at newlines only
-    lost: asyncio.Event = field(default_factory=asyncio.Event)  #: the coordinator refuses it: its lease has ended
-    ready: bool = True  #: False until the coordinator has said how far it has it
-    acked: int = 0  #: bytes the coordinator has for good
+    lines: bool  #: whether it holds JSON lines, to be cut only at newlines
+    lost: asyncio.Event = field(
+        default_factory=asyncio.Event
+    )  #: set when the coordinator refuses it: its lease has ended
+    ready: bool = True  #: False until the coordinator has said how much of it it has
+    acked: int = 0  #: bytes that the coordinator has stored for good
     sent: int = 0
-    epoch: int = 0  #: counts rewinds: answers to what was sent before one say nothing
+    epoch: int = 0  #: counts rewinds: acknowledgements of what was sent before one are ignored
     unacked: deque[UnackedRange] = field(default_factory=deque)
     _moved: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -115,42 +117,42 @@ class EventSource:
         return self.lease, self.node, self.name
 
     def read_next(self) -> ByteRange | None:
-        """What comes after what was sent. Blocking."""
+        """Return the byte range after what was sent. Blocking."""
         return read_range(self.path, self.sent, lines=self.lines)
 
     def has_unsent(self) -> bool:
-        """Whether the file has grown past what was sent. Blocking."""
+        """Return whether the file has grown past what was sent. Blocking."""
         try:
             return self.ready and self.path.stat().st_size > self.sent
         except OSError:
             return False
 
     def mark_sent(self, stretch: ByteRange, now: float) -> None:
-        """The stretch leaves."""
+        """Note that a byte range was sent."""
         self.sent = stretch.end
         self.unacked.append(UnackedRange(self.epoch, stretch.end, len(stretch.data), now))
 
     def acknowledge(self, offset: int) -> list[UnackedRange]:
-        """All up to `offset` is stored; the flights that ended by it."""
+        """Note that all bytes up to `offset` are stored, and return the ranges that ended by it."""
         landed = [flight for flight in self.unacked if flight.end <= offset]
         self.unacked = deque(flight for flight in self.unacked if flight.end > offset)
         self._advance(offset)
         return landed
 
     def handle_gap(self, expected: int) -> None:
-        """The coordinator has less than we thought. Answers to what left before we knew are no news."""
+        """Rewind to what the coordinator has. Acknowledgements of what was sent before are ignored."""
         stale = self.unacked.popleft().epoch != self.epoch if self.unacked else False
         if not stale:
             self.rewind(expected)
 
     def rewind(self, offset: int | None = None) -> None:
-        """Go on from `offset`, or from what is acked: what was sent beyond it may be lost."""
+        """Continue from `offset`, or from what is acknowledged: what was sent beyond it may be lost."""
         self.acked = self.acked if offset is None else offset
         self.sent = self.acked
         self.epoch += 1
 
     def sync(self, stored: int) -> None:
-        """The coordinator says, at the beginning of a session, how far it has it. May be less than it acked."""
+        """Take over how much the coordinator has at the start of a session, which may be less than it acknowledged."""
         self.ready = True
         if stored < self.acked:
             self.rewind(stored)
@@ -164,6 +166,6 @@ class EventSource:
         self._moved = asyncio.Event()
 
     async def wait_stored(self, offset: int) -> None:
-        """Until the coordinator has everything before `offset`."""
+        """Wait until the coordinator has everything before `offset`."""
         while self.acked < offset:
             await self._moved.wait()

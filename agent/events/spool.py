@@ -1,12 +1,13 @@
-"""Streams the sources of all attempts to the coordinator: each byte counts once, however long the line is down.
+"""Streams the sources of all attempts to the coordinator: each byte counts once, however long the connection is down.
 
-One stream on a connection of its own. A source goes on from its acknowledged offset after every break; the coordinator
-moves its cursor in the transaction that stores the bytes, so what is sent twice is taken once. What is unacknowledged
-is bounded by what the line has been seen to carry in half a heartbeat, so that a backlog never fills the line.
+There is one stream, on a connection of its own. After every break a source continues from its acknowledged offset; the
+coordinator moves its cursor in the transaction that stores the bytes, so what is sent twice is stored once. The bytes
+in flight are bounded by what the connection has been seen to carry in half a heartbeat, so that a backlog never fills
+it.
 
-The kernel tells when something is written (inotify), so a quiet trainer costs nothing and a line leaves at once; what
-comes close together travels together. Where the kernel does not tell (some mounts), files are looked at now and then.
-Looking is done on a thread: a volume that hangs must not stop heartbeats.
+The kernel reports writes (inotify), so a quiet trainer costs nothing and a line is sent at once; lines that come close
+together are sent together. Where the kernel does not report (some mounts), files are polled. Files are looked at in a
+thread: a volume that hangs must not stop heartbeats.
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ from relay.v1 import agents_pb2_grpc
 
 log = get_logger(__name__)
 
-GATHER = 0.1  #: seconds between two looks at the files while they are written
-POLL = 1.0  #: seconds until a look that nobody asked for
-SMALLEST, LARGEST = 64 * 1024, 4 * 1024 * 1024  #: bytes unacknowledged at most
+GATHER = 0.1  #: seconds between two looks at files that are being written
+POLL = 1.0  #: seconds until a look without a report of the kernel
+SMALLEST, LARGEST = 64 * 1024, 4 * 1024 * 1024  #: bytes in flight, at most
 
 Call = grpc.aio.StreamStreamCall[pb.AppendEventsRequest, pb.AppendEventsResponse]
 
 
 class SendWindow:
-    """How many bytes may be on their way: doubles while answers come fast, halves when one takes too long. Pure."""
+    """How many bytes may be in flight: doubled while acknowledgements come fast, halved when one is slow. Pure."""
 
     def __init__(self, heartbeat: float) -> None:
         self.size = SMALLEST
@@ -44,12 +45,12 @@ class SendWindow:
         self._full = False
 
     def remaining(self, outstanding: int) -> int:
-        """Bytes that may still be sent."""
+        """Return how many bytes may still be sent."""
         self._full = outstanding >= self.size
         return max(0, self.size - outstanding)
 
     def adapt(self, seconds: float) -> None:
-        """A stretch was acknowledged that long after it was sent."""
+        """Adapt to a byte range that was acknowledged so many seconds after it was sent."""
         if seconds > self.heartbeat / 2:
             self.size = max(SMALLEST, self.size // 2)
         elif self._full and seconds < self.heartbeat / 4:
@@ -57,7 +58,7 @@ class SendWindow:
 
 
 class Spool:
-    """The sources that are streamed now."""
+    """The sources that are being streamed."""
 
     def __init__(self, coordinator: Coordinator, contact: Contact, *, heartbeat: float, watcher: WriteWatcher) -> None:
         self._coordinator = coordinator
@@ -70,7 +71,7 @@ class Spool:
         self._answered = False  # this stream was answered
 
     def add(self, sources: Iterable[EventSource]) -> None:
-        """Stream these too."""
+        """Stream these sources, too."""
         self._sources |= {source.key: source for source in sources}
         for folder, lease in {source.path.parent: source.lease for source in self._sources.values()}.items():
             if not self._watcher.watch(folder):
@@ -80,7 +81,7 @@ class Spool:
             self._has_sources.set()
 
     def remove(self, lease: str) -> None:
-        """Stream nothing of this lease any more."""
+        """Stop streaming the sources of a lease."""
         for folder in {source.path.parent for source in self._sources.values() if source.lease == lease}:
             self._watcher.unwatch(folder)
         self._sources = {key: source for key, source in self._sources.items() if source.lease != lease}
@@ -88,7 +89,7 @@ class Spool:
             self._has_sources.clear()
 
     async def run(self) -> Never:
-        """Until cancelled."""
+        """Stream until cancelled."""
         while True:
             await self._has_sources.wait()
             self._answered = False
@@ -99,7 +100,7 @@ class Spool:
                     raise refusal from error
                 log.info("event stream broken", reason=error.details())
             if not self._answered:
-                await self._contact.sign()
+                await self._contact.wait_for_reply()
 
     async def _stream(self) -> None:
         async with self._coordinator.dial() as channel:
@@ -116,7 +117,7 @@ class Spool:
                 await asyncio.gather(sending, return_exceptions=True)
 
     async def _send(self, call: Call) -> None:
-        """Ends when the call does; the receiver says why."""
+        """Send until the call ends; the receiver knows why it ended."""
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             while True:
                 await self._has_sources.wait()
@@ -132,13 +133,13 @@ class Spool:
                     await asyncio.sleep(GATHER)
 
     async def _wait_for_room(self) -> None:
-        """In a window that is full, until an answer makes room."""
+        """Wait until an acknowledgement makes room in a full window."""
         if not self.window.remaining(self._count_unacked()):
             self._acknowledged.clear()
             await self._acknowledged.wait()
 
     async def _wait_for_write(self) -> None:
-        """Until something was written."""
+        """Wait until something was written."""
         await asyncio.sleep(GATHER)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(POLL):
@@ -149,7 +150,7 @@ class Spool:
 
     @staticmethod
     def _collect(sources: list[EventSource], room: int) -> list[tuple[EventSource, ByteRange]]:
-        """One stretch of each source that has grown, while there is room. Events before logs. Blocking."""
+        """Return one byte range of each source that has grown, events first, while there is room. Blocking."""
         found = []
         for source in sorted(sources, key=lambda source: not source.lines):
             if room > 0 and source.has_unsent() and (stretch := source.read_next()):
@@ -197,5 +198,5 @@ class Spool:
 
 
 def loop_time() -> float:
-    """Seconds on the event loop's clock."""
+    """Return the seconds on the event loop's clock."""
     return asyncio.get_running_loop().time()

@@ -11,7 +11,7 @@ NOTHING = 3
 
 
 def main(picture: str) -> int:
-    """The exit code."""
+    """Draw the picture and return the exit code."""
     series = {name: points for name, points in json.load(sys.stdin).items() if points}
     if not series or importlib.util.find_spec("matplotlib") is None:
         return NOTHING

@@ -1,4 +1,4 @@
-"""What a model card tells of a run that only the coordinator knows, gathered; what cannot be had is left out."""
+"""Gathers what a model card says of a run that only the coordinator knows; what cannot be had is left out."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from runfile.model_card import AttemptSummary
 log = get_logger(__name__)
 
 DRAWN = ("train_loss", "eval_loss")
-POINTS = 1000  #: of one line of the picture
+POINTS = 1000  #: points of one line of the picture
 Series = dict[str, list[tuple[int, float]]]
 
 
 class RunHistory:
-    """Asks the coordinator for what other hosts did; what it does not answer in time the attempt's own files say."""
+    """The history of a run across hosts; where the coordinator does not answer, the attempt's own files are read."""
 
     def __init__(
         self, stub: runs_pb2_grpc.RunsStub, metadata: tuple[tuple[str, str], ...], assignment: Assignment, events: Path
@@ -59,7 +59,7 @@ class RunHistory:
         return [uri for uri in (*uris, output.uri) if uri.startswith("hf://")]
 
     async def read_curve(self) -> Series:
-        """The run's losses, across attempts."""
+        """Return the run's losses, across attempts."""
         request = runs_pb2.ReadMetricsRequest(name=self._assignment.message.run, metrics=DRAWN)
         series: Series = defaultdict(list)
         try:
@@ -81,7 +81,7 @@ def _summarize(attempt: runs_pb2.Attempt) -> AttemptSummary:
 
 
 def _read_own_metrics(events: Path) -> Series:
-    """From this attempt's file. Blocking."""
+    """Return the losses of this attempt's own file. Blocking."""
     series: Series = defaultdict(list)
     for line in _metric_lines(events):
         for name in DRAWN:

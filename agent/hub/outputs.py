@@ -19,7 +19,7 @@ RESULT, STOPPING, LEAVING = 3600.0, 60.0, 30.0
 
 @dataclass(frozen=True, slots=True)
 class HubOutputs:
-    """One attempt's; does nothing where the run is not to be published."""
+    """The Hub outputs of one attempt; without effect where the run is not published."""
 
     publication: ModelPublication | None = None
     state: StateCopier | None = None
@@ -27,7 +27,7 @@ class HubOutputs:
     sweep: Callable[[], Coroutine[Any, Any, None]] | None = None
 
     def offer(self, registered: RegisteredCheckpoint) -> None:
-        """There is a newer checkpoint."""
+        """Queue a newer checkpoint."""
         saved = registered.sealed.saved
         if self.publication is not None and self.folder is not None:
             digest = registered.sealed.manifest.digest
@@ -39,11 +39,11 @@ class HubOutputs:
 
     @property
     def needed(self) -> set[int]:
-        """Steps whose folders must stay on this host."""
+        """Return the steps whose folders must stay on this host."""
         return {step for part in (self.publication, self.state) if part is not None for step in part.needed}
 
     async def run(self) -> Never:
-        """Until cancelled. Raises LeaseLost."""
+        """Publish until cancelled. Raises LeaseLost."""
         async with asyncio.TaskGroup() as group:
             if self.sweep is not None:
                 group.create_task(self.sweep())
@@ -54,8 +54,11 @@ class HubOutputs:
         raise AssertionError("never reached")
 
     async def finish(self, result: PublishableModel | None, limit: float) -> None:
-        """The last of it, within so many seconds. Copies of state that are on their way are waited for, too, but not
-        for long: other stores' copies must do."""
+        """Publish the last time, within so many seconds.
+
+        Copies of state that are on their way are waited for, too, but not for long: copies in other stores must
+        suffice.
+        """
         began = asyncio.get_running_loop().time()
         if self.state is not None:
             with contextlib.suppress(TimeoutError):
@@ -66,7 +69,7 @@ class HubOutputs:
 
 
 def find_result(folder: AttemptFolder, step: int | None) -> PublishableModel | None:
-    """The run's result as a model; None when it has none. Blocking."""
+    """Return the run's result as a model; None when it has none. Blocking."""
     if step is None or not folder.output.is_dir() or not any(folder.output.iterdir()):
         return None
     return PublishableModel(step, folder.output, final=True)

@@ -1,4 +1,4 @@
-"""From a checkpoint or a result to what is sent: its loadable files, its picture, its card."""
+"""From a checkpoint or a result to the content of a commit: its loadable files, its picture, its card."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from storage.loadable import is_adapter, library_of, list_loadable_files
 
 
 def make_mark(assignment: Assignment, model: PublishableModel) -> CommitMarker:
-    """What its commit says that it is."""
+    """Return the trailer by which a commit says which checkpoint it holds."""
     kind: MarkerKind = "result" if model.final else "model"
     return CommitMarker(kind, assignment.run_id, assignment.attempt, assignment.lease_id, model.step)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Packer:
-    """For one attempt. `environment` is what its processes get."""
+    """Packs commits for one attempt. `environment` is that of its processes."""
 
     hub: HubSection
     run: RunFile
@@ -71,7 +71,7 @@ class Packer:
         )
 
     async def _merge(self, published: PublishableModel, files: Mapping[str, Path]) -> tuple[dict[str, Path], str]:
-        """The merged model of a result, where that is wished and can be had, and what its check said."""
+        """Return the merged model of a result, where it is asked for and can be made, and what its check said."""
         if not published.final or self.hub.push == "adapter" or not is_adapter(files):
             return {}, ""
         into = self.folder.merged
@@ -91,7 +91,7 @@ class Packer:
         return await asyncio.to_thread(list_loadable_files, into), check
 
     async def _draw_curve(self) -> Path | None:
-        """The curve drawn, where that can be done."""
+        """Return the picture of the curve, where it can be drawn."""
         series = await self.history.read_curve()
         target = self.folder.path / model_card.CURVE_FILE
         process = await asyncio.create_subprocess_exec(
@@ -111,13 +111,13 @@ class Packer:
 
 
 class MergeFailed(Exception):
-    """The adapter cannot be merged; says why."""
+    """The adapter cannot be merged, and why."""
 
 
 async def merge_adapter(
     python: str, environment: Mapping[str, str], *, adapter: Path, run_file: Path, cwd: Path, into: Path
 ) -> str:
-    """Merge an adapter into its base model, in a process, into a folder of its own; what the check said."""
+    """Merge an adapter into its base model, in a process, into a folder of its own, and return what the check said."""
     process = await asyncio.create_subprocess_exec(
         *(
             python,

@@ -1,9 +1,9 @@
-"""A run's model on the Hub while it trains: only the newest, every so often, at the end and on leaving.
+"""A run's model on the Hub while it trains: only the newest, at an interval, at the end and when the host leaves.
 
     registered checkpoint → (due?) → loadable files, card, relay.json → one commit → hf/last_synced.json
 
-A commit is made by a process that can be killed (`storage.hub`), so training, the lease and the agent's end wait
-for nothing here. What goes wrong is said once in the run's events, and tried again with what is newest then.
+A commit is made by a process that can be killed (`storage.hub`), so training, the lease and the agent's end wait for
+nothing here. A failure is recorded once in the run's events, and retried with the newest checkpoint of that time.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ AWAY_LIMIT = 300.0  #: seconds that a Hub which is away may hold up an attempt's
 
 @dataclass(frozen=True, slots=True)
 class PublishableModel:
-    """Something that can be published: a checkpoint, or the run's result."""
+    """A checkpoint or a result that can be published."""
 
     step: int
     folder: Path
-    digest: str = ""  #: of a checkpoint's manifest
+    digest: str = ""  #: digest of a checkpoint's manifest
     metrics: dict[str, float] = field(default_factory=dict)
     final: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class CommitContent:
-    """What one commit holds."""
+    """The content of one commit."""
 
-    files: dict[str, str]  #: local paths by paths there
-    texts: Callable[[str], dict[str, str]]  #: texts by paths there, for a branch: a card names it
+    files: dict[str, str]  #: local paths by paths in the repository
+    texts: Callable[[str], dict[str, str]]  #: texts by paths in the repository, for a branch, which a card names
 
 
 class ModelPublication:
-    """One attempt's. `run` as a task beside the trainer; `finish` when that has ended."""
+    """The publication of one attempt's model. `run` as a task beside the trainer; `finish` when that has ended."""
 
     def __init__(
         self,
@@ -81,36 +81,36 @@ class ModelPublication:
         self._wall = wall
         self._models: LatestSlot[PublishableModel] = LatestSlot()
         self._newest: PublishableModel | None = None
-        self._published: int | None = None  #: step of the newest that is there, once that is known
-        self._due = 0.0  #: when the next one is, on `now`
+        self._published: int | None = None  #: step of the newest published model, once that is known
+        self._due = 0.0  #: time of the next publication, on `now`
         self._commit: str | None = None
         self._lock = asyncio.Lock()
         self._recorded: set[str] = set()
 
     def offer(self, model: PublishableModel) -> None:
-        """There is a newer checkpoint."""
+        """Queue a newer checkpoint."""
         self._newest = model
         self._models.put(model)
 
     @property
     def needed(self) -> set[int]:
-        """Steps whose folders are being read."""
+        """Return the steps whose folders are being read."""
         working = [model.step for model in (self._models.working, self._models.waiting, self._newest) if model]
         return set(working)
 
     async def run(self) -> Never:
-        """Until cancelled."""
+        """Publish until cancelled."""
         await self._models.wait()
-        await self._try(self._load_published)
+        await self._retry(self._load_published)
         while True:
             await self._models.wait()
             await asyncio.sleep(self._due - self._now())
             with self._models.take() as model:
                 if self._is_due(model):
-                    await self._try(lambda: self._publish(self._newest or model))  # a newer one may have come
+                    await self._retry(lambda: self._publish(self._newest or model))  # a newer one may have come
 
     async def finish(self, result: PublishableModel | None, limit: float) -> None:
-        """The last one; given up after `limit` seconds, which is said."""
+        """Publish the last time, and give up after `limit` seconds, which is recorded."""
         model = result or self._newest
         if model is None or (result is None and model.step == self._published):
             return
@@ -118,26 +118,26 @@ class ModelPublication:
             model = replace(result, step=max(result.step, self._newest.step), metrics=self._newest.metrics)
         try:
             async with asyncio.timeout(limit):
-                await self._try(lambda: self._publish(model), patience=AWAY_LIMIT)
+                await self._retry(lambda: self._publish(model), limit=AWAY_LIMIT)
         except TimeoutError:
             await self._journal.record(
                 "error", f"step {model.step} is not at {self._hub.repo}: the Hub was given {max(0.0, limit):.0f} s"
             )
 
     def _is_due(self, model: PublishableModel) -> bool:
-        """Of an interval in steps; one in time has been waited for."""
+        """Return whether an interval in steps has passed; one in time has been waited for."""
         steps = self._hub.every.steps
         return self._published is None or steps is None or model.step - self._published >= steps
 
-    async def _try(self, work: Callable[[], Awaitable[None]], patience: float = math.inf) -> None:
-        """Until it is done, or refused for good; TimeoutError when it has failed for longer than `patience`."""
+    async def _retry(self, work: Callable[[], Awaitable[None]], limit: float = math.inf) -> None:
+        """Retry until it is done or refused; raise TimeoutError when it has failed for longer than `limit` seconds."""
         began = self._now()
         while True:
             try:
                 await work()
             except StoreUnavailable as away:
                 await self._record_once("error", f"publishing to {self._hub.repo} fails, and is tried again: {away}")
-                if self._now() - began > patience:
+                if self._now() - began > limit:
                     raise TimeoutError from away
                 await asyncio.sleep(self._backoff.next_pause(away.after))
                 continue
@@ -156,7 +156,7 @@ class ModelPublication:
             await self._journal.record(level, text)
 
     async def _load_published(self) -> None:
-        """What an earlier attempt, or an agent before this one, has published: it counts from there."""
+        """Read what an earlier attempt or agent has published, from which the interval counts."""
         if self._hub.dry_run:
             return
         # Where there is no repository yet, publishing reports what is wrong.
@@ -167,7 +167,7 @@ class ModelPublication:
                 self._schedule_next(ago=max(0.0, self._wall() - found["time"]))
 
     def _schedule_next(self, ago: float = 0.0) -> None:
-        """The next one is due an interval after this moment, or after one so many seconds ago."""
+        """Schedule the next publication one interval after this moment, or after one that was so many seconds ago."""
         self._due = self._now() + (self._hub.every.seconds or 0.0) - ago
 
     async def _publish(self, model: PublishableModel) -> None:

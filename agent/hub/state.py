@@ -25,7 +25,7 @@ Add = Callable[[RegisteredCheckpoint, str, str], Awaitable[None]]
 
 
 class StateCopier:
-    """One attempt's. Where saves come faster than they are sent, only the newest goes."""
+    """Copies one attempt's states. Where saves come faster than they are sent, only the newest is sent."""
 
     def __init__(
         self,
@@ -50,20 +50,20 @@ class StateCopier:
         self._failing = ""
 
     def offer(self, registered: RegisteredCheckpoint) -> None:
-        """There is a newer checkpoint."""
+        """Queue a newer checkpoint."""
         self._waiting.put(registered)
 
     @property
     def needed(self) -> set[int]:
-        """Steps whose folders are being read, or will be."""
+        """Return the steps whose folders are being read, or will be."""
         return {each.sealed.saved.step for each in (self._waiting.waiting, self._waiting.working) if each}
 
     async def drain(self) -> None:
-        """Until nothing is on its way."""
+        """Wait until nothing is being sent."""
         await self._waiting.drain()
 
     async def run(self) -> Never:
-        """Until cancelled. Raises LeaseLost."""
+        """Copy until cancelled. Raises LeaseLost."""
         while True:
             await self._waiting.wait()
             with self._waiting.take() as registered:
@@ -71,13 +71,13 @@ class StateCopier:
                 await self._copy(registered)
 
     async def _announce_cost(self, size: int) -> None:
-        """What this costs, before the first byte is sent."""
+        """Record what the copies cost, before the first byte is sent."""
         if not self._announced:
             self._announced = True
             await self._journal.record("info", f"hub.state: {describe_cost(size, self._every)}")
 
     async def _copy(self, registered: RegisteredCheckpoint) -> None:
-        """Until it is there, or a newer one has taken its place."""
+        """Send until it is there, or until a newer one has replaced it."""
         step = registered.sealed.saved.step
         folder = self._folder.checkpoint(step)
         while True:
@@ -109,7 +109,7 @@ class StateCopier:
 async def remove_unregistered(
     store: HubStore, place: FolderKey, known: Callable[[], Awaitable[Collection[str] | None]]
 ) -> None:
-    """Free what hosts that died had kept and could not register; the next attempt tries what cannot be done now.
+    """Delete what hosts that died had uploaded and could not register; what cannot be done now, the next attempt does.
 
     `known` are the uris that the registry names; None when it cannot be asked.
     """
@@ -123,7 +123,7 @@ async def remove_unregistered(
 
 
 def describe_cost(size: int, every: Every) -> str:
-    """What keeping state costs, in words. Pure."""
+    """Return in words what keeping state costs. Pure."""
     if every.seconds is None:
         return f"each save is {_format_size(size)}, one every {every}"
     minutes = f"{every.seconds / 60:g} min" if every.seconds >= 60 else f"{every.seconds:g} s"

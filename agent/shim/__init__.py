@@ -4,7 +4,7 @@
 
 It exists so that the agent may die, freeze, be restarted or upgraded while the trainer never notices. It keeps stdout,
 stderr and the exit code on disk, kills the *whole* tree when it must, and under policy `stop` does so by a deadline of
-its own, with nobody alive to tell it to.
+its own, without any other process.
 
 What is promised
   * Every process the trainer ever started, `setsid` or not, is a descendant of the shim (PR_SET_CHILD_SUBREAPER), so
@@ -17,14 +17,14 @@ What is not promised
   * A process in uninterruptible sleep dies when the kernel lets it. Until then the shim keeps sweeping and `wait` is
     not answered.
   * A deadline is kept if the shim runs within the timing's margin. Under `stop` it takes real-time priority for that,
-    which needs CAP_SYS_NICE (root has it); without, a trainer that keeps every core busy while the shim has a low
+    which needs CAP_SYS_NICE (root has it); without it, a trainer that keeps every core busy while the shim has a low
     priority can delay it for seconds.
-  * A shim that is itself frozen (SIGSTOP, a frozen control group) enforces nothing until it thaws. Its agent
-    notices, tells it to go on, and where that does not help kills it, and so the trainer (`Shim.wait`); while it is
-    alive its lease stays held, since nobody else may have the run while a trainer nobody minds is training.
+  * A shim that is itself frozen (SIGSTOP, a frozen control group) enforces nothing until it thaws. Its agent notices,
+    sends it SIGCONT, and where that does not help kills it, and so the trainer (`Shim.wait`). While the shim is alive
+    its lease stays held, since nobody else may have the run while an unsupervised trainer runs.
 
-Life: started with `python -I -S`, its id and the runtime folder as arguments and a listening socket as standard input;
-then one `start` with the job. Before that it is a *spare*, which ends when nobody is connected to it any more.
+Life: it is started with `python -I -S`, its id and the runtime folder as arguments and a listening socket as standard
+input; then comes one `start` with the job. Before that it is a *spare*, which ends when no agent is connected any more.
 
     server              the process itself: its socket, its loop, the requests
     trainer_supervisor  one job from its start to its exit, and the files that describe it

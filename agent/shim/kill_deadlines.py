@@ -1,6 +1,6 @@
 """When a trainer is asked to stop and when it is killed: the rules of the shim, without its processes.
 
-Moments are seconds on CLOCK_BOOTTIME and come from outside.
+Times are seconds on CLOCK_BOOTTIME and are passed in.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # `typing` costs milliseconds that every run would wait for
 
 
 class KillDeadlines:
-    """When the trainer is asked to stop and when it is killed. Pure: moments come from outside."""
+    """When the trainer is asked to stop and when it is killed. Pure: times are passed in."""
 
     def __init__(self, job: Mapping[str, Any], now: float) -> None:
         if job["policy"] == "stop" and job.get("trust") is None:
@@ -28,17 +28,17 @@ class KillDeadlines:
         self._contact = now
 
     def contact(self, now: float) -> None:
-        """The agent was heard."""
+        """Note a request of the agent, which shows that the shim is no orphan."""
         self._contact = now
 
     def renew(self, deadline: float) -> bool:
-        """Trust until `deadline`, never less than before; False when the kill has begun."""
+        """Extend trust until `deadline`, never to less than before; return False when the kill has begun."""
         if self.kill_reason is None and self.trust is not None:
             self.trust = max(self.trust, deadline)
         return self.kill_reason is None
 
     def stop(self, now: float, grace: float, reason: str) -> bool:
-        """Kill after `grace`, or sooner if that was said before; True when this is the first time."""
+        """Kill after `grace` seconds, or sooner if that was requested before; return True the first time."""
         first = self.stop_reason is None
         self.stop_reason = self.stop_reason or reason
         self.kill_by(now + max(0.0, grace))
@@ -48,17 +48,17 @@ class KillDeadlines:
         self.kill_at = moment if self.kill_at is None else min(self.kill_at, moment)
 
     def kill(self, now: float, reason: str) -> None:
-        """From here on there is no way back."""
+        """Kill now; nothing undoes it."""
         if self.kill_reason is None:
             self.kill_reason, self.kill_began = reason, now
 
     def may_start(self, now: float) -> bool:
-        """False when the host slept on the way here: nothing is started on an old promise (S3)."""
+        """Return False when the host slept during the start: an old promise starts nothing (S3)."""
         self.pass_time(now)
         return not self.trust_lost
 
     def pass_time(self, now: float) -> bool:
-        """Do what is due at `now`; True when the trainer is to be asked to stop."""
+        """Carry out what is due at `now`, and return True when the trainer must be asked to stop."""
         if self.kill_reason is not None:
             return False
         if self.trust is not None and now >= self.trust:
@@ -76,7 +76,7 @@ class KillDeadlines:
 
     @property
     def next_moment(self) -> float:
-        """When `pass_time` has something to do."""
+        """Return when `pass_time` has something to do next; None when nothing is due."""
         orphaned = () if self.stop_reason else (self.orphaned_at,)
         return min(
             float(moment) for moment in (self.trust, self.kill_at, *orphaned, float("inf")) if moment is not None

@@ -1,6 +1,6 @@
-"""What the shim and whoever buries one need of Linux: the process table, exact signals, a clock.
+"""What the shim and its reapers need of Linux: the process table, exact signals, a clock.
 
-Little of the standard library: a run waits for this to be imported.
+It imports little of the standard library, since a run waits for this.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def boottime() -> float:
-    """Seconds on the clock that all deadlines use: monotonic, and counting through suspend."""
+    """Return the seconds on the clock that all deadlines use: monotonic, and counting through suspend."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def boot_id() -> str:
-    """The kernel's name for this boot; a pid means nothing outside it."""
+    """Return the kernel's id of this boot; a pid means nothing outside it."""
     with open("/proc/sys/kernel/random/boot_id") as file:
         return file.read().strip()
 
 
 def become_subreaper() -> None:
-    """From now on orphaned descendants become children of this process."""
+    """Make orphaned descendants children of this process from now on."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def outrank() -> None:
-    """Be scheduled before whatever else wants to run, where that is allowed; what is forked from here is not."""
+    """Take priority over all other processes, where that is allowed; children forked from here do not inherit it."""
     first = os.sched_param(os.sched_get_priority_min(os.SCHED_FIFO))
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, first)
 
 
 def die_with_parent() -> None:
-    """SIGKILL for this process when its parent's thread ends; its own children are not told."""
+    """Have the kernel kill this process when its parent's thread ends; its own children do not get that signal."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -71,12 +71,12 @@ class Process:
 
     @property
     def dead(self) -> bool:
-        """Also when a PID 1 that does not reap leaves it as a zombie."""
+        """Whether it is dead, also when a PID 1 that does not reap leaves it as a zombie."""
         return self.state in "XZ" and self.threads <= 1
 
 
 def process(pid: int) -> Process | None:
-    """The process of this pid, or None when there is none."""
+    """Return the process with this pid, or None."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return Process(pid, file.read())
@@ -85,13 +85,13 @@ def process(pid: int) -> Process | None:
 
 
 def processes() -> dict[int, Process]:
-    """Every process there is. (/proc/*/task/*/children would be less to read; many kernels lack it.)"""
+    """Return all processes. (/proc/*/task/*/children would be less to read; many kernels lack it.)"""
     found = (process(int(name)) for name in os.listdir("/proc") if name.isdigit())
     return {each.pid: each for each in found if each is not None}
 
 
 def descendants(roots: set[int], table: Mapping[int, Process]) -> Iterator[Process]:
-    """What lives below `roots`, the roots not included."""
+    """Return the descendants of `roots`, without the roots."""
     children: dict[int, list[Process]] = {}
     for each in table.values():
         children.setdefault(each.parent, []).append(each)
@@ -104,7 +104,7 @@ def descendants(roots: set[int], table: Mapping[int, Process]) -> Iterator[Proce
 
 
 def send_signal(target: Process, signum: int) -> bool:
-    """Signal exactly this process, never one that got its pid since; False when it is gone or not ours."""
+    """Signal exactly this process, never a later one with its pid; return False when it is gone or not ours."""
     try:
         handle = os.pidfd_open(target.pid)
     except ProcessLookupError:
@@ -122,7 +122,7 @@ def send_signal(target: Process, signum: int) -> bool:
 
 
 def catches(pid: int, signum: int) -> bool:
-    """Whether the process has a handler for `signum`; without one most signals would kill it."""
+    """Return whether the process has a handler for `signum`; without one most signals would kill it."""
     try:
         with open(f"/proc/{pid}/status") as file:
             masks = [int(line.split()[1], 16) for line in file if line.startswith("SigCgt:")]
@@ -145,7 +145,7 @@ class AlarmClock:
         return int(self._fd)
 
     def set(self, moment: float | None) -> None:
-        """Ring at `moment`, or never. A moment that has passed rings at once."""
+        """Become readable at `moment`, or never. A moment that has passed makes it readable at once."""
         nanoseconds = 0 if moment is None else max(1, int(moment * 1e9))
         setting = (ctypes.c_long * 4)(0, 0, nanoseconds // 10**9, nanoseconds % 10**9)
         _libc.timerfd_settime(self._fd, self._ABSOLUTE, setting, None)

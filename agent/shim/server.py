@@ -1,4 +1,4 @@
-"""The shim's process: a socket that agents talk to, one loop, at most one job. The package tells the whole story."""
+"""The shim's process: a socket that agents talk to, one loop, at most one job. `agent.shim` describes the whole."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:  # `typing` costs milliseconds that every run would wait for
 
 MAX_LINE = 8 << 20  #: bytes of one request; a job carries a whole environment
 MAX_PEERS = 64
-UNCLAIMED = 60.0  #: seconds a spare waits for its first connection
+UNCLAIMED = 60.0  #: seconds that a spare waits for its first connection
 
 
 class ShimConnection:
-    """One connection. Requests and replies are single lines; only the reply to `wait` may be late."""
+    """One connection. Requests and replies are single lines; only the reply to `wait` may come late."""
 
     __slots__ = ("buffer", "connection", "waiting")
 
@@ -35,7 +35,7 @@ class ShimConnection:
         self.waiting = False
 
     def lines(self) -> list[bytes] | None:
-        """Requests that have arrived; None when the peer is gone or sends what is no request."""
+        """Return the requests that have arrived; None when the peer is gone or sends what is no request."""
         try:
             received = self.connection.recv(1 << 16)
         except BlockingIOError:
@@ -46,7 +46,7 @@ class ShimConnection:
         return lines if received and len(self.buffer) <= MAX_LINE else None
 
     def send(self, reply: Mapping[str, Any]) -> None:
-        """Replies fit the socket's buffer; who does not read them is not waited for."""
+        """Send a reply. Replies fit the socket's buffer; a peer that does not read them is not waited for."""
         line = json.dumps(reply).encode() + b"\n"
         with contextlib.suppress(OSError):
             if self.connection.send(line) != len(line):
@@ -54,7 +54,7 @@ class ShimConnection:
 
 
 class ShimServer:
-    """A spare, then the door to one keeper, then the memory of how its trainer ended."""
+    """The shim's server: first a spare, then the socket of one trainer supervisor, then the keeper of its exit."""
 
     def __init__(self, shim_id: str, runtime_dir: str, listener: socket.socket) -> None:
         self._id = shim_id
@@ -68,7 +68,7 @@ class ShimServer:
         self._done = False
 
     def serve(self) -> None:
-        """Until the exit has been taken, or nobody will ever come for it."""
+        """Serve until the exit has been taken, or until nobody will ever ask for it."""
         self._listener.setblocking(False)
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         self._selector.register(self._alarm, selectors.EVENT_READ, self._alarm.silence)
@@ -81,7 +81,7 @@ class ShimServer:
         remove(os.path.join(self._runtime_dir, f"{self._id}.sock"))
 
     def _catch_signals(self) -> None:
-        """A child's end and a SIGTERM wake the selector; what belongs to terminals is ignored."""
+        """Have a child's end and SIGTERM wake the selector; ignore the signals of terminals."""
         self._woken, self._waker = socket.socketpair()
         for end in (self._woken, self._waker):
             end.setblocking(False)
@@ -93,7 +93,7 @@ class ShimServer:
             signal.signal(signum, signal.SIG_IGN)
 
     def _signalled(self) -> None:
-        """On SIGTERM (the host goes down, or someone means this process) the trainer gets its grace."""
+        """On SIGTERM (the host goes down, or an operator means this process) give the trainer its grace."""
         if signal.SIGTERM not in self._woken.recv(4096):
             return
         if self._keeper is None:
@@ -143,7 +143,7 @@ class ShimServer:
             self._done = True  # a spare of an agent that has ended
 
     def _answer(self, peer: ShimConnection, line: bytes) -> Mapping[str, Any] | None:
-        """The reply to one request, or None when it comes later."""
+        """Return the reply to one request, or None when it comes later."""
         try:
             request = json.loads(line)
             if request["op"] == "start":
@@ -196,13 +196,13 @@ OPERATIONS: dict[str, Callable[[TrainerSupervisor, Mapping[str, Any]], Mapping[s
 
 
 def remove(path: str) -> None:
-    """The agent that is told goodbye removes the same files; whoever comes second finds nothing."""
+    """Remove a file that the agent may remove at the same time; whoever is second finds nothing."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
 
 
 def log_to(path: str) -> None:
-    """Complaints and tracebacks from here on; without the file they are lost, and nothing else is."""
+    """Send messages and tracebacks to a file from here on; without the file they are lost, and nothing else is."""
     with contextlib.suppress(OSError), open(path, "a") as file:
         os.dup2(file.fileno(), 2)
 

@@ -1,4 +1,4 @@
-"""One job from its start to its exit: the trainer's tree, the sentence over it, what is written of them."""
+"""One job from its start to its exit: the trainer's tree, its deadlines, and the files that describe them."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:  # `typing` costs milliseconds that every run would wait for
     from collections.abc import Mapping
     from typing import Any
 
-PROTOCOL = 1  #: of the socket's lines and of both files; it only grows
-LINGER = 2.0  #: seconds that what an ended trainer left behind gets between SIGTERM and SIGKILL
+PROTOCOL = 1  #: version of the socket's lines and of both files, to which fields are only added
+LINGER = 2.0  #: seconds between SIGTERM and SIGKILL for processes that an ended trainer left behind
 FIRST_SWEEP, SLOWEST_SWEEP = 0.02, 1.0  #: seconds between two looks at a tree that is being killed
 
 
 class TrainerSupervisor:
-    """Keeps one trainer. `record` says who it is (`shim.json`), `exit` how it ended (`exit.json`)."""
+    """Supervises one trainer. `record` says which (`shim.json`), `exit` how it ended (`exit.json`)."""
 
     def __init__(self, job: Mapping[str, Any], shim_id: str, runtime_dir: str) -> None:
-        self.exit: dict[str, Any] | None = None  #: set once nothing of the tree is left
+        self.exit: dict[str, Any] | None = None  #: set once no process of the tree is left
         self.record_path = os.path.join(runtime_dir, f"{shim_id}.json")
         self._job = job
         self._sentence = KillDeadlines(job, boottime())
@@ -59,7 +59,7 @@ class TrainerSupervisor:
             self._write(path, self.record, durable=False)  # outside this boot it says nothing
 
     def _started(self) -> str:
-        """Why it could not be started."""
+        """Start it, and return why it could not be started."""
         if not self._sentence.may_start(boottime()):
             return "its lease could no longer be trusted"
         try:
@@ -72,7 +72,7 @@ class TrainerSupervisor:
 
     @property
     def phase(self) -> str:
-        """`running`, `stopping`, `killing` or `ended`."""
+        """The phase: `running`, `stopping`, `killing` or `ended`."""
         if self.exit is not None:
             return "ended"
         if self._sentence.kill_reason is not None:
@@ -87,7 +87,7 @@ class TrainerSupervisor:
     # What time and the kernel bring
 
     def advance(self) -> bool:
-        """Reap, and do what is due; False once nobody will come for the exit any more."""
+        """Reap, and carry out what is due; return False once nobody will ask for the exit any more."""
         now = boottime()
         if self.exit is not None:
             return now < self._sentence.orphaned_at
@@ -105,13 +105,13 @@ class TrainerSupervisor:
 
     @property
     def next_moment(self) -> float:
-        """When `advance` has something to do by itself."""
+        """Return when `advance` has something to do by itself."""
         if self.exit is not None:
             return self._sentence.orphaned_at
         return boottime() + self._sweep if self._sentence.kill_reason is not None else self._sentence.next_moment
 
     def _trainer_ended(self, now: float) -> None:
-        """Its grace holds for what it left behind: `bash run.sh` dies of SIGTERM before its program was told."""
+        """Give what the trainer left behind its grace: `bash run.sh` dies of SIGTERM before its program gets one."""
         self._ended = time.time()
         if self._sentence.stop_reason is None:
             self._sentence.kill_by(now + LINGER)
@@ -123,7 +123,7 @@ class TrainerSupervisor:
         self._sentence.contact(boottime())
 
     def stop(self, grace: float | None, reason: str) -> None:
-        """SIGTERM now, SIGKILL after `grace` seconds (the job's own when None)."""
+        """Send SIGTERM now and SIGKILL after `grace` seconds (the job's own when None)."""
         if self.exit is None:
             grace = self._job["grace"] if grace is None else grace
             if self._sentence.stop(boottime(), grace, reason):
@@ -134,11 +134,11 @@ class TrainerSupervisor:
             self._sentence.kill(boottime(), reason)
 
     def trust(self, deadline: float) -> bool:
-        """True when the trainer is trusted until `deadline`; False when it is being killed or has ended."""
+        """Return True when the trainer is trusted until `deadline`, False when it is being killed or has ended."""
         return self._sentence.renew(deadline) and self.exit is None
 
     def dump(self) -> str:
-        """Write what the tree is doing; ring the signal meant for it (faulthandler) where it is caught."""
+        """Write what the tree is doing, and send the dump signal (faulthandler) to processes that catch it."""
         members, path = self._tree.members(), self._path("dump.json")
         signum = self._job.get("dump_signal") or 0
         self._write(path, {"time": time.time(), "processes": [describe(each.pid) for each in members]})
@@ -172,7 +172,7 @@ class TrainerSupervisor:
         return os.path.join(self._job["folder"], name)
 
     def _write(self, path: str, value: object, *, durable: bool = True) -> None:
-        """A full disk costs the file, and the complaint about it, but not the answer: the shim still knows."""
+        """Write a file. A full disk costs the file and its error message, but not the answer, which is kept."""
         try:
             write_atomically(path, value, durable=durable)
         except OSError as error:
@@ -181,7 +181,7 @@ class TrainerSupervisor:
 
 
 def write_atomically(path: str, value: object, *, durable: bool) -> None:
-    """JSON, whole (and on the disk when `durable`), or OSError and nothing there."""
+    """Write JSON, whole (and flushed to the disk when `durable`), or raise OSError and leave nothing."""
     temporary = f"{path}.tmp-{os.getpid()}"
     try:
         with open(temporary, "w") as file:
@@ -197,7 +197,7 @@ def write_atomically(path: str, value: object, *, durable: bool) -> None:
 
 
 def describe(pid: int) -> dict[str, Any]:
-    """What the kernel says of a process; parts this user may not read are left out."""
+    """Return what the kernel says of a process; parts that this user may not read are left out."""
     shown: dict[str, Any] = {"pid": pid}
     for part in ("cmdline", "status", "wchan", "stack"):
         try:

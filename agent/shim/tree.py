@@ -17,15 +17,15 @@ if TYPE_CHECKING:  # `typing` costs milliseconds that every run would wait for
     from collections.abc import Mapping
     from typing import Any, NoReturn
 
-MARK = "RELAY_SHIM"  #: in every trainer's environment, so that what outlives its shim is found
+MARK = "RELAY_SHIM"  #: a variable in every trainer's environment, by which what outlives its shim is found
 
 
 class ProcessTree:
     """The trainer (our direct child) and all its descendants."""
 
     def __init__(self) -> None:
-        self.pid = 0  #: of the trainer; 0 before it is started and once it is reaped
-        self.status: int | None = None  #: its wait status
+        self.pid = 0  #: pid of the trainer; 0 before it is started and once it is reaped
+        self.status: int | None = None  #: wait status of the trainer
 
     def start(self, job: Mapping[str, Any], mark: str) -> None:
         self.pid = spawn(job, mark)
@@ -34,18 +34,18 @@ class ProcessTree:
         return list(descendants({os.getpid()}, processes()))
 
     def ask(self) -> None:
-        """SIGTERM to the trainer alone: it knows best what to tell the others."""
+        """Send SIGTERM to the trainer alone, which knows best how to stop the others."""
         target = process(self.pid) if self.pid else None
         if target is not None:
             send_signal(target, signal.SIGTERM)
 
     def ask_the_rest(self) -> None:
-        """SIGTERM to what outlived the trainer."""
+        """Send SIGTERM to the processes that outlived the trainer."""
         for each in self.members():
             send_signal(each, signal.SIGTERM)
 
     def kill(self) -> None:
-        """Sweep until a sweep meets nobody new: what forks meanwhile is outrun, not waited for."""
+        """Kill, and repeat until a sweep finds no new process: forks are outrun, not waited for."""
         if self.pid:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
@@ -56,7 +56,7 @@ class ProcessTree:
                 met.add((each.pid, each.start_time))
 
     def reap(self) -> bool:
-        """Collect what has ended; True once nothing is left."""
+        """Reap what has ended, and return True once nothing is left."""
         try:
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                 if ended[0] == self.pid:

@@ -1,4 +1,4 @@
-"""What the agent and a shim say to each other, as values: the job, who runs it, how it ended, what went wrong."""
+"""The messages between the agent and a shim as values: the job, its trainer, how it ended, what went wrong."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class ShimError(Exception):
 
 
 class ShimGone(ShimError):
-    """Nobody answers there any more: the shim has ended or was killed."""
+    """The shim has ended or was killed."""
 
 
 class ShimUnresponsive(ShimError):
-    """It is there and does not answer: frozen, or starved. Its own deadline still holds."""
+    """The shim is there and does not answer: it is frozen or starved. Its own deadline still holds."""
 
 
 class ShimRefused(ShimError):
-    """It answered no, and why."""
+    """The shim refused the request, and why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,11 +35,11 @@ class Job:
     lease: str
     argv: tuple[str, ...]
     cwd: Path
-    env: Mapping[str, str]  #: the whole of it: nothing is inherited
-    folder: Path  #: the attempt's, which exists: logs, shim.json and exit.json go there
+    env: Mapping[str, str]  #: the whole environment: nothing is inherited
+    folder: Path  #: the attempt's folder, which exists, for logs, shim.json and exit.json
     policy: Literal["continue", "stop"] = "continue"
-    trust: float | None = None  #: needed under `stop`
-    grace: float = 60.0  #: for stops nobody asked for: no agent, or SIGTERM to the shim
+    trust: float | None = None  #: required under `stop`
+    grace: float = 60.0  #: for stops that the agent did not request: it is gone, or the shim got SIGTERM
     orphan_limit: float = 3600.0
     dump_signal: int | None = None  #: sent on `dump` to processes that catch it; for faulthandler
 
@@ -49,7 +49,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """Who a shim keeps: what `shim.json` says."""
+    """Which trainer a shim supervises: the content of `shim.json`."""
 
     shim: str
     lease: str
@@ -57,13 +57,13 @@ class Record:
     policy: str
     boot_id: str
     started: float
-    pid: int | None  #: of the trainer; None when it could not be started
-    start_time: int | None  #: of the trainer, in clock ticks since boot
-    shim_pid: int | None = None  #: of the shim itself
+    pid: int | None  #: pid of the trainer; None when it could not be started
+    start_time: int | None  #: start time of the trainer, in clock ticks since boot
+    shim_pid: int | None = None  #: pid of the shim itself
 
     @property
     def rebooted(self) -> bool:
-        """The host has booted since: nothing of it can live."""
+        """Whether the host has booted since, so that nothing of it can live."""
         return self.boot_id != boot_id()
 
     def names(self, candidate: Process) -> bool:
@@ -72,7 +72,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exit:
-    """How a trainer ended, all of its tree being gone. Times are seconds since the epoch unless they say otherwise."""
+    """How a trainer ended, with no process of its tree left. Times are seconds since the epoch unless noted."""
 
     lease: str
     code: int | None = None  #: None when a signal ended it, or nobody saw it end
@@ -81,16 +81,16 @@ class Exit:
     started: float | None = None
     ended: float | None = None
     reaped: float | None = None  #: when the last process of its tree was gone
-    stop_reason: str | None = None  #: it was asked to stop
-    kill_reason: str | None = None  #: it had to be killed
-    kill_began: float | None = None  #: when that was begun, on CLOCK_BOOTTIME
-    trust: float | None = None  #: the deadline it had in the end under policy `stop`, on CLOCK_BOOTTIME
-    trust_lost: bool = False  #: killed by its deadline, under policy `stop`
-    lost: bool = False  #: the shim was killed or the host rebooted: nobody saw the trainer end
+    stop_reason: str | None = None  #: why it was asked to stop, if it was
+    kill_reason: str | None = None  #: why it was killed, if it was
+    kill_began: float | None = None  #: when the kill began, on CLOCK_BOOTTIME
+    trust: float | None = None  #: its last deadline under policy `stop`, on CLOCK_BOOTTIME
+    trust_lost: bool = False  #: whether its deadline killed it, under policy `stop`
+    lost: bool = False  #: whether nobody saw it end, since the shim was killed or the host rebooted
 
     @property
     def succeeded(self) -> bool:
-        """It ended by itself with code 0, as far as anyone asked."""
+        """Whether it ended by itself with code 0."""
         return self.code == 0 and self.kill_reason is None and not self.lost
 
 
@@ -106,6 +106,6 @@ class ShimStatus:
 
 
 def value_of(kind: type[T], shown: Mapping[str, Any]) -> T:
-    """A dataclass from JSON; a newer shim may say more than we know."""
+    """Return a dataclass read from JSON; fields that only a newer shim knows are ignored."""
     names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     return kind(**{name: value for name, value in shown.items() if name in names})

@@ -1,7 +1,7 @@
-"""Shims from outside: one that does not answer, and what lives on of a dead one's tree.
+"""Shims from outside: one that does not answer, and the processes that outlive a dead one.
 
-The shim is found by its pid and its name among its arguments; its tree by the mark in every environment and by who the
-trainer was.
+The shim is found by its pid and its name among its arguments; its tree by the mark in every environment and by the
+trainer's pid and start time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from agent.shim_client.jobs import Record
 
 
 def signal_shim(record: Record, signum: int) -> bool:
-    """Signal the shim itself; False when it is gone."""
+    """Signal the shim itself; return False when it is gone."""
     found = process(record.shim_pid) if record.shim_pid and not record.rebooted else None
     return found is not None and _is_called(found.pid, record.shim) and send_signal(found, signum)
 
@@ -31,7 +31,7 @@ def _is_called(pid: int, shim_id: str) -> bool:
 
 
 async def kill_orphans(shim_id: str, record: Record | None) -> None:
-    """Kill what lives on of a dead shim's tree; returns when it is gone."""
+    """Kill what outlives a dead shim, and return when it is gone."""
     while survivors := await asyncio.to_thread(find_orphans, shim_id, record):
         for each in survivors:
             send_signal(each, signal.SIGKILL)
@@ -39,7 +39,7 @@ async def kill_orphans(shim_id: str, record: Record | None) -> None:
 
 
 def find_orphans(shim_id: str, record: Record | None) -> list[Process]:
-    """Processes that carry the shim's mark, its trainer, and all below them; none of them dead."""
+    """Return the living processes that carry the shim's mark, its trainer, and all below them."""
     table = processes()
     roots = {
         pid for pid, each in table.items() if (record is not None and record.names(each)) or _carries(pid, shim_id)
@@ -57,7 +57,7 @@ def _carries(pid: int, shim_id: str) -> bool:
 
 
 async def wait_gone(target: Process) -> None:
-    """Until exactly this process is dead, be it reaped or not."""
+    """Wait until exactly this process is dead, reaped or not."""
     try:
         handle = os.pidfd_open(target.pid)
     except ProcessLookupError:

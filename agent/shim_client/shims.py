@@ -1,9 +1,9 @@
-"""The agent's side of the shims: start one, find those that live, talk to them, bury the dead.
+"""The agent's side of the shims: start one, find those that live, send them requests, reap the dead.
 
-A `Shim` is a handle without a connection of its own: each request dials, asks one line and reads one.
-Only `wait` stays connected, and so is told by the kernel when the shim itself was killed. Beside that it asks now and
-then: the shim learns that it is no orphan, and the agent that the shim is not frozen. A frozen shim keeps no deadline
-and takes no orders, so it is told to go on, and killed when that does not help; its trainer dies with it.
+A `Shim` is a handle without a connection of its own: each request dials, sends one line and reads one. Only `wait`
+stays connected, so that the kernel reports when the shim itself was killed. Beside that it sends a request from time to
+time: the shim learns that it is no orphan, and the agent that the shim is not frozen. A frozen shim keeps no deadline
+and carries out no directive, so it gets SIGCONT, and is killed when that does not help; its trainer dies with it.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ __all__ = [
 log = get_logger(__name__)
 
 ANSWER = 5.0  #: seconds within which a living, running shim answers
-PULSE = 5.0  #: seconds between two looks whether the shim of a trainer that is waited for still answers
-PATIENCE = {"continue": 60.0, "stop": 10.0}  #: seconds of silence after which it is killed, by policy
-START = 30.0  #: the same for a start, whose folder may lie on a slow volume
+CHECK_INTERVAL = 5.0  #: seconds between two checks whether the shim of a trainer that is waited for still answers
+UNRESPONSIVE_LIMIT = {"continue": 60.0, "stop": 10.0}  #: seconds without an answer after which it is killed, by policy
+START = 30.0  #: seconds for the answer to a start, whose folder may lie on a slow volume
 MAX_SOCKET_PATH = 107  #: bytes, the kernel's `sun_path` without its end
 MAX_REPLY = 8 << 20  #: bytes
 
@@ -79,92 +79,92 @@ class Shim:
     async def start(cls, job: Job, runtime_dir: Path, *, python: str = sys.executable) -> Self:
         """Start a shim and the trainer under it. A trainer that cannot be started has an `Exit` with an error.
 
-        Raises ShimError when the shim itself cannot be had; nothing is left running then.
+        Raises ShimError when the shim itself cannot be started; no process is left then.
         """
-        return await cls._begin(await asyncio.to_thread(_Seed.plant, runtime_dir, python), job)
+        return await cls._begin(await asyncio.to_thread(_IdleShim.start, runtime_dir, python), job)
 
     @classmethod
-    async def _begin(cls, seed: _Seed, job: Job) -> Self:
+    async def _begin(cls, idle: _IdleShim, job: Job) -> Self:
         try:
             async with asyncio.timeout(START):
-                reply = await _converse(
-                    *await asyncio.open_unix_connection(sock=seed.lifeline, limit=MAX_REPLY), _start_line(job)
+                reply = await _exchange(
+                    *await asyncio.open_unix_connection(sock=idle.lifeline, limit=MAX_REPLY), _start_line(job)
                 )
         except BaseException as error:
-            await seed.uproot()
+            await idle.end()
             if isinstance(error, TimeoutError):
-                raise ShimUnresponsive(f"shim {seed.path} did not start {job.lease} in {START} s") from error
+                raise ShimUnresponsive(f"shim {idle.path} did not start {job.lease} in {START} s") from error
             raise
-        return cls(seed.path, value_of(Record, reply["record"]), child=seed.pid)
+        return cls(idle.path, value_of(Record, reply["record"]), child=idle.pid)
 
     @classmethod
     async def attach(cls, path: Path) -> Self:
-        """The living shim behind a socket. Raises ShimGone, ShimUnresponsive, or ShimRefused for a spare."""
+        """Return the living shim behind a socket. Raises ShimGone, ShimUnresponsive, or ShimRefused for a spare."""
         reply = await _request(path, {"op": "status"})
         if reply["phase"] == "spare":
             raise ShimRefused(f"{path} is a spare")
         return cls(path, value_of(Record, reply["record"]))
 
     async def status(self) -> ShimStatus:
-        """What it does now. Any request counts as contact and puts its orphan limit off."""
+        """Return its status. Any request counts as contact and puts its orphan limit off."""
         return value_of(ShimStatus, await self._ask("status"))
 
     async def stop(self, grace: float, reason: str = "asked") -> None:
-        """SIGTERM now, SIGKILL to the whole tree after `grace`; said again, it can only come sooner."""
+        """Send SIGTERM now and SIGKILL to the whole tree after `grace` seconds; a second stop can only shorten that."""
         await self._ask("stop", grace=grace, reason=reason)
 
     async def kill(self, reason: str = "asked") -> None:
-        """SIGKILL to the whole tree; `wait` tells when it is gone."""
+        """Send SIGKILL to the whole tree; `wait` returns when it is gone."""
         await self._ask("kill", reason=reason)
 
     async def trust(self, deadline: float) -> bool:
-        """Trust it until `deadline` (CLOCK_BOOTTIME); False when it is being killed or has ended."""
+        """Trust the trainer until `deadline` (CLOCK_BOOTTIME); return False when it is being killed or has ended."""
         return bool((await self._ask("trust", deadline=deadline))["trusted"])
 
     async def dump(self) -> Path:
-        """The file in which the shim has written what each process of the tree is doing."""
+        """Return the file in which the shim has written what each process of the tree is doing."""
         return Path((await self._ask("dump"))["path"])
 
     async def wait(self) -> Exit:
-        """How the trainer ended, once nothing of it is left.
+        """Wait until no process of it is left, and return how the trainer ended.
 
-        When the shim itself was killed, or stayed silent and had to be, what it leaves is found and killed first; the
-        exit is `lost` unless it had been written.
+        When the shim itself was killed, or did not answer and had to be, what outlives it is found and killed first;
+        the exit is `lost` unless it had been written.
         """
         async with asyncio.TaskGroup() as group:
-            pulse = group.create_task(self._feel_pulse())
+            watching = group.create_task(self._watch_shim())
             ended = await self._exit()
-            pulse.cancel()
+            watching.cancel()
         return ended
 
-    async def _feel_pulse(self) -> None:
-        """Until it is dead, by our hand if need be."""
-        heard = time.monotonic()
-        while (silence := time.monotonic() - heard) < PATIENCE[self.record.policy]:
+    async def _watch_shim(self) -> None:
+        """Wait until the shim is dead, and kill it when it does not answer for too long."""
+        answered_at = time.monotonic()
+        while (unanswered := time.monotonic() - answered_at) < UNRESPONSIVE_LIMIT[self.record.policy]:
             try:
                 await self._ask("status")
             except ShimUnresponsive as error:
-                log.warning("shim does not answer", seconds=round(silence), reason=error)
+                log.warning("shim does not answer", seconds=round(unanswered), reason=error)
                 await asyncio.to_thread(signal_shim, self.record, signal.SIGCONT)
             except ShimGone:  # dead, and `_exit` buries it; or so silent that its backlog is full
-                await asyncio.sleep(PULSE)
+                await asyncio.sleep(CHECK_INTERVAL)
             else:
-                await asyncio.sleep(PULSE)
-                heard = time.monotonic()
+                await asyncio.sleep(CHECK_INTERVAL)
+                answered_at = time.monotonic()
         if await asyncio.to_thread(signal_shim, self.record, signal.SIGKILL):
             log.error("shim killed", reason="it does not answer")
 
     async def _exit(self) -> Exit:
         while True:
             try:
-                reply = await _converse(*await _dial(self.path), {"op": "wait"})
+                reply = await _exchange(*await _dial(self.path), {"op": "wait"})
                 return value_of(Exit, reply["exit"])
             except ShimGone:
                 if not await asyncio.to_thread(_listens, self.path):
                     return await self._bury()
 
     async def forget(self) -> None:
-        """The exit has been taken: the shim ends, its socket and record go."""
+        """Take the exit as read: the shim ends, and its socket and record are removed."""
         with contextlib.suppress(ShimGone):
             await self._ask("forget")
         await self._reap()
@@ -189,26 +189,26 @@ class Shim:
 
 
 class Shims(Protocol):
-    """Where a host's shims come from."""
+    """The source of a host's shims."""
 
     async def start(self, job: Job) -> Shim:
         """Like `Shim.start`."""
 
     async def discover(self) -> list[Shim]:
-        """Those that an earlier agent left, the dead ones included: their `wait` buries them and tells."""
+        """Return those that an earlier agent left, dead ones too: their `wait` reaps them and returns their exit."""
 
 
 class SpareShim:
-    """One shim, started ahead and waiting, so that a start costs a fork and not an interpreter.
+    """One shim that is started ahead, so that a start costs a fork and not an interpreter.
 
-    The spare ends with this process, whatever happens to it: it holds on to a connection.
+    The spare ends with this process, whatever happens to it, since it depends on an open connection.
     """
 
     def __init__(self, runtime_dir: Path, *, python: str = sys.executable) -> None:
         self._runtime_dir = runtime_dir
         self._python = python
-        self._ready: _Seed | None = None
-        self._planting = asyncio.Lock()
+        self._ready: _IdleShim | None = None
+        self._starting = asyncio.Lock()
         self._background = asyncio.TaskGroup()
 
     async def __aenter__(self) -> Self:
@@ -217,47 +217,47 @@ class SpareShim:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._background.__aexit__(None, None, None)  # one that is being planted must not be left behind
-        if (seed := self._take()) is not None:
-            await seed.uproot()
+        await self._background.__aexit__(None, None, None)  # one that is being started must not be left behind
+        if (idle := self._take()) is not None:
+            await idle.end()
 
     async def start(self, job: Job) -> Shim:
-        """Like `Shim.start`, on the spare; a new one is made meanwhile, which is not waited for."""
-        seed = self._take()
+        """Like `Shim.start`, on the spare; its replacement is started meanwhile and not waited for."""
+        idle = self._take()
         try:
-            if seed is not None:
+            if idle is not None:
                 with contextlib.suppress(ShimGone):  # the spare had been killed; nothing of it is left
-                    return await Shim._begin(seed, job)
+                    return await Shim._begin(idle, job)
             return await Shim.start(job, self._runtime_dir, python=self._python)
         finally:
             self._background.create_task(self._replace(), context=Context())  # no attempt's: nothing is bound
 
     async def discover(self) -> list[Shim]:
-        """Those that an earlier agent left in the runtime folder."""
+        """Return those that an earlier agent left in the runtime folder."""
         return await discover(self._runtime_dir)
 
     async def ready(self) -> None:
-        """Until there is a spare and it answers: a start after this costs no interpreter's start."""
+        """Wait until there is a spare and it answers: the next start costs no interpreter's start."""
         await self._replace()
         if self._ready is not None:
             await _request(self._ready.path, {"op": "status"})
 
-    def _take(self) -> _Seed | None:
-        seed, self._ready = self._ready, None
-        return seed
+    def _take(self) -> _IdleShim | None:
+        idle, self._ready = self._ready, None
+        return idle
 
     async def _replace(self) -> None:
-        """Without a spare the next start is only slower, so one that cannot be had is no error."""
-        async with self._planting:
+        """Start a new spare. Without one the next start is only slower, so a failure is no error."""
+        async with self._starting:
             if self._ready is None:
                 try:
-                    self._ready = await asyncio.to_thread(_Seed.plant, self._runtime_dir, self._python)
+                    self._ready = await asyncio.to_thread(_IdleShim.start, self._runtime_dir, self._python)
                 except OSError as error:
                     log.warning("no spare shim", reason=error)
 
 
 async def discover(runtime_dir: Path) -> list[Shim]:
-    """The shims an earlier agent left, the dead ones included: their `wait` buries them and tells.
+    """Return the shims that an earlier agent left, dead ones too: their `wait` reaps them and returns their exit.
 
     Sockets that nobody listens on and that name no lease are removed.
     """
@@ -270,7 +270,7 @@ async def discover(runtime_dir: Path) -> list[Shim]:
 
 
 async def _without_record(path: Path) -> Shim | None:
-    """The shim behind a socket that names no lease: just starting a trainer, or its record is lost."""
+    """Return the shim behind a socket that names no lease: it is just starting a trainer, or its record is lost."""
     try:
         return await Shim.attach(path)
     except ShimGone:
@@ -290,7 +290,7 @@ def _read_records(runtime_dir: Path) -> dict[Path, Record]:
 
 
 def prepare_runtime_dir(path: Path) -> None:
-    """Create the folder of the sockets; PermissionError when others could put theirs there.
+    """Create the folder of the sockets; raise PermissionError when other users could put theirs there.
 
     Raises ValueError when a socket's path in it would be longer than the kernel takes.
     """
@@ -307,15 +307,15 @@ def prepare_runtime_dir(path: Path) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Seed:
-    """A started shim that has no job; it ends when `lifeline` is closed."""
+class _IdleShim:
+    """A started shim without a job; it ends when `lifeline` is closed."""
 
     path: Path
     pid: int
     lifeline: socket.socket
 
     @classmethod
-    def plant(cls, runtime_dir: Path, python: str) -> _Seed:
+    def start(cls, runtime_dir: Path, python: str) -> _IdleShim:
         """Start it. The socket listens before the process does, so nobody waits for it to be ready."""
         shim_id = secrets.token_hex(6)
         path = runtime_dir / f"{shim_id}.sock"
@@ -333,7 +333,7 @@ class _Seed:
         lifeline.setblocking(False)
         return cls(path, pid, lifeline)
 
-    async def uproot(self) -> None:
+    async def end(self) -> None:
         """End it and whatever it may have started."""
         self.lifeline.close()
         with contextlib.suppress(ProcessLookupError):
@@ -345,9 +345,9 @@ class _Seed:
 
 
 def _spawn(argv: list[str], stdin: int) -> int:
-    """A process in a session of its own, with next to no environment: the trainer's comes with the job.
+    """Start a process in a session of its own, with next to no environment: the trainer's comes with the job.
 
-    Not asyncio's: that kills its children when the loop is closed, and shims outlive the agent.
+    It is not asyncio's subprocess: that kills its children when the loop is closed, and shims outlive the agent.
     """
     null = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_WRONLY, 0) for fd in (1, 2)]
     environment = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "LANG", "LC_ALL") if name in os.environ}
@@ -377,7 +377,7 @@ def _start_line(job: Job) -> Mapping[str, Any]:
 async def _request(path: Path, message: Mapping[str, Any]) -> Mapping[str, Any]:
     try:
         async with asyncio.timeout(ANSWER):
-            return await _converse(*await _dial(path), message)
+            return await _exchange(*await _dial(path), message)
     except TimeoutError as error:
         raise ShimUnresponsive(f"shim {path} did not answer {message['op']} in {ANSWER} s") from error
 
@@ -389,10 +389,10 @@ async def _dial(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]
         raise ShimGone(f"shim {path} is gone") from error
 
 
-async def _converse(
+async def _exchange(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, message: Mapping[str, Any]
 ) -> Mapping[str, Any]:
-    """Say one line, hear one, hang up."""
+    """Send one line, receive one, and close the connection."""
     try:
         writer.write(json.dumps(message).encode() + b"\n")
         await writer.drain()

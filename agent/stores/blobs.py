@@ -25,7 +25,7 @@ log = get_logger(__name__)
 
 CHUNK = 512 * 1024
 STAT_AT_ONCE = 5000
-STALLED = 60.0  #: seconds without a chunk after which a transfer is begun anew
+STALLED = 60.0  #: seconds without a chunk after which a transfer starts anew
 
 
 class BlobClient:
@@ -40,7 +40,7 @@ class BlobClient:
         self._rate_limit = rate_limit or RateLimit()
 
     async def find_missing(self, digests: Iterable[str]) -> dict[str, int]:
-        """Those that are not whole there, and from where an upload of each goes on."""
+        """Return the blobs that are not whole in the store, each with the offset at which an upload continues."""
         wanted = list(dict.fromkeys(digests))
         stats = [
             stat
@@ -58,9 +58,9 @@ class BlobClient:
         return answer.blobs
 
     async def put(self, content: Path | bytes, digest: str) -> None:
-        """Upload a file, or bytes in memory, unless it is there. Goes on where the store says after every break.
+        """Upload a file, or bytes in memory, unless the store has it; after a break continue where the store says.
 
-        Raises OSError when it cannot be read, DigestMismatch when it changed since, StoreFull or BlobTooLarge.
+        Raises OSError when it cannot be read, DigestMismatch when it changed meanwhile, StoreFull or BlobTooLarge.
         """
         await call_with_retry(self._contact, lambda: self._put(content, digest))
 
@@ -85,10 +85,10 @@ class BlobClient:
                 call.cancel()
 
     async def get(self, digest: str, path: Path, *, executable: bool = False) -> None:
-        """Bring a blob to `path`, whole and verified or not at all; a broken download goes on from `path`'s `.part`.
+        """Download a blob to `path`, whole and verified or not at all; a broken download resumes from `path`'s `.part`.
 
-        What arrives wrong is fetched once more, after the store has checked its own bytes: either it was the way here,
-        or the store sets the blob aside. Raises Damaged when the store does not have it or its bytes are wrong.
+        What arrives wrong is fetched once more, after the store has checked its own bytes: either the transfer was at
+        fault, or the store sets the blob aside. Raises Damaged when the store does not have it or its bytes are wrong.
         """
         part = path.with_name(path.name + ".part")
         await asyncio.to_thread(part.parent.mkdir, parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ class BlobClient:
         await asyncio.to_thread(_rename, part, path, executable)
 
     async def _download(self, digest: str, part: Path) -> bool:
-        """Whether a blob is here whole and right; otherwise nothing of it is."""
+        """Return whether a blob was downloaded whole and right; otherwise nothing of it stays."""
         with contextlib.suppress(DigestMismatch, InvalidRequest):  # the latter: its file there is shorter than ours
             await call_with_retry(self._contact, lambda: self._get(digest, part))
             if (await asyncio.to_thread(hash_file, part))[0] == digest:
@@ -136,7 +136,7 @@ def _open(content: Path | bytes) -> IO[bytes]:
 
 
 async def read_chunks(file: IO[bytes], offset: int) -> AsyncIterator[bytes]:
-    """The rest of a file, a piece at a time, read in a thread."""
+    """Yield the rest of a file, a chunk at a time, read in a thread."""
     file.seek(offset)
     while chunk := await asyncio.to_thread(file.read, CHUNK):
         yield chunk

@@ -1,6 +1,7 @@
-"""The files that travel with a run: fetched once per host, kept by digest, put where the trainer is started.
+"""The files that are uploaded with a run: fetched once per host, kept by digest, copied to where the trainer is
+started.
 
-Trainers get copies: nothing they write can reach the cache, which other runs on the host use.
+Trainers get copies: nothing that they write can reach the cache, which other runs on the host use.
 """
 
 from __future__ import annotations
@@ -19,19 +20,20 @@ from storage.manifest import check_path, hash_file
 
 
 class InputCache:
-    """Files by digest in one folder, the least recently used ones removed above `limit` bytes."""
+    """Files by digest in one folder; the least recently used ones are deleted above `limit` bytes."""
 
     def __init__(self, folder: Path, limit: int) -> None:
         self._folder = folder
         self._limit = limit
         self._fetching: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._used: Counter[str] = Counter()  #: digests that are being put somewhere now
+        self._used: Counter[str] = Counter()  #: digests that are being copied now
         self._trimming = asyncio.Lock()
 
     async def place_inputs(self, blobs: BlobClient, inputs: Sequence[runs_pb2.Input], work: Path) -> None:
         """Put every input under its path in `work`.
 
-        Raises ManifestError for a path that leaves it, Damaged when the store does not have one, OSError for the disk.
+        Raises ManifestError for a path that leads out of it, Damaged when the store does not have one, OSError when the
+        disk fails.
         """
         for each in inputs:
             check_path(each.path)
@@ -54,7 +56,7 @@ class InputCache:
         return path
 
     def _trim(self, needed: set[str]) -> None:
-        """Newest first until the limit; what a run that is being prepared needs stays in any case."""
+        """Keep the newest up to the limit; what a run that is being set up needs stays in any case."""
         kept = 0
         self._folder.mkdir(parents=True, exist_ok=True)
         files = [(path, path.stat()) for path in self._folder.iterdir() if path.suffix != ".part"]
@@ -65,7 +67,7 @@ class InputCache:
 
 
 def _is_sound(path: Path, digest: str) -> bool:
-    """A cached file is hashed before each use: a disk that rots must not decide what is trained."""
+    """Return whether a cached file has its digest: a disk that rots must not decide what is trained."""
     if not path.is_file():
         return False
     if hash_file(path)[0] == digest:

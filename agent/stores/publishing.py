@@ -1,4 +1,4 @@
-"""What an attempt publishes goes to the store that its run file names: waited for, and counted."""
+"""The store that an attempt publishes to, as its run file names it: waited for, and counted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from storage.throttling import RateLimit
 
 
 def open_run_store(run: RunFile, stores: Mapping[str, Store], *, writer: str, rate_limit: RateLimit) -> Store:
-    """Where a run's checkpoints and result go. StoreRefused when this agent does not know such a store."""
+    """Return the store for a run's checkpoints and result. Raises StoreRefused when this agent has no such store."""
     base = run.checkpoint.store
     if base == "relay://":
         return stores["relay"]
@@ -29,7 +29,7 @@ def open_run_store(run: RunFile, stores: Mapping[str, Store], *, writer: str, ra
 
 
 def get_hub_store(stores: Mapping[str, Store]) -> HubStore:
-    """This host's store on the Hub; StoreRefused where it has none."""
+    """Return this host's store on the Hub; raise StoreRefused where it has none."""
     hub = stores.get(HubStore.scheme)
     if not isinstance(hub, HubStore):
         raise StoreRefused("this agent has no way to the Hub")
@@ -38,7 +38,7 @@ def get_hub_store(stores: Mapping[str, Store]) -> HubStore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptStore:
-    """One attempt's. Raises what the store raises, but for StoreAway, which it waits out."""
+    """One attempt's store. It raises what the store raises, except for StoreAway, which it waits out."""
 
     lease: str
     store: Store
@@ -47,7 +47,7 @@ class AttemptStore:
 
     @property
     def scheme(self) -> str:
-        """Of the copies that come of it."""
+        """The scheme of the uris of its copies."""
         return self.store.scheme
 
     async def put(
@@ -57,7 +57,7 @@ class AttemptStore:
         where: LocateFile,
         until: Callable[[], Awaitable[object]] | None = None,
     ) -> str | None:
-        """The uri of a folder once it is there; None when the store was away and `until` came first."""
+        """Return the uri of a folder once it is stored; None when the store was away and `until` came first."""
         what = f"the upload of step {place.step}" if place.step is not None else f"the upload of the run's {place.kind}"
         doing = f"{what} to {self.scheme}://"
         with self.transfers.track(self.lease, place.step, manifest.size) as transfer:

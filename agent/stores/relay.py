@@ -10,11 +10,11 @@ from storage.base import DamagedCopy, FolderKey, LocateFile, Progress, ignore_pr
 from storage.manifest import MANIFEST_FILE, Manifest, ManifestError, ManifestFile
 from storage.throttling import for_each_limited
 
-STREAMS = 4  #: files on their way at once
+STREAMS = 4  #: files that are sent at once
 
 
 class RelayStore:
-    """Folders as blobs: one per file, and the manifest, which comes last and makes the folder whole.
+    """Folders as blobs: one per file, and the manifest, which is uploaded last and makes the folder whole.
 
     Every method waits out a coordinator that is away, and raises the RelayError that it answers with.
     """
@@ -27,7 +27,7 @@ class RelayStore:
     async def put(
         self, key: FolderKey, manifest: Manifest, locate: LocateFile, progress: Progress = ignore_progress
     ) -> str:
-        """Blobs know no place: equal bytes are kept once, whoever brought them."""
+        """Upload a folder. Blobs have no place: equal bytes are kept once, whoever uploaded them."""
         uri = f"relay://{manifest.digest}"
         await self.repair(uri, manifest, locate, progress)
         return uri
@@ -35,7 +35,7 @@ class RelayStore:
     async def repair(
         self, uri: str, manifest: Manifest, locate: LocateFile, progress: Progress = ignore_progress
     ) -> None:
-        """A blob that was found damaged is missing since."""
+        """Upload what is missing; a blob that was found damaged counts as missing."""
         missing = await self._blobs.find_missing(file.digest for file in manifest.files)
 
         async def bring(file: ManifestFile) -> None:
@@ -62,7 +62,7 @@ class RelayStore:
         return manifest
 
     async def remove(self, uri: str) -> None:
-        """The coordinator frees what no row names any more."""
+        """Do nothing: the coordinator frees what no row names any more."""
 
     async def _manifest(self, digest: str, folder: Path) -> Manifest:
         await self._blobs.get(digest, folder / MANIFEST_FILE)
@@ -73,6 +73,6 @@ class RelayStore:
 
 
 def _is_present(folder: Path, file: ManifestFile) -> bool:
-    """Files get their names only when they have been verified."""
+    """Return whether a file is there: it has its name only once it was verified."""
     path = folder / file.path
     return path.is_file() and path.stat().st_size == file.size

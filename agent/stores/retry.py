@@ -1,4 +1,4 @@
-"""Waiting for a store that is away: it delays, and blocks nothing but what is to go there."""
+"""Waits for a store that is away, and delays only what is to be stored there."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ log = get_logger(__name__)
 T = TypeVar("T")
 
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0  #: seconds; bounds of the waits between two tries
-TELL_AFTER = 30.0  #: seconds of failing after which the run's history says so
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0  #: seconds; bounds of the pauses between two tries
+TELL_AFTER = 30.0  #: seconds of failing after which the run's history records it
 
 
 @dataclass(slots=True)
 class StoreRetry:
-    """One attempt's. `now` is a clock in seconds."""
+    """The retries of one attempt. `now` is a clock in seconds."""
 
     journal: Journal
     now: Callable[[], float]
@@ -36,10 +36,10 @@ class StoreRetry:
     async def run(
         self, doing: str, work: Callable[[], Awaitable[T]], until: Callable[[], Awaitable[object]] | None = None
     ) -> T | None:
-        """What `work` comes to, however often its store is away; None when `until` came before it was back.
+        """Return what `work` returns, however often its store is away; None when `until` came before it was back.
 
-        A store that says when to come back is taken at its word. After a while one event says that it fails, and one
-        later that it works.
+        A store that says when to come back is taken at its word. After a while one event records that it fails, and one
+        later that it works again.
         """
         began, told = self.now(), False
         backoff = Backoff(self.first_pause, self.longest_pause, self.random)
@@ -63,7 +63,7 @@ class StoreRetry:
 
 
 async def _wait_within(until: Callable[[], Awaitable[object]] | None, within: float) -> bool:
-    """Whether it came within so many seconds."""
+    """Return whether the event came within so many seconds."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(within):
             await (until() if until is not None else asyncio.Event().wait())

@@ -1,4 +1,4 @@
-"""Uploads on their way, for whoever asks how far they are."""
+"""The uploads that are in progress, for heartbeats."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from storage.base import Progress
 
 @dataclass(slots=True)
 class Transfers:
-    """Of all leases of this host."""
+    """The uploads of all leases of this host."""
 
     _under_way: dict[int, fleet_pb2.Transfer] = field(default_factory=dict)
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     @contextlib.contextmanager
     def track(self, lease: str, step: int | None, total: int) -> Iterator[fleet_pb2.Transfer]:
-        """One that is under way while in here."""
+        """Count an upload as in progress inside the block."""
         number, transfer = next(self._numbers), fleet_pb2.Transfer(lease=lease, step=step, total_bytes=total)
         self._under_way[number] = transfer
         try:
@@ -29,7 +29,7 @@ class Transfers:
             del self._under_way[number]
 
     def attach_to(self, readings: fleet_pb2.Readings) -> fleet_pb2.Readings:
-        """A host's readings, and these with them."""
+        """Return a host's readings with the uploads added."""
         told = fleet_pb2.Readings()
         told.CopyFrom(readings)
         told.transfers.extend(self._under_way.values())
@@ -37,7 +37,7 @@ class Transfers:
 
 
 def count_into(transfer: fleet_pb2.Transfer) -> Progress:
-    """From the beginning, at every try."""
+    """Return a progress function that counts from the beginning at every try."""
     transfer.done_bytes = 0
 
     def done(size: int) -> None:

@@ -62,7 +62,7 @@ def test_what_the_registry_never_heard_of_goes_unless_it_is_needed(run: RunFolde
 
 def test_nothing_goes_of_an_attempt_that_kept_no_note_of_what_it_offered(attempt: AttemptFolder) -> None:
     attempt.offered.unlink()
-    attempt.discard_passed_over(set())
+    attempt.discard_unregistered(set())
     assert attempt.steps() == [100, 200, 300]
 
 

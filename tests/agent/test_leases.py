@@ -50,7 +50,7 @@ def beat(version: int, *leases: str, answers: int = 0, session: str = "s") -> He
 
 def test_beats_of_other_sessions_and_lower_versions_are_ignored() -> None:
     """F17: delayed, doubled and reordered beats."""
-    session, _ = SessionState("s", 0.0).hearing(beat(4), {})
+    session, _ = SessionState("s", 0.0).apply_reply(beat(4), {})
     assert session.accepts(beat(4)) and session.accepts(beat(5))
     assert not session.accepts(beat(3))
     assert not session.accepts(beat(9, session="older"))
@@ -58,39 +58,39 @@ def test_beats_of_other_sessions_and_lower_versions_are_ignored() -> None:
 
 def test_trust_counts_from_the_sending_of_the_answered_heartbeat() -> None:
     """S3: a slow answer cannot stretch it."""
-    session = SessionState("s", 10.0).sending(1, 12.0, {"a"}).sending(2, 14.0, {"a"})
-    session, terms = session.hearing(beat(1, "a", answers=1), {"a": Term(11.0)})
+    session = SessionState("s", 10.0).record_sent(1, 12.0, {"a"}).record_sent(2, 14.0, {"a"})
+    session, terms = session.apply_reply(beat(1, "a", answers=1), {"a": Term(11.0)})
     assert terms == {"a": Term(12.0)}
-    session, terms = session.hearing(beat(1, "a", answers=2), terms)
+    session, terms = session.apply_reply(beat(1, "a", answers=2), terms)
     assert terms["a"].stop_at(TEST) == TEST.stop_after(14.0)
 
 
 def test_a_new_lease_is_trusted_from_what_was_answered_before_its_grant() -> None:
-    session = SessionState("s", 10.0).sending(1, 15.0, set())
-    session, terms = session.hearing(beat(2, "new", answers=1), {})  # granted after 10.0, maybe before 15.0
+    session = SessionState("s", 10.0).record_sent(1, 15.0, set())
+    session, terms = session.apply_reply(beat(2, "new", answers=1), {})  # granted after 10.0, maybe before 15.0
     assert terms == {"new": Term(10.0)}
-    session, terms = session.sending(2, 20.0, {"new"}).hearing(beat(2, "new"), terms)  # pushed: renews nothing
+    session, terms = session.record_sent(2, 20.0, {"new"}).apply_reply(beat(2, "new"), terms)  # pushed: renews nothing
     assert terms == {"new": Term(10.0)}
 
 
 def test_a_wait_moves_no_trust() -> None:
     """S3: the database could not be read, so a lease granted by another replica before it may be named after it."""
-    session = SessionState("s", 10.0).sending(1, 15.0, set()).waited(1)
+    session = SessionState("s", 10.0).record_sent(1, 15.0, set()).record_wait(1)
     assert not session.sent
-    assert session.hearing(beat(2, "new"), {})[1] == {"new": Term(10.0)}
+    assert session.apply_reply(beat(2, "new"), {})[1] == {"new": Term(10.0)}
 
 
 def test_a_lease_taken_up_again_has_no_trust_before_a_heartbeat_renewed_it() -> None:
-    session = SessionState("s", 10.0, frozenset({"old"})).sending(1, 11.0, {"old"})
-    session, terms = session.hearing(beat(1, "old"), {})
+    session = SessionState("s", 10.0, frozenset({"old"})).record_sent(1, 11.0, {"old"})
+    session, terms = session.apply_reply(beat(1, "old"), {})
     assert terms == {}
-    assert session.hearing(beat(1, "old", answers=1), terms)[1] == {"old": Term(11.0)}
+    assert session.apply_reply(beat(1, "old", answers=1), terms)[1] == {"old": Term(11.0)}
 
 
 @given(st.lists(st.floats(0, 100)))
 def test_trust_is_never_shortened(sent: list[float]) -> None:
     term, ends = Term(50.0), [50.0]
     for at in sent:
-        term = term.renewed(at)
+        term = term.renew(at)
         ends.append(term.t0)
     assert ends == sorted(ends)

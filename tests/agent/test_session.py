@@ -79,7 +79,7 @@ def test_a_deployment_is_remembered_and_another_refused(tmp_path: Path) -> None:
 async def test_silence_breaks_a_line() -> None:
     with pytest.raises(StreamBroken):
         async with require_answers(0.01):
-            await Contact(lambda: 0.0).sign()
+            await Contact(lambda: 0.0).wait_for_reply()
 
 
 def test_pauses_are_jittered_and_capped() -> None:
@@ -91,5 +91,5 @@ def test_pauses_are_jittered_and_capped() -> None:
 
 
 def test_heartbeats_of_an_older_session_are_not_answers() -> None:
-    standing = SessionState("s", 0.0).sending(1, 1.0, ())
+    standing = SessionState("s", 0.0).record_sent(1, 1.0, ())
     assert not standing.accepts(HeartbeatReply("older", 9, 1, {}))

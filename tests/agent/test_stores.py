@@ -65,7 +65,7 @@ async def test_a_line_that_breaks_costs_only_time(fake: FakeCoordinator, tmp_pat
         proxy.cut()
         proxy.heal()
         while not putting.done():
-            contact.heard()
+            contact.record_reply()
             await fake.breathe()
         await putting
     assert set(fake.folder(manifest.digest)) == {"a.bin", "deep/b.sh", "empty"}

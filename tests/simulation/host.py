@@ -121,12 +121,12 @@ class Host:
     @property
     def session_id(self) -> str:
         """The session that its agent has, or had last; empty when it has had none."""
-        return self._session._standing.session_id if self._session is not None else ""
+        return self._session._state.session_id if self._session is not None else ""
 
     @property
     def silence(self) -> float:
         """Seconds since its agent heard of the coordinator."""
-        return self._contact.silence if self._contact is not None else float("inf")
+        return self._contact.seconds_without_reply if self._contact is not None else float("inf")
 
     def start_agent(self) -> None:
         """A new process; nothing happens while one is there."""

@@ -117,15 +117,15 @@ class Instead:
     "stunned",
 )
 def trust_from_receipt() -> Sequence[Patch]:
-    hear = Session._hear
+    apply_reply = Session._apply_reply
 
-    def mutated(self: Session, beat: HeartbeatReply) -> bool:
-        if beat.answers in self._standing.sent:
-            _, listed = self._standing.sent[beat.answers]
-            self._standing = self._standing.sending(beat.answers, self._now(), listed)
-        return hear(self, beat)
+    def mutated(self: Session, reply: HeartbeatReply) -> bool:
+        if reply.answers in self._state.sent:
+            _, listed = self._state.sent[reply.answers]
+            self._state = self._state.record_sent(reply.answers, self._now(), listed)
+        return apply_reply(self, reply)
 
-    return [patch.object(Session, "_hear", mutated)]
+    return [patch.object(Session, "_apply_reply", mutated)]
 
 
 @mutant("under `stop` the shim kills when the trust is over, whoever is gone (§2 Lapse, §5)", "partition")

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from agent.shim.kill_deadlines import KillDeadlines
 from agent.shim_client.jobs import Exit, Job, Record, ShimGone, ShimUnresponsive
-from agent.shim_client.shims import ANSWER, PULSE, Shim
+from agent.shim_client.shims import ANSWER, CHECK_INTERVAL, Shim
 from relay.timing import LeaseTiming
 from tests.simulation.loop import Process, VirtualLoop
 from tests.simulation.trainer import Trainer
@@ -221,7 +221,7 @@ class SimulatedShim(Shim):
                 keeper.kill_trainer()
                 return Exit(lease=keeper.job.lease, lost=True)
             try:
-                async with asyncio.timeout(PULSE):
+                async with asyncio.timeout(CHECK_INTERVAL):
                     await keeper.changed.wait()
             except TimeoutError:
                 continue

@@ -59,13 +59,13 @@ async def test_every_byte_arrives_once_over_a_line_that_is_cut(
             for share in (1, 2, 3):
                 await fake.until(lambda share=share: stored(lease) > share * 1_000_000)  # type: ignore[misc]
                 proxy.cut()
-                contact.heard()
+                contact.record_reply()
             proxy.half_close(Way.DOWN)
-            contact.heard()
+            contact.record_reply()
             with events.open("ab") as file:
                 file.write(lines(100))
             while both[0].acked < events.stat().st_size or both[1].acked < log.stat().st_size:
-                contact.heard()
+                contact.record_reply()
                 await fake.breathe()
     assert lease.sources["events"] == events.read_bytes()
     assert lease.sources["stdout"] == log.read_bytes()

@@ -17,7 +17,7 @@ from agent.shim.processes import boottime, process
 from agent.shim_client.jobs import Record
 from agent.shim_client.orphans import find_orphans, wait_gone
 from agent.shim_client.shims import (
-    PATIENCE,
+    UNRESPONSIVE_LIMIT,
     Exit,
     Job,
     Shim,
@@ -577,7 +577,7 @@ async def test_a_frozen_shim_is_silent_not_dead(
 async def test_a_stopped_shim_is_told_to_go_on_by_who_waits(
     job: Job, told: Told, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agent.shim_client.shims.PULSE", 0.05)
+    monkeypatch.setattr("agent.shim_client.shims.CHECK_INTERVAL", 0.05)
     monkeypatch.setattr("agent.shim_client.shims.ANSWER", 0.2)
     shim = await Shim.start(job, runtime_dir)
     trainer = int((await told.line()).split()[1])
@@ -594,9 +594,9 @@ async def test_s3_a_shim_that_stays_silent_is_killed_with_its_trainer(
     job: Job, told: Told, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It hangs where it writes, as on a volume that is away; nobody would keep its deadline."""
-    monkeypatch.setattr("agent.shim_client.shims.PULSE", 0.05)
+    monkeypatch.setattr("agent.shim_client.shims.CHECK_INTERVAL", 0.05)
     monkeypatch.setattr("agent.shim_client.shims.ANSWER", 0.2)
-    monkeypatch.setitem(PATIENCE, "stop", 0.5)
+    monkeypatch.setitem(UNRESPONSIVE_LIMIT, "stop", 0.5)
     shim = await Shim.start(replace(job, policy="stop", trust=boottime() + 3600), runtime_dir)
     trainer = int((await told.line()).split()[1])
     os.mkfifo(job.folder / f"dump.json.tmp-{shim_pid(shim)}")
@@ -612,7 +612,7 @@ async def test_a_trainer_whose_agent_waits_is_no_orphan(
     job: Job, told: Told, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A coordinator that is away for hours gives the agent nothing to pass on; the shim is not left alone for that."""
-    monkeypatch.setattr("agent.shim_client.shims.PULSE", 0.05)
+    monkeypatch.setattr("agent.shim_client.shims.CHECK_INTERVAL", 0.05)
     script = "signal.signal(signal.SIGALRM, lambda *_: sys.exit(0)); signal.setitimer(signal.ITIMER_REAL, 2)"
     shim = await Shim.start(replace(job, argv=python(f"{script}\nsignal.pause()"), orphan_limit=1.5), runtime_dir)
     how = await ended(shim)
@@ -679,12 +679,12 @@ async def test_a_spare_that_was_killed_costs_nothing(job: Job, told: Told, runti
 async def test_a_spare_ends_with_its_agent(runtime_dir: Path) -> None:
     spare = SpareShim(runtime_dir)
     await spare.__aenter__()
-    seed = spare._ready
-    assert seed is not None
-    seed.lifeline.close()
+    idle = spare._ready
+    assert idle is not None
+    idle.lifeline.close()
     async with asyncio.timeout(WITHIN):
-        await asyncio.to_thread(os.waitpid, seed.pid, 0)
-    assert not seed.path.exists()
+        await asyncio.to_thread(os.waitpid, idle.pid, 0)
+    assert not idle.path.exists()
 
 
 # --- the runtime folder ----------------------------------------------------------------------
