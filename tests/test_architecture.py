@@ -9,6 +9,8 @@ from sysconfig import get_path
 
 import pytest
 
+from tests import workers
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("relay", "runfile", "storage", "coordinator", "agent", "trainers", "relayctl")
 SOURCES = [ROOT / "proto" / "relay", *(ROOT / name for name in PACKAGES[1:])]
@@ -120,6 +122,11 @@ def sleeps(module: ast.Module) -> Iterator[int]:
                 yield line
             case ast.ImportFrom(module="time" | "asyncio", names=names, lineno=line):
                 yield from (line for alias in names if alias.name == "sleep")
+
+
+def test_collecting_tests_imports_no_training_library(request: pytest.FixtureRequest) -> None:
+    """Of the tests that this run has collected. `tests/trainers/deferred.py` is how to import them instead."""
+    assert request.config.stash[workers.LOADED] == frozenset()
 
 
 def test_no_except_star_awaits() -> None:

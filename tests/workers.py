@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections import OrderedDict
 
 import pytest
@@ -28,6 +29,10 @@ DEPLOYED = ("tests/end_to_end/", "tests/faults/", "tests/relayctl/commands/")
 UP = ["tests/docs/test_walkthroughs.py"]
 #: Files whose tests load the training libraries into the worker itself, for attempts to fork from.
 LOADING = [f"tests/trainers/test_{name}.py" for name in ("another_trainer", "gpu", "resumable", "runtime", "schemas")]
+
+#: Libraries that take seconds to import. Every worker imports every test, so no test may import them before it runs.
+HEAVY = frozenset({"accelerate", "datasets", "lm_eval", "peft", "torch", "transformers", "trl"})
+LOADED = pytest.StashKey[frozenset[str]]()  #: those that were imported while tests were collected
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -50,6 +55,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScope
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run slow tests first, so that no worker is left with one when the others are done."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    session.config.stash[LOADED] = HEAVY & sys.modules.keys()
 
 
 class Units(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships no types

@@ -3,7 +3,10 @@
 import pytest
 
 from runfile import Every
-from trainers.callbacks import CheckpointInterval
+from tests.trainers.deferred import deferred_imports
+
+with deferred_imports():
+    from trainers import callbacks
 
 
 class Clock:
@@ -14,13 +17,13 @@ class Clock:
 
 
 def test_by_steps() -> None:
-    pace = CheckpointInterval(Every(steps=3))
+    pace = callbacks.CheckpointInterval(Every(steps=3))
     assert [step for step in range(1, 10) if pace.is_due(step)] == [3, 6, 9]
 
 
 def test_by_time_counted_from_the_last_save() -> None:
     clock = Clock()
-    pace = CheckpointInterval(Every(seconds=60.0), clock)
+    pace = callbacks.CheckpointInterval(Every(seconds=60.0), clock)
     assert not pace.is_due(1)
     clock.now += 59.5
     assert not pace.is_due(2)
@@ -36,6 +39,6 @@ def test_by_time_counted_from_the_last_save() -> None:
 @pytest.mark.parametrize("steps", [1, 7])
 def test_steps_do_not_look_at_the_clock(steps: int) -> None:
     clock = Clock()
-    pace = CheckpointInterval(Every(steps=steps), clock)
+    pace = callbacks.CheckpointInterval(Every(steps=steps), clock)
     clock.now += 1e6
     assert pace.is_due(steps) and pace.is_due(steps + 1) == (steps == 1)

@@ -11,9 +11,12 @@ import pytest
 
 from tests import tiny
 from tests.trainers import attempts
+from tests.trainers.deferred import deferred_imports
 from tests.trainers.specs import METHODS
-from trainers import data_report, methods
-from trainers.data_report import TokenSequence
+from trainers import methods
+
+with deferred_imports():
+    from trainers import data_report
 
 ASKS, SAYS = {"role": "user", "content": "5 3 + 5 ="}, {"role": "assistant", "content": "5 8"}
 
@@ -147,7 +150,7 @@ def test_what_is_learnt_is_marked_piece_by_piece() -> None:
         def decode(self, ids: list[int]) -> str:
             return "".join(map(chr, ids))
 
-    seen = TokenSequence(list(b"abcdef"), [False, True, True, False, False, True])
+    seen = data_report.TokenSequence(list(b"abcdef"), [False, True, True, False, False, True])
     assert data_report._mark_learnt(Letters(), seen) == "a«bc»de«f»"
 
 

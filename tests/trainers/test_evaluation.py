@@ -12,10 +12,13 @@ import pytest
 
 from runfile import RunFileErrors, parse_run_file
 from tests.trainers import attempts
+from tests.trainers.deferred import deferred_imports
 from tests.trainers.specs import LORA, needs_evaluate, spec
-from trainers import evaluation
 from trainers.errors import HostError
 from trainers.launch.control import REFUSED
+
+with deferred_imports():
+    from trainers import evaluation
 
 TASK = """
 task: colours
@@ -145,7 +148,7 @@ def test_what_cannot_be_asked(work: Path, here: Path, options: dict[str, Any], s
 
 
 def test_a_host_without_the_harness_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "find_spec", lambda name: None)
+    monkeypatch.setattr("trainers.evaluation.find_spec", lambda name: None)
     with pytest.raises(HostError, match=r"needs the package lm-eval \(pip install 'relay-training\[evaluate\]'\)"):
         evaluation._prepare(parse_run_file(run_of({"name_or_path": "a/b"})), 1)
 

@@ -1,15 +1,20 @@
 """What may change between two attempts at a run, and what makes it another run."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from runfile import parse_run_file
-from trainers import fingerprint
-from trainers.data.loading import Rows
+from tests.trainers.deferred import deferred_imports
 from trainers.errors import ConfigError
-from trainers.models.hub import ModelSource
+
+with deferred_imports():
+    from trainers import fingerprint
+    from trainers.data import loading
+    from trainers.models import hub
 
 RUN: dict[str, Any] = {
     "version": "relay/v1",
@@ -20,11 +25,14 @@ RUN: dict[str, Any] = {
     "options": {"learning_rate": 1e-3, "max_steps": 20},
 }
 ROWS = [{"text": "one"}, {"text": "two"}]
-SOURCE = ModelSource("org/tiny", "abc", "org/tiny")
+SOURCE = ("org/tiny", "abc", "org/tiny")
 
 
-def _of(rows: list[dict[str, Any]] = ROWS, source: ModelSource = SOURCE, **changes: Any) -> fingerprint.Fingerprint:
-    return fingerprint.fingerprint_of(parse_run_file(RUN | changes), source, Rows("text", rows).digest)
+def _of(
+    rows: list[dict[str, Any]] = ROWS, source: tuple[str, str | None, str] = SOURCE, **changes: Any
+) -> fingerprint.Fingerprint:
+    digest = loading.Rows("text", rows).digest
+    return fingerprint.fingerprint_of(parse_run_file(RUN | changes), hub.ModelSource(*source), digest)
 
 
 def _refusal(now: fingerprint.Fingerprint) -> str:
@@ -34,20 +42,20 @@ def _refusal(now: fingerprint.Fingerprint) -> str:
 
 
 @pytest.mark.parametrize(
-    ("now", "said"),
+    ("changes", "said"),
     [
-        (_of(options={"learning_rate": 1e-4}), "options.learning_rate was 0.001 and is 0.0001"),
-        (_of(options={}), "options.learning_rate was 0.001 and is not given"),
-        (_of(lora={"r": 8}), "lora.r was 4 and is 8"),
-        (_of(lora=None), "full training was false and is true"),
-        (_of(seed=7), "seed was 42 and is 7"),
-        (_of(data={"train": "rows.jsonl", "streaming": True}), "data.streaming was not given and is true"),
-        (_of(ROWS[::-1]), "rows have changed"),
-        (_of(source=ModelSource("org/tiny", "def", "org/tiny")), 'model was "org/tiny@abc" and is "org/tiny@def"'),
+        ({"options": {"learning_rate": 1e-4}}, "options.learning_rate was 0.001 and is 0.0001"),
+        ({"options": {}}, "options.learning_rate was 0.001 and is not given"),
+        ({"lora": {"r": 8}}, "lora.r was 4 and is 8"),
+        ({"lora": None}, "full training was false and is true"),
+        ({"seed": 7}, "seed was 42 and is 7"),
+        ({"data": {"train": "rows.jsonl", "streaming": True}}, "data.streaming was not given and is true"),
+        ({"rows": ROWS[::-1]}, "rows have changed"),
+        ({"source": ("org/tiny", "def", "org/tiny")}, 'model was "org/tiny@abc" and is "org/tiny@def"'),
     ],
 )
-def test_what_was_trained_otherwise_is_another_run(now: fingerprint.Fingerprint, said: str) -> None:
-    assert f"step_00000010 was saved by a run that trained something else: {said}" in _refusal(now)
+def test_what_was_trained_otherwise_is_another_run(changes: dict[str, Any], said: str) -> None:
+    assert f"step_00000010 was saved by a run that trained something else: {said}" in _refusal(_of(**changes))
 
 
 def test_all_differences_are_said_at_once() -> None:
@@ -58,5 +66,5 @@ def test_all_differences_are_said_at_once() -> None:
 def test_how_far_and_how_often_may_change_and_a_folder_may_move() -> None:
     longer = RUN["options"] | {"max_steps": 40, "logging_steps": 1, "eval_steps": 5, "dataloader_num_workers": 2}
     fingerprint.require_same_run(Path("step_00000010"), _of(), _of(options=longer))
-    moved = [_of(source=ModelSource(f"{home}/model", None, "./model")) for home in ("/host-a", "/host-b")]
+    moved = [_of(source=(f"{home}/model", None, "./model")) for home in ("/host-a", "/host-b")]
     fingerprint.require_same_run(Path("step_00000010"), *moved)

@@ -1,5 +1,7 @@
 """Relay's PPO: its arithmetic is checked by hand, and its training against a loop that shares nothing with it."""
 
+from __future__ import annotations
+
 import json
 import math
 import shutil
@@ -10,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
 
 from runfile import parse_run_file
 from runfile.mistakes import RunFileErrors
 from tests.trainers import attempts
+from tests.trainers.deferred import deferred_imports
 from tests.trainers.specs import LORA, spec
-from trainers.ppo import estimates, losses
-from trainers.ppo.estimates import KLController
+
+with deferred_imports():
+    import torch
+
+    from trainers.ppo import estimates, losses
 
 E = math.e
 
@@ -103,14 +107,14 @@ def test_entropy_and_divergence() -> None:
 
 
 def test_the_coefficient_is_steered_by_a_fifth_at_most() -> None:
-    control = KLController(0.1, target=6.0, horizon=100)
+    control = estimates.KLController(0.1, target=6.0, horizon=100)
     control.update(60.0, 10)  # ten times too far: 1 + 0.2 * 10 / 100
     assert control.coefficient == pytest.approx(0.102)
     control.update(5.4, 50)  # a tenth too near: 1 - 0.1 * 50 / 100
     assert control.coefficient == pytest.approx(0.102 * 0.95)
     control.update(0.0, 100)
     assert control.coefficient == pytest.approx(0.102 * 0.95 * 0.8)
-    fixed = KLController(0.1)
+    fixed = estimates.KLController(0.1)
     fixed.update(60.0, 10)
     assert fixed.coefficient == 0.1
 
@@ -197,7 +201,7 @@ class Plain:
         self.bias = torch.zeros(1, requires_grad=True)
         self.kl_coef = float(OPTIONS["kl_coef"])
 
-    def look(self, model: Any, prompt: list[int], said: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    def look(self, model: Any, prompt: list[int], said: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return log-probability, value and entropy of each token."""
         out = model(torch.tensor([prompt + said]), output_hidden_states=True)
         at = slice(len(prompt) - 1, len(prompt) + len(said) - 1)
@@ -243,7 +247,7 @@ class Plain:
         error = min(max(strayed / OPTIONS["kl_target"] - 1, -0.2), 0.2)
         self.kl_coef *= 1 + error * len(made) / OPTIONS["kl_horizon"]
 
-    def loss(self, minibatch: list[dict[str, Any]]) -> Tensor:
+    def loss(self, minibatch: list[dict[str, Any]]) -> torch.Tensor:
         total, tokens = torch.zeros(()), 0
         for each in minibatch:
             logps, values, entropy = self.look(self.policy, each["prompt"], each["said"])

@@ -5,8 +5,11 @@ from typing import Any
 import pytest
 
 from runfile import parse_run_file
-from trainers import requirements
+from tests.trainers.deferred import deferred_imports
 from trainers.errors import HostError
+
+with deferred_imports():
+    from trainers import requirements
 
 
 def lacks(**keys: Any) -> str:

@@ -8,9 +8,11 @@ import pytest
 from runfile import parse_run_file
 from runfile.mistakes import RunFileErrors
 from tests.trainers import attempts
+from tests.trainers.deferred import deferred_imports
 from tests.trainers.specs import LORA, REWARDED, spec
-from trainers import samples
-from trainers.rollout import Rollout
+
+with deferred_imports():
+    from trainers import rollout, samples
 
 ASKED = {"samples": {"prompts": 3, "every": 2, "max_new_tokens": 5}}
 SAYS = [{"role": "user", "content": "what?"}]
@@ -92,7 +94,7 @@ def test_a_prompt_is_what_comes_before_what_is_learnt(kind: str, row: dict[str, 
 
 
 def test_of_many_rollouts_some_are_shown_of_different_prompts() -> None:
-    made = [Rollout(str(n // 4), str(n)) for n in range(16)]
+    made = [rollout.Rollout(str(n // 4), str(n)) for n in range(16)]
     assert [each.prompt for each in samples.pick_evenly(made, 4)] == ["0", "1", "2", "3"]
     assert samples.pick_evenly(made[:3], 4) == made[:3]
 

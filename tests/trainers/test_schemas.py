@@ -6,7 +6,11 @@ import json
 import jsonschema
 import pytest
 
-from trainers import methods, schemas
+from tests.trainers.deferred import deferred_imports
+from trainers import methods
+
+with deferred_imports():
+    from trainers import schemas
 
 
 @pytest.mark.parametrize("method", methods.NAMES)

@@ -8,8 +8,12 @@ from obstore.store import S3Store
 
 from runfile import DataSection, RunFileErrors, parse_run_file
 from tests.seaweed import BUCKET, environment
-from trainers.data import bucket_rows, cache, loading
+from tests.trainers.deferred import deferred_imports
+from trainers.data import bucket_rows, cache
 from trainers.errors import ConfigError, HostError
+
+with deferred_imports():
+    from trainers.data import loading
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Rows that do not fit into memory: kept in a file of the host, the same rows in the same order, read once."""
 
+from __future__ import annotations
+
 import json
 import os
 import time
@@ -10,9 +12,13 @@ import pytest
 
 from runfile import DataSection
 from tests.trainers import attempts
+from tests.trainers.deferred import deferred_imports
 from tests.trainers.specs import spec
-from trainers.data import cache, disk_rows, loading
+from trainers.data import cache
 from trainers.errors import ConfigError, HostError
+
+with deferred_imports():
+    from trainers.data import disk_rows, loading
 
 TEXTS = [{"text": f"row {number}"} for number in range(2500)]
 
@@ -27,7 +33,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def little(monkeypatch: pytest.MonkeyPatch) -> None:
     """Limit the memory for rows."""
-    monkeypatch.setattr(disk_rows, "MEMORY_LIMIT", 1000)
+    monkeypatch.setattr("trainers.data.disk_rows.MEMORY_LIMIT", 1000)
 
 
 def written(path: Path, rows: list[Any]) -> Path:
@@ -55,7 +61,7 @@ def test_the_same_rows_in_the_same_order(tmp_path: Path, section: Any, monkeypat
     written(tmp_path / "small.jsonl", [{"text": "a"}, {"text": "b"}, {"text": "c"}, {"text": "d"}])
     written(tmp_path / "also.jsonl", [{"text": f"also {number}"} for number in range(1200)])
     in_memory = load(tmp_path, section)
-    monkeypatch.setattr(disk_rows, "MEMORY_LIMIT", 1000)
+    monkeypatch.setattr("trainers.data.disk_rows.MEMORY_LIMIT", 1000)
     for _ in ("read", "found again"):
         train, held_out = load(tmp_path, section)
         assert isinstance(train.rows, disk_rows.DiskRows) and train.kind == "text"

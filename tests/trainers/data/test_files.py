@@ -14,8 +14,12 @@ import pyarrow.parquet
 import pytest
 
 from runfile import DataSection, find_inputs, list_row_files, parse_run_file
-from trainers.data import files, loading
+from tests.trainers.deferred import deferred_imports
+from trainers.data import files
 from trainers.errors import ConfigError
+
+with deferred_imports():
+    from trainers.data import loading
 
 ROWS = [{"text": "one, “two”"}, {"text": 'a "b"\nc'}, {"text": ""}, {"text": "ende, é"}]
 CHAT = [

@@ -1,5 +1,7 @@
 """Rows: recognised, checked with file and line, weighted, and split by the seed alone."""
 
+from __future__ import annotations
+
 import json
 import shutil
 from pathlib import Path
@@ -8,8 +10,12 @@ from typing import Any
 import pytest
 
 from runfile import DataSection, find_inputs, parse_run_file
-from trainers.data import loading, row_formats
+from tests.trainers.deferred import deferred_imports
+from trainers.data import row_formats
 from trainers.errors import ConfigError
+
+with deferred_imports():
+    from trainers.data import loading
 
 KINDS = ("text", "prompt_completion", "chat")
 PREFERENCES = ("preference",)

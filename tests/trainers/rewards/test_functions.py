@@ -10,10 +10,13 @@ import pytest
 from runfile import DataSource, parse_run_file
 from runfile.mistakes import RunFileErrors
 from tests.trainers import attempts
+from tests.trainers.deferred import deferred_imports
 from tests.trainers.specs import needs_tasks
 from trainers.data import reasoning_gym
 from trainers.errors import ConfigError, HostError, RewardError
-from trainers.rewards import functions
+
+with deferred_imports():
+    from trainers.rewards import functions
 
 MINE = """
 import os, random, time
