@@ -1,6 +1,6 @@
 """A TCP proxy that does to connections what networks do: cut them, swallow, delay or throttle what they carry.
 
-It stands in front of one or more upstreams, taken in turn; one that refuses is passed over for the next. An upstream
+It stands in front of one or more upstreams, taken in turn; one that refuses is skipped for the next. An upstream
 is `host:port`, or the path of a Unix socket. What is done to it holds for the connections there are and those to come,
 until `heal()`. All methods are immediate and belong to the event loop the proxy was started on.
 

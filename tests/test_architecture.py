@@ -130,7 +130,7 @@ def test_collecting_tests_imports_no_training_library(request: pytest.FixtureReq
 
 
 def test_no_except_star_awaits() -> None:
-    """Before Python 3.11.4 a cancellation that leaves one is wrapped in a group, and ends what it should let go on."""
+    """Before Python 3.11.4 a cancellation that leaves one is wrapped in a group, and ends what should continue."""
     tried = [node for path in modules(*SOURCES) for node in ast.walk(tree(path)) if isinstance(node, ast.TryStar)]
     inside = [node for each in tried for handler in each.handlers for node in ast.walk(handler)]
     assert tried and not [node for node in inside if isinstance(node, ast.Await | ast.AsyncFor | ast.AsyncWith)]

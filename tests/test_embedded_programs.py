@@ -157,6 +157,6 @@ def test_a_wrong_name_is_found(code: str, wrong: str) -> None:
 
 
 def test_right_names_are_not_reported() -> None:
-    program = "from agent.shim_client.shims import ANSWER as a, PULSE\nfrom agent import shim_client\nimport agent.shim"
+    program = "from agent.shim_client.shims import ANSWER as a, START\nfrom agent import shim_client\nimport agent.shim"
     assert not list(wrong_names(repr(program)))
     assert not list(wrong_names("monkeypatch.setattr('coordinator.artifacts.folder.os.rename', 1)"))

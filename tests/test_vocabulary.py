@@ -1,8 +1,8 @@
 """Words that only this project used, in what strangers read: pages, the contract, help texts, docstrings.
 
 One thing has one term, the field's own where it has one; docs/glossary.md explains the few that are Relay's. Every
-room but those of the tests must be free of the old words. `python -m tests.test_vocabulary [ROOM …]` lists what is
-left in all rooms, those of the tests included, or in these.
+room must be free of the old words. `python -m tests.test_vocabulary [ROOM …]` lists what is left in all rooms, or in
+these.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def old_words(room: str, paths: list[Path]) -> Iterator[str]:
                         yield f"{text.where}: …{around}… ({better})"
 
 
-@pytest.mark.parametrize("room", [room for room in rooms() if not room.startswith("tests")])
+@pytest.mark.parametrize("room", rooms())
 def test_a_room_is_free_of_old_words(room: str) -> None:
     assert not list(old_words(room, rooms()[room]))
 

@@ -1,7 +1,7 @@
-"""A coordinator with a script instead of a database: speaks the real protocol on a real port, remembers all it hears.
+"""A coordinator with a script instead of a database: the real protocol on a real port, with each message recorded.
 
-It fences, orders and counts as the contract says, for one agent. Tests say what it wishes, and wait for what they
-expect.
+It fences, orders and counts as the contract says, for one agent. Tests set which leases it desires, and wait for the
+messages that they expect.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 @dataclass
 class Lease:
-    """What is wished and known of one lease."""
+    """The desired and the reported state of one lease."""
 
     name: str
     assignment: pb.Assignment
@@ -114,7 +114,7 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
     async def grant(
         self, spec: dict[str, Any], lease: str = "1" * 32, *, attempt: int = 1, slot: int = 0, **more: Any
     ) -> Lease:
-        """Wish that a lease is run."""
+        """Make a lease desired, and return it."""
         run = str(spec["name"])
         assignment = pb.Assignment(
             run=f"runs/{run}",

@@ -1,4 +1,4 @@
-"""What a host does with wishes: set arithmetic, acceptance of beats, terms of trust (S3, S10)."""
+"""The desired leases on a host: set arithmetic, which heartbeat replies count, terms of trust (S3, S10)."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,7 +22,7 @@ def test_the_plan_is_the_difference_of_what_is_held_and_wished() -> None:
 
 
 def test_what_was_begun_here_is_never_begun_again() -> None:
-    """S10: a late beat still names a lease that this host has just completed."""
+    """S10: a late heartbeat reply still names a lease that this host has just completed."""
     assert plan(set(), {"done": RUN}, frozenset({"done"})) == LeasePlan()
 
 
@@ -57,7 +57,7 @@ def test_beats_of_other_sessions_and_lower_versions_are_ignored() -> None:
 
 
 def test_trust_counts_from_the_sending_of_the_answered_heartbeat() -> None:
-    """S3: a slow answer cannot stretch it."""
+    """S3: a slow answer does not extend it."""
     session = SessionState("s", 10.0).record_sent(1, 12.0, {"a"}).record_sent(2, 14.0, {"a"})
     session, terms = session.apply_reply(beat(1, "a", answers=1), {"a": Term(11.0)})
     assert terms == {"a": Term(12.0)}

@@ -26,7 +26,7 @@ class Trainer:
     began: float
     ended: float = math.inf  #: its end of the line is closed, which the kernel does when it is dead
     frozen: bool = False  #: a test has stopped it for a while
-    terms: int = 0  #: how often it was told to stop, as it says at its end
+    terms: int = 0  #: how often it got a SIGTERM, as it reports at its end
 
 
 @dataclass(slots=True)

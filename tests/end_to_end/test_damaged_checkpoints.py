@@ -35,7 +35,7 @@ def wrong_blobs(artifacts: Path) -> list[Path]:
 
 
 def damage(path: Path, content: bytes) -> None:
-    """As a bad disk would: the bytes change, nobody is told."""
+    """Change bytes as a bad disk would: without an error."""
     path.chmod(0o600)
     path.write_bytes(content)
 

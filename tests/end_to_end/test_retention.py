@@ -32,7 +32,7 @@ def on(checkpoint: pb.Checkpoint, store: str) -> bool:
 
 
 async def all_removed(run: Watched) -> list[pb.Checkpoint]:
-    """Those that stay, once nothing that was let go has a copy left."""
+    """Return the checkpoints that stay, once those that were scheduled for deletion have no copy left."""
     async with asyncio.timeout(PATIENCE):
         while True:
             found = await run.checkpoints(superseded=True)

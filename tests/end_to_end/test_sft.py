@@ -1,4 +1,4 @@
-"""Supervised fine-tuning end to end: model and data travel, the host vanishes, and the result is as if it had not."""
+"""Fine-tuning end to end: model and data are uploaded, the host vanishes, and the result is as if it had not."""
 
 from __future__ import annotations
 

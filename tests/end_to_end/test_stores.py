@@ -1,4 +1,4 @@
-"""A run whose checkpoints are in a store of its own goes on from it when its host dies, and its result is there too."""
+"""A run with a store of its own resumes from there when its host dies, and its result is there, too."""
 
 from __future__ import annotations
 

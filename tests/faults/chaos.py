@@ -1,7 +1,7 @@
-"""Carries out a plan of faults on a deployment of real processes, heals it, and asks what became of its promises.
+"""Carries out a plan of faults on a deployment of real processes, repairs it, and checks what was promised.
 
-A fault is a block that breaks something and mends it at its end. Each waits for the thing it breaks to be whole, so
-two of them never mend each other; apart from that they overlap as they like.
+A fault is a block that breaks something and restores it at its end. Each waits for the thing that it breaks to be
+whole, so no fault restores what another broke; apart from that they overlap freely.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from tests.proxy import Proxy, Way
 
 log = logging.getLogger(__name__)
 
-MENDED_WITHIN = 900.0  #: seconds for all of a plan: many faults wait for others to be mended
-HEALED_WITHIN = 240.0  #: seconds for every run to end once all is mended: retries back off for up to a minute
+RESTORED_WITHIN = 900.0  #: seconds for all of a plan: many faults wait for others to be over
+ENDED_WITHIN = 240.0  #: seconds for every run to end once all is restored: retries back off for up to a minute
 HOST = ("--slots", "6", "--leaving-budget", "5s")
 
 
@@ -67,7 +67,7 @@ class World:
         return [trainer for trainer in self.fleet.conductor.trainers if trainer.ended > now()]
 
     def alone(self, thing: str) -> asyncio.Lock:
-        """Held by who breaks it, until it is mended."""
+        """Return the lock that is held from breaking a thing until it is restored."""
         return self.whole[thing]
 
     async def start_replica(self, replica: LocalCoordinator) -> None:
@@ -126,7 +126,7 @@ async def trainer_killed(world: World, strike: Strike) -> AsyncIterator[bool]:
 
 
 async def living(world: World, strike: Strike) -> tuple[Trainer, Process]:
-    """A trainer under its shim, waited for: the last step of the longest run is not allowed before all is mended."""
+    """A trainer under its shim, waited for: the last step of the longest run is not allowed before all is restored."""
     while True:
         await world.fleet.conductor.until(lambda _: world.trainers)
         trainer = strike.of(world.trainers)
@@ -258,7 +258,7 @@ async def run_paused(world: World, strike: Strike) -> AsyncIterator[bool]:
 
 @asynccontextmanager
 async def run_cancelled(world: World, strike: Strike) -> AsyncIterator[bool]:
-    """And submitted again under its name, which goes on from its head."""
+    """Cancel a run and submit it again under its name, so that it resumes from its head."""
     run = (await living(world, strike))[0].run
     async with world.alone(run):
         cancelled = await taken(world.client.cancel_run(run))
@@ -324,7 +324,7 @@ async def world_of(fleet: Fleet, site: Site, hosts: int) -> AsyncIterator[World]
         lines = [await stack.enter_async_context(Proxy(upstreams)) for _ in range(hosts)]
         for number, way in enumerate(lines):
             await fleet.host(f"h{number}", *HOST, via=way.address)
-        client = await stack.enter_async_context(RelayClient.connect(fleet.proxy.address, retry_timeout=HEALED_WITHIN))
+        client = await stack.enter_async_context(RelayClient.connect(fleet.proxy.address, retry_timeout=ENDED_WITHIN))
         yield World(fleet, site, client, lines)
 
 
@@ -340,9 +340,9 @@ async def submit(world: World, runs: Sequence[tuple[int, str]]) -> None:
 
 
 async def carry_out(world: World, plan: Plan) -> None:
-    """All of it, and then everything is whole again; TimeoutError when something cannot be mended."""
+    """Carry out all faults, and restore everything; raise TimeoutError when something cannot be restored."""
     began = now()
-    async with asyncio.timeout(MENDED_WITHIN), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(RESTORED_WITHIN), asyncio.TaskGroup() as group:
         group.create_task(pace(world, began, plan.seconds))
         for strike in plan.strikes:
             group.create_task(carry_out_one(world, strike, began))
@@ -368,13 +368,13 @@ async def pace(world: World, began: float, seconds: float) -> None:
 async def promises_kept(world: World) -> None:
     """Every run ends as it should, each with one curve; nothing is left of it on any host (S1 to S10, L3, L6)."""
     try:
-        async with asyncio.timeout(HEALED_WITHIN):
+        async with asyncio.timeout(ENDED_WITHIN):
             await asyncio.gather(*(succeeded(world, run) for run in world.runs))
     except TimeoutError:
         states = {
             run.name: pb.Run.State.Name(run.state) for run in await world.client.list_runs() if run.state not in ENDED
         }
-        raise AssertionError(f"not ended {HEALED_WITHIN:g} s after all was mended: {states}") from None
+        raise AssertionError(f"not ended {ENDED_WITHIN:g} s after all was mended: {states}") from None
     await world.fleet.is_sound()
     for host in world.hosts:
         assert await host.leave() == 0, host.name

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Fault(StrEnum):
-    """What can be done to a deployment of real processes. Each is mended after a while."""
+    """The faults of a deployment of real processes. Each is over after a while."""
 
     AGENT_KILLED = "agent killed"
     SHIM_KILLED = "shim killed"
@@ -56,7 +56,7 @@ POLICIES = ("continue", "continue", "stop")
 
 @dataclass(frozen=True, slots=True)
 class Strike:
-    """One fault: `at` seconds from the beginning, mended `lasts` seconds later."""
+    """One fault: `at` seconds from the beginning, over `lasts` seconds later."""
 
     at: float
     fault: Fault
@@ -89,7 +89,7 @@ def plan(
 ) -> Plan:
     """All kinds of faults as often as each other, spread over the time; a third of the runs under `stop`.
 
-    `lasts` are the ranges of seconds after which a fault is mended, each as likely as the others.
+    `lasts` are the ranges of seconds after which a fault is over, each as likely as the others.
     """
     random = Random(seed)
     kinds = random.sample(faults, len(faults))

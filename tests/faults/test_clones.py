@@ -39,8 +39,8 @@ def clone(fleet: Fleet, name: str) -> LocalHost:
     return fleet.new_host(name, within=enter, folder="clone")
 
 
-async def test_a_clone_is_refused_while_the_first_beats(fleet: Fleet) -> None:
-    """F21: it is told so, again and again; nothing happens to the first, and once that is gone the name is free."""
+async def test_a_clone_is_refused_while_the_first_is_alive(fleet: Fleet) -> None:
+    """F21: each attempt is refused; nothing happens to the first, and once that is gone the name is free."""
     first = await fleet.host("a")
     run = await fleet.submit_gated(steps=6, save_every=2)
     await fleet.conductor.allow(3)

@@ -1,4 +1,4 @@
-"""Trainers and agents that die: the cause is told at once, nothing is lost, the run goes on (F1, F2)."""
+"""Trainers and agents that die: the cause is reported at once, nothing is lost, the run goes on (F1, F2)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.rotating(1)]
 
 
 async def test_a_trainer_that_dies_is_retried_from_the_head(fleet: Fleet) -> None:
-    """F1: killed, then failing by itself. Each cause is told within a second, by the quicker of the two."""
+    """F1: killed, then failing by itself. Each cause is reported within a second, by the quicker of the two."""
     await fleet.host("a")
     run = await fleet.submit_gated(steps=6, save_every=2)
     await fleet.conductor.allow(3)

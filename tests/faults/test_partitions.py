@@ -1,4 +1,4 @@
-"""Hosts out of reach: flapping and short silence change nothing, a long one costs the lease and no more (F10)."""
+"""Hosts out of reach: flapping and short outages change nothing, a long one costs the lease and no more (F10)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def test_a_cut_line_loses_nothing(fleet: Fleet) -> None:
 
 @pytest.mark.parametrize(("way", "policy"), [(Way.UP, "stop"), (Way.DOWN, "continue")])
 async def test_a_host_cut_off_for_longer_than_its_lease(fleet: Fleet, way: Way, policy: str) -> None:
-    """F10, F3: both ways or one, the host notices, another goes on from the head, and what comes late counts not."""
+    """F10, F3: both ways or one, the host notices, another resumes from the head, and what comes late counts not."""
     async with Proxy([replica.address for replica in fleet.deployment.replicas]) as line:
         cut_off = await fleet.host("a", via=line.address)
         run = await fleet.submit_gated(steps=8, save_every=2, lifecycle={"on_disconnect": policy})
@@ -59,7 +59,7 @@ async def test_a_host_cut_off_for_longer_than_its_lease(fleet: Fleet, way: Way, 
 @pytest.mark.skipif(not available(), reason="network namespaces and TUN devices need root on Linux")
 @pytest.mark.parametrize(("way", "policy"), [(Way.BOTH, "stop"), (Way.UP, "continue"), (Way.DOWN, "stop")])
 async def test_packets_that_vanish(fleet: Fleet, way: Way, policy: str) -> None:
-    """F10: as the above, told by nothing but silence, on a line that had flapped before."""
+    """F10: as above, noticed only by missing replies, on a connection that had flapped before."""
     async with wire(seed=10) as line, Proxy([r.address for r in fleet.deployment.replicas], line.listener) as service:
         cut_off = fleet.new_host("a", via=service.address, within=line.within)
         await cut_off.start()

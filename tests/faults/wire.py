@@ -86,7 +86,7 @@ class Wire:
 
 @asynccontextmanager
 async def wire(seed: int) -> AsyncIterator[Wire]:
-    """A new one; it falls silent when the block ends."""
+    """Open a new one, which drops everything when the block ends."""
     loop = asyncio.get_running_loop()
     host, service = await _in_its_own_thread(HOST, SERVICE), await _in_its_own_thread(SERVICE, HOST)
     made = Wire(host, service, Random(seed))

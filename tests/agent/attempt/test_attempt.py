@@ -181,7 +181,7 @@ async def test_a_stalled_trainer_is_dumped_killed_and_failed(
 async def test_a_trainer_that_was_told_to_stop_does_not_stall(
     fake: FakeCoordinator, hosts: MakeHost, gate: Gate
 ) -> None:
-    """Its grace decides: what was wished is no failure of the run."""
+    """Its grace decides: a requested stop is no failure of the run."""
     host = hosts(fake.address)
     await host.start()
     spec = stub(steps=9, save_every=2, gate=gate.path, deaf=1) | {"lifecycle": {"stall_after": "2s"}}
@@ -391,10 +391,10 @@ async def test_an_end_that_is_refused_lets_the_lease_go(fake: FakeCoordinator, h
     assert host.agent is not None and host.agent.returncode is None
 
 
-async def test_a_wish_that_overtakes_the_answer_to_an_end_takes_nothing_from_it(
+async def test_a_reply_that_overtakes_the_answer_to_an_end_takes_nothing_from_it(
     fake: FakeCoordinator, hosts: MakeHost
 ) -> None:
-    """The lease is gone from the wish as soon as its end is stored, which is not that it was lost."""
+    """The lease is no longer desired as soon as its end is stored, which is not that it was lost."""
     host = hosts(fake.address)
     await host.start()
     fake.answers_ends_late = True

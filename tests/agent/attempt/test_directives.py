@@ -13,7 +13,7 @@ GENTLE, SHARP = StopDirective(StopCause.REQUESTED, 60.0, "pause"), StopDirective
 
 
 class Recorder:
-    """A shim that keeps what it is told, and fails as the test wants first."""
+    """A shim that records its requests, and first fails as the test wants."""
 
     def __init__(self, *failures: Exception) -> None:
         self.failures = list(failures)

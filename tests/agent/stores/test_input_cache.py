@@ -1,4 +1,4 @@
-"""The cache of travelled files."""
+"""The cache of files that were uploaded with runs."""
 
 import asyncio
 from pathlib import Path

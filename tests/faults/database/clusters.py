@@ -159,7 +159,7 @@ class Site:
 
     @property
     def url(self) -> str:
-        """What replicas are told."""
+        """The URL that replicas connect to."""
         return f"postgresql://{USER}@{self.line.address}/{DATABASE}"
 
     async def server(self, **more: Any) -> Server:

@@ -23,7 +23,7 @@ async def trains(fleet: Fleet, to: int, **more: Any) -> Watched:
 
 
 async def refused(fleet: Fleet, lease: str) -> bool:
-    """Whether a write under this lease is told that the lease is lost, by every replica (S2)."""
+    """Return whether every replica refuses a write under this lease as lost (S2)."""
     for replica in fleet.deployment.replicas:
         async with grpc.aio.insecure_channel(replica.address) as channel:
             with pytest.raises(grpc.aio.AioRpcError) as raised:
@@ -42,7 +42,7 @@ async def succeeded(run: Watched) -> pb.Run:
 
 
 async def story(run: Watched) -> str:
-    """What happened to it, for people."""
+    """Return the run's history as text."""
     return "\n".join([f"{event.time.ToJsonString()} {event.attempt} {event.text}" async for event in run.history()])
 
 

@@ -1,6 +1,6 @@
 """Wall clocks that are wrong by an hour and leap, of the database, the replicas and the hosts: no effect (F13).
 
-Deadlines travel as durations, hosts count them on CLOCK_BOOTTIME, and where the database's clock decides, the reaper
+Deadlines are sent as durations, hosts count them on CLOCK_BOOTTIME, and where the database's clock decides, the reaper
 sees it leap and lets nothing lapse.
 """
 

@@ -132,7 +132,7 @@ async def test_a_grant_that_was_lost(fleet: Fleet, pair: Pair, policy: str) -> N
 
 
 async def test_a_completion_that_was_lost(fleet: Fleet, pair: Pair) -> None:
-    """Its holder has forgotten the run, which goes on from the checkpoint that is known."""
+    """Its holder has forgotten the run, which resumes from the checkpoint that is known."""
     await fleet.host("a")
     run = await trains(fleet, 3)
     await pair.cut()
@@ -187,7 +187,7 @@ async def test_a_synchronous_standby_lacks_nothing(fleet: Fleet, pair: Pair) -> 
 
 
 async def test_a_synchronous_standby_that_is_silent_holds_up_acknowledgements(fleet: Fleet, pair: Pair) -> None:
-    """Trainers go on; nothing is told to anybody that it does not have (S7)."""
+    """Trainers continue; nothing is acknowledged that the standby does not have (S7)."""
     await fleet.host("a")
     run = await trains(fleet, 4)
     await synchronous(pair)

@@ -53,7 +53,7 @@ async def test_a_smart_shutdown_that_has_to_be_fast(fleet: Fleet, site: Site) ->
 
 
 async def test_away_for_longer_than_two_leases(fleet: Fleet, site: Site) -> None:
-    """Clients hear UNAVAILABLE and balancers NOT_SERVING, agents are told to wait, and nothing lapses afterwards."""
+    """Clients hear UNAVAILABLE and balancers NOT_SERVING, agents receive a Wait, and nothing lapses afterwards."""
     await fleet.host("a")
     run = await trains(fleet, 3)
     async with contextlib.AsyncExitStack() as stack:

@@ -49,7 +49,7 @@ async def in_a_new_cluster(site: Site, dump: str) -> None:
 
 @pytest.mark.parametrize("restore", [in_a_new_database, in_a_new_cluster])
 async def test_a_dump_takes_its_place(fleet: Fleet, site: Site, restore: Restore) -> None:
-    """All leases end, agents drop what they hold, the run goes on from the head that the dump knows (S1, S2, S6)."""
+    """All leases end, agents drop what they hold, the run resumes from the head that the dump knows (S1, S2, S6)."""
     await fleet.host("a")
     run = await trains(fleet, 3)
     dump = str(site.primary.cluster.folder / "dump")
