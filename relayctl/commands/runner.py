@@ -63,7 +63,8 @@ def describe_failure(error: Exception) -> tuple[str, ExitCode] | None:
         case errors.SpecInvalid() | errors.InvalidRequest() | CallFailed():  # the message says what would be right
             return str(error), ExitCode.REFUSED
         case errors.RelayError():
-            return f"{error}\n{error.remedy()}".rstrip(), ExitCode.REFUSED
+            remedy = error.remedy() if error.reason in errors.BY_REASON else ""  # none for a newer coordinator's
+            return f"{str(error).rstrip('.')}. {remedy}" if remedy else str(error), ExitCode.REFUSED
         case PullFailed() | SendFailed():
             return str(error), ExitCode.ERROR
         case OSError():
