@@ -34,33 +34,33 @@ _STEP = re.compile(r"@(\d+)")
 
 @dataclass
 class EvaluateConfig:
-    """The options, by lm-eval's own names.
+    """The options of `evaluate`, by lm-eval's own names.
 
     Args:
         tasks (`str` or `list[str]`):
-            Tasks, groups and tags by name; patterns with * too.
+            Names of tasks, groups and tags; patterns with * are allowed.
         num_fewshot (`int`, *optional*):
-            Examples shown before each question; each task's own number by default.
+            Number of examples before each question; by default each task's own.
         limit (`int` or `float`, *optional*):
-            So many questions of each task, or this share of them.
+            Number of questions of each task, or a fraction of them between 0 and 1.
         batch_size (`int` or `str`, defaults to 1):
-            Questions at once; `auto` finds the largest that fits.
+            Number of questions per batch; `auto` finds the largest that fits.
         max_batch_size (`int`, *optional*):
-            The most that `auto` may find.
+            Maximum batch size that `auto` may choose.
         max_length (`int`, *optional*):
-            Tokens of a question and its answer; the model's own limit by default.
+            Maximum length of a question with its answer, in tokens; by default the model's own limit.
         apply_chat_template (`bool`, defaults to False):
-            Ask as in a dialogue.
+            Whether to ask in the model's chat format.
         fewshot_as_multiturn (`bool`, defaults to True):
-            In a dialogue, make each example a turn of its own.
+            Whether each example is a turn of its own in the chat format.
         system_instruction (`str`, *optional*):
-            What is said before every question.
+            Text that precedes every question.
         gen_kwargs (`dict`, *optional*):
-            How answers are generated, over what tasks say.
+            Keyword arguments of generation, which override those of the tasks.
         include_path (`str`, *optional*):
-            A folder of tasks of your own; name it under `files` too.
+            Folder with tasks of your own; list it under `files`, too.
         bootstrap_iters (`int`, defaults to 100000):
-            Resamplings behind the standard errors; 0 leaves these out.
+            Number of resamplings for the standard errors; with 0 there are none.
     """
 
     tasks: str | list[str] = field(default_factory=list)

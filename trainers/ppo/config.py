@@ -13,82 +13,93 @@ class PPOConfig(TrainingArguments):
 
     Args:
         model_init_kwargs (`dict[str, Any]`, *optional*):
-            How the model is loaded; Relay fills it from `model_init`.
+            Keyword arguments of loading the model; Relay fills them from `model_init`.
         disable_dropout (`bool`, *optional*, defaults to `True`):
-            Whether to train without dropout. With it, ratios of probabilities are noise from the first step on.
+            Whether to train without dropout, which would make the first ratios of probabilities noise.
         num_mini_batches (`int`, *optional*, defaults to `1`):
-            Minibatches that a rollout is cut into, each of them one optimizer step of
+            Number of minibatches that a rollout is cut into. Each is one optimizer step of
             `per_device_train_batch_size x gradient_accumulation_steps` completions per process.
         num_ppo_epochs (`int`, *optional*, defaults to `4`):
-            How often each rollout is gone through.
+            Number of passes over each rollout.
         max_completion_length (`int`, *optional*, defaults to `256`):
-            Tokens of a completion, at most.
+            Maximum length of a completion, in tokens.
         max_prompt_length (`int`, *optional*):
-            Tokens of a prompt, at most; of longer ones the end is kept.
+            Maximum length of a prompt, in tokens; of longer prompts the end is kept.
         temperature (`float`, *optional*, defaults to `1.0`):
-            Of sampling; probabilities are taken at the same temperature.
+            Temperature of sampling, more than 0; probabilities are computed at the same temperature.
         top_k (`int`, *optional*, defaults to `0`):
-            Sample among so many likeliest tokens; 0 for all.
+            Number of likeliest tokens to sample from; 0 samples from all.
         top_p (`float`, *optional*, defaults to `1.0`):
-            Sample among the likeliest tokens that make up this share.
+            Total probability, from 0 to 1, of the likeliest tokens to sample from.
         missing_eos_penalty (`float`, *optional*):
-            Taken off the score of a completion that does not come to an end.
+            Amount that is subtracted from the score of a completion without an end-of-sequence token.
         reward_weights (`list[float]`, *optional*):
-            Of the rewards; Relay fills it from `rewards`.
+            Weight of each reward; Relay fills them from `rewards`.
         kl_coef (`float`, *optional*, defaults to `0.05`):
-            What straying from the reference costs, per nat; 0 trains without a reference.
+            Coefficient of the KL penalty, per nat, at least 0; with 0 no reference model is loaded.
         kl_estimator (`str`, *optional*, defaults to `"k1"`):
-            How it is estimated: `k1`, unbiased, or `k3`, never negative as well.
+            Estimator of the KL divergence: `k1`, which is unbiased, or `k3`, which is also never negative.
         kl_target (`float`, *optional*):
-            Steer the coefficient so that a completion strays by so many nats in the mean; fixed without it.
+            Mean KL divergence of a completion, in nats, that the coefficient is adapted to; without it the
+            coefficient is fixed.
         kl_horizon (`int`, *optional*, defaults to `10000`):
-            Completions over which the coefficient may change by 20 %.
+            Number of completions over which the coefficient may change by 20 %.
         cliprange (`float`, *optional*, defaults to `0.2`):
-            How far a probability may move from the rollout's, as a ratio, before the policy is pushed no further.
+            Clip range of the policy loss: how far the ratio of probabilities may move from 1, more than 0.
         cliprange_value (`float`, *optional*, defaults to `0.2`):
-            How far a value may move from the rollout's.
+            Clip range of the value loss: how far a value may move from the rollout's, more than 0.
         vf_coef (`float`, *optional*, defaults to `0.1`):
-            Weight of the value loss.
+            Coefficient of the value loss.
         entropy_coef (`float`, *optional*, defaults to `0.0`):
-            Weight of an entropy bonus.
+            Coefficient of the entropy bonus.
         gamma (`float`, *optional*, defaults to `1.0`):
-            Discount of later rewards, per token.
+            Discount factor per token, from 0 to 1.
         lam (`float`, *optional*, defaults to `0.95`):
-            Of generalized advantage estimation.
+            Lambda of generalized advantage estimation (Schulman et al., 2016), from 0 to 1.
         whiten_rewards (`bool`, *optional*, defaults to `False`):
-            Whether rewards are scaled to a variance of 1 over the rollout.
+            Whether to scale rewards to variance 1 over the rollout.
         whiten_advantages (`bool`, *optional*, defaults to `True`):
-            Whether advantages are scaled to mean 0 and variance 1 over the rollout.
+            Whether to scale advantages to mean 0 and variance 1 over the rollout.
         shuffle_dataset (`bool`, *optional*, defaults to `True`):
-            Whether prompts are drawn in random order.
+            Whether to draw prompts in random order.
     """
 
-    learning_rate: float = field(default=3e-6, metadata={"help": "Of AdamW."})
-    logging_steps: float = field(default=10, metadata={"help": "Steps between two logs."})
-    model_init_kwargs: dict[str, Any] | str | None = field(default=None, metadata={"help": "How the model is loaded."})
+    learning_rate: float = field(default=3e-6, metadata={"help": "Learning rate of AdamW."})
+    logging_steps: float = field(default=10, metadata={"help": "Number of steps between two logs."})
+    model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Keyword arguments of loading the model."}
+    )
     disable_dropout: bool = field(default=True, metadata={"help": "Whether to train without dropout."})
-    num_mini_batches: int = field(default=1, metadata={"help": "Minibatches of a rollout."})
-    num_ppo_epochs: int = field(default=4, metadata={"help": "How often each rollout is gone through."})
-    max_completion_length: int = field(default=256, metadata={"help": "Tokens of a completion, at most."})
-    max_prompt_length: int | None = field(default=None, metadata={"help": "Tokens of a prompt, at most."})
-    temperature: float = field(default=1.0, metadata={"help": "Of sampling."})
-    top_k: int = field(default=0, metadata={"help": "Sample among so many likeliest tokens; 0 for all."})
-    top_p: float = field(default=1.0, metadata={"help": "Sample among the likeliest tokens of this share."})
-    missing_eos_penalty: float | None = field(default=None, metadata={"help": "For completions without an end."})
-    reward_weights: list[float] | None = field(default=None, metadata={"help": "Of the rewards."})
-    kl_coef: float = field(default=0.05, metadata={"help": "What straying from the reference costs, per nat."})
-    kl_estimator: str = field(default="k1", metadata={"help": "k1 or k3.", "choices": ["k1", "k3"]})
-    kl_target: float | None = field(default=None, metadata={"help": "Nats per completion to steer for."})
-    kl_horizon: int = field(default=10_000, metadata={"help": "Completions over which it changes by 20 %."})
-    cliprange: float = field(default=0.2, metadata={"help": "Of the policy's ratios."})
-    cliprange_value: float = field(default=0.2, metadata={"help": "Of the values."})
-    vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
-    entropy_coef: float = field(default=0.0, metadata={"help": "Weight of an entropy bonus."})
-    gamma: float = field(default=1.0, metadata={"help": "Discount per token."})
-    lam: float = field(default=0.95, metadata={"help": "Of generalized advantage estimation."})
-    whiten_rewards: bool = field(default=False, metadata={"help": "Whether rewards are scaled to a variance of 1."})
-    whiten_advantages: bool = field(default=True, metadata={"help": "Whether advantages are whitened."})
-    shuffle_dataset: bool = field(default=True, metadata={"help": "Whether prompts are drawn in random order."})
+    num_mini_batches: int = field(default=1, metadata={"help": "Number of minibatches of a rollout."})
+    num_ppo_epochs: int = field(default=4, metadata={"help": "Number of passes over each rollout."})
+    max_completion_length: int = field(default=256, metadata={"help": "Maximum length of a completion, in tokens."})
+    max_prompt_length: int | None = field(default=None, metadata={"help": "Maximum length of a prompt, in tokens."})
+    temperature: float = field(default=1.0, metadata={"help": "Temperature of sampling, more than 0."})
+    top_k: int = field(default=0, metadata={"help": "Number of likeliest tokens to sample from; 0 for all."})
+    top_p: float = field(default=1.0, metadata={"help": "Total probability of the tokens to sample from."})
+    missing_eos_penalty: float | None = field(
+        default=None, metadata={"help": "Amount subtracted from the score of a completion without an end."}
+    )
+    reward_weights: list[float] | None = field(default=None, metadata={"help": "Weight of each reward."})
+    kl_coef: float = field(default=0.05, metadata={"help": "Coefficient of the KL penalty, per nat."})
+    kl_estimator: str = field(
+        default="k1", metadata={"help": "Estimator of the KL divergence, k1 or k3.", "choices": ["k1", "k3"]}
+    )
+    kl_target: float | None = field(
+        default=None, metadata={"help": "KL divergence per completion to adapt the coefficient to, in nats."}
+    )
+    kl_horizon: int = field(
+        default=10_000, metadata={"help": "Number of completions over which the coefficient changes by 20 %."}
+    )
+    cliprange: float = field(default=0.2, metadata={"help": "Clip range of the policy loss."})
+    cliprange_value: float = field(default=0.2, metadata={"help": "Clip range of the value loss."})
+    vf_coef: float = field(default=0.1, metadata={"help": "Coefficient of the value loss."})
+    entropy_coef: float = field(default=0.0, metadata={"help": "Coefficient of the entropy bonus."})
+    gamma: float = field(default=1.0, metadata={"help": "Discount factor per token."})
+    lam: float = field(default=0.95, metadata={"help": "Lambda of generalized advantage estimation."})
+    whiten_rewards: bool = field(default=False, metadata={"help": "Whether to scale rewards to variance 1."})
+    whiten_advantages: bool = field(default=True, metadata={"help": "Whether to whiten advantages."})
+    shuffle_dataset: bool = field(default=True, metadata={"help": "Whether to draw prompts in random order."})
 
     def __post_init__(self) -> None:
         self.remove_unused_columns = False  # rewards read them
@@ -115,10 +126,10 @@ class PPOConfig(TrainingArguments):
 
     @property
     def micro_batches(self) -> int:
-        """Of a rollout, in one epoch, per process."""
+        """Number of micro-batches of a rollout in one pass, per process."""
         return self.num_mini_batches * self.gradient_accumulation_steps
 
     @property
     def rollout_rows(self) -> int:
-        """Completions of a rollout, per process."""
+        """Number of completions of a rollout, per process."""
         return self.micro_batches * self.per_device_train_batch_size
