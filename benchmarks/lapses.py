@@ -78,11 +78,11 @@ class Witness:
     async def stands(self, run: str, attempt: int = 1) -> Tree:
         """The tree of an attempt, waited for."""
 
-        def found() -> Tree | None:
+        def find_tree() -> Tree | None:
             return next((tree for tree in self.trees if (tree.run, tree.attempt) == (run, attempt)), None)
 
         async with self.changed:
-            tree = await self.changed.wait_for(found)
+            tree = await self.changed.wait_for(find_tree)
         assert tree is not None
         return tree
 
@@ -132,9 +132,9 @@ class Scene:
         for run, tree in zip(runs, trees, strict=True):
             await tree.dead
             assert (await self._ended(run)).state == pb.Run.SUCCEEDED  # elsewhere
-        found = [await self._lapse(run, tree) for run, tree in zip(runs, trees, strict=True)]
+        find_tree = [await self._lapse(run, tree) for run, tree in zip(runs, trees, strict=True)]
         await self._wake(situation)
-        return found
+        return find_tree
 
     async def _submit(self, busy: int) -> str:
         spec = {

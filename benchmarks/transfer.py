@@ -94,7 +94,7 @@ async def transfer(way: str, kind: str, where: str, source: Path, target: Path, 
     manifest = Manifest.from_bytes((source / MANIFEST_FILE).read_bytes())
     sent = 0
 
-    def asked(file: ManifestFile) -> Path:
+    def locate_file(file: ManifestFile) -> Path:
         nonlocal sent
         sent += file.size
         return source / file.path
@@ -104,9 +104,9 @@ async def transfer(way: str, kind: str, where: str, source: Path, target: Path, 
         began = time.perf_counter()
         place = FolderKey(run="bench", framework="hf", attempt=1, lease="0" * 32, step=step)
         if way == "put":
-            await store.put(place, manifest, asked)
+            await store.put(place, manifest, locate_file)
         elif way == "fetch":
-            uri = await store.put(place, manifest, asked)  # there already: only its name
+            uri = await store.put(place, manifest, locate_file)  # there already: only its name
             began = time.perf_counter()
             await store.fetch(uri, manifest.digest, target)
         elif kind == "s3":

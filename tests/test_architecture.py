@@ -158,7 +158,7 @@ def test_no_module_is_a_crumb() -> None:
     small = {
         name
         for name, path in named_modules().items()
-        if written(path.read_text().splitlines()) < FLOOR_LINES and len(users[name]) <= 1 and not is_program(path)
+        if count_lines(path.read_text().splitlines()) < FLOOR_LINES and len(users[name]) <= 1 and not is_program(path)
     }
     assert {name for name in small if not name.startswith(ONE_OF_A_KIND)} == set(SMALL_ON_PURPOSE)
 
@@ -192,14 +192,14 @@ def is_program(path: Path) -> bool:
 def overgrown(path: Path) -> Iterator[str]:
     """What is over its limit, counted in lines that are not blank."""
     name, lines = path.relative_to(ROOT), path.read_text().splitlines()
-    if (size := written(lines)) > MODULE_LINES:
+    if (size := count_lines(lines)) > MODULE_LINES:
         yield f"{name}: {size} lines"
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             limit = CLASS_LINES if isinstance(node, ast.ClassDef) else FUNCTION_LINES
-            if (size := written(lines[node.lineno - 1 : node.end_lineno])) > limit:
+            if (size := count_lines(lines[node.lineno - 1 : node.end_lineno])) > limit:
                 yield f"{name}:{node.lineno} {node.name}: {size} lines"
 
 
-def written(lines: Sequence[str]) -> int:
+def count_lines(lines: Sequence[str]) -> int:
     return sum(1 for line in lines if line.strip())

@@ -9,7 +9,7 @@ import pytest
 from agent.capability import Meter, commit_of, cpu_limit, detect, disk_free, memory_limit, memory_used, versions_of
 
 
-def written(folder: Path, **files: str) -> Path:
+def write_files(folder: Path, **files: str) -> Path:
     for name, text in files.items():
         path = folder / name.replace("__", "/").replace("_at_", ".")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,21 +38,21 @@ def test_an_interpreter_that_starts_no_trainer_is_refused_by_name(python: str) -
 
 def test_a_cpu_quota_counts(tmp_path: Path) -> None:
     allowed = len(os.sched_getaffinity(0))
-    assert cpu_limit(written(tmp_path / "a", cpu_at_max="100000 100000")) == 1
-    assert cpu_limit(written(tmp_path / "b", cpu_at_max="max 100000")) == allowed
-    assert cpu_limit(written(tmp_path / "c", cpu_at_max="50000 100000")) == 1
-    old = written(tmp_path / "d", cpu__cpu_at_cfs_quota_us="100000", cpu__cpu_at_cfs_period_us="100000")
+    assert cpu_limit(write_files(tmp_path / "a", cpu_at_max="100000 100000")) == 1
+    assert cpu_limit(write_files(tmp_path / "b", cpu_at_max="max 100000")) == allowed
+    assert cpu_limit(write_files(tmp_path / "c", cpu_at_max="50000 100000")) == 1
+    old = write_files(tmp_path / "d", cpu__cpu_at_cfs_quota_us="100000", cpu__cpu_at_cfs_period_us="100000")
     assert cpu_limit(old) == 1
-    assert cpu_limit(written(tmp_path / "e", cpu__cpu_at_cfs_quota_us="-1")) == allowed
+    assert cpu_limit(write_files(tmp_path / "e", cpu__cpu_at_cfs_quota_us="-1")) == allowed
 
 
 def test_a_memory_limit_counts(tmp_path: Path) -> None:
     installed = memory_limit(tmp_path)
-    assert memory_limit(written(tmp_path / "a", memory_at_max="1000000")) == 1000000
-    assert memory_limit(written(tmp_path / "b", memory_at_max="max")) == installed
-    unlimited = written(tmp_path / "c", memory__memory_at_limit_in_bytes="9223372036854771712")
+    assert memory_limit(write_files(tmp_path / "a", memory_at_max="1000000")) == 1000000
+    assert memory_limit(write_files(tmp_path / "b", memory_at_max="max")) == installed
+    unlimited = write_files(tmp_path / "c", memory__memory_at_limit_in_bytes="9223372036854771712")
     assert memory_limit(unlimited) == installed
-    assert memory_used(written(tmp_path / "d", memory_at_current="4096")) == 4096
+    assert memory_used(write_files(tmp_path / "d", memory_at_current="4096")) == 4096
     assert 0 < memory_used(tmp_path) < installed * 2
 
 

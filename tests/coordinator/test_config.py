@@ -60,14 +60,14 @@ Start = Callable[..., Ended]
 def start(capsys: pytest.CaptureFixture[str]) -> Start:
     """Carries out a command line with an empty environment."""
 
-    def started(*arguments: str) -> Ended:
+    def run_coordinator(*arguments: str) -> Ended:
         try:
             code = run(arguments, {})
         except SystemExit as ended:  # the interpreter prints a text and ends with 1
             return Ended(1, str(ended.code))
         return Ended(code, capsys.readouterr().err)
 
-    return started
+    return run_coordinator
 
 
 @pytest.mark.parametrize("command", ["serve", "migrate"])

@@ -60,7 +60,7 @@ def loss(step: int, value: float, **more: Any) -> dict[str, Any]:
     return {"type": "metric", "step": step, "values": {"train_loss": value}, **more}
 
 
-async def bring(
+async def import_run(
     world: World, checkpoints: Sequence[Checkpoint], name: str = "old", **more: Any
 ) -> pb.ImportRunResponse:
     """Imports a run."""
@@ -73,7 +73,7 @@ async def bring(
 
 async def refusal(world: World, checkpoints: Sequence[Checkpoint], **more: Any) -> tuple[str, str]:
     with pytest.raises(aio.AioRpcError) as refused:
-        await bring(world, checkpoints, **more)
+        await import_run(world, checkpoints, **more)
     return reason(refused.value), str(refused.value.details())
 
 
@@ -99,7 +99,7 @@ async def test_a_training_that_ran_elsewhere_rests_with_its_newest_checkpoint_as
         loss(5, 9.0),
         {"type": "metric", "step": 4, "values": {"": 1}},
     )
-    made = await bring(world, found, curve_digest=drawn)
+    made = await import_run(world, found, curve_digest=drawn)
     run = made.run
     assert (made.created, run.state, run.wanted) == (True, pb.Run.PAUSED, pb.Run.PAUSE)
     assert run.reason == f"imported from {ORIGIN}"
@@ -121,7 +121,9 @@ async def test_a_training_that_ran_elsewhere_rests_with_its_newest_checkpoint_as
 
 async def test_it_is_resumed_like_any_other_and_is_one_run_with_one_curve(world: World) -> None:
     """S6, S7."""
-    await bring(world, [await saved(world, 2), await saved(world, 4)], curve_digest=await curve(world, loss(4, 1.0)))
+    await import_run(
+        world, [await saved(world, 2), await saved(world, 4)], curve_digest=await curve(world, loss(4, 1.0))
+    )
     async with connected(world.replica.agents, "a") as [a]:
         await world.replica.runs.ResumeRun(pb.ResumeRunRequest(name="runs/old"))
         desired = await a.take()
@@ -138,7 +140,7 @@ async def test_it_is_resumed_like_any_other_and_is_one_run_with_one_curve(world:
 async def test_an_older_checkpoint_takes_what_came_after_off_the_curve(world: World) -> None:
     """S6: as of any attempt."""
     drawn = await curve(world, *(loss(step, step / 10) for step in range(1, 5)))
-    await bring(world, [await saved(world, 2), await saved(world, 4)], curve_digest=drawn)
+    await import_run(world, [await saved(world, 2), await saved(world, 4)], curve_digest=drawn)
     async with connected(world.replica.agents, "a") as [a]:
         await world.replica.runs.ResumeRun(pb.ResumeRunRequest(name="runs/old"))
         desired = await a.take()
@@ -153,14 +155,14 @@ async def test_what_a_training_did_again_replaces_what_it_did_before(world: Worl
     """It was resumed from step 2 where it ran: its file has steps 3 and 4 twice."""
     again = [loss(3, 30.0), loss(5, 50.0)]
     drawn = await curve(world, *(loss(step, float(step)) for step in range(1, 5)), *again)
-    await bring(world, [await saved(world, 5)], curve_digest=drawn)
+    await import_run(world, [await saved(world, 5)], curve_digest=drawn)
     assert [(step, value) for _, step, value in await points(world)] == [(1, 1.0), (2, 2.0), (3, 30.0), (5, 50.0)]
 
 
 async def test_nothing_of_it_is_later_than_the_database_says_it_is(world: World) -> None:
     later = time.time() + 86_400
     drawn = await curve(world, loss(1, 1.0, time=later))
-    await bring(world, [await saved(world, 1, time=Timestamp(seconds=int(later)))], curve_digest=drawn)
+    await import_run(world, [await saved(world, 1, time=Timestamp(seconds=int(later)))], curve_digest=drawn)
     [checkpoint] = (await world.replica.runs.ListCheckpoints(pb.ListCheckpointsRequest(name="runs/old"))).checkpoints
     assert checkpoint.create_time.ToDatetime(tzinfo=UTC) <= datetime.now(UTC)
     await is_sound(world)
@@ -169,10 +171,10 @@ async def test_nothing_of_it_is_later_than_the_database_says_it_is(world: World)
 async def test_the_same_is_imported_once_also_at_the_same_time_and_under_other_requests(world: World) -> None:
     """S9, F8."""
     found = [await saved(world, 2), await saved(world, 4)]
-    answers = await asyncio.gather(*(bring(world, found, request_id=f"q{n % 3}") for n in range(6)))
+    answers = await asyncio.gather(*(import_run(world, found, request_id=f"q{n % 3}") for n in range(6)))
     assert [answer.created for answer in answers].count(True) == 1
     assert {answer.run.name for answer in answers} == {"runs/old"}
-    assert not (await bring(world, found)).created
+    assert not (await import_run(world, found)).created
     assert [kind for kind, _ in await world.history("old")].count("checkpoint") == 2
     assert (await refusal(world, found[:1]))[0] == "RUN_EXISTS"
     assert "with other checkpoints" in (await refusal(world, found[:1]))[1]
@@ -222,7 +224,7 @@ async def test_many_checkpoints_and_a_hundred_thousand_points_are_taken(world: W
     drawn = await curve(
         world, *({"type": "metric", "step": n, "values": {f"m{k}": n * k for k in range(500)}} for n in range(1, 201))
     )
-    assert (await bring(world, found, curve_digest=drawn)).run.head.step == 200
+    assert (await import_run(world, found, curve_digest=drawn)).run.head.step == 200
     assert len(await points(world)) == 100_000
 
 
@@ -233,17 +235,17 @@ def _files_of(checkpoint: Checkpoint) -> tuple[ManifestFile, ...]:
 
 async def test_the_plan_needs_no_content_and_says_what_will_go(world: World) -> None:
     found = [Checkpoint(step=step, size=10, files=1, metrics={"eval_loss": step}) for step in (1, 2, 3, 4, 5)]
-    planned = await bring(world, found, validate_only=True)
+    planned = await import_run(world, found, validate_only=True)
     assert (planned.created, list(planned.steps_to_remove)) == (False, [1, 2])
     assert planned.placement == "no host has joined yet"
     best = {"keep": {"last": 1, "best": 1, "metric": "eval_loss"}}
-    assert list((await bring(world, found, validate_only=True, checkpoint=best)).steps_to_remove) == [2, 3, 4]
+    assert list((await import_run(world, found, validate_only=True, checkpoint=best)).steps_to_remove) == [2, 3, 4]
     assert not (await world.replica.runs.ListRuns(pb.ListRunsRequest())).runs
 
 
 async def test_what_is_imported_stays_in_the_store_until_it_is_let_go(world: World) -> None:
     found = [await saved(world, step) for step in (1, 2, 3)]
-    await bring(world, found, checkpoint={"keep": {"last": 1}})
+    await import_run(world, found, checkpoint={"keep": {"last": 1}})
     await put(world.replica, b"nothing names this")
     collector = Collector(FolderArtifacts(world.replica.artifact_dir, limit=1 << 30))
     swept = await collect_once(world.db, collector, 0.0)
@@ -264,7 +266,7 @@ async def test_all_of_it_or_nothing(world: World, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(imports, "_write_curve", fail)
     with pytest.raises(aio.AioRpcError):
-        await bring(world, found, request_id="q")
+        await import_run(world, found, request_id="q")
     assert not (await world.replica.runs.ListRuns(pb.ListRunsRequest())).runs
     monkeypatch.undo()
-    assert (await bring(world, found, request_id="q")).created
+    assert (await import_run(world, found, request_id="q")).created

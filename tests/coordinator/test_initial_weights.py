@@ -61,7 +61,7 @@ def contents(run: runs_pb2.Run) -> dict[str, str]:
     return {each.path: each.digest for each in run.inputs}
 
 
-def placed(folder: str, files: Mapping[str, bytes]) -> dict[str, str]:
+def write_files(folder: str, files: Mapping[str, bytes]) -> dict[str, str]:
     return {f"{folder}/{path}": digest_bytes(data) for path, data in files.items()}
 
 
@@ -72,9 +72,9 @@ async def test_its_files_become_inputs_without_the_trainers_state(world: World) 
         await a.start(lease)
         digests = {step: await save(world, a, lease, step, {**WHOLE, **STATE, "s": b"%d" % step}) for step in (10, 20)}
         rehearsed = await submit(world, "runs/x@10", validate_only=True)
-        assert contents(rehearsed) == placed("init_from", WHOLE)
+        assert contents(rehearsed) == write_files("init_from", WHOLE)
         run = await submit(world, "runs/x@latest")
-        assert contents(run) == placed("init_from", WHOLE)
+        assert contents(run) == write_files("init_from", WHOLE)
         assert run.pins["init_from"] == f"runs/x@20 {digests[20]}"
         assert run.spec["model"]["init_from"] == "runs/x@latest"  # type: ignore[index]
         assert {each.size for each in run.inputs} == {2, 7, 1}
@@ -97,7 +97,7 @@ async def test_the_result_and_the_best_checkpoint(world: World) -> None:
         await a.complete(lease, succeeded=agents_pb2.Succeeded(output=output))
         assert (await submit(world, "x@best")).pins["init_from"].startswith("runs/x@10 ")
         result = await submit(world, "x", "newer")
-        assert contents(result) == placed("init_from", {**WHOLE, "model.safetensors": b"the last"})
+        assert contents(result) == write_files("init_from", {**WHOLE, "model.safetensors": b"the last"})
         assert result.pins["init_from"] == f"runs/x {digest}"
 
 
@@ -113,16 +113,16 @@ async def test_an_adapter_brings_the_base_that_travelled_with_its_run(world: Wor
         await a.start(lease)
         await save(world, a, lease, 10, {**ADAPTER, **STATE})
         await a.complete(lease, **SUCCEEDED)
-        expected = placed("init_from", ADAPTER) | placed("init_from/base", BASE)
+        expected = write_files("init_from", ADAPTER) | write_files("init_from/base", BASE)
         assert contents(await submit(world, "x@10", "y")) == expected
 
         lease = (await a.next_lease()).lease
         await a.start(lease)
         await save(world, a, lease, 5, {**ADAPTER, "adapter_model.safetensors": b"more"})
         await save(world, a, lease, 6, WHOLE)
-        more = placed("init_from", {**ADAPTER, "adapter_model.safetensors": b"more"})
-        assert contents(await submit(world, "y@5", "z")) == more | placed("init_from/base", BASE)
-        assert contents(await submit(world, "y@6", "whole")) == placed("init_from", WHOLE)
+        more = write_files("init_from", {**ADAPTER, "adapter_model.safetensors": b"more"})
+        assert contents(await submit(world, "y@5", "z")) == more | write_files("init_from/base", BASE)
+        assert contents(await submit(world, "y@6", "whole")) == write_files("init_from", WHOLE)
 
 
 async def test_what_cannot_be_begun_with_says_why(world: World) -> None:

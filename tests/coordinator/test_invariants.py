@@ -100,7 +100,7 @@ class Chaos:
             [lambda: runs.pause(self.db, name, ""), lambda: runs.resume(self.db, name)] * 3
             + [lambda: runs.cancel(self.db, name, "")]
         )()
-        await refused(act)
+        await capture_refusal(act)
 
     async def complete(self) -> None:
         outcome = self.dice.choice([Outcome.STOPPED, Outcome.FAULTED, Outcome.FAILED, Outcome.SUCCEEDED])
@@ -129,7 +129,7 @@ class Chaos:
         lease = self.dice.choice(self.leases[-6:])
         async with self.db.connection() as conn:
             over = await conn.fetchval("SELECT end_time IS NOT NULL FROM leases WHERE id = $1", lease)
-        error = await refused(act(lease))
+        error = await capture_refusal(act(lease))
         assert not over or (error is not None and error.reason == "LEASE_LOST")
         self.written += error is None
 
@@ -149,7 +149,7 @@ class Chaos:
         return self.dice.choice([*acts, self.verb])() if self.runs else self.submit()
 
 
-async def refused(act: Awaitable[object]) -> RelayError | None:
+async def capture_refusal(act: Awaitable[object]) -> RelayError | None:
     """The domain error it was refused with."""
     try:
         await act

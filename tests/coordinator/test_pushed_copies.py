@@ -19,14 +19,14 @@ async def add(world: World, name: str, copy: pb.Copy = PUSHED, digest: str = DIG
     return await world.replica.runs.AddCopy(request)
 
 
-async def refused(world: World, name: str, **more: Any) -> tuple[str, str]:
+async def capture_refusal(world: World, name: str, **more: Any) -> tuple[str, str]:
     """Why a copy is refused: the reason, and in words."""
     with pytest.raises(aio.AioRpcError) as error:
         await add(world, name, **more)
     return reason(error.value), error.value.details() or ""
 
 
-async def test_a_pushed_copy_is_added_once_told_once_and_offered(world: World) -> None:
+async def test_a_pushed_copy_is_added_once_recorded_once_and_offered(world: World) -> None:
     """Also for a run that no host holds; the head does not move."""
     async with connected(world.replica.agents, "a") as [a]:
         await world.submit(checkpoint={"keep": {"last": 9}})
@@ -54,16 +54,18 @@ async def test_a_copy_of_something_else_is_refused(world: World) -> None:
         lease = (await a.take()).lease
         await a.start(lease)
         name = (await a.save(lease, 10)).name
-        assert (await refused(world, name, digest=OTHER))[0] == "REQUEST_INVALID"
-        assert "other content" in (await refused(world, name, digest=OTHER))[1]
-        assert (await refused(world, name, node=1))[0] == "CHECKPOINT_UNKNOWN"
-        assert (await refused(world, f"{name[:-1]}{'0' if name[-1] != '0' else '1'}"))[0] == "CHECKPOINT_UNKNOWN"
-        assert (await refused(world, name.replace("runs/r/", "runs/other/")))[0] == "RUN_UNKNOWN"
+        assert (await capture_refusal(world, name, digest=OTHER))[0] == "REQUEST_INVALID"
+        assert "other content" in (await capture_refusal(world, name, digest=OTHER))[1]
+        assert (await capture_refusal(world, name, node=1))[0] == "CHECKPOINT_UNKNOWN"
+        assert (await capture_refusal(world, f"{name[:-1]}{'0' if name[-1] != '0' else '1'}"))[
+            0
+        ] == "CHECKPOINT_UNKNOWN"
+        assert (await capture_refusal(world, name.replace("runs/r/", "runs/other/")))[0] == "RUN_UNKNOWN"
         await world.submit("other", resources={"allowed_hosts": ["nobody"]})
-        assert (await refused(world, name.replace("runs/r/", "runs/other/")))[0] == "CHECKPOINT_UNKNOWN"
-        assert (await refused(world, "runs/r/checkpoints/10"))[0] == "REQUEST_INVALID"
+        assert (await capture_refusal(world, name.replace("runs/r/", "runs/other/")))[0] == "CHECKPOINT_UNKNOWN"
+        assert (await capture_refusal(world, "runs/r/checkpoints/10"))[0] == "REQUEST_INVALID"
         for copy in (pb.Copy(store="host", uri="host://agents/a"), pb.Copy(store="s3", uri="gs://bucket/there")):
-            assert (await refused(world, name, copy=copy))[0] == "REQUEST_INVALID"
+            assert (await capture_refusal(world, name, copy=copy))[0] == "REQUEST_INVALID"
         [saved] = (await checkpoints_of(world)).values()
         assert [copy.store for copy in saved.parts[0].copies] == ["host"]
     assert "copied" not in [kind for kind, _ in await world.history()]
@@ -77,10 +79,10 @@ async def test_what_the_artifact_store_lacks_is_no_copy_there(world: World) -> N
         await a.start(lease)
         name = (await a.save(lease, 10, digest=whole)).name
         own = pb.Copy(store="relay", uri=f"relay://{whole}")
-        assert (await refused(world, name, copy=own, digest=whole))[0] == "INPUT_MISSING"
+        assert (await capture_refusal(world, name, copy=own, digest=whole))[0] == "INPUT_MISSING"
         assert await put_folder(world, b"w") == own.uri
         another = pb.Copy(store="relay", uri=await put_folder(world, b"x"))
-        assert (await refused(world, name, copy=another, digest=whole))[0] == "REQUEST_INVALID"
+        assert (await capture_refusal(world, name, copy=another, digest=whole))[0] == "REQUEST_INVALID"
         added = await add(world, name, own, whole)
         assert [copy.store for copy in added.parts[0].copies] == ["host", "relay"]
 
@@ -94,7 +96,7 @@ async def test_nothing_is_brought_back_that_was_let_go(world: World) -> None:
         await upload(world, a, lease, first)
         await upload(world, a, lease, await a.save(lease, 20))
         assert list(await checkpoints_of(world)) == [20]
-        assert (await refused(world, first.name))[0] == "CHECKPOINT_REMOVED"
+        assert (await capture_refusal(world, first.name))[0] == "CHECKPOINT_REMOVED"
         gone = (await checkpoints_of(world, removed=True))[10]
         assert [copy.store for copy in gone.parts[0].copies] == ["host"]
 

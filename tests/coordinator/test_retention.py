@@ -13,7 +13,7 @@ DAY = 86400.0
 NOW = 100 * DAY
 
 
-def made(step: int, attempt: int = 1, *, loss: float | None = None, **more: object) -> CheckpointFacts[str]:
+def make_facts(step: int, attempt: int = 1, *, loss: float | None = None, **more: object) -> CheckpointFacts[str]:
     """A checkpoint as it stays behind: complete, uploaded, one minute a step ago."""
     values = {
         "id": f"{attempt}-{step}", "attempt": attempt, "step": step, "size": 10, "time": NOW - 60.0 * (1000 - step),
@@ -24,7 +24,7 @@ def made(step: int, attempt: int = 1, *, loss: float | None = None, **more: obje
 
 def curve(*steps: int) -> list[CheckpointFacts[str]]:
     """A sound run: the last is head."""
-    return [made(step, head=step == steps[-1]) for step in steps]
+    return [make_facts(step, head=step == steps[-1]) for step in steps]
 
 
 def staying(keep: RetentionPolicy, checkpoints: list[CheckpointFacts[str]]) -> dict[int, tuple[str, ...]]:
@@ -43,13 +43,19 @@ def test_the_last_stay() -> None:
 
 @pytest.mark.parametrize(("least", "stays"), [(True, 10), (False, 30)])
 def test_the_best_stay(least: bool, stays: int) -> None:
-    run = [made(10, loss=0.1), made(20, loss=0.5), made(30, loss=0.9), made(40), made(50, loss=float("nan"), head=True)]
+    run = [
+        make_facts(10, loss=0.1),
+        make_facts(20, loss=0.5),
+        make_facts(30, loss=0.9),
+        make_facts(40),
+        make_facts(50, loss=float("nan"), head=True),
+    ]
     found = staying(RetentionPolicy(last=1, best=1, metric="eval_loss", least=least), run)
     assert found == {stays: ("best by eval_loss",), 50: ("head", "the last")}
 
 
 def test_of_equally_good_ones_the_newer_stay() -> None:
-    run = [made(step, loss=0.5, head=step == 40) for step in (10, 20, 30, 40)]
+    run = [make_facts(step, loss=0.5, head=step == 40) for step in (10, 20, 30, 40)]
     keep = RetentionPolicy(last=1, best=2, metric="eval_loss")
     assert sorted(staying(keep, run)) == [30, 40]
     assert staying(keep, run)[30] == ("one of the best 2 by eval_loss",)
@@ -78,7 +84,7 @@ def test_what_is_too_old_goes_unless_it_is_needed() -> None:
 
 
 def test_the_oldest_go_until_the_rest_fits_and_the_best_after_all_others() -> None:
-    run = [made(10, loss=0.1), made(20), made(30), made(40), made(50, head=True)]
+    run = [make_facts(10, loss=0.1), make_facts(20), make_facts(30), make_facts(40), make_facts(50, head=True)]
     decision = decide(RetentionPolicy(last=4, best=1, metric="eval_loss", max_total=25), run, NOW)
     assert decision.deleted == dict.fromkeys(("1-20", "1-30", "1-40"), "over the limit of 25 bytes in all")
     assert (
@@ -88,12 +94,22 @@ def test_the_oldest_go_until_the_rest_fits_and_the_best_after_all_others() -> No
 
 
 def test_what_is_off_the_curve_or_never_became_whole_goes() -> None:
-    run = [made(10), made(20, superseded=True), made(15, complete=False, beyond=False), made(15, 2, head=True)]
+    run = [
+        make_facts(10),
+        make_facts(20, superseded=True),
+        make_facts(15, complete=False, beyond=False),
+        make_facts(15, 2, head=True),
+    ]
     assert decide(RetentionPolicy(last=9), run, NOW).deleted == {"1-20": "superseded", "1-15": "never completed"}
 
 
 def test_what_only_its_host_has_protects_the_newest_that_outlives_it() -> None:
-    run = [made(10), made(20), made(30, beyond=False, current=True), made(40, beyond=False, current=True, head=True)]
+    run = [
+        make_facts(10),
+        make_facts(20),
+        make_facts(30, beyond=False, current=True),
+        make_facts(40, beyond=False, current=True, head=True),
+    ]
     assert staying(RetentionPolicy(last=1), run) == {
         20: ("the newest with a copy beyond its host",),
         30: ("being uploaded",),
@@ -104,7 +120,7 @@ def test_what_only_its_host_has_protects_the_newest_that_outlives_it() -> None:
 
 
 def test_parts_that_are_on_their_way_are_waited_for() -> None:
-    run = [made(10, head=True), made(20, complete=False, beyond=False, current=True)]
+    run = [make_facts(10, head=True), make_facts(20, complete=False, beyond=False, current=True)]
     assert staying(RetentionPolicy(last=1), run)[20] == ("not complete yet",)
 
 

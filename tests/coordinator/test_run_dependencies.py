@@ -13,7 +13,7 @@ from relay.v1 import agents_pb2, runs_pb2
 from storage.base import StoreUnavailable
 from tests.coordinator.agent_client import STOPPED, SUCCEEDED, ScriptedAgent, connected, failed
 from tests.coordinator.fleet import World, reason
-from tests.coordinator.test_initial_weights import WHOLE, contents, placed, put_folder, save
+from tests.coordinator.test_initial_weights import WHOLE, contents, put_folder, save, write_files
 
 TUNED: dict[str, Any] = {"version": "relay/v1", "method": "sft", "data": {"train": "rows.jsonl"}}
 
@@ -73,9 +73,9 @@ async def test_it_begins_with_what_the_other_has_then(world: World) -> None:
         taken = await a.next_lease()
         run = await world.run("next")
         assert taken.lease.startswith("runs/next/")
-        assert contents(run) == placed("init_from", {**WHOLE, "model.safetensors": b"the last"})
+        assert contents(run) == write_files("init_from", {**WHOLE, "model.safetensors": b"the last"})
         assert run.pins["init_from"] == f"runs/x {digest}"
-        assert contents(await world.run("other")) == placed("init_from", WHOLE)
+        assert contents(await world.run("other")) == write_files("init_from", WHOLE)
 
 
 @pytest.mark.parametrize("how", ["failed", "cancelled"])

@@ -37,7 +37,7 @@ def start(tmp_path: Path) -> Start:
     return run
 
 
-def given(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
+def parse_environment(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
     """The environment that the agent was started with."""
     assert done.returncode == 0, done.stderr
     environment, _ = json.loads(done.stdout)
@@ -55,7 +55,7 @@ def given(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
     ],
 )
 def test_commander_url_names_the_coordinator(start: Start, url: str, address: str) -> None:
-    assert given(start(COMMANDER_URL=url, RELAY_SHARED_SECRET="s"))["RELAY_COORDINATOR"] == address
+    assert parse_environment(start(COMMANDER_URL=url, RELAY_SHARED_SECRET="s"))["RELAY_COORDINATOR"] == address
 
 
 def test_relays_own_names_win_over_the_old_ones(start: Start) -> None:
@@ -66,24 +66,27 @@ def test_relays_own_names_win_over_the_old_ones(start: Start) -> None:
         WORKER_ID="old-name",
         RELAY_SHARED_SECRET="s",
     )
-    environment = given(done)
+    environment = parse_environment(done)
     assert (environment["RELAY_COORDINATOR"], environment["RELAY_AGENT_NAME"]) == ("new:1", "new-name")
 
 
 def test_worker_id_names_the_agent_in_lower_case(start: Start) -> None:
-    assert given(start(COMMANDER_URL="c", WORKER_ID="Pod-7", RELAY_SHARED_SECRET="s"))["RELAY_AGENT_NAME"] == "pod-7"
+    assert (
+        parse_environment(start(COMMANDER_URL="c", WORKER_ID="Pod-7", RELAY_SHARED_SECRET="s"))["RELAY_AGENT_NAME"]
+        == "pod-7"
+    )
 
 
 def test_without_a_name_the_host_has_one(start: Start) -> None:
-    name = given(start(COMMANDER_URL="c", RELAY_SHARED_SECRET="s"))["RELAY_AGENT_NAME"]
+    name = parse_environment(start(COMMANDER_URL="c", RELAY_SHARED_SECRET="s"))["RELAY_AGENT_NAME"]
     assert name == os.uname().nodename.lower()
 
 
 def test_the_runs_folder_is_made(start: Start, tmp_path: Path) -> None:
     root = tmp_path / "volume" / "relay"
-    assert given(start(COMMANDER_URL="c", RELAY_SHARED_SECRET="s", RELAY_L1_ROOT=str(root)))["RELAY_L1_ROOT"] == str(
-        root
-    )
+    assert parse_environment(start(COMMANDER_URL="c", RELAY_SHARED_SECRET="s", RELAY_L1_ROOT=str(root)))[
+        "RELAY_L1_ROOT"
+    ] == str(root)
     assert root.is_dir()
 
 
@@ -93,7 +96,7 @@ def test_arguments_reach_the_agent(start: Start) -> None:
 
 
 def test_a_coordinator_on_this_machine_needs_no_secret(start: Start) -> None:
-    assert given(start(RELAY_COORDINATOR="127.0.0.1:7070"))["RELAY_COORDINATOR"] == "127.0.0.1:7070"
+    assert parse_environment(start(RELAY_COORDINATOR="127.0.0.1:7070"))["RELAY_COORDINATOR"] == "127.0.0.1:7070"
 
 
 def test_a_secret_may_be_a_file(start: Start) -> None:
@@ -102,7 +105,7 @@ def test_a_secret_may_be_a_file(start: Start) -> None:
 
 def test_what_named_a_run_is_ignored_aloud(start: Start) -> None:
     done = start(COMMANDER_URL="c", RELAY_SHARED_SECRET="s", RUN_ID="r1", MODE="sft")
-    assert not {"RUN_ID", "MODE"} & given(done).keys()
+    assert not {"RUN_ID", "MODE"} & parse_environment(done).keys()
     assert "RUN_ID is ignored" in done.stderr
     assert "relayctl submit" in done.stderr
 

@@ -1,4 +1,4 @@
-"""The run file: what it means, and what is said when it is wrong."""
+"""The run file: what it means, and which mistakes are reported when it is wrong."""
 
 import json
 import re
@@ -43,7 +43,7 @@ ANYTHING = st.recursive(
 )
 
 
-def written(folder: Path, text: str, name: str = "run.yaml") -> Path:
+def write_run_file(folder: Path, text: str, name: str = "run.yaml") -> Path:
     (folder / "train.jsonl").write_text('{"text": "a"}\n')
     file = folder / name
     file.write_text(text)
@@ -56,8 +56,8 @@ def mistakes(file: Path, *sets: str) -> list[str]:
     return [str(mistake) for mistake in caught.value.mistakes]
 
 
-def said(**changes: Any) -> list[str]:
-    """What is said of a command run with these keys."""
+def mistakes_of(**changes: Any) -> list[str]:
+    """Return the texts of the mistakes of a command run with these keys."""
     with pytest.raises(RunFileErrors) as caught:
         parse_run_file({**COMMAND, **changes})
     return [mistake.text for mistake in caught.value.mistakes]
@@ -124,7 +124,7 @@ class TestUnits:
 
 class TestReading:
     def test_yaml_is_read_by_the_core_schema_of_1_2(self, tmp_path: Path) -> None:
-        file = written(
+        file = write_run_file(
             tmp_path,
             'method: command\ncommand: [echo, yes, on, no, "3"]\n'
             "labels: {a: off, b: 1_000}\nlifecycle: {max_attempts: 010}\n",
@@ -135,20 +135,20 @@ class TestReading:
         assert run.lifecycle.max_attempts == 10
 
     def test_a_number_with_an_exponent_is_a_number(self, tmp_path: Path) -> None:
-        file = written(tmp_path, SFT_TEXT + "options: {learning_rate: 3e-4, adam_epsilon: 1e-8}\n")
+        file = write_run_file(tmp_path, SFT_TEXT + "options: {learning_rate: 3e-4, adam_epsilon: 1e-8}\n")
         assert load_run_file(file).options == {"learning_rate": 3e-4, "adam_epsilon": 1e-8}
 
     def test_yaml_json_and_toml_say_the_same(self, tmp_path: Path) -> None:
         text = "options: {learning_rate: 3e-4, max_length: 64}\ncheckpoint: {every: 500 steps}\n"
-        yaml_run = load_run_file(written(tmp_path, SFT_TEXT + text))
+        yaml_run = load_run_file(write_run_file(tmp_path, SFT_TEXT + text))
         data = {**SFT, "options": {"learning_rate": 3e-4, "max_length": 64}, "checkpoint": {"every": "500 steps"}}
         toml = (
             'version = "relay/v1"\nname = "sums"\nmethod = "sft"\nmodel.name_or_path = "owner/model"\n'
             '[data]\ntrain = "train.jsonl"\n[options]\nlearning_rate = 3e-4\nmax_length = 64\n'
             '[checkpoint]\nevery = "500 steps"\n'
         )
-        assert load_run_file(written(tmp_path, json.dumps(data, indent="\t"), "run.json")) == yaml_run
-        assert load_run_file(written(tmp_path, toml, "run.toml")) == yaml_run
+        assert load_run_file(write_run_file(tmp_path, json.dumps(data, indent="\t"), "run.json")) == yaml_run
+        assert load_run_file(write_run_file(tmp_path, toml, "run.toml")) == yaml_run
 
     @pytest.mark.parametrize(
         ("name", "text", "expected"),
@@ -187,7 +187,7 @@ class TestReading:
     def test_a_mistake_has_its_place_in_every_language(
         self, tmp_path: Path, name: str, text: str, expected: str
     ) -> None:
-        assert mistakes(written(tmp_path, text, name)) == [expected]
+        assert mistakes(write_run_file(tmp_path, text, name)) == [expected]
 
     def test_files_that_cannot_be_read(self, tmp_path: Path) -> None:
         assert mistakes(tmp_path / "none.yaml") == ["cannot be read: No such file or directory"]
@@ -196,17 +196,17 @@ class TestReading:
         assert mistakes(tmp_path / "latin.yaml") == ["is not UTF-8 text"]
 
     def test_aliases_and_merges_work_and_cannot_explode(self, tmp_path: Path) -> None:
-        run = load_run_file(written(tmp_path, "method: command\ncommand: &c [a]\nresume_args: *c\n"))
+        run = load_run_file(write_run_file(tmp_path, "method: command\ncommand: &c [a]\nresume_args: *c\n"))
         assert run.resume_args == run.command == ("a",)
         merged = load_run_file(
-            written(tmp_path, "method: command\ncommand: [a]\nlabels: &l {a: b}\nenv: {<<: *l, c: d}\n")
+            write_run_file(tmp_path, "method: command\ncommand: [a]\nlabels: &l {a: b}\nenv: {<<: *l, c: d}\n")
         )
         assert merged.env == {"a": "b", "c": "d"}
         bomb = "a0: &a0 [1,1,1,1,1,1,1,1,1,1]\n" + "".join(
             f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9)
         )
-        assert "aliases (*name) make this file endless" in mistakes(written(tmp_path, bomb))[0]
-        assert "endless" in mistakes(written(tmp_path, "a: &a [*a]\n"))[0]
+        assert "aliases (*name) make this file endless" in mistakes(write_run_file(tmp_path, bomb))[0]
+        assert "endless" in mistakes(write_run_file(tmp_path, "a: &a [*a]\n"))[0]
 
     @given(st.binary(max_size=60))
     def test_any_bytes_are_a_document_or_mistakes(self, content: bytes) -> None:
@@ -235,7 +235,7 @@ class TestHostileFiles:
         ],
     )
     def test_it_is_said(self, tmp_path: Path, name: str, text: str, said: str) -> None:
-        assert said in mistakes(written(tmp_path, text, name))[0]
+        assert said in mistakes(write_run_file(tmp_path, text, name))[0]
 
     @given(ANYTHING, st.sampled_from(sorted(RunFile.model_fields)), st.sampled_from(["sft", "command"]))
     def test_any_value_under_any_key_is_a_run_or_mistakes(self, value: Any, key: str, method: str) -> None:
@@ -255,7 +255,7 @@ class TestMistakes:
             "data:\n  train:\n    - {path: tran.jsonl, wieght: 1}\noptions:\n  learning_rat: 3e-4\n  max_length: long\n"
             "checkpoint: {every: 10}\nlifecycle: {on_disconnect: contine}\n"
         )
-        assert mistakes(written(tmp_path, text)) == [
+        assert mistakes(write_run_file(tmp_path, text)) == [
             "line 2, column 7: name: a name must have small letters, digits, '.', '_' and '-' only, at most 128, "
             'for instance "sums-sft"',
             "line 4, column 1: gpus: unknown key; write resources.gpus_per_node",
@@ -287,7 +287,7 @@ class TestMistakes:
         ],
     )
     def test_the_names_other_tools_use_are_answered_with_ours(self, key: str, answer: str) -> None:
-        assert said(**{key: 1}) == [f"{key}: unknown key; {answer}"]
+        assert mistakes_of(**{key: 1}) == [f"{key}: unknown key; {answer}"]
 
     def test_an_option_at_the_top_is_sent_to_options(self) -> None:
         with pytest.raises(RunFileErrors, match=r"learning_rate: unknown key; it belongs to options\.learning_rate"):
@@ -379,7 +379,7 @@ class TestMistakes:
         ],
     )
     def test_wrong_values_are_said_in_words(self, changes: dict[str, Any], text: str) -> None:
-        assert said(**changes)[0] == text
+        assert mistakes_of(**changes)[0] == text
 
     def test_what_is_kept_carries_its_units(self) -> None:
         keep = {"last": 2, "best": 1, "metric": "eval_loss", "every": "4h", "max_age": "7d", "max_total": "1.5GiB"}
@@ -387,11 +387,11 @@ class TestMistakes:
         found = run.checkpoint.keep
         assert (found.every.seconds if found.every else 0, found.max_age, found.max_total) == (14400, 604800, 3 << 29)
         assert parse_run_file(run.to_dict()) == run
-        assert said(checkpoint={"keep": {"max_total": 5}})[0].startswith(
+        assert mistakes_of(checkpoint={"keep": {"max_total": 5}})[0].startswith(
             'checkpoint.keep.max_total: a size must have a unit: "5GiB"'
         )
-        assert "is not a size" in said(checkpoint={"keep": {"max_total": "much"}})[0]
-        assert "more than zero" in said(checkpoint={"keep": {"max_total": "0GiB"}})[0]
+        assert "is not a size" in mistakes_of(checkpoint={"keep": {"max_total": "much"}})[0]
+        assert "more than zero" in mistakes_of(checkpoint={"keep": {"max_total": "0GiB"}})[0]
 
     def test_a_training_run_needs_a_model_and_data(self) -> None:
         with pytest.raises(RunFileErrors) as caught:
@@ -434,7 +434,7 @@ class TestMistakes:
         ],
     )
     def test_what_is_not_done_yet_is_refused_and_never_ignored(self, changes: dict[str, Any], path: str) -> None:
-        assert said(**changes) == [f"{path}: is not supported yet; leave it out"]
+        assert mistakes_of(**changes) == [f"{path}: is not supported yet; leave it out"]
         assert isinstance(parse_run_file({**COMMAND, **changes}, supported=False), RunFile)
 
     @pytest.mark.parametrize(
@@ -472,13 +472,13 @@ class TestMistakes:
 
 class TestOverrides:
     def test_values_are_typed_as_in_yaml(self, tmp_path: Path) -> None:
-        file = written(tmp_path, SFT_TEXT)
+        file = write_run_file(tmp_path, SFT_TEXT)
         run = load_run_file(file, ["options.learning_rate=1e-4", "name=other", "data.train=[train.jsonl, train.jsonl]"])
         assert (run.options["learning_rate"], run.name) == (1e-4, "other")
         assert run.data is not None and len(run.data.train) == 2
 
     def test_a_mistake_names_the_override_that_brought_it(self, tmp_path: Path) -> None:
-        file = written(tmp_path, SFT_TEXT)
+        file = write_run_file(tmp_path, SFT_TEXT)
         assert mistakes(file, "options.learning_rat=1") == [
             "--set options.learning_rat=1: options.learning_rat: unknown option; did you mean learning_rate?"
         ]
@@ -489,13 +489,13 @@ class TestOverrides:
         assert mistakes(file, "name=[") != []
 
     def test_the_environment_is_text_whatever_it_looks_like(self, tmp_path: Path) -> None:
-        file = written(tmp_path, "method: command\ncommand: [a]\n")
+        file = write_run_file(tmp_path, "method: command\ncommand: [a]\n")
         run = load_run_file(file, ["env.STEPS=5", "env.ON=true", "labels.try=2"])
         assert run.env == {"STEPS": "5", "ON": "true"} and run.labels == {"try": "2"}
         assert mistakes(file, "env.RELAY_X=1")[0].startswith("--set env.RELAY_X=1: env.RELAY_X: is refused")
 
     def test_lists_are_reached_by_index(self, tmp_path: Path) -> None:
-        file = written(tmp_path, "method: command\ncommand: [a, b]\n")
+        file = write_run_file(tmp_path, "method: command\ncommand: [a, b]\n")
         assert load_run_file(file, ["command[1]=c"]).command == ("a", "c")
         assert "counted from 0" in mistakes(file, "command[2]=c")[0]
 
@@ -537,7 +537,7 @@ class TestResolved:
         assert parse_run_file({**COMMAND, "checkpoint": {"every": 2.5}}).checkpoint.every == Every(seconds=2.5)
         assert (
             "must have a unit"
-            in mistakes(written(tmp_path, "method: command\ncommand: [a]\ncheckpoint: {every: 3}\n"))[0]
+            in mistakes(write_run_file(tmp_path, "method: command\ncommand: [a]\ncheckpoint: {every: 3}\n"))[0]
         )
 
     @pytest.mark.parametrize("name", ["a", "a.b_c-1", "0", "x" * 128])
@@ -546,7 +546,7 @@ class TestResolved:
 
     @pytest.mark.parametrize("name", ["", "-a", "A", "a/b", "ü", "x" * 129, "a\n", ".."])
     def test_names_outside_R7_are_refused(self, name: str) -> None:
-        assert said(name=name)[0].startswith("name: ")
+        assert mistakes_of(name=name)[0].startswith("name: ")
 
     @given(
         st.fixed_dictionaries(
@@ -650,7 +650,7 @@ class TestTravelling:
         text = SFT_TEXT.replace("owner/model", "./nowhere").replace(
             "train.jsonl}", "[train.json, 'x/*.jsonl', empty, owner/rows, none.jsonl]}"
         )
-        assert mistakes(written(tmp_path, text + "files: [empty, nope.sh]\n")) == [
+        assert mistakes(write_run_file(tmp_path, text + "files: [empty, nope.sh]\n")) == [
             'line 4, column 23: model.name_or_path: there is no folder "./nowhere"; looked in ' + str(tmp_path),
             'line 5, column 16: data.train[0]: there is no file "train.json"; did you mean train.jsonl?',
             f'line 5, column 28: data.train[1]: no file matches "x/*.jsonl"; looked in {tmp_path}/x',

@@ -78,7 +78,7 @@ async def granted(both: Twins, run: str = "r", agent: str = "a") -> HeldPlace:
     return held
 
 
-async def begun(both: Twins, run: str = "r", agent: str = "a") -> HeldPlace:
+async def start_lease(both: Twins, run: str = "r", agent: str = "a") -> HeldPlace:
     """One whose attempt has said what it resumes from."""
     held = await granted(both, run, agent)
     await both.agree(lambda db: leases.start(db, held.lease_id, 0, None, ()))
@@ -173,7 +173,7 @@ async def test_the_same_report_twice_at_once_has_one_answer(both: Twins) -> None
 
 async def test_events_of_a_run_that_is_locked_are_set_aside_or_wait(both: Twins) -> None:
     """S7."""
-    held = await begun(both)
+    held = await start_lease(both)
     pause: Act = lambda db: runs.pause(db, "r", "")  # noqa: E731
     aside = await both.overlap(pause, append(held, 0, b"abc", wait=False))
     assert (aside.waited, aside.second) == (False, [None])
@@ -184,14 +184,14 @@ async def test_events_of_a_run_that_is_locked_are_set_aside_or_wait(both: Twins)
 
 async def test_events_wait_for_a_completion_and_are_refused(both: Twins) -> None:
     """S2, S7: the lease had not ended when they came."""
-    held = await begun(both)
+    held = await start_lease(both)
     met = await both.overlap(complete(held), append(held, 0, b"abc", wait=True))
     assert met.waited and met.second == [("LeaseLost", str(LeaseLost()))]
 
 
 async def test_one_stretch_from_two_streams_at_once_is_stored_once(both: Twins) -> None:
     """S7, F17."""
-    held = await begun(both)
+    held = await start_lease(both)
     met = await both.overlap(append(held, 0, b"abc", wait=True), append(held, 0, b"abcde", wait=True))
     assert met.waited and (met.first, met.second) == ([3], [5])
     assert [chunk["data"] for chunk in both.storage.rows("log_chunks")] == [b"abc", b"de"]

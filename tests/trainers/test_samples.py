@@ -19,7 +19,7 @@ SAYS = [{"role": "user", "content": "what?"}]
 ANSWERS = [{"role": "assistant", "content": "that"}]
 
 
-def shown(attempt: attempts.Attempt, kind: str) -> dict[int, list[dict[str, Any]]]:
+def samples_of(attempt: attempts.Attempt, kind: str) -> dict[int, list[dict[str, Any]]]:
     """Return the samples of a kind by their step."""
     found: dict[int, list[dict[str, Any]]] = {}
     for event in attempt.events:
@@ -39,16 +39,16 @@ def test_prompts_are_completed_at_every_evaluation_and_the_training_is_the_same(
     looked = attempts.make(tmp_path / "looked", spec(work, method, **lora, **ASKED))
     assert (plain.code, looked.code) == (0, 0)
     assert looked.weights() == plain.weights() and looked.curve == plain.curve
-    prompts = shown(looked, "prompt")
+    prompts = samples_of(looked, "prompt")
     assert [len(prompts[step]) for step in sorted(prompts)] == [3] * len(prompts) and 4 in prompts
     asked = [[each["prompt"] for each in prompts[step]] for step in sorted(prompts)]
     assert all(each == asked[0] for each in asked) and all(asked[0])
-    rollouts = shown(looked, "rollout")
+    rollouts = samples_of(looked, "rollout")
     assert sorted(rollouts) == ([2, 4, 6] if method in REWARDED else [])
     for each in [each for step in rollouts for each in rollouts[step]]:
         assert sorted(each["rewards"]) == ["digits", "short"]
         assert each["rewards"]["short"] == pytest.approx(-len(each["completion"]) / 10, abs=1e-5)
-    assert shown(plain, "prompt") == {}
+    assert samples_of(plain, "prompt") == {}
 
 
 @pytest.mark.slow
@@ -56,7 +56,7 @@ def test_prompts_are_completed_at_every_evaluation_and_the_training_is_the_same(
 def test_without_held_out_rows_every_so_many_steps(work: Path, tmp_path: Path) -> None:
     run = spec(work, "sft", **ASKED)
     del run["data"]["eval"], run["options"]["eval_steps"]
-    assert sorted(shown(attempts.make(tmp_path / "made", run), "prompt")) == [2, 4, 6]
+    assert sorted(samples_of(attempts.make(tmp_path / "made", run), "prompt")) == [2, 4, 6]
 
 
 @pytest.mark.slow
@@ -70,7 +70,9 @@ def test_a_run_that_is_cut_shows_and_trains_what_the_straight_one_does(work: Pat
 
     def what(attempt: attempts.Attempt, kind: str) -> dict[int, list[str]]:
         return {
-            step: [each["completion"] for each in found] for step, found in shown(attempt, kind).items() if step > 3
+            step: [each["completion"] for each in found]
+            for step, found in samples_of(attempt, kind).items()
+            if step > 3
         }
 
     assert what(rest, "prompt") == what(straight, "prompt") and what(rest, "rollout") == what(straight, "rollout")

@@ -23,7 +23,7 @@ OOM = "Traceback\n  File x\ntorch.OutOfMemoryError: CUDA out of memory. Tried to
 REQUESTED = StopDirective(StopCause.REQUESTED, 10.0, "cancelled")
 
 
-def judged(order: StopDirective | None = None, *, command: bool = False, stalled: str = "", **ended: Any) -> object:
+def classify(order: StopDirective | None = None, *, command: bool = False, stalled: str = "", **ended: Any) -> object:
     result = classify_exit(Exit(lease="l", **ended), directive=order, command=command, stalled=stalled)
     match result:
         case FailureCause():
@@ -35,39 +35,39 @@ def judged(order: StopDirective | None = None, *, command: bool = False, stalled
 
 @pytest.mark.parametrize("command", [True, False])
 def test_without_a_stop_only_code_zero_is_success(command: bool) -> None:
-    assert judged(command=command, code=0) == "SUCCESS"
-    assert judged(command=command, code=3) == "EXIT_CODE"
-    assert judged(command=command, code=143) == "EXIT_CODE"
-    assert judged(command=command, signal=9) == "SIGNAL"
+    assert classify(command=command, code=0) == "SUCCESS"
+    assert classify(command=command, code=3) == "EXIT_CODE"
+    assert classify(command=command, code=143) == "EXIT_CODE"
+    assert classify(command=command, signal=9) == "SIGNAL"
 
 
 def test_a_trainer_of_ours_says_what_it_was() -> None:
-    assert judged(REQUESTED, code=0, stop_reason="asked") == "SUCCESS"
-    assert judged(REQUESTED, code=143, stop_reason="asked") is StopCause.REQUESTED
-    assert judged(REQUESTED, code=78, stop_reason="asked") == "CONFIG_INVALID"
-    assert judged(REQUESTED, signal=9, stop_reason="asked", kill_reason="grace over") is StopCause.REQUESTED
+    assert classify(REQUESTED, code=0, stop_reason="asked") == "SUCCESS"
+    assert classify(REQUESTED, code=143, stop_reason="asked") is StopCause.REQUESTED
+    assert classify(REQUESTED, code=78, stop_reason="asked") == "CONFIG_INVALID"
+    assert classify(REQUESTED, signal=9, stop_reason="asked", kill_reason="grace over") is StopCause.REQUESTED
 
 
 def test_a_command_that_was_asked_to_stop_has_stopped() -> None:
     endings: list[dict[str, Any]] = [{"code": 0}, {"code": 1}, {"signal": 15}]
     for ended in endings:
-        assert judged(REQUESTED, command=True, stop_reason="asked", **ended) is StopCause.REQUESTED
+        assert classify(REQUESTED, command=True, stop_reason="asked", **ended) is StopCause.REQUESTED
 
 
 def test_trust_that_ran_out_comes_before_everything() -> None:
-    assert judged(REQUESTED, signal=9, trust_lost=True, kill_reason="trust") is StopCause.TRUST_LOST
+    assert classify(REQUESTED, signal=9, trust_lost=True, kill_reason="trust") is StopCause.TRUST_LOST
 
 
 def test_a_shim_that_stopped_its_trainer_for_want_of_an_agent_was_leaving() -> None:
-    assert judged(code=143, stop_reason="no agent") is StopCause.LEAVING
+    assert classify(code=143, stop_reason="no agent") is StopCause.LEAVING
 
 
 def test_a_stall_is_a_failure_though_the_agent_killed_it() -> None:
-    assert judged(signal=9, kill_reason="stalled", stalled="no step for 60 s") == "STALLED"
+    assert classify(signal=9, kill_reason="stalled", stalled="no step for 60 s") == "STALLED"
 
 
 def test_a_lost_shim_is_infrastructure() -> None:
-    assert judged(REQUESTED, lost=True) == "SHIM_LOST"
+    assert classify(REQUESTED, lost=True) == "SHIM_LOST"
 
 
 def test_orders_only_sharpen() -> None:

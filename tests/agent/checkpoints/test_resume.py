@@ -63,7 +63,7 @@ class Copies:
     def journal(self) -> Journal:
         return Journal(self.folder / "agent.jsonl", lambda: 0.0)
 
-    def said(self) -> list[str]:
+    def messages(self) -> list[str]:
         path = self.folder / "agent.jsonl"
         return [json.loads(line)["text"] for line in path.read_bytes().splitlines()] if path.exists() else []
 
@@ -86,7 +86,7 @@ async def test_f16_a_damaged_copy_is_passed_over_for_another_and_made_anew(copie
     assert chosen.step == 4 and not chosen.skipped and chosen.folder is not None
     assert find_damage(chosen.folder, copies.manifest) is None
     await repair_copies(chosen, copies.stores, copies.journal)
-    assert copies.said() == [
+    assert copies.messages() == [
         "the checkpoint of step 4 has a damaged copy: the copy in one://: weights.bin does not match its digest",
         "the copy of step 4 in one:// is right again",
     ]
@@ -99,8 +99,8 @@ async def test_f16_this_hosts_own_copy_is_wrong_and_the_stores_is_sound(copies: 
     chosen = await copies.choose(here=copies.folder / "sealed")
     assert chosen.folder == copies.folder / "resume/step_00000004"
     await repair_copies(chosen, copies.stores, copies.journal)
-    (said,) = copies.said()
-    assert "this host's copy: weights.bin does not match its digest" in said
+    (messages,) = copies.messages()
+    assert "this host's copy: weights.bin does not match its digest" in messages
 
 
 async def test_what_is_gone_from_a_store_is_brought_there_again(copies: Copies) -> None:
@@ -137,7 +137,7 @@ async def test_f11_a_store_that_is_away_is_waited_for(copies: Copies) -> None:
             (copies.folder / "unmounted").rename(copies.folder / "one")
 
     assert (await copies.choose(passing=mount)).step == 4
-    assert any("fails, and is tried again" in text for text in copies.said())
+    assert any("fails, and is tried again" in text for text in copies.messages())
 
 
 async def test_f11_a_store_that_stays_away_sends_the_run_elsewhere(copies: Copies) -> None:

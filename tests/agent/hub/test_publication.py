@@ -27,7 +27,7 @@ def hub() -> Iterator[Hub]:
         yield hub
 
 
-async def started(hub: Hub, hosts: MakeHost, fake: FakeCoordinator, **environment: str) -> Host:
+async def start_run(hub: Hub, hosts: MakeHost, fake: FakeCoordinator, **environment: str) -> Host:
     """A host with a token."""
     host = hosts(fake.address)
     host.environment = hub.environ(host.folder / "cache") | {"HF_TOKEN": TOKEN} | environment
@@ -59,7 +59,7 @@ async def test_the_first_checkpoint_the_last_and_the_result_are_published(
     fake: FakeCoordinator, hosts: MakeHost, hub: Hub, gate: Gate
 ) -> None:
     """Steps in between wait for `every`, and are overtaken."""
-    host = await started(hub, hosts, fake)
+    host = await start_run(hub, hosts, fake)
     lease = await fake.grant(with_hub(stub(steps=6, save_every=2, gate=gate.path)))
     gate.let(2)
     await fake.until(lambda: "step 2 is published" in lease.messages())
@@ -78,7 +78,7 @@ async def test_the_first_checkpoint_the_last_and_the_result_are_published(
 
 
 async def test_a_stop_publishes_the_newest(fake: FakeCoordinator, hosts: MakeHost, hub: Hub, gate: Gate) -> None:
-    await started(hub, hosts, fake)
+    await start_run(hub, hosts, fake)
     lease = await fake.grant(with_hub(stub(steps=9, save_every=0, gate=gate.path), every="500 steps"))
     gate.let(3)
     await fake.until(lambda: lease.steps() == [1, 2, 3])
@@ -88,7 +88,7 @@ async def test_a_stop_publishes_the_newest(fake: FakeCoordinator, hosts: MakeHos
 
 
 async def test_a_dry_run_writes_only_what_it_would_have_sent(fake: FakeCoordinator, hosts: MakeHost, hub: Hub) -> None:
-    host = await started(hub, hosts, fake)
+    host = await start_run(hub, hosts, fake)
     await succeeded(fake, await fake.grant(with_hub(stub(steps=2, save_every=2), dry_run=True)))
     last = synced(host)
     assert (last["step"], last["commit"], last["dry_run"]) == (2, None, True)
@@ -100,7 +100,7 @@ async def test_the_agents_environment_speaks_for_runs_that_say_nothing(
 ) -> None:
     """Row A7."""
     environment = {"HF_REPO": "me/other", "RELAY_HF_SYNC_INTERVAL": "14400", "HF_DRY_RUN": "0"}
-    await started(hub, hosts, fake, **environment)
+    await start_run(hub, hosts, fake, **environment)
     await succeeded(fake, await fake.grant(stub(steps=2, save_every=2)))
     assert published(hub, repo="me/other")[-1] == ("result", 2)
 
@@ -108,7 +108,7 @@ async def test_the_agents_environment_speaks_for_runs_that_say_nothing(
 async def test_another_run_in_the_same_repository_has_its_own_branch(
     fake: FakeCoordinator, hosts: MakeHost, hub: Hub
 ) -> None:
-    host = await started(hub, hosts, fake)
+    host = await start_run(hub, hosts, fake)
     await succeeded(fake, await fake.grant(with_hub(stub("one", steps=2, save_every=2))))
     before = hub.model(REPO).folder("main")
     lease = await fake.grant(with_hub(stub("two", steps=2, save_every=2)), SECOND)
@@ -122,7 +122,7 @@ async def test_another_run_in_the_same_repository_has_its_own_branch(
 async def test_what_somebody_changed_by_hand_is_not_overwritten(
     fake: FakeCoordinator, hosts: MakeHost, hub: Hub, gate: Gate
 ) -> None:
-    await started(hub, hosts, fake)
+    await start_run(hub, hosts, fake)
     lease = await fake.grant(with_hub(stub(steps=4, save_every=2, gate=gate.path)))
     gate.let(2)
     await fake.until(lambda: "step 2 is published" in lease.messages())
@@ -148,7 +148,7 @@ async def test_faults_of_the_hub_end_in_one_commit(
     fake: FakeCoordinator, hosts: MakeHost, hub: Hub, request_: str, action: str, more: dict[str, Any]
 ) -> None:
     hub.faults.plan(request_, action, **more)  # type: ignore[arg-type]
-    await started(hub, hosts, fake)
+    await start_run(hub, hosts, fake)
     lease = await fake.grant(with_hub(stub(steps=2, save_every=2)))
     await succeeded(fake, lease)
     assert published(hub).count(("result", 2)) == 1
@@ -159,7 +159,7 @@ async def test_a_hub_that_is_away_holds_up_no_step(
 ) -> None:
     """It is said once; when the Hub is back the newest goes."""
     hub.failing = True
-    await started(hub, hosts, fake)
+    await start_run(hub, hosts, fake)
     lease = await fake.grant(with_hub(stub(steps=6, save_every=2, gate=gate.path)))
     gate.let(2)
     await fake.until(lambda: "fails, and is tried again" in lease.messages())
@@ -176,7 +176,7 @@ async def test_a_hub_that_is_away_holds_up_no_step(
 async def test_a_host_that_leaves_publishes_the_newest(
     fake: FakeCoordinator, hosts: MakeHost, hub: Hub, gate: Gate
 ) -> None:
-    host = await started(hub, hosts, fake)
+    host = await start_run(hub, hosts, fake)
     lease = await fake.grant(with_hub(stub(steps=9, save_every=2, gate=gate.path), every="500 steps"))
     gate.let(2)
     await fake.until(lambda: "step 2 is published" in lease.messages())
@@ -190,7 +190,7 @@ async def test_a_token_that_may_not_write_is_an_event_and_training_goes_on(
     fake: FakeCoordinator, hosts: MakeHost, hub: Hub
 ) -> None:
     hub.tokens[TOKEN] = "read"
-    host = await started(hub, hosts, fake)
+    host = await start_run(hub, hosts, fake)
     lease = await fake.grant(with_hub(stub(steps=4, save_every=2)))
     await succeeded(fake, lease)
     assert "HF_TOKEN must be one that may write there" in lease.messages()
@@ -215,7 +215,7 @@ def stores(lease: Lease, step: int) -> dict[str, str]:
 
 async def test_state_goes_there_as_one_more_copy(fake: FakeCoordinator, hosts: MakeHost, hub: Hub, gate: Gate) -> None:
     """Its cost is said first."""
-    await started(hub, hosts, fake)
+    await start_run(hub, hosts, fake)
     lease = await kept_on_the_hub(fake, gate)
     copies = stores(lease, 2)
     assert set(copies) == {"host", "relay", "hf"}
@@ -226,7 +226,7 @@ async def test_state_goes_there_as_one_more_copy(fake: FakeCoordinator, hosts: M
 
 
 async def test_a_bare_host_resumes_from_the_hub(fake: FakeCoordinator, hosts: MakeHost, hub: Hub, gate: Gate) -> None:
-    first = await started(hub, hosts, fake)
+    first = await start_run(hub, hosts, fake)
     lease = await kept_on_the_hub(fake, gate)
     await first.vanish()
     await fake.end(lease)
@@ -247,7 +247,7 @@ async def test_the_agent_dies_while_it_publishes_and_the_next_one_finishes(
     fake: FakeCoordinator, hosts: MakeHost, hub: Hub, gate: Gate
 ) -> None:
     """What talks to the Hub dies with it; the step is there once."""
-    host = await started(hub, hosts, fake)
+    host = await start_run(hub, hosts, fake)
     hub.faults.plan("/commit/", "hang")
     lease = await fake.grant(with_hub(stub(steps=4, save_every=2, gate=gate.path)))
     gate.let(2)

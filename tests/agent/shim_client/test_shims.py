@@ -35,7 +35,7 @@ CAP_SYS_NICE = 23
 ROOT = str(Path(__file__).resolve().parents[3])
 
 
-class Told:
+class ReportPipe:
     """What the processes under test say, line by line, through a named pipe: facts to await."""
 
     def __init__(self, path: Path) -> None:
@@ -57,8 +57,8 @@ class Told:
 
 
 @pytest.fixture
-async def told(tmp_path: Path) -> AsyncIterator[Told]:
-    pipe = Told(tmp_path / "told")
+async def reports(tmp_path: Path) -> AsyncIterator[ReportPipe]:
+    pipe = ReportPipe(tmp_path / "told")
     await pipe.open()
     yield pipe
     pipe.close()
@@ -78,11 +78,11 @@ def runtime_dir(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def job(tmp_path: Path, told: Told) -> Job:
+def job(tmp_path: Path, reports: ReportPipe) -> Job:
     """A trainer that says it runs, and then waits for ever."""
     folder = tmp_path / "attempt"
     folder.mkdir()
-    environment = {"PATH": PATH, "TOLD": str(told.path)}
+    environment = {"PATH": PATH, "TOLD": str(reports.path)}
     return Job(
         lease="lease-1",
         argv=("sh", "-c", "echo up $$ > $TOLD; exec tail -f /dev/null"),
@@ -162,9 +162,11 @@ async def test_logs_are_appended_to(job: Job, runtime_dir: Path) -> None:
     await shim.forget()
 
 
-async def test_f1_a_killed_trainer_is_reported_with_its_signal(job: Job, told: Told, runtime_dir: Path) -> None:
+async def test_f1_a_killed_trainer_is_reported_with_its_signal(
+    job: Job, reports: ReportPipe, runtime_dir: Path
+) -> None:
     shim = await Shim.start(job, runtime_dir)
-    os.kill(int((await told.line()).split()[1]), signal.SIGKILL)
+    os.kill(int((await reports.line()).split()[1]), signal.SIGKILL)
     how = await ended(shim)
     assert (how.code, how.signal, how.succeeded, how.lost) == (None, signal.SIGKILL, False, False)
     await shim.forget()
@@ -197,27 +199,29 @@ async def test_signals_that_shim_or_agent_ignore_are_not_ignored_by_the_trainer(
 # --- stopping and killing --------------------------------------------------------------------
 
 
-async def test_stop_asks_the_trainer_alone_and_gives_it_its_grace(job: Job, told: Told, runtime_dir: Path) -> None:
+async def test_stop_asks_the_trainer_alone_and_gives_it_its_grace(
+    job: Job, reports: ReportPipe, runtime_dir: Path
+) -> None:
     script = """
         signal.signal(signal.SIGTERM, lambda *_: (tell("asked"), sys.exit(3)))
         tell("up")
         while True: signal.pause()
     """
     shim = await Shim.start(replace(job, argv=python(script)), runtime_dir)
-    assert await told.line() == "up"
+    assert await reports.line() == "up"
     await shim.stop(60, "preempt")
     await shim.stop(60, "cancel")
-    assert await told.line() == "asked"
+    assert await reports.line() == "asked"
     how = await ended(shim)
     assert (how.code, how.stop_reason, how.kill_reason) == (3, "preempt", None)
     await shim.forget()
 
 
-async def test_after_the_grace_the_whole_tree_is_killed(job: Job, told: Told, runtime_dir: Path) -> None:
+async def test_after_the_grace_the_whole_tree_is_killed(job: Job, reports: ReportPipe, runtime_dir: Path) -> None:
     """A later stop may only shorten the grace of an earlier one."""
     script = "trap '' TERM; setsid sh -c 'echo $$ > $TOLD; exec tail -f /dev/null' & wait; tail -f /dev/null"
     shim = await Shim.start(replace(job, argv=("sh", "-c", script)), runtime_dir)
-    grandchild = int(await told.line())
+    grandchild = int(await reports.line())
     await shim.stop(3600)
     await shim.stop(0.05)
     how = await ended(shim)
@@ -226,7 +230,7 @@ async def test_after_the_grace_the_whole_tree_is_killed(job: Job, told: Told, ru
     await shim.forget()
 
 
-async def test_what_sets_itself_apart_is_killed_too(job: Job, told: Told, runtime_dir: Path) -> None:
+async def test_what_sets_itself_apart_is_killed_too(job: Job, reports: ReportPipe, runtime_dir: Path) -> None:
     """A double fork into a session of its own, out of the process group, its environment cleared."""
     script = """
         if os.fork() == 0:
@@ -241,7 +245,7 @@ async def test_what_sets_itself_apart_is_killed_too(job: Job, told: Told, runtim
         signal.pause()
     """
     shim = await Shim.start(replace(job, argv=python(script)), runtime_dir)
-    daemon = int(await told.line())
+    daemon = int(await reports.line())
     await shim.kill("stalled")
     how = await ended(shim)
     assert (how.signal, how.kill_reason) == (signal.SIGKILL, "stalled")
@@ -249,7 +253,9 @@ async def test_what_sets_itself_apart_is_killed_too(job: Job, told: Told, runtim
     await shim.forget()
 
 
-async def test_a_tree_that_keeps_forking_is_killed_to_the_last(job: Job, told: Told, runtime_dir: Path) -> None:
+async def test_a_tree_that_keeps_forking_is_killed_to_the_last(
+    job: Job, reports: ReportPipe, runtime_dir: Path
+) -> None:
     """Eight runners, each forking its successor into a session of its own and ending, a hundred times a second."""
     script = """
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -265,7 +271,7 @@ async def test_a_tree_that_keeps_forking_is_killed_to_the_last(job: Job, told: T
         signal.pause()
     """
     shim = await Shim.start(replace(job, argv=python(script)), runtime_dir)
-    await told.line()
+    await reports.line()
     await shim.kill()
     how = await ended(shim)
     assert how.kill_reason == "asked"
@@ -273,11 +279,11 @@ async def test_a_tree_that_keeps_forking_is_killed_to_the_last(job: Job, told: T
     await shim.forget()
 
 
-async def test_what_a_trainer_leaves_behind_is_ended(job: Job, told: Told, runtime_dir: Path) -> None:
+async def test_what_a_trainer_leaves_behind_is_ended(job: Job, reports: ReportPipe, runtime_dir: Path) -> None:
     shim = await Shim.start(
         replace(job, argv=("sh", "-c", "setsid tail -f /dev/null & echo $! > $TOLD; exit 0")), runtime_dir
     )
-    left = int(await told.line())
+    left = int(await reports.line())
     how = await ended(shim)
     assert how.succeeded and how.kill_reason is None
     assert process(left) is None
@@ -285,7 +291,7 @@ async def test_what_a_trainer_leaves_behind_is_ended(job: Job, told: Told, runti
 
 
 async def test_the_program_of_a_shell_that_died_of_sigterm_still_has_the_grace(
-    job: Job, told: Told, runtime_dir: Path
+    job: Job, reports: ReportPipe, runtime_dir: Path
 ) -> None:
     """`bash run.sh` ends at SIGTERM at once; the trainer below it is asked too, and may save."""
     inner = """
@@ -295,24 +301,26 @@ async def test_the_program_of_a_shell_that_died_of_sigterm_still_has_the_grace(
     """
     script = '"$0" "$@"; echo never'
     shim = await Shim.start(replace(job, argv=("bash", "-c", script, *python(inner))), runtime_dir)
-    assert await told.line() == "up"
+    assert await reports.line() == "up"
     await shim.stop(60)
-    assert await told.line() == "saved"
+    assert await reports.line() == "saved"
     how = await ended(shim)
     assert (how.signal, how.stop_reason, how.kill_reason) == (signal.SIGTERM, "asked", None)
     await shim.forget()
 
 
-async def test_a_sigterm_to_the_shim_is_a_stop(job: Job, told: Told, runtime_dir: Path) -> None:
+async def test_a_sigterm_to_the_shim_is_a_stop(job: Job, reports: ReportPipe, runtime_dir: Path) -> None:
     shim = await Shim.start(job, runtime_dir)
-    await told.line()
+    await reports.line()
     os.kill(shim_pid(shim), signal.SIGTERM)
     how = await ended(shim)
     assert (how.signal, how.stop_reason) == (signal.SIGTERM, "signal")
     await shim.forget()
 
 
-async def test_dump_says_what_the_tree_does_and_rings_who_listens(job: Job, told: Told, runtime_dir: Path) -> None:
+async def test_dump_says_what_the_tree_does_and_rings_who_listens(
+    job: Job, reports: ReportPipe, runtime_dir: Path
+) -> None:
     script = """
         deaf = os.spawnv(os.P_NOWAIT, "/usr/bin/env", ["env", "tail", "-f", "/dev/null"])
         signal.signal(signal.SIGUSR1, lambda *_: tell("rung"))
@@ -320,9 +328,9 @@ async def test_dump_says_what_the_tree_does_and_rings_who_listens(job: Job, told
         while True: signal.pause()
     """
     shim = await Shim.start(replace(job, argv=python(script), dump_signal=signal.SIGUSR1), runtime_dir)
-    assert await told.line() == "up"
+    assert await reports.line() == "up"
     shown = json.loads((await shim.dump()).read_text())
-    assert await told.line() == "rung"
+    assert await reports.line() == "rung"
     assert len(shown["processes"]) == 2 and all("State:" in each["status"] for each in shown["processes"])
     assert (await shim.status()).phase == "running"
     await shim.kill()
@@ -333,7 +341,7 @@ async def test_dump_says_what_the_tree_does_and_rings_who_listens(job: Job, told
 # --- the deadline under policy `stop` --------------------------------------------------------
 
 
-async def test_s3_the_shim_kills_by_the_deadline_on_its_own(job: Job, told: Told, runtime_dir: Path) -> None:
+async def test_s3_the_shim_kills_by_the_deadline_on_its_own(job: Job, reports: ReportPipe, runtime_dir: Path) -> None:
     """F3: the agent says nothing more, be it frozen, starved or gone."""
     deadline = boottime() + 0.5
     shim = await Shim.start(replace(job, policy="stop", trust=deadline), runtime_dir)
@@ -365,12 +373,14 @@ def may_outrank() -> bool:
 
 
 @pytest.mark.skipif(not may_outrank(), reason="needs CAP_SYS_NICE")
-async def test_s3_a_shim_with_a_deadline_outranks_its_busy_trainer(job: Job, told: Told, runtime_dir: Path) -> None:
+async def test_s3_a_shim_with_a_deadline_outranks_its_busy_trainer(
+    job: Job, reports: ReportPipe, runtime_dir: Path
+) -> None:
     """And that trainer does not outrank the rest of the host."""
     trusted = replace(job, policy="stop", trust=boottime() + WITHIN)
     for each, policy in ((job, os.SCHED_OTHER), (trusted, os.SCHED_FIFO)):
         shim = await Shim.start(each, runtime_dir)
-        trainer = int((await told.line()).split()[1])
+        trainer = int((await reports.line()).split()[1])
         assert os.sched_getscheduler(shim_pid(shim)) & ~os.SCHED_RESET_ON_FORK == policy
         assert os.sched_getscheduler(trainer) == os.SCHED_OTHER
         await shim.kill()
@@ -378,10 +388,10 @@ async def test_s3_a_shim_with_a_deadline_outranks_its_busy_trainer(job: Job, tol
         await shim.forget()
 
 
-async def test_renewed_trust_holds_and_is_never_shortened(job: Job, told: Told, runtime_dir: Path) -> None:
+async def test_renewed_trust_holds_and_is_never_shortened(job: Job, reports: ReportPipe, runtime_dir: Path) -> None:
     first = boottime() + WITHIN
     shim = await Shim.start(replace(job, policy="stop", trust=first), runtime_dir)
-    await told.line()
+    await reports.line()
     assert await shim.trust(first + 3600)
     assert await shim.trust(first)
     status = await shim.status()
@@ -391,7 +401,7 @@ async def test_renewed_trust_holds_and_is_never_shortened(job: Job, told: Told, 
     await shim.forget()
 
 
-async def test_s3_a_frozen_agent_loses_its_trainer(job: Job, told: Told, runtime_dir: Path) -> None:
+async def test_s3_a_frozen_agent_loses_its_trainer(job: Job, reports: ReportPipe, runtime_dir: Path) -> None:
     """F3: another process is the agent, and is stopped by SIGSTOP in the middle of its renewals."""
     agent = await agent_process(replace(job, policy="stop"), runtime_dir, trusted=2.0)
     assert agent.stdin is not None
@@ -447,7 +457,9 @@ async def trainer_of(agent: asyncio.subprocess.Process) -> int:
     return int(await line_of(agent))
 
 
-async def test_f2_the_trainer_survives_its_agent_and_is_found_again(job: Job, told: Told, runtime_dir: Path) -> None:
+async def test_f2_the_trainer_survives_its_agent_and_is_found_again(
+    job: Job, reports: ReportPipe, runtime_dir: Path
+) -> None:
     agent = await agent_process(job, runtime_dir)
     trainer = await trainer_of(agent)
     agent.kill()
@@ -463,30 +475,32 @@ async def test_f2_the_trainer_survives_its_agent_and_is_found_again(job: Job, to
     assert await discover(runtime_dir) == []
 
 
-async def test_an_exit_waits_for_the_next_agent(job: Job, told: Told, runtime_dir: Path) -> None:
+async def test_an_exit_waits_for_the_next_agent(job: Job, reports: ReportPipe, runtime_dir: Path) -> None:
     """F2: the trainer ends while no agent is there."""
     script = ("sh", "-c", "echo up $$ > $TOLD; head -c1 $TOLD.go > /dev/null; exit 5")
-    os.mkfifo(f"{told.path}.go")
+    os.mkfifo(f"{reports.path}.go")
     agent = await agent_process(replace(job, argv=script), runtime_dir)
     trainer = await trainer_of(agent)
     agent.kill()
     await agent.wait()
-    await asyncio.to_thread(Path(f"{told.path}.go").write_text, "x")
+    await asyncio.to_thread(Path(f"{reports.path}.go").write_text, "x")
     await dead(trainer)
     (shim,) = await discover(runtime_dir)
     assert (await ended(shim)).code == 5
     await shim.forget()
 
 
-async def test_an_orphaned_trainer_is_stopped_with_grace_then_killed(job: Job, told: Told, runtime_dir: Path) -> None:
+async def test_an_orphaned_trainer_is_stopped_with_grace_then_killed(
+    job: Job, reports: ReportPipe, runtime_dir: Path
+) -> None:
     script = 'trap "echo asked > $TOLD" TERM; echo up $$ > $TOLD; while :; do tail -f /dev/null & wait; done'
     orphan = replace(job, argv=("sh", "-c", script), orphan_limit=1.0, grace=0.5)
     agent = await agent_process(orphan, runtime_dir)
-    trainer = int((await told.line()).split()[1])
+    trainer = int((await reports.line()).split()[1])
     await trainer_of(agent)  # by then the shim has written down whom it keeps
     agent.kill()
     await agent.wait()
-    assert await told.line() == "asked"
+    assert await reports.line() == "asked"
     await dead(trainer)
     (shim,) = await discover(runtime_dir)
     how = await ended(shim)  # the shim itself may have ended too by now: nobody came
@@ -495,11 +509,11 @@ async def test_an_orphaned_trainer_is_stopped_with_grace_then_killed(job: Job, t
     assert left_in(runtime_dir) == []
 
 
-async def test_a_killed_shim_takes_its_whole_tree_with_it(job: Job, told: Told, runtime_dir: Path) -> None:
+async def test_a_killed_shim_takes_its_whole_tree_with_it(job: Job, reports: ReportPipe, runtime_dir: Path) -> None:
     """The kernel ends the trainer; `wait` hears of it, finds what set itself apart, and ends that too."""
     script = "setsid sh -c 'echo $$ > $TOLD; exec tail -f /dev/null' & wait"
     shim = await Shim.start(replace(job, argv=("sh", "-c", script)), runtime_dir)
-    grandchild = int(await told.line())
+    grandchild = int(await reports.line())
     async with asyncio.TaskGroup() as group:
         waiting = group.create_task(ended(shim))
         await shim.status()
@@ -514,11 +528,11 @@ async def test_a_killed_shim_takes_its_whole_tree_with_it(job: Job, told: Told, 
 
 
 async def test_a_shim_killed_while_no_agent_lived_is_told_from_a_living_one(
-    job: Job, told: Told, runtime_dir: Path
+    job: Job, reports: ReportPipe, runtime_dir: Path
 ) -> None:
     script = "setsid tail -f /dev/null & echo up $! > $TOLD; wait"
     agent = await agent_process(replace(job, argv=("sh", "-c", script)), runtime_dir)
-    grandchild = int((await told.line()).split()[1])
+    grandchild = int((await reports.line()).split()[1])
     await trainer_of(agent)  # by then the shim has written down whom it keeps
     agent.kill()
     await agent.wait()
@@ -557,10 +571,10 @@ def boot() -> str:
 
 
 async def test_a_frozen_shim_is_silent_not_dead(
-    job: Job, told: Told, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+    job: Job, reports: ReportPipe, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shim = await Shim.start(job, runtime_dir)
-    trainer = int((await told.line()).split()[1])
+    trainer = int((await reports.line()).split()[1])
     os.kill(shim_pid(shim), signal.SIGSTOP)
     monkeypatch.setattr("agent.shim_client.shims.ANSWER", 0.2)
     with pytest.raises(ShimUnresponsive):
@@ -575,12 +589,12 @@ async def test_a_frozen_shim_is_silent_not_dead(
 
 
 async def test_a_stopped_shim_is_told_to_go_on_by_who_waits(
-    job: Job, told: Told, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+    job: Job, reports: ReportPipe, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("agent.shim_client.shims.CHECK_INTERVAL", 0.05)
     monkeypatch.setattr("agent.shim_client.shims.ANSWER", 0.2)
     shim = await Shim.start(job, runtime_dir)
-    trainer = int((await told.line()).split()[1])
+    trainer = int((await reports.line()).split()[1])
     os.kill(shim_pid(shim), signal.SIGSTOP)
     async with asyncio.TaskGroup() as group:
         waiting = group.create_task(ended(shim))
@@ -591,14 +605,14 @@ async def test_a_stopped_shim_is_told_to_go_on_by_who_waits(
 
 
 async def test_s3_a_shim_that_stays_silent_is_killed_with_its_trainer(
-    job: Job, told: Told, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+    job: Job, reports: ReportPipe, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It hangs where it writes, as on a volume that is away; nobody would keep its deadline."""
     monkeypatch.setattr("agent.shim_client.shims.CHECK_INTERVAL", 0.05)
     monkeypatch.setattr("agent.shim_client.shims.ANSWER", 0.2)
     monkeypatch.setitem(UNRESPONSIVE_LIMIT, "stop", 0.5)
     shim = await Shim.start(replace(job, policy="stop", trust=boottime() + 3600), runtime_dir)
-    trainer = int((await told.line()).split()[1])
+    trainer = int((await reports.line()).split()[1])
     os.mkfifo(job.folder / f"dump.json.tmp-{shim_pid(shim)}")
     with pytest.raises(ShimUnresponsive):
         await shim.dump()
@@ -609,7 +623,7 @@ async def test_s3_a_shim_that_stays_silent_is_killed_with_its_trainer(
 
 
 async def test_a_trainer_whose_agent_waits_is_no_orphan(
-    job: Job, told: Told, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+    job: Job, reports: ReportPipe, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A coordinator that is away for hours gives the agent nothing to pass on; the shim is not left alone for that."""
     monkeypatch.setattr("agent.shim_client.shims.CHECK_INTERVAL", 0.05)
@@ -644,12 +658,12 @@ async def test_stale_sockets_are_removed(runtime_dir: Path) -> None:
 # --- the spare -------------------------------------------------------------------------------
 
 
-async def test_a_spare_runs_a_job_and_is_replaced(job: Job, told: Told, runtime_dir: Path) -> None:
+async def test_a_spare_runs_a_job_and_is_replaced(job: Job, reports: ReportPipe, runtime_dir: Path) -> None:
     async with SpareShim(runtime_dir) as spare:
         (first,) = left_in(runtime_dir)
         shim = await spare.start(job)
         assert shim.path == first
-        await told.line()
+        await reports.line()
         await spare.ready()
         (second,) = (path for path in left_in(runtime_dir) if path.suffix == ".sock" and path != first)
         with pytest.raises(ShimRefused):
@@ -661,7 +675,7 @@ async def test_a_spare_runs_a_job_and_is_replaced(job: Job, told: Told, runtime_
     await shim.forget()
 
 
-async def test_a_spare_that_was_killed_costs_nothing(job: Job, told: Told, runtime_dir: Path) -> None:
+async def test_a_spare_that_was_killed_costs_nothing(job: Job, reports: ReportPipe, runtime_dir: Path) -> None:
     async with SpareShim(runtime_dir) as spare:
         (first,) = left_in(runtime_dir)
         victim = spare._ready
@@ -669,7 +683,7 @@ async def test_a_spare_that_was_killed_costs_nothing(job: Job, told: Told, runti
         os.kill(victim.pid, signal.SIGKILL)
         await dead(victim.pid)
         shim = await spare.start(job)
-        await told.line()
+        await reports.line()
         assert not first.exists()
         await shim.kill()
         await ended(shim)

@@ -53,16 +53,16 @@ async def test_f11_a_share_that_is_mounted_later_gets_it_then(tmp_path: Path) ->
 
 
 def test_the_run_file_names_the_store() -> None:
-    def of(store: str, layout: str = "relay") -> RunFile:
+    def make_run_file(store: str, layout: str = "relay") -> RunFile:
         spec = {"version": "relay/v1", "name": "r", "method": "command", "command": ["true"]}
         return RunFile.model_validate({**spec, "checkpoint": {"store": store, "layout": layout}})
 
     relay = FolderStore()
     chosen = partial(open_run_store, stores=StoresByScheme({"relay": relay}), writer="a", rate_limit=RateLimit())
-    assert chosen(of("relay://")) is relay
-    found = chosen(of("file:///mnt/share", "framework"))
+    assert chosen(make_run_file("relay://")) is relay
+    found = chosen(make_run_file("file:///mnt/share", "framework"))
     assert isinstance(found, FolderStore)
     assert found.uri_of(PLACE) == f"file:///mnt/share/r/framework%3Dhf/checkpoints/0001-{'1' * 32}/step_00000004"
-    assert chosen(of("s3://bucket/x")).scheme == "s3"
+    assert chosen(make_run_file("s3://bucket/x")).scheme == "s3"
     with pytest.raises(StoreRefused):
-        chosen(of("hf://me/repo"))
+        chosen(make_run_file("hf://me/repo"))

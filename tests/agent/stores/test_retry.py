@@ -30,7 +30,7 @@ def patience(store: Store, tmp_path: Path) -> StoreRetry:
     return StoreRetry(Journal(tmp_path / "agent.jsonl", lambda: 0.0), store.now, first_pause=0.0)
 
 
-def said(tmp_path: Path) -> list[tuple[str, str, str]]:
+def records(tmp_path: Path) -> list[tuple[str, str, str]]:
     path = tmp_path / "agent.jsonl"
     lines = [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
     return [(line["type"], line["level"], line["text"]) for line in lines]
@@ -39,7 +39,7 @@ def said(tmp_path: Path) -> list[tuple[str, str, str]]:
 async def test_it_is_told_once_that_it_fails_and_once_that_it_works(tmp_path: Path) -> None:
     store = Store(away=6)
     assert await patience(store, tmp_path).run("the upload of step 4 to s3://", store.put) == "uri"
-    assert said(tmp_path) == [
+    assert records(tmp_path) == [
         ("upload_failing", "warning", "the upload of step 4 to s3:// fails, and is tried again: no answer"),
         ("message", "info", "the upload of step 4 to s3:// works again"),
     ]
@@ -48,7 +48,7 @@ async def test_it_is_told_once_that_it_fails_and_once_that_it_works(tmp_path: Pa
 async def test_of_a_short_absence_nothing_is_told(tmp_path: Path) -> None:
     store = Store(away=1)
     assert await patience(store, tmp_path).run("the upload", store.put) == "uri"
-    assert said(tmp_path) == []
+    assert records(tmp_path) == []
 
 
 async def test_it_gives_up_for_something_newer(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ async def test_away_for_longer_than_two_leases(fleet: Fleet, site: Site) -> None
         ]
         probes = [Probe(channel, f"probe-{number}") for number, channel in enumerate(channels)]
         assert [await probe.hears() for probe in probes] == ["welcome", "welcome"]
-        await asyncio.gather(*(told(channel, SERVING) for channel in channels))
+        await asyncio.gather(*(wait_for_status(channel, SERVING) for channel in channels))
         back = asyncio.get_running_loop().time() + 2.2 * TTL
         await site.primary.stop(signal.SIGINT)
         for channel, probe in zip(channels, probes, strict=True):
@@ -71,11 +71,11 @@ async def test_away_for_longer_than_two_leases(fleet: Fleet, site: Site) -> None
                 await runs_pb2_grpc.RunsStub(channel).GetRun(runs_pb2.GetRunRequest(name="runs/r"), timeout=20)
             assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
             assert await probe.hears() == "wait"
-            await told(channel, NOT_SERVING)
+            await wait_for_status(channel, NOT_SERVING)
         await fleet.conductor.allow(7)
         await fleet.conductor.reached(7)
         asyncio.get_running_loop().call_at(back, asyncio.create_task, site.primary.start())
-        await asyncio.gather(*(told(channel, SERVING) for channel in channels))
+        await asyncio.gather(*(wait_for_status(channel, SERVING) for channel in channels))
         assert [await probe.hears() for probe in probes] == [
             "heartbeat_reply",
             "heartbeat_reply",
@@ -107,7 +107,7 @@ class Probe:
         return kind
 
 
-async def told(channel: grpc.aio.Channel, wanted: int) -> None:
+async def wait_for_status(channel: grpc.aio.Channel, wanted: int) -> None:
     """Until this replica says so of its health."""
     stub: Any = health_pb2_grpc.HealthStub(channel)  # its types leave out Watch
     call = stub.Watch(health_pb2.HealthCheckRequest())

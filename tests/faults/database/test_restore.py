@@ -76,7 +76,7 @@ async def foreign(site: Site) -> Server:
     return server
 
 
-async def empty(site: Site) -> Server:
+async def make_empty_server(site: Site) -> Server:
     """A database that nobody has migrated."""
     return await site.server()
 
@@ -86,7 +86,7 @@ async def test_replicas_know_their_database(fleet: Fleet, site: Site) -> None:
     await fleet.host("a")
     run = await trains(fleet, 3)
     right = site.primary
-    for step, (other, answers) in enumerate(((foreign, "[0-9a-f-]+"), (empty, "None")), 4):
+    for step, (other, answers) in enumerate(((foreign, "[0-9a-f-]+"), (make_empty_server, "None")), 4):
         site.turn_to(await other(site))
         await fleet.conductor.allow(step)
         await fleet.conductor.reached(step)

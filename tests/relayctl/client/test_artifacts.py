@@ -75,7 +75,7 @@ async def client(service: Breaking) -> AsyncIterator[RelayClient]:
         yield client
 
 
-def written(folder: Path, **files: bytes) -> list[Path]:
+def write_files(folder: Path, **files: bytes) -> list[Path]:
     folder.mkdir(exist_ok=True)
     for name, content in files.items():
         (folder / name).write_bytes(content)
@@ -86,7 +86,7 @@ def noise(size: int, seed: int = 1) -> bytes:
     return random.Random(seed).randbytes(size)
 
 
-async def sent(client: RelayClient, blobs: list[Blob]) -> int:
+async def count_sent_bytes(client: RelayClient, blobs: list[Blob]) -> int:
     """Upload what is missing and return how many bytes were reported as progress."""
     done = 0
 
@@ -101,44 +101,44 @@ async def sent(client: RelayClient, blobs: list[Blob]) -> int:
 async def test_only_what_is_missing_is_sent_and_each_content_once(
     client: RelayClient, service: Breaking, tmp_path: Path
 ) -> None:
-    files = written(tmp_path / "in", a=b"same", b=b"same", c=noise(3 << 20), empty=b"")
+    files = write_files(tmp_path / "in", a=b"same", b=b"same", c=noise(3 << 20), empty=b"")
     blobs = list((await hash_files(files)).values())
-    assert await sent(client, blobs) == 4 + (3 << 20)
+    assert await count_sent_bytes(client, blobs) == 4 + (3 << 20)
     assert len(service.headers) == 3
     assert await client.artifacts.find_missing(blobs) == {}
-    assert await sent(client, blobs) == 0
+    assert await count_sent_bytes(client, blobs) == 0
 
 
 async def test_an_upload_that_broke_off_goes_on_where_it_was(
     client: RelayClient, service: Breaking, tmp_path: Path
 ) -> None:
-    [file] = written(tmp_path / "in", a=noise(5 << 20))
+    [file] = write_files(tmp_path / "in", a=noise(5 << 20))
     blob = (await hash_files([file]))[file]
     service.cuts = [4, 3]
-    assert await sent(client, [blob]) == blob.size
+    assert await count_sent_bytes(client, [blob]) == blob.size
     assert service.headers[0].offset == 0 and len(service.headers) == 3
     assert await client.artifacts.find_missing([blob]) == {}
 
 
 async def test_a_file_that_changes_while_it_is_sent_is_named(client: RelayClient, tmp_path: Path) -> None:
-    [file] = written(tmp_path / "in", a=noise(1 << 20))
+    [file] = write_files(tmp_path / "in", a=noise(1 << 20))
     blob = (await hash_files([file]))[file]
     file.write_bytes(noise(1 << 20, seed=2))
     with pytest.raises(errors.DigestMismatch, match="changed while it was being uploaded"):
-        await sent(client, [blob])
+        await count_sent_bytes(client, [blob])
 
 
 async def publish(client: RelayClient, folder: Path) -> manifest.Manifest:
     content = manifest.describe_folder(folder)
     blobs = list((await hash_files(manifest.list_files(folder))).values())
-    await sent(client, [*blobs, Blob.from_bytes(content.to_bytes())])
+    await count_sent_bytes(client, [*blobs, Blob.from_bytes(content.to_bytes())])
     return content
 
 
 async def test_a_result_is_pulled_whole_verified_and_through_cuts(
     client: RelayClient, service: Breaking, tmp_path: Path
 ) -> None:
-    written(tmp_path / "out", model=noise(5 << 20), readme=b"hello", empty=b"")
+    write_files(tmp_path / "out", model=noise(5 << 20), readme=b"hello", empty=b"")
     (tmp_path / "out" / "run.sh").write_text("#!/bin/sh\n")
     (tmp_path / "out" / "run.sh").chmod(0o755)
     published = await publish(client, tmp_path / "out")
@@ -153,9 +153,9 @@ async def test_a_result_is_pulled_whole_verified_and_through_cuts(
 async def test_what_is_here_and_right_is_not_fetched_again(
     client: RelayClient, service: Breaking, tmp_path: Path
 ) -> None:
-    written(tmp_path / "out", a=b"one", b=b"two")
+    write_files(tmp_path / "out", a=b"one", b=b"two")
     content = await publish(client, tmp_path / "out")
-    written(tmp_path / "here", a=b"one", b=b"TWO")
+    write_files(tmp_path / "here", a=b"one", b=b"TWO")
     service.asked.clear()
     await client.artifacts.pull(content, tmp_path / "here")
     assert len(service.asked) == 1
@@ -166,7 +166,7 @@ async def test_a_damaged_blob_is_refused_and_leaves_nothing(
     client: RelayClient, service: Breaking, tmp_path: Path
 ) -> None:
     """F16: what does not match its digest is never put in place."""
-    written(tmp_path / "out", a=noise(1 << 20))
+    write_files(tmp_path / "out", a=noise(1 << 20))
     content = await publish(client, tmp_path / "out")
     [stored] = [path for path in (tmp_path / "store").rglob("*") if path.is_file() and path.stat().st_size == 1 << 20]
     stored.chmod(0o644)
@@ -182,7 +182,7 @@ async def test_a_damaged_blob_is_refused_and_leaves_nothing(
 async def test_what_the_way_has_damaged_is_fetched_again(
     client: RelayClient, service: Breaking, tmp_path: Path
 ) -> None:
-    written(tmp_path / "out", a=noise(3 << 20))
+    write_files(tmp_path / "out", a=noise(3 << 20))
     content = await publish(client, tmp_path / "out")
     service.flips = 1
     assert await client.artifacts.read_manifest(content.digest) == content

@@ -132,8 +132,8 @@ def test_a_hub_that_refuses_or_is_away_is_one_line(
     share: Path, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_reader")
-    refused = relayctl("export", "sums", "--to", f"hf://{REPO}", code=4).stderr
-    assert refused.startswith("the result of sums is not exported: ") and refused.count("\n") == 1
+    answer = relayctl("export", "sums", "--to", f"hf://{REPO}", code=4).stderr
+    assert answer.startswith("the result of sums is not exported: ") and answer.count("\n") == 1
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     away = relayctl("export", "sums", "--to", f"hf://{REPO}", code=3).stderr
     assert away.startswith("the Hub cannot be reached; try again: ") and away.count("\n") == 1
@@ -141,23 +141,23 @@ def test_a_hub_that_refuses_or_is_away_is_one_line(
 
 
 def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(share: Path, tmp_path: Path) -> None:
-    def refused(what: str, to: str, code: int, *says: str) -> None:
+    def assert_refused(what: str, to: str, code: int, *says: str) -> None:
         said = relayctl("export", what, "--to", to, code=code).stderr
         assert said.count("\n") == 1 and all(each in said for each in says), said
 
     out = tmp_path / "out"
-    refused("nothing", str(out), 4, "relayctl runs -a")
-    refused("sums@7", str(out), 4, "it has 5, 10")
-    refused("sums", "hf://sums", 2, "hf://owner/name")
-    refused("sums", "relay://", 2, "a folder, or hf://owner/name")
-    refused("sums", "s3://key:secret@bucket/x", 2, "without keys")
+    assert_refused("nothing", str(out), 4, "relayctl runs -a")
+    assert_refused("sums@7", str(out), 4, "it has 5, 10")
+    assert_refused("sums", "hf://sums", 2, "hf://owner/name")
+    assert_refused("sums", "relay://", 2, "a folder, or hf://owner/name")
+    assert_refused("sums", "s3://key:secret@bucket/x", 2, "without keys")
     relayctl("submit", run_file(tmp_path, "failing", FAIL="1"), "-q")
     relayctl("wait", "failing", "--timeout", "60s", code=10)
-    refused("failing", str(out), 1, "failing has no result", "a checkpoint is RUN@latest")
+    assert_refused("failing", str(out), 1, "failing has no result", "a checkpoint is RUN@latest")
     assert not out.exists()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").touch()
-    refused("sums", str(tmp_path / "full"), 1, "is not empty; export into a new folder")
+    assert_refused("sums", str(tmp_path / "full"), 1, "is not empty; export into a new folder")
     assert set(contents(tmp_path / "full")) == {"mine"}
     down = relayctl("--coordinator", "127.0.0.1:9", "export", "sums", "--to", str(out), code=3).stderr
     assert "127.0.0.1:9 (Connection refused)" in down

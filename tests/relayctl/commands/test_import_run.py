@@ -47,8 +47,8 @@ def test_a_workers_run_goes_on_as_one_run_with_one_curve(folder: Path, tmp_path:
     assert "paused until it is resumed; can run now on local-1" in plan and "1 file" in plan
     relayctl("show", "worker", code=4)
 
-    said = relayctl("import", file, str(old)).stdout
-    assert "imported worker; it is paused at step 7; continue it with: relayctl resume worker" in said
+    output = relayctl("import", file, str(old)).stdout
+    assert "imported worker; it is paused at step 7; continue it with: relayctl resume worker" in output
     shown = json.loads(relayctl("show", "worker", "-o", "json").stdout)
     assert (shown["state"], shown["reason"].startswith(f"imported from {old} on ")) == ("paused", True)
     assert "elsewhere  from the start" in relayctl("show", "worker").stdout
@@ -147,22 +147,22 @@ def test_what_the_run_file_will_not_keep_is_said_before(tmp_path: Path) -> None:
 def test_what_is_wrong_is_one_line_and_an_exit_code(tmp_path: Path) -> None:
     file, old = run_file(tmp_path, "wrong"), run_folder(tmp_path / "old", [1])
 
-    def said(*arguments: str, code: int) -> str:
+    def output(*arguments: str, code: int) -> str:
         text = relayctl(*arguments, code=code).stderr
         assert text.count("\n") == 1, text
         return text
 
-    assert "old/none is not a folder" in said("import", file, str(old / "none"), code=2)
-    assert "looked for ckpt/step_*, step_* or checkpoint-*" in said("import", file, str(tmp_path), code=1)
-    assert "127.0.0.1:9" in said("--coordinator", "127.0.0.1:9", "import", file, str(old), "-q", code=3)
+    assert "old/none is not a folder" in output("import", file, str(old / "none"), code=2)
+    assert "looked for ckpt/step_*, step_* or checkpoint-*" in output("import", file, str(tmp_path), code=1)
+    assert "127.0.0.1:9" in output("--coordinator", "127.0.0.1:9", "import", file, str(old), "-q", code=3)
     rehearsed = relayctl("--coordinator", "127.0.0.1:9", "import", file, str(old), "--dry-run", code=3).stdout
     assert "1 checkpoint (step 1)" in rehearsed and "the coordinator does not answer" in rehearsed
     mistakes = relayctl("import", file, str(old), "--set", "priorty=1", code=1).stderr
     assert "1 mistake" in mistakes and "priority" in mistakes
     (old / "ckpt" / "step_00000001" / "out").symlink_to("/etc/hostname")
-    assert "step_00000001/out: it leads to /etc/hostname" in said("import", file, str(old), code=1)
-    assert "did you mean: relayctl import" in said("migrate", code=2)
-    assert said("import", file, str(_many(tmp_path)), code=1).endswith("so say --last 1000\n")
+    assert "step_00000001/out: it leads to /etc/hostname" in output("import", file, str(old), code=1)
+    assert "did you mean: relayctl import" in output("migrate", code=2)
+    assert output("import", file, str(_many(tmp_path)), code=1).endswith("so say --last 1000\n")
     relayctl("show", "wrong", code=4)
 
 
@@ -188,8 +188,8 @@ def test_a_trainers_own_checkpoint_is_fine_tuned_further(tiny_model: Path, tmp_p
         "env": {"OMP_NUM_THREADS": "1"},
     }
     (tmp_path / "further.yaml").write_text(yaml.safe_dump(spec))
-    said = relayctl("import", str(tmp_path / "further.yaml"), str(elsewhere)).stdout
-    assert "2 checkpoints (steps 2, 4)" in said and "imported further; it is paused at step 4" in said
+    output = relayctl("import", str(tmp_path / "further.yaml"), str(elsewhere)).stdout
+    assert "2 checkpoints (steps 2, 4)" in output and "imported further; it is paused at step 4" in output
     relayctl("resume", "further")
     relayctl("wait", "further", "--timeout", "120s")
     assert [step for step, _ in curve_of("further")] == [1, 2, 3, 4, 5, 6]

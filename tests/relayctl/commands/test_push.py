@@ -123,27 +123,27 @@ def test_what_cannot_be_pushed_is_one_line_and_leaves_no_pin(tmp_path: Path) -> 
     share = trained(tmp_path, "stuck")
     gone = (tmp_path / "gone").as_uri()
 
-    def refused(point: str, to: str, code: int, *says: str) -> None:
+    def assert_refused(point: str, to: str, code: int, *says: str) -> None:
         said = relayctl("push", point, "--to", to, code=code).stderr
         assert said.count("\n") == 1 and all(each in said for each in says), said
 
-    refused("nothing@5", "relay://", 4, "relayctl runs -a")
-    refused("stuck@7", "relay://", 4, "it has 5, 10")
-    refused("stuck", "relay://", 2, "RUN@STEP")
-    refused("stuck@5", "hf://me/model", 2, "relayctl export")
-    refused("stuck@5", "relay://elsewhere", 2, "just relay://")
-    refused("stuck@5", "http://bucket/x", 2, "is not a store", "s3://")
-    refused("stuck@5", "file://relative", 2, "absolute folder")
-    refused("stuck@5", "s3://key:secret@bucket/x", 2, "without keys")
-    refused("stuck@5", gone, 1, f"{gone} cannot be reached", "is not there")
+    assert_refused("nothing@5", "relay://", 4, "relayctl runs -a")
+    assert_refused("stuck@7", "relay://", 4, "it has 5, 10")
+    assert_refused("stuck", "relay://", 2, "RUN@STEP")
+    assert_refused("stuck@5", "hf://me/model", 2, "relayctl export")
+    assert_refused("stuck@5", "relay://elsewhere", 2, "just relay://")
+    assert_refused("stuck@5", "http://bucket/x", 2, "is not a store", "s3://")
+    assert_refused("stuck@5", "file://relative", 2, "absolute folder")
+    assert_refused("stuck@5", "s3://key:secret@bucket/x", 2, "without keys")
+    assert_refused("stuck@5", gone, 1, f"{gone} cannot be reached", "is not there")
     other = tmp_path / "other"
     shutil.copytree(share, other)
     for manifest in other.glob("stuck/**/manifest.json"):
         manifest.write_bytes(Manifest(()).to_bytes())
-    refused("stuck@5", other.as_uri(), 1, f"{other.as_uri()} does not take it", "other content")
+    assert_refused("stuck@5", other.as_uri(), 1, f"{other.as_uri()} does not take it", "other content")
     shutil.rmtree(share)
     (tmp_path / "third").mkdir()
-    refused("stuck@5", (tmp_path / "third").as_uri(), 1, "it cannot be fetched", share.as_uri())
+    assert_refused("stuck@5", (tmp_path / "third").as_uri(), 1, "it cannot be fetched", share.as_uri())
     assert checkpoint("stuck", 5)["pinned"] is False
     down = relayctl("--coordinator", "127.0.0.1:9", "push", "stuck@5", "--to", "relay://", code=3).stderr
     assert "127.0.0.1:9 (Connection refused)" in down

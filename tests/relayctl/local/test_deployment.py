@@ -27,7 +27,7 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture
-async def started(folder: Path) -> AsyncIterator[list[Daemon]]:
+async def programs_under_test(folder: Path) -> AsyncIterator[list[Daemon]]:
     """Programs under test; killed, should a test fail, with all that they started."""
     programs: list[Daemon] = []
     yield programs
@@ -41,45 +41,47 @@ async def relayctl(folder: Path, *arguments: str) -> Daemon:
     return await Daemon.start("relayctl", argv, env={"XDG_CONFIG_HOME": str(folder / "config")}, log=folder / "log")
 
 
-def left(folder: Path) -> list[str]:
+def list_leftovers(folder: Path) -> list[str]:
     """Command lines of the processes that still have to do with this folder."""
     return [Path(f"/proc/{pid}/cmdline").read_text() for pid in LocalHost("all", folder, "").processes()]
 
 
 @pytest.mark.rotating(1)
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
-async def test_up_comes_up_and_goes_whole(folder: Path, started: list[Daemon], sign: signal.Signals) -> None:
+async def test_up_comes_up_and_goes_whole(
+    folder: Path, programs_under_test: list[Daemon], sign: signal.Signals
+) -> None:
     program = await relayctl(folder, "up", "--data-dir", str(folder / "data"), "--listen", "127.0.0.1:0")
-    started.append(program)
+    programs_under_test.append(program)
     address = (await program.seen(r"^coordinator +(\S+)")).group(1)
     await program.seen("Ctrl-C")
     second = await relayctl(folder, "agents", "-q")
     assert (await second.finished(), list(second.lines)) == (0, ["local-1"])
     assert address in (folder / "config" / "relay" / "context.json").read_text()
     assert await program.end(sign) == 0
-    assert left(folder) == []
+    assert list_leftovers(folder) == []
 
 
-async def test_up_ends_with_the_part_that_ended(folder: Path, started: list[Daemon]) -> None:
+async def test_up_ends_with_the_part_that_ended(folder: Path, programs_under_test: list[Daemon]) -> None:
     program = await relayctl(folder, "up", "--data-dir", str(folder / "data"), "--listen", "127.0.0.1:0")
-    started.append(program)
+    programs_under_test.append(program)
     await program.seen("Ctrl-C")
     agents = [pid for pid in LocalHost("all", folder, "").processes() if "agent" in _command(pid)]
     os.kill(agents[0], signal.SIGKILL)
     assert await program.finished() == 1
     assert "local-1 ended by itself" in "\n".join(program.lines)
-    assert left(folder) == []
+    assert list_leftovers(folder) == []
 
 
 async def test_the_demo_stopped_in_the_middle_leaves_nothing(
-    folder: Path, started: list[Daemon], tiny_model: Path
+    folder: Path, programs_under_test: list[Daemon], tiny_model: Path
 ) -> None:
     shutil.copytree(tiny_model, folder / "models" / "smollm2")
     program = await relayctl(folder, "demo", "--folder", str(folder))
-    started.append(program)
+    programs_under_test.append(program)
     await program.seen("training begins")
     assert await program.end(signal.SIGINT) == 130
-    assert left(folder) == []
+    assert list_leftovers(folder) == []
 
 
 def _command(pid: int) -> str:

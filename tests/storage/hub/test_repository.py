@@ -308,21 +308,27 @@ def test_a_mark_is_read_back_from_a_message() -> None:
     assert CommitMarker.parse("Update README.md") is None
 
 
-def seen(name: str, mark: CommitMarker | None) -> HubCommit:
+def make_commit(name: str, mark: CommitMarker | None) -> HubCommit:
     return HubCommit(name, "title", "alice", mark)
 
 
 def test_whose_turn_it_is() -> None:
     ours, old = CommitMarker("state", "r", 2, "b", 200), CommitMarker("state", "r", 1, "a", 100)
     newer, other = CommitMarker("state", "r", 3, "c", 150), CommitMarker("state", "q", 1, "d", 100)
-    begin = seen("0", None)
+    begin = make_commit("0", None)
     assert decide_commit(ours, [begin], None, fresh="0") == MayCommit("0")
-    assert decide_commit(ours, [seen("1", old), begin], "0") == MayCommit("1")
-    assert decide_commit(ours, [seen("2", ours), seen("1", old)], None) == AlreadyCommitted("2")
-    assert decide_commit(ours, [seen("2", newer), seen("1", old)], "1") == BranchMoved(seen("2", newer), newer=True)
-    assert decide_commit(ours, [seen("2", other), seen("1", old)], "1") == BranchMoved(seen("2", other))
-    assert decide_commit(ours, [seen("3", old), seen("2", None), seen("1", old)], "1") == BranchMoved(seen("2", None))
-    assert decide_commit(ours, [seen("3", None)], "1") == BranchMoved(seen("3", None))
+    assert decide_commit(ours, [make_commit("1", old), begin], "0") == MayCommit("1")
+    assert decide_commit(ours, [make_commit("2", ours), make_commit("1", old)], None) == AlreadyCommitted("2")
+    assert decide_commit(ours, [make_commit("2", newer), make_commit("1", old)], "1") == BranchMoved(
+        make_commit("2", newer), newer=True
+    )
+    assert decide_commit(ours, [make_commit("2", other), make_commit("1", old)], "1") == BranchMoved(
+        make_commit("2", other)
+    )
+    assert decide_commit(
+        ours, [make_commit("3", old), make_commit("2", None), make_commit("1", old)], "1"
+    ) == BranchMoved(make_commit("2", None))
+    assert decide_commit(ours, [make_commit("3", None)], "1") == BranchMoved(make_commit("3", None))
 
 
 def test_of_one_attempts_models_an_older_one_follows_none_that_is_newer() -> None:
@@ -334,11 +340,13 @@ def test_of_one_attempts_models_an_older_one_follows_none_that_is_newer() -> Non
         CommitMarker("result", "r", 1, "a", 9),
     )
     for ours, theirs in ((older, newer), (newer, result)):
-        assert decide_commit(ours, [seen("1", theirs)], None) == BranchMoved(seen("1", theirs), newer=True)
-        assert decide_commit(theirs, [seen("1", ours)], None) == MayCommit("1")
-    assert decide_commit(replace(older, lease="b"), [seen("1", newer)], None) == MayCommit("1")
+        assert decide_commit(ours, [make_commit("1", theirs)], None) == BranchMoved(
+            make_commit("1", theirs), newer=True
+        )
+        assert decide_commit(theirs, [make_commit("1", ours)], None) == MayCommit("1")
+    assert decide_commit(replace(older, lease="b"), [make_commit("1", newer)], None) == MayCommit("1")
     states = [replace(each, kind="state") for each in (older, newer)]
-    assert decide_commit(states[0], [seen("1", states[1])], None) == MayCommit("1")
+    assert decide_commit(states[0], [make_commit("1", states[1])], None) == MayCommit("1")
 
 
 def test_names_are_what_git_takes() -> None:

@@ -36,7 +36,7 @@ def little(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainers.data.disk_rows.MEMORY_LIMIT", 1000)
 
 
-def written(path: Path, rows: list[Any]) -> Path:
+def write_rows(path: Path, rows: list[Any]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -57,9 +57,9 @@ MIXED = {"train": ["big.jsonl", {"path": "small.jsonl", "weight": 2.5}, {"path":
 
 @pytest.mark.parametrize("section", [{**MIXED, "eval": {"split": 0.1}}, {**MIXED, "eval": "also.jsonl"}, MIXED])
 def test_the_same_rows_in_the_same_order(tmp_path: Path, section: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    written(tmp_path / "big.jsonl", TEXTS)
-    written(tmp_path / "small.jsonl", [{"text": "a"}, {"text": "b"}, {"text": "c"}, {"text": "d"}])
-    written(tmp_path / "also.jsonl", [{"text": f"also {number}"} for number in range(1200)])
+    write_rows(tmp_path / "big.jsonl", TEXTS)
+    write_rows(tmp_path / "small.jsonl", [{"text": "a"}, {"text": "b"}, {"text": "c"}, {"text": "d"}])
+    write_rows(tmp_path / "also.jsonl", [{"text": f"also {number}"} for number in range(1200)])
     in_memory = load(tmp_path, section)
     monkeypatch.setattr("trainers.data.disk_rows.MEMORY_LIMIT", 1000)
     for _ in ("read", "found again"):
@@ -72,16 +72,16 @@ def test_the_same_rows_in_the_same_order(tmp_path: Path, section: Any, monkeypat
 
 @pytest.mark.usefixtures("little")
 def test_read_once_and_anew_when_anything_has_changed(tmp_path: Path, folder: Path) -> None:
-    path = written(tmp_path / "big.jsonl", TEXTS)
+    path = write_rows(tmp_path / "big.jsonl", TEXTS)
     digests = [load(tmp_path, {"train": "big.jsonl"})[0].digest]
     (kept,) = folder.iterdir()
     made = (kept / "rows.arrow").stat().st_mtime_ns
-    again = written(tmp_path / "moved.jsonl", TEXTS)
+    again = write_rows(tmp_path / "moved.jsonl", TEXTS)
     digests.append(load(tmp_path, {"train": str(again)})[0].digest)
     assert [*folder.iterdir()] == [kept] and (kept / "rows.arrow").stat().st_mtime_ns == made
     assert digests[0] == digests[1]
     load(tmp_path, {"train": "big.jsonl", "columns": {"text": "text"}})
-    written(path, [*TEXTS[:-1], {"text": "another"}])
+    write_rows(path, [*TEXTS[:-1], {"text": "another"}])
     assert load(tmp_path, {"train": "big.jsonl"})[0].digest != digests[0]
     assert load(tmp_path, {"train": "big.jsonl", "eval": {"split": 0.5}})[0].digest != digests[0]
     assert load(tmp_path, {"train": {"path": "big.jsonl", "weight": 2}})[0].digest != digests[0]
@@ -91,8 +91,8 @@ def test_read_once_and_anew_when_anything_has_changed(tmp_path: Path, folder: Pa
 @pytest.mark.usefixtures("little")
 def test_what_a_kept_source_told_holds_for_the_next(tmp_path: Path) -> None:
     """The kind, and that rows are alike, also when the first source is not read again."""
-    written(tmp_path / "big.jsonl", [{"prompt": "a" * 30, "completion": "b"} for _ in range(100)])
-    written(tmp_path / "odd.jsonl", [{"text": "c"}])
+    write_rows(tmp_path / "big.jsonl", [{"prompt": "a" * 30, "completion": "b"} for _ in range(100)])
+    write_rows(tmp_path / "odd.jsonl", [{"text": "c"}])
     for _ in ("read", "found again"):
         with pytest.raises(ConfigError, match=r"odd.jsonl:1: .*prompt"):
             load(tmp_path, {"train": ["big.jsonl", "odd.jsonl"]}, ("text", "prompt_completion"))
@@ -106,7 +106,7 @@ def test_columns_that_widen(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"prompt": "a", "answer": None, "of": {"x": 1}}] * 1000
     rows += [{"prompt": "a", "answer": 1, "of": {"x": 1, "y": "z"}}] * 1000
     rows += [{"prompt": "a", "answer": 0.5, "of": {"y": "z"}}] * 500
-    written(tmp_path / "big.jsonl", rows)
+    write_rows(tmp_path / "big.jsonl", rows)
     train, _ = load(tmp_path, {"train": "big.jsonl"}, ("prompt",))
     assert rows_of(train) == [{**row, "of": {"x": None, "y": None, **row["of"]}} for row in rows]
 
@@ -114,7 +114,7 @@ def test_columns_that_widen(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("little")
 def test_columns_that_hold_two_things(tmp_path: Path, folder: Path) -> None:
     rows: list[Any] = [{"prompt": "a", "answer": 1}] * 1000 + [{"prompt": "a", "answer": "one"}] * 1000
-    written(tmp_path / "big.jsonl", rows)
+    write_rows(tmp_path / "big.jsonl", rows)
     with pytest.raises(ConfigError, match=r"rows 1001 to 2000 have no type in common: .*answer"):
         load(tmp_path, {"train": "big.jsonl"}, ("prompt",))
     assert not [*folder.iterdir()], "nothing half made stays"
@@ -122,14 +122,14 @@ def test_columns_that_hold_two_things(tmp_path: Path, folder: Path) -> None:
 
 @pytest.mark.usefixtures("little")
 def test_a_number_that_is_too_large(tmp_path: Path) -> None:
-    written(tmp_path / "big.jsonl", [{"prompt": "a" * 2000, "answer": 2**70}])
+    write_rows(tmp_path / "big.jsonl", [{"prompt": "a" * 2000, "answer": 2**70}])
     with pytest.raises(ConfigError, match=r"rows 1 to 1 have no type in common: .*too large"):
         load(tmp_path, {"train": "big.jsonl"}, ("prompt",))
 
 
 @pytest.mark.usefixtures("little")
 def test_a_wrong_row_far_below_is_named(tmp_path: Path, folder: Path) -> None:
-    written(tmp_path / "big.jsonl", [*TEXTS, {"text": 3}])
+    write_rows(tmp_path / "big.jsonl", [*TEXTS, {"text": 3}])
     with pytest.raises(ConfigError, match=r"big.jsonl:2501: "):
         load(tmp_path, {"train": "big.jsonl"})
     assert not [*folder.iterdir()]
@@ -137,7 +137,7 @@ def test_a_wrong_row_far_below_is_named(tmp_path: Path, folder: Path) -> None:
 
 @pytest.mark.usefixtures("little")
 def test_a_disk_that_takes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    written(tmp_path / "big.jsonl", TEXTS)
+    write_rows(tmp_path / "big.jsonl", TEXTS)
     monkeypatch.setenv(cache.CACHE_VARIABLE, "/proc/nothing")
     with pytest.raises(
         HostError, match=r"/proc/nothing cannot be written \(.*\); \$RELAY_DATA_CACHE must name another folder"
@@ -147,13 +147,13 @@ def test_a_disk_that_takes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.usefixtures("little")
 def test_what_nobody_has_used_for_long_goes(tmp_path: Path, folder: Path) -> None:
-    written(tmp_path / "big.jsonl", TEXTS)
+    write_rows(tmp_path / "big.jsonl", TEXTS)
     load(tmp_path, {"train": "big.jsonl"})
     (old,) = folder.iterdir()
     long_ago = time.time() - cache.UNUSED_SECONDS - 60
     os.utime(old, (long_ago, long_ago))
     load(tmp_path, {"train": "big.jsonl"})  # it is used, and so it stays
-    written(tmp_path / "other.jsonl", TEXTS[1:])
+    write_rows(tmp_path / "other.jsonl", TEXTS[1:])
     load(tmp_path, {"train": "other.jsonl"})
     assert len([*folder.iterdir()]) == 2
     os.utime(old, (long_ago, long_ago))

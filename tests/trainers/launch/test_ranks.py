@@ -35,7 +35,7 @@ signal.pause()
 
 
 @contextmanager
-def started(root: Path, does: str) -> Iterator["subprocess.Popen[str]"]:
+def start_launcher(root: Path, does: str) -> Iterator["subprocess.Popen[str]"]:
     """Start the parent with a rank that does this, reports it and waits forever."""
     argv = [sys.executable, "-c", PARENT, str(root), RANK.format(does)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as parent:
@@ -56,7 +56,7 @@ def started(root: Path, does: str) -> Iterator["subprocess.Popen[str]"]:
     ],
 )
 def test_asked_twice_it_kills_and_says_what_became_of_the_run(tmp_path: Path, does: str, outcome: Outcome) -> None:
-    with started(tmp_path, does) as parent:
+    with start_launcher(tmp_path, does) as parent:
         for number in (signal.SIGTERM, signal.SIGINT):
             parent.send_signal(number)
         said, _ = parent.communicate(timeout=TIMEOUT)
@@ -88,6 +88,6 @@ def test_a_stop_that_comes_when_all_has_ended_kills_nobody(tmp_path: Path) -> No
 
 
 def test_a_killed_parent_takes_its_ranks_along(tmp_path: Path) -> None:
-    with started(tmp_path, "control.mark_training_started()") as parent:
+    with start_launcher(tmp_path, "control.mark_training_started()") as parent:
         parent.kill()
         parent.communicate(timeout=TIMEOUT)  # the rank holds the other end of the pipe: it closes when the rank ends

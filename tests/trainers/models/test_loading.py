@@ -43,7 +43,7 @@ def spec_of(work: Path, model: str | None = None) -> dict[str, Any]:
     }
 
 
-def begun(tmp_path: Path, files: Path, base: Path | None = None) -> partial[None]:
+def make_work_folder(tmp_path: Path, files: Path, base: Path | None = None) -> partial[None]:
     """Fill the run's working folder with what the coordinator puts there, and enter it."""
     shutil.copytree(files, tmp_path / "init_from")
     if base:
@@ -60,7 +60,7 @@ def test_an_adapter_is_gone_on_with(work: Path, adapter: attempts.Attempt, tmp_p
     trace.
     """
     assert loss(adapter, 6) < loss(adapter, 0) - 0.1
-    before = begun(tmp_path, adapter.folder / "output", work / "model")
+    before = make_work_folder(tmp_path, adapter.folder / "output", work / "model")
     spec = {**spec_of(work), "lora": LORA}
     made = attempts.make(tmp_path / "b", spec, before=before)
     assert made.code == 0, made.outcome
@@ -77,14 +77,14 @@ def test_an_adapter_is_gone_on_with(work: Path, adapter: attempts.Attempt, tmp_p
 def test_an_adapter_is_merged_where_all_weights_are_trained(
     work: Path, adapter: attempts.Attempt, tmp_path: Path
 ) -> None:
-    before = begun(tmp_path, adapter.folder / "output", work / "model")
+    before = make_work_folder(tmp_path, adapter.folder / "output", work / "model")
     made = attempts.make(tmp_path / "b", spec_of(work), before=before)
     assert made.code == 0, made.outcome
     assert loss(made, 0) == pytest.approx(loss(adapter, 6), rel=1e-4)
     assert (made.folder / "output" / "model.safetensors").is_file()
     whole = tmp_path / "whole"
     whole.mkdir()
-    after = attempts.make(whole / "c", spec_of(work), before=begun(whole, made.folder / "output"))
+    after = attempts.make(whole / "c", spec_of(work), before=make_work_folder(whole, made.folder / "output"))
     assert loss(after, 0) == pytest.approx(loss(made, 6), rel=1e-6)
     assert "tokenizer.json" in os.listdir(after.folder / "output")
 
@@ -92,7 +92,7 @@ def test_an_adapter_is_merged_where_all_weights_are_trained(
 def test_another_adapter_than_the_one_it_begins_with_is_refused(
     work: Path, adapter: attempts.Attempt, tmp_path: Path
 ) -> None:
-    before = begun(tmp_path, adapter.folder / "output", work / "model")
+    before = make_work_folder(tmp_path, adapter.folder / "output", work / "model")
     made = attempts.make(tmp_path / "b", {**spec_of(work), "lora": {**LORA, "r": 16}}, before=before)
     assert made.code == REFUSED and made.outcome is not None
     assert "has r: 4, not 16; write the same, or leave lora out" in made.outcome.message
@@ -118,7 +118,7 @@ def test_the_reference_is_what_it_began_with(
     """Not the bare base: before the first step nothing is preferred to the reference. The same holds after an
     interruption.
     """
-    before = begun(tmp_path, adapter.folder / "output", work / "model")
+    before = make_work_folder(tmp_path, adapter.folder / "output", work / "model")
     spec = preferring(work, method, **({"lora": lora} if lora else {}))
     made = attempts.make(tmp_path / "b", spec, before=before)
     assert made.code == 0, made.outcome
@@ -141,7 +141,7 @@ def test_a_reward_model_goes_on_from_a_reward_model(work: Path, adapter: attempt
     fresh = {"model": {"name_or_path": str(work / "model")}, "lora": LORA, **easy}
     first = attempts.make(tmp_path / "first", preferring(work, "reward", **fresh))
     assert first.code == 0, first.outcome
-    before = begun(tmp_path, first.folder / "output", work / "model")
+    before = make_work_folder(tmp_path, first.folder / "output", work / "model")
     second = attempts.make(tmp_path / "second", preferring(work, "reward", lora=LORA, **easy), before=before)
     assert second.code == 0, second.outcome
     assert second.curve[1, "train_loss"] < first.curve[6, "train_loss"] < first.curve[1, "train_loss"] / 2
@@ -151,7 +151,9 @@ def test_a_reward_model_goes_on_from_a_reward_model(work: Path, adapter: attempt
     other = tmp_path / "other"
     other.mkdir()
     refused = attempts.make(
-        other / "run", preferring(work, "reward"), before=begun(other, adapter.folder / "output", work / "model")
+        other / "run",
+        preferring(work, "reward"),
+        before=make_work_folder(other, adapter.folder / "output", work / "model"),
     )
     assert refused.code == REFUSED and refused.outcome is not None
     assert "its adapter was trained for CAUSAL_LM, and this method trains SEQ_CLS" in refused.outcome.message

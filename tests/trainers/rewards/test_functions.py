@@ -66,7 +66,9 @@ def mine(tmp_path: Path) -> Path:
     return path
 
 
-def made(*asked: dict[str, Any], columns: tuple[str, ...] = ("prompt", "answer"), files: Path | None = None) -> Any:
+def open_rewards(
+    *asked: dict[str, Any], columns: tuple[str, ...] = ("prompt", "answer"), files: Path | None = None
+) -> Any:
     run = {
         "version": "relay/v1",
         "method": "grpo",
@@ -84,7 +86,7 @@ class State:
     global_step = 4
 
 
-def judged(judge: Any, *completions: str, **columns: Any) -> Any:
+def compute_rewards(judge: Any, *completions: str, **columns: Any) -> Any:
     prompts = [f"spell {each}" for each in completions]
     ids = [[0] for _ in completions]
     return judge(prompts=prompts, completions=list(completions), completion_ids=ids, trainer_state=State(), **columns)
@@ -93,19 +95,19 @@ def judged(judge: Any, *completions: str, **columns: Any) -> Any:
 @pytest.mark.parametrize("apart", [{}, {"isolated": True}, {"timeout": "20s"}])
 def test_a_function_of_a_file_scores(mine: Path, apart: dict[str, Any]) -> None:
     """It is given the arguments that it names, in this process or in one of its own."""
-    length, none, later = made(
+    length, none, later = open_rewards(
         *({"call": f"{mine}:{name}", **apart} for name in ("length", "none", "later")), files=mine
     )
     assert [each.__name__ for each in (length, none, later)] == ["length", "none", "later"]
-    assert judged(length, "a", "bcd", answer=["a", "x"]) == [1.0, 3.0]
-    assert judged(none, "a", "b") == [None, None]
-    assert judged(later, "a", "b", answer=["a", "x"]) == [1.0, 0.0]
+    assert compute_rewards(length, "a", "bcd", answer=["a", "x"]) == [1.0, 3.0]
+    assert compute_rewards(none, "a", "b") == [None, None]
+    assert compute_rewards(later, "a", "b", answer=["a", "x"]) == [1.0, 0.0]
 
 
 def test_a_function_of_a_module_scores() -> None:
-    (either,) = made({"call": "statistics:mean"})
+    (either,) = open_rewards({"call": "statistics:mean"})
     assert either.__name__ == "mean"
-    (dotted,) = made({"call": "os.path.basename"})
+    (dotted,) = open_rewards({"call": "os.path.basename"})
     assert dotted.__name__ == "basename"
 
 
@@ -121,32 +123,34 @@ def test_a_function_of_a_module_scores() -> None:
     ],
 )
 def test_a_failure_names_its_sample(mine: Path, name: str, apart: dict[str, Any], said: str) -> None:
-    (judge,) = made({"call": f"{mine}:{name}", **apart}, files=mine)
+    (judge,) = open_rewards({"call": f"{mine}:{name}", **apart}, files=mine)
     sample = 'sample 2: prompt "spell bad", completion "bad": '
     with pytest.raises(RewardError, match=f"^reward {name}: {sample}{said}$"):
-        judged(judge, "good", "bad", "fine")
-    assert judged(judge, "good", "fine") == [1.0, 1.0]
+        compute_rewards(judge, "good", "bad", "fine")
+    assert compute_rewards(judge, "good", "fine") == [1.0, 1.0]
 
 
 def test_a_number_for_each_sample_is_wanted(mine: Path) -> None:
-    (few,) = made({"call": f"{mine}:few"}, files=mine)
+    (few,) = open_rewards({"call": f"{mine}:few"}, files=mine)
     with pytest.raises(RewardError, match="a number for each of 2 samples, found 1 values"):
-        judged(few, "a", "b")
+        compute_rewards(few, "a", "b")
 
 
 def test_what_a_function_apart_draws_is_drawn_again(mine: Path) -> None:
     """By the run's seed and the step, so that a resumed run has the rewards of an uninterrupted one."""
-    (first,) = made({"call": f"{mine}:draws", "isolated": True}, files=mine)
-    (second,) = made({"call": f"{mine}:draws", "isolated": True}, files=mine)
-    assert judged(first, "a", "b") == judged(first, "a", "b") == judged(second, "a", "b")
+    (first,) = open_rewards({"call": f"{mine}:draws", "isolated": True}, files=mine)
+    (second,) = open_rewards({"call": f"{mine}:draws", "isolated": True}, files=mine)
+    assert compute_rewards(first, "a", "b") == compute_rewards(first, "a", "b") == compute_rewards(second, "a", "b")
 
 
 def test_the_rewards_that_have_names() -> None:
-    (tagged,) = made({"name": "exact_match", "config": {"tag": "answer"}})
-    exact, repetition = made({"name": "exact_match"}, {"name": "repetition_penalty", "config": {"ngram_size": 2}})
+    (tagged,) = open_rewards({"name": "exact_match", "config": {"tag": "answer"}})
+    exact, repetition = open_rewards(
+        {"name": "exact_match"}, {"name": "repetition_penalty", "config": {"ngram_size": 2}}
+    )
     said = ["drow", "<answer> drow </answer>", "nothing"]
-    assert judged(tagged, *said, answer=["drow"] * 3) == [0.0, 1.0, 0.0]
-    assert judged(exact, *said, answer=["drow"] * 3) == [1.0, 0.0, 0.0]
+    assert compute_rewards(tagged, *said, answer=["drow"] * 3) == [0.0, 1.0, 0.0]
+    assert compute_rewards(exact, *said, answer=["drow"] * 3) == [1.0, 0.0, 0.0]
     assert repetition(prompts=[""], completions=["x"], completion_ids=[[5, 5, 5, 5]]) == [pytest.approx(-2 / 3)]
 
 
@@ -154,8 +158,8 @@ def test_the_rewards_that_have_names() -> None:
 def test_a_generated_task_verifies_its_answer() -> None:
     (row, *_) = reasoning_gym.generate_rows(DataSource(reasoning_gym="spell_backward", size=3), seed=1)
     assert row["completion"] == row["answer"] and row["answer"] in row["prompt"][::-1]
-    (verified,) = made({"name": "reasoning_gym"}, columns=("prompt", "task"))
-    right, wrong = judged(verified, row["answer"], "nothing", task=[row["task"]] * 2)
+    (verified,) = open_rewards({"name": "reasoning_gym"}, columns=("prompt", "task"))
+    right, wrong = compute_rewards(verified, row["answer"], "nothing", task=[row["task"]] * 2)
     assert right == 1.0 > wrong
 
 
@@ -182,12 +186,12 @@ def test_a_host_without_generated_tasks_says_so(monkeypatch: pytest.MonkeyPatch)
 def test_what_cannot_be_is_said_before_training(mine: Path, asked: dict[str, Any], said: str) -> None:
     call = {"call": asked["call"].replace("MINE", str(mine))} if "call" in asked else {}
     with pytest.raises(ConfigError, match=said):
-        made({**asked, **call}, files=Path("nowhere.py") if "nowhere.py" in str(asked) else mine)
+        open_rewards({**asked, **call}, files=Path("nowhere.py") if "nowhere.py" in str(asked) else mine)
 
 
 def test_two_of_one_name_would_be_one_curve(mine: Path) -> None:
     with pytest.raises(ConfigError, match="two are named length"):
-        made({"call": f"{mine}:length"}, {"call": f"{mine}:length", "weight": 2}, files=mine)
+        open_rewards({"call": f"{mine}:length"}, {"call": f"{mine}:length", "weight": 2}, files=mine)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +205,7 @@ def test_two_of_one_name_would_be_one_curve(mine: Path) -> None:
 )
 def test_a_run_file_says_what_is_wrong_with_a_reward(asked: dict[str, Any], said: str) -> None:
     with pytest.raises(RunFileErrors, match=said):
-        made(asked)
+        open_rewards(asked)
 
 
 def spec(work: Path, *asked: dict[str, Any], **options: Any) -> dict[str, Any]:
@@ -233,10 +237,12 @@ def test_a_reward_that_fails_ends_the_attempt(work: Path, tmp_path: Path, mine: 
     """As a failure of the run, with the sample and without a traceback."""
     mine.write_text("def picky(completions, **_):\n    return [1 / 0 for _ in completions]\n")
     run = spec(work, {"call": f"{mine}:picky"}) | {"files": [str(mine)]}
-    made = attempts.make(tmp_path / "run", run)
-    assert made.code == 1 and made.outcome is not None
-    assert "reward picky: sample 1: prompt" in made.outcome.message and "ZeroDivisionError" in made.outcome.message
-    assert "Traceback" not in (made.folder / "stderr.log").read_text()
+    attempt = attempts.make(tmp_path / "run", run)
+    assert attempt.code == 1 and attempt.outcome is not None
+    assert (
+        "reward picky: sample 1: prompt" in attempt.outcome.message and "ZeroDivisionError" in attempt.outcome.message
+    )
+    assert "Traceback" not in (attempt.folder / "stderr.log").read_text()
 
 
 @pytest.mark.slow
@@ -253,9 +259,9 @@ def test_a_reward_model_scores(work: Path, tmp_path: Path) -> None:
     scorer = attempts.make(tmp_path / "scorer", trained)
     assert scorer.code == 0
     run = spec(work, {"model": str(scorer.folder / "output")}, {"call": f"{work / 'rewards.py'}:short"})
-    made = attempts.make(tmp_path / "run", run)
-    assert made.code == 0, (made.folder / "stderr.log").read_text()
-    assert {(3, "rewards/output/mean"), (3, "rewards/short/mean"), (3, "reward")} <= made.curve.keys()
+    attempt = attempts.make(tmp_path / "run", run)
+    assert attempt.code == 0, (attempt.folder / "stderr.log").read_text()
+    assert {(3, "rewards/output/mean"), (3, "rewards/short/mean"), (3, "reward")} <= attempt.curve.keys()
 
 
 @needs_tasks
@@ -266,9 +272,9 @@ def test_generated_tasks_are_trained_on_and_held_out_ones_are_not(work: Path, tm
     run = spec(work, {"name": "reasoning_gym"}, eval_steps=3, per_device_eval_batch_size=8)
     held = {**source, "size": 4, "seed": 7, "disjoint_from": "train"}
     run["data"] = {"train": [{**source, "size": 40}], "eval": [held]}
-    made = attempts.make(tmp_path / "run", run)
-    assert made.code == 0, (made.folder / "stderr.log").read_text()
-    assert {(3, "eval_reward"), (3, "rewards/reasoning_gym/mean")} <= made.curve.keys()
+    attempt = attempts.make(tmp_path / "run", run)
+    assert attempt.code == 0, (attempt.folder / "stderr.log").read_text()
+    assert {(3, "eval_reward"), (3, "rewards/reasoning_gym/mean")} <= attempt.curve.keys()
 
 
 @needs_tasks
