@@ -20,7 +20,7 @@ class PPOConfig(TrainingArguments):
             Number of minibatches that a rollout is cut into. Each is one optimizer step of
             `per_device_train_batch_size x gradient_accumulation_steps` completions per process.
         num_ppo_epochs (`int`, *optional*, defaults to `4`):
-            Number of passes over each rollout.
+            Number of epochs on each rollout.
         max_completion_length (`int`, *optional*, defaults to `256`):
             Maximum length of a completion, in tokens.
         max_prompt_length (`int`, *optional*):
@@ -71,7 +71,7 @@ class PPOConfig(TrainingArguments):
     )
     disable_dropout: bool = field(default=True, metadata={"help": "Whether to train without dropout."})
     num_mini_batches: int = field(default=1, metadata={"help": "Number of minibatches of a rollout."})
-    num_ppo_epochs: int = field(default=4, metadata={"help": "Number of passes over each rollout."})
+    num_ppo_epochs: int = field(default=4, metadata={"help": "Number of epochs on each rollout."})
     max_completion_length: int = field(default=256, metadata={"help": "Maximum length of a completion, in tokens."})
     max_prompt_length: int | None = field(default=None, metadata={"help": "Maximum length of a prompt, in tokens."})
     temperature: float = field(default=1.0, metadata={"help": "Temperature of sampling, more than 0."})
