@@ -214,7 +214,7 @@ class RunFolder:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Whole and on the disk under its name, or OSError and nothing new there."""
+    """Write a file whole and synced to the disk; raise OSError and leave what was there when that fails."""
     with _temporary(path) as temporary:
         with temporary.open("wb") as file:
             file.write(data)

@@ -129,9 +129,9 @@ class Session:
     async def run(self) -> Never:
         """Keep a session open until cancelled.
 
-        Raises IdentityInUse, DeploymentForeign or Unauthenticated, which no redial can cure. While trainers run here,
-        the latter two are retried as well: a coordinator that was started with a wrong database or secret must not end
-        a fleet.
+        Raises SessionReplaced, DeploymentForeign or Unauthenticated, which no redial can cure. While trainers run here,
+        the latter two are retried: a coordinator that was started with a wrong database or secret must not end a fleet.
+        IdentityInUse is always retried, since the other holder of the name may leave.
         """
         while True:
             try:
