@@ -45,7 +45,7 @@ async def read_rows(conn: asyncpg.Connection, agents: Sequence[str]) -> Sequence
            FROM agents a
            LEFT JOIN (places p JOIN leases l ON l.id = p.lease_id AND l.end_time IS NULL)
              ON p.agent = a.name AND p.end_time IS NULL AND NOT ({leases.LOST})
-           WHERE a.name = ANY($1) ORDER BY a.name, l.grant_time, p.node""",
+           WHERE a.name = ANY($1) ORDER BY a.name, l.grant_time, l.id, p.node""",
         list(agents),
     )
     return rows
@@ -102,7 +102,7 @@ async def find_leases_on(conn: asyncpg.Connection, agent: str, held: Sequence[UU
     """Return those of the leases that have not ended and have a place on the agent."""
     rows: Sequence[Mapping[str, Any]] = await conn.fetch(
         """SELECT DISTINCT l.id, l.run_id, l.start_time FROM leases l JOIN places p ON p.lease_id = l.id
-           WHERE l.id = ANY($1) AND l.end_time IS NULL AND p.agent = $2""",
+           WHERE l.id = ANY($1) AND l.end_time IS NULL AND p.agent = $2 ORDER BY l.id""",
         list(held),
         agent,
     )

@@ -24,7 +24,7 @@ def _of_agent(ex: Execution, name: str) -> Sequence[Row]:
     if agent is None:
         return []
     head = {"name": name, "session_id": agent["session_id"], "wish_version": agent["wish_version"]}
-    found = sorted(_places(ex, agent), key=lambda each: (each[1]["grant_time"], each[0]["node"]))
+    found = sorted(_places(ex, agent), key=lambda pair: (pair[1]["grant_time"], pair[1]["id"], pair[0]["node"]))
     rows = [{**head, **_columns(place, lease), "listed": is_listed(place, agent)} for place, lease in found]
     return rows or [{**head, **dict.fromkeys((*_OF_PLACE, *_OF_LEASE)), "listed": False}]
 
@@ -53,7 +53,7 @@ async def read_definition(ex: Execution, run_id: str) -> Row:
 
 @repertoire.carries_out(desired_state.find_leases_on)
 async def find_leases_on(ex: Execution, agent: str, held: Sequence[UUID]) -> Sequence[Row]:
-    leases = (ex.get("leases", lease_id) for lease_id in dict.fromkeys(held))
+    leases = (ex.get("leases", lease_id) for lease_id in sorted(set(held)))
     return [
         {name: lease[name] for name in ("id", "run_id", "start_time")}
         for lease in leases
