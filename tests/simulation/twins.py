@@ -280,7 +280,7 @@ def plain(value: Any) -> object:
         case _ if is_dataclass(value):
             return type(value).__name__, [plain(getattr(value, each.name)) for each in fields(value)]
         case Mapping() | asyncpg.Record():
-            return {key: plain(item) for key, item in value.items()}
+            return {key: plain(item) for key, item in sorted(value.items())}  # one order, also for repr below
         case list() | tuple() | set():
             return sorted((plain(item) for item in value), key=repr)
     return value

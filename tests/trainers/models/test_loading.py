@@ -95,7 +95,7 @@ def test_another_adapter_than_the_one_it_begins_with_is_refused(
     before = make_work_folder(tmp_path, adapter.folder / "output", work / "model")
     made = attempts.make(tmp_path / "b", {**spec_of(work), "lora": {**LORA, "r": 16}}, before=before)
     assert made.code == REFUSED and made.outcome is not None
-    assert "has r: 4, not 16; write the same, or leave lora out" in made.outcome.message
+    assert "has r: 4, not 16; lora must ask for the same, or be left out" in made.outcome.message
 
 
 def preferring(work: Path, method: str, **changes: Any) -> dict[str, Any]:
