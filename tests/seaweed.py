@@ -33,19 +33,47 @@ def seaweed(folder: Path) -> Iterator[str]:
 def shared_seaweed(folder: Path) -> Iterator[str]:
     """Use one server in `folder` together with other processes, and yield its `host:port`.
 
-    The process that starts it ends it, once all others have left.
+    A process of its own keeps it until the last user has left, so no user waits for another, and none ends it for all.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "users").open("w") as users, (folder / "starting").open("w") as starting, ExitStack() as stack:
-        fcntl.flock(users, fcntl.LOCK_SH)
+    with (folder / "users").open("w") as users, (folder / "starting").open("w") as starting:
         fcntl.flock(starting, fcntl.LOCK_EX)
+        fcntl.flock(users, fcntl.LOCK_SH)
         known = folder / "address"
         if not known.exists():
-            known.write_text(stack.enter_context(seaweed(folder / "data")))
-            stack.callback(known.unlink)
-            stack.callback(fcntl.flock, users, fcntl.LOCK_EX)  # waits for the others
+            known.write_text(_start_keeper(folder))
         fcntl.flock(starting, fcntl.LOCK_UN)
         yield known.read_text()
+
+
+def _start_keeper(folder: Path) -> str:
+    """Start the process that keeps the server, and return the server's address."""
+    reading, writing = os.pipe()
+    log = os.open(folder / "keeper.log", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+    try:
+        os.posix_spawn(
+            sys.executable,
+            [sys.executable, "-m", "tests.seaweed", str(folder)],
+            {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])},
+            file_actions=[(os.POSIX_SPAWN_DUP2, writing, 1), (os.POSIX_SPAWN_DUP2, log, 2)],
+            setsid=True,
+        )
+    finally:
+        os.close(writing)
+        os.close(log)
+    with open(reading) as keeper:
+        address = keeper.readline().strip()
+    assert address, f"the server did not start: see {folder / 'keeper.log'}"
+    return address
+
+
+def _keep(folder: Path) -> None:
+    """Run a server in `folder`, print its address, and end it when no process uses it any more."""
+    with (folder / "users").open("w") as users, seaweed(folder / "data") as address:
+        print(address, flush=True)
+        os.close(sys.stdout.fileno())
+        fcntl.flock(users, fcntl.LOCK_EX)
+        (folder / "address").unlink(missing_ok=True)
 
 
 def _started(folder: Path, stack: ExitStack) -> str | None:
@@ -127,3 +155,7 @@ def _bucket_made(server: subprocess.Popen[bytes], address: str) -> bool:
             with suppress(subprocess.TimeoutExpired):
                 server.wait(0.1)
     return False
+
+
+if __name__ == "__main__":
+    _keep(Path(sys.argv[1]))
