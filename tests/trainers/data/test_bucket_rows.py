@@ -1,5 +1,6 @@
 """Rows in a bucket of a real server."""
 
+import uuid
 from pathlib import Path
 
 import obstore
@@ -17,12 +18,18 @@ with deferred_imports():
 
 
 @pytest.fixture
-def bucket(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S3Store:
-    """A bucket with rows under several keys; the environment has what is needed to read it."""
+def base() -> str:
+    """The address of a test's own keys, since tests of other workers write to the same bucket."""
+    return f"s3://{BUCKET}/{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def bucket(s3: str, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S3Store:
+    """The bucket below `base`, with rows under several keys; the environment has what is needed to read it."""
     for name, value in environment(s3).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "cache"))
-    client = S3Store(BUCKET, client_options={"allow_http": True})
+    client = S3Store(BUCKET, prefix=base.rpartition("/")[2], client_options={"allow_http": True})
     for key, text in {
         "rows/a.jsonl": "a",
         "rows/more/b.jsonl": "b",
@@ -52,12 +59,12 @@ def read(path: str) -> list[str]:
         ("rows*/*.jsonl", ["a", "d"]),
     ],
 )
-def test_an_object_a_prefix_and_globs(bucket: S3Store, path: str, texts: list[str]) -> None:
-    assert read(f"s3://{BUCKET}/{path}") == texts
+def test_an_object_a_prefix_and_globs(bucket: S3Store, base: str, path: str, texts: list[str]) -> None:
+    assert read(f"{base}/{path}") == texts
 
 
-def test_what_is_here_is_not_fetched_again_and_what_has_changed_is(bucket: S3Store, tmp_path: Path) -> None:
-    path = f"s3://{BUCKET}/rows/a.jsonl"
+def test_what_is_here_is_not_fetched_again_and_what_has_changed_is(bucket: S3Store, base: str, tmp_path: Path) -> None:
+    path = f"{base}/rows/a.jsonl"
     [(first, name)] = bucket_rows.fetch_objects(path)
     assert name == path and first.is_relative_to(tmp_path / "cache")
     before = first.stat().st_mtime_ns
@@ -73,22 +80,22 @@ def test_what_is_here_is_not_fetched_again_and_what_has_changed_is(bucket: S3Sto
 @pytest.mark.parametrize(
     ("path", "error", "said"),
     [
-        (f"s3://{BUCKET}/nowhere.jsonl", ConfigError, "there is no object s3://"),
-        (f"s3://{BUCKET}/rows/*.parquet", ConfigError, "there is no object s3://"),
-        (f"s3://{BUCKET}/rows/REA*", ConfigError, "README.md:1: not JSON"),
+        ("nowhere.jsonl", ConfigError, "there is no object s3://"),
+        ("rows/*.parquet", ConfigError, "there is no object s3://"),
+        ("rows/REA*", ConfigError, "README.md:1: not JSON"),
         ("s3://nobucket/rows.jsonl", (ConfigError, HostError), "nobucket"),
     ],
 )
-def test_what_is_not_there(bucket: S3Store, path: str, error: type[Exception], said: str) -> None:
+def test_what_is_not_there(bucket: S3Store, base: str, path: str, error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said.replace("*", r"\*")):
-        read(path)
+        read(path if "://" in path else f"{base}/{path}")
 
 
-def test_a_host_that_may_not_read_says_so(bucket: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_that_may_not_read_says_so(bucket: S3Store, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setattr(bucket_rows, "_RETRY", bucket_rows._RETRY / 1000)
     with pytest.raises(HostError, match="s3://"):
-        read(f"s3://{BUCKET}/rows/a.jsonl")
+        read(f"{base}/rows/a.jsonl")
 
 
 @pytest.mark.parametrize(
