@@ -174,7 +174,7 @@ class RunFolder:
         return [AttemptFolder(folder / name) for name in sorted(names, key=lambda name: int(name.split("-")[0]))]
 
     def retain(self, attempt: AttemptFolder, needed: set[int]) -> None:
-        """Drop what the registry never heard of and nobody needs; update the links that users read."""
+        """Delete what was never registered and nobody needs; update the links that users read."""
         attempt.discard_unregistered(needed)
         self.show(attempt)
 

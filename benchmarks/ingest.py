@@ -25,9 +25,9 @@ from coordinator.server import ServerInfo, serve
 from relay.v1 import agents_pb2
 from relay.v1.agents_pb2_grpc import AgentsStub
 
-LINES = 200  #: in one stretch
+LINES = 200  #: lines in one byte range
 VALUES = 10  #: in one line
-AHEAD = 8  #: stretches on their way
+AHEAD = 8  #: byte ranges in flight
 STREAMS = 4
 
 
@@ -82,7 +82,7 @@ async def _stream(address: str, url: str, deadline: float) -> int:
         call = AgentsStub(channel).AppendEvents()
         while time.monotonic() < deadline or acked < sent:
             if time.monotonic() < deadline and sent - acked < AHEAD:
-                data = _stretch(sent * LINES)
+                data = _make_lines(sent * LINES)
                 request = agents_pb2.AppendEventsRequest(lease=name, source="events", offset=offset, data=data)
                 await call.write(request)
                 offset, sent = offset + len(data), sent + 1
@@ -115,7 +115,7 @@ async def _lease(url: str, run: str) -> uuid.UUID:
     return lease
 
 
-def _stretch(first: int) -> bytes:
+def _make_lines(first: int) -> bytes:
     values = {f"metric_{n}": n + 0.5 for n in range(VALUES)}
     rows = ({"type": "metric", "step": first + n, "time": 1.7e9, "values": values} for n in range(LINES))
     return b"".join(json.dumps(row).encode() + b"\n" for row in rows)

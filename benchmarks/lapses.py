@@ -110,7 +110,7 @@ async def witnessing(path: Path) -> AsyncIterator[Witness]:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A host that will fall silent, a deployment with another one for its runs, and the witness."""
+    """A host that will stop responding, a deployment with another one for its runs, and the witness."""
 
     client: RelayClient
     database_url: str

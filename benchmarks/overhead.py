@@ -142,7 +142,7 @@ async def _ours(work: Workload, cluster: LocalCluster, client: RelayClient) -> T
     run = await client.get_run(name)
     if run.state != pb.Run.SUCCEEDED:
         raise RuntimeError(f"{name} did not succeed: {run.error.message}")
-    times = sorted(moment for stretch in await client.read_metrics(name, ["train_loss"]) for moment in stretch.times)
+    times = sorted(moment for series in await client.read_metrics(name, ["train_loss"]) for moment in series.times)
     return Training(whole=ended - began, loop=times[-1] - times[0], window=(readings[0], readings[-1]))
 
 
@@ -169,7 +169,7 @@ def _own(process: psutil.Process) -> float:
 
 
 def _postgres(folder: Path) -> float:
-    """The server, its living processes, and those that it has buried."""
+    """The server, its living processes, and those that it has reaped."""
     [record] = folder.rglob("postmaster.pid")
     server = psutil.Process(int(record.read_text().split()[0]))
     times = server.cpu_times()

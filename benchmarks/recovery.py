@@ -138,14 +138,14 @@ async def _stages(
     cluster: LocalCluster, client: RelayClient, run: str, moments: tuple[float, float, float]
 ) -> Disturbed:
     attempts = await client.list_attempts(run)
-    stretches = await client.read_metrics(run, ["train_loss"], include_superseded=True)
+    series = await client.read_metrics(run, ["train_loss"], include_superseded=True)
     lapsed = await _lapse(client, run)
     noticed = (moments[0], lapsed, seconds(attempts[1].end_time))
     records = zip(attempts, [attempts[:1], attempts[:2], attempts[1:]], moments, noticed, strict=True)
     found = []
     for attempt, pair, began, seen in records:
         loading = await asyncio.to_thread(_until_loaded, _host(cluster, attempt), run, attempt, began, seen)
-        found.append(_with_steps(loading, measure_recovery(stretches, pair, began)))
+        found.append(_with_steps(loading, measure_recovery(series, pair, began)))
     return Disturbed(found[0] | dict.fromkeys(("noticed", "new ground", "twice"), math.nan), *found[1:])
 
 

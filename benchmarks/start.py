@@ -79,8 +79,8 @@ async def _start(client: RelayClient, events: Path) -> Start:
     async for _ in client.watch_run(run):
         pass
     [attempt] = await client.list_attempts(run)
-    [stretch] = await client.read_metrics(run, [METRIC])
-    granted, prepared, process = seconds(attempt.grant_time), seconds(attempt.start_time), stretch.values[0]
+    [series] = await client.read_metrics(run, [METRIC])
+    granted, prepared, process = seconds(attempt.grant_time), seconds(attempt.start_time), series.values[0]
     return Start(
         granted=(granted - submitted) * 1000,
         prepared=(prepared - granted) * 1000,

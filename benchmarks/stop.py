@@ -56,7 +56,7 @@ def _figures(values: Sequence[float]) -> tuple[str, ...]:
 
 
 async def _lapses(folder: Path, rounds: int) -> dict[Situation, list[Lapse]]:
-    """All of them in one deployment; within a heartbeat hosts fall silent at random."""
+    """All of them in one deployment; within a heartbeat hosts stop responding at random."""
     coordinator, hosts, random = LocalCoordinator(folder / "coordinator", timing="test"), [], Random(0)
     found: dict[Situation, list[Lapse]] = {situation: [] for situation in Situation}
     try:

@@ -92,7 +92,7 @@ class Config(DatabaseConfig):
         metavar="SIZE",
         help="Keep at most this much, all artifacts together.",
     )
-    collecting: CollectionSchedule = setting(
+    collection: CollectionSchedule = setting(
         "--artifact-grace",
         variable="RELAY_ARTIFACT_GRACE",
         parse=_collection_schedule,

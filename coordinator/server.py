@@ -105,7 +105,7 @@ async def serve(config: Config, stop: asyncio.Event, announce: Callable[[ServerI
             lambda: planner.plan_forever(database, config.timing),
             lambda: reaper.reap_forever(database, config.timing),
             lambda: planner.release_forever(database, artifacts),
-            lambda: garbage_collection.collect_forever(database, artifacts, config.collecting),
+            lambda: garbage_collection.collect_forever(database, artifacts, config.collection),
         )
         await stack.enter_async_context(_run_in_background(*services))
         parts = _SharedParts(database, artifacts, heartbeats, appender, await _read_deployment_id(database))
@@ -125,7 +125,7 @@ def _open_artifacts(config: Config) -> Artifacts:
 
     try:
         return BucketArtifacts(
-            config.artifact_store, config.artifacts, limit=config.artifact_limit, grace=config.collecting.grace
+            config.artifact_store, config.artifacts, limit=config.artifact_limit, grace=config.collection.grace
         )
     except (ImportError, ValueError) as error:
         raise SettingsError(f"--artifact-store: {error}") from error

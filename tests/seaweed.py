@@ -103,7 +103,7 @@ def _started(folder: Path, stack: ExitStack) -> str | None:
     argv += [f"-{name}={port}" for name, port in ports.items()]
     with (folder / "weed.log").open("ab") as log:
         server = subprocess.Popen(argv, stdout=log, stderr=log, cwd=folder)
-    for name in ("master", "volume", "filer", "s3"):
+    for name in ("master", "volume", "filer", "s3"):  # where seaweedfs itself puts its sockets
         stack.callback(Path(f"/tmp/seaweedfs-{name}-grpc-{ports[f'{name}.port.grpc']}.sock").unlink, missing_ok=True)
     stack.callback(server.wait)
     stack.callback(server.kill)

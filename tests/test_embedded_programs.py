@@ -1,4 +1,4 @@
-"""The programs and names that tests, benchmarks and pages hold as text: what they name must exist.
+"""The names in text: programs that tests, benchmarks and pages hold, and the errors that docstrings say are raised.
 
 A rename that goes by imports does not reach them, and such a program then fails for a reason which no test is about.
 Modules are read here, never imported, so that the scan needs neither torch nor seconds.
@@ -7,6 +7,7 @@ Modules are read here, never imported, so that the scan needs neither torch nor 
 from __future__ import annotations
 
 import ast
+import builtins
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -23,6 +24,7 @@ _IMPORT = re.compile(rf"(?:^|;)[ \t>.]*import ({_MODULE})(?![\w.])", re.MULTILIN
 _RUN = re.compile(rf"(?:^|\s)-m ({_MODULE})(?![\w.])")
 _TARGET = re.compile(rf"(?:{_PACKAGES})(?:\.\w+)+")
 _FENCED = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_RAISES = re.compile(r"\braises? ([^.;:]*)", re.IGNORECASE)
 #: Functions whose first argument may be a target such as "agent.shim_client.shims.ANSWER".
 _PATCHES = {"setattr", "delattr", "patch"}
 
@@ -136,6 +138,40 @@ def test_names_on_pages_exist() -> None:
         for text in wrong_imports(program)
     ]
     assert not wrong
+
+
+def raised_names(module: ast.Module) -> Iterator[str]:
+    """Each name of an error that a docstring says is raised."""
+    for node in ast.walk(module):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            for sentence in _RAISES.finditer(" ".join((ast.get_docstring(node) or "").split())):
+                yield from re.findall(r"\b[A-Z][a-z]\w+", sentence[1])
+
+
+def test_errors_that_docstrings_name_exist() -> None:
+    modules = {path: ast.parse(path.read_text()) for path in ROOT.rglob("*.py") if not _is_foreign(path)}
+    known = {*dir(builtins)}
+    for module in modules.values():
+        for node in ast.walk(module):
+            match node:
+                case ast.ClassDef():
+                    known.add(node.name)
+                case ast.Attribute():
+                    known.add(node.attr)
+                case ast.ImportFrom():
+                    known |= {alias.name for alias in node.names}
+    assert not {path: wrong for path, module in modules.items() if (wrong := {*raised_names(module)} - known)}
+
+
+def _is_foreign(path: Path) -> bool:
+    return "_pb2" in path.name or any(part.startswith(".") for part in path.relative_to(ROOT).parts)
+
+
+def test_an_error_that_does_not_exist_is_found() -> None:
+    program = ast.parse(
+        'def f():\n    """Do it.\n\n    Raises NoSuchError when it fails, OSError when the disk does."""'
+    )
+    assert list(raised_names(program)) == ["NoSuchError"]
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("proto/relay", "runfile", "storage", "coordinator", "agent", "trainers", "relayctl")
+#: Folders with programs that are in no package.
+OTHERS = ("benchmarks", "docs", "examples", "migrations")
 #: An old word → what to write instead.
 OLD: Mapping[str, str] = {
     r"wish(?:es|ed)?(?! list)": "desired",
@@ -63,7 +66,17 @@ def rooms() -> Mapping[str, list[Path]]:
     """Every page, and every package with its sub-packages, by name."""
     found = {page.relative_to(ROOT).as_posix(): [page] for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]}
     found["proto"] = sorted(ROOT.glob("proto/relay/v1/*.proto"))
-    for package in ("proto/relay", "runfile", "storage", "coordinator", "agent", "trainers", "relayctl", "tests"):
+    for package in (
+        "proto/relay",
+        "runfile",
+        "storage",
+        "coordinator",
+        "agent",
+        "trainers",
+        "relayctl",
+        *OTHERS,
+        "tests",
+    ):
         for path in sorted((ROOT / package).rglob("*.py")):
             if "_pb2" not in path.name:
                 found.setdefault(path.parent.relative_to(ROOT).as_posix(), []).append(path)

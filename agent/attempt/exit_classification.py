@@ -21,6 +21,7 @@ CONFIG = 78  #: sysexits' EX_CONFIG: the trainer's configuration is wrong, and a
 LAST_LINES = 40  #: how many lines of stderr are kept with a failure
 LAST_BYTES = 16 * 1024
 
+#: Errors of a host that lacks something which another host may have.
 _NO_MEANS = (
     errno.ENOSPC,
     errno.EDQUOT,
@@ -31,7 +32,7 @@ _NO_MEANS = (
     errno.EAGAIN,
     errno.EMFILE,
     errno.ENFILE,
-)  #: errors of a host that lacks something which another host may have
+)
 _TELLING = (
     (
         "CUDA_OOM",

@@ -54,7 +54,7 @@ async def _check_room(context: AttemptContext, assignment: Assignment) -> None:
         if inputs + checkpoint + SPARE <= free:
             return
         if not freed:
-            await context.remover.remove_scheduled(scarce=True)
+            await context.remover.remove_scheduled(disk_low=True)
     parts = f"{_format_size(inputs)} of inputs, {_format_size(checkpoint)} of its checkpoint"
     usable = f"{_format_size(max(0, free - SPARE))} can be used on {context.root}"
     raise HostFault("DISK_FULL", f"it needs {_format_size(inputs + checkpoint)} ({parts}), and {usable}")

@@ -86,7 +86,7 @@ class CheckpointRemover:
         while True:
             await self._woken_within(self._every)
             room = await asyncio.to_thread(self.measure_disk, self.root)
-            await self.remove_scheduled(scarce=room.low)
+            await self.remove_scheduled(disk_low=room.low)
 
     async def _woken_within(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -94,20 +94,20 @@ class CheckpointRemover:
                 await self._woken.wait()
         self._woken.clear()
 
-    async def remove_scheduled(self, *, scarce: bool = False) -> None:
+    async def remove_scheduled(self, *, disk_low: bool = False) -> None:
         """Delete all that is scheduled and can be deleted now."""
         async with self._working:
             try:
-                while self._session_id and await self._remove_batch(scarce=scarce):
-                    scarce = False
+                while self._session_id and await self._remove_batch(disk_low=disk_low):
+                    disk_low = False
             except (OSError, RelayError) as error:  # e.g. another session has begun: its welcome wakes us
                 log.warning("removals unfinished", reason=error)
 
-    async def _remove_batch(self, *, scarce: bool) -> bool:
+    async def _remove_batch(self, *, disk_low: bool) -> bool:
         """Ask and delete once, and return whether there may be more."""
         left = await asyncio.to_thread(self._find_leftovers)
         sealed = [pb.SealedCheckpoint(lease=lease, step=step) for lease, step in left][:BATCH]
-        ask = pb.ListRemovalsRequest(agent=self.agent, session_id=self._session_id, disk_low=scarce, sealed=sealed)
+        ask = pb.ListRemovalsRequest(agent=self.agent, session_id=self._session_id, disk_low=disk_low, sealed=sealed)
         listed = await call_with_retry(
             self.contact,
             lambda: self.stub.ListRemovals(ask, metadata=self.coordinator.metadata, timeout=CALL_TIMEOUT),

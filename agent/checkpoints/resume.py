@@ -27,9 +27,8 @@ class StoresUnreachable(Exception):
     """The stores that may have a checkpoint are away for too long."""
 
 
-UNREACHABLE_AFTER = (
-    900.0  #: seconds that a store may be away before the run is granted elsewhere, where it may be reached
-)
+#: Seconds that a store may be away before the run is granted elsewhere, where it may be reached.
+UNREACHABLE_AFTER = 900.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +117,7 @@ async def _verify_local(part: runs_pb2.CheckpointPart, folder: Path, reasons: li
 async def _fetch_copy(
     part: runs_pb2.CheckpointPart, stores: Mapping[str, Store], folder: Path, reasons: list[str], progress: Progress
 ) -> Path | None:
-    """Download from the first store that has a sound copy. Raises StoreAway when one that may have it is away."""
+    """Download from the first store with a sound copy. Raises StoreUnavailable when one that may have it is away."""
     away: StoreUnavailable | None = None
     for copy in part.copies:
         if (store := stores.get(copy.store)) is None:

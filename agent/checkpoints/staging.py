@@ -61,7 +61,7 @@ def parse_step(name: str, pattern: str) -> int | None:
 
 @dataclass(slots=True)
 class StagingScanner:
-    """Looks for staged checkpoints under `root`, and finds each once. Paths are relative to `staging`."""
+    """Looks for staged checkpoints under `root`, and finds each once. Paths inside `staging` are relative to it."""
 
     root: Path
     staging: Path
@@ -79,7 +79,7 @@ class StagingScanner:
             shutil.rmtree(folder)
 
     def ignore(self, paths: Iterable[str]) -> None:
-        """Skip these, which an event line named."""
+        """Leave out these paths, which an event line has named, from what `scan` finds."""
         self._taken.update(paths)
 
     def scan(self, *, final: bool = False) -> list[SavedCheckpoint]:

@@ -45,12 +45,12 @@ class ReportReader:
     def read(self) -> list[Report]:
         """Return the reports since the last call, of steps in a row only the last; other lines are skipped."""
         found: list[Report] = []
-        while stretch := read_range(self._path, self._offset, lines=True, limit=1 << 20):
-            for report in parse_reports(stretch.data, stretch.offset, self._source):
+        while byte_range := read_range(self._path, self._offset, lines=True, limit=1 << 20):
+            for report in parse_reports(byte_range.data, byte_range.offset, self._source):
                 if found and isinstance(report, StepReport) and isinstance(found[-1], StepReport):
                     found.pop()  # days of training are read again by the next agent: they must not be in memory at once
                 found.append(report)
-            self._offset = stretch.end
+            self._offset = byte_range.end
         return found
 
 

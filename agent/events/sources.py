@@ -102,9 +102,8 @@ class EventSource:
     name: str  #: `events`, `agent`, `stdout` or `stderr`
     path: Path
     lines: bool  #: whether it holds JSON lines, to be cut only at newlines
-    lost: asyncio.Event = field(
-        default_factory=asyncio.Event
-    )  #: set when the coordinator refuses it: its lease has ended
+    #: set when the coordinator refuses it: its lease has ended
+    lost: asyncio.Event = field(default_factory=asyncio.Event)
     ready: bool = True  #: False until the coordinator has said how much of it it has
     acked: int = 0  #: bytes that the coordinator has stored for good
     sent: int = 0
@@ -127,10 +126,10 @@ class EventSource:
         except OSError:
             return False
 
-    def mark_sent(self, stretch: ByteRange, now: float) -> None:
+    def mark_sent(self, byte_range: ByteRange, now: float) -> None:
         """Note that a byte range was sent."""
-        self.sent = stretch.end
-        self.unacked.append(UnackedRange(self.epoch, stretch.end, len(stretch.data), now))
+        self.sent = byte_range.end
+        self.unacked.append(UnackedRange(self.epoch, byte_range.end, len(byte_range.data), now))
 
     def acknowledge(self, offset: int) -> list[UnackedRange]:
         """Note that all bytes up to `offset` are stored, and return the ranges that ended by it."""

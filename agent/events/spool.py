@@ -123,13 +123,13 @@ class Spool:
                 await self._has_sources.wait()
                 room = self.window.remaining(self._count_unacked())
                 found = await asyncio.to_thread(self._collect, list(self._sources.values()), room)
-                for source, stretch in found:
-                    await self._send_one(call, source, stretch)
-                if sum(len(stretch.data) for _, stretch in found) >= room:  # there may be more than had room
+                for source, byte_range in found:
+                    await self._send_one(call, source, byte_range)
+                if sum(len(byte_range.data) for _, byte_range in found) >= room:  # there may be more than had room
                     await self._wait_for_room()
                 elif not found:
                     await self._wait_for_write()
-                elif not any(len(stretch.data) > RANGE_SIZE // 2 for _, stretch in found):  # no backlog: gather
+                elif not any(len(byte_range.data) > RANGE_SIZE // 2 for _, byte_range in found):  # no backlog: gather
                     await asyncio.sleep(GATHER)
 
     async def _wait_for_room(self) -> None:
@@ -153,23 +153,23 @@ class Spool:
         """Return one byte range of each source that has grown, events first, while there is room. Blocking."""
         found = []
         for source in sorted(sources, key=lambda source: not source.lines):
-            if room > 0 and source.has_unsent() and (stretch := source.read_next()):
-                found.append((source, stretch))
-                room -= len(stretch.data)
+            if room > 0 and source.has_unsent() and (byte_range := source.read_next()):
+                found.append((source, byte_range))
+                room -= len(byte_range.data)
         return found
 
-    async def _send_one(self, call: Call, source: EventSource, stretch: ByteRange) -> None:
-        if stretch.offset != source.sent:  # rewound while the thread was reading
+    async def _send_one(self, call: Call, source: EventSource, byte_range: ByteRange) -> None:
+        if byte_range.offset != source.sent:  # rewound while the thread was reading
             return
-        source.mark_sent(stretch, loop_time())
+        source.mark_sent(byte_range, loop_time())
         await call.write(
             pb.AppendEventsRequest(
                 lease=source.lease,
                 node=source.node,
                 source=source.name,
-                offset=stretch.offset,
-                data=stretch.data,
-                skipped_bytes=stretch.skipped,
+                offset=byte_range.offset,
+                data=byte_range.data,
+                skipped_bytes=byte_range.skipped,
             )
         )
 

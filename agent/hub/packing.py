@@ -20,7 +20,7 @@ from storage.loadable import is_adapter, library_of, list_loadable_files
 
 
 def make_mark(assignment: Assignment, model: PublishableModel) -> CommitMarker:
-    """Return the trailer by which a commit says which checkpoint it holds."""
+    """Return the marker by which a commit says which checkpoint or result it holds."""
     kind: MarkerKind = "result" if model.final else "model"
     return CommitMarker(kind, assignment.run_id, assignment.attempt, assignment.lease_id, model.step)
 

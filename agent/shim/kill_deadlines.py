@@ -76,7 +76,7 @@ class KillDeadlines:
 
     @property
     def next_moment(self) -> float:
-        """Return when `pass_time` has something to do next; None when nothing is due."""
+        """The next moment at which `pass_time` has something to do; infinity when there is none."""
         orphaned = () if self.stop_reason else (self.orphaned_at,)
         return min(
             float(moment) for moment in (self.trust, self.kill_at, *orphaned, float("inf")) if moment is not None

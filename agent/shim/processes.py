@@ -150,6 +150,6 @@ class AlarmClock:
         setting = (ctypes.c_long * 4)(0, 0, nanoseconds // 10**9, nanoseconds % 10**9)
         _libc.timerfd_settime(self._fd, self._ABSOLUTE, setting, None)
 
-    def silence(self) -> None:
+    def clear(self) -> None:
         with contextlib.suppress(BlockingIOError):
             os.read(self._fd, 8)

@@ -64,14 +64,14 @@ class ShimServer:
         self._alarm = AlarmClock()
         self._peers: set[ShimConnection] = set()
         self._unclaimed_until = boottime() + UNCLAIMED
-        self._keeper: TrainerSupervisor | None = None
+        self._supervisor: TrainerSupervisor | None = None
         self._done = False
 
     def serve(self) -> None:
         """Serve until the exit has been taken, or until nobody will ever ask for it."""
         self._listener.setblocking(False)
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
-        self._selector.register(self._alarm, selectors.EVENT_READ, self._alarm.silence)
+        self._selector.register(self._alarm, selectors.EVENT_READ, self._alarm.clear)
         self._catch_signals()
         while not self._done:
             self._alarm.set(self._next_moment())
@@ -85,37 +85,37 @@ class ShimServer:
         self._woken, self._waker = socket.socketpair()
         for end in (self._woken, self._waker):
             end.setblocking(False)
-        self._selector.register(self._woken, selectors.EVENT_READ, self._signalled)
+        self._selector.register(self._woken, selectors.EVENT_READ, self._handle_signals)
         signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
         for signum in (signal.SIGCHLD, signal.SIGTERM):
             signal.signal(signum, lambda *_: None)
         for signum in (signal.SIGINT, signal.SIGHUP):
             signal.signal(signum, signal.SIG_IGN)
 
-    def _signalled(self) -> None:
+    def _handle_signals(self) -> None:
         """On SIGTERM (the host goes down, or an operator means this process) give the trainer its grace."""
         if signal.SIGTERM not in self._woken.recv(4096):
             return
-        if self._keeper is None:
+        if self._supervisor is None:
             self._done = True
         else:
-            self._keeper.stop(None, "signal")
+            self._supervisor.stop(None, "signal")
 
     def _next_moment(self) -> float | None:
-        if self._keeper is not None:
-            return self._keeper.next_moment
+        if self._supervisor is not None:
+            return self._supervisor.next_moment
         return None if self._peers else self._unclaimed_until
 
     def _advance(self) -> None:
-        if self._keeper is None:
+        if self._supervisor is None:
             self._done = self._done or (not self._peers and boottime() >= self._unclaimed_until)
             return
-        self._done = self._done or not self._keeper.advance()
-        if self._keeper.exit is not None:
+        self._done = self._done or not self._supervisor.advance()
+        if self._supervisor.exit is not None:
             for peer in self._peers:
                 if peer.waiting:
                     peer.waiting = False
-                    peer.send({"ok": True, "exit": self._keeper.exit})
+                    peer.send({"ok": True, "exit": self._supervisor.exit})
 
     def _accept(self) -> None:
         connection, _ = self._listener.accept()
@@ -124,9 +124,9 @@ class ShimServer:
             return
         peer = ShimConnection(connection)
         self._peers.add(peer)
-        self._selector.register(connection, selectors.EVENT_READ, lambda: self._hear(peer))
+        self._selector.register(connection, selectors.EVENT_READ, lambda: self._read_requests(peer))
 
-    def _hear(self, peer: ShimConnection) -> None:
+    def _read_requests(self, peer: ShimConnection) -> None:
         lines = peer.lines()
         for line in lines or ():
             reply = self._answer(peer, line)
@@ -139,7 +139,7 @@ class ShimServer:
         self._selector.unregister(peer.connection)
         peer.connection.close()
         self._peers.discard(peer)
-        if self._keeper is None and not self._peers:
+        if self._supervisor is None and not self._peers:
             self._done = True  # a spare of an agent that has ended
 
     def _answer(self, peer: ShimConnection, line: bytes) -> Mapping[str, Any] | None:
@@ -148,50 +148,50 @@ class ShimServer:
             request = json.loads(line)
             if request["op"] == "start":
                 return self._start(request["job"])
-            if self._keeper is None:
+            if self._supervisor is None:
                 return {"phase": "spare"}
-            self._keeper.contact()
+            self._supervisor.contact()
             if request["op"] == "wait":
                 peer.waiting = True
                 return None
             if request["op"] == "forget":
-                return self._forget(self._keeper)
-            return OPERATIONS[request["op"]](self._keeper, request)
+                return self._forget(self._supervisor)
+            return OPERATIONS[request["op"]](self._supervisor, request)
         except (ValueError, KeyError, TypeError) as error:
             return {"ok": False, "error": f"{type(error).__name__}: {error}"}
 
     def _start(self, job: Mapping[str, Any]) -> Mapping[str, Any]:
-        if self._keeper is not None:
+        if self._supervisor is not None:
             raise ValueError("a job was started before")
-        self._keeper = TrainerSupervisor(job, self._id, self._runtime_dir)
+        self._supervisor = TrainerSupervisor(job, self._id, self._runtime_dir)
         log_to(os.path.join(job["folder"], "shim.log"))
-        self._keeper.start()
-        return self._keeper.status
+        self._supervisor.start()
+        return self._supervisor.status
 
-    def _forget(self, keeper: TrainerSupervisor) -> Mapping[str, Any]:
-        if keeper.exit is None:
+    def _forget(self, supervisor: TrainerSupervisor) -> Mapping[str, Any]:
+        if supervisor.exit is None:
             raise ValueError("the trainer is not reaped yet")
-        remove(keeper.record_path)
+        remove(supervisor.record_path)
         self._done = True
         return {}
 
 
-def _stop(keeper: TrainerSupervisor, request: Mapping[str, Any]) -> Mapping[str, Any]:
-    keeper.stop(float(request["grace"]), str(request["reason"]))
-    return {"phase": keeper.phase}
+def _stop(supervisor: TrainerSupervisor, request: Mapping[str, Any]) -> Mapping[str, Any]:
+    supervisor.stop(float(request["grace"]), str(request["reason"]))
+    return {"phase": supervisor.phase}
 
 
-def _kill(keeper: TrainerSupervisor, request: Mapping[str, Any]) -> Mapping[str, Any]:
-    keeper.kill(str(request["reason"]))
-    return {"phase": keeper.phase}
+def _kill(supervisor: TrainerSupervisor, request: Mapping[str, Any]) -> Mapping[str, Any]:
+    supervisor.kill(str(request["reason"]))
+    return {"phase": supervisor.phase}
 
 
 OPERATIONS: dict[str, Callable[[TrainerSupervisor, Mapping[str, Any]], Mapping[str, Any]]] = {
-    "status": lambda keeper, _: keeper.status,
+    "status": lambda supervisor, _: supervisor.status,
     "stop": _stop,
     "kill": _kill,
-    "trust": lambda keeper, request: {"trusted": keeper.trust(float(request["deadline"]))},
-    "dump": lambda keeper, _: {"path": keeper.dump()},
+    "trust": lambda supervisor, request: {"trusted": supervisor.trust(float(request["deadline"]))},
+    "dump": lambda supervisor, _: {"path": supervisor.dump()},
 }
 
 

@@ -29,7 +29,7 @@ class TrainerSupervisor:
         self.exit: dict[str, Any] | None = None  #: set once no process of the tree is left
         self.record_path = os.path.join(runtime_dir, f"{shim_id}.json")
         self._job = job
-        self._sentence = KillDeadlines(job, boottime())
+        self._deadlines = KillDeadlines(job, boottime())
         self._tree = ProcessTree()
         self._ended: float | None = None  #: when the trainer itself ended; its tree may live on
         self._sweep = FIRST_SWEEP
@@ -52,15 +52,15 @@ class TrainerSupervisor:
         """Start the trainer. One that cannot be started has ended with code 127 and an error."""
         if self._job["policy"] == "stop":
             outrank()  # its deadline comes in a busy trainer's time as well
-        if error := self._started():
+        if error := self._try_start():
             self._ended = time.time()
             self._finish(error=error)
         for path in (self.record_path, self._path("shim.json")):
             self._write(path, self.record, durable=False)  # outside this boot it says nothing
 
-    def _started(self) -> str:
+    def _try_start(self) -> str:
         """Start it, and return why it could not be started."""
-        if not self._sentence.may_start(boottime()):
+        if not self._deadlines.may_start(boottime()):
             return "its lease could no longer be trusted"
         try:
             self._tree.start(self._job, self.record["shim"])
@@ -75,13 +75,13 @@ class TrainerSupervisor:
         """The phase: `running`, `stopping`, `killing` or `ended`."""
         if self.exit is not None:
             return "ended"
-        if self._sentence.kill_reason is not None:
+        if self._deadlines.kill_reason is not None:
             return "killing"
-        return "running" if self._tree.pid and self._sentence.stop_reason is None else "stopping"
+        return "running" if self._tree.pid and self._deadlines.stop_reason is None else "stopping"
 
     @property
     def status(self) -> dict[str, Any]:
-        shown = {name: getattr(self._sentence, name) for name in ("trust", "trust_lost", "stop_reason", "kill_reason")}
+        shown = {name: getattr(self._deadlines, name) for name in ("trust", "trust_lost", "stop_reason", "kill_reason")}
         return {"phase": self.phase, "record": self.record, "exit": self.exit, **shown}
 
     # What time and the kernel bring
@@ -90,52 +90,52 @@ class TrainerSupervisor:
         """Reap, and carry out what is due; return False once nobody will ask for the exit any more."""
         now = boottime()
         if self.exit is not None:
-            return now < self._sentence.orphaned_at
+            return now < self._deadlines.orphaned_at
         gone = self._tree.reap()
         if self._ended is None and self._tree.status is not None:
             self._trainer_ended(now)
         if gone:
             self._finish()
-        elif self._sentence.pass_time(now):
+        elif self._deadlines.pass_time(now):
             self._tree.ask()
-        elif self._sentence.kill_reason is not None:
+        elif self._deadlines.kill_reason is not None:
             self._tree.kill()
             self._sweep = min(self._sweep * 2, SLOWEST_SWEEP)
         return True
 
     @property
     def next_moment(self) -> float:
-        """Return when `advance` has something to do by itself."""
+        """The next moment at which `advance` has something to do by itself."""
         if self.exit is not None:
-            return self._sentence.orphaned_at
-        return boottime() + self._sweep if self._sentence.kill_reason is not None else self._sentence.next_moment
+            return self._deadlines.orphaned_at
+        return boottime() + self._sweep if self._deadlines.kill_reason is not None else self._deadlines.next_moment
 
     def _trainer_ended(self, now: float) -> None:
         """Give what the trainer left behind its grace: `bash run.sh` dies of SIGTERM before its program gets one."""
         self._ended = time.time()
-        if self._sentence.stop_reason is None:
-            self._sentence.kill_by(now + LINGER)
+        if self._deadlines.stop_reason is None:
+            self._deadlines.kill_by(now + LINGER)
         self._tree.ask_the_rest()
 
     # What the agent asks
 
     def contact(self) -> None:
-        self._sentence.contact(boottime())
+        self._deadlines.contact(boottime())
 
     def stop(self, grace: float | None, reason: str) -> None:
         """Send SIGTERM now and SIGKILL after `grace` seconds (the job's own when None)."""
         if self.exit is None:
             grace = self._job["grace"] if grace is None else grace
-            if self._sentence.stop(boottime(), grace, reason):
+            if self._deadlines.stop(boottime(), grace, reason):
                 self._tree.ask()
 
     def kill(self, reason: str) -> None:
         if self.exit is None:
-            self._sentence.kill(boottime(), reason)
+            self._deadlines.kill(boottime(), reason)
 
     def trust(self, deadline: float) -> bool:
         """Return True when the trainer is trusted until `deadline`, False when it is being killed or has ended."""
-        return self._sentence.renew(deadline) and self.exit is None
+        return self._deadlines.renew(deadline) and self.exit is None
 
     def dump(self) -> str:
         """Write what the tree is doing, and send the dump signal (faulthandler) to processes that catch it."""
@@ -160,11 +160,11 @@ class TrainerSupervisor:
             "started": self.record["started"],
             "ended": self._ended,
             "reaped": time.time(),
-            "stop_reason": self._sentence.stop_reason,
-            "kill_reason": self._sentence.kill_reason,
-            "kill_began": self._sentence.kill_began,
-            "trust": self._sentence.trust,
-            "trust_lost": self._sentence.trust_lost,
+            "stop_reason": self._deadlines.stop_reason,
+            "kill_reason": self._deadlines.kill_reason,
+            "kill_began": self._deadlines.kill_began,
+            "trust": self._deadlines.trust,
+            "trust_lost": self._deadlines.trust_lost,
         }
         self._write(self._path("exit.json"), self.exit)
 

@@ -69,7 +69,7 @@ class ProcessTree:
 def spawn(job: Mapping[str, Any], mark: str) -> int:
     """Start the trainer in its own process group and return its pid.
 
-    Raises OSError when the program, its folder or its log files are not to be had.
+    Raises OSError when the program, its folder or its log files cannot be opened.
     """
     append = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
     broken, report = os.pipe()

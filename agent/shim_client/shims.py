@@ -122,7 +122,7 @@ class Shim:
         return bool((await self._ask("trust", deadline=deadline))["trusted"])
 
     async def dump(self) -> Path:
-        """Return the file in which the shim has written what each process of the tree is doing."""
+        """Have the shim write what each process of the tree is doing, and return the file."""
         return Path((await self._ask("dump"))["path"])
 
     async def wait(self) -> Exit:
@@ -146,7 +146,7 @@ class Shim:
             except ShimUnresponsive as error:
                 log.warning("shim does not answer", seconds=round(unanswered), reason=error)
                 await asyncio.to_thread(signal_shim, self.record, signal.SIGCONT)
-            except ShimGone:  # dead, and `_exit` buries it; or so silent that its backlog is full
+            except ShimGone:  # dead, which `_exit` finds; or frozen for so long that its backlog is full
                 await asyncio.sleep(CHECK_INTERVAL)
             else:
                 await asyncio.sleep(CHECK_INTERVAL)
@@ -161,10 +161,10 @@ class Shim:
                 return value_of(Exit, reply["exit"])
             except ShimGone:
                 if not await asyncio.to_thread(_listens, self.path):
-                    return await self._bury()
+                    return await self._recover_exit()
 
     async def forget(self) -> None:
-        """Take the exit as read: the shim ends, and its socket and record are removed."""
+        """Tell the shim that its exit was taken: it ends, and its socket and record are removed."""
         with contextlib.suppress(ShimGone):
             await self._ask("forget")
         await self._reap()
@@ -174,7 +174,7 @@ class Shim:
     async def _ask(self, operation: str, **arguments: object) -> Mapping[str, Any]:
         return await _request(self.path, {"op": operation, **arguments})
 
-    async def _bury(self) -> Exit:
+    async def _recover_exit(self) -> Exit:
         await self._reap()
         await kill_orphans(self.path.stem, self.record)
         written = await asyncio.to_thread(_read_json, Path(self.record.folder, "exit.json"))
@@ -192,7 +192,7 @@ class Shims(Protocol):
     """The source of a host's shims."""
 
     async def start(self, job: Job) -> Shim:
-        """Like `Shim.start`."""
+        """Start a shim and the trainer under it, as `Shim.start` does."""
 
     async def discover(self) -> list[Shim]:
         """Return those that an earlier agent left, dead ones too: their `wait` reaps them and returns their exit."""
@@ -222,7 +222,7 @@ class SpareShim:
             await idle.end()
 
     async def start(self, job: Job) -> Shim:
-        """Like `Shim.start`, on the spare; its replacement is started meanwhile and not waited for."""
+        """Start the trainer under the spare; the next spare is started meanwhile and not waited for."""
         idle = self._take()
         try:
             if idle is not None:
@@ -367,7 +367,7 @@ async def _wait_for_child(pid: int) -> None:
         await asyncio.to_thread(os.waitpid, pid, 0)
 
 
-# --- the line --------------------------------------------------------------------------------
+# --- requests --------------------------------------------------------------------------------
 
 
 def _start_line(job: Job) -> Mapping[str, Any]:

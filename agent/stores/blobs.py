@@ -88,7 +88,7 @@ class BlobClient:
         """Download a blob to `path`, whole and verified or not at all; a broken download resumes from `path`'s `.part`.
 
         What arrives wrong is fetched once more, after the store has checked its own bytes: either the transfer was at
-        fault, or the store sets the blob aside. Raises Damaged when the store does not have it or its bytes are wrong.
+        fault, or the store sets the blob aside. Raises DamagedCopy when the store does not have it or has wrong bytes.
         """
         part = path.with_name(path.name + ".part")
         await asyncio.to_thread(part.parent.mkdir, parents=True, exist_ok=True)

@@ -1,5 +1,4 @@
-"""The files that are uploaded with a run: fetched once per host, kept by digest, copied to where the trainer is
-started.
+"""The files that are uploaded with a run: fetched once per host, kept by digest, copied for each trainer.
 
 Trainers get copies: nothing that they write can reach the cache, which other runs on the host use.
 """
@@ -32,8 +31,8 @@ class InputCache:
     async def place_inputs(self, blobs: BlobClient, inputs: Sequence[runs_pb2.Input], work: Path) -> None:
         """Put every input under its path in `work`.
 
-        Raises ManifestError for a path that leads out of it, Damaged when the store does not have one, OSError when the
-        disk fails.
+        Raises ManifestError for a path that leads out of it, DamagedCopy when the store does not have one, OSError when
+        the disk fails.
         """
         for each in inputs:
             check_path(each.path)

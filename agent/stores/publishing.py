@@ -38,7 +38,7 @@ def get_hub_store(stores: Mapping[str, Store]) -> HubStore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptStore:
-    """One attempt's store. It raises what the store raises, except for StoreAway, which it waits out."""
+    """The store of one attempt. It raises what the store raises, except for StoreUnavailable, which it waits out."""
 
     lease: str
     store: Store

@@ -239,14 +239,18 @@ class BucketArtifacts:
         blobs = size = 0
         for each in objects:
             wanted = f"sha256:{each.name}" in named and newest.get(each.name) is each
-            if not wanted and max(each.time, touched.get(each.name, 0.0)) < before and self._take(each, before):
+            if (
+                not wanted
+                and max(each.time, touched.get(each.name, 0.0)) < before
+                and self._delete_unless_touched(each, before)
+            ):
                 blobs, size = blobs + 1, size + each.size
         self._clean(touched, before, {each.id for each in objects})
         if blobs:
             self._partials.quota.invalidate()
         return SweepResult(blobs, size, len(objects) - blobs)
 
-    def _take(self, each: BucketObject, before: float) -> bool:
+    def _delete_unless_touched(self, each: BucketObject, before: float) -> bool:
         """Delete an object unless its blob was touched in the meantime; return whether it was deleted."""
         import obstore
 

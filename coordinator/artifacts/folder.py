@@ -175,17 +175,17 @@ class FolderArtifacts:
         """Delete blobs that are not `named` (by digest) and that nobody uploaded or asked for since `before` (epoch
         seconds).
         """
-        self._put_back()
+        self._restore_set_aside()
         self._forget_old()
         blobs = size = left = 0
         for path in self._blobs.glob("??/*"):
-            taken = 0 if f"sha256:{path.name}" in named else self._take(path, before)
+            taken = 0 if f"sha256:{path.name}" in named else self._delete_unless_touched(path, before)
             blobs, size, left = blobs + bool(taken), size + taken, left + (not taken)
         if blobs:
             self._partials.quota.invalidate()
         return SweepResult(blobs, size, left)
 
-    def _take(self, path: Path, before: float) -> int:
+    def _delete_unless_touched(self, path: Path, before: float) -> int:
         """Delete a blob unless it was touched; return the bytes that this frees (at least 1), or 0 when it is kept."""
         aside = self._swept / f"{path.name}.{uuid.uuid4().hex}"
         try:
@@ -201,7 +201,7 @@ class FolderArtifacts:
             return 0
         return max(1, status.st_size)
 
-    def _put_back(self) -> None:
+    def _restore_set_aside(self) -> None:
         """Restore what a killed sweep had set aside; what is still unreferenced, this sweep finds again."""
         for aside in self._swept.iterdir():
             name = aside.name.partition(".")[0]

@@ -116,8 +116,8 @@ async def pin(db: Database, run_id: str, checkpoint_id: UUID, pinned: bool, reas
             await apply_policy(conn, run.id, run.spec)
 
 
-async def list_removals(db: Database, agent: str, session_id: UUID, ttl: float, *, scarce: bool) -> list[Removal]:
-    """Return the copies that a host must delete. When its disk is low (`scarce`), that includes copies which it can
+async def list_removals(db: Database, agent: str, session_id: UUID, ttl: float, *, disk_low: bool) -> list[Removal]:
+    """Return the copies that a host must delete. When its disk is low (`disk_low`), that includes copies which it can
     spare.
 
     A copy is kept for a TTL after it was scheduled for deletion: a failover may lose that decision, together with the
@@ -125,7 +125,7 @@ async def list_removals(db: Database, agent: str, session_id: UUID, ttl: float, 
     """
     async with db.connection() as conn:
         await _check_session(conn, agent, session_id)
-        spare = await store.find_runs_with_spare_copies(conn, store.host_copy_uri(agent)) if scarce else []
+        spare = await store.find_runs_with_spare_copies(conn, store.host_copy_uri(agent)) if disk_low else []
     for run_id in spare:
         await _delete_spare_copies(db, agent, run_id)
     async with db.connection() as conn:

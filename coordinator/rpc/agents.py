@@ -24,7 +24,7 @@ from relay.v1 import agents_pb2_grpc
 from storage.threads import in_thread
 
 _Context = aio.ServicerContext[Any, Any]
-_READ_AHEAD = 16  # stretches of one stream that are read and not yet answered
+_READ_AHEAD = 16  # byte ranges of one stream that are read and not yet answered
 _Pending = tuple[pb.AppendEventsRequest, "asyncio.Future[AppendResult]"]
 
 
@@ -85,7 +85,7 @@ class AgentsService(agents_pb2_grpc.AgentsServicer):
 
     async def ListRemovals(self, request: pb.ListRemovalsRequest, context: _Context) -> pb.ListRemovalsResponse:
         agent, session_id = requests.parse_agent_name(request.agent), requests.parse_session_id(request.session_id)
-        found = await retention.list_removals(self._db, agent, session_id, self._timing.ttl, scarce=request.disk_low)
+        found = await retention.list_removals(self._db, agent, session_id, self._timing.ttl, disk_low=request.disk_low)
         sealed = requests.parse_sealed(request.sealed)
         orphans = set(await retention.find_orphans(self._db, list(sealed), self._timing.ttl)) if sealed else ()
         return pb.ListRemovalsResponse(

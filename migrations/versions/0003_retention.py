@@ -1,4 +1,4 @@
-"""Checkpoints are let go by rule: what is pinned, what is to go and why, and which copies are being removed."""
+"""Checkpoints are deleted by rule: which are pinned, which will be deleted and why, which copies are being removed."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""A database knows which one it is from the beginning, so that a copy of it, however early, is known for a copy."""
+"""A database has its identity from the beginning, so that a copy of it, however early, is recognised as a copy."""
 
 from alembic import op
 

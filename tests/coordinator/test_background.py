@@ -54,7 +54,7 @@ async def test_a_silent_holder_is_named_as_the_reason(world: World) -> None:
 
 async def test_a_replica_collects_as_soon_as_it_leads(coordinator_config: Config) -> None:
     """It also schedules what is too old by then for deletion."""
-    config = replace(coordinator_config, timing=DEFAULT, collecting=CollectionSchedule(every=0.2, grace=0.0))
+    config = replace(coordinator_config, timing=DEFAULT, collection=CollectionSchedule(every=0.2, grace=0.0))
     async with serving(config) as replica, connect_database(config.database_url or "") as db:
         world = World(config, replica, db)
         async with agents_connected(replica.agents, "a") as [a]:

@@ -190,11 +190,11 @@ async def checkpoints_of(world: World, *, removed: bool = False) -> dict[int, ru
     return {each.step: each for each in (await world.replica.runs.ListCheckpoints(request)).checkpoints}
 
 
-async def listed_removals(world: World, agent: ScriptedAgent, session_id: str, *, scarce: bool = False) -> list[int]:
+async def listed_removals(world: World, agent: ScriptedAgent, session_id: str, *, disk_low: bool = False) -> list[int]:
     """Steps of what a host is to remove; long after it was decided."""
     async with world.db.connection() as conn:
         await conn.execute("UPDATE checkpoint_copies SET remove_time = remove_time - interval '1 hour'")
-    request = pb.ListRemovalsRequest(agent=f"agents/{agent.name}", session_id=session_id, disk_low=scarce)
+    request = pb.ListRemovalsRequest(agent=f"agents/{agent.name}", session_id=session_id, disk_low=disk_low)
     answer = await agent.stub.ListRemovals(request)
     await agent.stub.ReportRemovals(
         pb.ReportRemovalsRequest(agent=request.agent, session_id=session_id, removals=answer.removals)
@@ -305,13 +305,13 @@ async def test_a_copy_that_is_being_removed_is_offered_to_nobody(world: World) -
     await a.start(first)
     for step in (10, 20):
         await upload(world, a, first, await a.save(first, step))
-    assert await listed_removals(world, a, session, scarce=True) == []  # marked just now
+    assert await listed_removals(world, a, session, disk_low=True) == []  # marked just now
     assert ("removed", "a is low on disk: its copies of step 10 are scheduled for deletion") in await world.history()
     await a.complete(first, **FAULTED)
     offered = (await a.next_lease()).assignment.checkpoints
     stores = {each.step: [copy.store for copy in each.parts[0].copies] for each in offered}
     assert stores == {20: ["host", "relay"], 10: ["relay"]}
-    assert await listed_removals(world, a, session, scarce=True) == [10]  # the head's copy stays
+    assert await listed_removals(world, a, session, disk_low=True) == [10]  # the head's copy stays
     with pytest.raises(aio.AioRpcError) as refused:
         await a.stub.ListRemovals(pb.ListRemovalsRequest(agent="agents/a", session_id=str(uuid.uuid4())))
     assert reason(refused.value) == "SESSION_REPLACED"

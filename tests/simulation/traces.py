@@ -284,10 +284,10 @@ class Trace:
         known = [(row["lease_id"], row["step"]) for row in self.rows("checkpoints")]
         known += [(row["id"], 7) for row in self.rows("leases")]
         sealed = list(dict.fromkeys(self.dice.sample(known, min(3, len(known)))))
-        scarce, count, age = self.chance(0.3), self.dice.randrange(4), self.dice.choice([0.0, TTL])
+        disk_low, count, age = self.chance(0.3), self.dice.randrange(4), self.dice.choice([0.0, TTL])
 
         async def act(db: Any) -> object:
-            found = await retention.list_removals(db, name, session_id, age, scarce=scarce)
+            found = await retention.list_removals(db, name, session_id, age, disk_low=disk_low)
             gone = [(each.checkpoint_id, each.node, each.uri) for each in found[:count]]
             await retention.report_removals(db, name, session_id, gone)
             return found, await retention.find_orphans(db, sealed, age)

@@ -60,7 +60,7 @@ def test_an_alarm_for_a_moment_that_has_passed_rings_at_once() -> None:
     alarm = AlarmClock()
     alarm.set(boottime() - 5)
     assert select.select([alarm], [], [], 10)[0]
-    alarm.silence()
+    alarm.clear()
     alarm.set(None)
     assert not select.select([alarm], [], [], 0)[0]
     os.close(alarm.fileno())
