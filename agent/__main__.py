@@ -74,7 +74,7 @@ def detach(settings: AgentSettings) -> int:
     """Ask the agent of this runtime folder to end without its trainers, and return when it has."""
     try:
         with settings.lock.open("r") as lock:
-            if take(lock):  # the pid in it is nobody's, or by now somebody else's
+            if try_lock(lock):  # the pid in it is nobody's, or by now somebody else's
                 raise ProcessLookupError
             with open(os.pidfd_open(int(lock.read())), "rb") as agent:
                 signal.pidfd_send_signal(agent.fileno(), signal.SIGUSR2)
@@ -85,7 +85,7 @@ def detach(settings: AgentSettings) -> int:
     return 0
 
 
-def take(lock: IO[str]) -> bool:
+def try_lock(lock: IO[str]) -> bool:
     """Lock the file, and return False when another process has it locked."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -101,7 +101,7 @@ def run(settings: AgentSettings) -> int:
         _made_writable(option, folder)
     RunFile.model_rebuild()  # now, and not while heartbeats wait for the first run
     code = 0
-    with only_one(settings.lock, "--runtime-dir"), only_one(settings.data_dir / "agent.lock", "--data-dir"):
+    with hold_lock(settings.lock, "--runtime-dir"), hold_lock(settings.data_dir / "agent.lock", "--data-dir"):
         try:
             asyncio.run(serve(settings))
         except* (DeploymentForeign, Unauthenticated) as refused:
@@ -124,10 +124,10 @@ def _made_writable(option: str, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def only_one(lock: Path, option: str) -> Iterator[None]:
-    """Raise SettingsError when another agent uses the folder of this option."""
+def hold_lock(lock: Path, option: str) -> Iterator[None]:
+    """Lock this file while the context lasts; raise SettingsError when another agent has it locked."""
     with lock.open("a+") as file:
-        if not take(file):
+        if not try_lock(file):
             raise SettingsError(f"another agent runs with {option} {lock.parent}")
         file.truncate(0)
         file.write(str(os.getpid()))
@@ -137,7 +137,7 @@ def only_one(lock: Path, option: str) -> Iterator[None]:
 
 async def serve(settings: AgentSettings) -> None:
     """Build all parts, and run them until a signal or a request ends the agent."""
-    orders = ways_out()
+    exit_requests = watch_signals()
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS))
     identity = AgentIdentity(secrets.token_hex(16), boot_id(), settings.data_dir / "deployment")
     coordinator = Coordinator(settings.coordinator, settings.secret, deployment=identity.deployment)
@@ -162,7 +162,7 @@ async def serve(settings: AgentSettings) -> None:
             root=settings.root,
         )
         await supervisor.run(
-            (session.run, context.spool.run, context.remover.run, vitals.run), orders, settings.leaving_budget
+            (session.run, context.spool.run, context.remover.run, vitals.run), exit_requests, settings.leaving_budget
         )
     log.info("agent ended")
 
@@ -220,14 +220,14 @@ def hub_context(settings: AgentSettings, runs: runs_pb2_grpc.RunsStub) -> HubCon
     )
 
 
-def ways_out() -> asyncio.Queue[ExitRequest]:
-    """Return the queue of exit requests that signals fill."""
-    orders: asyncio.Queue[ExitRequest] = asyncio.Queue()
+def watch_signals() -> asyncio.Queue[ExitRequest]:
+    """Handle the signals that end an agent, and return the queue that their exit requests come in."""
+    exit_requests: asyncio.Queue[ExitRequest] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, orders.put_nowait, ExitRequest.LEAVE)
-    loop.add_signal_handler(signal.SIGUSR2, orders.put_nowait, ExitRequest.DETACH)
-    return orders
+        loop.add_signal_handler(signum, exit_requests.put_nowait, ExitRequest.LEAVE)
+    loop.add_signal_handler(signal.SIGUSR2, exit_requests.put_nowait, ExitRequest.DETACH)
+    return exit_requests
 
 
 if __name__ == "__main__":

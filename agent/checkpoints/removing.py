@@ -47,7 +47,7 @@ class DiskSpace:
     total: int
 
     @classmethod
-    def at(cls, folder: Path) -> DiskSpace:
+    def measure(cls, folder: Path) -> DiskSpace:
         """Return the space of the disk that a folder is on. Blocking."""
         usage = shutil.disk_usage(folder)
         return cls(usage.free, usage.total)
@@ -68,7 +68,7 @@ class CheckpointRemover:
     contact: Contact
     stores: Mapping[str, Store]
     open_attempts: OpenAttempts
-    measure_disk: Callable[[Path], DiskSpace] = DiskSpace.at  #: blocking
+    measure_disk: Callable[[Path], DiskSpace] = DiskSpace.measure  #: blocking
     _session_id: str = ""
     _every: float = 60.0  #: seconds
     _woken: asyncio.Event = field(default_factory=asyncio.Event)

@@ -39,7 +39,7 @@ def become_subreaper() -> None:
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
-def outrank() -> None:
+def take_priority() -> None:
     """Take priority over all other processes, where that is allowed; children forked from here do not inherit it."""
     first = os.sched_param(os.sched_get_priority_min(os.SCHED_FIFO))
     with contextlib.suppress(OSError):
@@ -121,7 +121,7 @@ def send_signal(target: Process, signum: int) -> bool:
     return True
 
 
-def catches(pid: int, signum: int) -> bool:
+def has_handler(pid: int, signum: int) -> bool:
     """Return whether the process has a handler for `signum`; without one most signals would kill it."""
     try:
         with open(f"/proc/{pid}/status") as file:

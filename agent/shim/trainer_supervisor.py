@@ -9,7 +9,7 @@ import sys
 import time
 
 from agent.shim.kill_deadlines import KillDeadlines
-from agent.shim.processes import boot_id, boottime, catches, outrank, process, send_signal
+from agent.shim.processes import boot_id, boottime, has_handler, process, send_signal, take_priority
 from agent.shim.tree import ProcessTree
 
 TYPE_CHECKING = False
@@ -51,7 +51,7 @@ class TrainerSupervisor:
     def start(self) -> None:
         """Start the trainer. One that cannot be started has ended with code 127 and an error."""
         if self._job["policy"] == "stop":
-            outrank()  # its deadline comes in a busy trainer's time as well
+            take_priority()  # its deadline comes in a busy trainer's time as well
         if error := self._try_start():
             self._ended = time.time()
             self._finish(error=error)
@@ -143,7 +143,7 @@ class TrainerSupervisor:
         signum = self._job.get("dump_signal") or 0
         self._write(path, {"time": time.time(), "processes": [describe(each.pid) for each in members]})
         for each in members if signum else ():
-            if catches(each.pid, signum):
+            if has_handler(each.pid, signum):
                 send_signal(each, signum)
         return path
 

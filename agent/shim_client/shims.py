@@ -81,10 +81,10 @@ class Shim:
 
         Raises ShimError when the shim itself cannot be started; no process is left then.
         """
-        return await cls._begin(await asyncio.to_thread(_IdleShim.start, runtime_dir, python), job)
+        return await cls._start_job(await asyncio.to_thread(_IdleShim.start, runtime_dir, python), job)
 
     @classmethod
-    async def _begin(cls, idle: _IdleShim, job: Job) -> Self:
+    async def _start_job(cls, idle: _IdleShim, job: Job) -> Self:
         try:
             async with asyncio.timeout(START):
                 reply = await _exchange(
@@ -207,30 +207,30 @@ class SpareShim:
     def __init__(self, runtime_dir: Path, *, python: str = sys.executable) -> None:
         self._runtime_dir = runtime_dir
         self._python = python
-        self._ready: _IdleShim | None = None
+        self._spare: _IdleShim | None = None
         self._starting = asyncio.Lock()
         self._background = asyncio.TaskGroup()
 
     async def __aenter__(self) -> Self:
-        await self._replace()
+        await self._replace_spare()
         await self._background.__aenter__()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._background.__aexit__(None, None, None)  # one that is being started must not be left behind
-        if (idle := self._take()) is not None:
+        if (idle := self._take_spare()) is not None:
             await idle.end()
 
     async def start(self, job: Job) -> Shim:
         """Start the trainer under the spare; the next spare is started meanwhile and not waited for."""
-        idle = self._take()
+        idle = self._take_spare()
         try:
             if idle is not None:
                 with contextlib.suppress(ShimGone):  # the spare had been killed; nothing of it is left
-                    return await Shim._begin(idle, job)
+                    return await Shim._start_job(idle, job)
             return await Shim.start(job, self._runtime_dir, python=self._python)
         finally:
-            self._background.create_task(self._replace(), context=Context())  # no attempt's: nothing is bound
+            self._background.create_task(self._replace_spare(), context=Context())  # no attempt's: nothing is bound
 
     async def discover(self) -> list[Shim]:
         """Return those that an earlier agent left in the runtime folder."""
@@ -238,20 +238,20 @@ class SpareShim:
 
     async def ready(self) -> None:
         """Wait until there is a spare and it answers: the next start costs no interpreter's start."""
-        await self._replace()
-        if self._ready is not None:
-            await _request(self._ready.path, {"op": "status"})
+        await self._replace_spare()
+        if self._spare is not None:
+            await _request(self._spare.path, {"op": "status"})
 
-    def _take(self) -> _IdleShim | None:
-        idle, self._ready = self._ready, None
+    def _take_spare(self) -> _IdleShim | None:
+        idle, self._spare = self._spare, None
         return idle
 
-    async def _replace(self) -> None:
+    async def _replace_spare(self) -> None:
         """Start a new spare. Without one the next start is only slower, so a failure is no error."""
         async with self._starting:
-            if self._ready is None:
+            if self._spare is None:
                 try:
-                    self._ready = await asyncio.to_thread(_IdleShim.start, self._runtime_dir, self._python)
+                    self._spare = await asyncio.to_thread(_IdleShim.start, self._runtime_dir, self._python)
                 except OSError as error:
                     log.warning("no spare shim", reason=error)
 

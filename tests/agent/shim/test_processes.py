@@ -8,7 +8,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from agent.shim.processes import AlarmClock, Process, boottime, catches, descendants, process, processes, send_signal
+from agent.shim.processes import (
+    AlarmClock,
+    Process,
+    boottime,
+    descendants,
+    has_handler,
+    process,
+    processes,
+    send_signal,
+)
 
 
 @pytest.fixture
@@ -52,8 +61,8 @@ def test_a_zombie_is_dead() -> None:
 
 
 def test_caught_signals_are_known(cat: subprocess.Popen[bytes]) -> None:
-    assert not catches(cat.pid, signal.SIGUSR1)
-    assert catches(os.getpid(), signal.SIGINT)
+    assert not has_handler(cat.pid, signal.SIGUSR1)
+    assert has_handler(os.getpid(), signal.SIGINT)
 
 
 def test_an_alarm_for_a_moment_that_has_passed_rings_at_once() -> None:

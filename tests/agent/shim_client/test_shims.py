@@ -365,18 +365,18 @@ async def test_s3_nothing_is_started_on_an_old_promise(job: Job, runtime_dir: Pa
     await shim.forget()
 
 
-def may_outrank() -> bool:
+def may_take_priority() -> bool:
     """Whether this user may take real-time priority."""
     with open("/proc/self/status") as file:
         (capabilities,) = (int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
     return bool(capabilities >> CAP_SYS_NICE & 1)
 
 
-@pytest.mark.skipif(not may_outrank(), reason="needs CAP_SYS_NICE")
+@pytest.mark.skipif(not may_take_priority(), reason="needs CAP_SYS_NICE")
 async def test_s3_a_shim_with_a_deadline_outranks_its_busy_trainer(
     job: Job, reports: ReportPipe, runtime_dir: Path
 ) -> None:
-    """And that trainer does not outrank the rest of the host."""
+    """And that trainer does not take_priority the rest of the host."""
     trusted = replace(job, policy="stop", trust=boottime() + WITHIN)
     for each, policy in ((job, os.SCHED_OTHER), (trusted, os.SCHED_FIFO)):
         shim = await Shim.start(each, runtime_dir)
@@ -678,7 +678,7 @@ async def test_a_spare_runs_a_job_and_is_replaced(job: Job, reports: ReportPipe,
 async def test_a_spare_that_was_killed_costs_nothing(job: Job, reports: ReportPipe, runtime_dir: Path) -> None:
     async with SpareShim(runtime_dir) as spare:
         (first,) = left_in(runtime_dir)
-        victim = spare._ready
+        victim = spare._spare
         assert victim is not None
         os.kill(victim.pid, signal.SIGKILL)
         await dead(victim.pid)
@@ -693,7 +693,7 @@ async def test_a_spare_that_was_killed_costs_nothing(job: Job, reports: ReportPi
 async def test_a_spare_ends_with_its_agent(runtime_dir: Path) -> None:
     spare = SpareShim(runtime_dir)
     await spare.__aenter__()
-    idle = spare._ready
+    idle = spare._spare
     assert idle is not None
     idle.lifeline.close()
     async with asyncio.timeout(WITHIN):
