@@ -127,17 +127,17 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
         assignment.MergeFrom(pb.Assignment(**more))
         made = Lease(f"runs/{run}/leases/{lease}", assignment)
         self.leases[made.name] = made
-        await self._wish()
+        await self._send_desired()
         return made
 
     async def stop(self, lease: Lease, *, grace: float = 5.0) -> None:
         lease.action, lease.reason, lease.grace = pb.DesiredLease.STOP, pb.DesiredLease.CANCEL, grace
-        await self._wish()
+        await self._send_desired()
 
     async def end(self, lease: Lease) -> None:
         """As a grant elsewhere would: the lease is gone."""
         del self.leases[lease.name]
-        await self._wish()
+        await self._send_desired()
 
     async def until(self, fact: Callable[[], object]) -> None:
         """Until `fact` is true; looked at after everything that happens here."""
@@ -149,13 +149,13 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
         wanted = len(self.heartbeats) + count
         await self.until(lambda: len(self.heartbeats) >= wanted)
 
-    async def breathe(self) -> None:
+    async def wait_for_anything(self) -> None:
         """Until anything happens here, or a moment has passed: for facts that are no business of ours."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(0.05), self._changed:
                 await self._changed.wait()
 
-    async def _wish(self) -> None:
+    async def _send_desired(self) -> None:
         self._version += 1
         await self._happened()
 
@@ -186,7 +186,7 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
         yield pb.SessionResponse(welcome=self._welcome(session, hello))
         outgoing: asyncio.Queue[int] = asyncio.Queue()
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._hear(requests, outgoing)), group.create_task(self._push(outgoing))]
+            tasks = [group.create_task(self._receive(requests, outgoing)), group.create_task(self._push(outgoing))]
             try:
                 while (sequence := await outgoing.get()) >= 0:
                     if self.answering:
@@ -195,7 +195,7 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
                 for task in tasks:
                     task.cancel()
 
-    async def _hear(self, requests: AsyncIterator[pb.SessionRequest], outgoing: asyncio.Queue[int]) -> None:
+    async def _receive(self, requests: AsyncIterator[pb.SessionRequest], outgoing: asyncio.Queue[int]) -> None:
         async for request in requests:
             self.heartbeats.append(request.heartbeat)
             for held in request.heartbeat.held:
@@ -342,7 +342,7 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
             if len(lease.sources.get(cursor.source, b"")) < cursor.offset:
                 await fail(context, EventsMissing())
         lease.outcome = request
-        await self._wish()
+        await self._send_desired()
         if self.answers_ends_late:
             await self.until_beats(3)
         return pb.CompleteLeaseResponse(state=runs_pb2.Run.QUEUED)

@@ -135,7 +135,7 @@ async def test_a_host_that_was_cut_off_offers_its_newest_checkpoint_on_return(
         gate.let(5)
         async with asyncio.timeout(60):
             while not (host.attempt("r") / "ckpt/step_00000006").is_dir():
-                await fake.breathe()
+                await fake.wait_for_anything()
         assert max(lease.checkpoints) == 2
         proxy.heal()
         await fake.until(lambda: copied(lease, 6))
@@ -186,4 +186,4 @@ async def test_an_agent_that_is_killed_while_it_uploads_leaves_nothing(
         await fake.until(lambda: second.ended)
     async with asyncio.timeout(60):
         while left & set(os.listdir(share / ".relay")):
-            await fake.breathe()
+            await fake.wait_for_anything()

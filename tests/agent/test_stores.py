@@ -66,7 +66,7 @@ async def test_a_line_that_breaks_costs_only_time(fake: FakeCoordinator, tmp_pat
         proxy.heal()
         while not putting.done():
             contact.record_reply()
-            await fake.breathe()
+            await fake.wait_for_anything()
         await putting
     assert set(fake.folder(manifest.digest)) == {"a.bin", "deep/b.sh", "empty"}
 

@@ -53,7 +53,7 @@ async def test_a_trainer_that_ends_while_no_agent_looks_is_completed_by_the_next
     await host.end(signal.SIGKILL)
     gate.let(6)
     while host.trainer("r") in host.processes():
-        await fake.breathe()
+        await fake.wait_for_anything()
     await host.start()
     await fake.until(lambda: lease.ended)
     assert lease.ended == "succeeded" and lease.steps() == list(range(1, 10))
@@ -68,7 +68,7 @@ async def test_what_a_shim_that_died_without_an_agent_left_is_brought_home_by_th
     await host.end(signal.SIGKILL)
     gate.let(1)
     while (host.attempt("r") / "events.jsonl").read_text().count('"checkpoint"') < 2:
-        await fake.breathe()
+        await fake.wait_for_anything()
     os.kill(json.loads((host.attempt("r") / "shim.json").read_text())["shim_pid"], signal.SIGKILL)
     await host.start()
     await fake.until(lambda: lease.ended)
@@ -212,7 +212,7 @@ async def test_under_stop_a_trainer_is_dead_before_its_lease_can_lapse(
     assert host.trainer("r") in host.processes()
     fake.answering = False
     while host.trainer("r") in host.processes():
-        await fake.breathe()
+        await fake.wait_for_anything()
     fake.answering = True
     await fake.until(lambda: lease.ended)
     assert lease.outcome.stopped.cause == pb.Stopped.TRUST_LOST

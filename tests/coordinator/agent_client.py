@@ -88,11 +88,11 @@ class ScriptedAgent:
     async def take(self) -> pb.DesiredLease:
         """Accept the assigned lease, list it, and start it from the beginning."""
         desired = await self.assigned()
-        self.hold(desired)
+        self.list_lease(desired)
         await self.heartbeat()
         return desired
 
-    def hold(self, desired: pb.DesiredLease, phase: pb.HeldLease.Phase.ValueType = pb.HeldLease.RUNNING) -> None:
+    def list_lease(self, desired: pb.DesiredLease, phase: pb.HeldLease.Phase.ValueType = pb.HeldLease.RUNNING) -> None:
         """Lists a lease from the next heartbeat on."""
         self.held[desired.lease] = pb.HeldLease(
             lease=desired.lease, node=desired.assignment.node, phase=phase, slots=desired.assignment.slots

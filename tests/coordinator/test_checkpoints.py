@@ -64,7 +64,7 @@ async def test_a_resume_sets_the_head_back_and_takes_what_came_after_off_the_cur
         second = await a.next_lease()
         offered = second.assignment.checkpoints
         assert [checkpoint.step for checkpoint in offered] == [30, 20, 10]
-        a.hold(second)
+        a.list_lease(second)
         skipped = [runs_pb2.SkippedCheckpoint(checkpoint=offered[0].name, step=30, reason="w.bin is truncated")]
         await a.start(second.lease, offered[1].name, skipped)
         await a.start(second.lease, offered[1].name, skipped)  # the reply was lost
@@ -292,7 +292,7 @@ async def test_nothing_is_let_go_while_an_attempt_has_not_said_what_it_resumes_f
         await world.replica.runs.UnpinCheckpoint(runs_pb2.UnpinCheckpointRequest(name=pinned))
         assert sorted(await checkpoints_of(world)) == [10, 20, 30]
         assert (await checkpoints_of(world))[10].remove_reason == "not selected by checkpoint.keep"  # a dry run
-        a.hold(second)
+        a.list_lease(second)
         await a.start(second.lease, second.assignment.checkpoints[0].name)
         assert sorted(await checkpoints_of(world)) == [20, 30]
 

@@ -100,7 +100,7 @@ async def test_resume_queues_a_run_that_is_over_again_from_its_head(world: World
         assert (again.created, again.run.state, again.run.priority) == (False, State.QUEUED, 3)
         second = await a.next_lease()
         assert [checkpoint.step for checkpoint in second.assignment.checkpoints] == [10]
-        a.hold(second)
+        a.list_lease(second)
         assert (await world.submit(resume=True, priority=3)).run.state == State.RUNNING  # said twice, done once
         assert reason(await refusal(world, resume=True, priority=4)) == "RUN_EXISTS"
         assert await a.complete(second.lease, **STOPPED) == State.QUEUED

@@ -141,7 +141,7 @@ async def test_an_assignment_is_sent_until_the_lease_is_listed(world: World) -> 
         first = await a.assigned()
         again = (await a.heartbeat()).leases[0]
         assert again == first
-        a.hold(first, pb.HeldLease.PREPARING)
+        a.list_lease(first, pb.HeldLease.PREPARING)
         assert not (await a.heartbeat()).leases[0].HasField("assignment")
 
 
@@ -163,7 +163,7 @@ async def test_a_heartbeat_of_the_replaced_session_does_not_judge_what_the_new_o
         await world.submit()
         desired = await a.assigned()
         late = Heartbeat(agent="a", session_id=uuid.UUID(a.replies[-1].session_id), held=(), readiness=Readiness())
-        a.hold(desired)
+        a.list_lease(desired)
         await sessions.open_session(world.db, hello_of(a), DEFAULT)
         await sessions.record_heartbeats(world.db, [late], 30.0)
     [attempt] = await world.attempts()
@@ -177,7 +177,7 @@ async def test_a_hello_that_a_later_one_has_overtaken_takes_nothing_away(world: 
         await world.submit()
         desired = await a.assigned()
         await sessions.open_session(world.db, hello_of(a, dial=2, held=()), DEFAULT)
-        a.hold(desired)
+        a.list_lease(desired)
         await sessions.open_session(world.db, hello_of(a, dial=3), DEFAULT)
         for stale in (2, 3):
             with pytest.raises(SessionReplaced):

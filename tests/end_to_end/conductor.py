@@ -51,7 +51,7 @@ class Conductor:
             self.limit = max(self.limit, step)
             self.changed.notify_all()
 
-    async def hold(self, step: int) -> None:
+    async def hold_trainers_after(self, step: int) -> None:
         """Lets no trainer begin a step after this one any more."""
         async with self.changed:
             self.limit = min(self.limit, step)
@@ -80,7 +80,7 @@ class Conductor:
         """Waits until a trainer is gone."""
         await self.until(lambda _: trainer.ended < math.inf)
 
-    def twice(self) -> list[int]:
+    def steps_done_twice(self) -> list[int]:
         """Steps that were done more than once."""
         steps = [step for _, step in self.done]
         return sorted({step for step in steps if steps.count(step) > 1})

@@ -39,7 +39,7 @@ async def test_the_host_vanishes_in_the_middle(fleet: Fleet) -> None:
     await fleet.conductor.allow(8)
     ended = await run.ended()
     assert ended.state == pb.Run.SUCCEEDED and ended.attempts == 2 and ended.failures == 0
-    assert fleet.conductor.twice() == [4, 5]
+    assert fleet.conductor.steps_done_twice() == [4, 5]
     old, new = await run.attempts()
     assert old.outcome == pb.Attempt.FAULTED and old.kept_until_step == 3
     assert (new.resumed_step, new.places[0].agent) == (3, "agents/b")
@@ -61,7 +61,7 @@ async def test_the_agent_alone_is_killed_and_restarted(fleet: Fleet) -> None:
     await fleet.conductor.allow(6)
     ended = await run.ended()
     assert ended.state == pb.Run.SUCCEEDED and (ended.attempts, ended.faults) == (1, 0)
-    assert fleet.conductor.trainers == [trainer] and fleet.conductor.twice() == []
+    assert fleet.conductor.trainers == [trainer] and fleet.conductor.steps_done_twice() == []
     await run.has_one_curve(6)
 
 
@@ -79,7 +79,7 @@ async def test_a_leaving_agent_hands_over_at_once(fleet: Fleet) -> None:
     await fleet.conductor.allow(8)
     ended = await run.ended()
     assert ended.state == pb.Run.SUCCEEDED and (ended.attempts, ended.failures, ended.faults) == (2, 0, 0)
-    assert fleet.conductor.twice() == []
+    assert fleet.conductor.steps_done_twice() == []
     assert [attempt.outcome for attempt in await run.attempts()] == [pb.Attempt.STOPPED, pb.Attempt.SUCCEEDED]
     await run.has_one_curve(8)
 
@@ -98,5 +98,5 @@ async def test_a_detached_agent_is_replaced(fleet: Fleet) -> None:
     await fleet.conductor.allow(6)
     ended = await run.ended()
     assert ended.state == pb.Run.SUCCEEDED and (ended.attempts, ended.faults) == (1, 0)
-    assert len(fleet.conductor.trainers) == 1 and fleet.conductor.twice() == []
+    assert len(fleet.conductor.trainers) == 1 and fleet.conductor.steps_done_twice() == []
     await run.has_one_curve(6)

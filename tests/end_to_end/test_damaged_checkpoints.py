@@ -54,7 +54,7 @@ async def test_truncated_and_flipped_checkpoints_are_passed_over(fleet: Fleet) -
     flipped[5000] ^= 1
     damage(before, bytes(flipped))
     await first.vanish()
-    await fleet.conductor.hold(2)
+    await fleet.conductor.hold_trainers_after(2)
     await fleet.host("b")
 
     second = await fleet.conductor.called(2)

@@ -17,7 +17,7 @@ from relay.v1 import runs_pb2 as pb
 from storage.hub.commit_markers import CommitMarker
 from tests import tiny
 from tests.end_to_end.fleet import Fleet
-from tests.hub.checker import disagreements
+from tests.hub.checker import find_differences
 from tests.hub.server import Hub, serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.thorough]
@@ -146,7 +146,7 @@ async def test_what_is_published_loads_and_gives_the_right_logits(
     assert (await second.ended()).state == pb.Run.SUCCEEDED
     parts = [part for checkpoint in await second.checkpoints(superseded=True) for part in checkpoint.parts]
     registry = [(copy.uri, part.manifest_digest) for part in parts for copy in part.copies if copy.store == "hf"]
-    assert registry and disagreements(hub.model(REPO), registry) == []
+    assert registry and find_differences(hub.model(REPO), registry) == []
     assert hub.model(REPO).folder("main") == files
     assert json.loads(hub.model(REPO).folder("relay/two/model")["relay.json"])["run"] == "two"
 

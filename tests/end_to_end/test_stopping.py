@@ -32,5 +32,5 @@ async def test_pause_and_resume_repeat_nothing(fleet: Fleet) -> None:
     await fleet.conductor.allow(6)
     ended = await run.ended()
     assert ended.state == pb.Run.SUCCEEDED and ended.failures == 0
-    assert fleet.conductor.twice() == []
+    assert fleet.conductor.steps_done_twice() == []
     await run.has_one_curve(6)

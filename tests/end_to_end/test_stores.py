@@ -13,7 +13,7 @@ import pytest
 from coordinator.database.tables import Base
 from relay.v1 import runs_pb2 as pb
 from tests.end_to_end.fleet import Fleet, Kind, Watched
-from tests.hub.checker import disagreements
+from tests.hub.checker import find_differences
 from tests.hub.server import serving
 from tests.seaweed import BUCKET, environment, objects
 
@@ -34,7 +34,7 @@ async def survives(fleet: Fleet, tmp_path: Path, checkpoint: dict[str, Any]) -> 
     await fleet.conductor.allow(8)
     ended = await run.ended()
     assert ended.state == pb.Run.SUCCEEDED and ended.attempts == 2 and ended.failures == 0
-    assert fleet.conductor.twice() == [4, 5]
+    assert fleet.conductor.steps_done_twice() == [4, 5]
     await run.has_one_curve(8)
     stored = {copy.store for each in await run.checkpoints() for part in each.parts for copy in part.copies}
     assert stored == {"host", scheme} and ended.output.uri.startswith(str(checkpoint["store"]))
@@ -79,7 +79,7 @@ async def test_a_repository_on_the_hub(fleet: Fleet, tmp_path: Path, monkeypatch
         parts = [part for point in points for part in point.parts]
         known = [(copy.uri, part.manifest_digest) for part in parts for copy in part.copies if copy.store == "hf"]
         output = (ended.output.uri, ended.output.manifest_digest)
-        assert len(known) == 3 and disagreements(hub.model("me/states"), [*known, output]) == []
+        assert len(known) == 3 and find_differences(hub.model("me/states"), [*known, output]) == []
         assert hub.model("me/states").private
         assert "sound" in await fleet.relayctl("verify", "r", "--deep")
 

@@ -49,7 +49,7 @@ class Gateway(grpc.GenericRpcHandler):
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     _twins: set[asyncio.Task[None]] = field(default_factory=set)
 
-    def lose(self, method: str, replies: int = 1) -> None:
+    def drop_replies(self, method: str, replies: int = 1) -> None:
         """The next replies to this method do not arrive; of a stream, the next answer, and the stream breaks."""
         self._losing[method] += replies
 
@@ -73,7 +73,7 @@ class Gateway(grpc.GenericRpcHandler):
         try:
             async for reply in call:
                 if self._losing[method] or self.dice.random() < self.chance:
-                    await self._lose(method)
+                    await self._count_lost(method)
                     await context.abort(grpc.StatusCode.UNAVAILABLE, "the line broke")
                 yield reply
         except aio.AioRpcError as error:
@@ -98,7 +98,7 @@ class Gateway(grpc.GenericRpcHandler):
         method: aio.StreamStreamMultiCallable[bytes, bytes] = self.channel.stream_stream(path)
         return method(requests, metadata=metadata)
 
-    async def _lose(self, method: str) -> None:
+    async def _count_lost(self, method: str) -> None:
         async with self._changed:
             self._losing[method] -= bool(self._losing[method])
             self.lost[method] += 1

@@ -18,7 +18,7 @@ async def test_every_reply_to_an_agent_may_be_lost(fleet: Fleet) -> None:
     methods = ("Session", "StartAttempt", "AppendEvents", "RegisterCheckpoint", "AddCopy", "CompleteLease")
     async with gateway(fleet.proxy.address) as line:
         for method in methods:
-            line.lose(method, 2)
+            line.drop_replies(method, 2)
         await fleet.host("a", via=line.address)
         run = await fleet.submit_gated(steps=6, save_every=3)
         await fleet.conductor.allow(6)
@@ -26,7 +26,7 @@ async def test_every_reply_to_an_agent_may_be_lost(fleet: Fleet) -> None:
         assert ended.state == pb.Run.SUCCEEDED and (ended.attempts, ended.failures, ended.faults) == (1, 0, 0)
         for method in methods:
             await line.has_lost(method, 2)
-        assert len(fleet.conductor.trainers) == 1 and fleet.conductor.twice() == []
+        assert len(fleet.conductor.trainers) == 1 and fleet.conductor.steps_done_twice() == []
         await run.has_one_curve(6)
         (attempt,) = await run.attempts()
         assert attempt.outcome == pb.Attempt.SUCCEEDED
@@ -44,7 +44,7 @@ async def test_one_reply_in_ten_is_lost(fleet: Fleet) -> None:
             await run.checkpoint(step, copied=False)
         ended = await run.ended()
         assert ended.state == pb.Run.SUCCEEDED and ended.failures == 0
-        assert len(fleet.conductor.trainers) == 1 and fleet.conductor.twice() == []
+        assert len(fleet.conductor.trainers) == 1 and fleet.conductor.steps_done_twice() == []
         await run.has_one_curve(12)
 
 
@@ -52,7 +52,7 @@ async def test_a_submission_whose_reply_is_lost_makes_one_run(fleet: Fleet) -> N
     """F8: asked again with its own id it is answered alike, later too; another request for the name makes none."""
     spec = {"version": "relay/v1", "name": "r", "method": "command", "command": ["true"]}
     async with gateway(fleet.proxy.address) as line, RelayClient.connect(line.address) as client:
-        line.lose("CreateRun", 2)
+        line.drop_replies("CreateRun", 2)
         made = await client.create_run(spec, request_id="q")
         await line.has_lost("CreateRun", 2)
         assert len(line.passed) == 3

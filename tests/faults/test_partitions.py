@@ -27,7 +27,7 @@ async def test_a_cut_line_loses_nothing(fleet: Fleet) -> None:
     await fleet.conductor.allow(12)
     ended = await run.ended()
     assert ended.state == pb.Run.SUCCEEDED and (ended.attempts, ended.faults) == (1, 0)
-    assert fleet.conductor.twice() == []
+    assert fleet.conductor.steps_done_twice() == []
     await run.has_one_curve(12)
 
 

@@ -42,7 +42,7 @@ async def training(fleet: Fleet, policy: str) -> tuple[LocalHost, Watched, Train
 
 async def taken_over(fleet: Fleet, run: Watched) -> Trainer:
     """Return the trainer of the other host, which resumes from what had left the first one and then waits."""
-    await fleet.conductor.hold(3)
+    await fleet.conductor.hold_trainers_after(3)
     await run.until(lambda event: event.kind == Kind.STARTED and event.attempt == 2)
     second = await fleet.conductor.called(2)
     assert second.resumed_from == 2

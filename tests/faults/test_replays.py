@@ -108,14 +108,14 @@ async def test_every_request_twice_at_once_is_as_once(fleet: Fleet) -> None:
             await fleet.conductor.reached(step)
         ended = await run.ended()
         assert ended.state == pb.Run.SUCCEEDED and (ended.attempts, ended.failures, ended.faults) == (1, 0, 0)
-        assert len(fleet.conductor.trainers) == 1 and fleet.conductor.twice() == []
+        assert len(fleet.conductor.trainers) == 1 and fleet.conductor.steps_done_twice() == []
         await run.has_one_curve(6)
 
 
 async def test_a_hello_that_arrives_late_takes_nothing_away(fleet: Fleet) -> None:
     """F17: its agent had given up on it, and has had another session since."""
     async with gateway(fleet.proxy.address) as line:
-        line.lose("Session")  # the first welcome, so there are two hellos
+        line.drop_replies("Session")  # the first welcome, so there are two hellos
         host = await fleet.host("a", via=line.address)
         run = await fleet.submit_gated(steps=6, save_every=2)
         await fleet.conductor.allow(2)
@@ -127,7 +127,7 @@ async def test_a_hello_that_arrives_late_takes_nothing_away(fleet: Fleet) -> Non
         await fleet.conductor.allow(6)
         ended = await run.ended()
         assert ended.state == pb.Run.SUCCEEDED and (ended.attempts, ended.failures, ended.faults) == (1, 0, 0)
-        assert len(fleet.conductor.trainers) == 1 and fleet.conductor.twice() == []
+        assert len(fleet.conductor.trainers) == 1 and fleet.conductor.steps_done_twice() == []
         assert host.daemon is not None and host.daemon.process.returncode is None
         await run.has_one_curve(6)
 

@@ -12,7 +12,7 @@ from storage.manifest import MANIFEST_FILE, Manifest, digest_bytes
 from tests.hub.repository import Commit, File, Lfs, Repository
 
 
-def disagreements(repository: Repository, registry: Sequence[tuple[str, str]]) -> list[str]:
+def find_differences(repository: Repository, registry: Sequence[tuple[str, str]]) -> list[str]:
     """What is wrong, in words; nothing when every registered checkpoint is there whole, once, and no other is."""
     return [
         *_doubled(repository),

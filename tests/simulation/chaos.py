@@ -28,10 +28,10 @@ class Chaos:
     def plan(self, fault: Fault) -> None:
         """Lets it happen when its time comes."""
         if fault.kind in ("failover", "restored"):
-            self._later(max(0.0, fault.at - fault.amount), lambda: self._remember(fault))
-        self._later(fault.at, lambda: self._happen(fault))
+            self._schedule(max(0.0, fault.at - fault.amount), lambda: self._remember(fault))
+        self._schedule(fault.at, lambda: self._happen(fault))
 
-    def _later(self, seconds: float, act: Callable[[], None]) -> None:
+    def _schedule(self, seconds: float, act: Callable[[], None]) -> None:
         """Do it later, unless everything has been repaired by then."""
         self._world.loop.call_later(seconds, lambda: None if self._over else act(), context=Context())
 
@@ -48,23 +48,23 @@ class Chaos:
     def _agent_killed(self, fault: Fault) -> None:
         for host in self._hosts(fault):
             host.kill_agent()
-            self._later(fault.lasts, host.start_agent)
+            self._schedule(fault.lasts, host.start_agent)
 
     def _agent_frozen(self, fault: Fault) -> None:
         for host in self._hosts(fault):
             if (agent := host.agent) is not None:
                 agent.freeze()
-                self._later(fault.lasts, agent.thaw)
+                self._schedule(fault.lasts, agent.thaw)
 
     def _stunned(self, fault: Fault) -> None:
         self._agent_frozen(fault)
         cut = replace(fault, kind="partition", lasts=fault.amount, ways=tuple(Way))
-        self._later(0.5 * fault.lasts, lambda: self._partition(cut))
+        self._schedule(0.5 * fault.lasts, lambda: self._partition(cut))
 
     def _host_frozen(self, fault: Fault) -> None:
         for host in self._hosts(fault):
             host.freeze()
-            self._later(fault.lasts, host.thaw)
+            self._schedule(fault.lasts, host.thaw)
 
     def _frozen_at_grant(self, fault: Fault) -> None:
         """With the first lease that it is granted from now on."""
@@ -75,14 +75,14 @@ class Chaos:
             new = [each.after for each in changes if each.table == "places" and each.after and not each.before]
             if any(place["agent"] == host.name for place in new):
                 observers.remove(granted)
-                self._later(fault.amount, lambda: self._host_frozen(fault))
+                self._schedule(fault.amount, lambda: self._host_frozen(fault))
 
         observers.append(granted)
 
     def _power_cut(self, fault: Fault) -> None:
         for host in self._hosts(fault):
             host.power_off()
-            self._later(fault.lasts, host.power_on)
+            self._schedule(fault.lasts, host.power_on)
 
     def _trainer_killed(self, fault: Fault) -> None:
         for host in self._hosts(fault):
@@ -97,19 +97,19 @@ class Chaos:
     def _leave(self, fault: Fault) -> None:
         for host in self._hosts(fault):
             host.leave()
-            self._later(fault.lasts, host.start_agent)
+            self._schedule(fault.lasts, host.start_agent)
 
     def _detach(self, fault: Fault) -> None:
         for host in self._hosts(fault):
             host.detach()
-            self._later(fault.lasts, host.start_agent)
+            self._schedule(fault.lasts, host.start_agent)
 
     def _cloned(self, fault: Fault) -> None:
         for host in self._hosts(fault):
             clone = host.clone(len(self._world.clones))
             self._world.clones.append(clone)
             clone.start_agent()
-            self._later(fault.lasts, clone.power_off)
+            self._schedule(fault.lasts, clone.power_off)
 
     # The line
 
@@ -125,7 +125,7 @@ class Chaos:
                 network.blocked.remove(each)
             network.unblocked()
 
-        self._later(fault.lasts, heal)
+        self._schedule(fault.lasts, heal)
 
     def _line_stalls(self, fault: Fault) -> None:
         """What a host has sent over its present connections arrives after what it sends over new ones."""
@@ -133,7 +133,7 @@ class Chaos:
         stalled = [each for each in self._world.network.connections if each.host in labels]
         for each in stalled:
             each.stalled = True
-            self._later(fault.lasts, each.go_on)
+            self._schedule(fault.lasts, each.go_on)
 
     def _weather(self, fault: Fault) -> None:
         assert fault.weather is not None
@@ -143,31 +143,31 @@ class Chaos:
             if self._world.network.weather is weather:
                 self._world.network.clear_up()
 
-        self._later(fault.lasts, calm)
+        self._schedule(fault.lasts, calm)
 
     # The control plane
 
     def _replica_killed(self, fault: Fault) -> None:
         for index in self._replicas(fault):
             self._world.kill_replica(index)
-            self._later(fault.lasts, lambda index=index: self._world.start_replica(index))  # type: ignore[misc]
+            self._schedule(fault.lasts, lambda index=index: self._world.start_replica(index))  # type: ignore[misc]
 
     def _replica_frozen(self, fault: Fault) -> None:
         for index in self._replicas(fault):
             process = self._world.replicas[index].process
             process.freeze()
-            self._later(fault.lasts, process.thaw)
+            self._schedule(fault.lasts, process.thaw)
 
     def _replicas(self, fault: Fault) -> list[int]:
         return [0, 1] if fault.both else [fault.target % 2]
 
     def _database_away(self, fault: Fault) -> None:
         self._world.storage.away = True
-        self._later(fault.lasts, self._database_back)
+        self._schedule(fault.lasts, self._database_back)
 
     def _database_slow(self, fault: Fault) -> None:
         self._world.slowness = fault.amount
-        self._later(fault.lasts, self._database_fast)
+        self._schedule(fault.lasts, self._database_fast)
 
     def _late_heartbeat(self, fault: Fault) -> None:
         self._agent_frozen(fault)
@@ -182,7 +182,7 @@ class Chaos:
     def _commits_unknown(self, fault: Fault) -> None:
         """F8: a transaction commits, and its client does not learn it."""
         self._world.answers_lost = 0.3
-        self._later(fault.lasts, self._commits_known)
+        self._schedule(fault.lasts, self._commits_known)
 
     def _commits_known(self) -> None:
         self._world.answers_lost = 0.0
@@ -191,8 +191,8 @@ class Chaos:
         """NOTIFY does not arrive."""
         for index in self._replicas(fault):
             replica = self._world.replicas[index]
-            replica.deafen(True)
-            self._later(fault.lasts, lambda replica=replica: replica.deafen(False))  # type: ignore[misc]
+            replica.cut_notifications(True)
+            self._schedule(fault.lasts, lambda replica=replica: replica.cut_notifications(False))  # type: ignore[misc]
 
     def _database_clock(self, fault: Fault) -> None:
         self._world.clock_steps += fault.amount
@@ -219,13 +219,13 @@ class Chaos:
         storage.restore(self._snapshots.pop(fault))
         storage.identity = identity
         self._world.rules.swapped()
-        self._later(fault.lasts, self._database_back)
+        self._schedule(fault.lasts, self._database_back)
 
     # The rest of the world
 
     def _store_away(self, fault: Fault) -> None:
         self._world.store.back.clear()
-        self._later(fault.lasts, self._world.store.back.set)
+        self._schedule(fault.lasts, self._world.store.back.set)
 
     def _damaged(self, _: Fault) -> None:
         """F16: the newest checkpoint in the store is gone, and bytes of the newest on one host are wrong."""
@@ -255,7 +255,7 @@ class Chaos:
 
     # The end
 
-    def mend(self) -> None:
+    def repair_everything(self) -> None:
         """Nothing goes wrong any more, and what went wrong is put right."""
         self._over = True
         world = self._world
@@ -270,7 +270,7 @@ class Chaos:
         self._commits_known()
         for index, replica in enumerate(world.replicas):
             replica.process.thaw()
-            replica.deafen(False)
+            replica.cut_notifications(False)
             world.start_replica(index)
         for host in world.hosts:
             host.thaw()

@@ -25,7 +25,9 @@ async def settled(world: World, reconnected: float, patience: float) -> None:
     began = world.loop.time()
     while not all(_is_connected(world, host) for host in world.hosts):
         if world.loop.time() - began > reconnected:
-            world.say("L2", f"not connected: {[host.name for host in world.hosts if not _is_connected(world, host)]}")
+            world.report(
+                "L2", f"not connected: {[host.name for host in world.hosts if not _is_connected(world, host)]}"
+            )
             break
         await asyncio.sleep(0.5)
     await _stop_is_heard(world)
@@ -60,7 +62,7 @@ async def _stop_is_heard(world: World) -> None:
     await world.steer(runs.pause, execution.run, "enough")
     while execution.asked == 0 and execution.ended is None:
         if world.loop.time() - said > HEARD + 10 * world.network.calm.latency:
-            world.say("L4", f"the trainer of {execution.lease} has not heard of a pause for {HEARD} s")
+            world.report("L4", f"the trainer of {execution.lease} has not heard of a pause for {HEARD} s")
             break
         await asyncio.sleep(0.05)
     await world.steer(runs.resume, execution.run)
@@ -77,11 +79,11 @@ def _no_run_waits_for_nothing(world: World, waiting: dict[str, float]) -> None:
         ready = run["state"] == "queued" and not backs_off and not withheld and taken < world.room
         since = waiting.setdefault(name, world.loop.time()) if ready else waiting.pop(name, None)
         if ready and since is not None and world.loop.time() - since > GRANTED:
-            world.say("L1", f"{name} waits, and there is room: {run['reason']}")
+            world.report("L1", f"{name} waits, and there is room: {run['reason']}")
 
 
 def _is_connected(world: World, host: Host) -> bool:
-    return host.runs_agent and host.silence < 2 * world.timing.heartbeat
+    return host.runs_agent and host.since_contact < 2 * world.timing.heartbeat
 
 
 def _has_a_live_session(world: World, host: Host) -> bool:
@@ -104,9 +106,9 @@ def _is_over(world: World, order: Order) -> bool:
 def _say_where(world: World, order: Order) -> None:
     run = world.storage.tables["runs"].get(order.name)
     if run is None:
-        world.say("L3", f"{order.name} is not there")
+        world.report("L3", f"{order.name} is not there")
     elif run["state"] not in OVER:
-        world.say("L3", f"{order.name} is {run['state']}, wanted {run['wanted']}: {run['reason']}")
+        world.report("L3", f"{order.name} is {run['state']}, wanted {run['wanted']}: {run['reason']}")
 
 
 def close_the_books(world: World) -> None:
@@ -118,10 +120,10 @@ def close_the_books(world: World) -> None:
         _drained(world, lease)
     for host in world.hosts:
         if host.keepers:
-            world.say("L5", f"{host.name} keeps {[keeper.job.lease for keeper in host.keepers]}")
+            world.report("L5", f"{host.name} keeps {[keeper.job.lease for keeper in host.keepers]}")
     for execution in world.truth.executions:
         if execution.ended is None and execution.process.alive:
-            world.say("L5", f"the trainer of {execution.lease} on {execution.host} lives on")
+            world.report("L5", f"the trainer of {execution.lease} on {execution.host} lives on")
     if not (world.rules.was_swapped or world.clones):
         for host in world.hosts:
             _disk_agrees(world, host)
@@ -157,7 +159,7 @@ def _disk_agrees(world: World, host: Host) -> None:
     registered, lying = _registered(world, host), _lying(host)
     lost = sorted(key for key, going in registered.items() if going is None and key not in lying)
     if lost or lying - registered.keys():
-        world.say("S6", f"on {host.name} lies {sorted(lying - registered.keys())}, and not {lost}")
+        world.report("S6", f"on {host.name} lies {sorted(lying - registered.keys())}, and not {lost}")
 
 
 def witness(world: World) -> Witness:
@@ -197,7 +199,7 @@ def _by_the_checker(world: World) -> None:
     if not world.rules.was_swapped:
         recorded = {table: list(rows.values()) for table, rows in world.storage.tables.items()}
         for found in violations(recorded, witness(world)):
-            world.say(found.property, f"{found.run}: {found.text}")
+            world.report(found.property, f"{found.run}: {found.text}")
 
 
 def _one_curve(world: World, run: Row) -> None:
@@ -217,7 +219,7 @@ def _one_curve(world: World, run: Row) -> None:
     last = max(finished, key=lambda lease: lease["end_time"])
     true = world.truth.lineage(str(last["id"]))
     if curve != true:
-        world.say("S7", f"the curve of {run['id']} is {curve}, and what it stands on is {true}")
+        world.report("S7", f"the curve of {run['id']} is {curve}, and what it stands on is {true}")
 
 
 def _drained(world: World, lease: Row) -> None:
@@ -226,5 +228,5 @@ def _drained(world: World, lease: Row) -> None:
     cursor = world.storage.tables["cursors"].get((lease["id"], 0, "events"))
     stored = cursor["offset_bytes"] if cursor else 0
     orderly = lease["completion"] is not None and lease["outcome"] != "faulted"
-    if orderly and written is not None and stored < written.whole:
-        world.say("L6", f"{lease['id']} has {written.whole} bytes of events, {stored} are stored")
+    if orderly and written is not None and stored < written.length_of_whole_lines:
+        world.report("L6", f"{lease['id']} has {written.length_of_whole_lines} bytes of events, {stored} are stored")

@@ -73,7 +73,7 @@ class Artist:
         if not self.lines or self.lines[-1] != line:
             self.lines.append(line)
 
-    def spoken(self, host: str, way: Way, path: str, data: bytes) -> None:
+    def on_message(self, host: str, way: Way, path: str, data: bytes) -> None:
         """Draw a message that is sent."""
         if path == SESSION:
             self._session(host, way, data)
@@ -170,7 +170,7 @@ def drawn(story: Story) -> str:
 
 def _drawn(story: Story, world: World) -> str:
     artist = Artist(story)
-    world.network.spoken = artist.spoken
+    world.network.on_message = artist.on_message
     world.storage.observers.append(artist.committed)
     note: Callable[[str], None] = world.note
 

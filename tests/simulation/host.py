@@ -124,7 +124,7 @@ class Host:
         return self._session._state.session_id if self._session is not None else ""
 
     @property
-    def silence(self) -> float:
+    def since_contact(self) -> float:
         """Seconds since its agent heard of the coordinator."""
         return self._contact.seconds_without_reply if self._contact is not None else float("inf")
 

@@ -73,7 +73,7 @@ class Network:
     blocked: list[tuple[str, Way]] = field(default_factory=list)  #: hosts that are cut off, and which way
     connections: list[Connection] = field(default_factory=list)
     answered: Callable[[Any], None] = lambda _: None  #: called with every message that a server writes
-    spoken: Callable[[str, Way, str, bytes], None] = lambda *_: (
+    on_message: Callable[[str, Way, str, bytes], None] = lambda *_: (
         None
     )  #: called for every message that is sent: host, way, method
     context: Context = field(default_factory=Context)  #: nobody's: what is under way arrives whoever is frozen
@@ -251,7 +251,7 @@ class _Call:
 
     def request(self, data: bytes, *, first: bool = False) -> None:
         """A message of the client's."""
-        self.network.spoken(self.connection.host, Way.UP, self.path, data)
+        self.network.on_message(self.connection.host, Way.UP, self.path, data)
         self._post(Way.UP, lambda: self.requests.put_nowait(data), tossed=self.path == SESSION and not first)
         again = self.path == APPEND or (self.path == SESSION and first)
         if again and self.network.chance(self.network.weather.doubled):
@@ -259,7 +259,7 @@ class _Call:
 
     def answer(self, data: bytes) -> None:
         """A message of the server's."""
-        self.network.spoken(self.connection.host, Way.DOWN, self.path, data)
+        self.network.on_message(self.connection.host, Way.DOWN, self.path, data)
         self._post(Way.DOWN, lambda: self.answers.put_nowait(data), tossed=self.path == SESSION)
 
     def _post(self, way: Way, deliver: Callable[[], None], *, tossed: bool) -> None:

@@ -77,9 +77,9 @@ class Replica:
         assert found is not None
         return found
 
-    def deafen(self, deaf: bool) -> None:
+    def cut_notifications(self, cut: bool) -> None:
         """Whether it hears what transactions announce."""
-        self._database.notifications.deaf = deaf
+        self._database.notifications.cut_off = cut
 
     def kill(self) -> None:
         """SIGKILL: its connections to the database end with it."""

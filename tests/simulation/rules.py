@@ -22,11 +22,11 @@ _WRITTEN_BY_HOLDERS = ("cursors", "metric_chunks", "log_chunks", "checkpoints")
 
 @dataclass(slots=True)
 class Rules:
-    """`say` takes a property's name and what breaks it."""
+    """`report` takes a property's name and what breaks it."""
 
     storage: Storage
     truth: Truth
-    say: Callable[[str, str], None]
+    report: Callable[[str, str], None]
     heartbeat: float
     graced: Callable[[], bool]  #: whether the control plane was away less than a TTL ago
     ended: set[UUID] = field(default_factory=set)  #: every lease that ever ended, also if a failover forgot it
@@ -53,7 +53,7 @@ class Rules:
                 case "places" if each.before is None:
                     self._place(each.after)
                 case "places" if each.before and each.before["end_time"] is not None:
-                    self.say("S2", f"a place of {each.after['lease_id']}, which had ended, was written")
+                    self.report("S2", f"a place of {each.after['lease_id']}, which had ended, was written")
                 case "agents":
                     self._session(each.before or each.after, each.after)
                     self._note_session(each.before, each.after)
@@ -81,10 +81,10 @@ class Rules:
     def _lease(self, before: Row | None, after: Row) -> None:
         if before is None:
             if after["id"] in self._known:
-                self.say("S1", f"lease {after['id']} of {after['run_id']} was of {self._known[after['id']]} before")
+                self.report("S1", f"lease {after['id']} of {after['run_id']} was of {self._known[after['id']]} before")
             self._known[after["id"]] = after["run_id"]
         elif before["end_time"] is not None and before["end_time"] != after["end_time"]:
-            self.say("S2", f"lease {after['id']} had ended, and ended again")
+            self.report("S2", f"lease {after['id']} had ended, and ended again")
         elif _lapses(before, after):
             self._check_lapse(before, after)
         elif _ends(before, after) and after["reason"].endswith("no longer runs it"):
@@ -99,9 +99,9 @@ class Rules:
         """
         places = [row for row in self.storage.rows("places") if row["lease_id"] == lease["id"]]
         if not any(row["expire_time"] < self.storage.now() for row in places):
-            self.say("S1", f"{lease['id']} lapsed, and its places had not expired")
+            self.report("S1", f"{lease['id']} lapsed, and its places had not expired")
         if before["state"] == "held" and self.graced():
-            self.say("F6", f"{lease['id']} lapsed, less than a TTL after an outage of our own")
+            self.report("F6", f"{lease['id']} lapsed, less than a TTL after an outage of our own")
 
     def _missing(self, lease: Row) -> None:
         """What an agent listed, and no longer lists, is gone; unless another machine has spoken in its name since."""
@@ -109,7 +109,7 @@ class Rules:
         runs = execution is not None and execution.ended is None and execution.process.alive
         for place in (row for row in self.storage.rows("places") if row["lease_id"] == lease["id"]):
             if runs and place["reported"] and not self._another_spoke(place):
-                self.say("S8", f"{lease['id']} was taken for gone, and its trainer runs")
+                self.report("S8", f"{lease['id']} was taken for gone, and its trainer runs")
 
     def _note_session(self, before: Row | None, after: Row) -> None:
         if after["session_id"] is not None and (before is None or before["session_id"] != after["session_id"]):
@@ -129,9 +129,9 @@ class Rules:
         silence = (self.storage.now() - before["heartbeat_time"]).total_seconds() if before["heartbeat_time"] else 1e9
         beats = before["session_id"] is not None and silence < 2 * self.heartbeat
         if beats and before["boot_id"] != after["boot_id"]:
-            self.say("F21", f"another machine was let in as {after['name']}, and the first one beats")
+            self.report("F21", f"another machine was let in as {after['name']}, and the first one beats")
         if after["instance_id"] in before["retired_instances"]:
-            self.say("F21", f"an instance of {after['name']} that was replaced is back")
+            self.report("F21", f"an instance of {after['name']} that was replaced is back")
 
     def dropped(self, lease: str) -> None:
         """Note that an agent drops a lease, because a reply no longer has it."""
@@ -139,13 +139,13 @@ class Rules:
         if self.was_swapped:  # another database may have said so
             return
         if row is not None and row["end_time"] is None and row["id"] not in self.ended:
-            self.say("S8", f"{lease} was dropped by its agent, and is wanted")
+            self.report("S8", f"{lease} was dropped by its agent, and is wanted")
 
     def acked(self, lease: str, node: int, source: str, offset: int) -> None:
         """S7: what is acknowledged is stored."""
         cursor = self.storage.tables["cursors"].get((UUID(lease), node, source))
         if UUID(lease) in self.storage.tables["leases"] and offset > (cursor["offset_bytes"] if cursor else 0):
-            self.say("S7", f"{source} of {lease} is acknowledged up to {offset}, and not stored")
+            self.report("S7", f"{source} of {lease} is acknowledged up to {offset}, and not stored")
 
     def slots_of(self, lease: str) -> set[int]:
         """As they were granted."""
@@ -158,18 +158,18 @@ class Rules:
             return  # another start supersedes it
         lease = self.storage.tables["leases"].get(after["lease_id"])
         if lease is None:
-            self.say("S2", f"{table} of a lease that there is not")
+            self.report("S2", f"{table} of a lease that there is not")
         elif lease["end_time"] is not None and lease["id"] not in ended:
-            self.say("S2", f"{table} written under lease {lease['id']} of {lease['run_id']}, which had ended")
+            self.report("S2", f"{table} written under lease {lease['id']} of {lease['run_id']}, which had ended")
         elif lease["start_time"] is None:
-            self.say("S6", f"{table} written under {lease['id']}, which has not said what it resumes from")
+            self.report("S6", f"{table} written under {lease['id']}, which has not said what it resumes from")
 
     def _place(self, mine: Row) -> None:
         """S9: no slot is granted twice."""
         others = [each for each in self.storage.rows("places") if each["lease_id"] != mine["lease_id"]]
         held = [each for each in others if each["end_time"] is None and each["agent"] == mine["agent"]]
         if shared := sorted(set(mine["slots"]) & {slot for each in held for slot in each["slots"]}):
-            self.say("S9", f"slots {shared} of {mine['agent']} are granted twice")
+            self.report("S9", f"slots {shared} of {mine['agent']} are granted twice")
 
     # checkpoints
 
@@ -179,13 +179,15 @@ class Rules:
         step = lease["resumed_step"] if lease["resumed_from"] is not None else -1
         for other in self._checkpoints(lease["run_id"]):
             if other["lease_id"] != lease["id"] and not other["superseded"] and other["step"] > step:
-                self.say("S6", f"{lease['id']} resumed at step {step}, and step {other['step']} stays on the curve")
+                self.report("S6", f"{lease['id']} resumed at step {step}, and step {other['step']} stays on the curve")
         run = self.storage.tables["runs"][lease["run_id"]]
         if run["head_id"] != lease["resumed_from"]:
-            self.say("S6", f"{lease['id']} resumed at step {step}, and the head is another")
+            self.report("S6", f"{lease['id']} resumed at step {step}, and the head is another")
         newer = [each for each in self._just_superseded if str(each["id"]) not in skipped]
         if newer:
-            self.say("S6", f"{lease['id']} resumed at step {step} and had not tried {[each['step'] for each in newer]}")
+            self.report(
+                "S6", f"{lease['id']} resumed at step {step} and had not tried {[each['step'] for each in newer]}"
+            )
 
     def _checkpoints(self, run: str) -> list[Row]:
         return [row for row in self.storage.rows("checkpoints") if row["run_id"] == run]
@@ -195,14 +197,14 @@ class Rules:
         checkpoints = self.storage.tables["checkpoints"]
         head, before = checkpoints.get(run["head_id"]), checkpoints.get(old)
         if lease is None:
-            self.say("S5", f"the head of {run['id']} moved without a lease")
+            self.report("S5", f"the head of {run['id']} moved without a lease")
         elif head is None or head["lease_id"] != lease["id"]:
             if run["head_id"] != lease["resumed_from"]:
-                self.say("S5", f"the head of {run['id']} is nothing that its holder made or resumed from")
+                self.report("S5", f"the head of {run['id']} is nothing that its holder made or resumed from")
         elif not head["complete"] or head["superseded"]:
-            self.say("S5", f"the head of {run['id']} is not complete, or superseded")
+            self.report("S5", f"the head of {run['id']} is not complete, or superseded")
         elif before is not None and before["lease_id"] == head["lease_id"] and before["step"] >= head["step"]:
-            self.say("S5", f"the head of {run['id']} went from step {before['step']} to {head['step']}")
+            self.report("S5", f"the head of {run['id']} went from step {before['step']} to {head['step']}")
         else:
             self._events_came_first(head)
 
@@ -212,14 +214,16 @@ class Rules:
         head = self.storage.tables["checkpoints"].get(run["head_id"])
         current = lease is not None and lease["id"] == new["lease_id"]
         if current and (head is None or head["lease_id"] != new["lease_id"] or head["step"] < new["step"]):
-            self.say("S5", f"step {new['step']} of {new['run_id']} is whole, and not head")
+            self.report("S5", f"step {new['step']} of {new['run_id']} is whole, and not head")
 
     def _events_came_first(self, head: Row) -> None:
         written = self.truth.written.get(str(head["lease_id"]))
         cursor = self.storage.tables["cursors"].get((head["lease_id"], 0, "events"))
         line = written.checkpoints.get(head["step"], 0) if written else 0
         if (cursor["offset_bytes"] if cursor else 0) < line:
-            self.say("S5", f"step {head['step']} of {head['run_id']} is head, and the events up to it are not stored")
+            self.report(
+                "S5", f"step {head['step']} of {head['run_id']} is head, and the events up to it are not stored"
+            )
 
     def _enough_stays(self, changes: Sequence[Changed]) -> None:
         """S6: the head stays; and of what would outlive its host, if there was any, something does."""
@@ -227,13 +231,13 @@ class Rules:
             row = each.after if each.table == "checkpoints" else None
             run = self.storage.tables["runs"][row["run_id"]] if row else {}
             if row and row["remove_time"] and run["head_id"] == each.key:
-                self.say("S6", f"step {row['step']} of {row['run_id']} is head, and scheduled for deletion")
+                self.report("S6", f"step {row['step']} of {row['run_id']} is head, and scheduled for deletion")
         gone = {each.before["checkpoint_id"] for each in changes if _goes_elsewhere(each) and each.before}
         fit = [row for row in self.storage.rows("checkpoints") if row["complete"] and not row["superseded"]]
         for run in {row["run_id"] for row in fit if row["id"] in gone}:
             left = [row["id"] for row in fit if row["run_id"] == run and row["remove_time"] is None]
             if not any(_is_elsewhere(copy) and copy["checkpoint_id"] in left for copy in self._copies()):
-                self.say("S6", f"the only copies of {run} beyond its host were let go")
+                self.report("S6", f"the only copies of {run} beyond its host were let go")
 
     def _copies(self) -> list[Row]:
         return self.storage.rows("checkpoint_copies")
@@ -253,7 +257,7 @@ class Rules:
             stored = self._stored.get(lease, [])
             if stored != true:
                 have, want = [step for step, _ in stored], [step for step, _ in true]
-                self.say("S7", f"{lease}: the points of steps {have} are stored, the cursor has passed {want}")
+                self.report("S7", f"{lease}: the points of steps {have} are stored, the cursor has passed {want}")
 
     # runs
 
@@ -262,32 +266,32 @@ class Rules:
             self._head_moves(after, before["head_id"])
         if before["state"] != after["state"]:
             if (before["state"], after["state"]) not in LEGAL:
-                self.say("S8", f"{after['id']} went from {before['state']} to {after['state']}")
+                self.report("S8", f"{after['id']} went from {before['state']} to {after['state']}")
             if after["state"] == "succeeded":
                 self._succeeds(after["id"])
 
     def _unended(self, run: str) -> Row | None:
         found = [row for row in self.storage.rows("leases") if row["run_id"] == run and row["end_time"] is None]
         if len(found) > 1:
-            self.say("S1", f"{run} has {len(found)} unended leases")
+            self.report("S1", f"{run} has {len(found)} unended leases")
         return found[0] if found else None
 
     def _runs_while_leased(self, run_id: str) -> None:
         run = self.storage.tables["runs"].get(run_id)
         if run is not None and (run["state"] == "running") != (self._unended(run_id) is not None):
-            self.say("S8", f"{run_id} is {run['state']}, and its leases say otherwise")
+            self.report("S8", f"{run_id} is {run['state']}, and its leases say otherwise")
 
     def _succeeds(self, run: str) -> None:
         succeeded = [r["id"] for r in self.storage.rows("leases") if r["run_id"] == run and r["outcome"] == "succeeded"]
         finished = {each.lease for each in self.truth.executions if each.finished}
         last = [lease for lease in succeeded if str(lease) in finished]
         if not last:
-            self.say("S8", f"{run} succeeded, and no trainer of it had finished")
+            self.report("S8", f"{run} succeeded, and no trainer of it had finished")
             return
         saved = max(step for lease, step in self.truth.states if lease == str(last[-1]))
         head = self.storage.tables["checkpoints"].get(self.storage.tables["runs"][run]["head_id"])
         if head is None or head["lease_id"] != last[-1] or head["step"] != saved:
-            self.say("S5", f"{run} succeeded, and its last state, of step {saved}, is not its head")
+            self.report("S5", f"{run} succeeded, and its last state, of step {saved}, is not its head")
 
 
 def _ends(before: Row | None, after: Row | None) -> bool:

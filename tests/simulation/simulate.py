@@ -61,7 +61,7 @@ def _simulate(seed: int, faults: list[Fault], folder: Path, patience: float) -> 
         life = live(world, Chaos(world), faults, patience)
         world.loop.run_until_complete(world.loop.create_task(life, context=Context()))
     except Stalled:
-        world.say("L3", "nothing happens any more")
+        world.report("L3", "nothing happens any more")
     finally:
         verdict.violations = [*world.violations, *world.truth.wrong, *world.loop.failures]
         verdict.trace, verdict.seconds, verdict.commits = world.trace, world.loop.time(), world.commits
@@ -84,6 +84,6 @@ async def live(world: World, chaos: Chaos, faults: Sequence[Fault], patience: fl
     world.start()
     while world.loop.time() < FAULTS_UNTIL + 1 and not (all_over(world) and world.loop.time() > last(faults)):
         await asyncio.sleep(0.5)
-    chaos.mend()
+    chaos.repair_everything()
     await settled(world, RECONNECTED, patience)
     close_the_books(world)

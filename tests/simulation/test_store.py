@@ -226,10 +226,10 @@ async def test_a_transaction_in_which_something_failed_does_nothing_more(db: Sim
 
 async def test_who_is_deaf_hears_afterwards_that_something_was_missed(db: SimulatedDatabase) -> None:
     async with db.notifications.subscribe("relay_queue") as woken, db.connection() as conn:
-        db.notifications.deaf = True
+        db.notifications.cut_off = True
         await planning.wake(conn)
         assert not woken.is_set()
-        db.notifications.deaf = False
+        db.notifications.cut_off = False
         assert woken.is_set()
 
 

@@ -55,7 +55,7 @@ class Written:
     size: int = 0
 
     @property
-    def whole(self) -> int:
+    def length_of_whole_lines(self) -> int:
         """Bytes up to the end of the last whole line that matters here."""
         return max([*self.point_ends[-1:], *self.checkpoints.values()], default=0)
 

@@ -147,7 +147,7 @@ class Heard(SimulatedNotifications):
         super().__init__()
         self.all: list[tuple[str, str]] = []
 
-    def told(self, channel: str, payload: str) -> None:
+    def announce(self, channel: str, payload: str) -> None:
         """One more."""
         self.all.append((channel, payload))
 

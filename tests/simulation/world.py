@@ -95,7 +95,7 @@ class World:
         self.outage_ended = -1e9  #: when the control plane was last back
         self._away_since: float | None = None
         self._steps_before = 0.0  #: of the database's clock, when it went away
-        self.rules = Rules(self.storage, self.truth, self.say, timing.heartbeat, self._graced)
+        self.rules = Rules(self.storage, self.truth, self.report, timing.heartbeat, self._in_grace_period)
         self.truth.dropped, self.truth.slots_of = self.rules.dropped, self.rules.slots_of
         self.network.answered = self._answered
         self.commits = 0
@@ -127,7 +127,7 @@ class World:
     def _blocking(self) -> float:
         return self.random.uniform(0.0, 0.01)
 
-    def say(self, name: str, text: str) -> None:
+    def report(self, name: str, text: str) -> None:
         """A property does not hold."""
         self.violations.append(f"{name}: {text} (at {self.loop.time():.2f})")
 
@@ -151,7 +151,7 @@ class World:
             lease = message.lease.rpartition("/")[2]
             self.rules.acked(lease, message.node, message.source, message.acked_offset)
 
-    def _graced(self) -> bool:
+    def _in_grace_period(self) -> bool:
         """Whether the control plane is back for less than a TTL."""
         return self.loop.time() - self.outage_ended < self.timing.ttl
 
@@ -208,7 +208,7 @@ class World:
         """Something of the operator's."""
         self.doing.append(self.loop.create_task(work, context=Context()))
 
-    async def insist(self, call: Callable[[Database], Coroutine[Any, Any, object]]) -> None:
+    async def call_until_answered(self, call: Callable[[Database], Coroutine[Any, Any, object]]) -> None:
         """As a client does: tried again, on any replica, until there is an answer."""
         while True:
             serving = [replica for replica in self.replicas if replica.process.running]
@@ -224,7 +224,7 @@ class World:
 
     async def submit(self, order: Order) -> None:
         """Creates the run, once."""
-        await self.insist(lambda db: runs.create(db, _NoBlobs(), order.submission(), self.timing.ttl))
+        await self.call_until_answered(lambda db: runs.create(db, _NoBlobs(), order.submission(), self.timing.ttl))
 
     async def submit_again(self, order: Order) -> None:
         """The same request: it may have been lost with a database, or paused."""
@@ -234,11 +234,11 @@ class World:
     async def resubmit(self, order: Order, number: int) -> None:
         """Another request for the same run, as one-shot clients make."""
         again = replace(order.submission(), request_id=f"again-{number}-{order.name}", resume=True)
-        await self.insist(lambda db: runs.create(db, _NoBlobs(), again, self.timing.ttl))
+        await self.call_until_answered(lambda db: runs.create(db, _NoBlobs(), again, self.timing.ttl))
 
     async def steer(self, verb: Callable[..., Coroutine[Any, Any, object]], name: str, *words: str) -> None:
         """Pause, resume or cancel."""
-        await self.insist(lambda db: verb(db, name, *words))
+        await self.call_until_answered(lambda db: verb(db, name, *words))
 
     # All of it
 

@@ -85,7 +85,7 @@ class StoreContents:
         if keys := [f"{self._root}/{name}" for name in names]:
             obstore.delete(client(self.address), keys)
 
-    def spoil(self, name: str) -> None:
+    def flip_bit(self, name: str) -> None:
         """As a disk does: a bit is another one, also under the file's other names."""
         data = bytearray(self.read(name))
         data[len(data) // 2] ^= 1
@@ -98,7 +98,7 @@ class StoreContents:
     def below(self, uri: str) -> str:
         return uri.removeprefix(f"{self.base}/")
 
-    def disagreements(self, registry: Iterable[tuple[str, str]]) -> Iterator[str]:
+    def find_differences(self, registry: Iterable[tuple[str, str]]) -> Iterator[str]:
         """Where the registry, a list of (uri, digest), and the store differ. Every byte is looked at."""
         for uri, digest in registry:
             try:

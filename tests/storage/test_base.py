@@ -44,7 +44,7 @@ async def test_putting_the_same_again_is_harmless_and_other_content_is_refused(
     other = folder(tmp_path / "other")
     with pytest.raises(StoreRefused, match="nothing is ever overwritten"):
         await store.put(folder_key(), other, locate_in(tmp_path / "other"))
-    assert list(kept.disagreements([(uri, manifest.digest)])) == []
+    assert list(kept.find_differences([(uri, manifest.digest)])) == []
 
 
 async def test_the_index_has_a_line_for_each_folder(store: Store, kept: StoreContents, tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ async def test_f16_damage_is_found_and_mended(store: Store, kept: StoreContents,
     at, weights = kept.below(uri), kept.read(f"{kept.below(uri)}/weights.bin")
     match damage:
         case "bit":
-            kept.spoil(f"{at}/weights.bin")
+            kept.flip_bit(f"{at}/weights.bin")
         case "short":
             kept.write(f"{at}/weights.bin", weights[:-1])
         case "long":
@@ -129,7 +129,7 @@ async def test_f16_damage_is_found_and_mended(store: Store, kept: StoreContents,
     assert not (tmp_path / "to" / MANIFEST_FILE).exists() and not (tmp_path / "to/weights.bin").exists()
     assert isinstance(store, RepairableStore)
     await store.repair(uri, manifest, locate_in(tmp_path / "from"))
-    assert list(kept.disagreements([(uri, manifest.digest)])) == [] and kept.leftovers() == []
+    assert list(kept.find_differences([(uri, manifest.digest)])) == [] and kept.leftovers() == []
     await store.fetch(uri, manifest.digest, tmp_path / "to")
 
 
@@ -158,7 +158,7 @@ async def test_a_file_that_is_missing_there_is_brought_again(store: Store, kept:
     uri = await store.put(folder_key(), manifest, locate_in(tmp_path / "from"))
     kept.write(f"{kept.below(uri)}/weights.bin", b"short")
     assert await store.put(folder_key(), manifest, locate_in(tmp_path / "from")) == uri
-    assert list(kept.disagreements([(uri, manifest.digest)])) == []
+    assert list(kept.find_differences([(uri, manifest.digest)])) == []
 
 
 async def test_what_is_removed_is_gone_also_a_second_time(store: Store, kept: StoreContents, tmp_path: Path) -> None:
@@ -181,16 +181,16 @@ async def test_only_what_changed_is_sent_again(base: str, store: Store, kept: St
     uri = await store.put(
         folder_key(2), second, lambda file: tmp_path / ("nowhere" if file.path in unread else "1") / file.path
     )
-    assert list(kept.disagreements([(uri, second.digest)])) == []
+    assert list(kept.find_differences([(uri, second.digest)])) == []
 
 
 async def test_damage_does_not_spread_to_later_folders(store: Store, kept: StoreContents, tmp_path: Path) -> None:
     first = folder(tmp_path / "1")
     uri = await store.put(folder_key(1), first, locate_in(tmp_path / "1"))
-    kept.spoil(f"{kept.below(uri)}/weights.bin")
+    kept.flip_bit(f"{kept.below(uri)}/weights.bin")
     again = describe_folder(tmp_path / "1", step=2)
     later = await store.put(folder_key(2), again, locate_in(tmp_path / "1"))
-    assert list(kept.disagreements([(later, again.digest)])) == []
+    assert list(kept.find_differences([(later, again.digest)])) == []
 
 
 async def test_a_zombie_and_the_rightful_holder_publish_one_step_at_once(
@@ -203,7 +203,7 @@ async def test_a_zombie_and_the_rightful_holder_publish_one_step_at_once(
         *(open_store(base).put(folder_key(1, lease), manifests[lease], locate_in(tmp_path / lease)) for lease in leases)
     )
     registry = [(uri, manifests[lease].digest) for uri, lease in zip(uris, leases, strict=True)]
-    assert len(set(uris)) == 2 and list(kept.disagreements(registry)) == [] and kept.leftovers() == []
+    assert len(set(uris)) == 2 and list(kept.find_differences(registry)) == [] and kept.leftovers() == []
     for uri, digest in (registry[0][0], registry[1][1]), (registry[1][0], registry[0][1]):
         with pytest.raises(DamagedCopy, match="another one than was registered"):
             await open_store(base).fetch(uri, digest, tmp_path / "to")

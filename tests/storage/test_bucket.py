@@ -56,7 +56,7 @@ async def test_f22_any_request_of_a_put_may_fail(fault: Fault, s3: str, sky: Wea
         store = impatient(base)
         uri = await outlast(lambda store=store: store.put(folder_key(), manifest, locate_in(tmp_path / "from")))  # type: ignore[misc]
         kept = StoreContents(base, s3)
-        assert list(kept.disagreements([(uri, manifest.digest)])) == [] and kept.leftovers() == []
+        assert list(kept.find_differences([(uri, manifest.digest)])) == [] and kept.leftovers() == []
         assert kept.read("index.jsonl").count(b"\n") == 1
         number += 1
     assert number > 10, sky.lines
@@ -86,7 +86,7 @@ async def test_f22_any_request_of_a_fetch_may_fail(fault: Fault, sky: Weather, t
 async def test_f22_a_storm(seed: int, s3: str, sky: Weather, tmp_path: Path) -> None:
     """A third of all requests fail, of several runs at once; then every byte is looked at."""
     base = f"s3://{BUCKET}/{uuid4().hex}"
-    sky.storm(Random(seed), 0.3)
+    sky.plan_faults(Random(seed), 0.3)
 
     async def publish(run: int) -> list[tuple[str, str]]:
         store, done = impatient(base), []
@@ -101,7 +101,7 @@ async def test_f22_a_storm(seed: int, s3: str, sky: Weather, tmp_path: Path) -> 
 
     registry = [entry for entries in await asyncio.gather(*map(publish, range(3))) for entry in entries]
     kept = StoreContents(base, s3)
-    assert list(kept.disagreements(registry)) == [] and kept.leftovers() == []
+    assert list(kept.find_differences(registry)) == [] and kept.leftovers() == []
     assert kept.read("index.jsonl").count(b"\n") == 9
 
 

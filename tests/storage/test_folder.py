@@ -39,7 +39,7 @@ async def test_two_hosts_publish_the_same_at_one_place(share: Path, tmp_path: Pa
     uris = await asyncio.gather(*(host.put(folder_key(), manifest, locate_in(tmp_path / "from")) for host in hosts))
     assert len(set(uris)) == 1
     kept = StoreContents(share.as_uri())
-    assert list(kept.disagreements([(uris[0], manifest.digest)])) == [] and kept.leftovers() == []
+    assert list(kept.find_differences([(uris[0], manifest.digest)])) == [] and kept.leftovers() == []
     assert kept.read("index.jsonl").count(b"\n") == 1
 
 
@@ -58,7 +58,7 @@ async def test_of_two_contents_at_one_place_one_is_refused(share: Path, tmp_path
     (winner,) = (number for number, answer in enumerate(answers) if isinstance(answer, str))
     assert isinstance(answers[1 - winner], StoreRefused)
     kept = StoreContents(share.as_uri())
-    assert list(kept.disagreements([(str(answers[winner]), manifests[winner].digest)])) == []
+    assert list(kept.find_differences([(str(answers[winner]), manifests[winner].digest)])) == []
     assert kept.leftovers() == []
 
 
@@ -109,7 +109,7 @@ async def test_f15_a_share_that_is_full_is_away_until_there_is_room(share: Path,
         await store.put(folder_key(), manifest, locate_in(tmp_path / "from"))
     assert StoreContents(share.as_uri()).names() == {}
     uri = await store.put(folder_key(), manifest, locate_in(tmp_path / "from"))
-    assert list(StoreContents(share.as_uri()).disagreements([(uri, manifest.digest)])) == []
+    assert list(StoreContents(share.as_uri()).find_differences([(uri, manifest.digest)])) == []
 
 
 async def test_f15_a_host_that_is_full_says_so_and_goes_on_when_there_is_room(store: Store, tmp_path: Path) -> None:

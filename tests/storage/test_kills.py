@@ -83,7 +83,7 @@ async def test_killed_while_it_publishes(base: str, kept: StoreContents, tmp_pat
         registry |= {(each["uri"], each["digest"]) for each in victim.said if "done" in each}
         store = open_store(base, writer="killed")
         await never_half(store, kept, victim.last("begun"), manifest, tmp_path / f"to-{kill}")
-        assert list(kept.disagreements(registry)) == []
+        assert list(kept.find_differences(registry)) == []
         interrupted += bool(kept.leftovers())
         await forget(store, kept, path)  # so that the next one has something to do
         registry.clear()
@@ -101,7 +101,7 @@ async def never_half(store: Store, kept: StoreContents, step: int, manifest: Man
     uri = f"{kept.base}/r/checkpoints/0001-{'1' * 32}/step_{step:08d}"
     if await store.has(uri, manifest.digest):
         assert find_damage(to, await store.fetch(uri, manifest.digest, to)) is None
-        assert list(kept.disagreements([(uri, manifest.digest)])) == []
+        assert list(kept.find_differences([(uri, manifest.digest)])) == []
     else:
         with pytest.raises(DamagedCopy):
             await store.fetch(uri, manifest.digest, to)
@@ -144,12 +144,12 @@ async def test_the_checker_finds_a_planted_disagreement(store: Store, kept: Stor
     manifest = folder(tmp_path / "from")
     uri = await store.put(folder_key(), manifest, lambda file: tmp_path / "from" / file.path)
     registry = [(uri, manifest.digest)]
-    assert list(kept.disagreements(registry)) == []
-    kept.spoil(f"{kept.below(uri)}/weights.bin")
-    assert list(kept.disagreements(registry)) == [f"{uri}: weights.bin is damaged"]
+    assert list(kept.find_differences(registry)) == []
+    kept.flip_bit(f"{kept.below(uri)}/weights.bin")
+    assert list(kept.find_differences(registry)) == [f"{uri}: weights.bin is damaged"]
     kept.write(f"{kept.below(uri)}/{MANIFEST_FILE}", folder(tmp_path / "other").to_bytes())
-    assert f"{uri}: another manifest" in list(kept.disagreements(registry))
+    assert f"{uri}: another manifest" in list(kept.find_differences(registry))
     await store.remove(uri)
-    assert len(list(kept.disagreements(registry))) == 1
+    assert len(list(kept.find_differences(registry))) == 1
     kept.write("r/checkpoints/half/step_00000001/weights.bin", b"half")
     assert kept.leftovers() == ["r/checkpoints/half/step_00000001/weights.bin"]

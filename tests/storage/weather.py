@@ -41,7 +41,7 @@ class Weather:
         self.requests = 0
         self.plan = lambda count: fault if count == number else None
 
-    def storm(self, random: Random, share: float) -> None:
+    def plan_faults(self, random: Random, share: float) -> None:
         self.plan = lambda count: random.choice(list(Fault)) if random.random() < share else None
 
     def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -21,20 +21,20 @@ class Recorder:
         self.slow = asyncio.Event()
         self.slow.set()
 
-    async def _hear(self, what: str, value: float) -> None:
+    async def _record(self, what: str, value: float) -> None:
         self.heard.put_nowait((what, value))
         await self.slow.wait()
         if self.failures:
             raise self.failures.pop(0)
 
     async def stop(self, grace: float, reason: str) -> None:
-        await self._hear("stop", grace)
+        await self._record("stop", grace)
 
     async def kill(self, reason: str) -> None:
-        await self._hear("kill", 0.0)
+        await self._record("kill", 0.0)
 
     async def trust(self, deadline: float) -> None:
-        await self._hear("trust", deadline)
+        await self._record("trust", deadline)
 
 
 @asynccontextmanager

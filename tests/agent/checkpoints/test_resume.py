@@ -73,7 +73,7 @@ def copies(tmp_path: Path) -> Copies:
     return Copies(tmp_path)
 
 
-def spoil(path: Path) -> None:
+def flip_bit(path: Path) -> None:
     data = path.read_bytes()
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
 
@@ -81,7 +81,7 @@ def spoil(path: Path) -> None:
 async def test_f16_a_damaged_copy_is_passed_over_for_another_and_made_anew(copies: Copies) -> None:
     wrong = await copies.add("one")
     await copies.add("two")
-    spoil(wrong)
+    flip_bit(wrong)
     chosen = await copies.choose()
     assert chosen.step == 4 and not chosen.skipped and chosen.folder is not None
     assert find_damage(chosen.folder, copies.manifest) is None
@@ -95,7 +95,7 @@ async def test_f16_a_damaged_copy_is_passed_over_for_another_and_made_anew(copie
 
 async def test_f16_this_hosts_own_copy_is_wrong_and_the_stores_is_sound(copies: Copies) -> None:
     await copies.add("one")
-    spoil(copies.folder / "sealed/weights.bin")
+    flip_bit(copies.folder / "sealed/weights.bin")
     chosen = await copies.choose(here=copies.folder / "sealed")
     assert chosen.folder == copies.folder / "resume/step_00000004"
     await repair_copies(chosen, copies.stores, copies.journal)
@@ -114,7 +114,7 @@ async def test_what_is_gone_from_a_store_is_brought_there_again(copies: Copies) 
 
 async def test_no_copy_that_is_sound_is_a_checkpoint_passed_over(copies: Copies) -> None:
     for scheme in ("one", "two"):
-        spoil(await copies.add(scheme))
+        flip_bit(await copies.add(scheme))
     chosen = await copies.choose()
     (skipped,) = chosen.skipped
     assert chosen.folder is None and skipped.reason.count("does not match its digest") == 2

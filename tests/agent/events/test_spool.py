@@ -66,7 +66,7 @@ async def test_every_byte_arrives_once_over_a_line_that_is_cut(
                 file.write(lines(100))
             while both[0].acked < events.stat().st_size or both[1].acked < log.stat().st_size:
                 contact.record_reply()
-                await fake.breathe()
+                await fake.wait_for_anything()
     assert lease.sources["events"] == events.read_bytes()
     assert lease.sources["stdout"] == log.read_bytes()
 

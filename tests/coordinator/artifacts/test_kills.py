@@ -48,7 +48,7 @@ CHUNK = 500_000
 Names = Callable[[], set[str]]  #: digests of the blobs that lie in a store
 
 
-async def disagreements(db: Database, artifacts: Artifacts, lying: Names) -> list[str]:
+async def find_differences(db: Database, artifacts: Artifacts, lying: Names) -> list[str]:
     """Where the registry and the store differ, in words."""
     async with db.connection() as conn:
         named = await store.read_referenced_blobs(conn)
@@ -268,9 +268,9 @@ async def test_registry_and_store_agree_after_many_kills(
         named = await store.read_referenced_blobs(conn)
     assert 1 <= len(named.manifests) <= 3
     artifacts = kind.opened()
-    assert await disagreements(db, artifacts, kind.lying) == []
+    assert await find_differences(db, artifacts, kind.lying) == []
     # and what does not agree is found
     file = min(read_file_digests(artifacts, max(named.manifests)))
     for lost in (file, max(named.manifests)):
         kind.lose(lost)
-        assert any(f"lacks {lost}" in each for each in await disagreements(db, kind.opened(), kind.lying))
+        assert any(f"lacks {lost}" in each for each in await find_differences(db, kind.opened(), kind.lying))

@@ -69,7 +69,7 @@ class Server:
         )
         await self.daemon.seen("ready to accept")
 
-    async def said(self, words: str) -> None:
+    async def wait_for_log(self, words: str) -> None:
         """Until its log has them."""
         assert self.daemon is not None
         await self.daemon.seen(words)
@@ -92,7 +92,7 @@ class Server:
             os.close(process)
         await self.daemon.finished()
 
-    async def ask(self, query: str, *arguments: object, database: str = DATABASE) -> Any:
+    async def query(self, query: str, *arguments: object, database: str = DATABASE) -> Any:
         """The first value of the first row."""
         async with connected(self.url(database)) as connection:
             return await connection.fetchval(query, *arguments)
@@ -110,7 +110,7 @@ class Server:
 
     async def promote(self) -> None:
         """A standby becomes a primary, on a timeline of its own."""
-        assert await self.ask("SELECT pg_promote()")
+        assert await self.query("SELECT pg_promote()")
 
 
 def _children(pid: int) -> list[int]:
@@ -169,7 +169,7 @@ class Site:
         server = Server(cluster, **more)
         self.servers.append(server)
         await server.start()
-        await server.ask(f"CREATE DATABASE {DATABASE}", database="postgres")
+        await server.query(f"CREATE DATABASE {DATABASE}", database="postgres")
         return server
 
     async def standby(self, replication: Proxy) -> Server:
@@ -199,7 +199,7 @@ class Site:
         self.line.upstreams[:] = []
         self.line.cut()
 
-    async def tidy(self) -> None:
+    async def remove_others(self) -> None:
         """Ends and removes every server but the one that answers."""
         for server in [server for server in self.servers if server is not self.primary]:
             await server.stop(signal.SIGQUIT)

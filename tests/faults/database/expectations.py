@@ -13,7 +13,7 @@ from relay.v1 import runs_pb2 as pb
 from tests.end_to_end.fleet import Fleet, Kind, Watched
 
 
-async def trains(fleet: Fleet, to: int, **more: Any) -> Watched:
+async def start_training(fleet: Fleet, to: int, **more: Any) -> Watched:
     """A run on a host that is there, which does its first steps and saves each second one."""
     run = await fleet.submit_gated(steps=8, save_every=2, **more)
     await fleet.conductor.allow(to)
@@ -22,7 +22,7 @@ async def trains(fleet: Fleet, to: int, **more: Any) -> Watched:
     return run
 
 
-async def refused(fleet: Fleet, lease: str) -> bool:
+async def is_refused(fleet: Fleet, lease: str) -> bool:
     """Return whether every replica refuses a write under this lease as lost (S2)."""
     for replica in fleet.deployment.replicas:
         async with grpc.aio.insecure_channel(replica.address) as channel:
@@ -37,21 +37,23 @@ async def refused(fleet: Fleet, lease: str) -> bool:
 async def succeeded(run: Watched) -> pb.Run:
     """The run, once it has been trained to its end."""
     ended = await run.ended()
-    assert ended.state == pb.Run.SUCCEEDED, await story(run)
+    assert ended.state == pb.Run.SUCCEEDED, await describe_history(run)
     return ended
 
 
-async def story(run: Watched) -> str:
+async def describe_history(run: Watched) -> str:
     """Return the run's history as text."""
     return "\n".join([f"{event.time.ToJsonString()} {event.attempt} {event.text}" async for event in run.history()])
 
 
-async def undisturbed(fleet: Fleet, run: Watched, steps: int) -> None:
+async def expect_undisturbed(fleet: Fleet, run: Watched, steps: int) -> None:
     """It trains to its end by the one attempt, whose lease never lapsed, with one curve and no step done twice."""
     await fleet.conductor.allow(steps)
     await succeeded(run)
     (trainer,) = fleet.conductor.trainers
     kinds = [event.kind async for event in run.history() if event.attempt == trainer.attempt]
-    assert kinds.count(Kind.STARTED) == kinds.count(Kind.ENDED) == 1 and Kind.LAPSED not in kinds, await story(run)
-    assert fleet.conductor.twice() == []
+    assert kinds.count(Kind.STARTED) == kinds.count(Kind.ENDED) == 1 and Kind.LAPSED not in kinds, (
+        await describe_history(run)
+    )
+    assert fleet.conductor.steps_done_twice() == []
     await run.has_one_curve(steps)

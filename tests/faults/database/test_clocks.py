@@ -19,7 +19,7 @@ from tests.end_to_end.fixtures import short_folder
 from tests.end_to_end.fleet import Deployment, Fleet, Kind, Watched, deployed
 from tests.faults.database.clocks import HOUR, Clock, library
 from tests.faults.database.clusters import Site, site_in
-from tests.faults.database.expectations import succeeded, trains, undisturbed
+from tests.faults.database.expectations import expect_undisturbed, start_training, succeeded
 from tests.proxy import Proxy
 
 pytestmark = [pytest.mark.slow, pytest.mark.rotating(2, of="faults of the database")]
@@ -73,22 +73,22 @@ async def test_clocks_leap(fleet: Fleet, site: Site, clocks: dict[str, Clock]) -
     """The database's one way, all others the other way, back, and right again, each for longer than a lease lasts."""
     fleet.steady = False
     await host_of(fleet, "a", clocks["host"])
-    run = await trains(fleet, 3)
+    run = await start_training(fleet, 3)
     for step, ahead in enumerate((HOUR, -HOUR, 0), 4):
         for name, clock in clocks.items():
             clock.set(ahead if name == "postgres" else -ahead)
-        told = await site.primary.ask("SELECT extract(epoch FROM clock_timestamp())::float8")
+        told = await site.primary.query("SELECT extract(epoch FROM clock_timestamp())::float8")
         assert round((told - time.time()) / HOUR) == ahead / HOUR
         asyncio.get_running_loop().call_later(1.1 * TTL, asyncio.create_task, fleet.conductor.allow(step))
         await fleet.conductor.reached(step)
-    await undisturbed(fleet, run, 8)
+    await expect_undisturbed(fleet, run, 8)
 
 
 async def test_a_host_dies_as_the_clock_is_set_back(fleet: Fleet, clocks: dict[str, Clock]) -> None:
     """The run goes elsewhere a few leases later, whatever times the database had noted (L1)."""
     fleet.steady = False
     first = await host_of(fleet, "a", clocks["host"])
-    run = await trains(fleet, 3)
+    run = await start_training(fleet, 3)
     await fleet.host("b")
     clocks["postgres"].set(-HOUR)
     await first.vanish()
@@ -99,7 +99,7 @@ async def test_no_leap_puts_off_a_deadline(fleet: Fleet, clocks: dict[str, Clock
     """Under `stop` a host that is cut off kills in time, whatever its own clock says (S3)."""
     async with Proxy([fleet.proxy.address]) as line:
         await host_of(fleet, "a", clocks["host"], via=line.address)
-        run = await trains(fleet, 3, lifecycle={"on_disconnect": "stop"})
+        run = await start_training(fleet, 3, lifecycle={"on_disconnect": "stop"})
         line.blackhole()
         clocks["host"].set(-HOUR)
         await fleet.host("b")  # not before: on a busy machine the run could have gone there by itself

@@ -15,7 +15,7 @@ from relay.v1 import runs_pb2_grpc
 from relayctl.local.deployment import LocalCoordinator
 from tests.end_to_end.fleet import Fleet, Kind, Watched
 from tests.faults.database.clusters import DATABASE, USER, Server, Site, connected
-from tests.faults.database.expectations import refused, succeeded, trains, undisturbed
+from tests.faults.database.expectations import expect_undisturbed, is_refused, start_training, succeeded
 from tests.proxy import Proxy
 
 pytestmark = [pytest.mark.slow, pytest.mark.rotating(2, of="faults of the database")]
@@ -49,23 +49,23 @@ async def pair(site: Site, fleet: Fleet) -> AsyncIterator[Pair]:
     async with Proxy([]) as replication:
         yield Pair(site, await site.standby(replication), replication)
         replication.heal()
-    await site.tidy()
+    await site.remove_others()
 
 
 async def test_what_an_attempt_said_is_said_again(fleet: Fleet, pair: Pair) -> None:
     """Lost: events, a checkpoint's registration and its copy. The attempt goes on, and each counts once (S5, S7)."""
     await fleet.host("a")
-    run = await trains(fleet, 3)
+    run = await start_training(fleet, 3)
     await pair.cut()
-    session = await pair.site.primary.ask("SELECT session_id FROM agents")
+    session = await pair.site.primary.query("SELECT session_id FROM agents")
     await fleet.conductor.allow(5)
     await fleet.conductor.reached(5)
     await run.checkpoint(4)
     await pair.fail_over()
-    assert await pair.standby.ask("SELECT max(step) FROM checkpoints") == 2
+    assert await pair.standby.query("SELECT max(step) FROM checkpoints") == 2
     await run.checkpoint(4)
-    assert session != await pair.standby.ask("SELECT session_id FROM agents")
-    await undisturbed(fleet, run, 8)
+    assert session != await pair.standby.query("SELECT session_id FROM agents")
+    await expect_undisturbed(fleet, run, 8)
 
 
 @asynccontextmanager
@@ -84,11 +84,11 @@ async def held_back(server: Server) -> AsyncIterator[None]:
 async def test_a_start_that_was_lost_is_said_again(fleet: Fleet, pair: Pair) -> None:
     """Lost: StartAttempt, but not the grant before it. Its checkpoints count, what it resumed behind not (S6)."""
     host = await fleet.host("a")
-    run = await trains(fleet, 5)
+    run = await start_training(fleet, 5)
     async with held_back(pair.site.primary):
         await host.vanish()
         await host.start()
-        await pair.site.primary.said("a start waits")
+        await pair.site.primary.wait_for_log("a start waits")
         await pair.cut()
     await fleet.conductor.allow(7)
     await fleet.conductor.until(lambda me: len(me.trainers) == 2)
@@ -96,8 +96,8 @@ async def test_a_start_that_was_lost_is_said_again(fleet: Fleet, pair: Pair) -> 
     await fleet.conductor.reached(7, attempt=attempt)
     await run.checkpoint(6, attempt=attempt)
     await pair.fail_over()
-    await pair.standby.ask("DROP TRIGGER wait ON leases")
-    assert await pair.standby.ask("SELECT start_time IS NULL FROM leases WHERE attempt = $1", attempt)
+    await pair.standby.query("DROP TRIGGER wait ON leases")
+    assert await pair.standby.query("SELECT start_time IS NULL FROM leases WHERE attempt = $1", attempt)
     await run.checkpoint(6, attempt=attempt)
     await fleet.conductor.allow(8)
     await succeeded(run)
@@ -117,15 +117,15 @@ async def test_a_grant_that_was_lost(fleet: Fleet, pair: Pair, policy: str) -> N
     await run.checkpoint(2)
     old = (await run.attempts())[-1]
     await pair.fail_over()
-    assert await pair.standby.ask("SELECT count(*) FROM leases") == 0
+    assert await pair.standby.query("SELECT count(*) FROM leases") == 0
     granted = await run.until(lambda event: event.kind == Kind.GRANTED)
-    withheld = await pair.standby.ask("SELECT stop_grants_after FROM deployment")
+    withheld = await pair.standby.query("SELECT stop_grants_after FROM deployment")
     if policy == "stop":
         assert granted.time.ToDatetime(withheld.tzinfo) >= withheld
     await fleet.conductor.allow(8)
     await succeeded(run)
     new = (await run.attempts())[-1]
-    assert new.name != old.name and await refused(fleet, old.name)
+    assert new.name != old.name and await is_refused(fleet, old.name)
     first, second = fleet.conductor.trainers
     assert first.resumed_from == second.resumed_from == 0 and first.ended < second.began
     await run.has_one_curve(8)
@@ -134,7 +134,7 @@ async def test_a_grant_that_was_lost(fleet: Fleet, pair: Pair, policy: str) -> N
 async def test_a_completion_that_was_lost(fleet: Fleet, pair: Pair) -> None:
     """Its holder has forgotten the run, which resumes from the checkpoint that is known."""
     await fleet.host("a")
-    run = await trains(fleet, 3)
+    run = await start_training(fleet, 3)
     await pair.cut()
     await fleet.conductor.allow(8)
     before = await run.ended()
@@ -149,15 +149,15 @@ async def test_a_submission_that_was_lost(fleet: Fleet, pair: Pair) -> None:
     """The run is unknown: its holder is dropped, and whoever submits it again gets a run of its own."""
     await fleet.host("a")
     await pair.cut()
-    run = await trains(fleet, 3)
+    run = await start_training(fleet, 3)
     old = (await run.attempts())[-1]
     await pair.fail_over()
-    assert await pair.standby.ask("SELECT count(*) FROM runs") == 0
+    assert await pair.standby.query("SELECT count(*) FROM runs") == 0
     again = await fleet.submit_gated(steps=8, save_every=2)
     await fleet.conductor.allow(8)
     await succeeded(again)
     new = (await again.attempts())[-1]
-    assert new.name != old.name and await refused(fleet, old.name)
+    assert new.name != old.name and await is_refused(fleet, old.name)
     assert len(fleet.conductor.trainers) == 2
     await again.has_one_curve(8)
 
@@ -166,9 +166,9 @@ async def synchronous(pair: Pair) -> None:
     """As docs/operations.md has it."""
     primary = pair.site.primary
     for setting in ("synchronous_standby_names = 'FIRST 1 (standby)'", "synchronous_commit = 'on'"):
-        await primary.ask(f"ALTER SYSTEM SET {setting}")
-    await primary.ask("SELECT pg_reload_conf()")
-    await primary.said('parameter "synchronous_commit" changed to "on"')
+        await primary.query(f"ALTER SYSTEM SET {setting}")
+    await primary.query("SELECT pg_reload_conf()")
+    await primary.wait_for_log('parameter "synchronous_commit" changed to "on"')
     pair.site.line.cut()  # whoever is connected now may not have heard of it
 
 
@@ -180,16 +180,16 @@ async def test_a_synchronous_standby_lacks_nothing(fleet: Fleet, pair: Pair) -> 
     """What was acknowledged is there the moment it takes over (S7)."""
     await synchronous(pair)
     await fleet.host("a")
-    run = await trains(fleet, 4)
+    run = await start_training(fleet, 4)
     await pair.fail_over()
-    assert await pair.standby.ask(KNOWN) == 4
-    await undisturbed(fleet, run, 8)
+    assert await pair.standby.query(KNOWN) == 4
+    await expect_undisturbed(fleet, run, 8)
 
 
 async def test_a_synchronous_standby_that_is_silent_holds_up_acknowledgements(fleet: Fleet, pair: Pair) -> None:
     """Trainers continue; nothing is acknowledged that the standby does not have (S7)."""
     await fleet.host("a")
-    run = await trains(fleet, 4)
+    run = await start_training(fleet, 4)
     await synchronous(pair)
     await pair.cut()
     await fleet.conductor.allow(7)
@@ -199,11 +199,11 @@ async def test_a_synchronous_standby_that_is_silent_holds_up_acknowledgements(fl
         with pytest.raises(grpc.aio.AioRpcError) as unanswered:
             await runs_pb2_grpc.RunsStub(channel).CreateRun(request, timeout=3)
     assert unanswered.value.code() in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE)
-    assert await pair.site.primary.ask(KNOWN) == 4
+    assert await pair.site.primary.query(KNOWN) == 4
     await pair.fail_over()
-    assert await pair.standby.ask(KNOWN) == 4
-    assert await pair.standby.ask("SELECT array_agg(id) FROM runs") == ["r"]
-    await undisturbed(fleet, run, 8)
+    assert await pair.standby.query(KNOWN) == 4
+    assert await pair.standby.query("SELECT array_agg(id) FROM runs") == ["r"]
+    await expect_undisturbed(fleet, run, 8)
 
 
 async def test_replicas_that_know_both_servers_find_the_primary(fleet: Fleet, pair: Pair) -> None:

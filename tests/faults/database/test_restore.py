@@ -11,17 +11,17 @@ import pytest_asyncio
 from coordinator.database import migrate
 from tests.end_to_end.fleet import Fleet
 from tests.faults.database.clusters import DATABASE, Server, Site
-from tests.faults.database.expectations import refused, succeeded, trains, undisturbed
+from tests.faults.database.expectations import expect_undisturbed, is_refused, start_training, succeeded
 
 pytestmark = [pytest.mark.slow, pytest.mark.rotating(2, of="faults of the database")]
 Restore = Callable[[Site, str], Awaitable[None]]
 
 
 @pytest_asyncio.fixture(autouse=True, loop_scope="module")
-async def tidy(site: Site) -> AsyncIterator[None]:
+async def one_server_is_left(site: Site) -> AsyncIterator[None]:
     """One server is left for the next test."""
     yield
-    await site.tidy()
+    await site.remove_others()
 
 
 async def in_a_new_database(site: Site, dump: str) -> None:
@@ -30,13 +30,13 @@ async def in_a_new_database(site: Site, dump: str) -> None:
     await server.run("createdb", "restored")
     await server.run("pg_restore", "--dbname=restored", dump)
     site.turn_away()
-    await server.ask(
+    await server.query(
         "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity WHERE datname = $1",
         DATABASE,
         database="postgres",
     )
-    await server.ask(f"DROP DATABASE {DATABASE}", database="postgres")
-    await server.ask(f"ALTER DATABASE restored RENAME TO {DATABASE}", database="postgres")
+    await server.query(f"DROP DATABASE {DATABASE}", database="postgres")
+    await server.query(f"ALTER DATABASE restored RENAME TO {DATABASE}", database="postgres")
     site.turn_to(server)
 
 
@@ -51,7 +51,7 @@ async def in_a_new_cluster(site: Site, dump: str) -> None:
 async def test_a_dump_takes_its_place(fleet: Fleet, site: Site, restore: Restore) -> None:
     """All leases end, agents drop what they hold, the run resumes from the head that the dump knows (S1, S2, S6)."""
     await fleet.host("a")
-    run = await trains(fleet, 3)
+    run = await start_training(fleet, 3)
     dump = str(site.primary.cluster.folder / "dump")
     await site.primary.run("pg_dump", "--format=custom", f"--file={dump}", DATABASE)
     await fleet.conductor.allow(5)
@@ -60,8 +60,8 @@ async def test_a_dump_takes_its_place(fleet: Fleet, site: Site, restore: Restore
     old = (await run.attempts())[-1]
     await restore(site, dump)
     await fleet.conductor.until(lambda me: len(me.trainers) == 2)
-    assert await refused(fleet, old.name)
-    assert await site.primary.ask("SELECT stop_grants_after FROM deployment")
+    assert await is_refused(fleet, old.name)
+    assert await site.primary.query("SELECT stop_grants_after FROM deployment")
     await fleet.conductor.allow(8)
     await succeeded(run)
     assert [each.resumed_from for each in fleet.conductor.trainers] == [0, 2]
@@ -84,7 +84,7 @@ async def make_empty_server(site: Site) -> Server:
 async def test_replicas_know_their_database(fleet: Fleet, site: Site) -> None:
     """A foreign one or an empty one in its place is none: agents wait, and when it is back nothing has changed."""
     await fleet.host("a")
-    run = await trains(fleet, 3)
+    run = await start_training(fleet, 3)
     right = site.primary
     for step, (other, answers) in enumerate(((foreign, "[0-9a-f-]+"), (make_empty_server, "None")), 4):
         site.turn_to(await other(site))
@@ -94,13 +94,13 @@ async def test_replicas_know_their_database(fleet: Fleet, site: Site) -> None:
             assert replica.daemon is not None
             await replica.daemon.seen(f"of deployment {answers} answers, not that of")
     site.turn_to(right)
-    await undisturbed(fleet, run, 8)
+    await expect_undisturbed(fleet, run, 8)
 
 
 async def test_agents_know_their_deployment(fleet: Fleet, site: Site) -> None:
     """Replicas are started with a wrong database: they get nothing from agents with trainers, which go on."""
     host = await fleet.host("a")
-    run = await trains(fleet, 3)
+    run = await start_training(fleet, 3)
     replicas = fleet.deployment.replicas
     right = site.primary
     await asyncio.gather(*(replica.stop() for replica in replicas))
@@ -110,8 +110,8 @@ async def test_agents_know_their_deployment(fleet: Fleet, site: Site) -> None:
     await fleet.conductor.reached(7)
     assert host.daemon is not None
     await host.daemon.seen("this is deployment")
-    assert await site.primary.ask("SELECT count(*) FROM agents") == 0
+    assert await site.primary.query("SELECT count(*) FROM agents") == 0
     await asyncio.gather(*(replica.stop() for replica in replicas))
     site.turn_to(right)
     await asyncio.gather(*(replica.start() for replica in replicas))
-    await undisturbed(fleet, run, 8)
+    await expect_undisturbed(fleet, run, 8)

@@ -45,7 +45,7 @@ class SimulatedNotifications(Notifications):
 
     def __init__(self) -> None:  # without a connection of its own: the storage tells it
         self._listeners: dict[tuple[str, str | None], dict[asyncio.Event, None]] = {}
-        self._deaf = False
+        self._cut_off = False
 
     @asynccontextmanager
     async def subscribe(self, channel: str, key: str | None = None) -> AsyncIterator[asyncio.Event]:
@@ -63,26 +63,26 @@ class SimulatedNotifications(Notifications):
                 del self._listeners[channel, key]
 
     @property
-    def deaf(self) -> bool:
+    def cut_off(self) -> bool:
         """While its line is cut nothing is heard. Afterwards everybody is woken: something may have been missed."""
-        return self._deaf
+        return self._cut_off
 
-    @deaf.setter
-    def deaf(self, deaf: bool) -> None:
-        self._deaf = deaf
-        if not deaf:
-            self.missed()
+    @cut_off.setter
+    def cut_off(self, cut_off: bool) -> None:
+        self._cut_off = cut_off
+        if not cut_off:
+            self.wake_everybody()
 
-    def told(self, channel: str, payload: str) -> None:
-        """A commit announces something."""
-        if not self._deaf:
+    def announce(self, channel: str, payload: str) -> None:
+        """Deliver what a commit announces, unless the line is cut."""
+        if not self._cut_off:
             for key in (payload, None):
                 for event in self._listeners.get((channel, key), ()):
                     event.set()
 
-    def missed(self) -> None:
-        """Wakes everybody."""
-        if not self._deaf:
+    def wake_everybody(self) -> None:
+        """Wake every listener, since one may have missed something."""
+        if not self._cut_off:
             for events in self._listeners.values():
                 for event in events:
                     event.set()

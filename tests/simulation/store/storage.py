@@ -162,7 +162,7 @@ class Storage:
             self._break_connections()
         else:
             for database in self.databases:
-                database.notifications.missed()
+                database.notifications.wake_everybody()
 
     def snapshot(self) -> Snapshot:
         """What is committed now."""
@@ -174,7 +174,7 @@ class Storage:
         self.tables = {name: dict(rows) for name, rows in snapshot.tables.items()}
         self._look_up_anew()
         for database in self.databases:
-            database.notifications.missed()
+            database.notifications.wake_everybody()
 
     def _break_connections(self) -> None:
         for database in self.databases:
@@ -216,7 +216,7 @@ class Storage:
                 observer(changes)
         for channel, payload in transaction.notices:
             for database in self.databases:
-                database.notifications.told(channel, payload)
+                database.notifications.announce(channel, payload)
 
     def rollback(self, transaction: Transaction) -> None:
         """Forgets it, unless it has ended."""

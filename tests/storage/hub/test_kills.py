@@ -13,7 +13,7 @@ import pytest
 
 from storage.hub.commit_markers import CommitMarker
 from storage.manifest import find_damage
-from tests.hub.checker import disagreements
+from tests.hub.checker import find_differences
 from tests.hub.checkpoints import REPO, Keeper
 from tests.hub.repository import Lfs
 from tests.hub.server import Hub, serving
@@ -65,7 +65,7 @@ async def test_killed_at_many_moments_of_publications(hub: Hub, tmp_path: Path, 
                 kills += 1
             await store.remove(oldest[0])
             registry.pop(0)
-        assert disagreements(hub.model(REPO), registry) == []
+        assert find_differences(hub.model(REPO), registry) == []
 
 
 @pytest.mark.slow
@@ -122,15 +122,15 @@ async def test_the_checker_catches_what_is_planted(hub: Hub, tmp_path: Path) -> 
     store = keeper.store()
     registry = [await keeper.keep(store, step) for step in (100, 200)]
     repository = hub.model(REPO)
-    assert disagreements(repository, registry) == []
+    assert find_differences(repository, registry) == []
     uri, digest = registry[0]
     elsewhere = uri.replace(uri.partition("@")[2][:40], "0" * 40)
-    assert any("registered and not there" in each for each in disagreements(repository, [(elsewhere, digest)]))
-    assert any("not registered" in each for each in disagreements(repository, registry[:1]))
+    assert any("registered and not there" in each for each in find_differences(repository, [(elsewhere, digest)]))
+    assert any("not registered" in each for each in find_differences(repository, registry[:1]))
     commit = repository.commits[uri.partition("@")[2][:40]]
     lost = next(file.digest for file in commit.files.values() if isinstance(file, Lfs))
     body = repository.large.pop(lost)
-    assert any("not what the manifest says" in each for each in disagreements(repository, registry))
+    assert any("not what the manifest says" in each for each in find_differences(repository, registry))
     repository.large[lost] = body
     repository.commits["1" * 40] = replace(commit, id="1" * 40)
-    assert any("2 commits of" in each for each in disagreements(repository, registry))
+    assert any("2 commits of" in each for each in find_differences(repository, registry))

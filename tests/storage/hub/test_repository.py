@@ -15,7 +15,7 @@ from storage.hub import uris
 from storage.hub.commit_markers import AlreadyCommitted, BranchMoved, CommitMarker, HubCommit, MayCommit, decide_commit
 from storage.hub.store import HOUR, CommitRateLimit
 from storage.manifest import find_damage
-from tests.hub.checker import disagreements
+from tests.hub.checker import find_differences
 from tests.hub.checkpoints import REPO, TOKEN, Keeper, checkpoint, place
 from tests.hub.server import Hub, serving
 
@@ -173,7 +173,7 @@ async def test_what_nobody_registered_is_swept_by_the_next_attempt(hub: Hub, kee
     mine = await keeper.keep(store, 300, attempt=2)
     known = [kept[0][0]]
     assert await store.sweep(place(300, attempt=2), known) == 1
-    assert disagreements(hub.model(REPO), [kept[0], mine]) == []
+    assert find_differences(hub.model(REPO), [kept[0], mine]) == []
     assert await store.sweep(place(300, attempt=2), known) == 0
     assert await keeper.store("me/nothing").sweep(place(300, attempt=2), []) == 0
 
