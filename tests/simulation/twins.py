@@ -212,8 +212,11 @@ class Twins:
         return simulated
 
     async def _waits(self) -> bool:
-        query = """SELECT count(*) > 0 FROM pg_stat_activity
-                   WHERE datname = current_database() AND wait_event_type = 'Lock'"""
+        """A moment's wait for autovacuum, which locks tables too, is none."""
+        query = """SELECT count(*) > 0 FROM pg_stat_activity AS waiting
+                   JOIN pg_stat_activity AS blocking ON blocking.pid = ANY (pg_blocking_pids(waiting.pid))
+                   WHERE waiting.datname = current_database() AND waiting.wait_event_type = 'Lock'
+                     AND blocking.backend_type = 'client backend'"""
         return bool(await self.operator.fetchval(query))
 
     async def _simulated_waits(self) -> bool:
