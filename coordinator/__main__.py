@@ -17,6 +17,7 @@ import uvloop
 
 from coordinator import config, server
 from coordinator.database import migrate, postgres
+from coordinator.database.connections import DatabaseAway
 from relay import logs
 from relay.settings import MISCONFIGURED, SettingsError, add_flags, make_parser, read_settings
 from storage.exit import end_process
@@ -88,7 +89,7 @@ def _run(main: Coroutine[Any, Any, None], database_url: str | None) -> None:
         if (wrong := several.subgroup(SettingsError)) is None:
             raise
         sys.exit(f"relay-coordinator: {wrong.exceptions[0]}")
-    except (OSError, asyncpg.PostgresError) as error:
+    except (OSError, asyncpg.PostgresError, DatabaseAway) as error:
         named = f"the database {_without_password(database_url)}" if database_url else "the embedded database"
         why = error.strerror if isinstance(error, OSError) and error.strerror and not error.filename else error
         sys.exit(f"relay-coordinator: {named} cannot be used: {why}")

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Never
 
 from grpc import aio
@@ -34,6 +35,7 @@ from coordinator.rpc.interceptors import LARGEST_BYTES, CallGuard, DeploymentInt
 from coordinator.rpc.runs import RunsService
 from coordinator.rpc.sessions import HeartbeatBatcher, Sessions
 from coordinator.store import deployment
+from relay.backoff import Backoff
 from relay.logs import get_logger
 from relay.settings import SettingsError
 from relay.v1 import (
@@ -49,6 +51,8 @@ from relay.v1 import (
 
 _GRACE_SECONDS = 5.0  # for short calls that are under way when the coordinator is asked to stop
 _HEALTH_SECONDS = 2.0
+_START_SECONDS = 60.0
+_START_PAUSES = 0.1, 2.0  # seconds: the longest first pause, and the longest of all
 _log = get_logger(__name__)
 
 #: Pings detect a dead connection within seconds in both directions; heartbeats detect a dead agent. The smallest
@@ -107,8 +111,8 @@ async def serve(config: Config, stop: asyncio.Event, announce: Callable[[ServerI
             lambda: planner.release_forever(database, artifacts),
             lambda: garbage_collection.collect_forever(database, artifacts, config.collection),
         )
-        await stack.enter_async_context(_run_in_background(*services))
         parts = _SharedParts(database, artifacts, heartbeats, appender, await _read_deployment_id(database))
+        await stack.enter_async_context(_run_in_background(*services))
         address = await stack.enter_async_context(_serve_calls(config, healthy, parts))
         store = config.artifact_store or str(config.artifacts)
         running = ServerInfo(address, parts.deployment_id, url, config.artifacts, store)
@@ -145,8 +149,20 @@ async def open_database(named: str | None, data_dir: Path) -> AsyncIterator[str]
 
 
 async def _read_deployment_id(database: Database) -> str:
-    async with database.connection() as connection:
-        return str(await deployment.read_deployment_id(connection))
+    """Return the deployment's id. A database that is slow, or fails over, while this process starts is asked again for
+    a minute; then DatabaseAway is raised.
+    """
+    clock, backoff = asyncio.get_running_loop().time, Backoff(*_START_PAUSES, Random())
+    until = clock() + _START_SECONDS
+    while True:
+        try:
+            async with database.connection() as connection:
+                return str(await deployment.read_deployment_id(connection))
+        except DatabaseAway as away:
+            if clock() > until:
+                raise
+            _log.warning("the database is out of reach", reason=away)
+            await asyncio.sleep(backoff.next_pause())
 
 
 @asynccontextmanager

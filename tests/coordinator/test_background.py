@@ -1,12 +1,18 @@
 """What runs for ever: one replica at a time leads, and the next takes over."""
 
 import asyncio
+import logging
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from urllib.parse import urlsplit
+
+import asyncpg
+import pytest
 
 from coordinator.artifacts.garbage_collection import CollectionSchedule
 from coordinator.background.planner import TICK, plan_once
 from coordinator.config import Config
+from coordinator.database import migrate
 from coordinator.database.connections import connect_database
 from relay.timing import DEFAULT
 from relay.v1 import artifacts_pb2, fleet_pb2
@@ -77,3 +83,38 @@ async def test_a_replica_collects_as_soon_as_it_leads(coordinator_config: Config
         async with asyncio.timeout(60):
             while list((config.artifacts / "blobs").glob("??/*")):
                 await replica.fleet.GetDeployment(fleet_pb2.GetDeploymentRequest())
+
+
+async def test_a_replica_waits_for_a_database_that_goes_while_it_starts(
+    coordinator_config: Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """F6: a failover at that moment, or a busy server, ends no process."""
+    url = coordinator_config.database_url or ""
+    name = urlsplit(url).path[1:]
+    operator = await asyncpg.connect(url, database="postgres")
+    required, refusals, refused = migrate.require_head, [], asyncio.Event()
+
+    async def require_and_go(url: str) -> None:
+        await required(url)
+        await operator.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
+
+    def count(record: logging.LogRecord) -> None:
+        if "out of reach" in record.getMessage():
+            refusals.append(record)
+        if len(refusals) == 2:
+            refused.set()
+
+    monkeypatch.setattr(migrate, "require_head", require_and_go)
+    monkeypatch.setattr(caplog.handler, "emit", count)
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_allow_connections(operator, name, refused))
+            async with serving(coordinator_config) as replica:
+                assert not (await replica.fleet.ListAgents(fleet_pb2.ListAgentsRequest())).agents
+    finally:
+        await operator.close()
+
+
+async def _allow_connections(operator: asyncpg.Connection, name: str, after: asyncio.Event) -> None:
+    await after.wait()
+    await operator.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
