@@ -27,7 +27,7 @@ from coordinator.background import garbage_collection, planner, reaper
 from coordinator.commands.events import Appender
 from coordinator.config import Config
 from coordinator.database import migrate, postgres
-from coordinator.database.connections import Database, DatabaseAway, connect_database
+from coordinator.database.connections import Database, DatabaseAway, DatabaseTimeouts, connect_database
 from coordinator.rpc.agents import AgentsService
 from coordinator.rpc.artifacts import ArtifactsService
 from coordinator.rpc.fleet import FleetService
@@ -90,14 +90,20 @@ class ServerInfo:
     store: str  #: where artifacts are kept, for users: that folder, or a bucket
 
 
-async def serve(config: Config, stop: asyncio.Event, announce: Callable[[ServerInfo], None]) -> None:
+async def serve(
+    config: Config,
+    stop: asyncio.Event,
+    announce: Callable[[ServerInfo], None],
+    *,
+    timeouts: DatabaseTimeouts | None = None,
+) -> None:
     """Serve until `stop` is set. `announce` is called once, when calls are accepted."""
     data_dir = config.data_dir.expanduser()
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     async with AsyncExitStack() as stack:
         url = await stack.enter_async_context(open_database(config.database_url, data_dir))
         await migrate.require_head(url)
-        database = await stack.enter_async_context(connect_database(url))
+        database = await stack.enter_async_context(connect_database(url, timeouts=timeouts))
         artifacts = await asyncio.to_thread(_open_artifacts, config)
         await asyncio.to_thread(runfile.preload)
         healthy = health.aio.HealthServicer()

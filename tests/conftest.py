@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, settings
 
 from coordinator.config import Config
 from coordinator.database import migrate, postgres
+from coordinator.database.connections import DatabaseTimeouts
 from coordinator.database.tables import Base
 from coordinator.server import ServerInfo, serve
 from relay.timing import TEST
@@ -29,6 +30,8 @@ from tests.seaweed import shared_seaweed
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TEMPLATE = "relay_template"
+#: A busy machine makes Postgres slow, for a new connection most of all.
+PATIENT = DatabaseTimeouts(connect=60, acquire=60)
 pytest_plugins = ["tests.tiers", "tests.workers"]
 
 # How long an example takes says how busy the machine is, not whether the code is right.
@@ -170,7 +173,7 @@ async def serving(config: Config) -> AsyncIterator[RunningCoordinator]:
     """A coordinator with this configuration."""
     stop, running = asyncio.Event(), asyncio.get_running_loop().create_future()
     # In a task of its own, since a fixture is left by another task than the one that entered it.
-    task = asyncio.create_task(serve(config, stop, running.set_result))
+    task = asyncio.create_task(serve(config, stop, running.set_result, timeouts=PATIENT))
     await asyncio.wait([task, running], return_when=asyncio.FIRST_COMPLETED)
     if not running.done():
         await task

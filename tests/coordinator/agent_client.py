@@ -1,6 +1,7 @@
 """A scripted agent: speaks the contract over real gRPC, one step at a time, and does only what a test tells it."""
 
 import asyncio
+import contextlib
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -14,7 +15,8 @@ from relay.v1 import fleet_pb2, runs_pb2
 from relay.v1.agents_pb2_grpc import AgentsStub
 
 DIGEST = "sha256:" + "0" * 64
-PATIENCE = 20.0  # seconds, for anything that must come
+PATIENCE = 90.0  # seconds, for anything that must come
+HEARTBEAT = 1.0  # seconds between two heartbeats of an agent that waits for a lease
 
 
 class ScriptedAgent:
@@ -77,8 +79,30 @@ class ScriptedAgent:
 
     async def assigned(self) -> pb.DesiredLease:
         """Return the first desired lease that the agent does not list, as soon as a reply brings it."""
-        reply = await self.until(lambda reply: any(lease.lease not in self.held for lease in reply.leases))
+        async with self._responding():
+            reply = await self.until(lambda reply: any(lease.lease not in self.held for lease in reply.leases))
         return next(lease for lease in reply.leases if lease.lease not in self.held)
+
+    @asynccontextmanager
+    async def _responding(self) -> AsyncIterator[None]:
+        """Send heartbeats meanwhile: on a busy machine the wait may be longer than a host without them is granted
+        leases.
+        """
+        over = asyncio.Event()
+
+        async def respond() -> None:
+            while not over.is_set():
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(over.wait(), HEARTBEAT)
+                    return
+                await self._send()
+
+        responding = asyncio.create_task(respond())
+        try:
+            yield
+        finally:
+            over.set()
+            await asyncio.gather(responding, return_exceptions=True)  # not cancelled: that would end the call
 
     async def next_lease(self) -> pb.DesiredLease:
         """Sends a heartbeat; the lease that is assigned with its answer or soon after."""

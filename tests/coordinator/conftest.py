@@ -6,6 +6,7 @@ import pytest
 
 from coordinator.config import Config
 from coordinator.database.connections import Database, connect_database
+from tests.conftest import PATIENT
 from tests.coordinator import fleet
 
 
@@ -19,5 +20,5 @@ async def world(coordinator_config: Config) -> AsyncIterator[fleet.World]:
 @pytest.fixture
 async def db(database_url: str) -> AsyncIterator[Database]:
     """An empty database, without a coordinator that would act on its own."""
-    async with connect_database(database_url) as made:
+    async with connect_database(database_url, timeouts=PATIENT) as made:
         yield made

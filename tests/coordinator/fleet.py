@@ -14,7 +14,7 @@ from coordinator.database.connections import Database, connect_database
 from relay.errors import RelayError, from_rpc
 from relay.timing import DEFAULT
 from relay.v1 import agents_pb2, runs_pb2
-from tests.conftest import RunningCoordinator, serving
+from tests.conftest import PATIENT, RunningCoordinator, serving
 
 COMMAND = {"version": "relay/v1", "method": "command", "command": ["true"]}
 
@@ -85,7 +85,7 @@ async def world(config: Config) -> AsyncIterator[World]:
     config = replace(config, timing=DEFAULT)
     async with AsyncExitStack() as stack:
         replica = await stack.enter_async_context(serving(config))
-        db = await stack.enter_async_context(connect_database(replica.database_url))
+        db = await stack.enter_async_context(connect_database(replica.database_url, timeouts=PATIENT))
         yield World(config, replica, db)
 
 

@@ -30,7 +30,7 @@ from tests.simulation.store.tables import TABLES, Key, Row
 
 P = ParamSpec("P")
 R = TypeVar("R")
-_PATIENT = DatabaseTimeouts(acquire=60, command=60, statement=60, lock=60, idle_in_transaction=60, idle=60)
+_PATIENT = DatabaseTimeouts(connect=60, acquire=60, command=60, statement=60, lock=60, idle_in_transaction=60, idle=60)
 BEGINNING = datetime(2026, 1, 1, tzinfo=UTC)
 
 _OURS = """
