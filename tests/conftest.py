@@ -112,7 +112,7 @@ async def empty(url: str) -> None:
     """Leaves the database as a migration makes it, and nobody in it. A tenth of what a fresh copy costs."""
     async with _connected(url) as connection:
         await connection.execute(
-            """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+            """SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity
                WHERE datname = current_database() AND pid <> pg_backend_pid()"""
         )
         await delete(connection, Base.metadata.tables)

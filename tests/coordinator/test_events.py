@@ -439,7 +439,7 @@ async def test_a_database_that_goes_away_is_unavailable_and_comes_back(
     connection = await asyncpg.connect(coordinator.database_url)
     try:
         await connection.execute(
-            """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+            """SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity
                WHERE pid <> pg_backend_pid() AND datname = current_database()"""
         )
     finally:

@@ -221,7 +221,7 @@ async def test_a_database_that_is_exchanged_is_away_and_then_listened_to_again(
     ):
         await woken.wait()  # it listens
         await operator.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
-        await operator.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
+        await operator.execute("SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE datname = $1", name)
         with pytest.raises(DatabaseAway):
             await db.ping()
         await operator.execute(f"ALTER DATABASE {name} RENAME TO {name}_old")

@@ -175,7 +175,7 @@ async def test_a_database_that_comes_back_finds_all_as_it_was(world: World, post
     async with connected(world.replica.agents, "a") as [a]:
         await held(world, a)
         await operator.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
-        await operator.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
+        await operator.execute("SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE datname = $1", name)
         assert await a.wait()
         with pytest.raises(aio.AioRpcError) as away:
             await world.run("on-a")

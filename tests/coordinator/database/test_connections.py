@@ -57,7 +57,7 @@ async def test_who_waits_is_woken_after_an_interruption_and_hears_what_follows(e
         for _ in range(3):
             announced.clear()
             await other.execute(
-                """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                """SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity
                    WHERE datname = current_database() AND pid <> pg_backend_pid()"""
             )
             await announced.wait()  # it listens again, and something may have been missed
