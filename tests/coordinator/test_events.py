@@ -250,7 +250,7 @@ def _request(lease: uuid.UUID, data: bytes, offset: int = 0, source: str = "even
 async def _send(
     replica: RunningCoordinator, *requests: agents_pb2.AppendEventsRequest
 ) -> list[agents_pb2.AppendEventsResponse]:
-    call = replica.agents.AppendEvents(iter(requests), timeout=20)
+    call = replica.agents.AppendEvents(iter(requests), timeout=90)
     return [response async for response in call]
 
 
@@ -297,7 +297,7 @@ async def test_many_streams_at_once_each_line_once(coordinator: RunningCoordinat
 
 
 async def _curve(replica: RunningCoordinator, **request: Any) -> list[tuple[int, list[int], bool]]:
-    call = replica.runs.ReadMetrics(runs_pb2.ReadMetricsRequest(name="runs/r", **request), timeout=20)
+    call = replica.runs.ReadMetrics(runs_pb2.ReadMetricsRequest(name="runs/r", **request), timeout=90)
     return [(stretch.attempt, list(stretch.steps), stretch.superseded) async for stretch in call]
 
 
@@ -322,7 +322,7 @@ def _sample(step: int, kind: str = "prompt", **more: Any) -> dict[str, Any]:
 
 
 async def _samples(replica: RunningCoordinator, **request: Any) -> list[tuple[int, str, bool]]:
-    call = replica.runs.ReadSamples(runs_pb2.ReadSamplesRequest(name="runs/r", **request), timeout=20)
+    call = replica.runs.ReadSamples(runs_pb2.ReadSamplesRequest(name="runs/r", **request), timeout=90)
     return [(each.step, each.completion, each.superseded) async for reply in call for each in reply.samples]
 
 
@@ -348,7 +348,7 @@ async def test_samples_once_and_on_the_curve(coordinator: RunningCoordinator, db
 
 
 async def _logs(replica: RunningCoordinator, **request: Any) -> bytes:
-    call = replica.runs.ReadLogs(runs_pb2.ReadLogsRequest(name="runs/r", **request), timeout=20)
+    call = replica.runs.ReadLogs(runs_pb2.ReadLogsRequest(name="runs/r", **request), timeout=90)
     return b"".join([piece.data async for piece in call])
 
 
@@ -371,7 +371,7 @@ async def _piece(call: Any) -> bytes:
 async def test_logs_are_followed_until_the_run_ends(coordinator: RunningCoordinator, db: Database) -> None:
     lease = await _lease(db)
     await append_ranges(db, [_stretch(lease, b"one\n", 0, "stdout")])
-    call = coordinator.runs.ReadLogs(runs_pb2.ReadLogsRequest(name="runs/r", follow=True), timeout=20)
+    call = coordinator.runs.ReadLogs(runs_pb2.ReadLogsRequest(name="runs/r", follow=True), timeout=90)
     assert await _piece(call) == b"one\n"
     await append_ranges(db, [_stretch(lease, b"two\n", 4, "stdout")])
     assert await _piece(call) == b"two\n"
@@ -404,7 +404,7 @@ async def test_a_watcher_goes_on_at_another_replica(
 
 @asynccontextmanager
 async def _watching(replica: RunningCoordinator, after: int) -> AsyncIterator[AsyncIterator[runs_pb2.RunEvent]]:
-    call = replica.runs.WatchRun(runs_pb2.WatchRunRequest(name="runs/r", after_sequence=after), timeout=20)
+    call = replica.runs.WatchRun(runs_pb2.WatchRunRequest(name="runs/r", after_sequence=after), timeout=90)
 
     async def events() -> AsyncIterator[runs_pb2.RunEvent]:
         async for response in call:
@@ -420,7 +420,7 @@ async def test_watching_tells_progress_and_ends_with_the_run(coordinator: Runnin
     await append_ranges(db, [_stretch(lease, _metrics([7]))])
     async with db.transaction() as conn:
         await conn.execute("UPDATE runs SET state = 'failed' WHERE id = 'r'")
-    call = coordinator.runs.WatchRun(runs_pb2.WatchRunRequest(name="runs/r"), timeout=20)
+    call = coordinator.runs.WatchRun(runs_pb2.WatchRunRequest(name="runs/r"), timeout=90)
     (response,) = [response async for response in call]
     assert (response.progress.step, dict(response.progress.metrics)) == (7, {"loss": 3.5})
 

@@ -35,7 +35,7 @@ async def begin(world: World, agent: ScriptedAgent) -> str:
 
 async def ended(world: World, name: str = "next") -> runs_pb2.Run:
     """The run, once it is over."""
-    async for _ in world.replica.runs.WatchRun(runs_pb2.WatchRunRequest(name=f"runs/{name}"), timeout=20):
+    async for _ in world.replica.runs.WatchRun(runs_pb2.WatchRunRequest(name=f"runs/{name}"), timeout=90):
         pass
     return await world.run(name)
 

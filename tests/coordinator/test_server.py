@@ -55,7 +55,7 @@ def _server_of(data_dir: Path) -> int:
 
 async def _deployment(address: str) -> str:
     async with aio.insecure_channel(address) as channel:
-        return (await FleetStub(channel).GetDeployment(fleet_pb2.GetDeploymentRequest(), timeout=10)).deployment_id
+        return (await FleetStub(channel).GetDeployment(fleet_pb2.GetDeploymentRequest(), timeout=90)).deployment_id
 
 
 async def test_it_says_where_it_listens_and_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ async def test_a_shutdown_tells_its_streams(tmp_path: Path, database_url: str) -
     await connection.close()
     with _serving(tmp_path, "--database-url", database_url) as (process, address):
         async with aio.insecure_channel(address) as channel:
-            watch = RunsStub(channel).WatchRun(runs_pb2.WatchRunRequest(name="runs/r"), timeout=20)
+            watch = RunsStub(channel).WatchRun(runs_pb2.WatchRunRequest(name="runs/r"), timeout=90)
             await watch.read()  # its progress
             process.send_signal(signal.SIGTERM)
             with pytest.raises(grpc.RpcError) as ended:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 DEPLOY = Path(__file__).parents[2] / "deploy"
 SECRET = "of all agents and clients"
 MISCONFIGURED = 78
-PATIENCE = 30  # seconds
+PATIENCE = 90  # seconds
 
 
 @pytest.fixture

@@ -229,13 +229,13 @@ class Watched:
         """The run now."""
         async with grpc.aio.insecure_channel(self.address) as channel:
             request = pb.GetRunRequest(name=f"runs/{self.name}")
-            return await runs_pb2_grpc.RunsStub(channel).GetRun(request, wait_for_ready=True, timeout=30)
+            return await runs_pb2_grpc.RunsStub(channel).GetRun(request, wait_for_ready=True, timeout=90)
 
     async def attempts(self) -> list[pb.Attempt]:
         """All attempts, oldest first."""
         async with grpc.aio.insecure_channel(self.address) as channel:
             request = pb.ListAttemptsRequest(name=f"runs/{self.name}")
-            return list((await runs_pb2_grpc.RunsStub(channel).ListAttempts(request, timeout=30)).attempts)
+            return list((await runs_pb2_grpc.RunsStub(channel).ListAttempts(request, timeout=90)).attempts)
 
     async def checkpoints(self, *, superseded: bool = False) -> list[pb.Checkpoint]:
         """All checkpoints in order."""
@@ -243,14 +243,14 @@ class Watched:
             request = pb.ListCheckpointsRequest(
                 name=f"runs/{self.name}", include_superseded=superseded, include_removed=superseded
             )
-            return list((await runs_pb2_grpc.RunsStub(channel).ListCheckpoints(request, timeout=30)).checkpoints)
+            return list((await runs_pb2_grpc.RunsStub(channel).ListCheckpoints(request, timeout=90)).checkpoints)
 
     async def curve(self, *, superseded: bool = False) -> dict[str, list[tuple[int, float]]]:
         """Every point of every metric, in the order of arrival."""
         points: dict[str, list[tuple[int, float]]] = defaultdict(list)
         async with grpc.aio.insecure_channel(self.address) as channel:
             request = pb.ReadMetricsRequest(name=f"runs/{self.name}", include_superseded=superseded)
-            async for chunk in runs_pb2_grpc.RunsStub(channel).ReadMetrics(request, timeout=30):
+            async for chunk in runs_pb2_grpc.RunsStub(channel).ReadMetrics(request, timeout=90):
                 points[chunk.metric] += zip(chunk.steps, chunk.values, strict=True)
         return points
 

@@ -19,13 +19,13 @@ async def refused_everywhere(address: str, lease: str) -> None:
         stub = AgentsStub(channel)
         for name, request in _writes(lease):
             try:
-                answer = await getattr(stub, name)(request, timeout=20)
+                answer = await getattr(stub, name)(request, timeout=90)
             except grpc.aio.AioRpcError as error:
                 assert isinstance(from_rpc(error), LeaseLost), (name, error)
             else:
                 raise AssertionError(f"{name} was taken: {answer}")
         stretch = pb.AppendEventsRequest(lease=lease, source="events", offset=0, data=b'{"type": "metric"}\n')
-        (answer,) = [each async for each in stub.AppendEvents(iter([stretch]), timeout=20)]
+        (answer,) = [each async for each in stub.AppendEvents(iter([stretch]), timeout=90)]
         assert answer.refused.code == grpc.StatusCode.ABORTED.value[0], answer
 
 

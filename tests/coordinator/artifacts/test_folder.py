@@ -39,12 +39,12 @@ async def _put(
         for at in range(offset, len(data), piece):
             yield pb.PutBlobRequest(chunk=data[at : at + piece])
 
-    return await stub.PutBlob(requests(), timeout=30)
+    return await stub.PutBlob(requests(), timeout=90)
 
 
 async def _get(stub: ArtifactsStub, digest: str, offset: int = 0, *, verify: bool = False) -> bytes:
     request = pb.GetBlobRequest(digest=digest, offset=offset, verify=verify)
-    return b"".join([response.chunk async for response in stub.GetBlob(request, timeout=30)])
+    return b"".join([response.chunk async for response in stub.GetBlob(request, timeout=90)])
 
 
 async def _stat(stub: ArtifactsStub, digest: str) -> pb.BlobStat:

@@ -189,7 +189,7 @@ class Publisher:
             required_cursors=[pb.Cursor(source="events", offset=0)],
         )  # fmt: skip
         name = (
-            await insisting(lambda: self.agents.RegisterCheckpoint(request, timeout=20, wait_for_ready=True))
+            await insisting(lambda: self.agents.RegisterCheckpoint(request, timeout=90, wait_for_ready=True))
         ).checkpoint.name
         copy = runs_pb2.Copy(store="relay", uri=f"relay://{manifest.digest}")
         added = pb.AddCopyRequest(lease=self.lease, checkpoint=name, copy=copy)
@@ -197,7 +197,7 @@ class Publisher:
             for data in (*contents, manifest.to_bytes()):
                 await insisting(lambda data=data: self.put(data))  # type: ignore[misc]
             try:
-                await insisting(lambda: self.agents.AddCopy(added, timeout=20, wait_for_ready=True))
+                await insisting(lambda: self.agents.AddCopy(added, timeout=90, wait_for_ready=True))
                 return
             except aio.AioRpcError as error:
                 assert isinstance(from_rpc(error), InputMissing)  # it took too long: what was there has been swept
@@ -206,11 +206,11 @@ class Publisher:
         digest = digest_bytes(data)
         (stat,) = (
             await self.artifacts.StatBlobs(
-                artifacts_pb2.StatBlobsRequest(digests=[digest]), timeout=20, wait_for_ready=True
+                artifacts_pb2.StatBlobsRequest(digests=[digest]), timeout=90, wait_for_ready=True
             )
         ).blobs
         if not stat.complete:
-            await self.artifacts.PutBlob(_requests(data, digest, stat.offset), timeout=20, wait_for_ready=True)
+            await self.artifacts.PutBlob(_requests(data, digest, stat.offset), timeout=90, wait_for_ready=True)
 
 
 async def _requests(data: bytes, digest: str, offset: int) -> AsyncIterator[artifacts_pb2.PutBlobRequest]:

@@ -28,7 +28,7 @@ async def is_refused(fleet: Fleet, lease: str) -> bool:
         async with grpc.aio.insecure_channel(replica.address) as channel:
             with pytest.raises(grpc.aio.AioRpcError) as raised:
                 request = agents_pb2.CompleteLeaseRequest(lease=lease, succeeded=agents_pb2.Succeeded())
-                await agents_pb2_grpc.AgentsStub(channel).CompleteLease(request, timeout=20)
+                await agents_pb2_grpc.AgentsStub(channel).CompleteLease(request, timeout=90)
         if not isinstance(from_rpc(raised.value), LeaseLost):
             return False
     return True

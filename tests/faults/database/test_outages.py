@@ -68,7 +68,7 @@ async def test_away_for_longer_than_two_leases(fleet: Fleet, site: Site) -> None
         await site.primary.stop(signal.SIGINT)
         for channel, probe in zip(channels, probes, strict=True):
             with pytest.raises(grpc.aio.AioRpcError) as raised:
-                await runs_pb2_grpc.RunsStub(channel).GetRun(runs_pb2.GetRunRequest(name="runs/r"), timeout=20)
+                await runs_pb2_grpc.RunsStub(channel).GetRun(runs_pb2.GetRunRequest(name="runs/r"), timeout=90)
             assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
             assert await probe.next_answer() == "wait"
             await wait_for_status(channel, NOT_SERVING)
