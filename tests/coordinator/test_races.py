@@ -242,7 +242,7 @@ async def test_a_goodbye_that_was_read_between_two_statements_is_a_database_that
 
     async def terminate(pid: int) -> None:
         operator = await asyncpg.connect(postgres_server.url("postgres"))
-        await operator.execute("SELECT pg_terminate_backend($1, 10000)", pid)
+        await operator.execute("SELECT pg_terminate_backend($1, 60000)", pid)
         await operator.close()
 
     with pytest.raises(DatabaseAway):

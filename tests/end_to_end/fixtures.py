@@ -36,6 +36,18 @@ async def fleet(deployment: Deployment) -> AsyncIterator[Fleet]:
             yield made
 
 
+@pytest_asyncio.fixture(loop_scope="module")
+async def patient_fleet(postgres_server: postgres.Cluster) -> AsyncIterator[Fleet]:
+    """One whose leases last as long as they do by default: none lapses because the machine is busy."""
+    with short_folder() as folder, short_folder() as hosts:
+        async with (
+            cloned(postgres_server) as database_url,
+            deployed(Path(folder), database_url, "default") as deployment,
+            fleet_of(deployment, Path(hosts)) as made,
+        ):
+            yield made
+
+
 def share_the_loop(items: list[pytest.Item], folder: Path) -> None:
     """A module's tests share its deployment, and so its event loop."""
     for item in items:

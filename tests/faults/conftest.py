@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.fixtures import deployment, fleet, share_the_loop
+from tests.end_to_end.fixtures import deployment, fleet, patient_fleet, share_the_loop
 
-__all__ = ["deployment", "fleet"]
+__all__ = ["deployment", "fleet", "patient_fleet"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

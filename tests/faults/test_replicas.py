@@ -33,20 +33,20 @@ async def have_succeeded(fleet: Fleet, runs: list[Watched], steps: int) -> None:
     await asyncio.gather(*(run.has_one_curve(steps) for run in runs))
 
 
-async def test_a_rolling_restart_changes_no_attempt(fleet: Fleet) -> None:
+async def test_a_rolling_restart_changes_no_attempt(patient_fleet: Fleet) -> None:
     """F5: each replica is ended and started again, in order and by force; the quickest stream moves in a second."""
-    runs = await runs_of(fleet, hosts=2, steps=10)
-    first, second = fleet.deployment.replicas
+    runs = await runs_of(patient_fleet, hosts=2, steps=10)
+    first, second = patient_fleet.deployment.replicas
     for step, (replica, end) in enumerate(
         [(first, first.stop), (second, second.stop), (first, first.kill), (second, second.kill)], start=3
     ):
         await end()
-        await fleet.conductor.allow(step)
+        await patient_fleet.conductor.allow(step)
         await replica.start()
     for step in (7, 10):
-        await fleet.conductor.allow(step)
-    await have_succeeded(fleet, runs, 10)
-    assert min(moves(fleet)) < 1
+        await patient_fleet.conductor.allow(step)
+    await have_succeeded(patient_fleet, runs, 10)
+    assert min(moves(patient_fleet)) < 1
 
 
 def moves(fleet: Fleet) -> list[float]:

@@ -31,7 +31,7 @@ async def in_a_new_database(site: Site, dump: str) -> None:
     await server.run("pg_restore", "--dbname=restored", dump)
     site.turn_away()
     await server.query(
-        "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity WHERE datname = $1",
+        "SELECT count(pg_terminate_backend(pid, 60000)) FROM pg_stat_activity WHERE datname = $1",
         DATABASE,
         database="postgres",
     )
