@@ -91,8 +91,8 @@ proto: $(READY) ## Generate the code beside proto/relay/v1/*.proto
 docs: $(READY) ## Generate docs/errors.md and the map in docs/contributing/architecture.md from the code
 	@$(BIN)/python docs/generate.py
 
-matrix: $(READY) ## Train every method in every way that this machine can, and write docs/methods.md's tables
-	@$(BIN)/python -m tests.trainers.matrix
+matrix: $(READY) ## Train every method in every way that this machine can, and write docs/methods.md's tables (ARGS='--only epochs')
+	@$(BIN)/python -m tests.trainers.matrix $(ARGS)
 
 schemas: $(READY) ## Generate the methods' option schemas from the training libraries
 	@$(BIN)/python -m trainers.schemas

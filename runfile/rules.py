@@ -142,6 +142,7 @@ def _check_training(method: str, data: Mapping[str, Any]) -> Iterator[Mistake]:
         yield from _check_ppo(data)
     yield from _check_teacher(method, data)
     yield from _check_streaming(method, data)
+    yield from _check_length(data)
     if not data.get("rewards") and method in _REWARDED:
         yield Mistake(("rewards",), "is missing", "for instance rewards: [{call: rewards.py:score}]")
     yield from _check_functions(data)
@@ -177,8 +178,15 @@ def _check_streaming(method: str, data: Mapping[str, Any]) -> Iterator[Mistake]:
     if method not in _STREAMED:
         hint = f"leave it out: it belongs to {', '.join(_STREAMED)}"
         yield Mistake(("data", "streaming"), f"does not go with method: {method}", hint)
-    elif not isinstance(options, Mapping) or "max_steps" not in options:
+    elif not isinstance(options, Mapping) or options.get("max_steps", -1) == -1:
         yield Mistake(("options", "max_steps"), "is missing", "a stream of rows does not say where it ends")
+
+
+def _check_length(data: Mapping[str, Any]) -> Iterator[Mistake]:
+    options = data.get("options")
+    if isinstance(options, Mapping) and options.get("max_steps") == 0 and options["max_steps"] is not False:
+        hint = "a run trains one step or more; leave it out to train num_train_epochs"
+        yield Mistake(("options", "max_steps"), "is 0", hint)
 
 
 def _check_teacher(method: str, data: Mapping[str, Any]) -> Iterator[Mistake]:

@@ -28,7 +28,10 @@ DEPLOYED = ("tests/end_to_end/", "tests/faults/", "tests/relayctl/commands/")
 #: Files whose tests share what `relayctl up` brought up.
 UP = ["tests/docs/test_walkthroughs.py"]
 #: Files whose tests load the training libraries into the worker itself, for attempts to fork from.
-LOADING = [f"tests/trainers/test_{name}.py" for name in ("another_trainer", "gpu", "resumable", "runtime", "schemas")]
+LOADING = [
+    f"tests/trainers/test_{name}.py"
+    for name in ("another_trainer", "epochs", "gpu", "length", "resumable", "runtime", "schemas")
+]
 
 #: Libraries that take seconds to import. Every worker imports every test, so no test may import them before it runs.
 HEAVY = frozenset({"accelerate", "datasets", "lm_eval", "peft", "torch", "transformers", "trl"})

@@ -4,15 +4,20 @@ import json
 import math
 import random
 import shutil
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
+from torch.utils.data import IterableDataset, RandomSampler, Sampler
 from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME, TrainerState
+from trl.trainer.utils import RepeatSampler
 
 from trainers.checkpoints import SavedCheckpoint, metric_windows
+from trainers.errors import ConfigError
 from trainers.models.hub import LocalModel
 from trainers.rollout import Rollout
 
@@ -76,11 +81,52 @@ class ResumableTrainer(Trainer):
         """
         return ()
 
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the library's sampler, with an order in each epoch that a resumed attempt finds again."""
+        return self.order_epochs(super()._get_train_sampler(*args, **kwargs))
+
+    def order_epochs(self, sampler: Sampler[int] | None) -> Sampler[int] | None:
+        """Return the sampler with an order that is a function of the seed and the epoch."""
+        seeded = self.accelerator.dataloader_config.use_seedable_sampler and isinstance(sampler, RandomSampler)
+        if sampler is None or seeded or not hasattr(sampler, "generator"):
+            return sampler  # accelerate gives it a seed for each epoch, or it draws nothing, or it is told the epoch
+        return EpochSampler(sampler, self.args.seed)
+
+    def require_a_batch(self) -> None:
+        """Raise ConfigError when there are too few rows for one batch: the library would train no step, or fail
+        obscurely.
+        """
+        if not isinstance(self.train_dataset, Sized) or len(self.get_train_dataloader()):
+            return  # a stream shows it while it is trained on
+        sampler = self._get_train_sampler()
+        library = sampler.library if isinstance(sampler, EpochSampler) else sampler
+        if isinstance(library, RepeatSampler):
+            needed, unit = library.batch_size, "prompts"
+        else:
+            needed, unit = self._train_batch_size * self.args.world_size, "rows"
+        raise ConfigError(
+            f"data.train: one batch takes {needed} {unit}, and there are {len(self.train_dataset)}; give more rows, or "
+            f"a smaller options.per_device_train_batch_size than {self.args.per_device_train_batch_size}"
+        )
+
+    def _init_training_state(
+        self, max_steps: int, steps_per_epoch: int, epochs: int, resume_from: str | None, trial: Any
+    ) -> tuple[int, int]:
+        """Return the epoch to begin in and the number of its batches that are done. The library takes a stream, which
+        has no length, to be in its first pass for ever.
+        """
+        begun: tuple[int, int] = super()._init_training_state(max_steps, steps_per_epoch, epochs, resume_from, trial)
+        if resume_from is None or not isinstance(self.train_dataset, IterableDataset):
+            return begun
+        saved = TrainerState.load_from_json(str(Path(resume_from, TRAINER_STATE_NAME)))
+        return locate_in_stream(saved.epoch or 0.0, saved.max_steps * self.args.gradient_accumulation_steps)
+
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing when resumed from the last step, where the library would train one step more."""
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
+        set_epoch(kwargs["train_dataloader"], kwargs["epoch"])
         super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
@@ -110,6 +156,16 @@ class ResumableTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
 
+def list_inexactness(args: Any) -> list[str]:
+    """Return, in words, why an interrupted run with these options is not bit for bit the uninterrupted one."""
+    reasons = []
+    if getattr(args, "use_vllm", False):
+        reasons.append("options.use_vllm: the state of vLLM's sampling is part of no checkpoint")
+    if args.dataloader_num_workers > 1 and not args.dataloader_in_order:
+        reasons.append("options.dataloader_in_order: false trains rows in the order in which workers have read them")
+    return reasons
+
+
 def name_base_model(folder: Path, base: LocalModel) -> None:
     """Make the adapter saved in `folder` (if it is one) refer to its base by name, and by commit where it has one."""
     config, card = folder / "adapter_config.json", folder / "README.md"
@@ -133,3 +189,56 @@ def restore_random_states(states: tuple[Any, ...]) -> None:
     torch.set_rng_state(states[2])
     if states[3]:
         torch.cuda.set_rng_state_all(states[3])
+
+
+class EpochSampler(Sampler[int]):
+    """A library's sampler whose order is a function of the seed and the epoch.
+
+    Such a sampler shuffles with one generator for the whole run, or with the process's, so a new process would begin
+    with the order of the first epoch again. This one first draws the passes that the new process has not seen, and
+    then gives the order that a process which trains from the beginning has in that epoch.
+    """
+
+    def __init__(self, sampler: Sampler[int], seed: int) -> None:
+        self.library: Any = sampler  #: draws from its `generator`
+        self._seed, self._epoch = seed, 0
+        self._drawn: int | None = None  #: passes that the generator has drawn whole; None when it must begin anew
+
+    def set_epoch(self, epoch: int) -> None:
+        """Have the next pass be that of `epoch`, counted from 0."""
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        epoch, drawn = self._epoch, self._drawn
+        if drawn is None or drawn > epoch:
+            self.library.generator = torch.Generator().manual_seed(self._seed)
+            drawn = 0
+        self._drawn = None
+        for _ in range(epoch - drawn):
+            deque(self.library, maxlen=0)
+        yield from self.library
+        self._drawn = epoch + 1
+
+    def __len__(self) -> int:
+        return len(self.library)
+
+
+def set_epoch(loader: Any, epoch: int) -> None:
+    """Have a data loader's next pass be that of `epoch`: every sampler in it learns so, however deeply the libraries have
+    wrapped it.
+    """
+    sampler = loader.batch_sampler
+    while sampler is not None:
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(epoch)
+        sampler = getattr(sampler, "batch_sampler", None) or getattr(sampler, "sampler", None)
+
+
+def locate_in_stream(epoch: float, batches: int) -> tuple[int, int]:
+    """Return the pass of a stream that is under way, and how many of its batches are done.
+
+    A stream has no length, so the library counts in `epoch` the passes that are over, and the part that the batches of
+    the present one are of all `batches` of the run.
+    """
+    passes = int(epoch)
+    return passes, round((epoch - passes) * batches)

@@ -31,7 +31,7 @@ from trainers.launch.control import FAILED, REFUSED, STOPPED, SUCCEEDED, Control
 from trainers.methods.method import LearningSignals
 from trainers.models import hub
 from trainers.reporting import EventReporter, ProgressBar, checkpoint_metrics
-from trainers.resumable import ResumableTrainer
+from trainers.resumable import ResumableTrainer, list_inexactness
 from trainers.rewards import functions
 from trainers.samples import SampleCallback
 
@@ -95,9 +95,13 @@ def train_run(job: TrainingJob, events: EventLog) -> Outcome:
         trainer = _build_trainer(job, prepared)
         step_ends = _attach_callbacks(job, prepared, trainer, start, log)
         trainer.train(resume_from_checkpoint=str(start.checkpoint.folder) if start.checkpoint else None)
+        step, planned = trainer.state.global_step, trainer.state.max_steps
         if step_ends.stopped:
-            step = trainer.state.global_step
             return Outcome(STOPPED, f"stopped on request at step {step}; everything up to it is saved")
+        if step < planned:
+            raise ConfigError(
+                f"data.train: training ended at step {step} of {planned}, since the rows gave no more batches"
+            )
         checkpoints.save_result(trainer, job.environment.output, _describe_result(job, prepared, trainer))
         return Outcome(SUCCEEDED)
 
@@ -240,6 +244,8 @@ def _choose_start(job: TrainingJob, prepared: PreparedRun, log: EventLog) -> Sta
 
     Raises ConfigError for a checkpoint of a run that trains something else.
     """
+    for reason in list_inexactness(prepared.args):
+        log.log_message("warning", f"an attempt that resumes does so not bit for bit; {reason}")
     trained = fingerprint.fingerprint_of(job.run, prepared.model, prepared.train.digest, prepared.signals.teacher)
     world = World(job.processes, torch.get_num_threads())
     if job.environment.resume_from is None:
@@ -270,6 +276,7 @@ def _build_trainer(job: TrainingJob, prepared: PreparedRun) -> ResumableTrainer:
             job.run, prepared.args, model, prepared.train, prepared.held_out, prepared.signals
         )
     _require_rows_left(trainer)
+    trainer.require_a_batch()
     return trainer
 
 

@@ -95,7 +95,10 @@ _MINIMUM: Mapping[str, int] = {
     "per_device_eval_batch_size": 1,
     "gradient_accumulation_steps": 1,
     "dataloader_num_workers": 0,
+    "max_steps": -1,
 }
+#: What must be more than this.
+_EXCLUSIVE_MINIMUM: Mapping[str, int] = {"num_train_epochs": 0}
 _LOSSES: Mapping[str, tuple[str, ...]] = {
     "sft": ("nll", "dft"),
     "cpt": ("nll", "dft"),
@@ -169,6 +172,8 @@ def _property_schemas(
             schema = _enum_schema(choices[field.name], several=schema.get("type") == "array")
         if field.name in _MINIMUM:
             schema["minimum"] = _MINIMUM[field.name]
+        if field.name in _EXCLUSIVE_MINIMUM:
+            schema["exclusiveMinimum"] = _EXCLUSIVE_MINIMUM[field.name]
         default = _default_value(field)
         if default is not dataclasses.MISSING:
             schema["default"] = default

@@ -398,6 +398,22 @@ class TestMistakes:
             parse_run_file({"method": "sft"})
         assert [m.path_text for m in caught.value.mistakes] == ["model", "data"]
 
+    @pytest.mark.parametrize(
+        ("options", "text"),
+        [
+            ({"max_steps": 0}, "options.max_steps: is 0; a run trains one step or more"),
+            ({"max_steps": -3}, "options.max_steps: at least -1 is needed"),
+            ({"num_train_epochs": 0}, "options.num_train_epochs: more than 0 is needed"),
+            ({"num_train_epochs": -1.5}, "options.num_train_epochs: more than 0 is needed"),
+        ],
+    )
+    def test_a_run_of_no_steps(self, options: dict[str, Any], text: str) -> None:
+        run = {"version": "relay/v1", "method": "sft", "model": {"name_or_path": "a/b"}, "data": {"train": "a.jsonl"}}
+        assert parse_run_file({**run, "options": {"max_steps": -1, "num_train_epochs": 0.5}})
+        with pytest.raises(RunFileErrors) as wrong:
+            parse_run_file({**run, "options": options})
+        assert text in str(wrong.value)
+
     def test_a_stream_of_rows(self) -> None:
         """Only for trainers that take one, and with an end."""
         rows = {"train": "a.jsonl", "streaming": True}

@@ -4,22 +4,23 @@ A cell says `ran` (trained two steps and left a result), `constructed` (this mac
 library's config accepted it), or what went wrong.
 """
 
+import argparse
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from tests import tiny
+from tests.trainers.orders import CUTS, EXACT, ORDERS, cut_everywhere
 from tests.trainers.specs import LORA, fill, spec
 from trainers import methods
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "methods.md"
-BEGIN, END = "<!-- matrix -->", "<!-- /matrix -->"
 TIMEOUT = 300.0  #: seconds
 
 Changes = Mapping[str, Any]
@@ -43,22 +44,65 @@ FEATURES: Mapping[str, tuple[str, Changes]] = {
 }
 
 
-def main() -> int:
-    """Run everything and write the tables; return 1 when a method did not run."""
-    with tempfile.TemporaryDirectory(prefix="relay-matrix-") as folder, ThreadPoolExecutor(_at_once()) as pool:
+def main(arguments: Sequence[str]) -> int:
+    """Write the tables that are asked for; return 1 when something did not come out as it should."""
+    parser = argparse.ArgumentParser(prog="tests.trainers.matrix", description=__doc__)
+    parser.add_argument("--only", action="append", choices=list(TABLES), help="write this table (default: all)")
+    parts = parser.parse_args(arguments).only or list(TABLES)
+    good = True
+    with tempfile.TemporaryDirectory(prefix="relay-matrix-") as folder:
         work = Path(folder)
         tiny.make_model(work / "model")
         fill(work)
+        for part in parts:
+            lines, succeeded = TABLES[part](work)
+            good &= succeeded
+            _write(part, lines)
+            print("\n".join(lines))
+    return int(not good)
+
+
+def _write(part: str, lines: Sequence[str]) -> None:
+    """Put a table where the document marks its place."""
+    begin, end = f"<!-- matrix: {part} -->\n", f"\n<!-- /matrix: {part} -->"
+    before, _, rest = DOCUMENT.read_text().partition(begin)
+    DOCUMENT.write_text(f"{before}{begin}{chr(10).join(lines)}{end}{rest.partition(end)[2]}")
+
+
+def _write_methods(work: Path) -> tuple[list[str], bool]:
+    """Train two steps of each method."""
+    with ThreadPoolExecutor(_at_once()) as pool:
         cells = {
             (method, lora, ranks): pool.submit(_cell, work, method, lora, ranks) for method, lora, ranks in _cells()
         }
-        features = {name: pool.submit(_outcome, work, *asked) for name, asked in FEATURES.items()}
         ran = {cell: future.result() for cell, future in cells.items()}
-        lines = [*_methods(ran), "", *_features({name: future.result() for name, future in features.items()})]
-    before, _, rest = DOCUMENT.read_text().partition(BEGIN)
-    DOCUMENT.write_text(f"{before}{BEGIN}\n{chr(10).join(lines)}\n{END}{rest.partition(END)[2]}")
-    print("\n".join(lines))
-    return int(any(outcome != "ran" for outcome in ran.values()))
+    return list(_methods(ran)), all(outcome == "ran" for outcome in ran.values())
+
+
+def _write_features(work: Path) -> tuple[list[str], bool]:
+    """Train two steps with each feature."""
+    with ThreadPoolExecutor(_at_once()) as pool:
+        features = {name: pool.submit(_outcome, work, *asked) for name, asked in FEATURES.items()}
+        return list(_features({name: future.result() for name, future in features.items()})), True
+
+
+def _write_epochs(work: Path) -> tuple[list[str], bool]:
+    """Cut a run of three epochs everywhere, for all that decides the order of its rows."""
+    lines, exact = [f"| order | cut {' | '.join(CUTS)} |", f"| --- {'| --- ' * len(CUTS)}|"], True
+    for order in ORDERS:
+        with tempfile.TemporaryDirectory(dir=work) as folder:
+            found = cut_everywhere(order, work, Path(folder))
+        lines.append(f"| {order} | {' | '.join(each.strip().rpartition(chr(10))[2] for each in found.values())} |")
+        exact &= set(found.values()) == {EXACT}
+    return lines, exact
+
+
+#: The tables of the document, in the order in which they are made: forks are cheap while nothing runs in threads.
+TABLES: Mapping[str, Callable[[Path], tuple[list[str], bool]]] = {
+    "epochs": _write_epochs,
+    "methods": _write_methods,
+    "features": _write_features,
+}
 
 
 def _cells() -> Iterator[tuple[str, bool, int]]:
@@ -124,4 +168,4 @@ def _features(outcomes: Mapping[str, str]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(configure(Path(sys.argv[2])) if sys.argv[1:2] == ["configure"] else main())
+    sys.exit(configure(Path(sys.argv[2])) if sys.argv[1:2] == ["configure"] else main(sys.argv[1:]))

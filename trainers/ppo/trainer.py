@@ -106,8 +106,8 @@ class PPOTrainer(ResumableTrainer):
         )
         return loader
 
-    def _get_train_sampler(self, dataset: Any = None) -> Sampler[int]:
-        return RepeatSampler(
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        sampler: Sampler[int] = RepeatSampler(
             data_source=cast(Sized, self.train_dataset if dataset is None else dataset),
             mini_repeat_count=1,
             batch_size=self.options.rollout_rows * self.args.world_size,
@@ -115,6 +115,7 @@ class PPOTrainer(ResumableTrainer):
             shuffle=self.options.shuffle_dataset,
             seed=self.args.seed,
         )
+        return self.order_epochs(sampler)
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         """Return the micro-batch that is due, and the number of tokens of its minibatch."""
