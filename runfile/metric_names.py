@@ -18,6 +18,8 @@ SUMMARY: Mapping[str, str] = {
 }
 #: What the Hugging Face Trainer logs with every evaluation and Relay does not report.
 EVALUATION_SPEEDS = ("eval_runtime", "eval_steps_per_second")
+#: The share of completions on which no reward has an opinion, and which PPO therefore does not learn from.
+UNSCORED = "completions/unscored_ratio"
 #: The metrics that a user looks at first, in this order.
 FIRST = ("train_loss", "eval_loss", "reward", "eval_reward")
 

@@ -32,7 +32,7 @@ class EventReporter(TrainerCallback):
         self._clock = StepClock()
         self._reported_at = 0.0
         self._tokens: float | None = None
-        self._warned = False
+        self._warned = self._warned_of_no_score = False
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._tokens = getattr(self._trainer, "_total_train_tokens", None)
@@ -62,6 +62,7 @@ class EventReporter(TrainerCallback):
         elif "loss" in numbers:
             values = self._training_values(numbers, args)
             self._warn_unless_finite(values["train_loss"], state.global_step)
+            self._warn_unless_scored(values, state.global_step)
         else:
             values = {name: value for name, value in numbers.items() if name not in metric_names.EVALUATION_SPEEDS}
             if "eval_loss" in values and self._loss_is_likelihood:
@@ -101,6 +102,16 @@ class EventReporter(TrainerCallback):
         """Write a progress event."""
         self._reported_at = time.monotonic()
         self._events.log_progress(state.global_step, state.max_steps, float(state.epoch or 0))
+
+    def _warn_unless_scored(self, values: Mapping[str, float], step: int) -> None:
+        """Warn once when no reward has an opinion on any completion."""
+        nothing = values.get(metric_names.UNSCORED) == 1.0
+        if nothing and not self._warned_of_no_score:
+            self._events.log_message(
+                "warning",
+                f"every reward was None for all completions up to step {step}: nothing was learnt",
+            )
+        self._warned_of_no_score = nothing
 
     def _warn_unless_finite(self, loss: float, step: int) -> None:
         """Warn once when the loss becomes NaN or infinite."""

@@ -116,9 +116,10 @@ class ResumableTrainer(Trainer):
         has no length, to be in its first pass for ever.
         """
         begun: tuple[int, int] = super()._init_training_state(max_steps, steps_per_epoch, epochs, resume_from, trial)
-        if resume_from is None or not isinstance(self.train_dataset, IterableDataset):
+        state = Path(resume_from or "", TRAINER_STATE_NAME)
+        if resume_from is None or not isinstance(self.train_dataset, IterableDataset) or not state.is_file():
             return begun
-        saved = TrainerState.load_from_json(str(Path(resume_from, TRAINER_STATE_NAME)))
+        saved = TrainerState.load_from_json(str(state))
         return locate_in_stream(saved.epoch or 0.0, saved.max_steps * self.args.gradient_accumulation_steps)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
@@ -224,9 +225,7 @@ class EpochSampler(Sampler[int]):
 
 
 def set_epoch(loader: Any, epoch: int) -> None:
-    """Have a data loader's next pass be that of `epoch`: every sampler in it learns so, however deeply the libraries have
-    wrapped it.
-    """
+    """Have a data loader's next pass be that of `epoch`, whatever the libraries have wrapped its samplers in."""
     sampler = loader.batch_sampler
     while sampler is not None:
         if hasattr(sampler, "set_epoch"):

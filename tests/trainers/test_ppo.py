@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,11 +19,12 @@ from runfile.mistakes import RunFileErrors
 from tests.trainers import attempts
 from tests.trainers.deferred import deferred_imports
 from tests.trainers.specs import LORA, spec
+from trainers.launch.control import CONTROL_VARIABLE
 
 with deferred_imports():
     import torch
 
-    from trainers.ppo import estimates, losses
+    from trainers.ppo import estimates, losses, policy
 
 E = math.e
 
@@ -104,6 +106,15 @@ def test_entropy_and_divergence() -> None:
     policy, reference = torch.tensor([-1.0, -2.0]), torch.tensor([-2.0, -1.0])
     torch.testing.assert_close(losses.estimate_divergence(policy, reference, "k1"), torch.tensor([1.0, -1.0]))
     torch.testing.assert_close(losses.estimate_divergence(policy, reference, "k3"), torch.tensor([1 / E, E - 2]))
+
+
+def test_values_are_computed_in_float32_under_autocast_too() -> None:
+    model, states = torch.nn.Module(), torch.linspace(-1, 1, 64).view(1, 2, 32)
+    model.add_module(policy.HEAD, torch.nn.Linear(32, 1))
+    values = policy.compute_values(model, states)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(policy.compute_values(model, states), values)
+        assert policy.compute_values(model, states.bfloat16()).dtype == torch.float32
 
 
 def test_the_coefficient_is_steered_by_a_fifth_at_most() -> None:
@@ -338,6 +349,50 @@ def test_a_cut_anywhere_in_a_rollout_leaves_no_trace(work: Path, tmp_path: Path,
         rest = attempts.make(tmp_path / f"from-{step}", run, resume=whole.checkpoint(step))
         assert (rest.code, rest.weights()) == (0, whole.weights())
         assert rest.curve == {key: value for key, value in whole.curve.items() if key[0] > step}
+
+
+def record_learnt() -> None:
+    """Have this process write down which rows of each rollout are learnt from."""
+    from trainers.ppo.trainer import PPOTrainer
+
+    roll_out = PPOTrainer._roll_out
+
+    def roll_out_and_write(self: Any, *args: Any) -> Any:
+        batch = roll_out(self, *args)
+        with Path(os.environ[CONTROL_VARIABLE], "learnt").open("a") as file:
+            file.write(f"{batch.mask.any(dim=1).int().tolist()}\n")
+        return batch
+
+    PPOTrainer._roll_out = roll_out_and_write  # type: ignore[method-assign, assignment]
+
+
+@pytest.mark.rotating(1)
+@pytest.mark.parametrize("whiten", [False, True])
+def test_a_completion_without_a_score_is_not_learnt_from(work: Path, tmp_path: Path, whiten: bool) -> None:
+    """As TRL does it, its score is not 0 either: 1, 2, 4, 5 and 7 have the mean 3.8."""
+    (tmp_path / "rewards.py").write_text(
+        "def third(completions, **_):\n"
+        "    return [None if at % 3 == 0 else float(at) for at in range(len(completions))]\n"
+        "def never(completions, **_):\n"
+        "    return [None] * len(completions)\n"
+    )
+    run = spec(work, "ppo", options={"max_steps": 2, "logging_steps": 1, "whiten_rewards": whiten, "kl_coef": 0.0})
+    some = run | {"rewards": [{"call": f"{tmp_path}/rewards.py:third"}], "files": [f"{tmp_path}/rewards.py"]}
+    some["options"] = {name: value for name, value in some["options"].items() if not name.startswith("kl_t")}
+    attempt = attempts.make(tmp_path / "some", some, before=record_learnt)
+    assert attempt.code == 0, (attempt.folder / "stderr.log").read_text()
+    assert attempt.curve[1, "reward"] == pytest.approx(3.8)
+    assert attempt.curve[1, "completions/unscored_ratio"] == pytest.approx(3 / 8)
+    assert set((attempt.folder / "learnt").read_text().splitlines()) == {"[0, 1, 1, 0, 1, 1, 0, 1]"}
+    assert all(math.isfinite(value) for value in attempt.curve.values() if isinstance(value, float))
+    assert attempt.messages("warning") == []
+
+    none = some | {"rewards": [{"call": f"{tmp_path}/rewards.py:never"}]}
+    attempt = attempts.make(tmp_path / "none", none)
+    assert attempt.code == 0, (attempt.folder / "stderr.log").read_text()
+    assert (1, "reward") not in attempt.curve
+    assert [attempt.curve[step, name] for step in (1, 2) for name in ("train_loss", "grad_norm")] == [0.0] * 4
+    assert [said for said in attempt.messages("warning") if "every reward was None" in said]
 
 
 @pytest.mark.slow

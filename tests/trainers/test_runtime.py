@@ -40,6 +40,41 @@ def test_a_wrong_run_is_refused_in_one_line(
     assert "Traceback" not in (attempt.folder / "stderr.log").read_text()
 
 
+@pytest.mark.rotating(4)
+@pytest.mark.parametrize(
+    ("lora", "missed", "hint"),
+    [
+        ({"target_modules": ["q_proj", "v_projj"]}, "target_modules: v_projj", "; did you mean v_proj?"),
+        ({"modules_to_save": ["lm_haed"]}, "modules_to_save: lm_haed", "; did you mean lm_head?"),
+        ({"exclude_modules": ["k_projj"]}, "exclude_modules: k_projj", ""),
+        ({"rank_pattern": {"q_proj": 2, "o_projj": 8}}, "rank_pattern: o_projj", ""),
+        ({"alpha_pattern": {"^layers": 8}}, "alpha_pattern: ^layers", ""),
+        ({"target_modules": ["q_proj"], "rank_pattern": {"v_proj": 2}}, "rank_pattern: v_proj", ""),
+        ({"target_modules": ["q_proj"], "layers_to_transform": [0, 99]}, "layers_to_transform: 99", ""),
+    ],
+)
+def test_an_adapter_that_misses_is_refused_by_name(
+    run: dict[str, Any], tmp_path: Path, lora: dict[str, Any], missed: str, hint: str
+) -> None:
+    attempt = attempts.make(tmp_path / "wrong", run | {"lora": {"r": 4, "target_modules": "all-linear", **lora}})
+    assert attempt.outcome is not None and attempt.code == 78
+    assert f"lora.{missed} matches nothing in the model{hint}" in attempt.outcome.message
+    assert attempt.steps_saved == []
+
+
+def test_an_adapter_that_hits_everywhere_trains(run: dict[str, Any], tmp_path: Path) -> None:
+    lora = {
+        "r": 4,
+        "target_modules": ["self_attn.q_proj", "v_proj", "model.layers.0.mlp.up_proj"],
+        "exclude_modules": ["layers.1.self_attn.v_proj"],
+        "modules_to_save": ["lm_head"],
+        "rank_pattern": {"layers.0.self_attn.q_proj": 2},
+        "alpha_pattern": {r".*\.v_proj": 8},
+    }
+    attempt = attempts.make(tmp_path / "adapter", _with(run, max_steps=1, eval_steps=1) | {"lora": lora})
+    assert attempt.code == 0, (attempt.folder / "stderr.log").read_text()
+
+
 def test_options_are_looked_at_before_the_model(run: dict[str, Any], tmp_path: Path) -> None:
     """The library's own rules, which no schema has, refuse the run before its model is needed."""
     wrong = _with(run, max_steps=-1, warmup_steps=-3) | {"model": {"name_or_path": "/nowhere"}}

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
+from peft import PeftModel
 from transformers import AutoTokenizer, TrainingArguments
 
 from runfile import RunFile
@@ -11,7 +12,13 @@ from trainers.data.disk_rows import as_dataset, as_stream
 from trainers.data.loading import Rows
 from trainers.errors import ConfigError
 from trainers.models.hub import LocalModel, ModelSource, fetch_model
-from trainers.models.loading import LANGUAGE_TASK, copy_reference_model, load_initial_model, load_model
+from trainers.models.loading import (
+    LANGUAGE_TASK,
+    copy_reference_model,
+    load_initial_model,
+    load_model,
+    require_matches,
+)
 from trainers.resumable import ResumableTrainer
 from trainers.rewards import functions
 from trainers.rewards.functions import RewardFunction, RewardModel
@@ -77,6 +84,8 @@ class Method:
             **({"teacher_model": _load_teacher(beside.teacher, run.model_init)} if self.uses_teacher else {}),
         )
         trainer.base_model = model
+        if begun.lora is not None:
+            require_matches(run.lora or {}, cast(PeftModel, trainer.model))
         return trainer
 
     def _load_tokenizer(self, model: LocalModel) -> Any:

@@ -4,6 +4,7 @@ run's adapter.
 
 import copy
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from transformers import (
 )
 
 from runfile import RunFile
+from runfile.mistakes import find_nearest
 from storage.loadable import ADAPTER
 from trainers.errors import ConfigError
 from trainers.models.hub import LocalModel
@@ -31,6 +33,10 @@ _HEADS: Mapping[str, tuple[Any, Mapping[str, Any]]] = {
     LANGUAGE_TASK: (AutoModelForCausalLM, {}),
     SCORING_TASK: (AutoModelForSequenceClassification, {"num_labels": 1}),
 }
+
+_OF_ADAPTER = re.compile(
+    r"\.(base_layer|lora_\w+|modules_to_save|original_module)(\.|$)"
+)  #: what PEFT puts into modules
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,3 +136,30 @@ def _list_differences(asked: Mapping[str, Any], there: Mapping[str, Any]) -> Ite
         found = there.get(name)
         if (sorted(value) != sorted(found or ())) if isinstance(value, list | tuple) else value != found:
             yield f"{name}: {json.dumps(found)}, not {json.dumps(value)}"
+
+
+def require_matches(asked: Mapping[str, Any], model: PeftModel) -> None:
+    """Raise ConfigError when an entry of the run's `lora` matches nothing in the model that the new adapter was made
+    for. PEFT says so only where no entry of target_modules matches.
+    """
+    tuner: Any = model.base_model
+    parameters = {name.removeprefix("model.") for name, _ in tuner.named_parameters()}
+    modules = {name.removeprefix("model.") for name, _ in tuner.named_modules() if not _OF_ADAPTER.search(name)}
+    targeted = set(tuner.targeted_module_names)
+    for key, names, pattern in (
+        ("target_modules", modules, r"(.*\.)?{}"),
+        ("exclude_modules", modules, r"(.*\.)?{}"),
+        ("modules_to_save", modules, r"(.*\.)?{}(\..*)?"),
+        ("target_parameters", parameters, r"(.*\.)?{}"),
+        ("rank_pattern", targeted, r"(.*\.)?({})"),
+        ("alpha_pattern", targeted, r"(.*\.)?({})"),
+        ("layers_to_transform", targeted, r".*\.{}\..*"),
+    ):
+        given = asked.get(key)
+        literal = "pattern" not in key
+        for entry in given if isinstance(given, list | tuple | dict) else [given] if isinstance(given, int) else ():
+            text = re.escape(str(entry)) if literal else str(entry)
+            if not any(re.fullmatch(pattern.format(text), name) for name in names):
+                close = find_nearest(str(entry), {name.rpartition(".")[2] for name in names})
+                hint = f"; did you mean {close}?" if close else ""
+                raise ConfigError(f"lora.{key}: {entry} matches nothing in the model{hint}")

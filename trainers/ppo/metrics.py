@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from runfile import metric_names
 from trainers.ppo import estimates
 
 
@@ -30,7 +31,8 @@ class MetricWindow:
         """Add the means over tokens of values that each token has."""
         sums = [mask.sum().double(), *((each.detach().double() * mask).sum() for each in values.values())]
         count, *totals = self._sum(torch.stack(sums)).tolist()
-        self.add({name: total / count for name, total in zip(values, totals, strict=True)})
+        if count:
+            self.add({name: total / count for name, total in zip(values, totals, strict=True)})
 
     def add_divergence(self, kl: Tensor, mask: Tensor) -> tuple[float, int]:
         """Add the mean KL divergence of a token. Return that of a completion, and the number of completions."""
@@ -46,10 +48,12 @@ class MetricWindow:
         self.add({"explained_variance": float(1 - left / whole) if whole > 0 else 0.0})
 
     def add_scores(self, names: Sequence[str], parts: Tensor, scores: Tensor, ended: Tensor, mask: Tensor) -> None:
-        """Add the mean of each reward, of the scores and of the lengths, and the share of completions without an end.
-        `parts` is (rows, rewards).
+        """Add the mean of each reward, of the scores and of the lengths, and the shares of completions without an end,
+        and without a score. `parts` is (rows, rewards), with NaN for no opinion; `scores` has NaN for no score.
         """
         parts, scores, ended = self._gather(parts), self._gather(scores), self._gather(ended)
+        unscored = float(scores.isnan().double().mean())
+        scores = scores[~scores.isnan()]
         lengths = self._gather(mask.sum(dim=1)).double()
         means = parts.nanmean(dim=0).tolist()
         self.add({
@@ -58,6 +62,7 @@ class MetricWindow:
             **{f"rewards/{name}/mean": mean for name, mean in zip(names, means, strict=True)},
             "completions/mean_length": float(lengths.mean()),
             "completions/clipped_ratio": 1 - float(ended.double().mean()),
+            metric_names.UNSCORED: unscored,
         })  # fmt: skip
 
     def take_means(self) -> dict[str, float]:

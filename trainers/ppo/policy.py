@@ -81,9 +81,12 @@ def logits_and_states(
 
 
 def compute_values(model: Any, states: Tensor) -> Tensor:
-    """Return the value head's output, (rows, tokens). A token's value is that of the state in which it was chosen."""
+    """Return the value head's output, (rows, tokens), in float32 under autocast too: it is a sum over thousands of
+    numbers, and what it is fitted to. A token's value is that of the state in which it was chosen.
+    """
     head: nn.Linear = getattr(model, HEAD)
-    values: Tensor = head(states.to(head.weight.dtype)).squeeze(-1)
+    with torch.autocast(states.device.type, enabled=False):
+        values: Tensor = head(states.to(head.weight.dtype)).squeeze(-1)
     return values
 
 

@@ -17,7 +17,7 @@ class RolloutBatch:
 
     ids: Tensor  #: prompt and completion
     attention: Tensor  #: 0 for padding, else 1
-    mask: Tensor  #: True for the tokens of the completion; this and what follows has the completion's columns only
+    mask: Tensor  #: True for tokens to learn from; this and what follows has the completion's columns only
     logps: Tensor  #: log-probabilities with which the tokens were sampled
     values: Tensor
     advantages: Tensor

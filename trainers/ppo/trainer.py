@@ -145,25 +145,27 @@ class PPOTrainer(ResumableTrainer):
         ids, attention, width = self._generate([row["prompt"] for row in rows])
         mask = estimates.completion_mask(ids[:, width:], self.end_tokens.to(ids.device))
         attention = torch.cat([attention[:, :width], mask.to(attention.dtype)], dim=1)
-        scores = self._score(rows, ids[:, width:], mask, mode)
+        scores, scored = self._score(rows, ids[:, width:], mask, mode)
+        learnt = mask & scored[:, None]
         logps, values, reference = self._evaluate_models(ids, attention, mask.shape[1])
         kl = torch.where(mask, losses.estimate_divergence(logps, reference, self.options.kl_estimator), 0.0)
         rewards = estimates.spread_rewards(scores, kl, mask, self._kl_controller.coefficient)
         notes = self._metric_window(mode)
         if self.options.whiten_rewards:
-            rewards = estimates.whiten(rewards, mask, notes.sum_moments(rewards, mask), centered=False)
+            rewards = estimates.whiten(rewards, mask, notes.sum_moments(rewards, learnt), centered=False)
         advantages, returns = estimates.estimate_advantages(
             rewards, values * mask, mask, self.options.gamma, self.options.lam
         )
-        notes.add_explained_variance(values, returns, mask)
+        notes.add_explained_variance(values, returns, learnt)
         if self.options.whiten_advantages:
-            advantages = estimates.whiten(advantages, mask, notes.sum_moments(advantages, mask))
+            advantages = estimates.whiten(advantages, learnt, notes.sum_moments(advantages, learnt))
         if self.options.kl_coef:  # without it there is no reference
             strayed, completed = notes.add_divergence(kl, mask)
             if mode == "train":
                 notes.add({"kl_coef": self._kl_controller.coefficient})
                 self._kl_controller.update(strayed, completed)
-        return RolloutBatch(ids, attention, mask, logps, values * mask, advantages, returns)
+        advantages, returns = torch.where(learnt, advantages, 0.0), torch.where(learnt, returns, 0.0)
+        return RolloutBatch(ids, attention, learnt, logps, values * mask, advantages, returns)
 
     def _generate(self, prompts: Sequence[Turns]) -> tuple[Tensor, Tensor, int]:
         """Sample completions (see `trainers.models.generation.generate_completions`)."""
@@ -193,8 +195,8 @@ class PPOTrainer(ResumableTrainer):
         logps, values, reference = (torch.cat(each) for each in zip(*found, strict=True))
         return logps, values, reference
 
-    def _score(self, rows: Sequence[Row], ids: Tensor, mask: Tensor, mode: str) -> Tensor:
-        """Return the score of each completion, (rows,)."""
+    def _score(self, rows: Sequence[Row], ids: Tensor, mask: Tensor, mode: str) -> tuple[Tensor, Tensor]:
+        """Return the score of each completion, and whether any reward had an opinion on it; both (rows,)."""
         kept = [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
         completions = decode_completions(
             self.processing_class, kept, as_messages=not isinstance(rows[0]["prompt"], str)
@@ -204,13 +206,16 @@ class PPOTrainer(ResumableTrainer):
         scores = (parts * self._weights).nansum(dim=1)
         if self.options.missing_eos_penalty is not None:
             scores = scores - self.options.missing_eos_penalty * ~ended
-        self._metric_window(mode).add_scores(self._scorer.names, parts, scores, ended, mask)
+        scored = ~parts.isnan().all(dim=1)
+        self._metric_window(mode).add_scores(
+            self._scorer.names, parts, torch.where(scored, scores, torch.nan), ended, mask
+        )
         if mode == "train":
             self._newest_rollouts = [
                 Rollout(row["prompt"], completion, self._scorer.values_by_name(values))
                 for row, completion, values in zip(rows, completions, parts.tolist(), strict=True)
             ]
-        return scores
+        return scores, scored
 
     # Learning
 
@@ -222,7 +227,7 @@ class PPOTrainer(ResumableTrainer):
         """
         batch, tokens = inputs
         mean_of_means = self.accelerator.num_processes * self.args.gradient_accumulation_steps
-        return self._summed_loss(model, batch, "train") / tokens * mean_of_means
+        return self._summed_loss(model, batch, "train") / tokens.clamp(min=1) * mean_of_means
 
     def _summed_loss(self, model: Any, batch: RolloutBatch, mode: str) -> Tensor:
         """Return the loss summed over the tokens of a batch."""
@@ -254,7 +259,7 @@ class PPOTrainer(ResumableTrainer):
         """Roll out held-out prompts and return the loss before any step."""
         batch = self._roll_out(inputs, "eval")
         with torch.no_grad(), self.compute_loss_context_manager():
-            loss = self._summed_loss(self._policy, batch, "eval") / batch.mask.sum()
+            loss = self._summed_loss(self._policy, batch, "eval") / batch.mask.sum().clamp(min=1)
         return loss.detach(), None, None
 
     # What is logged
