@@ -45,6 +45,10 @@ class RolloutBuffer:
     orders: Tensor  #: (epochs, rows): the order of the rows in each epoch
     counts: Tensor  #: (epochs, minibatches): tokens of each minibatch, summed over all processes
 
+    def to_state(self) -> dict[str, Any]:
+        """Return the tensors as a checkpoint stores them."""
+        return {"batch": self.batch.to_state(), "orders": self.orders, "counts": self.counts}
+
     def micro_batch(self, position: int, rows: int, accumulation: int) -> tuple[RolloutBatch, Tensor]:
         """Return the micro-batch at a position, and the number of tokens of its minibatch."""
         per_epoch = self.orders.shape[1] // rows

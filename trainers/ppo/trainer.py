@@ -145,11 +145,11 @@ class PPOTrainer(ResumableTrainer):
         ids, attention, width = self._generate([row["prompt"] for row in rows])
         mask = estimates.completion_mask(ids[:, width:], self.end_tokens.to(ids.device))
         attention = torch.cat([attention[:, :width], mask.to(attention.dtype)], dim=1)
-        scores, scored = self._score(rows, ids[:, width:], mask, mode)
-        learnt = mask & scored[:, None]
+        scores = self._score(rows, ids[:, width:], mask, mode)
+        learnt = mask & ~scores.isnan()[:, None]
         logps, values, reference = self._evaluate_models(ids, attention, mask.shape[1])
         kl = torch.where(mask, losses.estimate_divergence(logps, reference, self.options.kl_estimator), 0.0)
-        rewards = estimates.spread_rewards(scores, kl, mask, self._kl_controller.coefficient)
+        rewards = estimates.spread_rewards(scores.nan_to_num(), kl, mask, self._kl_controller.coefficient)
         notes = self._metric_window(mode)
         if self.options.whiten_rewards:
             rewards = estimates.whiten(rewards, mask, notes.sum_moments(rewards, learnt), centered=False)
@@ -195,27 +195,24 @@ class PPOTrainer(ResumableTrainer):
         logps, values, reference = (torch.cat(each) for each in zip(*found, strict=True))
         return logps, values, reference
 
-    def _score(self, rows: Sequence[Row], ids: Tensor, mask: Tensor, mode: str) -> tuple[Tensor, Tensor]:
-        """Return the score of each completion, and whether any reward had an opinion on it; both (rows,)."""
+    def _score(self, rows: Sequence[Row], ids: Tensor, mask: Tensor, mode: str) -> Tensor:
+        """Return the score of each completion (rows,); NaN where no reward had an opinion on it."""
         kept = [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
         completions = decode_completions(
             self.processing_class, kept, as_messages=not isinstance(rows[0]["prompt"], str)
         )
         parts = self._scorer(rows, completions, kept, self.state)
         ended = (torch.isin(ids, self.end_tokens.to(ids.device)) & mask).any(dim=1)
-        scores = (parts * self._weights).nansum(dim=1)
+        scores = torch.where(parts.isnan().all(dim=1), torch.nan, (parts * self._weights).nansum(dim=1))
         if self.options.missing_eos_penalty is not None:
             scores = scores - self.options.missing_eos_penalty * ~ended
-        scored = ~parts.isnan().all(dim=1)
-        self._metric_window(mode).add_scores(
-            self._scorer.names, parts, torch.where(scored, scores, torch.nan), ended, mask
-        )
+        self._metric_window(mode).add_scores(self._scorer.names, parts, scores, ended, mask)
         if mode == "train":
             self._newest_rollouts = [
                 Rollout(row["prompt"], completion, self._scorer.values_by_name(values))
                 for row, completion, values in zip(rows, completions, parts.tolist(), strict=True)
             ]
-        return scores, scored
+        return scores
 
     # Learning
 
@@ -302,11 +299,7 @@ class PPOTrainer(ResumableTrainer):
     def collect_extra_state(self) -> dict[str, Any]:
         state: dict[str, Any] = {"position": self._position, "kl_coef": self._kl_controller.coefficient}
         if self._buffer and self._position % (self.options.num_ppo_epochs * self.options.micro_batches):
-            state |= {
-                "batch": self._buffer.batch.to_state(),
-                "orders": self._buffer.orders,
-                "counts": self._buffer.counts,
-            }
+            state |= self._buffer.to_state()
         return state
 
     def restore_extra_state(self, state: dict[str, Any]) -> None:
