@@ -20,25 +20,20 @@ from transformers.utils import logging
 from runfile import DataSection, DataSource, Every, ModelSection, RunFile, Split
 from trainers import checkpoints, data_report, fingerprint, methods, requirements
 from trainers.callbacks import CheckpointInterval, StepEndCallback, build_agreement
-from trainers.checkpoints import SavedCheckpoint, World
 from trainers.data import loading
 from trainers.data.disk_rows import DiskRows
 from trainers.environment import AttemptEnvironment
 from trainers.errors import ConfigError, HostError, RewardError
 from trainers.events import EventLog
-from trainers.fingerprint import Fingerprint
 from trainers.launch.control import FAILED, REFUSED, STOPPED, SUCCEEDED, ControlFolder, Outcome
 from trainers.methods.method import LearningSignals
 from trainers.models import hub
 from trainers.reporting import EventReporter, ProgressBar, checkpoint_metrics
-from trainers.resumable import ResumableTrainer, list_inexactness
+from trainers.resumable import ResumableTrainer
 from trainers.rewards import functions
 from trainers.samples import SampleCallback
+from trainers.starting_point import StartingPoint, build_restore, choose_start
 
-_FOREIGN_CHECKPOINT = (
-    "another trainer saved this checkpoint: training resumes, but not bit for bit; options and data are not compared "
-    "with those that it was trained with"
-)
 _TOKENIZING_PROCESSES = 16  #: the most processes that tokenize rows on disk, where the options set no number
 _EVALUATION_OPTIONS = ("eval_steps", "eval_strategy", "eval_on_start")
 
@@ -70,15 +65,6 @@ class PreparedRun:
         return bool(self.args.process_index == 0)
 
 
-@dataclass(frozen=True, slots=True)
-class StartingPoint:
-    """Where an attempt starts: at a checkpoint or from the beginning."""
-
-    checkpoint: SavedCheckpoint | None
-    world: World  #: the processes and threads to train with
-    fingerprint: Fingerprint  #: of what the run trains
-
-
 def train_run(job: TrainingJob, events: EventLog) -> Outcome:
     """Train to the end or until a stop is requested, in the named stages of one attempt.
 
@@ -91,7 +77,8 @@ def train_run(job: TrainingJob, events: EventLog) -> Outcome:
         log = events if prepared.is_main else stack.enter_context(EventLog(Path("/dev/null")))
         _log_pins(prepared, log)
         _warn_about_rows(job, prepared, log)
-        start = _choose_start(job, prepared, log)
+        trained = fingerprint.fingerprint_of(job.run, prepared.model, prepared.train.digest, prepared.signals.teacher)
+        start = choose_start(job.run, prepared.args, trained, job.environment.resume_from, log)
         trainer = _build_trainer(job, prepared)
         step_ends = _attach_callbacks(job, prepared, trainer, start, log)
         trainer.train(resume_from_checkpoint=str(start.checkpoint.folder) if start.checkpoint else None)
@@ -239,35 +226,6 @@ def _warn_about_rows(job: TrainingJob, prepared: PreparedRun, log: EventLog) -> 
         log.log_message("warning", f"data.train: {oddity}")
 
 
-def _choose_start(job: TrainingJob, prepared: PreparedRun, log: EventLog) -> StartingPoint:
-    """Open the checkpoint to resume from, if there is one, and choose the world to train in.
-
-    Raises ConfigError for a checkpoint of a run that trains something else.
-    """
-    for reason in list_inexactness(prepared.args):
-        log.log_message("warning", f"an attempt that resumes does so not bit for bit; {reason}")
-    trained = fingerprint.fingerprint_of(job.run, prepared.model, prepared.train.digest, prepared.signals.teacher)
-    world = World(job.processes, torch.get_num_threads())
-    if job.environment.resume_from is None:
-        return StartingPoint(None, world, trained)
-    checkpoint = SavedCheckpoint.open(job.environment.resume_from)
-    if checkpoint.world is None or checkpoint.fingerprint is None:
-        fingerprint.require_same_weights(checkpoint.folder, job.run)
-        missing = methods.load_method(job.run.method).trainer_class.describe_missing_state(checkpoint)
-        log.log_message("warning", "; ".join(filter(None, (_FOREIGN_CHECKPOINT, missing))))
-        return StartingPoint(checkpoint, world, trained)
-    fingerprint.require_same_run(checkpoint.folder, checkpoint.fingerprint, trained)
-    if checkpoint.world.processes != world.processes:
-        log.log_message(
-            "warning",
-            f"{checkpoint.world.processes} processes saved this checkpoint, and {world.processes} resume from it: "
-            "training resumes, but not bit for bit",
-        )
-        return StartingPoint(checkpoint, world, trained)
-    torch.set_num_threads(checkpoint.world.threads)  # sums in another order give other bits
-    return StartingPoint(checkpoint, checkpoint.world, trained)
-
-
 def _build_trainer(job: TrainingJob, prepared: PreparedRun) -> ResumableTrainer:
     """Fetch the model and build the library's trainer around it."""
     method, model = methods.load_method(job.run.method), hub.fetch_model(prepared.model)
@@ -288,7 +246,7 @@ def _attach_callbacks(
         trainer.args.eval_on_start = False  # an earlier attempt did it
     every, seconds = job.run.checkpoint.every, job.environment.checkpoint_seconds
     interval = CheckpointInterval(Every(seconds=seconds) if every.steps is None and seconds else every)
-    agree, restore = build_agreement(start.world.processes), _build_restore(trainer, start.checkpoint)
+    agree, restore = build_agreement(start.world.processes), build_restore(trainer, start.checkpoint)
     step_ends = StepEndCallback(trainer, job.control, interval, agree, restore)
 
     def save() -> None:
@@ -308,28 +266,6 @@ def _attach_callbacks(
         rows, evaluates = prepared.held_out or prepared.train, prepared.held_out is not None
         trainer.add_callback(SampleCallback(trainer, job.run.samples, rows, log, evaluates=evaluates))
     return step_ends
-
-
-def _build_restore(trainer: ResumableTrainer, resume: SavedCheckpoint | None) -> Any:
-    """Return a function that restores the logging state, once the library has reset its own, and the trainer's extra
-    state.
-    """
-
-    def restore() -> None:
-        rank = trainer.args.process_index
-        state = resume and (resume.read_logging_state(rank) or resume.read_logging_state(0))
-        if state:
-            checkpoints.LoggingState(**state).restore(trainer)
-        elif resume:
-            inner: Any = trainer
-            inner._total_loss_scalar = resume.sum_logged_losses()
-        if resume:
-            same = resume.world is not None and resume.world.processes == trainer.args.world_size
-            extra = resume.read_extra_state(rank if same else 0, trainer.args.device)
-            alike = {name: value for name, value in extra.items() if name in trainer.shared_state}
-            trainer.restore_extra_state(extra if same else alike)
-
-    return restore
 
 
 def _describe_result(job: TrainingJob, prepared: PreparedRun, trainer: ResumableTrainer) -> dict[str, Any]:
