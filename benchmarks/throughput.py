@@ -23,7 +23,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "packed": {"options": {"packing": True}},
     "packed, wrapped": {"options": {"packing": True, "packing_strategy": "wrapped"}},
-    "fast": {"preset": "fast"},
 }
 LOG_EVERY = 5  #: steps
 LONGEST = 256  #: tokens of a row

@@ -41,7 +41,6 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             "optim": "adafactor",
         }
     },
-    "fast": {"options": {"packing": True, "gradient_checkpointing": False, "dataloader_num_workers": 2}},
 }
 #: Factor on the method's default learning rate: adapters learn best with about ten times the rate of full training,
 #: whatever the model's size (Schulman et al., "LoRA Without Regret", 2025).

@@ -15,6 +15,8 @@ ROOT = Path(__file__).parents[1]
 PROJECT = loads((ROOT / "pyproject.toml").read_text())["project"]
 #: Extras that may bring packages without a wheel; whoever wants them needs a compiler.
 FROM_SOURCE = {"tasks", "evaluate"}
+#: Extras for hosts with a GPU, in versions that the libraries choose. They are not installed here, so not pinned.
+ON_GPU_HOSTS = {"quantization", "kernels", "liger", "vllm", "deepspeed", "flash-attention"}
 #: What torch's CUDA builds bring besides; their versions belong to the build, not to us.
 CUDA = ("nvidia-", "cuda-", "triton")
 
@@ -52,7 +54,7 @@ def stated(extras: Iterable[str]) -> Iterator[str]:
 @pytest.mark.skipif(find_spec("torch") is None, reason="the extra `trainers` is not installed")
 def test_pins_are_exactly_what_is_needed() -> None:
     pinned = names(pins()[0])
-    found = needed(stated(set(PROJECT["optional-dependencies"]) - FROM_SOURCE))
+    found = needed(stated(set(PROJECT["optional-dependencies"]) - FROM_SOURCE - ON_GPU_HOSTS))
     assert {name for name in found if name in pinned or not name.startswith(CUDA)} == pinned
 
 
@@ -84,3 +86,27 @@ def test_images_take_wheels_alone_and_no_extra_that_is_built(name: str) -> None:
     assert any("PIP_ONLY_BINARY=:all:" in line for line in lines[:first])
     assert not any("PIP_ONLY_BINARY=" in line and "$EXTRAS" not in line for line in lines[first:])
     assert not any(extra in line for line in lines if "pip install" in line for extra in FROM_SOURCE)
+
+
+@pytest.mark.skipif(find_spec("trl") is None, reason="the extra `trainers` is not installed")
+def test_every_package_that_a_run_may_require_has_an_extra() -> None:
+    """The host that lacks it names the extra, and the extra brings it."""
+    from trainers.requirements import EXTRAS
+
+    assert set(EXTRAS.values()) == ON_GPU_HOSTS
+    for package, extra in EXTRAS.items():
+        assert package.replace("_", "-") in names(_libraries_extra(PROJECT["optional-dependencies"][extra]))
+
+
+def _libraries_extra(lines: Iterable[str]) -> Iterator[str]:
+    """What these requirements come to where they name an extra of a library, else themselves."""
+    for line in map(Requirement, lines):
+        extras = [Requirement(each) for extra in line.extras for each in _with_extra(line.name, extra)]
+        yield from (str(each.name) for each in extras) if extras else (line.name,)
+
+
+def _with_extra(name: str, extra: str) -> Iterator[str]:
+    for each in map(Requirement, requires(name) or ()):
+        marker = each.marker
+        if marker is not None and marker.evaluate({"extra": extra}) and not marker.evaluate({"extra": ""}):
+            yield str(each)

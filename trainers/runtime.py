@@ -118,14 +118,14 @@ def prepare_run(job: TrainingJob, scratch: str) -> PreparedRun:
     """
     run, method = job.run, methods.load_method(job.run.method)
     rows, model = _require_data_and_model(run)
-    requirements.require_host(run, job.processes)
+    pins = dict(job.environment.pins)
+    requirements.require_host(run, job.processes, pins)
     with _errors_attributed_to("options"), warnings.catch_warnings():
         # TRL's own default raises this one.
         warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
-        args = method.configure(run, owned_options(run, scratch))
+        args = method.configure(run, owned_options(run, scratch, pins))
     if job.processes != args.world_size:
         raise ConfigError(f"the launcher must start {job.processes} processes, and it started {args.world_size}")
-    pins = dict(job.environment.pins)
     fresh = _resolve_pins(run, model, pins) if args.process_index == 0 else {}
     if args.world_size > 1:
         [fresh] = broadcast_object_list([fresh])
@@ -144,9 +144,9 @@ def prepare_run(job: TrainingJob, scratch: str) -> PreparedRun:
     return PreparedRun(args, train_rows, held_out, source, fresh, signals)
 
 
-def owned_options(run: RunFile, scratch: str) -> dict[str, Any]:
+def owned_options(run: RunFile, scratch: str, pins: Mapping[str, str] = {}) -> dict[str, Any]:
     """Return the options that Relay sets itself (`trainers.schemas.OWNED` lists them), and defaults for this
-    machine.
+    machine, or for the one that the run began on.
     """
     cuda = torch.cuda.is_available()
     owned: dict[str, Any] = {
@@ -159,8 +159,8 @@ def owned_options(run: RunFile, scratch: str) -> dict[str, Any]:
         "logging_nan_inf_filter": False,
         "use_cpu": not cuda,
     }
-    if not {"bf16", "fp16"} & set(run.options):
-        owned["bf16"] = cuda and torch.cuda.is_bf16_supported()
+    if precision := requirements.resolve_precision(run, pins):
+        owned["bf16"] = precision == requirements.BFLOAT16
     if not cuda:
         owned["dataloader_pin_memory"] = False
     return owned | _evaluation_options(run)
@@ -189,8 +189,10 @@ def _require_data_and_model(run: RunFile) -> tuple[DataSection, ModelSection]:
 
 
 def _resolve_pins(run: RunFile, model: ModelSection, pins: Mapping[str, str]) -> dict[str, str]:
-    """Return the names that are resolved for the first time: commits of models and data sets on the Hub."""
+    """Return what is resolved for the first time: commits of models and data sets on the Hub, and the precision."""
     fresh: dict[str, str] = {}
+    if precision := requirements.resolve_precision(run, pins):
+        fresh[requirements.PRECISION] = precision
     if commit := hub.resolve_model(model, pins).revision:
         fresh["model"] = commit
     if run.teacher and (commit := hub.resolve_teacher(run.teacher, pins).revision):

@@ -1,6 +1,6 @@
 """Presets: what they set, what stands against them, and that a resolved run stays as it is."""
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -34,26 +34,29 @@ def test_four_bits_go_with_an_adapter() -> None:
 
 
 def test_what_the_file_says_stands() -> None:
-    made = run(preset=["lora", "fast"], lora={"r": 4}, options={"packing": False, "learning_rate": 1e-3})
+    given = {"gradient_checkpointing": False, "learning_rate": 1e-3}
+    made = run(preset=["lora", "small-memory"], lora={"r": 4}, options=given)
     assert made.lora is not None and (made.lora["r"], made.lora["lora_alpha"]) == (4, 32)
     assert made.options == {
-        "packing": False,
-        "learning_rate": 1e-3,
-        "gradient_checkpointing": False,
-        "dataloader_num_workers": 2,
+        **given,
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 16,
+        "optim": "adafactor",
     }
     said = list(presets.describe_presets(made.to_dict()))
     assert "lora.r=16 (the run file says otherwise)" in said[0] and "lora.lora_alpha=32," in said[0]
-    assert said[1].startswith("preset fast: options.packing=true (the run file says otherwise), ")
+    assert said[1].startswith("preset small-memory: options.gradient_checkpointing=true (the run file says otherwise)")
 
 
 def test_options_that_a_method_has_not_are_passed_over() -> None:
-    assert "packing" not in run(preset="fast", method="dpo").options
+    assert "packing" not in run(preset="long-context", method="dpo").options
 
 
-def test_of_two_presets_the_first_stands() -> None:
-    made = run(preset=["long-context", "fast"])
-    assert made.options["gradient_checkpointing"] is True and made.options["dataloader_num_workers"] == 2
+def test_of_two_presets_the_first_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = {"options": {"per_device_train_batch_size": 8}}
+    monkeypatch.setitem(cast(dict[str, Any], presets.PRESETS), "wide", wide)
+    assert run(preset=["wide", "small-memory"]).options["per_device_train_batch_size"] == 8
+    assert run(preset=["small-memory", "wide"]).options["per_device_train_batch_size"] == 1
 
 
 def test_rl_is_a_mode_and_grpo_its_method() -> None:

@@ -2,6 +2,8 @@
 teacher's distribution over every token of its answer.
 """
 
+from typing import Any
+
 from trl import DistillationConfig, DistillationTrainer
 
 from trainers.methods.method import Method
@@ -9,7 +11,11 @@ from trainers.methods.on_policy import OnPolicyTrainer
 
 
 class ResumableDistillation(OnPolicyTrainer, DistillationTrainer):
-    pass
+    """TRL's trainer, which calls the models past the wrapper that computes in the type that the options ask for."""
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        with self.accelerator.autocast():
+            return super().compute_loss(*args, **kwargs)
 
 
 METHOD = Method(ResumableDistillation, DistillationConfig, ("prompt",), uses_teacher=True)

@@ -17,6 +17,11 @@ class ResumableGKD(ResumableTrainer, GKDTrainer):
     on what came before, so the mode is part of the checkpoint.
     """
 
+    def generate_on_policy_outputs(self, *args: Any) -> Any:  # type: ignore[override]
+        """Generate in the type that the trainer computes in, as `OnPolicyTrainer` does."""
+        with self.accelerator.autocast():
+            return GKDTrainer.generate_on_policy_outputs(*args)
+
     def collect_extra_state(self) -> dict[str, Any]:
         model: Any = self.model
         return {"training": model.training}

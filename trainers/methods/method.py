@@ -15,6 +15,7 @@ from trainers.models.hub import LocalModel, ModelSource, fetch_model
 from trainers.models.loading import (
     LANGUAGE_TASK,
     copy_reference_model,
+    hold_trained_in_float32,
     load_initial_model,
     load_model,
     require_matches,
@@ -69,7 +70,7 @@ class Method:
         beside: LearningSignals = LearningSignals(),
     ) -> ResumableTrainer:
         """Load the model and return the library's trainer around it."""
-        begun = load_initial_model(run, model, self.task)
+        begun = load_initial_model(run, model, self.task, bf16=args.bf16)
         args.model_init_kwargs = None if begun.model_init is None else {**self.model_init_defaults, **begun.model_init}
         made: Any = self.trainer_class
         trainer: ResumableTrainer = made(
@@ -84,6 +85,8 @@ class Method:
             **({"teacher_model": _load_teacher(beside.teacher, run.model_init)} if self.uses_teacher else {}),
         )
         trainer.base_model = model
+        if run.lora is not None and run.quantization is None and args.bf16:
+            hold_trained_in_float32(cast(PeftModel, trainer.model))
         if begun.lora is not None:
             require_matches(run.lora or {}, cast(PeftModel, trainer.model))
         return trainer

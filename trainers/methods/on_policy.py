@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, cast
 
 from transformers import PreTrainedModel
@@ -26,6 +27,14 @@ class OnPolicyTrainer(ResumableTrainer):
         if inner._step % (served * getattr(inner, "num_iterations", 1)):
             state["_buffered_inputs"] = inner._buffered_inputs
         return state
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        """Generate in the type that the trainer computes in. TRL would take the weights as they are, and fail where
+        those that are trained have another type than the others.
+        """
+        library, options = cast(Any, super()), cast(Any, self.args)
+        with nullcontext() if options.use_vllm else self.accelerator.autocast():
+            return library._generate_single_turn(*args, **kwargs)
 
     def restore_extra_state(self, state: dict[str, Any]) -> None:
         steps = self.state.global_step * self.args.gradient_accumulation_steps

@@ -49,27 +49,42 @@ class InitialModel:
     tokenizer: Any = None  #: None for the model's own
 
 
-def load_initial_model(run: RunFile, model: LocalModel, task: str = LANGUAGE_TASK) -> InitialModel:
+def load_initial_model(run: RunFile, model: LocalModel, task: str = LANGUAGE_TASK, *, bf16: bool) -> InitialModel:
     """Load the model that training begins with. A run with LoRA continues to train another run's adapter; a run that
-    trains all weights merges it into its base. Raises ConfigError when the run asks for a different adapter.
+    trains all weights merges it into its base. `bf16`: it computes in bfloat16. Raises ConfigError when the run asks
+    for a different adapter.
     """
     if model.adapter is None:
-        lora = LoraConfig(task_type=task, **run.lora) if run.lora is not None else None
-        return InitialModel(str(model.folder), _loading_arguments(run), lora)
+        lora = (
+            LoraConfig(task_type=task, **copy.deepcopy(run.lora)) if run.lora is not None else None
+        )  # PEFT adds to it
+        return InitialModel(str(model.folder), _loading_arguments(run, bf16), lora)
     require_adapter_task(task, model.adapter)
     tokenizer = AutoTokenizer.from_pretrained(model.adapter)
     set_seed(run.seed)  # a head that the base lacks is drawn at random, then replaced by the adapter's
     if run.lora is None:
         return InitialModel(_load_merged(run, model.folder, model.adapter, task), None, None, tokenizer)
     require_same_adapter(run.lora, model.adapter)
-    base = load_model(model.folder, task, **{"dtype": "float32"} | _loading_arguments(run))
+    base = load_model(model.folder, task, **{"dtype": "float32"} | _loading_arguments(run, bf16))
     return InitialModel(PeftModel.from_pretrained(base, str(model.adapter), is_trainable=True), None, None, tokenizer)
 
 
-def _loading_arguments(run: RunFile) -> dict[str, Any]:
-    """Return the arguments with which a model is loaded."""
+def _loading_arguments(run: RunFile, bf16: bool) -> dict[str, Any]:
+    """Return the arguments with which a model is loaded. Weights that are only read, under an adapter, are held in the
+    type that is computed in; those that are trained stay in float32.
+    """
+    frozen = {"dtype": "bfloat16"} if bf16 and run.lora is not None else {}
     quantized = {"quantization_config": BitsAndBytesConfig(**run.quantization)} if run.quantization else {}
-    return {**run.model_init, **quantized}
+    return {**frozen, **run.model_init, **quantized}
+
+
+def hold_trained_in_float32(model: torch.nn.Module) -> None:
+    """Cast what is trained to float32, as PEFT does with adapters but not with whole modules (a new head, embeddings):
+    in bfloat16 a small update of a weight is rounded away.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
 
 
 def load_model(folder: Path, task: str, **how: Any) -> Any:
