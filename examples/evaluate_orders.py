@@ -1,29 +1,21 @@
-"""Ask a model the held-out sums: `python examples/evaluate_sums.py MODEL [--adapter FOLDER]` prints JSON.
+"""Ask a model the held-out orders: `python examples/evaluate_orders.py MODEL [--adapter FOLDER]` prints JSON.
 
-Two counts, because an untrained instruct model answers in sentences: `right_number` (the answer stands anywhere among
-the numbers it wrote) and `exact_format` (it wrote the bare answer and nothing else). Greedy, so the same model gives
-the same counts.
+An answer is right when it is the expected line and nothing else. Greedy, so the same model gives the same count.
 """
 
 import argparse
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
-HELD_OUT = Path(__file__).parent / "data" / "sums.heldout.jsonl"
+HELD_OUT = Path(__file__).parent / "data" / "orders.heldout.jsonl"
 
 
 def questions(path: Path, count: int) -> list[tuple[str, str]]:
     """Return the first `count` questions and answers of a prompt/completion file."""
     rows = [json.loads(line) for line in path.read_text().splitlines()[:count]]
     return [(row["prompt"][0]["content"], row["completion"][0]["content"]) for row in rows]
-
-
-def has_right_number(text: str, answer: str) -> bool:
-    """Return True when the answer is one of the numbers in the text."""
-    return answer in re.findall(r"-?\d+", text.replace("\u2212", "-"))
 
 
 def load(model: str, adapter: str | None) -> tuple[Any, Any]:
@@ -61,14 +53,13 @@ def answers(model: Any, tokenizer: Any, asked: list[str], tokens: int, batch: in
 
 
 def evaluate(model: str, adapter: str | None, path: Path, count: int, tokens: int) -> dict[str, Any]:
-    """Return the counts of right answers, and a few of the answers."""
+    """Return the number of right answers, and a few of the answers."""
     asked = questions(path, count)
     written = answers(*load(model, adapter), [question for question, _ in asked], tokens)
     pairs = [(question, answer, text) for (question, answer), text in zip(asked, written, strict=True)]
     return {
         "asked": len(pairs),
-        "right_number": sum(has_right_number(text, answer) for _, answer, text in pairs),
-        "exact_format": sum(text == answer for _, answer, text in pairs),
+        "right": sum(text == answer for _, answer, text in pairs),
         "examples": [{"question": question, "answer": answer, "written": text} for question, answer, text in pairs[:5]],
     }
 
