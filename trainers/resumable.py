@@ -20,6 +20,7 @@ from trainers.checkpoints import SavedCheckpoint, metric_windows
 from trainers.errors import ConfigError
 from trainers.models.hub import LocalModel
 from trainers.rollout import Rollout
+from trainers.truncation import RowFilter
 
 _REFERENCE = "ref"  #: TRL's name of the adapter that is the reference
 
@@ -35,6 +36,7 @@ class ResumableTrainer(Trainer):
     base_model: LocalModel  #: the model before training
     evaluation_due = False  #: an evaluation of the last step is postponed
     shared_state: tuple[str, ...] = ()  #: names in the extra state whose values are the same in every rank
+    why_rows_are_left_out = "nothing of them is left to learn within options.max_length"
     loss_is_likelihood = False  #: the loss is a mean over tokens of -log(p), and exp(loss) a perplexity
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -74,6 +76,12 @@ class ResumableTrainer(Trainer):
         nothing.
         """
         return "it has no optimizer, which begins anew" if checkpoint.lacks_optimizer else ""
+
+    def build_row_filter(self) -> RowFilter | None:
+        """Return what tells prepared rows of which something is left to learn from others; None where the library
+        itself leaves those out.
+        """
+        return None
 
     def newest_rollouts(self) -> Sequence[Rollout]:
         """Return the newest completions that the trainer generated and trained on; empty for methods that generate

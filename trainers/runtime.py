@@ -5,7 +5,7 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from transformers import PrinterCallback, TrainingArguments
 from transformers.utils import logging
 
 from runfile import DataSection, DataSource, Every, ModelSection, RunFile, Split
-from trainers import checkpoints, data_report, fingerprint, methods, requirements
+from trainers import checkpoints, data_report, fingerprint, methods, requirements, truncation
 from trainers.callbacks import CheckpointInterval, StepEndCallback, build_agreement
 from trainers.data import loading
 from trainers.data.disk_rows import DiskRows
@@ -79,7 +79,7 @@ def train_run(job: TrainingJob, events: EventLog) -> Outcome:
         _warn_about_rows(job, prepared, log)
         trained = fingerprint.fingerprint_of(job.run, prepared.model, prepared.train.digest, prepared.signals.teacher)
         start = choose_start(job.run, prepared.args, trained, job.environment.resume_from, log)
-        trainer = _build_trainer(job, prepared)
+        trainer = _build_trainer(job, prepared, log)
         step_ends = _attach_callbacks(job, prepared, trainer, start, log)
         trainer.train(resume_from_checkpoint=str(start.checkpoint.folder) if start.checkpoint else None)
         step, planned = trainer.state.global_step, trainer.state.max_steps
@@ -228,14 +228,17 @@ def _warn_about_rows(job: TrainingJob, prepared: PreparedRun, log: EventLog) -> 
         log.log_message("warning", f"data.train: {oddity}")
 
 
-def _build_trainer(job: TrainingJob, prepared: PreparedRun) -> ResumableTrainer:
+def _build_trainer(job: TrainingJob, prepared: PreparedRun, log: EventLog) -> ResumableTrainer:
     """Fetch the model and build the library's trainer around it."""
     method, model = methods.load_method(job.run.method), hub.fetch_model(prepared.model)
     with _errors_attributed_to("model, lora or options"):
         trainer = method.build_trainer(
             job.run, prepared.args, model, prepared.train, prepared.held_out, prepared.signals
         )
-    _require_rows_left(trainer)
+    with prepared.args.main_process_first(local=True, desc="leaving out rows"):
+        for warning in truncation.leave_out_rows(trainer, prepared.train, prepared.held_out):
+            if job.environment.resume_from is None:
+                log.log_message("warning", warning)
     trainer.require_a_batch()
     return trainer
 
@@ -284,15 +287,6 @@ def _describe_result(job: TrainingJob, prepared: PreparedRun, trainer: Resumable
             name: importlib.metadata.version(name) for name in ("torch", "transformers", "trl", "peft", "accelerate")
         },
     }
-
-
-def _require_rows_left(trainer: ResumableTrainer) -> None:
-    """Raise ConfigError when no row is left. The library drops rows of which `max_length` leaves nothing to learn, and
-    fails obscurely when that is all of them.
-    """
-    for name, rows in (("data.train", trainer.train_dataset), ("data.eval", trainer.eval_dataset)):
-        if isinstance(rows, Sized) and not len(rows):  # a stream does not say
-            raise ConfigError(f"{name}: no row has anything left to learn within options.max_length")
 
 
 @contextmanager

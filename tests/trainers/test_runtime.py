@@ -168,7 +168,7 @@ def test_prompts_that_fill_the_length_leave_nothing_to_learn(run: dict[str, Any]
     assert attempt.outcome is not None
     assert (attempt.code, attempt.outcome.message) == (
         78,
-        "data.train: no row has anything left to learn within options.max_length",
+        "data.train: no row has anything left to learn within options.max_length 4; raise it, or shorten the rows",
     )
 
 

@@ -7,10 +7,13 @@ from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from trainers.methods.method import FLOAT32_ON_ONE_DEVICE, Method
 from trainers.resumable import ResumableTrainer
+from trainers.truncation import RowFilter, has_labels_in_both
 
 
 class ResumableORPO(ResumableTrainer, ORPOTrainer):
-    pass
+    def build_row_filter(self) -> RowFilter:
+        """The loss divides by the length of each answer, and TRL keeps answers that `max_length` has cut away."""
+        return has_labels_in_both
 
 
 METHOD = Method(ResumableORPO, ORPOConfig, ("preference",), model_init_defaults=FLOAT32_ON_ONE_DEVICE)

@@ -12,7 +12,7 @@ from trainers.resumable import ResumableTrainer
 
 
 class ResumableReward(ResumableTrainer, RewardTrainer):
-    pass
+    why_rows_are_left_out = "an answer is longer than options.max_length"
 
 
 METHOD = Method(ResumableReward, RewardConfig, ("preference",), task=SCORING_TASK)
