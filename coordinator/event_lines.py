@@ -26,6 +26,8 @@ MAX_REPORTED = 5  #: dropped lines or values that are reported
 METRIC_NAME = re.compile(r"[\w][\w./@:%+*()\[\]=,#~ -]{0,127}")
 PIN_NAME = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
 LEVELS = ("info", "warning", "error")
+FIDELITIES = ("exact", "close", "changed")
+MAX_REASONS = 50  #: of one resume
 SAMPLE_KINDS = ("prompt", "rollout")
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -50,6 +52,15 @@ class LoggedMessage:
     level: str
     text: str
     kind: str = "message"  #: kind of the history's event
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ReportedResume:
+    """How exactly an attempt resumed, as its trainer reports."""
+
+    fidelity: str  #: one of FIDELITIES
+    reasons: list[str]  #: why it is not exact
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +86,7 @@ class ParsedLines:
     messages: list[LoggedMessage] = field(default_factory=list)
     samples: list[ReportedSample] = field(default_factory=list)
     pins: dict[str, str] = field(default_factory=dict)
+    resume: ReportedResume | None = None  #: the newest
     dropped: int = 0
     named: list[str] = field(default_factory=list)  #: the first few that were dropped, with where and why
 
@@ -128,6 +140,8 @@ def _add_line(parsed: ParsedLines, line: Mapping[str, Any], offset: int, now: fl
             _add_sample(parsed, line, now)
         case "pin":
             _add_pin(parsed, line)
+        case "resume":
+            _add_resume(parsed, line)
         case "checkpoint":
             pass  # the registry's row comes by RegisterCheckpoint; that the cursor passed this line is what counts
         case other:
@@ -200,6 +214,19 @@ def _add_pin(parsed: ParsedLines, line: Mapping[str, Any]) -> None:
     if len(parsed.pins) >= MAX_PINS:
         raise BadLine(f"more than {MAX_PINS} pins at once")
     parsed.pins.setdefault(name, value)
+
+
+def _add_resume(parsed: ParsedLines, line: Mapping[str, Any]) -> None:
+    step, fidelity, reasons = _read_step(line), line.get("fidelity"), line.get("reasons", [])
+    if fidelity not in FIDELITIES:
+        raise BadLine("a resume line must have `fidelity`: exact, close or changed")
+    if not isinstance(reasons, list) or not all(isinstance(reason, str) for reason in reasons):
+        raise BadLine("a resume line's `reasons` must be a list of texts")
+    shown = [reason[:MAX_TEXT] for reason in reasons[:MAX_REASONS]]
+    parsed.resume = ReportedResume(fidelity, shown)
+    text = "; ".join([f"resumes from step {step}: {fidelity}", *shown])[:MAX_TEXT]
+    details = {"step": step, "fidelity": fidelity, "reasons": shown}
+    parsed.messages.append(LoggedMessage("info" if fidelity == "exact" else "warning", text, details=details))
 
 
 def _read_step(line: Mapping[str, Any]) -> int:

@@ -4,8 +4,9 @@ A folder holds what the library trainer saves (weights as safetensors, optimizer
 rank, its own state), the tokenizer and the chat template, and three things of Relay's:
 
 - `relay_state.json`: the step, the fingerprint of what was trained (see `trainers.fingerprint`), the world in which it
-  was trained (processes and threads, which both change the bits) and the size of every file. An import writes one
-  without world and fingerprint into what another trainer saved;
+  was trained (processes and threads, which both change the bits), how its steps were split (see `trainers.batches`),
+  with which libraries and GPU (see `trainers.conditions`), and the size of every file. An import writes one without
+  these facts into what another trainer saved;
 - `rank_00000.json`, one for each rank: the logging state. The library restores weights but not the sums since the last
   log, so the first values logged after a resume would differ from those of an uninterrupted run;
 - `rank_00000.pt`, where a trainer has more to remember (`ResumableTrainer.collect_extra_state`), for instance
@@ -73,6 +74,8 @@ class SavedCheckpoint:
     step: int
     world: World | None  #: None when another trainer saved it
     fingerprint: Mapping[str, Any] | None  #: None when another trainer saved it
+    conditions: Mapping[str, str] | None = None  #: None in what older releases saved
+    batches: Mapping[str, Mapping[str, int]] | None = None  #: the splits of a step; None in what older releases saved
 
     @classmethod
     def open(cls, folder: Path) -> "SavedCheckpoint":
@@ -85,7 +88,9 @@ class SavedCheckpoint:
                 raise CheckpointError(f"{folder}: format {state['format']}, this release reads {FORMAT}")
             sizes = {name: (folder / name).stat().st_size for name in state["files"]}
             world = None if state["world"] is None else World(**state["world"])
-            checkpoint = cls(folder, state["step"], world, state["identity"])
+            checkpoint = cls(
+                folder, state["step"], world, state["identity"], state.get("conditions"), state.get("batches")
+            )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{folder}: not a whole checkpoint ({error})") from error
         if wrong := [name for name, size in state["files"].items() if sizes[name] != size]:
@@ -184,8 +189,9 @@ def folder_name(step: int) -> str:
     return f"step_{step:08d}"
 
 
-def save_checkpoint(trainer: SaveableTrainer, staging: Path, world: World, identity: Mapping[str, Any]) -> Path:
-    """Write the trainer's whole state to `staging/step_%08d` and return that folder. Every rank calls it.
+def save_checkpoint(trainer: SaveableTrainer, staging: Path, facts: Mapping[str, Any]) -> Path:
+    """Write the trainer's whole state to `staging/step_%08d` and return that folder. Every rank calls it. The facts
+    (`StartingPoint.describe`) become part of its manifest.
 
     Until the rename the folder's name begins with `.tmp-`, so a reader of `step_*` sees only complete checkpoints.
     """
@@ -197,7 +203,7 @@ def save_checkpoint(trainer: SaveableTrainer, staging: Path, world: World, ident
         if trainer.is_world_process_zero():
             trainer.state.save_to_json(str(draft / TRAINER_STATE))
             (draft / _PICKLED).unlink(missing_ok=True)
-            _write_manifest(draft, {"format": FORMAT, "step": step, "world": asdict(world), "identity": dict(identity)})
+            _write_manifest(draft, {"format": FORMAT, "step": step, **facts})
             commit_folder(draft, final)
     return final
 

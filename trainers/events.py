@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -75,6 +75,10 @@ class EventLog:
             rewards={name: encode_number(value) for name, value in (rewards or {}).items()},
             time=_current_time(),
         )
+
+    def log_resume(self, step: int, fidelity: str, reasons: Sequence[str]) -> None:
+        """Append how exactly the attempt resumes: `exact`, `close` or `changed`, and why it is not exact."""
+        self._append(type="resume", step=step, fidelity=fidelity, reasons=list(reasons), time=_current_time())
 
     def log_message(self, level: Level, text: str) -> None:
         """Append one line for the user."""

@@ -22,6 +22,11 @@ _MAY_CHANGE = re.compile(
     r"|dataloader_(num_workers|prefetch_factor|persistent_workers|pin_memory)|dataset_num_proc|include_\w+|ddp_\w+"
 )
 
+#: Options that `trainers.batches` compares: together with the number of processes they say how a step is split.
+SPLIT_OPTIONS = ("per_device_train_batch_size", "gradient_accumulation_steps")
+
+CONTENTS = "contents of "  #: begins the names of digests of what lies on a host's disk: local models, rewards' code
+
 
 def fingerprint_of(run: RunFile, model: ModelSource, rows: str, teacher: ModelSource | None = None) -> Fingerprint:
     """Return the fingerprint of a run that trains `model` on rows with this digest, as plain JSON values."""
@@ -79,9 +84,24 @@ def require_same_weights(checkpoint: Path, run: RunFile) -> None:
     raise ConfigError(f"{checkpoint.name} holds {held}, and the run trains {trained}; {do} the run file")
 
 
+def list_unrecorded(before: Fingerprint, now: Fingerprint) -> list[str]:
+    """Return whose contents an older release did not record, so that they cannot be compared."""
+    return [name.removeprefix(CONTENTS) for name in now if name.startswith(CONTENTS) and name not in before]
+
+
 def _list_differences(before: Fingerprint, now: Fingerprint) -> Iterator[str]:
-    """Yield each difference between two fingerprints in words."""
+    """Yield each difference between two fingerprints in words. What lies on a host's disk is compared by its contents,
+    where both have them, and not by its name.
+    """
+    known = {name for name in before if name.startswith(CONTENTS) and name in now}
+    yield from (f"the {name} have changed" for name in known if before[name] != now[name])
     for name in {**before, **now}:
+        if name.startswith(CONTENTS) or CONTENTS + name in known or name.removeprefix("options.") in SPLIT_OPTIONS:
+            continue
+        if name == "rewards":
+            before, now = (
+                {**each, name: [_without_folder(reward) for reward in each.get(name, ())]} for each in (before, now)
+            )
         if before.get(name) != now.get(name):
             changed = (
                 "have changed"
@@ -89,6 +109,11 @@ def _list_differences(before: Fingerprint, now: Fingerprint) -> Iterator[str]:
                 else f"was {_format_value(before, name)} and is {_format_value(now, name)}"
             )
             yield f"{name} {changed}"
+
+
+def _without_folder(reward: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a reward's settings with its file named without the folder."""
+    return {**reward, **({"call": str(reward["call"]).rpartition("/")[2]} if reward.get("call") else {})}
 
 
 def _format_value(identity: Fingerprint, name: str) -> str:

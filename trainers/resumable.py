@@ -1,5 +1,6 @@
 """The library trainer, extended to save and resume Relay's way. Every method's trainer inherits from it first."""
 
+import hashlib
 import json
 import math
 import random
@@ -11,11 +12,14 @@ from typing import Any
 
 import numpy
 import torch
+from accelerate.data_loader import SeedableRandomSampler
 from torch.utils.data import IterableDataset, RandomSampler, Sampler
-from transformers import Trainer
+from transformers import Trainer, set_seed
 from transformers.trainer import TRAINER_STATE_NAME, TrainerState
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl.trainer.utils import RepeatSampler
 
+from trainers.batches import Dealing, DealtBatches, LossUnit, StepLoss
 from trainers.checkpoints import SavedCheckpoint, metric_windows
 from trainers.errors import ConfigError
 from trainers.models.hub import LocalModel
@@ -37,6 +41,8 @@ class ResumableTrainer(Trainer):
     evaluation_due = False  #: an evaluation of the last step is postponed
     shared_state: tuple[str, ...] = ()  #: names in the extra state whose values are the same in every rank
     why_rows_are_left_out = "nothing of them is left to learn within options.max_length"
+    dealing: Dealing | None = None  #: how rows are dealt, where that is not as the library would deal them
+    redrawn_at: int | None = None  #: the step after which a new world draws from new random states, or None
     loss_is_likelihood = False  #: the loss is a mean over tokens of -log(p), and exp(loss) a perplexity
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -83,6 +89,19 @@ class ResumableTrainer(Trainer):
         """
         return None
 
+    @classmethod
+    def describe_step_loss(cls, args: Any) -> StepLoss:
+        """Return what the loss of a step is a mean of, with these options."""
+        return StepLoss(LossUnit.PROCESS, "it trains on completions that each process generates")
+
+    def refine_step_loss(self, loss: StepLoss) -> StepLoss:
+        """Return what the loss of a step is a mean of, with this model."""
+        if loss.unit is not LossUnit.PROCESS and getattr(self, "aux_loss_enabled", False):
+            return StepLoss(LossUnit.MICRO_BATCH, "the loss of the experts' router is one of a micro-batch")
+        if loss.unit is LossUnit.TOKEN and not self.model_accepts_loss_kwargs:
+            return StepLoss(LossUnit.MICRO_BATCH, "this model divides its loss by the tokens of a micro-batch")
+        return loss
+
     def newest_rollouts(self) -> Sequence[Rollout]:
         """Return the newest completions that the trainer generated and trained on; empty for methods that generate
         none.
@@ -91,7 +110,18 @@ class ResumableTrainer(Trainer):
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
         """Return the library's sampler, with an order in each epoch that a resumed attempt finds again."""
-        return self.order_epochs(super()._get_train_sampler(*args, **kwargs))
+        sampler = super()._get_train_sampler(*args, **kwargs)
+        return self.order_epochs(sampler) if self.dealing is None else self._deal_rows(sampler, self.dealing)
+
+    def _deal_rows(self, sampler: Any, dealing: Dealing) -> Sampler[list[int]]:
+        """Return the batches of this process, from the library's sampler as it is in the origin of the run."""
+        if isinstance(sampler, LengthGroupedSampler):  # its order depends on the rows that a process has in a step
+            sampler.batch_size = dealing.origin.micro_batch * dealing.origin.accumulation
+        order = self.order_epochs(sampler)
+        assert order is not None  # only streams have none, and those are not dealt
+        if isinstance(order, RandomSampler):  # what accelerate makes of it
+            order = SeedableRandomSampler(order.data_source)
+        return DealtBatches(order, dealing, self.args.process_index, drop_last=self.args.dataloader_drop_last)
 
     def order_epochs(self, sampler: Sampler[int] | None) -> Sampler[int] | None:
         """Return the sampler with an order that is a function of the seed and the epoch."""
@@ -130,6 +160,16 @@ class ResumableTrainer(Trainer):
         saved = TrainerState.load_from_json(str(state))
         return locate_in_stream(saved.epoch or 0.0, saved.max_steps * self.args.gradient_accumulation_steps)
 
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Restore the random states; where another number of processes saved them, draw this rank's from the seed, the
+        step and the world, so that a second attempt at it draws the same.
+        """
+        if self.redrawn_at is None:
+            super()._load_rng_state(checkpoint)
+            return
+        drawn = f"{self.args.seed}/{self.redrawn_at}/{self.args.world_size}/{self.args.process_index}"
+        set_seed(int.from_bytes(hashlib.sha256(drawn.encode()).digest()[:4]))
+
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing when resumed from the last step, where the library would train one step more."""
         if self.state.global_step >= self.state.max_steps:
@@ -163,16 +203,6 @@ class ResumableTrainer(Trainer):
         if not math.isfinite(logs.get("loss", 0.0)):
             self._tr_loss.zero_()
         super().log(logs, *args, **kwargs)
-
-
-def list_inexactness(args: Any) -> list[str]:
-    """Return, in words, why an interrupted run with these options is not bit for bit the uninterrupted one."""
-    reasons = []
-    if getattr(args, "use_vllm", False):
-        reasons.append("options.use_vllm: the state of vLLM's sampling is part of no checkpoint")
-    if args.dataloader_num_workers > 1 and not args.dataloader_in_order:
-        reasons.append("options.dataloader_in_order: false trains rows in the order in which workers have read them")
-    return reasons
 
 
 def name_base_model(folder: Path, base: LocalModel) -> None:

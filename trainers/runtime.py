@@ -1,6 +1,5 @@
 """One attempt at a run, from the run file to the result: the stages that all methods share."""
 
-import importlib.metadata
 import os
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from transformers.utils import logging
 from runfile import DataSection, DataSource, Every, ModelSection, RunFile, Split
 from trainers import checkpoints, data_report, fingerprint, methods, requirements, truncation
 from trainers.callbacks import CheckpointInterval, StepEndCallback, build_agreement
+from trainers.conditions import read_versions
 from trainers.data import loading
 from trainers.data.disk_rows import DiskRows
 from trainers.environment import AttemptEnvironment
@@ -31,8 +31,9 @@ from trainers.models import hub
 from trainers.reporting import EventReporter, ProgressBar, checkpoint_metrics
 from trainers.resumable import ResumableTrainer
 from trainers.rewards import functions
+from trainers.rewards.user_functions import digest_code
 from trainers.samples import SampleCallback
-from trainers.starting_point import StartingPoint, build_restore, choose_start
+from trainers.starting_point import StartingPoint, build_restore, choose_start, require_same_world
 
 _TOKENIZING_PROCESSES = 16  #: the most processes that tokenize rows on disk, where the options set no number
 _EVALUATION_OPTIONS = ("eval_steps", "eval_strategy", "eval_on_start")
@@ -78,8 +79,10 @@ def train_run(job: TrainingJob, events: EventLog) -> Outcome:
         _log_pins(prepared, log)
         _warn_about_rows(job, prepared, log)
         trained = fingerprint.fingerprint_of(job.run, prepared.model, prepared.train.digest, prepared.signals.teacher)
+        trained = {**trained, **_digest_contents(job.run, prepared)}
         start = choose_start(job.run, prepared.args, trained, job.environment.resume_from, log)
         trainer = _build_trainer(job, prepared, log)
+        start = start.settle(trainer, log)
         step_ends = _attach_callbacks(job, prepared, trainer, start, log)
         trainer.train(resume_from_checkpoint=str(start.checkpoint.folder) if start.checkpoint else None)
         step, planned = trainer.state.global_step, trainer.state.max_steps
@@ -123,7 +126,11 @@ def prepare_run(job: TrainingJob, scratch: str) -> PreparedRun:
     with _errors_attributed_to("options"), warnings.catch_warnings():
         # TRL's own default raises this one.
         warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
-        args = method.configure(run, owned_options(run, scratch, pins))
+        try:
+            args = method.configure(run, owned_options(run, scratch, pins))
+        except ValueError as error:
+            require_same_world(job.environment.resume_from, job.processes, str(error))
+            raise
     if job.processes != args.world_size:
         raise ConfigError(f"the launcher must start {job.processes} processes, and it started {args.world_size}")
     fresh = _resolve_pins(run, model, pins) if args.process_index == 0 else {}
@@ -228,6 +235,24 @@ def _warn_about_rows(job: TrainingJob, prepared: PreparedRun, log: EventLog) -> 
         log.log_message("warning", f"data.train: {oddity}")
 
 
+def _digest_contents(run: RunFile, prepared: PreparedRun) -> dict[str, str]:
+    """Return the digests of what the run uses from this host's disk; the first process computes them for all."""
+    found = {}
+    if prepared.is_main:
+        named = {"model": prepared.model, "teacher": prepared.signals.teacher}
+        rated = zip(run.rewards, prepared.signals.rewards, strict=True) if run.rewards else ()
+        for at, (written, reward) in enumerate(rated):
+            if isinstance(reward, functions.RewardModel):
+                named[f"rewards[{at}]"] = reward.source
+            elif written.call is not None:
+                found[f"{fingerprint.CONTENTS}rewards[{at}]"] = digest_code(written.call)
+        models = {f"{fingerprint.CONTENTS}{name}": source for name, source in named.items() if source is not None}
+        found |= {name: digest for name, source in models.items() if (digest := hub.digest_local_model(source))}
+    if prepared.args.world_size > 1:
+        [found] = broadcast_object_list([found])
+    return found
+
+
 def _build_trainer(job: TrainingJob, prepared: PreparedRun, log: EventLog) -> ResumableTrainer:
     """Fetch the model and build the library's trainer around it."""
     method, model = methods.load_method(job.run.method), hub.fetch_model(prepared.model)
@@ -255,7 +280,7 @@ def _attach_callbacks(
     step_ends = StepEndCallback(trainer, job.control, interval, agree, restore)
 
     def save() -> None:
-        folder = checkpoints.save_checkpoint(trainer, job.environment.staging, start.world, start.fingerprint)
+        folder = checkpoints.save_checkpoint(trainer, job.environment.staging, start.describe())
         if prepared.is_main:
             log.log_checkpoint(trainer.state.global_step, folder.name, checkpoint_metrics(trainer.state.log_history))
             if job.environment.keep_last is not None:
@@ -283,9 +308,7 @@ def _describe_result(job: TrainingJob, prepared: PreparedRun, trainer: Resumable
         **({"init_from": prepared.model.origin} if prepared.model.origin else {}),
         "steps": trainer.state.global_step,
         "seed": job.run.seed,
-        "versions": {
-            name: importlib.metadata.version(name) for name in ("torch", "transformers", "trl", "peft", "accelerate")
-        },
+        "versions": read_versions(),
     }
 
 

@@ -22,7 +22,7 @@ import asyncpg
 
 from coordinator import event_lines
 from coordinator.database.connections import Database, DatabaseAway
-from coordinator.store import events, history
+from coordinator.store import events, history, leases
 from coordinator.store.events import ProgressUpdate, SourceKey, Writer
 from relay.errors import InvalidRequest, LeaseLost, OffsetGap, StartMissing
 from relay.logs import bind, get_logger
@@ -209,6 +209,9 @@ async def _write_batch(conn: asyncpg.Connection, batch: _AppendBatch) -> None:
     if samples := [(batch.writers[key[0]], each) for key, parsed in batch.parsed for each in parsed.samples]:
         await events.add_samples(conn, samples)
     await events.record_progress(conn, _merge_progress(batch))
+    for (lease_id, _, _), parsed in batch.parsed:
+        if parsed.resume is not None:
+            await leases.record_fidelity(conn, lease_id, parsed.resume.fidelity, parsed.resume.reasons)
     for key, parsed in batch.parsed:
         await _record_history(conn, batch.writers[key[0]], key, parsed)
     await history.announce(conn, sorted({batch.writers[lease].run_id for lease, _, _ in batch.moved}))
@@ -245,7 +248,7 @@ async def _record_history(
 ) -> None:
     """Append what belongs in the run's history: messages, pins, and what was dropped."""
     entries: list[tuple[str, str, str, dict[str, Any]]]
-    entries = [(message.kind, message.text, message.level, {}) for message in parsed.messages]
+    entries = [(message.kind, message.text, message.level, message.details) for message in parsed.messages]
     for name, value in parsed.pins.items():
         if name not in writer.pins:
             writer.pins[name] = value

@@ -33,7 +33,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 #: The migration that makes these tables.
-REVISION = "0006"
+REVISION = "0007"
 
 _CLOCK = func.clock_timestamp()
 _EMPTY = text("'{}'::jsonb")
@@ -160,6 +160,8 @@ class Lease(Base):
     resumed_from: Mapped[UUID | None]
     resumed_step: Mapped[int] = mapped_column(server_default=text("0"))
     skipped: Mapped[dict[str, Any]] = mapped_column(server_default=text("'[]'::jsonb"))
+    fidelity: Mapped[str | None]  #: how exactly it resumed, as the trainer reports: exact, close or changed
+    fidelity_reasons: Mapped[dict[str, Any]] = mapped_column(server_default=text("'[]'::jsonb"))
     kept_until_step: Mapped[int | None]  #: later points are superseded; null: none are
     __table_args__ = (
         Index("one_unended_lease_per_run", "run_id", unique=True, postgresql_where=text("end_time IS NULL")),

@@ -106,6 +106,8 @@ def render_attempt(view: AttemptView) -> runs_pb2.Attempt:
             for s in cast("list[dict[str, Any]]", row.skipped)
         ],
         kept_until_step=row.kept_until_step,
+        fidelity=runs_pb2.Attempt.Fidelity.Value(row.fidelity.upper() if row.fidelity else "FIDELITY_UNSPECIFIED"),
+        fidelity_reasons=cast("list[str]", row.fidelity_reasons),
     )
 
 

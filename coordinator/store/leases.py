@@ -10,6 +10,7 @@ from uuid import UUID
 
 import asyncpg
 
+from coordinator.database.connections import make_storable_text
 from coordinator.lifecycle import Closing, LeaseState, Policy, RunState, StopReason
 from coordinator.store.statement import statement
 from coordinator.values import Cursor, HeldPlace, LeasePlace
@@ -181,6 +182,17 @@ async def start(
         checkpoint_id,
         step,
         list(skipped),
+    )
+
+
+@statement
+async def record_fidelity(conn: asyncpg.Connection, lease_id: UUID, fidelity: str, reasons: Sequence[str]) -> None:
+    """Record how exactly the lease's attempt resumed, as its trainer reports."""
+    await conn.execute(
+        "UPDATE leases SET fidelity = $2, fidelity_reasons = $3 WHERE id = $1",
+        lease_id,
+        fidelity,
+        [make_storable_text(reason) for reason in reasons],
     )
 
 

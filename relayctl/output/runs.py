@@ -76,14 +76,22 @@ def describe_output(output: pb.Output, run: str) -> str:
 
 
 def describe_attempt(attempt: pb.Attempt, now: datetime) -> str:
-    """Describe an attempt on one line, and each checkpoint that it refused to resume from on another."""
-    start = f"from step {attempt.resumed_step}" if attempt.resumed_from else "from the start"
+    """Describe an attempt on one line, and each checkpoint that it refused to resume from, and why it does not go on
+    exactly, on another.
+    """
+    start = f"from step {attempt.resumed_step}{_format_fidelity(attempt)}" if attempt.resumed_from else "from the start"
     end = to_datetime(attempt.end_time) if attempt.HasField("end_time") else now
     duration = format_span((end - to_datetime(attempt.grant_time)).total_seconds())
     hosts = format_hosts(attempt) or "elsewhere"
     line = f"{attempt.number}  {hosts}  {start}  {duration}  {_format_attempt_state(attempt)}"
+    reasons = [f"   {make_printable(reason)}" for reason in attempt.fidelity_reasons]
     skipped = [f"   skipped step {s.step}: {make_printable(s.reason)}" for s in attempt.skipped]
-    return "\n".join([line, *skipped])
+    return "\n".join([line, *skipped, *reasons])
+
+
+def _format_fidelity(attempt: pb.Attempt) -> str:
+    """Return how faithfully an attempt goes on, ` (exact)`; empty where its trainer does not say."""
+    return f" ({pb.Attempt.Fidelity.Name(attempt.fidelity).lower()})" if attempt.fidelity else ""
 
 
 def _format_attempt_state(attempt: pb.Attempt) -> str:

@@ -347,6 +347,25 @@ async def test_samples_once_and_on_the_curve(coordinator: RunningCoordinator, db
     assert "prompt, rollout" in (wrong.value.details() or "")
 
 
+async def test_how_an_attempt_goes_on_is_in_its_history_and_part_of_it(
+    coordinator: RunningCoordinator, db: Database
+) -> None:
+    reasons = ["torch was 2.12.1 and is 2.13.0", "nul \x00"]
+    line = {"type": "resume", "step": 12, "fidelity": "close", "reasons": reasons}
+    lease_id, data = await _lease(db), _lines([line])
+    assert await append_ranges(db, [_stretch(lease_id, data)] * 2) == [len(data)] * 2
+    listed = await coordinator.runs.ListAttempts(runs_pb2.ListAttemptsRequest(name="runs/r"), timeout=90)
+    [attempt] = listed.attempts
+    said = ["torch was 2.12.1 and is 2.13.0", "nul \ufffd"]
+    assert (attempt.fidelity, list(attempt.fidelity_reasons)) == (runs_pb2.Attempt.CLOSE, said)
+    async with db.connection() as conn:
+        told = await conn.fetch("SELECT message, level, details FROM run_events WHERE kind = 'message'")
+    assert [(row["message"], row["level"]) for row in told] == [
+        ("resumes from step 12: close; torch was 2.12.1 and is 2.13.0; nul \ufffd", "warning")
+    ]
+    assert told[0]["details"]["fidelity"] == "close" and told[0]["details"]["step"] == 12
+
+
 async def _logs(replica: RunningCoordinator, **request: Any) -> bytes:
     call = replica.runs.ReadLogs(runs_pb2.ReadLogsRequest(name="runs/r", **request), timeout=90)
     return b"".join([piece.data async for piece in call])

@@ -234,6 +234,7 @@ class Trace:
             {"type": "progress", "step": step, "total": 100, "epoch": 0.5},
             {"type": "message", "level": "warning", "text": "odd \x00"},
             {"type": "pin", "name": "model", "value": f"v{step % 2}"},
+            {"type": "resume", "step": step, "fidelity": "close", "reasons": [f"odd \x00 {step}"]},
             {"type": "checkpoint", "step": step, "path": "p"},
             {"type": "sample", "step": step, "kind": "prompt", "prompt": "\x00", "completion": "", "rewards": {"r": 1}},
             {"type": "nonsense"},

@@ -18,6 +18,7 @@ from typing import Any
 from tests import tiny
 from tests.trainers.orders import CUTS, EXACT, ORDERS, cut_everywhere
 from tests.trainers.specs import LORA, fill, spec
+from tests.trainers.worlds import CHANGES, CLOSE, EXPECTED, WORLDS, change_world
 from trainers import methods
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "methods.md"
@@ -97,9 +98,25 @@ def _write_epochs(work: Path) -> tuple[list[str], bool]:
     return lines, exact
 
 
+def _write_worlds(work: Path) -> tuple[list[str], bool]:
+    """Cut a run and resume it on another number of processes, or with another micro-batch, for all that decides how
+    its rows are split.
+    """
+    lines, expected = [f"| rows | {' | '.join(CHANGES)} |", f"| --- {'| --- ' * len(CHANGES)}|"], True
+    for world in WORLDS:
+        found = []
+        for change in CHANGES:
+            with tempfile.TemporaryDirectory(dir=work) as folder:
+                found.append(change_world(world, change, work, Path(folder)).strip().rpartition("\n")[2])
+        lines.append(f"| {world} | {' | '.join(found)} |")
+        expected &= found == [EXPECTED.get(world, {}).get(change, CLOSE) for change in CHANGES]
+    return lines, expected
+
+
 #: The tables of the document, in the order in which they are made: forks are cheap while nothing runs in threads.
 TABLES: Mapping[str, Callable[[Path], tuple[list[str], bool]]] = {
     "epochs": _write_epochs,
+    "worlds": _write_worlds,
     "methods": _write_methods,
     "features": _write_features,
 }

@@ -305,7 +305,8 @@ def test_a_checkpoint_of_other_options_is_refused(run: dict[str, Any], tmp_path:
     first = attempts.make(tmp_path / "first", run, stop=True)
     other = attempts.make(tmp_path / "other", _with(run, per_device_train_batch_size=2), resume=first.checkpoint(1))
     assert other.outcome is not None
-    assert (other.code, "options.per_device_train_batch_size was 4 and is 2" in other.outcome.message) == (78, True)
+    said = "per_device_train_batch_size 2 x gradient_accumulation_steps 1 x 1 process is 2 rows a step"
+    assert (other.code, said in other.outcome.message) == (78, True)
 
 
 def test_what_a_checkpoint_is_judged_by_survives_a_resume() -> None:

@@ -6,9 +6,11 @@ Its defaults differ from those of `sft`: texts, each with its end token, are con
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from trl import SFTConfig, SFTTrainer
 
+from trainers.batches import StepLoss, token_mean
 from trainers.methods.method import Method
 from trainers.resumable import ResumableTrainer
 
@@ -23,6 +25,10 @@ class CPTConfig(SFTConfig):
 
 class ResumableCPT(ResumableTrainer, SFTTrainer):
     loss_is_likelihood = True
+
+    @classmethod
+    def describe_step_loss(cls, args: Any) -> StepLoss:
+        return token_mean(args)
 
 
 METHOD = Method(ResumableCPT, CPTConfig, ("text",))

@@ -3,8 +3,11 @@
 TRL keeps it in `trl.experimental`, so its options may change with TRL.
 """
 
+from typing import Any
+
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
+from trainers.batches import LossUnit, StepLoss
 from trainers.methods.method import FLOAT32_ON_ONE_DEVICE, Method
 from trainers.resumable import ResumableTrainer
 from trainers.truncation import RowFilter, has_labels_in_both
@@ -14,6 +17,10 @@ class ResumableORPO(ResumableTrainer, ORPOTrainer):
     def build_row_filter(self) -> RowFilter:
         """The loss divides by the length of each answer, and TRL keeps answers that `max_length` has cut away."""
         return has_labels_in_both
+
+    @classmethod
+    def describe_step_loss(cls, args: Any) -> StepLoss:
+        return StepLoss(LossUnit.MICRO_BATCH, "its likelihood is a mean over the tokens of a micro-batch")
 
 
 METHOD = Method(ResumableORPO, ORPOConfig, ("preference",), model_init_defaults=FLOAT32_ON_ONE_DEVICE)

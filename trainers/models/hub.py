@@ -4,8 +4,10 @@ Everything of a model is read from a snapshot of the pinned commit on this host'
 libraries would look up some things at `main` (TRL the architecture, PEFT the vocabulary at every save).
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,8 @@ _TIMEOUT = 30.0  #: seconds; the client itself has no timeout
 _MODEL_FILES = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.py", "*.safetensors")
 _TOKENIZER_FILES = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt")
 _OTHER_COPIES = ("*/*.safetensors", "consolidated*.safetensors")
+_RESULT_FILES = ("relay.json", "trainer_state.json")  #: what a run leaves beside a model
+_HASHING_THREADS = 8
 _OLD_WEIGHTS = ("pytorch_model*.bin", "pytorch_model*.json")
 _TRANSPORT_ERROR: type[BaseException] = HfHubHTTPError.__mro__[
     1
@@ -143,6 +147,27 @@ def fetch_model(source: ModelSource) -> LocalModel:
             folder = _download_snapshot(source, _OLD_WEIGHTS)
     _require_model(folder, source.path)
     return LocalModel(folder, source)
+
+
+def digest_local_model(source: ModelSource) -> str | None:
+    """Return a SHA-256 over the files of a model that is a folder of this host, whatever the folder's name; None for a
+    model that a commit or a checkpoint of another run names.
+    """
+    if source.revision is not None or source.origin is not None:
+        return None
+    folder = Path(source.path)
+    files = {path for pattern in _MODEL_FILES for path in folder.glob(pattern)}
+    if not any(path.suffix == ".safetensors" for path in files):
+        files |= {path for pattern in _OLD_WEIGHTS for path in folder.glob(pattern)}
+
+    def describe(name: str) -> str:
+        with (folder / name).open("rb") as file:
+            return f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n"
+
+    names = sorted(path.name for path in files if path.name not in _RESULT_FILES)
+    with ThreadPoolExecutor(_HASHING_THREADS) as pool:
+        described = "".join(pool.map(describe, names))
+    return f"sha256:{hashlib.sha256(described.encode()).hexdigest()}"
 
 
 def fetch_tokenizer(source: ModelSource) -> Path:

@@ -1,11 +1,13 @@
 """A user's own function, imported by the name that a run file gives."""
 
 import asyncio
+import hashlib
 import importlib
 import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Mapping
+from modulefinder import ModuleFinder
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,30 @@ def _import_file(path: Path) -> Any:
     sys.modules[path.stem] = module  # as an import does; dataclasses look there
     spec.loader.exec_module(module)
     return module
+
+
+def digest_code(call: str) -> str:
+    """Return a SHA-256 over the code of the function that `call` names: its file, and the files beside it (in its
+    package) that it imports, directly or not. What is installed elsewhere has a version instead.
+    """
+    where, _, _ = call.rpartition(":") if ":" in call else call.rpartition(".")
+    if where.endswith(".py"):
+        folder, start = Path(where).absolute().parent, Path(where).absolute()
+    else:
+        origin = getattr(importlib.util.find_spec(where), "origin", None)
+        if origin is None:
+            return f"module:{where}"
+        start = Path(origin).absolute()
+        folder = start.parents[where.count(".") + (start.name == "__init__.py")]
+    finder = ModuleFinder(path=[] if "site-packages" in folder.parts else [str(folder)])
+    finder.run_script(str(start))
+    modules: list[Any] = list(finder.modules.values())
+    files = {Path(module.__file__) for module in modules if module.__file__}
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        name = path.name if path == start else path.relative_to(folder)
+        digest.update(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return f"sha256:{digest.hexdigest()}"
 
 
 def call_function(function: Callable[..., Any], given: Mapping[str, Any]) -> Any:

@@ -466,6 +466,33 @@ class Attempt(_message.Message):
     ENDED: Attempt.State.ValueType  # 3
     """It is over, and later writes of its holder are refused."""
 
+    class _Fidelity:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _FidelityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Attempt._Fidelity.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        FIDELITY_UNSPECIFIED: Attempt._Fidelity.ValueType  # 0
+        """It started from the beginning, or its trainer does not say."""
+        EXACT: Attempt._Fidelity.ValueType  # 1
+        """Every bit is the same."""
+        CLOSE: Attempt._Fidelity.ValueType  # 2
+        """The same rows, steps and rates; results differ by rounding, and by what is drawn at random."""
+        CHANGED: Attempt._Fidelity.ValueType  # 3
+        """It computes or trains something else from there on."""
+
+    class Fidelity(_Fidelity, metaclass=_FidelityEnumTypeWrapper):
+        """How an attempt goes on, compared with one that was never interrupted."""
+
+    FIDELITY_UNSPECIFIED: Attempt.Fidelity.ValueType  # 0
+    """It started from the beginning, or its trainer does not say."""
+    EXACT: Attempt.Fidelity.ValueType  # 1
+    """Every bit is the same."""
+    CLOSE: Attempt.Fidelity.ValueType  # 2
+    """The same rows, steps and rates; results differ by rounding, and by what is drawn at random."""
+    CHANGED: Attempt.Fidelity.ValueType  # 3
+    """It computes or trains something else from there on."""
+
     class _Outcome:
         ValueType = _typing.NewType("ValueType", _builtins.int)
         V: _TypeAlias = ValueType  # noqa: Y015
@@ -511,6 +538,8 @@ class Attempt(_message.Message):
     RESUMED_STEP_FIELD_NUMBER: _builtins.int
     SKIPPED_FIELD_NUMBER: _builtins.int
     KEPT_UNTIL_STEP_FIELD_NUMBER: _builtins.int
+    FIDELITY_FIELD_NUMBER: _builtins.int
+    FIDELITY_REASONS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`runs/{run}/leases/{lease}`."""
     number: _builtins.int
@@ -527,6 +556,8 @@ class Attempt(_message.Message):
     """Step of that checkpoint; 0 when it started from the beginning."""
     kept_until_step: _builtins.int
     """The last step of this attempt that is on the curve; unset when all are."""
+    fidelity: Global___Attempt.Fidelity.ValueType
+    """How exactly it resumed, as its trainer reports."""
     @_builtins.property
     def error(self) -> _status_pb2.Status:
         """What failed; unset otherwise."""
@@ -551,6 +582,10 @@ class Attempt(_message.Message):
     def skipped(self) -> _containers.RepeatedCompositeFieldContainer[Global___SkippedCheckpoint]:
         """Newer checkpoints that could not be used."""
 
+    @_builtins.property
+    def fidelity_reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Why it is not exact, for users."""
+
     def __init__(
         self,
         *,
@@ -568,10 +603,12 @@ class Attempt(_message.Message):
         resumed_step: _builtins.int = ...,
         skipped: _abc.Iterable[Global___SkippedCheckpoint] | None = ...,
         kept_until_step: _builtins.int | None = ...,
+        fidelity: Global___Attempt.Fidelity.ValueType = ...,
+        fidelity_reasons: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_kept_until_step", b"_kept_until_step", "end_time", b"end_time", "error", b"error", "grant_time", b"grant_time", "kept_until_step", b"kept_until_step", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_kept_until_step", b"_kept_until_step", "end_time", b"end_time", "error", b"error", "grant_time", b"grant_time", "kept_until_step", b"kept_until_step", "name", b"name", "number", b"number", "outcome", b"outcome", "places", b"places", "reason", b"reason", "resumed_from", b"resumed_from", "resumed_step", b"resumed_step", "skipped", b"skipped", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_kept_until_step", b"_kept_until_step", "end_time", b"end_time", "error", b"error", "fidelity", b"fidelity", "fidelity_reasons", b"fidelity_reasons", "grant_time", b"grant_time", "kept_until_step", b"kept_until_step", "name", b"name", "number", b"number", "outcome", b"outcome", "places", b"places", "reason", b"reason", "resumed_from", b"resumed_from", "resumed_step", b"resumed_step", "skipped", b"skipped", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__kept_until_step: _TypeAlias = _typing.Literal["kept_until_step"]  # noqa: Y015
     _WhichOneofArgType__kept_until_step: _TypeAlias = _typing.Literal["_kept_until_step", b"_kept_until_step"]  # noqa: Y015

@@ -13,6 +13,8 @@ def test_one_run() -> None:
         2,
         resumed_from="runs/sums/checkpoints/c",
         resumed_step=100,
+        fidelity=pb.Attempt.CLOSE,
+        fidelity_reasons=["torch was 2.12.1 and is 2.13.0", "device was NVIDIA L4 and is NVIDIA H200"],
         skipped=[pb.SkippedCheckpoint(step=110, reason="weights.bin does not match its digest")],
     )
     text = format_run(a_run(head=a_checkpoint(100)), [first, second], NOW)
@@ -24,8 +26,10 @@ def test_one_run() -> None:
         "so far      3 min",
         "head        step 100 (attempt 1), 2.0 MiB on relay, host-a",
         "attempts    1  host-a  from the start  1 min  faulted: no heartbeat",
-        "            2  host-a  from step 100  2 min  held",
+        "            2  host-a  from step 100 (close)  2 min  held",
         "               skipped step 110: weights.bin does not match its digest",
+        "               torch was 2.12.1 and is 2.13.0",
+        "               device was NVIDIA L4 and is NVIDIA H200",
     ]
 
 

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from coordinator.database.connections import make_storable_text
 from coordinator.lifecycle import Closing, LeaseState, Policy, RunState, StopReason
 from coordinator.store import leases
 from coordinator.store.leases import LeaseEnd, LeaseRow
@@ -120,6 +121,14 @@ async def start(
             resumed_from=checkpoint_id,
             resumed_step=step,
             skipped=jsonb(list(skipped)),
+        )
+
+
+@repertoire.carries_out(leases.record_fidelity)
+async def record_fidelity(ex: Execution, lease_id: UUID, fidelity: str, reasons: Sequence[str]) -> None:
+    if row := await _lease(ex, lease_id):
+        ex.write(
+            "leases", row, fidelity=fidelity, fidelity_reasons=jsonb([make_storable_text(each) for each in reasons])
         )
 
 
