@@ -143,6 +143,7 @@ def _check_training(method: str, data: Mapping[str, Any]) -> Iterator[Mistake]:
     yield from _check_teacher(method, data)
     yield from _check_streaming(method, data)
     yield from _check_length(data)
+    yield from _check_sharding(data)
     if not data.get("rewards") and method in _REWARDED:
         yield Mistake(("rewards",), "is missing", "for instance rewards: [{call: rewards.py:score}]")
     yield from _check_functions(data)
@@ -187,6 +188,25 @@ def _check_length(data: Mapping[str, Any]) -> Iterator[Mistake]:
     if isinstance(options, Mapping) and options.get("max_steps") == 0 and options["max_steps"] is not False:
         hint = "a run trains one step or more; leave it out to train num_train_epochs"
         yield Mistake(("options", "max_steps"), "is 0", hint)
+
+
+def _check_sharding(data: Mapping[str, Any]) -> Iterator[Mistake]:
+    """Yield what would leave a run without weights that can be loaded, or without its optimizer after a resume."""
+    launch = data.get("launch")
+    sections = launch if isinstance(launch, Mapping) else {}
+    fsdp, deepspeed = sections.get("fsdp_config"), sections.get("deepspeed_config")
+    if isinstance(fsdp, Mapping) and str(fsdp.get("fsdp_version", 1)) == "1":
+        kind = fsdp.get("fsdp_state_dict_type") or "FULL_STATE_DICT"
+        if data.get("lora") is not None:
+            yield Mistake(
+                ("launch", "fsdp_config"), "is FSDP1, which does not resume an adapter", "fsdp_version: 2 does"
+            )
+        elif kind != "FULL_STATE_DICT":
+            problem = f"is {kind}, with which FSDP1 does not resume the optimizer"
+            yield Mistake(("launch", "fsdp_config", "fsdp_state_dict_type"), problem, "add fsdp_version: 2")
+    if isinstance(deepspeed, Mapping) and deepspeed.get("zero3_save_16bit_model", True) is not True:
+        problem, hint = "must be true", "without it ZeRO-3 saves no weights that can be loaded; leave it out"
+        yield Mistake(("launch", "deepspeed_config", "zero3_save_16bit_model"), problem, hint)
 
 
 def _check_teacher(method: str, data: Mapping[str, Any]) -> Iterator[Mistake]:

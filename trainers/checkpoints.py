@@ -24,7 +24,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from trainers.errors import HostError
+from storage.loadable import find_missing_parts
+from trainers.errors import ConfigError, HostError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -203,6 +204,7 @@ def save_checkpoint(trainer: SaveableTrainer, staging: Path, facts: Mapping[str,
         if trainer.is_world_process_zero():
             trainer.state.save_to_json(str(draft / TRAINER_STATE))
             (draft / _PICKLED).unlink(missing_ok=True)
+            _require_loadable(draft, final.name)
             _write_manifest(draft, {"format": FORMAT, "step": step, **facts})
             commit_folder(draft, final)
     return final
@@ -231,8 +233,19 @@ def save_result(trainer: SaveableTrainer, output: Path, facts: Mapping[str, Any]
         trainer.save_model(str(draft), _internal_call=True)
         if trainer.is_world_process_zero():
             (draft / _PICKLED).unlink(missing_ok=True)
+            _require_loadable(draft, "the result")
             (draft / "relay.json").write_text(json.dumps(facts, indent=2) + "\n")
             commit_folder(draft, output)
+
+
+def _require_loadable(folder: Path, name: str) -> None:
+    """Raise ConfigError when the files in `folder`, which becomes `name`, are no model or adapter that the libraries
+    load. This is the last guard, whatever the frameworks saved: what a run publishes can be used.
+    """
+    if missing := find_missing_parts(folder):
+        raise ConfigError(
+            f"launch or options: {name} would hold no model that can be loaded, so it is not kept: {'; '.join(missing)}"
+        )
 
 
 @contextmanager

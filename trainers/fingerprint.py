@@ -13,6 +13,7 @@ from typing import Any
 from runfile import Reward, RunFile
 from trainers.errors import ConfigError
 from trainers.models.hub import ModelSource
+from trainers.sharding import name_framework
 
 Fingerprint = Mapping[str, Any]
 
@@ -46,6 +47,7 @@ def fingerprint_of(run: RunFile, model: ModelSource, rows: str, teacher: ModelSo
         "rows": rows,
         **({"data.streaming": True} if run.data is not None and run.data.streaming else {}),  # another order
         **({"rewards": [_reward_settings(reward) for reward in run.rewards]} if run.rewards else {}),
+        **({"launch": framework} if (framework := name_framework(run.launch)) else {}),
         **{f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()},
     }
 

@@ -24,6 +24,7 @@ from trainers.checkpoints import SavedCheckpoint, metric_windows
 from trainers.errors import ConfigError
 from trainers.models.hub import LocalModel
 from trainers.rollout import Rollout
+from trainers.sharding import gather_weights, plain_module_names
 from trainers.truncation import RowFilter
 
 _REFERENCE = "ref"  #: TRL's name of the adapter that is the reference
@@ -52,16 +53,31 @@ class ResumableTrainer(Trainer):
         self.save_hook()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save as the library does, with two changes: an adapter names its base model as others can find it (not by a
-        folder of this host), and the adapter that DPO and KTO compare with is removed, since every attempt copies it
-        from the initial weights.
+        """Save as the library does, with three changes: weights that FSDP has sharded are always gathered, an adapter
+        names its base model as others can find it (not by a folder of this host), and the adapter that DPO and KTO
+        compare with is removed, since every attempt copies it from the initial weights.
         """
-        super().save_model(output_dir, _internal_call)
+        folder = Path(output_dir or str(self.args.output_dir))
+        if self.is_fsdp_enabled:
+            weights = gather_weights(self.model, self.base_model.folder)
+            with plain_module_names(self.model):
+                self._save(str(folder), state_dict=weights)
+        else:
+            super().save_model(output_dir, _internal_call)
         if self.is_world_process_zero():
-            folder = Path(output_dir or str(self.args.output_dir))
             if (folder / _REFERENCE / "adapter_config.json").is_file():
                 shutil.rmtree(folder / _REFERENCE)
             name_base_model(folder, self.base_model)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Save the optimizer and the scheduler, and under FSDP the shards of the weights as well."""
+        with plain_module_names(self.model):
+            super()._save_optimizer_and_scheduler(output_dir)
+
+    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Load the weights of a checkpoint."""
+        with plain_module_names(self.model):
+            super()._load_from_checkpoint(*args, **kwargs)
 
     def collect_extra_state(self) -> dict[str, Any]:
         """Return what this rank needs to resume exactly beyond what the library saves: tensors, numbers, text, None,

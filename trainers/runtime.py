@@ -33,6 +33,7 @@ from trainers.resumable import ResumableTrainer
 from trainers.rewards import functions
 from trainers.rewards.user_functions import digest_code
 from trainers.samples import SampleCallback
+from trainers.sharding import require_gathering
 from trainers.starting_point import StartingPoint, build_restore, choose_start, require_same_world
 
 _TOKENIZING_PROCESSES = 16  #: the most processes that tokenize rows on disk, where the options set no number
@@ -265,6 +266,7 @@ def _build_trainer(job: TrainingJob, prepared: PreparedRun, log: EventLog) -> Re
             if job.environment.resume_from is None:
                 log.log_message("warning", warning)
     trainer.require_a_batch()
+    require_gathering(trainer.accelerator)
     return trainer
 
 

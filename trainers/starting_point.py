@@ -10,7 +10,7 @@ import torch
 from transformers import TrainingArguments
 
 from runfile import RunFile
-from trainers import fingerprint, methods
+from trainers import fingerprint, methods, sharding
 from trainers.batches import (
     BatchShape,
     Dealing,
@@ -138,11 +138,13 @@ def choose_start(
         return StartingPoint(None, world, trained, written, written, loss)
     if checkpoint.world is None or checkpoint.fingerprint is None:
         fingerprint.require_same_weights(checkpoint.folder, run)
+        sharding.require_shards(checkpoint.folder, run.launch, None, world.processes)
         missing = trainer_class.describe_missing_state(checkpoint)
         log.log_message("warning", "; ".join(filter(None, (_FOREIGN_CHECKPOINT, missing))))
         found.append(Difference(Fidelity.CHANGED, "another trainer saved the checkpoint"))
         return StartingPoint(checkpoint, world, trained, written, written, loss, tuple(found))
     fingerprint.require_same_run(checkpoint.folder, checkpoint.fingerprint, trained)
+    sharding.require_shards(checkpoint.folder, run.launch, checkpoint.world.processes, world.processes)
     origin = _read_origin(checkpoint, checkpoint.fingerprint, checkpoint.world.processes, args)
     shape = _continue_split(checkpoint, checkpoint.fingerprint, origin, written, loss, type(args))
     args.per_device_train_batch_size, args.gradient_accumulation_steps = shape.micro_batch, shape.accumulation

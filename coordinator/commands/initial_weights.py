@@ -16,7 +16,7 @@ from coordinator.store.queries import RunView
 from relay.errors import BlobUnknown, DigestMismatch, RunUnknown, SpecInvalid
 from runfile import INIT_BASE, INIT_FROM
 from storage.checkpoint_ref import CheckpointNotFound, CheckpointRef, choose_checkpoint
-from storage.loadable import is_adapter, is_model, select_loadable
+from storage.loadable import describe_missing_weights, is_adapter, select_loadable
 from storage.manifest import MAX_BYTES, Manifest, ManifestError
 from storage.threads import in_thread
 
@@ -59,8 +59,8 @@ async def resolve_weights(
     label, digest = await _find_manifest(db, source, point, what)
     manifest = await _read_manifest(blobs, digest, what)
     names = set(select_loadable(file.path for file in manifest.files))
-    if not is_model(names):
-        raise _refuse(what, f"{label} holds no model that could be loaded (no config.json, no adapter_config.json)")
+    if missing := describe_missing_weights(names):
+        raise _refuse(what, f"{label} holds no model that could be loaded ({missing})")
     files = [_input(INIT_FROM, file.path, file.digest, file.size) for file in manifest.files if file.path in names]
     base = _find_base(source) if is_adapter(names) else ()
     return InitialWeights((*files, *base), {PIN: f"{label} {digest}"})

@@ -137,7 +137,9 @@ async def test_what_cannot_be_begun_with_says_why(world: World) -> None:
         assert "no copy in the coordinator's store (only host); bring it: relayctl push x@10 --to relay://" in only
         await save(world, a, lease, 20, {"iter/model_rng.pt": b"a program's own"})
         assert "runs/x@20 holds no model" in await refusal(world, "x@20")
-        assert "no checkpoint of step 30; it has 10, 20" in await refusal(world, "x@30")
+        await save(world, a, lease, 25, {"config.json": b"{}", "pytorch_model_fsdp_0/__0_0.distcp": b"a shard"})
+        assert "runs/x@25 holds no model that could be loaded (no weights beside" in await refusal(world, "x@25")
+        assert "no checkpoint of step 30; it has 10, 20, 25" in await refusal(world, "x@30")
         assert "no metric" in await refusal(world, "x@best")
         mine = runs_pb2.Input(path="init_from/config.json", digest=await put(world, b"mine"))
         assert "init_from/config.json is in the way" in await refusal(world, "x@20", inputs=[mine])

@@ -17,6 +17,7 @@ from typing import Any
 
 from tests import tiny
 from tests.trainers.orders import CUTS, EXACT, ORDERS, cut_everywhere
+from tests.trainers.sharding import COLUMNS, HAS_DEEPSPEED, NONE, ROWS, check_everything, is_whole
 from tests.trainers.specs import LORA, fill, spec
 from tests.trainers.worlds import CHANGES, CLOSE, EXPECTED, WORLDS, change_world
 from trainers import methods
@@ -113,10 +114,28 @@ def _write_worlds(work: Path) -> tuple[list[str], bool]:
     return lines, expected
 
 
+def _write_sharding(work: Path) -> tuple[list[str], bool]:
+    """Train with every framework that shards a model, and use what it leaves in every way."""
+    lines, good = [f"| framework | processes | weights | {' | '.join(COLUMNS)} |", f"| --- {'| --- ' * 6}|"], True
+    for framework, processes, lora in ROWS:
+        if framework.startswith("ZeRO") and not HAS_DEEPSPEED:
+            found = dict.fromkeys(COLUMNS, "not run: deepspeed is not installed")
+        else:
+            with tempfile.TemporaryDirectory(dir=work) as folder:
+                found = check_everything(framework, processes, lora, work, Path(folder))
+            good &= is_whole(found, lora)
+        weights = "LoRA" if lora else "all"
+        lines.append(
+            f"| {framework} | {processes} | {weights} | {' | '.join(each or NONE for each in found.values())} |"
+        )
+    return lines, good
+
+
 #: The tables of the document, in the order in which they are made: forks are cheap while nothing runs in threads.
 TABLES: Mapping[str, Callable[[Path], tuple[list[str], bool]]] = {
     "epochs": _write_epochs,
     "worlds": _write_worlds,
+    "sharding": _write_sharding,
     "methods": _write_methods,
     "features": _write_features,
 }

@@ -45,7 +45,12 @@ def build_command(processes: int, threads: int, settings: Mapping[str, Any], fol
 def _write_configuration(settings: Mapping[str, Any], kind: str | None, folder: Path) -> Path:
     """Write accelerate's configuration file and return its path."""
     path = folder / "accelerate.json"
-    path.write_text(json.dumps({"distributed_type": kind or "MULTI_GPU", "use_cpu": False, **settings}))
+    sections = {"distributed_type": kind or "MULTI_GPU", "use_cpu": False, **settings}
+    deepspeed = settings.get("deepspeed_config")
+    if deepspeed is not None and "deepspeed_config_file" not in deepspeed:
+        # Without it ZeRO-3 would save no weights that can be loaded; other stages do not look at it.
+        sections["deepspeed_config"] = {"zero3_save_16bit_model": True, **deepspeed}
+    path.write_text(json.dumps(sections))
     return path
 
 
