@@ -99,11 +99,12 @@ def split_tail(tail: int, origin: BatchShape, shape: BatchShape, unit: LossUnit)
         size, larger = divmod(tail, count)
         return [size + (at < larger) for at in range(count)] if size else None
     full, rest = divmod(tail, origin.micro_batch)
-    if shape.micro_batch == origin.micro_batch:
-        sizes = [origin.micro_batch] * full + [rest] * bool(rest)
-        return None if len(sizes) % shape.processes else sizes
-    if rest:
-        return None  # the rows of the smaller micro-batch count more than others in the origin
+    sizes = [origin.micro_batch] * full + [rest] * bool(rest)
+    alike = shape.processes == 1 or not rest  # processes gather what they measure of each row: equally many at a time
+    if shape.micro_batch == origin.micro_batch and alike and len(sizes) % shape.processes == 0:
+        return sizes
+    if unit is LossUnit.MICRO_BATCH or (full and rest):
+        return None  # rows of the smaller micro-batch count more than others in the origin
     for size in range(shape.micro_batch, 0, -1):
         share, uneven = divmod(tail, size * shape.processes)
         if not uneven and share <= shape.accumulation:

@@ -37,6 +37,7 @@ from trainers.events import EventLog
 from trainers.fingerprint import Fingerprint
 from trainers.resumable import ResumableTrainer
 
+_PLACE = "(resources.gpus_per_node)"  #: what a user sets to have another number of processes
 _FOREIGN_CHECKPOINT = (
     "another trainer saved this checkpoint: training resumes, but not bit for bit; options and data are not compared "
     "with those that it was trained with"
@@ -106,7 +107,7 @@ class StartingPoint:
             if not fitting:
                 size = self.origin.micro_batch
                 raise ConfigError(f"{said}; options.per_device_train_batch_size must stay {size} during the run")
-            raise HostError(f"{said}; resume with {format_processes(fitting)}")
+            raise HostError(f"{said}; resume with {format_processes(fitting)} {_PLACE}")
         trainer.dealing = Dealing(self.origin, self.shape, loss.unit)
 
     @property
@@ -163,7 +164,7 @@ def require_same_world(resume_from: Path | None, processes: int, why: str) -> No
     if saved is not None and saved.processes != processes:
         raise HostError(
             f"options: {' '.join(why.split())} with {format_processes([processes])}; resume with "
-            f"{format_processes([saved.processes])}, as before"
+            f"{format_processes([saved.processes])} {_PLACE}"
         )
 
 
@@ -225,7 +226,7 @@ def _refusal(
     why = f"; {loss.why}" if loss.why else ""
     return HostError(
         f"{checkpoint.folder.name}: {format_processes([processes])} cannot go on with steps of {origin.rows} rows, "
-        f"begun as {origin}{why}; resume with {format_processes(fitting or [origin.processes])}"
+        f"begun as {origin}{why}; resume with {format_processes(fitting or [origin.processes])} {_PLACE}"
     )
 
 

@@ -21,7 +21,8 @@ from runfile import format_size, metric_names
 EVENTS = "events.jsonl"
 MAX_CURVE = 64 << 20  #: bytes of event lines that a coordinator takes
 MAX_LINE = 256 * 1024  #: bytes of one event line; a longer one is not read
-_NOT_OF_THE_CURVE = ("message", "pin", "sample", "upload_failing")  #: types of event lines that have no points
+#: Types of event lines that have no points.
+_NOT_OF_THE_CURVE = ("message", "pin", "resume", "sample", "upload_failing")
 
 
 @dataclass(slots=True)

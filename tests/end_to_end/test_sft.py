@@ -61,6 +61,7 @@ async def test_a_vanished_host_leaves_no_trace_in_the_result(fleet: Fleet, submi
     assert ended.state == pb.Run.SUCCEEDED, ended.error
     _, resumed = await run.attempts()
     assert resumed.resumed_step >= 40
+    assert (resumed.fidelity, list(resumed.fidelity_reasons)) == (pb.Attempt.EXACT, [])
 
     straight = await fleet.submit(SPEC, "straight")
     assert (await straight.ended()).state == pb.Run.SUCCEEDED

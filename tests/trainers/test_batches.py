@@ -62,6 +62,9 @@ def test_a_step_has_the_rows_of_the_origin(
     after = _dealt_by_us(batches.Dealing(origin, shape, unit_), rows, drop_last)
     assert [_rows(step) for step in after] == [_rows(step) for step in before]
     assert all(len(batch) <= origin.micro_batch for step in after for batch in step)
+    if unit != TOKEN:
+        slots = [step[at :: len(step) // processes] for step in after for at in range(len(step) // processes)]
+        assert all(len({len(batch) for batch in slot}) == 1 for slot in slots), "they gather what they measure"
     if unit == MICRO:
         assert [sorted(step) for step in after] == [sorted(step) for step in before]
     if unit == ROW:
@@ -112,3 +115,25 @@ def test_the_micro_batch_never_grows() -> None:
     assert batches.fit_shape(origin, 6, 2, token) == batches.BatchShape(2, 8, 2)
     assert batches.fit_shape(origin, 4, 3, token) is None
     assert str(origin) == "micro-batch 4 x accumulation 1 x 8 processes"
+
+
+@pytest.mark.parametrize(
+    ("tail", "shape", "unit", "sizes"),
+    [
+        (2, (2, 1, 2), ROW, [1, 1]),
+        (2, (2, 1, 2), MICRO, None),
+        (3, (2, 1, 2), ROW, None),
+        (3, (2, 1, 2), TOKEN, [2, 1]),
+        (3, (2, 2, 1), MICRO, [2, 1]),
+        (3, (1, 2, 2), ROW, None),
+        (3, (1, 2, 2), TOKEN, None),
+        (1, (2, 1, 2), TOKEN, None),
+        (1, (1, 4, 1), ROW, [1]),
+    ],
+)
+def test_the_last_step_of_an_epoch_is_split_where_its_loss_stays(
+    tail: int, shape: tuple[int, int, int], unit: str, sizes: list[int] | None
+) -> None:
+    """The origin is one process with micro-batches of two, so three rows count 1/4, 1/4 and 1/2."""
+    origin = batches.BatchShape(2, 2, 1)
+    assert batches.split_tail(tail, origin, batches.BatchShape(*shape), batches.LossUnit(unit)) == sizes

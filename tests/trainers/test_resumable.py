@@ -135,6 +135,6 @@ def test_a_nan_is_shown_once_and_said(run: dict[str, Any], tmp_path: Path) -> No
 def _until(attempt: attempts.Attempt, cut: int) -> dict[tuple[int, str], Any]:
     """Return the curve up to the checkpoint of that step."""
     at = next(
-        index for index, event in enumerate(attempt.events) if (event["type"], event["step"]) == ("checkpoint", cut)
+        index for index, event in enumerate(attempt.events) if (event["type"], event.get("step")) == ("checkpoint", cut)
     )
     return attempts.Attempt(0, attempt.folder, None, attempt.events[:at]).curve

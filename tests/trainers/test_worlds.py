@@ -78,3 +78,39 @@ def test_another_micro_batch_of_the_same_step_goes_on(work: Path, tmp_path: Path
     resumed = attempts.make(tmp_path / "resumed", after, before=record_rows, resume=straight.checkpoint(3))
     assert len(read_steps(straight.folder)) == len(read_rates(straight)) == 8
     assert compare_from(3, straight, resumed) == CLOSE
+
+
+@pytest.mark.slow
+@pytest.mark.thorough
+def test_what_another_world_draws_at_random_it_draws_again(work: Path, tmp_path: Path) -> None:
+    run, _ = make_run(work, tmp_path, "sft", {}, {}, 16, (2, 1, 2))
+    del run["model_init"]  # with dropout
+    straight = attempts.make(tmp_path / "straight", run, ranks=2)
+    first, second = (attempts.make(tmp_path / name, run, resume=straight.checkpoint(3)) for name in ("first", "second"))
+    assert first.weights() == second.weights() != straight.weights()
+
+
+@pytest.mark.slow
+@pytest.mark.thorough
+def test_what_ranks_have_not_yet_logged_is_shared_among_the_new_ones(work: Path, tmp_path: Path) -> None:
+    """S7. Losses are logged every four steps, and the run is cut after three: each rank has a sum of its own."""
+    run, _ = make_run(work, tmp_path, "sft", {}, {}, 16, (2, 1, 2))
+    run["options"]["logging_steps"] = 4
+    straight = attempts.make(tmp_path / "straight", run, ranks=2)
+    resumed = attempts.make(tmp_path / "resumed", run, resume=straight.checkpoint(3))
+    names = ("train_loss", "grad_norm", "learning_rate", "num_tokens")
+    curves = [{key: value for key, value in each.curve.items() if key[1] in names} for each in (straight, resumed)]
+    assert len(curves[0]) >= 6 and curves[1] == pytest.approx(curves[0], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.thorough
+def test_a_refusal_names_the_numbers_of_processes_that_fit(work: Path, tmp_path: Path) -> None:
+    run, _ = make_run(work, tmp_path, "sft", {}, {}, 12, (3, 1, 1))
+    straight = attempts.make(tmp_path / "straight", run)
+    refused = attempts.make(tmp_path / "refused", run, ranks=2, resume=straight.checkpoint(2))
+    assert refused.code not in (0, 78), "another host may have another number"
+    assert refused.messages("error") == [
+        "step_00000002: 2 processes cannot go on with steps of 3 rows, begun as micro-batch 3 x accumulation 1 x 1 "
+        "process; resume with 1 or 3 processes (resources.gpus_per_node)"
+    ]

@@ -34,12 +34,13 @@ CHANGES: dict[str, tuple[Split, Split]] = {
 _ALL: Mapping[str, str] = dict.fromkeys(CHANGES, CLOSE)
 _NONE: Mapping[str, str] = dict.fromkeys(CHANGES, REFUSED)
 _SAME_MICRO_BATCH: Mapping[str, str] = {**_ALL, "half the micro-batch": REFUSED}
+_NOT_TWO: Mapping[str, str] = {**_ALL, "1 process, then 2": REFUSED}  #: one row is left, which two cannot share
 #: What holds where not every change goes on.
 EXPECTED: dict[str, Mapping[str, str]] = {
     **dict.fromkeys(("`kto`", "`grpo`", "`rloo`", "`ppo`", "`gkd`", "`distillation`"), _NONE),
-    **dict.fromkeys(("`orpo`", "`cpo`", "`dpo`, `aot`", "14 pairs"), _SAME_MICRO_BATCH),
-    "13 rows": {**_ALL, "1 process, then 2": REFUSED},
-    "13 pairs": dict.fromkeys(CHANGES, REFUSED) | {"2 processes, then 1": CLOSE},
+    **dict.fromkeys(("`orpo`", "`cpo`", "`dpo`, `aot`"), _SAME_MICRO_BATCH),
+    "15 pairs": {**_NONE, "2 processes, then 1": CLOSE},
+    **dict.fromkeys(("13 rows", "13 pairs"), _NOT_TWO),
     **dict.fromkeys(("batch_rebalance", "average_tokens_across_devices: false", "streaming"), _NONE),
 }
 #: What decides how rows are split: a method, with changes of its options and of its data, and the number of its rows.
@@ -54,12 +55,13 @@ WORLDS: dict[str, tuple[str, Changes, Changes, int]] = {
     "14 pairs": ("dpo", {}, {}, 14),
     "13 rows": ("sft", {}, {}, 13),
     "13 pairs": ("dpo", {}, {}, 13),
+    "15 rows": ("sft", {}, {}, 15),
+    "15 pairs": ("dpo", {}, {}, 15),
     "15 rows, dataloader_drop_last": ("sft", {"dataloader_drop_last": True}, {}, 15),
     "sequential": ("sft", {"train_sampling_strategy": "sequential"}, {}, 16),
     "group_by_length": ("sft", {"train_sampling_strategy": "group_by_length"}, {}, 16),
     "use_seedable_sampler: false": ("sft", {"accelerator_config": {"use_seedable_sampler": False}}, {}, 16),
     "packing": ("sft", {"packing": True, "max_length": 32}, {}, 48),
-    "two reading workers": ("sft", {"dataloader_num_workers": 2}, {}, 16),
     "batch_rebalance": ("sft", {"train_sampling_strategy": "batch_rebalance"}, {}, 16),
     "average_tokens_across_devices: false": ("sft", {"average_tokens_across_devices": False}, {}, 16),
     "streaming": ("sft", {}, {"streaming": True}, 16),
