@@ -15,6 +15,7 @@ TORCH_INDEX ?=
 MINUTES ?= 30
 SEEDS ?= 20000
 SEED ?=
+PART ?=
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
@@ -27,7 +28,7 @@ CODE := $(wildcard $(PACKAGES) proto/generate.py docs/generate.py migrations ben
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup extras pythons demo test test-all simulate mutants soak kills check format proto docs schemas matrix baseline bench clean
+.PHONY: help setup extras pythons demo test test-all simulate mutants soak kills check format proto docs schemas matrix baseline bench gpu clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -103,6 +104,9 @@ baseline: $(READY) ## Take today's contract as the one that later changes may no
 
 bench: $(READY) ## Measure latency, overhead and recovery (about 35 minutes; ARGS="start shim" or ARGS=--quick)
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+gpu: $(READY) ## Show what only a GPU can, in parts of two minutes (PART=fsdp2; ARGS=--cpu: do the parts work?)
+	@$(BIN)/python -m benchmarks.gpu $(PART) $(ARGS)
 
 clean: ## Remove what was built, .venv included
 	rm -rf $(VENV) .demo .build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,6 +1,7 @@
 """What the benchmarks train: a small Llama with random weights on short rows, as a run file with its model and data.
 
-`python -m benchmarks.workload FOLDER SIZE` makes it in a process of its own, so that benchmarks load no ML library.
+`python -m benchmarks.workload FOLDER SIZE` makes the model in a process of its own, so that benchmarks load no ML
+library.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 LENGTH = 64  #: tokens in a row
-SIZES = {"tiny": (64, 2), "small": (128, 4)}  #: hidden size, layers
+SIZES = {"tiny": (64, 2), "small": (128, 4), "medium": (1024, 8)}  #: hidden size, layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ def _make_model(folder: Path, hidden: int, layers: int) -> None:
         hidden_size=hidden,
         intermediate_size=4 * hidden,
         num_hidden_layers=layers,
-        num_attention_heads=4,
+        num_attention_heads=max(4, hidden // 64),
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<end>").save_pretrained(folder)

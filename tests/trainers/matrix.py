@@ -66,9 +66,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def _write(part: str, lines: Sequence[str]) -> None:
     """Put a table where the document marks its place."""
-    begin, end = f"<!-- matrix: {part} -->\n", f"\n<!-- /matrix: {part} -->"
+    begin, end = f"<!-- matrix: {part} -->", f"<!-- /matrix: {part} -->"
     before, _, rest = DOCUMENT.read_text().partition(begin)
-    DOCUMENT.write_text(f"{before}{begin}{chr(10).join(lines)}{end}{rest.partition(end)[2]}")
+    DOCUMENT.write_text("\n".join([f"{before}{begin}", *lines, f"{end}{rest.partition(end)[2]}"]))
 
 
 def _write_methods(work: Path) -> tuple[list[str], bool]:
