@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule
 from transformers import AutoConfig
 
-from trainers.errors import ConfigError, HostError
+from trainers.errors import ConfigError
 
 #: Modules that frameworks put between others, by the name that they have there.
 _WRAPPERS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod")
@@ -39,10 +39,17 @@ def name_framework(launch: Mapping[str, Any]) -> str:
     return ""
 
 
-def require_shards(checkpoint: Path, launch: Mapping[str, Any], before: int | None, now: int) -> None:
+def list_bound_sections(launch: Mapping[str, Any]) -> list[str]:
+    """Return the sections of a run file's `launch` with which only as many processes resume as have saved a checkpoint.
+    FSDP2 cuts its shards anew for any number.
+    """
+    fsdp2 = name_framework(launch).startswith("FSDP2") and "parallelism_config" not in launch
+    return [] if fsdp2 else [name for name in (*_SHARDS, "parallelism_config") if name in launch]
+
+
+def require_shards(checkpoint: Path, launch: Mapping[str, Any]) -> None:
     """Raise ConfigError when the run's framework does not find its shards in the checkpoint, or finds those of another
-    one; and HostError when `before` processes have saved it (None: it is not known) and other than `now` cannot
-    resume.
+    one.
     """
     for section, pattern in _SHARDS.items():
         held, used = any(checkpoint.glob(pattern)), section in launch
@@ -52,11 +59,6 @@ def require_shards(checkpoint: Path, launch: Mapping[str, Any], before: int | No
                 f"{checkpoint.name} {wrong}, and the run {'has none' if held else 'asks for it'}: resume with the same "
                 "launch, or begin a new run from its weights (model.init_from)"
             )
-    if "deepspeed_config" in launch and before not in (None, now):
-        raise HostError(
-            f"{checkpoint.name} was saved by {before} processes, and this host starts {now}: DeepSpeed resumes with "
-            f"as many only; let resources.gpus_per_node be {before}"
-        )
 
 
 def gather_weights(model: Any, base: Path) -> dict[str, Any]:

@@ -139,13 +139,13 @@ def choose_start(
         return StartingPoint(None, world, trained, written, written, loss)
     if checkpoint.world is None or checkpoint.fingerprint is None:
         fingerprint.require_same_weights(checkpoint.folder, run)
-        sharding.require_shards(checkpoint.folder, run.launch, None, world.processes)
+        sharding.require_shards(checkpoint.folder, run.launch)
         missing = trainer_class.describe_missing_state(checkpoint)
         log.log_message("warning", "; ".join(filter(None, (_FOREIGN_CHECKPOINT, missing))))
         found.append(Difference(Fidelity.CHANGED, "another trainer saved the checkpoint"))
         return StartingPoint(checkpoint, world, trained, written, written, loss, tuple(found))
     fingerprint.require_same_run(checkpoint.folder, checkpoint.fingerprint, trained)
-    sharding.require_shards(checkpoint.folder, run.launch, checkpoint.world.processes, world.processes)
+    sharding.require_shards(checkpoint.folder, run.launch)
     origin = _read_origin(checkpoint, checkpoint.fingerprint, checkpoint.world.processes, args)
     shape = _continue_split(checkpoint, checkpoint.fingerprint, origin, written, loss, type(args))
     args.per_device_train_batch_size, args.gradient_accumulation_steps = shape.micro_batch, shape.accumulation
@@ -251,7 +251,7 @@ def _bind_to_processes(run: RunFile, args: TrainingArguments) -> StepLoss | None
     micro-batch; None where they do not.
     """
     config: Any = args.accelerator_config
-    sharded = [name for name in ("fsdp_config", "deepspeed_config", "parallelism_config") if name in run.launch]
+    sharded = sharding.list_bound_sections(run.launch)
     reasons = [
         (run.data is not None and run.data.streaming, "data.streaming: where a pass of a stream ends is not known"),
         (sharded, f"launch.{''.join(sharded[:1])}: the state in a checkpoint is that of its processes"),

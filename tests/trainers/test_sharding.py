@@ -11,8 +11,9 @@ from runfile import RunFileErrors, parse_run_file
 from storage.loadable import find_missing_parts
 from tests.trainers import attempts
 from tests.trainers.deferred import deferred_imports
-from tests.trainers.sharding import HAS_DEEPSPEED, ROWS, check_everything, is_whole, prepare_ranks
-from trainers.errors import ConfigError, HostError
+from tests.trainers.sharding import FRAMEWORKS, HAS_DEEPSPEED, ROWS, check_everything, is_whole, prepare_ranks
+from tests.trainers.specs import spec
+from trainers.errors import ConfigError
 from trainers.launch import ranks
 
 with deferred_imports():
@@ -126,14 +127,39 @@ def test_a_file_of_deepspeed_that_does_not_gather_is_refused(run: dict[str, Any]
 def test_another_frameworks_shards_are_refused(tmp_path: Path, shards: str, launch: Any, said: str) -> None:
     (tmp_path / shards).touch()
     with pytest.raises(ConfigError, match=said):
-        sharding.require_shards(tmp_path, launch, 2, 2)
+        sharding.require_shards(tmp_path, launch)
 
 
-def test_deepspeed_resumes_with_as_many_processes(tmp_path: Path) -> None:
-    (tmp_path / "global_step4").mkdir()
-    sharding.require_shards(tmp_path, ZERO3, 2, 2)
-    with pytest.raises(HostError, match="saved by 2 processes, and this host starts 1: DeepSpeed resumes with as many"):
-        sharding.require_shards(tmp_path, ZERO3, 2, 1)
+@pytest.mark.parametrize(
+    ("launch", "bound"),
+    [
+        ({}, []),
+        (FSDP2, []),
+        ({"fsdp_config": {}}, ["fsdp_config"]),
+        (ZERO3, ["deepspeed_config"]),
+        ({**FSDP2, "parallelism_config": {}}, ["fsdp_config", "parallelism_config"]),
+    ],
+)
+def test_what_resumes_with_as_many_processes_only(launch: Any, bound: list[str]) -> None:
+    assert sharding.list_bound_sections(launch) == bound
+
+
+@pytest.mark.slow
+@pytest.mark.thorough
+@pytest.mark.parametrize(("before", "now"), [(2, 1), (1, 2)])
+def test_fsdp2_resumes_with_another_number_of_processes(work: Path, tmp_path: Path, before: int, now: int) -> None:
+    """Shards are cut anew; the rows and the rates go on where they were, and the loss ends where it would have."""
+    run = spec(work, "sft", launch=FRAMEWORKS["FSDP2"])
+    run["options"] |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    first = attempts.make(straight, run, ranks=before, before=prepare_ranks(run["launch"], before, straight / "launch"))
+    launch = prepare_ranks(run["launch"], now, resumed / "launch")
+    second = attempts.make(resumed, run, ranks=now, before=launch, resume=first.checkpoint(3))
+    assert (first.code, second.code) == (0, 0), second.outcome
+    [said] = [event["fidelity"] for event in second.events if event["type"] == "resume"]
+    assert said == "close"
+    assert second.curve[6, "learning_rate"] == first.curve[6, "learning_rate"]
+    assert second.curve[6, "eval_loss"] == pytest.approx(first.curve[6, "eval_loss"], rel=1e-3)
 
 
 @pytest.mark.parametrize(
