@@ -21,8 +21,9 @@ from trainers.errors import ConfigError
 #: Modules that frameworks put between others, by the name that they have there.
 _WRAPPERS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod")
 _GATHER = "stage3_gather_16bit_weights_on_model_save"  #: DeepSpeed's name of what gathers the weights of ZeRO-3
+_FSDP = "fsdp_config"
 #: What a checkpoint holds of each framework's shards, by the section of the run file's `launch` that asks for it.
-_SHARDS = {"fsdp_config": "pytorch_model_fsdp*", "deepspeed_config": "global_step*"}
+_SHARDS = {_FSDP: "pytorch_model_fsdp*", "deepspeed_config": "global_step*"}
 
 
 def name_framework(launch: Mapping[str, Any]) -> str:
@@ -41,10 +42,10 @@ def name_framework(launch: Mapping[str, Any]) -> str:
 
 def list_bound_sections(launch: Mapping[str, Any]) -> list[str]:
     """Return the sections of a run file's `launch` with which only as many processes resume as have saved a checkpoint.
-    FSDP2 cuts its shards anew for any number.
+    FSDP distributes full states, and cuts shards, anew for any number.
     """
-    fsdp2 = name_framework(launch).startswith("FSDP2") and "parallelism_config" not in launch
-    return [] if fsdp2 else [name for name in (*_SHARDS, "parallelism_config") if name in launch]
+    alone = "parallelism_config" not in launch
+    return [name for name in (*_SHARDS, "parallelism_config") if name in launch and not (alone and name == _FSDP)]
 
 
 def require_shards(checkpoint: Path, launch: Mapping[str, Any]) -> None:

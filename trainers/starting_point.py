@@ -254,7 +254,7 @@ def _bind_to_processes(run: RunFile, args: TrainingArguments) -> StepLoss | None
     sharded = sharding.list_bound_sections(run.launch)
     reasons = [
         (run.data is not None and run.data.streaming, "data.streaming: where a pass of a stream ends is not known"),
-        (sharded, f"launch.{''.join(sharded[:1])}: the state in a checkpoint is that of its processes"),
+        (sharded, f"launch.{''.join(sharded[:1])}: the state in a checkpoint belongs to its processes"),
         (
             args.train_sampling_strategy == "batch_rebalance",
             "options.train_sampling_strategy: batch_rebalance deals rows to its number of processes",

@@ -135,7 +135,7 @@ def test_another_frameworks_shards_are_refused(tmp_path: Path, shards: str, laun
     [
         ({}, []),
         (FSDP2, []),
-        ({"fsdp_config": {}}, ["fsdp_config"]),
+        ({"fsdp_config": {}}, []),
         (ZERO3, ["deepspeed_config"]),
         ({**FSDP2, "parallelism_config": {}}, ["fsdp_config", "parallelism_config"]),
     ],

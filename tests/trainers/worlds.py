@@ -6,12 +6,13 @@ import hashlib
 import json
 import os
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tests import tiny
 from tests.trainers import attempts
+from tests.trainers.sharding import FRAMEWORKS, prepare_ranks
 from tests.trainers.specs import METHODS, spec
 from trainers.launch.control import CONTROL_VARIABLE
 
@@ -65,6 +66,7 @@ WORLDS: dict[str, tuple[str, Changes, Changes, int]] = {
     "batch_rebalance": ("sft", {"train_sampling_strategy": "batch_rebalance"}, {}, 16),
     "average_tokens_across_devices: false": ("sft", {"average_tokens_across_devices": False}, {}, 16),
     "streaming": ("sft", {}, {"streaming": True}, 16),
+    **{name: ("sft", {}, {}, 16) for name in ("FSDP1", "FSDP2", "FSDP2, full state")},
 }
 
 
@@ -72,17 +74,38 @@ def change_world(world: str, change: str, work: Path, folder: Path) -> str:
     """Return what becomes of a run that is cut and resumes in another split: `CLOSE`, `REFUSED`, or what differs."""
     method, options, data, count = WORLDS[world]
     before, after = (make_run(work, folder, method, options, data, count, split) for split in CHANGES[change])
-    straight = attempts.make(folder / "straight", before[0], before=record_rows, ranks=before[1])
+    launch = FRAMEWORKS.get(world, {})
+    straight = attempts.make(
+        folder / "straight",
+        before[0] | {"launch": launch},
+        before=_prepare_ranks(launch, before[1], folder / "first"),
+        ranks=before[1],
+    )
     if straight.code:
         return (straight.folder / "stderr.log").read_text()
     resumed = attempts.make(
-        folder / "resumed", after[0], before=record_rows, ranks=after[1], resume=straight.checkpoint(CUT)
+        folder / "resumed",
+        after[0] | {"launch": launch},
+        before=_prepare_ranks(launch, after[1], folder / "second"),
+        ranks=after[1],
+        resume=straight.checkpoint(CUT),
     )
     if resumed.code:
         said = " ".join(resumed.messages("error"))
         refused = not read_steps(resumed.folder) and ("resume with" in said or "must stay" in said)
         return REFUSED if refused else (resumed.folder / "stderr.log").read_text()
     return compare_from(CUT, straight, resumed)
+
+
+def _prepare_ranks(launch: Changes, processes: int, folder: Path) -> Callable[[], None]:
+    """Return what each rank calls before it trains."""
+    prepare = prepare_ranks(launch, processes, folder)
+
+    def prepare_and_record() -> None:
+        prepare()
+        record_rows()
+
+    return prepare_and_record
 
 
 def compare_from(cut: int, straight: attempts.Attempt, resumed: attempts.Attempt) -> str:
@@ -166,9 +189,13 @@ def read_rates(attempt: attempts.Attempt) -> dict[int, float]:
 
 
 def _measure_distance(one: attempts.Attempt, other: attempts.Attempt) -> float:
-    """Return the greatest difference of a weight between two results."""
+    """Return the greatest difference of a weight between two results. (FSDP on several processes saves tied weights
+    twice.)
+    """
     from safetensors.numpy import load_file
 
     files = sorted((one.folder / "output").glob("*.safetensors"))
     pairs = [(load_file(path), load_file(other.folder / "output" / path.name)) for path in files]
-    return max(float(abs(left[name] - right[name]).max()) for left, right in pairs for name in left)
+    return max(
+        float(abs(left[name] - right[name]).max()) for left, right in pairs for name in left.keys() & right.keys()
+    )
