@@ -44,6 +44,13 @@ class MetricSeries:
     values: list[float] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
 
+    def leave_out(self, steps: set[int]) -> int:
+        """Take out the points of some steps, and return how many they were."""
+        kept = [point for point in zip(self.steps, self.values, self.times, strict=True) if point[0] not in steps]
+        count = len(self.steps) - len(kept)
+        self.steps, self.values, self.times = ([point[column] for point in kept] for column in range(3))  # type: ignore[assignment]
+        return count
+
 
 @dataclass(slots=True)
 class LoggedMessage:

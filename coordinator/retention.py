@@ -53,6 +53,7 @@ class CheckpointFacts(Generic[Id]):
     size: int
     time: float
     metrics: Mapping[str, float] = field(default_factory=dict)
+    evaluation_due: bool = False  #: its metrics are still to come
     complete: bool = True
     superseded: bool = False
     head: bool = False
@@ -118,6 +119,8 @@ def _find_required(
             yield each, "pinned"
         if each is safest and not each.head:
             yield each, "the newest with a copy beyond its host"
+        if each.evaluation_due and (each.current or each.resumed) and not each.superseded:
+            yield each, "not evaluated yet"
         if each.current and not each.superseded and not each.complete:
             yield each, "not complete yet"
         elif each.current and not each.superseded and (safest is None or each.order > safest.order):

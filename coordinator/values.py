@@ -111,6 +111,7 @@ class CheckpointView:
     remove_time: float | None = None  #: when it was scheduled for deletion
     remove_reason: str = ""
     parts: tuple[Part, ...] = ()
+    evaluation_due: bool = False  #: its evaluation has not been reported
 
     def without_removed_copies(self) -> CheckpointView:
         """Return the checkpoint with only those copies that are kept."""
@@ -211,6 +212,7 @@ class NewCheckpoint:
     metrics: Mapping[str, float] = field(default_factory=dict)
     required_cursors: tuple[Cursor, ...] = ()
     copies: tuple[Copy, ...] = ()
+    evaluation_due: bool = False  #: the weights of this step are still to be evaluated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

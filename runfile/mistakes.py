@@ -97,10 +97,10 @@ def shorten(text: str, limit: int = 60) -> str:
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
-def find_nearest(name: str, names: Iterable[str]) -> str | None:
-    """Return the known name nearest to `name`, or None when none is near."""
+def find_nearest(name: str, names: Iterable[str], cutoff: float = 0.65) -> str | None:
+    """Return the known name nearest to `name`, or None when none is near: alike by less than `cutoff`, of 1."""
     known = {candidate.casefold().replace("-", "_"): candidate for candidate in names}
-    close = difflib.get_close_matches(name.casefold().replace("-", "_"), known, n=1, cutoff=0.65)
+    close = difflib.get_close_matches(name.casefold().replace("-", "_"), known, n=1, cutoff=cutoff)
     return known[close[0]] if close else None
 
 

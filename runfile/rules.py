@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePath
 from typing import Any
 
-from runfile.mistakes import KeyPath, Mistake
+from runfile import metric_names
+from runfile.mistakes import KeyPath, Mistake, find_nearest
 from runfile.models import METHODS, DataSource, RunFile, Split
 from storage.address import BUCKET_SCHEMES, AddressError, parse_address
 
@@ -144,9 +145,27 @@ def _check_training(method: str, data: Mapping[str, Any]) -> Iterator[Mistake]:
     yield from _check_streaming(method, data)
     yield from _check_length(data)
     yield from _check_sharding(data)
+    yield from _check_keep_metric(data)
     if not data.get("rewards") and method in _REWARDED:
         yield Mistake(("rewards",), "is missing", "for instance rewards: [{call: rewards.py:score}]")
     yield from _check_functions(data)
+
+
+def _check_keep_metric(data: Mapping[str, Any]) -> Iterator[Mistake]:
+    """Yield a mistake for a metric to keep the best checkpoints by that no trainer will report."""
+    checkpoint = data.get("checkpoint")
+    keep = checkpoint.get("keep") if isinstance(checkpoint, Mapping) else None
+    metric = keep.get("metric") if isinstance(keep, Mapping) else None
+    if not isinstance(metric, str):
+        return
+    path, rows = ("checkpoint", "keep", "metric"), data.get("data")
+    close = find_nearest(metric, metric_names.FIRST, cutoff=0.85)  # misspelt, and not another name of the kind
+    if (own := metric_names.TRAINING.get(metric)) is not None:
+        yield Mistake(path, f"{metric} is reported under another name", f"write {own}")
+    elif close is not None and not metric.startswith(close):
+        yield Mistake(path, f"nothing reports {metric}", f"did you mean {close}?")
+    elif metric.startswith("eval_") and not (isinstance(rows, Mapping) and rows.get("eval") is not None):
+        yield Mistake(path, f"{metric} needs rows to evaluate on", "add data.eval, for instance {split: 0.02}")
 
 
 def _check_evaluation(data: Mapping[str, Any]) -> Iterator[Mistake]:

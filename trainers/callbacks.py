@@ -60,12 +60,12 @@ class CheckpointInterval:
 class StepEndCallback(TrainerCallback):
     """Saves when the interval ends, at the last step and when a stop is requested; after a stop `stopped` is True.
 
-    A save at the last step of an epoch (or of the run) waits for the end of the epoch, so that what the library logs
-    and evaluates there is part of the checkpoint: a resumed run starts with the next epoch and would never do it.
+    A save at the last step of an epoch (or of the run) waits for the end of the epoch, and an evaluation of that step
+    with it, so that what the library logs there is part of the checkpoint and the evaluation comes after it: a resumed
+    run starts with the next epoch and would never do it.
 
     Within an epoch, an evaluation that is due or running when the run stops is postponed. It would use up the time that
-    is left to stop, and the next attempt can run it before its first step, from the same random state. (At the end of
-    an epoch it could not: by then the order of the next epoch has been drawn.)
+    is left to stop, and the next attempt can run it before its first step, from the same random state.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class StepEndCallback(TrainerCallback):
             agree,
             restore,
         )
-        self._save_at_epoch_end = False
+        self._save_at_epoch_end = self._evaluate_at_epoch_end = False
         self._can_postpone = False  #: an evaluation that begins now may be postponed
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -104,6 +104,8 @@ class StepEndCallback(TrainerCallback):
         control.should_training_stop |= stop
         if last or float(state.epoch or 0).is_integer():
             self._save_at_epoch_end = save or stop or last
+            if self._save_at_epoch_end:
+                self._evaluate_at_epoch_end, control.should_evaluate = control.should_evaluate, False
             return
         control.should_save = save or stop
         self._can_postpone = True
@@ -121,6 +123,8 @@ class StepEndCallback(TrainerCallback):
         self._can_postpone = False
         if self._save_at_epoch_end:
             control.should_save, self._save_at_epoch_end = True, False
+            control.should_evaluate |= self._evaluate_at_epoch_end
+            self._evaluate_at_epoch_end = False
         elif self.stopped:  # stopped within an epoch: it has not ended, so nothing is logged or evaluated for its end
             control.should_log = control.should_evaluate = control.should_save = False
 

@@ -141,7 +141,7 @@ class LoggingState:
     flos: float  #: floating-point operations not yet added to the trainer's state
     metrics: Mapping[str, Mapping[str, list[float]]]  #: see `metric_windows`
     tokens: float  #: tokens trained on
-    evaluation_due: bool = False  #: an evaluation of the last step is postponed
+    evaluation_due: bool = False  #: the last step is still to be evaluated
 
     @classmethod
     def capture(cls, trainer: SaveableTrainer) -> "LoggingState":

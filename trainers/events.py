@@ -57,10 +57,15 @@ class EventLog:
         """Append that `step` of `total` optimizer steps are done."""
         self._append(type="progress", step=step, total=total, epoch=encode_number(epoch), time=_current_time())
 
-    def log_checkpoint(self, step: int, path: str, metrics: Mapping[str, float | int]) -> None:
-        """Append that the checkpoint folder `path` (relative to the staging root) is complete and durable."""
+    def log_checkpoint(
+        self, step: int, path: str, metrics: Mapping[str, float | int], *, evaluation_due: bool = False
+    ) -> None:
+        """Append that the checkpoint folder `path` (relative to the staging root) is complete and durable. With
+        `evaluation_due` its weights are evaluated next.
+        """
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        self._append(type="checkpoint", step=step, path=path, metrics=finite, time=_current_time())
+        due = {"evaluation_due": True} if evaluation_due else {}
+        self._append(type="checkpoint", step=step, path=path, metrics=finite, **due, time=_current_time())
 
     def log_sample(
         self, step: int, kind: SampleKind, prompt: str, completion: str, rewards: Mapping[str, float] | None = None

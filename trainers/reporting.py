@@ -24,10 +24,14 @@ _PROGRESS_SECONDS = 1.0  #: the least time between two progress events
 
 
 class EventReporter(TrainerCallback):
-    """Writes everything that the trainer logs to the event file. Only the main process has one."""
+    """Writes everything that the trainer logs to the event file, and knows which of it is measured of a checkpoint.
+    Only the main process has one.
+    """
 
-    def __init__(self, trainer: Trainer, events: EventLog) -> None:
+    def __init__(self, trainer: Trainer, events: EventLog, keep_metric: str | None = None) -> None:
+        """`keep_metric` is the run file's `checkpoint.keep.metric`."""
         self._trainer, self._events = trainer, events
+        self._labels = CheckpointLabels(keep_metric)
         self._loss_is_likelihood = getattr(trainer, "loss_is_likelihood", False)
         self._clock = StepClock()
         self._reported_at = 0.0
@@ -68,8 +72,21 @@ class EventReporter(TrainerCallback):
             if "eval_loss" in values and self._loss_is_likelihood:
                 values["eval_perplexity"] = metric_names.perplexity(values["eval_loss"])
         self._events.log_metrics(state.global_step, values)
+        self._warn(self._labels.add(state.global_step, values))
         tqdm.write(format_line(state.global_step, state.max_steps, values))  # above the progress bar, if there is one
         sys.stdout.flush()
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._warn(self._labels.check_saved())
+
+    def checkpoint_metrics(self, step: int) -> dict[str, float]:
+        """Return what was measured at `step` and is stored with its checkpoint."""
+        return self._labels.list_values(step)
+
+    def _warn(self, text: str) -> None:
+        """Write a warning, if there is a text."""
+        if text:
+            self._events.log_message("warning", text)
 
     def _training_values(self, numbers: Mapping[str, float], args: TrainingArguments) -> dict[str, float]:
         """Return a training log under Relay's names, with speeds and GPU readings."""
@@ -152,17 +169,49 @@ class StepClock:
         return taken
 
 
-def checkpoint_metrics(history: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the newest losses and evaluation results of a trainer's log history (which a resume restores), to be
-    stored with a checkpoint.
+class CheckpointLabels:
+    """The values that belong to the weights of one step: losses, evaluation results, and what `checkpoint.keep`
+    compares by. A checkpoint is labelled with those of its own step and of no other.
     """
-    newest = {
-        name: value
-        for logs in history
-        for name, value in logs.items()
-        if name == "loss" or metric_names.is_evaluation_result(name)
-    }
-    return {metric_names.TRAINING.get(name, name): value for name, value in newest.items()}
+
+    def __init__(self, keep_metric: str | None) -> None:
+        self._metric = keep_metric or ""
+        self._seen: set[str] = set()
+        self._warned = not keep_metric
+        self._step, self._values = -1, dict[str, float]()  #: the newest step that was logged, and its values
+
+    def add(self, step: int, values: Mapping[str, float]) -> str:
+        """Take values that were logged at a step; return a warning where an evaluation lacks `keep.metric`."""
+        self._values = {**(self._values if step == self._step else {}), **values}
+        self._step = step
+        self._seen |= values.keys()
+        results = [name for name in values if metric_names.is_evaluation_result(name)]
+        expected = metric_names.is_evaluation_result(self._metric) and results
+        return self._warn_of_absence("the evaluation", results) if expected else ""
+
+    def check_saved(self) -> str:
+        """Return a warning where a checkpoint was saved and nothing has reported `keep.metric` yet."""
+        if metric_names.is_evaluation_result(self._metric):
+            return ""  # an evaluation shows it
+        return self._warn_of_absence("the training", sorted(self._seen))
+
+    def list_values(self, step: int) -> dict[str, float]:
+        """Return the values of a step that its checkpoint is labelled with."""
+        values = self._values if step == self._step else {}
+        kept = ("train_loss", self._metric)
+        return {
+            name: value for name, value in values.items() if name in kept or metric_names.is_evaluation_result(name)
+        }
+
+    def _warn_of_absence(self, what: str, names: Iterable[str]) -> str:
+        """Return the warning, once, unless `keep.metric` was logged."""
+        if self._warned or self._metric in self._seen:
+            return ""
+        self._warned = True
+        return (
+            f"checkpoint.keep.metric: {what} has not reported {self._metric}, so no checkpoint is kept as the best; it "
+            f"reported {', '.join(names) or 'nothing'}"
+        )
 
 
 def read_gpu(device: torch.device) -> dict[str, float]:

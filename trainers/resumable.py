@@ -39,7 +39,7 @@ class ResumableTrainer(Trainer):
 
     save_hook: Callable[[], None]
     base_model: LocalModel  #: the model before training
-    evaluation_due = False  #: an evaluation of the last step is postponed
+    evaluation_due = False  #: the last step is still to be evaluated
     shared_state: tuple[str, ...] = ()  #: names in the extra state whose values are the same in every rank
     why_rows_are_left_out = "nothing of them is left to learn within options.max_length"
     dealing: Dealing | None = None  #: how rows are dealt, where that is not as the library would deal them
@@ -187,17 +187,31 @@ class ResumableTrainer(Trainer):
         set_seed(int.from_bytes(hashlib.sha256(drawn.encode()).digest()[:4]))
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing when resumed from the last step, where the library would train one step more."""
+        """Do nothing when resumed from the last step, where the library would train one step more.
+
+        An evaluation that is due at an epoch's end comes before anything is drawn for the next epoch. Within an epoch
+        it comes before the first step, once the batches have been skipped.
+        """
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
+        if self.evaluation_due and kwargs["steps_trained_in_current_epoch"] == 0:
+            self.evaluate_resumed(kwargs["resume_from_checkpoint"])
+            kwargs["resume_from_checkpoint"] = None  # its random state has been restored
         set_epoch(kwargs["train_dataloader"], kwargs["epoch"])
         super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        """Log, save and evaluate. A postponed evaluation leaves no trace: the state that is saved is the one
-        before it.
+        """Log, save and evaluate, in this order: what is saved says that the evaluation is due, and a resumed attempt
+        carries out one that was cut.
+
+        A postponed evaluation leaves no trace: the state that is saved is the one before it.
         """
+        saved = self.control.should_evaluate and self.control.should_save
+        if saved:
+            self.evaluation_due, self.control.should_evaluate = True, False
+            super()._maybe_log_save_evaluate(*args, **kwargs)
+            self.evaluation_due, self.control.should_evaluate, self.control.should_save = False, True, False
         before = capture_random_states() if self.control.should_evaluate else None
         try:
             super()._maybe_log_save_evaluate(*args, **kwargs)
@@ -206,13 +220,20 @@ class ResumableTrainer(Trainer):
             restore_random_states(before)
             metric_windows(self).get("eval", {}).clear()
             self.evaluation_due = self.control.should_training_stop = True
-            self.save_hook()
+            if not saved:
+                self.save_hook()
 
     def evaluate_if_due(self) -> None:
         """Run the evaluation that a stop postponed, as the library would have run it after that step."""
         if self.evaluation_due:
             self.evaluation_due = False
             self._evaluate(None, None)
+
+    def evaluate_resumed(self, checkpoint: str) -> None:
+        """Run an evaluation that was due when `checkpoint` was saved, from its random state."""
+        if self.evaluation_due:
+            self._load_rng_state(checkpoint)
+            self.evaluate_if_due()
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log a NaN once and not forever: the library resets its sum by subtracting the sum from itself."""

@@ -28,7 +28,7 @@ from trainers.events import EventLog
 from trainers.launch.control import FAILED, REFUSED, STOPPED, SUCCEEDED, ControlFolder, Outcome
 from trainers.methods.method import LearningSignals
 from trainers.models import hub
-from trainers.reporting import EventReporter, ProgressBar, checkpoint_metrics
+from trainers.reporting import EventReporter, ProgressBar
 from trainers.resumable import ResumableTrainer
 from trainers.rewards import functions
 from trainers.rewards.user_functions import digest_code
@@ -280,11 +280,14 @@ def _attach_callbacks(
     interval = CheckpointInterval(Every(seconds=seconds) if every.steps is None and seconds else every)
     agree, restore = build_agreement(start.world.processes), build_restore(trainer, start.checkpoint)
     step_ends = StepEndCallback(trainer, job.control, interval, agree, restore)
+    reporter = EventReporter(trainer, log, job.run.checkpoint.keep.metric)
 
     def save() -> None:
         folder = checkpoints.save_checkpoint(trainer, job.environment.staging, start.describe())
         if prepared.is_main:
-            log.log_checkpoint(trainer.state.global_step, folder.name, checkpoint_metrics(trainer.state.log_history))
+            step = trainer.state.global_step
+            metrics, due = reporter.checkpoint_metrics(step), trainer.evaluation_due
+            log.log_checkpoint(step, folder.name, metrics, evaluation_due=due)
             if job.environment.keep_last is not None:
                 checkpoints.prune_checkpoints(job.environment.staging, job.environment.keep_last)
 
@@ -292,7 +295,7 @@ def _attach_callbacks(
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(step_ends)
     if prepared.is_main:
-        trainer.add_callback(EventReporter(trainer, log))
+        trainer.add_callback(reporter)
         if sys.stderr.isatty():  # a user is watching
             trainer.add_callback(ProgressBar)
         rows, evaluates = prepared.held_out or prepared.train, prepared.held_out is not None

@@ -292,6 +292,8 @@ def build_restore(trainer: ResumableTrainer, resume: SavedCheckpoint | None) -> 
             extra = resume.read_extra_state(rank if same else 0, trainer.args.device)
             alike = {name: value for name, value in extra.items() if name in trainer.shared_state}
             trainer.restore_extra_state(extra if same else alike)
+        if resume and trainer.state.global_step >= trainer.state.max_steps:
+            trainer.evaluate_resumed(str(resume.folder))  # no epoch will
 
     return restore
 

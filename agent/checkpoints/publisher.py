@@ -188,6 +188,7 @@ class CheckpointPublisher:
             size=manifest.size,
             files=len(manifest.files),
             metrics=saved.metrics,
+            evaluation_due=saved.evaluation_due,
             required_cursors=[pb.Cursor(node=self._assignment.node, source=saved.source, offset=saved.end)],
             copies=[runs_pb2.Copy(store="host", uri=f"host://{self._agent}")],
         )

@@ -22,13 +22,17 @@ class StepReport:
 
 @dataclass(frozen=True, slots=True)
 class SavedCheckpoint:
-    """A `checkpoint` line: `path` is relative to the staging folder, `end` the source's offset after the line."""
+    """A `checkpoint` line: `path` is relative to the staging folder, `end` the source's offset after the line.
+
+    With `evaluation_due` its weights are evaluated after it was saved.
+    """
 
     step: int
     path: str
     metrics: dict[str, float] = field(default_factory=dict)
     source: str = "events"
     end: int = 0
+    evaluation_due: bool = False
 
 
 Report = StepReport | SavedCheckpoint
@@ -73,7 +77,8 @@ def _parse_report(line: dict[str, Any], source: str, end: int) -> Report | None:
     match line["type"]:
         case "checkpoint":
             metrics = {str(name): float(value) for name, value in (line.get("metrics") or {}).items()}
-            return SavedCheckpoint(step, str(line["path"]), metrics, source, end)
+            due = line.get("evaluation_due") is True
+            return SavedCheckpoint(step, str(line["path"]), metrics, source, end, due)
         case "metric" | "progress":
             return StepReport(step)
     return None

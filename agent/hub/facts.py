@@ -16,6 +16,7 @@ from agent.coordinator_client import CALL_TIMEOUT
 from agent.wire import Assignment
 from relay.logs import get_logger
 from relay.v1 import runs_pb2, runs_pb2_grpc
+from runfile import metric_names
 from runfile.model_card import AttemptSummary
 
 log = get_logger(__name__)
@@ -58,6 +59,10 @@ class RunHistory:
         uris = [copy.uri for each in listed.checkpoints for part in each.parts for copy in part.copies]
         return [uri for uri in (*uris, output.uri) if uri.startswith("hf://")]
 
+    async def read_evaluation(self, step: int) -> dict[str, float]:
+        """Return what this attempt has measured of the weights of a step, which may be after they were saved."""
+        return await asyncio.to_thread(_read_own_evaluation, self._events, step)
+
     async def read_curve(self) -> Series:
         """Return the run's losses, across attempts."""
         request = runs_pb2.ReadMetricsRequest(name=self._assignment.message.run, metrics=DRAWN)
@@ -90,6 +95,19 @@ def _read_own_metrics(events: Path) -> Series:
                 if isinstance(value, int | float):
                     series[name].append((line["step"], float(value)))
     return series
+
+
+def _read_own_evaluation(events: Path, step: int) -> dict[str, float]:
+    """Return the results of the evaluation of a step in this attempt's own file. Blocking."""
+    found: dict[str, float] = {}
+    for line in _metric_lines(events):
+        if line["step"] == step:
+            found |= {
+                name: float(value)
+                for name, value in line["values"].items()
+                if metric_names.is_evaluation_result(name) and isinstance(value, int | float)
+            }
+    return found
 
 
 def _metric_lines(events: Path) -> Iterator[dict[str, Any]]:

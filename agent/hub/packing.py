@@ -63,7 +63,7 @@ class Packer:
             files=files.keys(),
             record=await asyncio.to_thread(model_card.read_record, published.folder),
             digest=published.digest,
-            metrics=published.metrics,
+            metrics={**published.metrics, **await self.history.read_evaluation(published.step)},
             inputs={each.path: each.digest for each in self.assignment.message.inputs},
             pins=self.assignment.message.pins,
             attempts=await self.history.list_attempts(),

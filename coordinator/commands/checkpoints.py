@@ -7,6 +7,7 @@ from uuid import UUID
 import asyncpg
 
 from coordinator.commands import retention
+from coordinator.commands.events import select_evaluation
 from coordinator.database.connections import Database
 from coordinator.lifecycle import HeadMoved
 from coordinator.store import checkpoints, history, leases, runs
@@ -28,12 +29,17 @@ async def register(db: Database, lease_id: UUID, new: NewCheckpoint) -> Checkpoi
         if new.node not in {place.node for place in await leases.read_places(conn, lease_id)}:
             raise InvalidRequest(f"the lease has no node {new.node}")
         await leases.check_cursors(conn, lease_id, new.required_cursors)
+        first = await checkpoints.find_last_step(conn, lease_id) is None
         checkpoint_id = await _find_or_add(conn, lease, new)
         if await checkpoints.add_part(conn, checkpoint_id, new) != new.manifest_digest:
             raise InvalidRequest(f"step {new.step} of this attempt is registered with other content")
         await checkpoints.add_copies(conn, checkpoint_id, new.node, new.copies)
+        if values := select_evaluation(await checkpoints.read_evaluation(conn, run.id, lease_id, new.step)):
+            await checkpoints.add_evaluation(conn, lease_id, new.step, values)
         if await checkpoints.mark_complete(conn, checkpoint_id):
             await _move_head(conn, run, checkpoint_id, new)
+            if first:
+                await _warn_of_missing_metric(conn, run, new)
             await retention.apply_policy(conn, run.id, run.spec)
         return await _read_view(conn, checkpoint_id)
 
@@ -61,6 +67,26 @@ async def _move_head(conn: asyncpg.Connection, run: runs.RunRow, checkpoint_id: 
         lease_id=run.current_lease.id,
         attempt=run.current_lease.attempt,
         details={"checkpoint": str(checkpoint_id), "step": new.step, "metrics": dict(new.metrics)},
+        state=run.state.value,
+    )
+
+
+async def _warn_of_missing_metric(conn: asyncpg.Connection, run: runs.RunRow, new: NewCheckpoint) -> None:
+    """Say in the history when the first checkpoint of a command's attempt lacks the metric that the best are kept by.
+    Trainers say it themselves, when they have evaluated.
+    """
+    metric = retention.parse_policy(run.spec).metric
+    if run.spec.get("method") != "command" or not metric or metric in new.metrics:
+        return
+    reported = f"it has {', '.join(sorted(new.metrics))}" if new.metrics else "it has no metrics"
+    await history.record(
+        conn,
+        run.id,
+        "message",
+        f"checkpoint.keep.metric: the checkpoint of step {new.step} was reported without {metric}; {reported}",
+        lease_id=run.current_lease.id,
+        attempt=run.current_lease.attempt,
+        level="warning",
         state=run.state.value,
     )
 

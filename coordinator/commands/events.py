@@ -11,9 +11,10 @@ their order.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Never
 from uuid import UUID
@@ -21,11 +22,13 @@ from uuid import UUID
 import asyncpg
 
 from coordinator import event_lines
+from coordinator.commands import retention
 from coordinator.database.connections import Database, DatabaseAway
-from coordinator.store import events, history, leases
+from coordinator.store import checkpoints, events, history, leases, runs
 from coordinator.store.events import ProgressUpdate, SourceKey, Writer
 from relay.errors import InvalidRequest, LeaseLost, OffsetGap, StartMissing
 from relay.logs import bind, get_logger
+from runfile import metric_names
 
 JSON_SOURCES = ("events", "agent")
 _BATCH_BYTES = 4 * 1024 * 1024
@@ -202,10 +205,14 @@ class _AppendBatch:
 async def _write_batch(conn: asyncpg.Connection, batch: _AppendBatch) -> None:
     if not batch.moved:
         return
+    results = _gather_evaluations(batch)
+    await _drop_repeated_evaluations(conn, batch)
     await events.move_cursors(conn, {key: (batch.cursors[key], dropped) for key, dropped in batch.moved.items()})
     if batch.logs:
         await events.add_logs(conn, batch.logs)
     await events.add_points(conn, _merge_points(batch))
+    for lease_id, by_step in results.items():
+        await _label_checkpoints(conn, lease_id, by_step)
     if samples := [(batch.writers[key[0]], each) for key, parsed in batch.parsed for each in parsed.samples]:
         await events.add_samples(conn, samples)
     await events.record_progress(conn, _merge_progress(batch))
@@ -215,6 +222,56 @@ async def _write_batch(conn: asyncpg.Connection, batch: _AppendBatch) -> None:
     for key, parsed in batch.parsed:
         await _record_history(conn, batch.writers[key[0]], key, parsed)
     await history.announce(conn, sorted({batch.writers[lease].run_id for lease, _, _ in batch.moved}))
+
+
+async def _drop_repeated_evaluations(conn: asyncpg.Connection, batch: _AppendBatch) -> None:
+    """Take out what an attempt measures again of the weights that it resumed from, which the curve has already.
+
+    A trainer that was cut after its evaluation evaluates again, since its random state is the one before it.
+    """
+    for key, parsed in batch.parsed:
+        writer = batch.writers[key[0]]
+        evaluated = {name: points for name, points in parsed.series.items() if name.startswith("eval_")}
+        steps = {step for points in evaluated.values() for step in points.steps if step <= writer.resumed_step}
+        if not steps or not (repeated := await events.find_evaluated(conn, writer.run_id, writer.lease_id, steps)):
+            continue
+        parsed.samples = [each for each in parsed.samples if each.kind != "prompt" or each.step not in repeated]
+        for name, points in evaluated.items():
+            batch.moved[key] += points.leave_out(repeated)
+            if not points.steps:
+                del parsed.series[name]
+
+
+def select_evaluation(values: Mapping[str, float]) -> dict[str, float]:
+    """Return those values that an evaluation measured of the model, and that can be compared."""
+    return {
+        name: value
+        for name, value in values.items()
+        if metric_names.is_evaluation_result(name) and math.isfinite(value)
+    }
+
+
+def _gather_evaluations(batch: _AppendBatch) -> dict[UUID, dict[int, dict[str, float]]]:
+    """Return the results of evaluations by lease and step."""
+    results: dict[UUID, dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    for (lease_id, _, _), parsed in batch.parsed:
+        for name, points in parsed.series.items():
+            for step, value in zip(points.steps, points.values, strict=True):
+                if found := select_evaluation({name: value}):
+                    results[lease_id][step] |= found
+    return results
+
+
+async def _label_checkpoints(
+    conn: asyncpg.Connection, lease_id: UUID, results: Mapping[int, Mapping[str, float]]
+) -> None:
+    """Add the results of evaluations to the checkpoints of their steps, in the transaction that stores them and moves
+    the cursor: once, however often the lines are sent. A checkpoint that is registered later finds them itself.
+    """
+    labelled = [await checkpoints.add_evaluation(conn, lease_id, *each) for each in sorted(results.items())]
+    if any(labelled):
+        run = await runs.lock_by_lease(conn, lease_id)
+        await retention.apply_policy(conn, run.id, run.spec)
 
 
 def _merge_points(batch: _AppendBatch) -> list[tuple[Writer, dict[str, event_lines.MetricSeries]]]:

@@ -33,7 +33,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 #: The migration that makes these tables.
-REVISION = "0007"
+REVISION = "0008"
 
 _CLOCK = func.clock_timestamp()
 _EMPTY = text("'{}'::jsonb")
@@ -309,6 +309,7 @@ class Checkpoint(Base):
     attempt: Mapped[int] = mapped_column(Integer)
     step: Mapped[int]
     metrics: Mapped[dict[str, Any]] = mapped_column(server_default=_EMPTY)
+    evaluation_due: Mapped[bool] = mapped_column(server_default=text("false"))  #: it has not been reported
     complete: Mapped[bool] = mapped_column(server_default=text("false"))
     superseded: Mapped[bool] = mapped_column(server_default=text("false"))
     create_time: Mapped[datetime] = mapped_column(server_default=_CLOCK)

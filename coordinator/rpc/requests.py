@@ -234,6 +234,7 @@ def parse_new_checkpoint(request: agents_pb2.RegisterCheckpointRequest) -> NewCh
         metrics=_keep_finite(request.metrics),
         required_cursors=parse_cursors(request.required_cursors),
         copies=tuple(parse_copy(item) for item in request.copies),
+        evaluation_due=request.evaluation_due,
     )
 
 

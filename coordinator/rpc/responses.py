@@ -119,6 +119,7 @@ def render_checkpoint(view: CheckpointView) -> runs_pb2.Checkpoint:
         attempt=view.attempt,
         step=view.step,
         metrics=view.metrics,
+        evaluation_due=view.evaluation_due,
         parts=[
             runs_pb2.CheckpointPart(
                 node=part.node,

@@ -13,7 +13,8 @@ from relay.errors import CheckpointMissing
 
 OFFERED = 100  #: most checkpoints that are sent to a host at once: messages are limited, and a long run has thousands
 
-_SELECT = """SELECT c.id, c.run_id, c.lease_id, c.attempt, c.step, c.metrics, c.complete, c.superseded, c.create_time,
+_SELECT = """SELECT c.id, c.run_id, c.lease_id, c.attempt, c.step, c.metrics, c.evaluation_due, c.complete,
+                    c.superseded, c.create_time,
                     c.pinned, c.pin_reason, c.remove_time, c.remove_reason, r.head_id = c.id AS head,
                     (SELECT jsonb_agg(jsonb_build_object(
                        'node', p.node, 'manifest_digest', p.manifest_digest, 'size', p.size, 'files', p.files,
@@ -34,6 +35,7 @@ def _view(row: asyncpg.Record) -> CheckpointView:
         attempt=row["attempt"],
         step=row["step"],
         metrics=row["metrics"],
+        evaluation_due=row["evaluation_due"],
         complete=row["complete"],
         superseded=row["superseded"],
         head=bool(row["head"]),
@@ -132,11 +134,13 @@ async def find(conn: asyncpg.Connection, lease_id: UUID, step: int) -> UUID | No
 async def add(conn: asyncpg.Connection, run_id: str, lease_id: UUID, attempt: int, new: NewCheckpoint) -> UUID:
     """Insert a checkpoint without parts and return its id."""
     checkpoint_id: UUID = await conn.fetchval(
-        "INSERT INTO checkpoints (run_id, lease_id, attempt, step) VALUES ($1, $2, $3, $4) RETURNING id",
+        """INSERT INTO checkpoints (run_id, lease_id, attempt, step, evaluation_due) VALUES ($1, $2, $3, $4, $5)
+           RETURNING id""",
         run_id,
         lease_id,
         attempt,
         new.step,
+        new.evaluation_due,
     )
     return checkpoint_id
 
@@ -168,6 +172,42 @@ async def merge_metrics(conn: asyncpg.Connection, checkpoint_id: UUID, metrics: 
     await conn.execute(
         "UPDATE checkpoints SET metrics = metrics || $2 WHERE id = $1 AND NOT complete", checkpoint_id, dict(metrics)
     )
+
+
+@statement
+async def add_evaluation(conn: asyncpg.Connection, lease_id: UUID, step: int, values: Mapping[str, float]) -> bool:
+    """Add what a lease reports of the weights of a step to the checkpoint of that step, which the lease has made or
+    resumed from. Values that are there stay. Return True when there is such a checkpoint.
+    """
+    rows = await conn.fetch(
+        """UPDATE checkpoints SET metrics = $3 || metrics, evaluation_due = false
+           WHERE step = $2 AND (lease_id = $1 OR id = (SELECT resumed_from FROM leases WHERE id = $1)) RETURNING id""",
+        lease_id,
+        step,
+        dict(values),
+    )
+    return bool(rows)
+
+
+@statement
+async def read_evaluation(conn: asyncpg.Connection, run_id: str, lease_id: UUID, step: int) -> dict[str, float]:
+    """Return the newest value, which is none that is NaN, of each `eval_` metric that a lease has reported for a
+    step. For the step that it resumed from, what is on the run's curve counts too: the weights are the same.
+    """
+    rows = await conn.fetch(
+        """SELECT c.metric, p.point
+           FROM metric_chunks c JOIN leases l ON l.id = c.lease_id, unnest(c.steps, c.points) AS p(step, point)
+           WHERE c.run_id = $1 AND p.step = $3 AND p.point <> 'NaN'
+             AND (c.lease_id = $2 OR $3 <= COALESCE(l.kept_until_step, $3)
+                                     AND $3 = (SELECT o.resumed_step FROM leases o WHERE o.id = $2))
+             AND c.metric IN (
+             SELECT name FROM runs r, jsonb_object_keys(r.metrics) AS name WHERE r.id = $1 AND name LIKE 'eval\\_%')
+           ORDER BY c.id""",
+        run_id,
+        lease_id,
+        step,
+    )
+    return {row["metric"]: row["point"] for row in rows}
 
 
 @statement

@@ -28,6 +28,7 @@ class Writer:
     pins: dict[str, str]
     metrics: set[str]
     started: bool  #: its first write has arrived
+    resumed_step: int = 0  #: the step of the checkpoint that it resumed from
 
 
 @dataclass(slots=True)
@@ -49,7 +50,7 @@ async def lock_writers(conn: asyncpg.Connection, lease_ids: Iterable[UUID], *, w
     Without `wait`, leases whose rows another transaction has locked are left out.
     """
     rows = await conn.fetch(
-        f"""SELECT l.id, l.run_id, l.attempt, l.start_time IS NOT NULL AS started, r.state,
+        f"""SELECT l.id, l.run_id, l.attempt, l.start_time IS NOT NULL AS started, l.resumed_step, r.state,
                    ARRAY(SELECT node FROM places WHERE lease_id = l.id) AS nodes, r.pins,
                    ARRAY(SELECT jsonb_object_keys(r.metrics)) AS metrics
             FROM runs r JOIN leases l ON l.run_id = r.id
@@ -62,7 +63,10 @@ async def lock_writers(conn: asyncpg.Connection, lease_ids: Iterable[UUID], *, w
 
 def _writer(row: Mapping[str, Any]) -> Writer:
     nodes, metrics = set(row["nodes"]), set(row["metrics"])
-    return Writer(row["id"], row["run_id"], row["attempt"], row["state"], nodes, row["pins"], metrics, row["started"])
+    started, resumed_step = row["started"], row["resumed_step"]
+    return Writer(
+        row["id"], row["run_id"], row["attempt"], row["state"], nodes, row["pins"], metrics, started, resumed_step
+    )
 
 
 @statement
@@ -103,6 +107,23 @@ async def add_points(conn: asyncpg.Connection, points: Sequence[tuple[Writer, Ma
     ]
     columns = ["run_id", "lease_id", "metric", "steps", "points", "times"]
     await conn.copy_records_to_table("metric_chunks", records=records, columns=columns)
+
+
+@statement
+async def find_evaluated(conn: asyncpg.Connection, run_id: str, lease_id: UUID, steps: Iterable[int]) -> set[int]:
+    """Return those of the steps whose evaluation, on the run's curve, other leases have reported."""
+    rows = await conn.fetch(
+        """SELECT DISTINCT s.step FROM unnest($3::bigint[]) AS s(step)
+           JOIN metric_chunks c ON s.step = ANY(c.steps) JOIN leases l ON l.id = c.lease_id
+           WHERE c.run_id = $1 AND c.lease_id <> $2 AND s.step <= COALESCE(l.kept_until_step, s.step)
+             AND c.metric IN (
+               SELECT name FROM runs r, jsonb_object_keys(r.metrics) AS name
+               WHERE r.id = $1 AND name LIKE 'eval\\_%')""",
+        run_id,
+        lease_id,
+        sorted(steps),
+    )
+    return {row["step"] for row in rows}
 
 
 @statement

@@ -43,6 +43,7 @@ def _kept(row: Mapping[str, Any]) -> CheckpointFacts[UUID]:
         size=row["size"],
         time=row["create_time"].timestamp(),
         metrics=row["metrics"],
+        evaluation_due=row["evaluation_due"],
         complete=row["complete"],
         superseded=row["superseded"],
         head=row["head"],
@@ -61,7 +62,8 @@ _ELSEWHERE = "y.store <> 'host' AND y.remove_time IS NULL"
 async def read_kept_rows(conn: asyncpg.Connection, run_id: str) -> Sequence[Mapping[str, Any]]:
     """Return the facts about each checkpoint of a run that is not scheduled for deletion, and the time `now`."""
     rows: Sequence[Mapping[str, Any]] = await conn.fetch(
-        f"""SELECT c.id, c.attempt, c.step, c.metrics, c.complete, c.superseded, c.pinned, c.create_time,
+        f"""SELECT c.id, c.attempt, c.step, c.metrics, c.evaluation_due, c.complete, c.superseded, c.pinned,
+                  c.create_time,
                   COALESCE(r.head_id = c.id, false) AS head, l.end_time IS NULL AS current, {_RESUMED} AS resumed,
                   (SELECT COALESCE(sum(p.size), 0)::bigint FROM checkpoint_parts p
                    WHERE p.checkpoint_id = c.id) AS size,

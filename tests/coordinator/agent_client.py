@@ -126,12 +126,14 @@ class ScriptedAgent:
         """An attempt's first write."""
         await self.stub.StartAttempt(pb.StartAttemptRequest(lease=lease, checkpoint=checkpoint, skipped=skipped))
 
-    async def save(self, lease: str, step: int, *, digest: str = DIGEST, after: int = 0) -> runs_pb2.Checkpoint:
+    async def save(
+        self, lease: str, step: int, *, digest: str = DIGEST, after: int = 0, evaluation_due: bool = False
+    ) -> runs_pb2.Checkpoint:
         """Registers a checkpoint that lies on its own disk."""
         copy = runs_pb2.Copy(store="host", uri=f"host://agents/{self.name}")
         request = pb.RegisterCheckpointRequest(
             lease=lease, step=step, manifest_digest=digest, size=10, files=1, copies=[copy],
-            required_cursors=[pb.Cursor(source="events", offset=after)],
+            required_cursors=[pb.Cursor(source="events", offset=after)], evaluation_due=evaluation_due,
         )  # fmt: skip
         return (await self.stub.RegisterCheckpoint(request)).checkpoint
 

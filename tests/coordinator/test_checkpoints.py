@@ -1,11 +1,13 @@
 """Checkpoints as hosts register them: which count, which one is the head, and what a resume supersedes."""
 
+import json
 import uuid
 from typing import Any
 
 import pytest
 from grpc import aio
 
+from coordinator.commands.events import ByteRange, append_ranges
 from relay.v1 import agents_pb2 as pb
 from relay.v1 import artifacts_pb2, runs_pb2
 from storage.manifest import Manifest, ManifestFile, digest_bytes
@@ -331,3 +333,93 @@ async def test_what_the_store_lacks_is_no_copy(world: World) -> None:
             with pytest.raises(aio.AioRpcError) as refused:
                 await a.stub.AddCopy(pb.AddCopyRequest(lease=lease, checkpoint=saved.name, copy=copy))
             assert reason(refused.value) == "INPUT_MISSING"
+
+
+async def test_a_command_that_lacks_the_metric_to_keep_by_is_told_at_its_first_checkpoint(world: World) -> None:
+    async with connected(world.replica.agents, "a") as [a]:
+        await world.submit(checkpoint={"keep": {"best": 1, "metric": "loss"}})
+        lease = (await a.take()).lease
+        await a.start(lease)
+        for step in (10, 20):
+            await a.save(lease, step)
+    assert [text for kind, text in await world.history() if kind == "message"] == [
+        "checkpoint.keep.metric: the checkpoint of step 10 was reported without loss; it has no metrics"
+    ]
+
+
+async def _send(a: ScriptedAgent, world: World, lease: str, offset: int, step: int, **values: object) -> int:
+    """Send a metric line of the lease's event file, which begins at `offset`; return where it ends."""
+    line = json.dumps({"type": "metric", "step": step, "values": values}).encode() + b"\n"
+    run, lease_id = lease.split("/")[1], uuid.UUID(lease.rpartition("/")[2])
+    (stored,) = await append_ranges(world.db, [ByteRange(run, lease_id, 0, "events", offset, line)], wait=True)
+    assert stored == offset + len(line)
+    return stored
+
+
+async def _labels(world: World) -> dict[int, tuple[dict[str, float], bool, list[str]]]:
+    """Return the metrics of each checkpoint, whether its evaluation is due, and why it is kept."""
+    found = (await world.replica.runs.ListCheckpoints(runs_pb2.ListCheckpointsRequest(name="runs/r"))).checkpoints
+    return {each.step: (dict(each.metrics), each.evaluation_due, list(each.keep_reasons)) for each in found}
+
+
+async def test_an_evaluation_labels_the_checkpoint_of_its_step_whichever_comes_first(world: World) -> None:
+    """And once, however often its line is sent, with the values of its own step only."""
+    async with connected(world.replica.agents, "a") as [a]:
+        await world.submit(checkpoint={"keep": {"last": 1, "best": 1, "metric": "eval_loss"}})
+        lease = (await a.take()).lease
+        await a.start(lease)
+        await a.save(lease, 10, evaluation_due=True)
+        assert await _labels(world) == {10: ({}, True, ["head", "not evaluated yet", "being uploaded", "the last"])}
+        end = await _send(a, world, lease, 0, 9, eval_loss=0.1)
+        assert (await _labels(world))[10][:2] == ({}, True)
+        for _ in range(2):
+            again = await _send(
+                a, world, lease, end, 10, eval_loss=0.5, eval_runtime=3.0, eval_kl="NaN", train_loss=1.0
+            )
+        assert (await _labels(world))[10][:2] == ({"eval_loss": 0.5}, False)
+        end = await _send(a, world, lease, again, 20, eval_loss=0.25)
+        await a.save(lease, 20, evaluation_due=True)
+        await a.save(lease, 30)
+        found = {step: (metrics, due) for step, (metrics, due, _) in (await _labels(world)).items()}
+        assert found == {10: ({"eval_loss": 0.5}, False), 20: ({"eval_loss": 0.25}, False), 30: ({}, False)}
+        assert "best by eval_loss" in (await _labels(world))[20][2]
+
+
+async def test_the_attempt_that_resumes_from_a_checkpoint_may_bring_its_evaluation(world: World) -> None:
+    async with connected(world.replica.agents, "a") as [a]:
+        await world.submit()
+        first = (await a.take()).lease
+        await a.start(first)
+        saved = await a.save(first, 10, evaluation_due=True)
+        await a.complete(first, **LEAVING)
+        second = (await a.take()).lease
+        await a.start(second, saved.name)
+        await _send(a, world, second, 0, 10, eval_loss=0.5)
+        assert (await _labels(world))[10][:2] == ({"eval_loss": 0.5}, False)
+        with pytest.raises(AssertionError):  # the first attempt has ended: nothing more of it is stored
+            await _send(a, world, first, 0, 10, eval_loss=9.0)
+        assert (await _labels(world))[10][:2] == ({"eval_loss": 0.5}, False)
+
+
+async def test_an_evaluation_that_is_repeated_by_the_next_attempt_is_on_the_curve_once(world: World) -> None:
+    async with connected(world.replica.agents, "a") as [a]:
+        await world.submit()
+        first = (await a.take()).lease
+        await a.start(first)
+        saved = await a.save(first, 10, evaluation_due=True)
+        await _send(a, world, first, 0, 10, eval_loss=0.5, eval_kl=0.25)
+        await a.complete(first, **LEAVING)
+        second = (await a.take()).lease
+        await a.start(second, saved.name)
+        end = await _send(a, world, second, 0, 10, eval_loss=0.5, eval_kl=0.25)
+        end = await _send(a, world, second, end, 11, train_loss=1.0)
+        await _send(a, world, second, end, 20, eval_loss=0.375)
+        request = runs_pb2.ReadMetricsRequest(name="runs/r")
+        pieces = [piece async for piece in world.replica.runs.ReadMetrics(request)]
+        curve = sorted((each.metric, *point) for each in pieces for point in zip(each.steps, each.values, strict=True))
+        assert curve == [
+            ("eval_kl", 10, 0.25),
+            ("eval_loss", 10, 0.5),
+            ("eval_loss", 20, 0.375),
+            ("train_loss", 11, 1.0),
+        ]

@@ -54,6 +54,15 @@ def test_the_best_stay(least: bool, stays: int) -> None:
     assert found == {stays: ("best by eval_loss",), 50: ("head", "the last")}
 
 
+def test_what_is_not_evaluated_yet_stays_while_its_attempt_or_the_next_may_evaluate_it() -> None:
+    due = [make_facts(10, evaluation_due=True), make_facts(20, evaluation_due=True, superseded=True)]
+    keep = RetentionPolicy(last=1)
+    assert sorted(staying(keep, [*due, make_facts(30, head=True)])) == [30]
+    for running in ({"current": True}, {"resumed": True}):
+        found = staying(keep, [*(replace(each, **running) for each in due), make_facts(30, head=True)])  # type: ignore[arg-type]
+        assert "not evaluated yet" in found[10] and "not evaluated yet" not in found.get(20, ())
+
+
 def test_of_equally_good_ones_the_newer_stay() -> None:
     run = [make_facts(step, loss=0.5, head=step == 40) for step in (10, 20, 30, 40)]
     keep = RetentionPolicy(last=1, best=2, metric="eval_loss")

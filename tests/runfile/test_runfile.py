@@ -381,6 +381,33 @@ class TestMistakes:
     def test_wrong_values_are_said_in_words(self, changes: dict[str, Any], text: str) -> None:
         assert mistakes_of(**changes)[0] == text
 
+    @pytest.mark.parametrize(
+        ("metric", "text"),
+        [
+            ("eval_lss", "nothing reports eval_lss; did you mean eval_loss?"),
+            ("loss", "loss is reported under another name; write train_loss"),
+            ("eval_loss", "eval_loss needs rows to evaluate on; add data.eval, for instance {split: 0.02}"),
+            ("reward_std", None),
+            ("eval_kl", "eval_kl needs rows to evaluate on; add data.eval, for instance {split: 0.02}"),
+        ],
+    )
+    def test_a_metric_to_keep_by_that_nothing_will_report(self, metric: str, text: str | None) -> None:
+        keep: dict[str, Any] = {"checkpoint": {"keep": {"best": 1, "metric": metric}}}
+        training = {
+            "version": "relay/v1",
+            "method": "sft",
+            "model": {"name_or_path": "./m"},
+            "data": {"train": "rows.jsonl"},
+            **keep,
+        }
+        try:
+            parse_run_file(training)
+            found = None
+        except RunFileErrors as errors:
+            found = str(errors.mistakes[0])
+        assert found == (None if text is None else f"checkpoint.keep.metric: {text}")
+        parse_run_file({**COMMAND, **keep})  # a command reports what it likes
+
     def test_what_is_kept_carries_its_units(self) -> None:
         keep = {"last": 2, "best": 1, "metric": "eval_loss", "every": "4h", "max_age": "7d", "max_total": "1.5GiB"}
         run = parse_run_file({**COMMAND, "checkpoint": {"keep": keep}})

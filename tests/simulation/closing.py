@@ -13,6 +13,7 @@ from tests.history.checker import violations
 from tests.history.record import Execution, Step, Witness
 from tests.simulation.host import Host
 from tests.simulation.store.tables import Row
+from tests.simulation.truth import loss
 from tests.simulation.world import Order, World
 
 OVER = ("succeeded", "failed", "cancelled")
@@ -118,6 +119,8 @@ def close_the_books(world: World) -> None:
             _one_curve(world, run)
     for lease in world.storage.rows("leases"):
         _drained(world, lease)
+    for checkpoint in world.storage.rows("checkpoints"):
+        _labelled(world, checkpoint)
     for host in world.hosts:
         if host.keepers:
             world.report("L5", f"{host.name} keeps {[keeper.job.lease for keeper in host.keepers]}")
@@ -210,7 +213,7 @@ def _one_curve(world: World, run: Row) -> None:
         return
     points: defaultdict[int, list[float]] = defaultdict(list)
     for chunk in world.storage.rows("metric_chunks"):
-        if chunk["run_id"] == run["id"]:
+        if chunk["run_id"] == run["id"] and chunk["metric"] != "eval_loss":
             kept = leases[chunk["lease_id"]]["kept_until_step"]
             for step, value in zip(chunk["steps"], chunk["points"], strict=True):
                 if kept is None or step <= kept:
@@ -220,6 +223,22 @@ def _one_curve(world: World, run: Row) -> None:
     true = world.truth.lineage(str(last["id"]))
     if curve != true:
         world.report("S7", f"the curve of {run['id']} is {curve}, and what it stands on is {true}")
+
+
+def _labelled(world: World, checkpoint: Row) -> None:
+    """A checkpoint has its own evaluation as soon as that is stored, once, and never another's."""
+    due, metrics = checkpoint["evaluation_due"], checkpoint["metrics"]
+    true = world.truth.states.get((str(checkpoint["lease_id"]), checkpoint["step"]))
+    if true is not None and metrics != ({} if due else {"eval_loss": loss(true)}):
+        world.report("labels", f"step {checkpoint['step']} of {checkpoint['lease_id']}: {metrics}, due: {due}")
+    for lease in world.storage.rows("leases"):
+        if lease["id"] != checkpoint["lease_id"] and lease["resumed_from"] != checkpoint["id"]:
+            continue
+        written = world.truth.written.get(str(lease["id"]))
+        cursor = world.storage.tables["cursors"].get((lease["id"], 0, "events"))
+        _, end = written.evaluations.get(checkpoint["step"], (0.0, math.inf)) if written else (0.0, math.inf)
+        if due and cursor and cursor["offset_bytes"] >= end:
+            world.report("labels", f"step {checkpoint['step']} of {checkpoint['lease_id']} lacks its evaluation")
 
 
 def _drained(world: World, lease: Row) -> None:

@@ -245,6 +245,8 @@ class Rules:
     # events
 
     def _take(self, chunk: Row) -> None:
+        if chunk["metric"] == "eval_loss":
+            return
         points = zip(chunk["steps"], chunk["points"], strict=True)
         self._stored.setdefault(chunk["lease_id"], []).extend(points)
 

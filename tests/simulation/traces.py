@@ -229,8 +229,11 @@ class Trace:
     def line(self) -> object:
         """What a trainer writes."""
         step = self.dice.randrange(100)
+        saved = self.one("checkpoints")
+        evaluated = saved["step"] if saved and self.chance(0.6) else 0
         return self.dice.choice([
             {"type": "metric", "step": step, "values": {"loss": self.dice.choice([0.5, "NaN"]), f"m{step % 3}": step}},
+            {"type": "metric", "step": evaluated, "values": {"eval_loss": self.dice.choice([0.5, "NaN"]), "eval_": 1}},
             {"type": "progress", "step": step, "total": 100, "epoch": 0.5},
             {"type": "message", "level": "warning", "text": "odd \x00"},
             {"type": "pin", "name": "model", "value": f"v{step % 2}"},
@@ -253,6 +256,7 @@ class Trace:
             size=1,
             files=1,
             metrics={"loss": self.dice.choice([0.25, 1e20])},
+            evaluation_due=self.chance(0.5),
             required_cursors=(Cursor(0, "events", 1000 if self.chance(0.1) else 0),),
             copies=(Copy(store="host", uri=retention_store.host_copy_uri(self.dice.choice(AGENTS))),),
         )

@@ -71,6 +71,8 @@ class Trainer:
         """To its end; the exit code."""
         if self._broken:
             return 1
+        if self.step:
+            await self._evaluate()  # the attempt before may not have come to it
         while self.step < self._steps:
             if await self._pausing(self._random.uniform(0.5, 1.5) * self._pace):
                 await asyncio.sleep(self._random.choice([0.0, 0.0, 2.0]) * self._random.random())  # a step to its end
@@ -112,8 +114,16 @@ class Trainer:
         await asyncio.sleep(self._random.uniform(0.0, 0.2))
         self._truth.states[self.lease, self.step] = self._chain
         half.rename(self._staging / f"step_{self.step:08d}")
-        await self._report({"type": "checkpoint", "step": self.step, "path": f"step_{self.step:08d}"})
+        line = {"type": "checkpoint", "step": self.step, "path": f"step_{self.step:08d}", "evaluation_due": True}
+        await self._report(line)
         self.written.checkpoints[self.step] = self.written.size
+        await asyncio.sleep(self._random.choice([0.0, 0.0, 1.0]) * self._random.random())
+        await self._evaluate()
+
+    async def _evaluate(self) -> None:
+        """Report what the weights of this step are worth, which takes a while and may be cut."""
+        await self._report({"type": "metric", "step": self.step, "values": {"eval_loss": loss(self._chain)}})
+        self.written.evaluations[self.step] = loss(self._chain), self.written.size
 
     async def _report(self, event: dict[str, object]) -> None:
         """Now and then the line takes two writes, and a kill between them tears it."""

@@ -52,6 +52,7 @@ class Written:
     points: list[tuple[int, float]] = field(default_factory=list)  #: (step, loss) of each metric line
     point_ends: list[int] = field(default_factory=list)
     checkpoints: dict[int, int] = field(default_factory=dict)  #: end of the checkpoint line by step
+    evaluations: dict[int, tuple[float, int]] = field(default_factory=dict)  #: by step: the value, the line's end
     size: int = 0
 
     @property

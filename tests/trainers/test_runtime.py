@@ -199,7 +199,7 @@ def test_the_curve_has_the_promised_names(run: dict[str, Any], tmp_path: Path) -
     assert attempt.events[-1]["values"].keys() >= {"train_loss_mean"}
     assert [event["total"] for event in attempt.events if event["type"] == "progress"][-1] == 6
     [saved] = [event for event in attempt.events if event["type"] == "checkpoint"]
-    assert saved["metrics"].keys() >= {"train_loss", "eval_loss"}
+    assert (saved["metrics"].keys(), saved["evaluation_due"]) == ({"train_loss"}, True)
 
 
 def test_the_result_can_be_loaded(run: dict[str, Any], tmp_path: Path) -> None:
@@ -307,14 +307,3 @@ def test_a_checkpoint_of_other_options_is_refused(run: dict[str, Any], tmp_path:
     assert other.outcome is not None
     said = "per_device_train_batch_size 2 x gradient_accumulation_steps 1 x 1 process is 2 rows a step"
     assert (other.code, said in other.outcome.message) == (78, True)
-
-
-def test_what_a_checkpoint_is_judged_by_survives_a_resume() -> None:
-    from trainers.reporting import checkpoint_metrics
-
-    history = [
-        {"loss": 2.0, "grad_norm": 1.0, "step": 3},
-        {"eval_loss": 1.5, "eval_runtime": 2.0, "eval_samples_per_second": 9.0, "step": 3},
-        {"loss": 1.0, "step": 6},
-    ]
-    assert checkpoint_metrics(history) == {"train_loss": 1.0, "eval_loss": 1.5}

@@ -884,6 +884,7 @@ class RegisterCheckpointRequest(_message.Message):
     METRICS_FIELD_NUMBER: _builtins.int
     REQUIRED_CURSORS_FIELD_NUMBER: _builtins.int
     COPIES_FIELD_NUMBER: _builtins.int
+    EVALUATION_DUE_FIELD_NUMBER: _builtins.int
     lease: _builtins.str
     """`runs/{run}/leases/{lease}`."""
     node: _builtins.int
@@ -896,6 +897,10 @@ class RegisterCheckpointRequest(_message.Message):
     """Total size of its files in bytes."""
     files: _builtins.int
     """Number of its files."""
+    evaluation_due: _builtins.bool
+    """True when the weights of this step are still to be evaluated. Metrics named `eval_…` that are reported for this step, by
+    this attempt or by the one that resumes from it, are added to the checkpoint; until then it is kept.
+    """
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Metrics at this step."""
@@ -920,10 +925,11 @@ class RegisterCheckpointRequest(_message.Message):
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         required_cursors: _abc.Iterable[Global___Cursor] | None = ...,
         copies: _abc.Iterable[_runs_pb2.Copy] | None = ...,
+        evaluation_due: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["copies", b"copies", "files", b"files", "lease", b"lease", "manifest_digest", b"manifest_digest", "metrics", b"metrics", "node", b"node", "required_cursors", b"required_cursors", "size", b"size", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["copies", b"copies", "evaluation_due", b"evaluation_due", "files", b"files", "lease", b"lease", "manifest_digest", b"manifest_digest", "metrics", b"metrics", "node", b"node", "required_cursors", b"required_cursors", "size", b"size", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

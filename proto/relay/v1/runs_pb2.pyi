@@ -719,6 +719,7 @@ class Checkpoint(_message.Message):
     KEEP_REASONS_FIELD_NUMBER: _builtins.int
     REMOVE_REASON_FIELD_NUMBER: _builtins.int
     REMOVE_TIME_FIELD_NUMBER: _builtins.int
+    EVALUATION_DUE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`runs/{run}/checkpoints/{checkpoint}`."""
     lease: _builtins.str
@@ -739,6 +740,8 @@ class Checkpoint(_message.Message):
     """Why it is pinned, in the words of that user."""
     remove_reason: _builtins.str
     """Why it is, or at the next decision will be, scheduled for deletion, for users; only set by ListCheckpoints."""
+    evaluation_due: _builtins.bool
+    """True while its evaluation has not been reported."""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Metrics at this step, under the trainer's names."""
@@ -777,10 +780,11 @@ class Checkpoint(_message.Message):
         keep_reasons: _abc.Iterable[_builtins.str] | None = ...,
         remove_reason: _builtins.str = ...,
         remove_time: _timestamp_pb2.Timestamp | None = ...,
+        evaluation_due: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "remove_time", b"remove_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "complete", b"complete", "create_time", b"create_time", "head", b"head", "keep_reasons", b"keep_reasons", "lease", b"lease", "metrics", b"metrics", "name", b"name", "parts", b"parts", "pin_reason", b"pin_reason", "pinned", b"pinned", "remove_reason", b"remove_reason", "remove_time", b"remove_time", "step", b"step", "superseded", b"superseded"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "complete", b"complete", "create_time", b"create_time", "evaluation_due", b"evaluation_due", "head", b"head", "keep_reasons", b"keep_reasons", "lease", b"lease", "metrics", b"metrics", "name", b"name", "parts", b"parts", "pin_reason", b"pin_reason", "pinned", b"pinned", "remove_reason", b"remove_reason", "remove_time", b"remove_time", "step", b"step", "superseded", b"superseded"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from uuid import UUID
 
@@ -26,6 +27,7 @@ def _view(ex: Execution, row: Row) -> CheckpointView:
         attempt=row["attempt"],
         step=row["step"],
         metrics=row["metrics"],
+        evaluation_due=row["evaluation_due"],
         complete=row["complete"],
         superseded=row["superseded"],
         head=run is not None and run["head_id"] == row["id"],
@@ -102,7 +104,8 @@ async def find(ex: Execution, lease_id: UUID, step: int) -> UUID | None:
 
 @repertoire.carries_out(checkpoints.add)
 async def add(ex: Execution, run_id: str, lease_id: UUID, attempt: int, new: NewCheckpoint) -> UUID:
-    row = await ex.insert("checkpoints", run_id=run_id, lease_id=lease_id, attempt=attempt, step=new.step)
+    values = {"run_id": run_id, "lease_id": lease_id, "attempt": attempt, "step": new.step}
+    row = await ex.insert("checkpoints", **values, evaluation_due=new.evaluation_due)
     checkpoint_id: UUID = row["id"]
     return checkpoint_id
 
@@ -128,6 +131,36 @@ async def merge_metrics(ex: Execution, checkpoint_id: UUID, metrics: Mapping[str
     row = ex.get("checkpoints", checkpoint_id)
     if row and _is_incomplete(row) and (row := await ex.lock("checkpoints", row, _is_incomplete)):
         ex.write("checkpoints", row, metrics={**row["metrics"], **jsonb(metrics)})
+
+
+@repertoire.carries_out(checkpoints.add_evaluation)
+async def add_evaluation(ex: Execution, lease_id: UUID, step: int, values: Mapping[str, float]) -> bool:
+    lease = ex.get("leases", lease_id)
+    resumed = lease and lease["resumed_from"] and ex.get("checkpoints", lease["resumed_from"])
+    own = ex.where("checkpoints", "lease_id", lease_id)
+    rows = [row for row in [*own, *([resumed] if resumed else [])] if row["step"] == step]
+    for row in rows:
+        if locked := await ex.lock("checkpoints", row):
+            ex.write("checkpoints", locked, metrics={**jsonb(values), **locked["metrics"]}, evaluation_due=False)
+    return bool(rows)
+
+
+@repertoire.carries_out(checkpoints.read_evaluation)
+async def read_evaluation(ex: Execution, run_id: str, lease_id: UUID, step: int) -> dict[str, float]:
+    own = ex.get("leases", lease_id)
+    chunks: list[Row] = []
+    for lease in ex.where("leases", "run_id", run_id):
+        kept = lease["kept_until_step"] is None or step <= lease["kept_until_step"]
+        if lease["id"] == lease_id or (kept and own and own["resumed_step"] == step):
+            chunks += [
+                row for row in ex.where("metric_chunks", "lease_id", lease["id"]) if row["metric"][:5] == "eval_"
+            ]
+    found: dict[str, float] = {}
+    for chunk in sorted(chunks, key=lambda chunk: int(chunk["id"])):
+        for at, value in zip(chunk["steps"], chunk["points"], strict=True):
+            if at == step and not math.isnan(value):
+                found[chunk["metric"]] = value
+    return found
 
 
 @repertoire.carries_out(checkpoints.read_digest)

@@ -42,7 +42,8 @@ def _writer(ex: Execution, run: Row, lease: Row) -> Writer:
     nodes = {row["node"] for row in ex.where("places", "lease_id", lease["id"])}
     pins, metrics = dict(run["pins"]), set(run["metrics"])
     started = lease["start_time"] is not None
-    return Writer(lease["id"], run["id"], lease["attempt"], run["state"], nodes, pins, metrics, started)
+    resumed = lease["resumed_step"]
+    return Writer(lease["id"], run["id"], lease["attempt"], run["state"], nodes, pins, metrics, started, resumed)
 
 
 @repertoire.carries_out(events.find_unended)
@@ -81,6 +82,17 @@ async def add_points(ex: Execution, points: Sequence[tuple[Writer, Mapping[str, 
                 points=list(series.values),
                 times=list(series.times),
             )
+
+
+@repertoire.carries_out(events.find_evaluated)
+async def find_evaluated(ex: Execution, run_id: str, lease_id: UUID, steps: Iterable[int]) -> set[int]:
+    found: set[int] = set()
+    for lease in ex.where("leases", "run_id", run_id):
+        kept = lease["kept_until_step"]
+        for chunk in ex.where("metric_chunks", "lease_id", lease["id"]) if lease["id"] != lease_id else ():
+            if chunk["metric"][:5] == "eval_":
+                found |= {step for step in chunk["steps"] if step in set(steps) and (kept is None or step <= kept)}
+    return found
 
 
 @repertoire.carries_out(events.add_samples)

@@ -33,7 +33,7 @@ async def read_kept_rows(ex: Execution, run_id: str) -> Sequence[Mapping[str, An
     return [_judged(ex, row) for row in found]
 
 
-_TOLD = ("id", "attempt", "step", "metrics", "complete", "superseded", "pinned", "create_time")
+_TOLD = ("id", "attempt", "step", "metrics", "evaluation_due", "complete", "superseded", "pinned", "create_time")
 
 
 def _judged(ex: Execution, row: Row) -> Row:

@@ -118,6 +118,7 @@ LOOKED_UP: Mapping[str, tuple[str, ...]] = {
     "places": ("lease_id", "agent"),
     "taken_slots": ("agent", "lease_id"),
     "cursors": ("lease_id",),
+    "metric_chunks": ("lease_id",),
     "checkpoints": ("run_id", "lease_id"),
     "checkpoint_parts": ("checkpoint_id",),
     "checkpoint_copies": ("checkpoint_id",),
