@@ -55,9 +55,18 @@ def read_conditions(trainer: Any) -> dict[str, str]:
         _DEVICE: torch.cuda.get_device_name(trainer.args.device) if cuda else "CPU",
         _PRECISION: str(trainer.accelerator.mixed_precision).replace("no", "full"),
         _WEIGHTS: " and ".join(sorted(dtypes)),
-        _TF32: "on" if cuda and torch.backends.cuda.matmul.allow_tf32 else "off",
+        _TF32: read_tf32(),
         _ATTENTION: str(getattr(trainer.model.config, "_attn_implementation", None)),
     }
+
+
+def read_tf32() -> str:
+    """Return `on` where GPUs multiply matrices in TF32 instead of float32, else `off`. (Reading torch's older
+    `allow_tf32` raises once transformers has set the newer one.)
+    """
+    backends: Any = torch.backends
+    own = backends.cuda.matmul.fp32_precision
+    return "on" if (backends.fp32_precision if own == "none" else own) == "tf32" else "off"
 
 
 def compare_conditions(before: Conditions | None, now: Conditions) -> Iterator[Difference]:

@@ -45,6 +45,20 @@ def test_what_has_changed_decides_how_an_attempt_goes_on(
     assert (conditions.judge_fidelity(found), [each.text for each in found]) == (fidelity, said)
 
 
+def test_tf32_is_read_however_it_was_set(tmp_path: Path) -> None:
+    def check() -> None:
+        import torch
+        from transformers.utils.import_utils import enable_tf32
+
+        assert conditions.read_tf32() == "off"
+        enable_tf32(True)
+        assert conditions.read_tf32() == "on"
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
+        assert conditions.read_tf32() == "off"
+
+    attempts.apart(check, tmp_path)
+
+
 def test_a_model_is_known_by_its_files_and_not_by_its_folder(work: Path, tmp_path: Path) -> None:
     def digest(folder: Path) -> str | None:
         return hub.digest_local_model(hub.ModelSource(str(folder), None, "model"))
