@@ -151,10 +151,9 @@ def test_fsdp2_resumes_with_another_number_of_processes(work: Path, tmp_path: Pa
     """Shards are cut anew; the rows and the rates go on where they were, and the loss ends where it would have."""
     run = spec(work, "sft", launch=FRAMEWORKS["FSDP2"])
     run["options"] |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
-    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
-    first = attempts.make(straight, run, ranks=before, before=prepare_ranks(run["launch"], before, straight / "launch"))
-    launch = prepare_ranks(run["launch"], now, resumed / "launch")
-    second = attempts.make(resumed, run, ranks=now, before=launch, resume=first.checkpoint(3))
+    prepared = {count: prepare_ranks(run["launch"], count, tmp_path / f"launch-{count}") for count in (before, now)}
+    first = attempts.make(tmp_path / "straight", run, ranks=before, before=prepared[before])
+    second = attempts.make(tmp_path / "resumed", run, ranks=now, before=prepared[now], resume=first.checkpoint(3))
     assert (first.code, second.code) == (0, 0), second.outcome
     [said] = [event["fidelity"] for event in second.events if event["type"] == "resume"]
     assert said == "close"
