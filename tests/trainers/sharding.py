@@ -61,16 +61,21 @@ def _launch_environment(launch: Mapping[str, Any], processes: int, folder: Path)
 
 
 def _prepare_rank(environ: Mapping[str, str]) -> None:
-    """Have this process shard on CPUs."""
-    from trainers import requirements
-
+    """Have this process shard on CPUs, with what the launcher would have set."""
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     os.environ |= {**alone, **environ, **{name: os.environ[name] for name in alone if name in os.environ}}
+    take_cpus()
+
+
+def take_cpus() -> None:
+    """Have the frameworks and Relay take this process's CPUs for a GPU. The launcher has set what they read."""
+    from trainers import requirements
+
     requirements._REQUIREMENTS = tuple(
         (asked, what, packages, gpu and not what.startswith("launch."))
         for asked, what, packages, gpu in requirements._REQUIREMENTS
     )
-    if "ACCELERATE_USE_DEEPSPEED" in environ:
+    if "ACCELERATE_USE_DEEPSPEED" in os.environ:
         _take_cpus_for_deepspeed()
     else:
         _take_cpus_for_fsdp()

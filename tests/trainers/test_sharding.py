@@ -1,6 +1,10 @@
 """Whatever shards a model: the result and every checkpoint hold weights that libraries load, and a resume is exact."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +38,48 @@ def test_weights_are_loadable_and_resumes_exact(
         pytest.skip("deepspeed is not installed")
     found = check_everything(framework, processes, lora, work, tmp_path)
     assert is_whole(found, lora), found
+
+
+#: Run when an interpreter starts: each rank that the launcher has started takes CPUs.
+ON_CPUS = """
+import os
+
+if "LOCAL_RANK" in os.environ:
+    from tests.trainers.sharding import take_cpus
+
+    take_cpus()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.thorough
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("framework", ["FSDP2", "ZeRO-3"])
+def test_the_launcher_itself(framework: str, processes: int, work: Path, tmp_path: Path) -> None:
+    """The command that a user gives, down to torchrun: what it leaves can be loaded, and is resumed from its middle."""
+    if framework.startswith("ZeRO") and not HAS_DEEPSPEED:
+        pytest.skip("deepspeed is not installed")
+    (tmp_path / "sitecustomize.py").write_text(ON_CPUS)
+    run = spec(work, "sft", launch=FRAMEWORKS[framework], name="run", resources={"require_cuda": False})
+    (tmp_path / "run.json").write_text(json.dumps(run | {"checkpoint": {"every": "3 steps", "keep": {"last": 4}}}))
+    environ = os.environ | {"PYTHONPATH": str(tmp_path), "RELAY_GPUS": str(processes), "OMP_NUM_THREADS": "1"}
+
+    def train(home: str) -> Path:
+        argv = [sys.executable, "-m", "trainers", "train", "run.json", "--runs", home]
+        done = subprocess.run(argv, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=400)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return tmp_path / home / "run"
+
+    straight = train("straight")
+    shards = "pytorch_model_fsdp_0/*.distcp" if framework == "FSDP2" else "global_step3/*optim_states.pt"
+    middle = straight / "ckpt" / "step_00000003"
+    assert len(list(middle.glob(shards))) == processes
+    shutil.copytree(middle, tmp_path / "resumed" / "run" / "ckpt" / middle.name)
+    resumed = train("resumed")
+    for folder in (straight / "output", middle, resumed / "output"):
+        assert find_missing_parts(folder) == []
+    weights = [(home / "output" / "model.safetensors").read_bytes() for home in (straight, resumed)]
+    assert weights[0] == weights[1]
 
 
 def lose_weights(name: str) -> None:
