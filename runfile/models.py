@@ -255,6 +255,7 @@ class LifecycleSection(Section):
     max_runtime: Duration | None = None
     stall_after: StallAfter = "auto"
     on_oom: Literal["fail", "halve_micro_batch"] = "fail"
+    on_nan: Literal["stop", "continue"] = "stop"  #: at a loss, a gradient norm or weights that are not finite
 
 
 class Reward(Section):

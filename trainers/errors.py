@@ -17,6 +17,12 @@ class RewardError(Exception):
     """
 
 
+class NotFiniteError(Exception):
+    """The loss, a gradient or weights are NaN or infinite. The message, one line for the user, begins with
+    `not finite:`, by which hosts recognise that a retry does not help.
+    """
+
+
 class HostError(Exception):
     """This host cannot train the run now (it has no GPU, or the Hub is out of reach). Another host or a later attempt
     may. The message is one line for the user.

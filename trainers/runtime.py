@@ -23,8 +23,9 @@ from trainers.conditions import read_versions
 from trainers.data import loading
 from trainers.data.disk_rows import DiskRows
 from trainers.environment import AttemptEnvironment
-from trainers.errors import ConfigError, HostError, RewardError
+from trainers.errors import ConfigError, HostError, NotFiniteError, RewardError
 from trainers.events import EventLog
+from trainers.finiteness import FinitenessWatch, errors_attributed_to_weights
 from trainers.launch.control import FAILED, REFUSED, STOPPED, SUCCEEDED, ControlFolder, Outcome
 from trainers.methods.method import LearningSignals
 from trainers.models import hub
@@ -85,7 +86,8 @@ def train_run(job: TrainingJob, events: EventLog) -> Outcome:
         trainer = _build_trainer(job, prepared, log)
         start = start.settle(trainer, log)
         step_ends = _attach_callbacks(job, prepared, trainer, start, log)
-        trainer.train(resume_from_checkpoint=str(start.checkpoint.folder) if start.checkpoint else None)
+        with errors_attributed_to_weights(trainer):
+            trainer.train(resume_from_checkpoint=str(start.checkpoint.folder) if start.checkpoint else None)
         step, planned = trainer.state.global_step, trainer.state.max_steps
         if step_ends.stopped:
             return Outcome(STOPPED, f"stopped on request at step {step}; everything up to it is saved")
@@ -281,8 +283,11 @@ def _attach_callbacks(
     agree, restore = build_agreement(start.world.processes), build_restore(trainer, start.checkpoint)
     step_ends = StepEndCallback(trainer, job.control, interval, agree, restore)
     reporter = EventReporter(trainer, log, job.run.checkpoint.keep.metric)
+    watch = FinitenessWatch(trainer, job.run.lifecycle.on_nan, log)
 
     def save() -> None:
+        if not watch.allows_save():
+            return
         folder = checkpoints.save_checkpoint(trainer, job.environment.staging, start.describe())
         if prepared.is_main:
             step = trainer.state.global_step
@@ -300,6 +305,7 @@ def _attach_callbacks(
             trainer.add_callback(ProgressBar)
         rows, evaluates = prepared.held_out or prepared.train, prepared.held_out is not None
         trainer.add_callback(SampleCallback(trainer, job.run.samples, rows, log, evaluates=evaluates))
+    trainer.add_callback(watch)  # the last, so that what it stops at has been reported
     return step_ends
 
 
@@ -348,6 +354,6 @@ def expected_outcome(error: Exception) -> Outcome | None:
             return Outcome(REFUSED, str(error))
         case torch.OutOfMemoryError():
             return Outcome(FAILED, _out_of_memory_message(str(error)))
-        case checkpoints.CheckpointError() | HostError() | RewardError():
+        case checkpoints.CheckpointError() | HostError() | NotFiniteError() | RewardError():
             return Outcome(FAILED, str(error))
     return None

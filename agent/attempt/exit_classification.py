@@ -1,8 +1,9 @@
 """What an attempt's end means for its run: success, a stop, or a failure with its cause. Pure.
 
 A cause is a reason, which programs can act on, and a sentence for the user. The reason is what `ErrorInfo` carries:
-CONFIG_INVALID, CUDA_OOM, OOM_KILLED, DISK_FULL, STALLED, START_FAILED, SIGNAL, EXIT_CODE. SHIM_LOST, and a start that
-failed because the host lacked memory or processes, are the infrastructure's fault; all others are the run's own.
+CONFIG_INVALID, NAN_LOSS, CUDA_OOM, OOM_KILLED, DISK_FULL, STALLED, START_FAILED, SIGNAL, EXIT_CODE. SHIM_LOST, and a
+start that failed because the host lacked memory or processes, are the infrastructure's fault; all others are the run's
+own.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ _NO_MEANS = (
     errno.EMFILE,
     errno.ENFILE,
 )
+_NOT_FINITE = re.compile(r"^not finite: ", re.MULTILINE)  #: a trainer of Relay's own says so
 _TELLING = (
     (
         "CUDA_OOM",
@@ -129,6 +131,8 @@ def classify_failure(
         return FailureCause(
             "CONFIG_INVALID", _pick_line(stderr, "the run is wrong as written"), permanent=True, last_lines=lines
         )
+    if _NOT_FINITE.search(stderr):
+        return FailureCause("NAN_LOSS", _pick_line(stderr, "NAN_LOSS", _NOT_FINITE), permanent=True, last_lines=lines)
     for reason, telling in _TELLING:
         if telling.search(stderr):
             return FailureCause(reason, _pick_line(stderr, reason, telling), last_lines=lines)

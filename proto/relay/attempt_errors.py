@@ -37,6 +37,14 @@ ATTEMPT_ERRORS = (
         "Correct what the message names, an option or a row of the data. `relayctl data check` finds wrong rows.",
     ),
     AttemptError(
+        "NAN_LOSS",
+        Fault.RUN,
+        "The loss, a gradient norm or weights became NaN or infinite. The run fails at once, since a retry would train "
+        "the same; its checkpoints are all from before.",
+        "Lower `learning_rate`, set `max_grad_norm`, look at the rows of the step that the message names, or set "
+        "`lifecycle.on_nan: continue`.",
+    ),
+    AttemptError(
         "CUDA_OOM",
         Fault.RUN,
         "The GPU ran out of memory.",

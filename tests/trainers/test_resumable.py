@@ -126,7 +126,7 @@ def test_the_recorded_number_of_threads_is_used_again(run: dict[str, Any], tmp_p
 def test_a_nan_is_shown_once_and_said(run: dict[str, Any], tmp_path: Path) -> None:
     """F23. A diverging loss is logged as the text "NaN", and a message reports it."""
     run["options"] |= {"learning_rate": 1e30, "max_grad_norm": 0.0, "max_steps": 9}
-    attempt = attempts.make(tmp_path / "diverging", run)
+    attempt = attempts.make(tmp_path / "diverging", run | {"lifecycle": {"on_nan": "continue"}})
     losses = [value for (_, name), value in sorted(attempt.curve.items()) if name == "train_loss"]
     assert "NaN" in losses
     assert [text for text in attempt.messages("warning") if "NaN" in text] != []

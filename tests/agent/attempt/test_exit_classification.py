@@ -82,6 +82,7 @@ def test_orders_only_sharpen() -> None:
         ({"code": 1}, OOM, "CUDA_OOM"),
         ({"code": 1}, "OSError: [Errno 28] No space left on device: 'x'", "DISK_FULL"),
         ({"code": 78}, "options.learning_rte is not known\n", "CONFIG_INVALID"),
+        ({"code": 1}, "step 5/9\nnot finite: the loss at step 5; lower options.learning_rate\n", "NAN_LOSS"),
         ({"code": 3}, "ValueError: boom\n", "EXIT_CODE"),
         ({"signal": 11}, "", "SIGNAL"),
         ({"signal": 9}, "", "SIGNAL"),
@@ -91,6 +92,12 @@ def test_orders_only_sharpen() -> None:
 )
 def test_reasons(ended: dict[str, object], stderr: str, expected: str) -> None:
     assert classify_failure(Exit(lease="l", **ended), stderr).reason == expected  # type: ignore[arg-type]
+
+
+def test_what_is_not_finite_is_not_tried_again() -> None:
+    found = classify_failure(Exit(lease="l", code=1), "step 5/9\nnot finite: the loss at step 5; lower …\n")
+    assert (found.permanent, found.infrastructure) == (True, False)
+    assert found.text.startswith("not finite: the loss at step 5")
 
 
 def test_a_kill_while_the_kernel_was_killing_for_memory_is_called_so() -> None:
