@@ -2,6 +2,14 @@
 train.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from safetensors import SafetensorError
+
+#: What the libraries raise about what they are given.
+COMPLAINTS = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError)
+
 
 class ConfigError(Exception):
     """The run file, its options, its data or its model cannot be trained on. The message is one line for the user.
@@ -27,3 +35,21 @@ class HostError(Exception):
     """This host cannot train the run now (it has no GPU, or the Hub is out of reach). Another host or a later attempt
     may. The message is one line for the user.
     """
+
+
+@contextmanager
+def errors_attributed_to(part: str) -> Iterator[None]:
+    """Turn a library's errors about its input into ConfigError, and those about files or packages that are missing or
+    cannot be read on this host into HostError. `part` names what the user can change.
+    """
+    try:
+        yield
+    except COMPLAINTS as error:
+        raise ConfigError(f"{part}: {put_in_one_line(error)}") from error
+    except (ImportError, OSError, SafetensorError) as error:
+        raise HostError(f"{part}: {put_in_one_line(error)}") from error
+
+
+def put_in_one_line(error: Exception) -> str:
+    """Return an error's message in one line."""
+    return " ".join(str(error).split())

@@ -21,7 +21,7 @@ from trl.trainer.utils import RepeatSampler
 
 from trainers.batches import Dealing, DealtBatches, LossUnit, StepLoss
 from trainers.checkpoints import SavedCheckpoint, metric_windows
-from trainers.errors import ConfigError
+from trainers.errors import ConfigError, errors_attributed_to
 from trainers.models.hub import LocalModel
 from trainers.rollout import Rollout
 from trainers.sharding import gather_weights, plain_module_names
@@ -185,6 +185,16 @@ class ResumableTrainer(Trainer):
             return
         drawn = f"{self.args.seed}/{self.redrawn_at}/{self.args.world_size}/{self.args.process_index}"
         set_seed(int.from_bytes(hashlib.sha256(drawn.encode()).digest()[:4]))
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """Build the optimizer. Raises ConfigError for options that it does not take."""
+        with errors_attributed_to("options.optim"):
+            return super().create_optimizer(model)
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """Build the learning-rate schedule. Raises ConfigError for options that it does not take."""
+        with errors_attributed_to("options.lr_scheduler_type"):
+            return super().create_scheduler(*args, **kwargs)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing when resumed from the last step, where the library would train one step more.

@@ -7,23 +7,33 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
-from safetensors import SafetensorError
-from transformers import PrinterCallback, TrainingArguments
+from jinja2 import TemplateError
+from torch.utils.data import IterableDataset
+from transformers import AutoTokenizer, PrinterCallback, TrainingArguments
 from transformers.utils import logging
 
 from runfile import DataSection, DataSource, Every, ModelSection, RunFile, Split
-from trainers import checkpoints, data_report, fingerprint, methods, requirements, truncation
+from trainers import checkpoints, data_report, fingerprint, methods, preflight, requirements, truncation
 from trainers.callbacks import CheckpointInterval, StepEndCallback, build_agreement
 from trainers.conditions import read_versions
 from trainers.data import loading
 from trainers.data.disk_rows import DiskRows
 from trainers.environment import AttemptEnvironment
-from trainers.errors import ConfigError, HostError, NotFiniteError, RewardError
+from trainers.errors import (
+    COMPLAINTS,
+    ConfigError,
+    HostError,
+    NotFiniteError,
+    RewardError,
+    errors_attributed_to,
+    put_in_one_line,
+)
 from trainers.events import EventLog
 from trainers.finiteness import FinitenessWatch, errors_attributed_to_weights
 from trainers.launch.control import FAILED, REFUSED, STOPPED, SUCCEEDED, ControlFolder, Outcome
@@ -83,11 +93,12 @@ def train_run(job: TrainingJob, events: EventLog) -> Outcome:
         trained = fingerprint.fingerprint_of(job.run, prepared.model, prepared.train.digest, prepared.signals.teacher)
         trained = {**trained, **_digest_contents(job.run, prepared)}
         start = choose_start(job.run, prepared.args, trained, job.environment.resume_from, log)
-        trainer = _build_trainer(job, prepared, log)
-        start = start.settle(trainer, log)
-        step_ends = _attach_callbacks(job, prepared, trainer, start, log)
-        with errors_attributed_to_weights(trainer):
-            trainer.train(resume_from_checkpoint=str(start.checkpoint.folder) if start.checkpoint else None)
+        with _refused_rows_named(job, prepared):
+            trainer = _build_trainer(job, prepared, log)
+            start = start.settle(trainer, log)
+            step_ends = _attach_callbacks(job, prepared, trainer, start, log)
+            with errors_attributed_to_weights(trainer):
+                _train(job, trainer, start)
         step, planned = trainer.state.global_step, trainer.state.max_steps
         if step_ends.stopped:
             return Outcome(STOPPED, f"stopped on request at step {step}; everything up to it is saved")
@@ -99,6 +110,43 @@ def train_run(job: TrainingJob, events: EventLog) -> Outcome:
         return Outcome(SUCCEEDED)
 
 
+def _train(job: TrainingJob, trainer: ResumableTrainer, start: StartingPoint) -> None:
+    """Train to the end. Raises ConfigError where the library does not take the run's options, which it says before the
+    first step of a run.
+    """
+    if start.checkpoint is not None:
+        trainer.train(resume_from_checkpoint=str(start.checkpoint.folder))
+        return
+    try:
+        trainer.train()
+    except COMPLAINTS as error:
+        if job.control.training_started():
+            raise
+        raise ConfigError(f"options: {put_in_one_line(error)}") from error
+
+
+@contextmanager
+def _refused_rows_named(job: TrainingJob, prepared: PreparedRun) -> Iterator[None]:
+    """Raise ConfigError with file and line for a row that the chat template refuses."""
+    try:
+        yield
+    except TemplateError as error:
+        folder = prepared.model.adapter or hub.fetch_tokenizer(prepared.model)
+        _require_rendered_rows(job, prepared, AutoTokenizer.from_pretrained(folder))
+        raise ConfigError(f"data: the chat template refuses a row: {put_in_one_line(error)}") from error
+
+
+def _require_rendered_rows(job: TrainingJob, prepared: PreparedRun, tokenizer: Any) -> None:
+    """Raise ConfigError for the first row that the tokenizer's chat template refuses."""
+    assert job.run.data is not None
+    kinds, pins = methods.load_method(job.run.method).row_kinds, {**job.environment.pins, **prepared.pins}
+    preflight.require_rendered_rows(
+        {"data.train": prepared.train, "data.eval": prepared.held_out},
+        tokenizer,
+        partial(loading.locate_row, data=job.run.data, seed=job.run.seed, kinds=kinds, base=Path.cwd(), pins=pins),
+    )
+
+
 def check_run(job: TrainingJob) -> str:
     """Check options, data and model without training, and return lines for the user."""
     with tempfile.TemporaryDirectory(prefix="relay-trainer-") as scratch:
@@ -106,7 +154,9 @@ def check_run(job: TrainingJob) -> str:
     held_out = f", {len(prepared.held_out)} held out" if prepared.held_out else ""
     at = f" at {prepared.model.revision}" if prepared.model.revision else ""
     folder = hub.fetch_tokenizer(prepared.model)
-    with _errors_attributed_to("data.train"):
+    if not isinstance(prepared.train.rows, DiskRows):  # of more rows, those that are looked at below
+        _require_rendered_rows(job, prepared, AutoTokenizer.from_pretrained(folder))
+    with _refused_rows_named(job, prepared), errors_attributed_to("data.train"):
         made = data_report.tokenize_rows(
             methods.load_method(job.run.method), prepared.train.rows, folder, job.run.options
         )
@@ -126,7 +176,7 @@ def prepare_run(job: TrainingJob, scratch: str) -> PreparedRun:
     rows, model = _require_data_and_model(run)
     pins = dict(job.environment.pins)
     requirements.require_host(run, job.processes, pins)
-    with _errors_attributed_to("options"), warnings.catch_warnings():
+    with errors_attributed_to("options"), warnings.catch_warnings():
         # TRL's own default raises this one.
         warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
         try:
@@ -134,6 +184,7 @@ def prepare_run(job: TrainingJob, scratch: str) -> PreparedRun:
         except ValueError as error:
             require_same_world(job.environment.resume_from, job.processes, str(error))
             raise
+        preflight.require_optimizer(args)
     if job.processes != args.world_size:
         raise ConfigError(f"the launcher must start {job.processes} processes, and it started {args.world_size}")
     fresh = _resolve_pins(run, model, pins) if args.process_index == 0 else {}
@@ -259,7 +310,7 @@ def _digest_contents(run: RunFile, prepared: PreparedRun) -> dict[str, str]:
 def _build_trainer(job: TrainingJob, prepared: PreparedRun, log: EventLog) -> ResumableTrainer:
     """Fetch the model and build the library's trainer around it."""
     method, model = methods.load_method(job.run.method), hub.fetch_model(prepared.model)
-    with _errors_attributed_to("model, lora or options"):
+    with errors_attributed_to("model, lora or options"):
         trainer = method.build_trainer(
             job.run, prepared.args, model, prepared.train, prepared.held_out, prepared.signals
         )
@@ -267,6 +318,9 @@ def _build_trainer(job: TrainingJob, prepared: PreparedRun, log: EventLog) -> Re
         for warning in truncation.leave_out_rows(trainer, prepared.train, prepared.held_out):
             if job.environment.resume_from is None:
                 log.log_message("warning", warning)
+    preflight.require_embeddings(trainer)
+    if not preflight.is_tokenized(trainer.train_dataset) and not isinstance(trainer.train_dataset, IterableDataset):
+        _require_rendered_rows(job, prepared, trainer.processing_class)
     trainer.require_a_batch()
     require_gathering(trainer.accelerator)
     return trainer
@@ -321,24 +375,6 @@ def _describe_result(job: TrainingJob, prepared: PreparedRun, trainer: Resumable
         "seed": job.run.seed,
         "versions": read_versions(),
     }
-
-
-@contextmanager
-def _errors_attributed_to(part: str) -> Iterator[None]:
-    """Turn the library's errors about its input into ConfigError, and those about files that are missing or cannot be
-    read on this host into HostError.
-    """
-    try:
-        yield
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ConfigError(f"{part}: {_in_one_line(error)}") from error
-    except (ImportError, OSError, SafetensorError) as error:
-        raise HostError(f"{part}: {_in_one_line(error)}") from error
-
-
-def _in_one_line(error: Exception) -> str:
-    """Return an error's message in one line."""
-    return " ".join(str(error).split())
 
 
 def _out_of_memory_message(said: str) -> str:

@@ -89,16 +89,40 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "packing_strategy": ("bfd", "bfd_split", "wrapped"),
     "truncation_mode": ("keep_start", "keep_end"),
 }
-#: The least that makes sense, which the libraries find out only when they train.
-_MINIMUM: Mapping[str, int] = {
-    "per_device_train_batch_size": 1,
-    "per_device_eval_batch_size": 1,
-    "gradient_accumulation_steps": 1,
-    "dataloader_num_workers": 0,
-    "max_steps": -1,
+#: What makes sense, as JSON Schema's bounds; the libraries find the rest out when they train, or never.
+_AT_LEAST_0, _AT_LEAST_1, _ABOVE_0 = {"minimum": 0}, {"minimum": 1}, {"exclusiveMinimum": 0}
+_SHARE, _BELOW_1 = {"minimum": 0, "maximum": 1}, {"minimum": 0, "exclusiveMaximum": 1}
+_BOUNDS: Mapping[str, Mapping[str, int]] = {
+    "per_device_train_batch_size": _AT_LEAST_1,
+    "per_device_eval_batch_size": _AT_LEAST_1,
+    "gradient_accumulation_steps": _AT_LEAST_1,
+    "dataloader_num_workers": _AT_LEAST_0,
+    "max_steps": {"minimum": -1},
+    "num_train_epochs": _ABOVE_0,
+    "learning_rate": _AT_LEAST_0,
+    "weight_decay": _AT_LEAST_0,
+    "adam_beta1": _BELOW_1,
+    "adam_beta2": _BELOW_1,
+    "adam_epsilon": _AT_LEAST_0,
+    "max_grad_norm": _AT_LEAST_0,
+    "warmup_steps": _AT_LEAST_0,
+    "label_smoothing_factor": _SHARE,
+    "label_smoothing": _SHARE,
+    "max_length": _AT_LEAST_1,
+    "max_prompt_length": _AT_LEAST_1,
+    "max_completion_length": _AT_LEAST_1,
+    "max_new_tokens": _AT_LEAST_1,
+    "num_generations": _AT_LEAST_1,
+    "num_iterations": _AT_LEAST_1,
+    "temperature": _ABOVE_0,
+    "top_p": {"exclusiveMinimum": 0, "maximum": 1},
+    "beta": _AT_LEAST_0,
+    "epsilon": _AT_LEAST_0,
+    "lmbda": _SHARE,
+    "r": _AT_LEAST_1,
+    "lora_alpha": _AT_LEAST_0,
+    "lora_dropout": _BELOW_1,
 }
-#: What must be more than this.
-_EXCLUSIVE_MINIMUM: Mapping[str, int] = {"num_train_epochs": 0}
 _LOSSES: Mapping[str, tuple[str, ...]] = {
     "sft": ("nll", "dft"),
     "cpt": ("nll", "dft"),
@@ -170,10 +194,7 @@ def _property_schemas(
         schema = _type_schema(hints[field.name])
         if field.name in choices:
             schema = _enum_schema(choices[field.name], several=schema.get("type") == "array")
-        if field.name in _MINIMUM:
-            schema["minimum"] = _MINIMUM[field.name]
-        if field.name in _EXCLUSIVE_MINIMUM:
-            schema["exclusiveMinimum"] = _EXCLUSIVE_MINIMUM[field.name]
+        schema |= _BOUNDS.get(field.name, {})
         default = _default_value(field)
         if default is not dataclasses.MISSING:
             schema["default"] = default

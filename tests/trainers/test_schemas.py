@@ -44,6 +44,9 @@ def test_a_loss_of_several_or_one() -> None:
         ({"lr_scheduler_type": "cosin"}, ["lr_scheduler_type"]),
         ({"packing_strategy": "best"}, ["packing_strategy"]),
         ({"max_steps": 1.5}, ["max_steps"]),
+        ({"learning_rate": -1e-4}, ["learning_rate"]),
+        ({"weight_decay": -0.1, "adam_beta2": 1}, ["weight_decay", "adam_beta2"]),
+        ({"max_grad_norm": -1, "max_length": 0}, ["max_grad_norm", "max_length"]),
         ({"per_device_train_batch_size": 0, "dataloader_num_workers": 0}, ["per_device_train_batch_size"]),
     ],
 )

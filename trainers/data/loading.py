@@ -102,6 +102,21 @@ def load_rows(
     return train, held_out
 
 
+def locate_row(
+    row: Row, data: DataSection, *, seed: int, kinds: Sequence[str], base: Path, pins: Mapping[str, str]
+) -> str | None:
+    """Return where a row stands that `load_rows` has read, e.g. "rows.jsonl:7"; None when it stands nowhere any more.
+    It reads the sources again.
+    """
+    reader = RowReader(data, seed, kinds, base, pins)
+    held_out = () if data.eval is None or isinstance(data.eval, Split) else data.eval
+    for source in (*data.train, *held_out):
+        for place, found in reader.read_places(source):
+            if found == row:
+                return place
+    return None
+
+
 def _digest_rows(rows: Iterable[Any]) -> str:
     """Return a SHA-256 of the rows in their order."""
     digest = hashlib.sha256()
@@ -238,11 +253,15 @@ class RowReader:
         """Yield the rows of a source as they are trained on, and for a row that is wrong its error. Raises ConfigError
         where nothing more can be read.
         """
+        return (row for _, row in self.read_places(source))
+
+    def read_places(self, source: DataSource) -> Iterator[tuple[str, Row | ConfigError]]:
+        """Yield what `check_rows` yields, each with its place: file and line, or the number in its source."""
         for place, row in self._read_raw(source):
             try:
-                yield row if isinstance(row, ConfigError) else self._check(row, place)
+                yield place, row if isinstance(row, ConfigError) else self._check(row, place)
             except ConfigError as error:
-                yield error
+                yield place, error
 
     def _check(self, row: Mapping[str, Any], place: str) -> Row:
         """Return a row with renamed columns, in the form that is trained on. Raises ConfigError for a row that is
