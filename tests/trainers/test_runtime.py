@@ -77,7 +77,7 @@ def test_an_adapter_that_hits_everywhere_trains(run: dict[str, Any], tmp_path: P
 
 def test_options_are_looked_at_before_the_model(run: dict[str, Any], tmp_path: Path) -> None:
     """The library's own rules, which no schema has, refuse the run before its model is needed."""
-    wrong = _with(run, max_steps=-1, warmup_steps=-3) | {"model": {"name_or_path": "/nowhere"}}
+    wrong = _with(run, max_steps=-1, fp16=True, bf16=True) | {"model": {"name_or_path": "/nowhere"}}
     attempt = attempts.make(tmp_path / "wrong", wrong)
     assert attempt.code == 78
     assert attempt.outcome is not None and attempt.outcome.message.startswith("options: ")
