@@ -50,8 +50,6 @@ def refusal(made: attempts.Attempt) -> str:
         ({"lr_scheduler_type": "cosine_with_min_lr"}, "options.lr_scheduler_type: cosine_with_min_lr", "min_lr"),
         ({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"cycles": 2}}, "lr_scheduler_type: cosine", "cycles"),
         ({"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"lr_end": 1}}, "lr_scheduler_type", "lr_end"),
-        ({"learning_rate": -1e-3}, "options.optim: adamw_torch_fused", "Invalid learning rate"),
-        ({"adam_beta2": 1.5}, "options.optim", "Invalid beta"),
         ({"optim": "adafactor", "optim_args": "scale_parameter"}, "options.optim", ""),
     ],
 )
