@@ -34,8 +34,10 @@ async def register(db: Database, lease_id: UUID, new: NewCheckpoint) -> Checkpoi
         if await checkpoints.add_part(conn, checkpoint_id, new) != new.manifest_digest:
             raise InvalidRequest(f"step {new.step} of this attempt is registered with other content")
         await checkpoints.add_copies(conn, checkpoint_id, new.node, new.copies)
-        if values := select_evaluation(await checkpoints.read_evaluation(conn, run.id, lease_id, new.step)):
-            await checkpoints.add_evaluation(conn, lease_id, new.step, values)
+        if new.evaluation_due:  # it may have come meanwhile
+            values = select_evaluation(await checkpoints.read_evaluation(conn, run.id, lease_id, new.step))
+            if values:
+                await checkpoints.add_evaluation(conn, lease_id, new.step, values)
         if await checkpoints.mark_complete(conn, checkpoint_id):
             await _move_head(conn, run, checkpoint_id, new)
             if first:

@@ -229,7 +229,7 @@ def _labelled(world: World, checkpoint: Row) -> None:
     """A checkpoint has its own evaluation as soon as that is stored, once, and never another's."""
     due, metrics = checkpoint["evaluation_due"], checkpoint["metrics"]
     true = world.truth.states.get((str(checkpoint["lease_id"]), checkpoint["step"]))
-    if true is not None and metrics != ({} if due else {"eval_loss": loss(true)}):
+    if true is not None and metrics != ({} if due or not world.truth.evaluates else {"eval_loss": loss(true)}):
         world.report("labels", f"step {checkpoint['step']} of {checkpoint['lease_id']}: {metrics}, due: {due}")
     for lease in world.storage.rows("leases"):
         if lease["id"] != checkpoint["lease_id"] and lease["resumed_from"] != checkpoint["id"]:

@@ -71,7 +71,7 @@ class Trainer:
         """To its end; the exit code."""
         if self._broken:
             return 1
-        if self.step:
+        if self.step and self._truth.evaluates:
             await self._evaluate()  # the attempt before may not have come to it
         while self.step < self._steps:
             if await self._pausing(self._random.uniform(0.5, 1.5) * self._pace):
@@ -114,9 +114,11 @@ class Trainer:
         await asyncio.sleep(self._random.uniform(0.0, 0.2))
         self._truth.states[self.lease, self.step] = self._chain
         half.rename(self._staging / f"step_{self.step:08d}")
-        line = {"type": "checkpoint", "step": self.step, "path": f"step_{self.step:08d}", "evaluation_due": True}
-        await self._report(line)
+        due = {"evaluation_due": True} if self._truth.evaluates else {}
+        await self._report({"type": "checkpoint", "step": self.step, "path": f"step_{self.step:08d}", **due})
         self.written.checkpoints[self.step] = self.written.size
+        if not self._truth.evaluates:
+            return
         await asyncio.sleep(self._random.choice([0.0, 0.0, 1.0]) * self._random.random())
         await self._evaluate()
 

@@ -71,6 +71,7 @@ class Truth:
 
     executions: list[Execution] = field(default_factory=list)
     written: dict[str, Written] = field(default_factory=dict)
+    evaluates: bool = False  #: whether trainers evaluate what they have saved
     states: dict[tuple[str, int], str] = field(default_factory=dict)  #: chain of each saved state
     margin: float = 1.0  #: seconds that a shim may need to kill once it runs
     dropped: Callable[[str], None] = lambda _: None  #: called with a lease that its agent drops
