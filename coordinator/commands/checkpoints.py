@@ -29,8 +29,7 @@ async def register(db: Database, lease_id: UUID, new: NewCheckpoint) -> Checkpoi
         if new.node not in {place.node for place in await leases.read_places(conn, lease_id)}:
             raise InvalidRequest(f"the lease has no node {new.node}")
         await leases.check_cursors(conn, lease_id, new.required_cursors)
-        first = await checkpoints.find_last_step(conn, lease_id) is None
-        checkpoint_id = await _find_or_add(conn, lease, new)
+        checkpoint_id, first = await _find_or_add(conn, lease, new)
         if await checkpoints.add_part(conn, checkpoint_id, new) != new.manifest_digest:
             raise InvalidRequest(f"step {new.step} of this attempt is registered with other content")
         await checkpoints.add_copies(conn, checkpoint_id, new.node, new.copies)
@@ -46,15 +45,16 @@ async def register(db: Database, lease_id: UUID, new: NewCheckpoint) -> Checkpoi
         return await _read_view(conn, checkpoint_id)
 
 
-async def _find_or_add(conn: asyncpg.Connection, lease: leases.LeaseRow, new: NewCheckpoint) -> UUID:
+async def _find_or_add(conn: asyncpg.Connection, lease: leases.LeaseRow, new: NewCheckpoint) -> tuple[UUID, bool]:
+    """Return the checkpoint's id, and True when it is the first that the lease registers."""
     if found := await checkpoints.find(conn, lease.id, new.step):
-        return found
+        return found, False
     last = await checkpoints.find_last_step(conn, lease.id)
     if last is not None and new.step <= last:
         raise InvalidRequest(f"step {new.step} is not beyond this attempt's last checkpoint, {last}")
     if new.step < lease.resumed_step:
         raise InvalidRequest(f"step {new.step} is before step {lease.resumed_step}, where this attempt resumed")
-    return await checkpoints.add(conn, lease.run_id, lease.id, lease.attempt, new)
+    return await checkpoints.add(conn, lease.run_id, lease.id, lease.attempt, new), last is None
 
 
 async def _move_head(conn: asyncpg.Connection, run: runs.RunRow, checkpoint_id: UUID, new: NewCheckpoint) -> None:
