@@ -24,6 +24,7 @@ MAX_SHOWN = 16 * 1024  #: characters of a sample's prompt, and of its completion
 MAX_PINS = 100  #: of one byte range
 MAX_REPORTED = 5  #: dropped lines or values that are reported
 METRIC_NAME = re.compile(r"[\w][\w./@:%+*()\[\]=,#~ -]{0,127}")
+PHASE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 PIN_NAME = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
 LEVELS = ("info", "warning", "error")
 FIDELITIES = ("exact", "close", "changed")
@@ -149,6 +150,8 @@ def _add_line(parsed: ParsedLines, line: Mapping[str, Any], offset: int, now: fl
             _add_pin(parsed, line)
         case "resume":
             _add_resume(parsed, line)
+        case "phase":
+            _check_phase(line)  # the host acts on it; it adds nothing to the run
         case "checkpoint":
             pass  # the registry's row comes by RegisterCheckpoint; that the cursor passed this line is what counts
         case other:
@@ -234,6 +237,14 @@ def _add_resume(parsed: ParsedLines, line: Mapping[str, Any]) -> None:
     text = "; ".join([f"resumes from step {step}: {fidelity}", *shown])[:MAX_TEXT]
     details = {"step": step, "fidelity": fidelity, "reasons": shown}
     parsed.messages.append(LoggedMessage("info" if fidelity == "exact" else "warning", text, details=details))
+
+
+def _check_phase(line: Mapping[str, Any]) -> None:
+    name = line.get("phase")
+    if not (isinstance(name, str) and PHASE_NAME.fullmatch(name)):
+        raise BadLine("a phase line must have `phase`, a name of at most 32 letters a-z, digits, _ and -")
+    if any(key in line and _read_count(line[key], None) is None for key in ("done", "total")):
+        raise BadLine("a phase line's `done` and `total` must be whole numbers that are not negative")
 
 
 def _read_step(line: Mapping[str, Any]) -> int:

@@ -89,6 +89,11 @@ class EventLog:
         """Append one line for the user."""
         self._append(type="message", level=level, text=text, time=_current_time())
 
+    def log_phase(self, phase: str, done: int = 0, total: int | None = None) -> None:
+        """Append that the trainer is busy with something beside steps, of which `done` parts (of `total`) are over."""
+        whole = {} if total is None else {"total": total}
+        self._append(type="phase", phase=phase, done=done, **whole, time=_current_time())
+
     def log_pin(self, name: str, value: str) -> None:
         """Append what a name in the run file was resolved to. The first value holds for all attempts."""
         self._append(type="pin", name=name, value=value, time=_current_time())

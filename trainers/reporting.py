@@ -4,7 +4,8 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,6 +21,9 @@ _LINE_METRICS = (
     *("rewards/accuracies", "rewards/margins", "accuracy", "eval_rewards/accuracies", "eval_accuracy"),
     *("learning_rate", "grad_norm", "samples_per_second"),
 )
+#: Phases of a training (docs/events.md).
+FIRST_STEP, SKIPPING, EVALUATING, TRAINING = "first_step", "skipping", "evaluating", "training"
+_PHASE_SECONDS = 1.0  #: the least time between two reports of one phase
 _PROGRESS_SECONDS = 1.0  #: the least time between two progress events
 
 
@@ -144,6 +148,51 @@ class ProgressBar(ProgressCallback):
 
     def on_log(self, *_: Any, **__: Any) -> None:
         """Print nothing."""
+
+
+class PhaseReporter(TrainerCallback):
+    """Writes what the main process is busy with beside steps, so that its host does not take it for a stalled one."""
+
+    def __init__(self, events: EventLog, clock: Callable[[], float] = time.monotonic) -> None:
+        self._events, self._clock = events, clock
+        self._phase, self._total = TRAINING, None  # type: tuple[str, int | None]
+        self._done: dict[str, int] = {}
+        self._reported_at = 0.0
+
+    @contextmanager
+    def during(self, phase: str) -> Iterator[None]:
+        """Report a phase, and afterwards the one that it has interrupted."""
+        interrupted = self._phase, self._total
+        self._done[phase] = self._done.get(phase, 0) + 1
+        self._enter(phase)
+        try:
+            yield
+        finally:
+            self._enter(*interrupted)
+
+    def _enter(self, phase: str, total: int | None = None) -> None:
+        self._phase, self._total = phase, total
+        self._reported_at = self._clock()
+        self._events.log_phase(phase, self._done.get(phase, 0), total)
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._enter(SKIPPING if state.global_step else FIRST_STEP)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._phase, self._total = TRAINING, None  # the step says it
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
+    ) -> None:
+        batches: Any = more.get("eval_dataloader")
+        first = self._phase != EVALUATING
+        self._done[EVALUATING] = 1 if first else self._done[EVALUATING] + 1
+        if first or self._clock() - self._reported_at >= _PHASE_SECONDS:
+            self._enter(EVALUATING, len(batches) if hasattr(batches, "__len__") else None)
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._phase == EVALUATING:
+            self._enter(TRAINING)
 
 
 class StepClock:

@@ -7,6 +7,7 @@ import random
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence, Sized
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,12 @@ class ResumableTrainer(Trainer):
     why_rows_are_left_out = "nothing of them is left to learn within options.max_length"
     dealing: Dealing | None = None  #: how rows are dealt, where that is not as the library would deal them
     redrawn_at: int | None = None  #: the step after which a new world draws from new random states, or None
+    phase_hook: Callable[[str], AbstractContextManager[None]] | None = None  #: reports a phase, while it lasts
     loss_is_likelihood = False  #: the loss is a mean over tokens of -log(p), and exp(loss) a perplexity
+
+    def during(self, phase: str) -> AbstractContextManager[None]:
+        """Return a context for a phase of the training that is no step (see `trainers.reporting`)."""
+        return nullcontext() if self.phase_hook is None else self.phase_hook(phase)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save by `save_hook`. The library itself would write into the final folder, without fsync, and delete old

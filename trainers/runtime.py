@@ -39,7 +39,7 @@ from trainers.finiteness import FinitenessWatch, errors_attributed_to_weights
 from trainers.launch.control import FAILED, REFUSED, STOPPED, SUCCEEDED, ControlFolder, Outcome
 from trainers.methods.method import LearningSignals
 from trainers.models import hub
-from trainers.reporting import EventReporter, ProgressBar
+from trainers.reporting import EventReporter, PhaseReporter, ProgressBar
 from trainers.resumable import ResumableTrainer
 from trainers.rewards import functions
 from trainers.rewards.user_functions import digest_code
@@ -106,7 +106,8 @@ def train_run(job: TrainingJob, events: EventLog) -> Outcome:
             raise ConfigError(
                 f"data.train: training ended at step {step} of {planned}, since the rows gave no more batches"
             )
-        checkpoints.save_result(trainer, job.environment.output, _describe_result(job, prepared, trainer))
+        with trainer.during("saving"):
+            checkpoints.save_result(trainer, job.environment.output, _describe_result(job, prepared, trainer))
         return Outcome(SUCCEEDED)
 
 
@@ -309,6 +310,7 @@ def _digest_contents(run: RunFile, prepared: PreparedRun) -> dict[str, str]:
 
 def _build_trainer(job: TrainingJob, prepared: PreparedRun, log: EventLog) -> ResumableTrainer:
     """Fetch the model and build the library's trainer around it."""
+    log.log_phase("loading")
     method, model = methods.load_method(job.run.method), hub.fetch_model(prepared.model)
     with errors_attributed_to("model, lora or options"):
         trainer = method.build_trainer(
@@ -342,7 +344,8 @@ def _attach_callbacks(
     def save() -> None:
         if not watch.allows_save():
             return
-        folder = checkpoints.save_checkpoint(trainer, job.environment.staging, start.describe())
+        with trainer.during("saving"):
+            folder = checkpoints.save_checkpoint(trainer, job.environment.staging, start.describe())
         if prepared.is_main:
             step = trainer.state.global_step
             metrics, due = reporter.checkpoint_metrics(step), trainer.evaluation_due
@@ -355,6 +358,9 @@ def _attach_callbacks(
     trainer.add_callback(step_ends)
     if prepared.is_main:
         trainer.add_callback(reporter)
+        phases = PhaseReporter(log)
+        trainer.phase_hook = phases.during
+        trainer.add_callback(phases)  # after the steps, each of which ends a phase
         if sys.stderr.isatty():  # a user is watching
             trainer.add_callback(ProgressBar)
         rows, evaluates = prepared.held_out or prepared.train, prepared.held_out is not None

@@ -118,6 +118,6 @@ def complete_prompts(trainer: ResumableTrainer, prompts: Sequence[Turns], max_ne
         do_sample=False, max_new_tokens=new, pad_token_id=filling, eos_token_id=ends or None, use_cache=True
     )
     asked = [tokenize_prompt(tokenizer, prompt)[-(room - new) :] for prompt in prompts]
-    with trainer.accelerator.autocast():
+    with trainer.during("generating"), trainer.accelerator.autocast():
         made, _, begin = generate_completions(model, asked, how)
     return [str(tokenizer.decode(each, skip_special_tokens=True)) for each in made[:, begin:]]

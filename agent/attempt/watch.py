@@ -9,7 +9,7 @@ from pathlib import Path
 
 from agent.attempt.progress import TrainerProgress
 from agent.checkpoints.staging import CompletionRule, StagingScanner
-from agent.events.reports import Report, ReportReader, SavedCheckpoint, StepReport
+from agent.events.reports import PhaseReport, Report, ReportReader, SavedCheckpoint, StepReport
 from agent.folder import AttemptFolder
 from relay.logs import get_logger
 from runfile import RunFile
@@ -63,8 +63,11 @@ class TrainerWatch:
             self._written = written
             self.progress.record_write(now)
         for report in reports:
-            if isinstance(report, StepReport):
-                self.progress.record_step(report.step, now, live=self._live)
+            match report:
+                case StepReport(step):
+                    self.progress.record_step(step, now, live=self._live)
+                case PhaseReport(phase, done):
+                    self.progress.record_phase(phase, done, now, live=self._live)
         self._live = True
         named = [report for report in reports if isinstance(report, SavedCheckpoint)]
         return named + self._take_overdue(found, {saved.path for saved in named}, now, final)

@@ -1,4 +1,4 @@
-"""The trainer's event lines that its host acts on: steps and checkpoints. All other lines are only sent."""
+"""The trainer's event lines that its host acts on: steps, phases and checkpoints. All other lines are only sent."""
 
 from __future__ import annotations
 
@@ -21,6 +21,14 @@ class StepReport:
 
 
 @dataclass(frozen=True, slots=True)
+class PhaseReport:
+    """A line that says what the trainer is doing beside steps, and how many parts of it are done."""
+
+    phase: str
+    done: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class SavedCheckpoint:
     """A `checkpoint` line: `path` is relative to the staging folder, `end` the source's offset after the line.
 
@@ -35,7 +43,7 @@ class SavedCheckpoint:
     evaluation_due: bool = False
 
 
-Report = StepReport | SavedCheckpoint
+Report = StepReport | PhaseReport | SavedCheckpoint
 
 
 class ReportReader:
@@ -47,15 +55,27 @@ class ReportReader:
         self._offset = 0
 
     def read(self) -> list[Report]:
-        """Return the reports since the last call, of steps in a row only the last; other lines are skipped."""
+        """Return the reports since the last call; other lines are skipped. Of steps and phases in a row only the last
+        is returned: days of training are read again by the next agent, and must not be in memory at once.
+        """
         found: list[Report] = []
         while byte_range := read_range(self._path, self._offset, lines=True, limit=1 << 20):
             for report in parse_reports(byte_range.data, byte_range.offset, self._source):
-                if found and isinstance(report, StepReport) and isinstance(found[-1], StepReport):
-                    found.pop()  # days of training are read again by the next agent: they must not be in memory at once
+                while found and _supersedes(report, found[-1]):
+                    found.pop()
                 found.append(report)
             self._offset = byte_range.end
         return found
+
+
+def _supersedes(report: Report, before: Report) -> bool:
+    """Return True when nothing need be known of the report before this one."""
+    match report, before:
+        case StepReport(), StepReport() | PhaseReport():
+            return True
+        case PhaseReport(phase), PhaseReport(other):
+            return phase == other
+    return False
 
 
 def parse_reports(data: bytes, offset: int, source: str = "events") -> Iterator[Report]:
@@ -71,6 +91,10 @@ def parse_reports(data: bytes, offset: int, source: str = "events") -> Iterator[
 
 
 def _parse_report(line: dict[str, Any], source: str, end: int) -> Report | None:
+    if line["type"] == "phase":
+        phase, done = line["phase"], line.get("done", 0)
+        known = isinstance(phase, str) and isinstance(done, int) and not isinstance(done, bool)
+        return PhaseReport(phase, done) if known else None
     step = line.get("step")
     if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < MAX_STEP:
         return None

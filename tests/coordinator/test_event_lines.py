@@ -60,6 +60,10 @@ def test_nan_and_infinities_are_values_as_words_and_as_python_writes_them() -> N
         ({"type": "resume", "fidelity": "exact"}, "step"),
         ({"type": "resume", "step": 1, "fidelity": "close", "reasons": "torch"}, "reasons"),
         ({"type": "pin", "name": "Model!", "value": "x"}, "pin"),
+        ({"type": "phase"}, "phase"),
+        ({"type": "phase", "phase": "A b"}, "phase"),
+        ({"type": "phase", "phase": "saving", "done": -1}, "phase"),
+        ({"type": "phase", "phase": "saving", "total": "many"}, "phase"),
         ({"type": "sample", "step": 1, "kind": "joke", "prompt": "", "completion": ""}, "kind"),
         ({"type": "sample", "step": 1, "kind": "prompt", "prompt": ["a"], "completion": ""}, "text"),
         ({"type": "sample", "kind": "prompt", "prompt": "", "completion": ""}, "step"),
@@ -102,6 +106,14 @@ def test_pins_progress_and_checkpoints() -> None:
     assert (parsed.pins, parsed.dropped) == ({"model": "abc"}, 0)
 
 
+def test_a_phase_adds_nothing() -> None:
+    """Its host acts on it."""
+    parsed = _parse(
+        {"type": "phase", "phase": "evaluating", "done": 3, "total": 20}, {"type": "phase", "phase": "mine"}
+    )
+    assert parsed == event_lines.ParsedLines()
+
+
 @given(st.lists(st.binary(max_size=200).map(lambda line: line.replace(b"\n", b"")), max_size=20))
 def test_no_bytes_are_a_reason_to_stop(rows: list[bytes]) -> None:
     """F18."""
@@ -112,7 +124,7 @@ _json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
 )
-_types = st.sampled_from(["metric", "progress", "message", "pin", "checkpoint", "other"])
+_types = st.sampled_from(["metric", "progress", "message", "pin", "phase", "checkpoint", "other"])
 
 
 @given(

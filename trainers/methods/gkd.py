@@ -27,7 +27,7 @@ class ResumableGKD(ResumableTrainer, GKDTrainer):
 
     def generate_on_policy_outputs(self, *args: Any) -> Any:  # type: ignore[override]
         """Generate in the type that the trainer computes in, as `OnPolicyTrainer` does."""
-        with self.accelerator.autocast():
+        with self.during("generating"), self.accelerator.autocast():
             return GKDTrainer.generate_on_policy_outputs(*args)
 
     def collect_extra_state(self) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class OnPolicyTrainer(ResumableTrainer):
         those that are trained have another type than the others.
         """
         library, options = cast(Any, super()), cast(Any, self.args)
-        with nullcontext() if options.use_vllm else self.accelerator.autocast():
+        with self.during("generating"), nullcontext() if options.use_vllm else self.accelerator.autocast():
             return library._generate_single_turn(*args, **kwargs)
 
     def restore_extra_state(self, state: dict[str, Any]) -> None:

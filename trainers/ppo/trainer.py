@@ -173,7 +173,7 @@ class PPOTrainer(ResumableTrainer):
         longest = self.options.max_prompt_length or 0
         ids = [tokenize_prompt(tokenizer, prompt)[-longest:] for prompt in prompts]
         settings = _sampling_settings(self.options, tokenizer.pad_token_id, self.end_tokens.tolist())
-        with self.accelerator.autocast():
+        with self.during("generating"), self.accelerator.autocast():
             return generate_completions(self._policy, ids, settings)
 
     def _evaluate_models(self, ids: Tensor, attention: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,6 +1,14 @@
 """Step times, the next boundary, stalls."""
 
-from agent.attempt.progress import LEAST, STARTING, TrainerProgress
+import re
+from pathlib import Path
+
+import pytest
+
+from agent.attempt.progress import LEAST, OTHER_PHASE, PHASE_LIMITS, STARTING, TRAINING, TrainerProgress
+
+EVENTS = Path(__file__).parents[3] / "docs" / "events.md"
+PHASES = {**PHASE_LIMITS, "tuning": OTHER_PHASE}
 
 
 def test_the_next_step_ends_when_steps_of_late_say() -> None:
@@ -58,3 +66,82 @@ def test_steps_that_repeat_are_no_progress() -> None:
     progress.record_step(5, 9.0)
     progress.record_step(4, 9.0)
     assert progress.describe_stall(12.0)
+
+
+@pytest.mark.parametrize(("phase", "limit"), PHASES.items())
+def test_a_phase_has_its_own_limit(phase: str, limit: float) -> None:
+    """L5: longer than a step may take, and a program that hangs in it is found all the same."""
+    progress = TrainerProgress("auto", 0.0)
+    progress.record_step(7, 10.0)
+    assert progress.describe_stall(10.0 + LEAST)
+    progress.record_phase(phase, 0, 20.0)
+    assert not progress.describe_stall(20.0 + limit - 1)
+    stalled = progress.describe_stall(20.0 + limit)
+    assert f"in phase {phase} (0 done) after step 7" in stalled and f"limit {limit:.0f} s" in stalled
+
+
+@pytest.mark.parametrize(("phase", "limit"), PHASES.items())
+def test_a_phase_that_advances_may_take_for_ever(phase: str, limit: float) -> None:
+    progress, now = TrainerProgress("auto", 0.0), 0.0
+    for done in range(100):
+        now += limit - 1
+        assert not progress.describe_stall(now)
+        progress.record_phase(phase, done, now)
+    progress.record_phase(phase, 99, now + limit - 1)  # says the same again
+    assert progress.describe_stall(now + 3 * limit)
+
+
+@pytest.mark.parametrize(("phase", "limit"), PHASES.items())
+def test_a_limit_is_learnt_from_the_phase_itself(phase: str, limit: float) -> None:
+    """One that took half an hour longer than was thought, under a stated limit, say, may do so again."""
+    progress = TrainerProgress("auto", 0.0)
+    progress.record_step(1, 0.0)
+    progress.record_phase(phase, 1, 0.0)
+    progress.record_step(2, limit)
+    progress.record_phase(phase, 2, limit + 1)
+    assert progress.limit == 3 * limit
+    progress.record_phase(TRAINING, 0, limit + 2)
+    assert progress.limit is not None and progress.limit >= LEAST
+
+
+def test_going_round_in_circles_is_no_progress() -> None:
+    """S.t. evaluates, goes on training and evaluates again, and never makes a step."""
+    progress, now = TrainerProgress("auto", 0.0), 0.0
+    progress.record_step(1, now)
+    while not progress.describe_stall(now):
+        now += 100.0
+        assert now < 10_000.0
+        progress.record_phase("evaluating", 1, now)
+        progress.record_phase(TRAINING, 0, now + 50.0)
+    progress.record_step(2, now)
+    assert not progress.describe_stall(now)
+    progress.record_phase("evaluating", 1, now + 1)
+    assert not progress.describe_stall(now + LEAST)
+
+
+def test_the_end_of_a_phase_is_progress() -> None:
+    progress = TrainerProgress("auto", 0.0)
+    progress.record_step(1, 0.0)
+    progress.record_phase("saving", 1, 10.0)
+    progress.record_phase(TRAINING, 0, 1000.0)
+    assert not progress.describe_stall(1000.0 + LEAST - 1)
+
+
+def test_a_stated_limit_holds_for_phases() -> None:
+    progress = TrainerProgress(60.0, 0.0)
+    progress.record_step(1, 0.0)
+    progress.record_phase("loading", 0, 10.0)
+    assert not progress.describe_stall(69.0) and progress.describe_stall(70.0)
+
+
+def test_phases_that_were_read_back_teach_no_limit() -> None:
+    progress = TrainerProgress("auto", 0.0)
+    progress.record_phase("evaluating", 1, 0.0, live=False)
+    progress.record_phase("evaluating", 2, 9000.0, live=False)
+    assert progress.limit == PHASE_LIMITS["evaluating"] and progress.phase == "evaluating"
+
+
+def test_the_documented_limits_are_those_in_force() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (\d+) \|", EVENTS.read_text(), re.MULTILINE)
+    assert {phase: float(seconds) for phase, seconds in rows} == PHASE_LIMITS
+    assert f"| any other name | {OTHER_PHASE:.0f} |" in EVENTS.read_text()
