@@ -115,7 +115,7 @@ def _saves_embeddings(model: Any, base: Path) -> bool:
 
 
 def require_gathering(accelerator: Any) -> None:
-    """Raise ConfigError when DeepSpeed would save shards only, from which no library loads the model."""
+    """Refuse ZeRO-3 that would save shards only, from which no library loads the model, by raising ConfigError."""
     plugin = getattr(accelerator.state, "deepspeed_plugin", None)
     zero = plugin.deepspeed_config.get("zero_optimization", {}) if plugin is not None else {}
     if zero.get("stage") == 3 and zero.get(_GATHER) is not True:

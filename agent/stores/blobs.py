@@ -13,7 +13,7 @@ from typing import IO
 import grpc
 
 from agent.coordinator_client import CALL_TIMEOUT, Contact, Coordinator, call_with_retry
-from relay.errors import BlobUnknown, DigestMismatch, InvalidRequest
+from relay.errors import BlobUnknown, DigestMismatch, InvalidRequest, OffsetGap
 from relay.logs import get_logger
 from relay.v1 import artifacts_pb2 as pb
 from relay.v1 import artifacts_pb2_grpc
@@ -62,7 +62,12 @@ class BlobClient:
 
         Raises OSError when it cannot be read, DigestMismatch when it changed meanwhile, StoreFull or BlobTooLarge.
         """
-        await call_with_retry(self._contact, lambda: self._put(content, digest))
+        while True:
+            try:
+                return await call_with_retry(self._contact, lambda: self._put(content, digest))
+            except OffsetGap as gap:  # what there was of it went, or became whole, meanwhile
+                log.info("upload begins anew", digest=digest, reason=gap)
+                await self._contact.wait_for_reply()
 
     async def _put(self, content: Path | bytes, digest: str) -> None:
         offset = (await self.find_missing([digest])).get(digest)

@@ -116,9 +116,13 @@ class ArtifactsClient:
                 await self._stub.PutBlob(_make_upload_requests(blob, sent, count), metadata=self._channel.metadata)
                 return
             except grpc.aio.AioRpcError as error:
-                if isinstance(errors.from_rpc(error), errors.DigestMismatch):
+                refusal = errors.from_rpc(error)
+                if isinstance(refusal, errors.DigestMismatch):
                     raise errors.DigestMismatch(f"{_describe_blob(blob)} changed while it was being uploaded") from None
-                await retries.wait_after_error(error)
+                if isinstance(refusal, errors.OffsetGap):  # what there was of it went, or became whole, meanwhile
+                    await retries.wait(str(refusal))
+                else:
+                    await retries.wait_after_error(error)
             stored = (await self.find_missing([blob])).get(blob)
             if stored is None:
                 return

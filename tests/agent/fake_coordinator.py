@@ -94,6 +94,7 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
         self.deployment = "deployment-1"
         self.leases: dict[str, Lease] = {}
         self.blobs: dict[str, bytes] = {}
+        self.partials: dict[str, int] = {}  #: bytes of a blob which go as soon as they were asked for
         self.hellos: list[pb.Hello] = []
         self.heartbeats: list[pb.Heartbeat] = []
         self.refuse_hello: RelayError | None = None
@@ -352,7 +353,10 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
     async def StatBlobs(
         self, request: artifacts_pb2.StatBlobsRequest, context: Context
     ) -> artifacts_pb2.StatBlobsResponse:
-        stats = [artifacts_pb2.BlobStat(digest=digest, complete=digest in self.blobs) for digest in request.digests]
+        stats = [
+            artifacts_pb2.BlobStat(digest=digest, complete=digest in self.blobs, offset=self.partials.pop(digest, 0))
+            for digest in request.digests
+        ]
         return artifacts_pb2.StatBlobsResponse(blobs=stats)
 
     async def PutBlob(
@@ -362,6 +366,8 @@ class FakeCoordinator(agents_pb2_grpc.AgentsServicer, artifacts_pb2_grpc.Artifac
         data = b"".join([request.chunk async for request in requests])
         if not self.storing:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "away")
+        if header.offset:
+            await fail(context, OffsetGap("the store has 0 bytes of it", expected="0"))
         if digest_bytes(data) != header.digest or len(data) != header.size:
             await fail(context, DigestMismatch())
         self.blobs[header.digest] = data

@@ -71,6 +71,20 @@ async def test_a_line_that_breaks_costs_only_time(fake: FakeCoordinator, tmp_pat
     assert set(fake.folder(manifest.digest)) == {"a.bin", "deep/b.sh", "empty"}
 
 
+async def test_an_upload_whose_beginning_has_gone_begins_anew(fake: FakeCoordinator) -> None:
+    """Another upload of the same bytes became whole, or was forgotten, after the store was asked."""
+    data = os.urandom(5000)
+    digest = digest_bytes(data)
+    fake.partials[digest] = 5000
+    async with blobs_at(fake.address) as (blobs, contact):
+        putting = asyncio.create_task(blobs.put(data, digest))
+        while not putting.done():
+            contact.record_reply()
+            await asyncio.sleep(0)
+        await putting
+    assert fake.blobs[digest] == data
+
+
 async def test_damage_in_the_store_is_found_and_nothing_of_it_kept(fake: FakeCoordinator, tmp_path: Path) -> None:
     """F16."""
     digest = fake.put(b"whole")

@@ -4,8 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from tests.trainers import attempts
 from tests.trainers.specs import METHODS, spec
@@ -52,6 +50,9 @@ def _run(run: dict[str, Any], **lifecycle: str) -> dict[str, Any]:
 
 
 def _require_finite_checkpoints(attempt: attempts.Attempt) -> None:
+    import torch
+    from safetensors.torch import load_file
+
     for step in attempt.steps_saved:
         weights = load_file(attempt.checkpoint(step) / "model.safetensors")
         assert all(torch.isfinite(tensor).all() for tensor in weights.values()), step

@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from tests import tiny
 from tests.trainers import attempts
@@ -52,6 +50,9 @@ def _run(case: str, work: Path, folder: Path, *, count: int) -> dict[str, Any]:
 @pytest.mark.rotating(5)
 @pytest.mark.parametrize("case", CASES)
 def test_a_row_that_is_cut_away_entirely_is_left_out(case: str, work: Path, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
     attempt = attempts.make(tmp_path / "attempt", _run(case, work, tmp_path, count=48))
     assert attempt.outcome is not None and attempt.outcome.code == SUCCEEDED, attempt.outcome
     weights = load_file(attempt.folder / "output" / "model.safetensors")

@@ -120,6 +120,14 @@ async def test_an_upload_that_broke_off_goes_on_where_it_was(
     assert await client.artifacts.find_missing([blob]) == {}
 
 
+async def test_an_upload_whose_beginning_has_gone_begins_anew(client: RelayClient, tmp_path: Path) -> None:
+    """Another upload of the same bytes became whole, or was forgotten, after the store was asked."""
+    [file] = write_files(tmp_path / "in", a=noise(1 << 20))
+    blob = (await hash_files([file]))[file]
+    await client.artifacts.upload({blob: blob.size // 2})
+    assert await client.artifacts.find_missing([blob]) == {}
+
+
 async def test_a_file_that_changes_while_it_is_sent_is_named(client: RelayClient, tmp_path: Path) -> None:
     [file] = write_files(tmp_path / "in", a=noise(1 << 20))
     blob = (await hash_files([file]))[file]
