@@ -58,16 +58,16 @@ class TrainerProgress:
 
     def record_phase(self, phase: str, done: int, now: float, *, live: bool = True) -> None:
         """Note a reported phase, of which `done` parts are over."""
-        self._learn(now, live)
-        if phase == TRAINING:
-            advances, self.phase, self._advanced = self._advanced, None, False
-        else:
-            advances = done > self._reached.get(phase, -1)
-            self._advanced = advances or (self._advanced and phase == self.phase)
-            self.phase, self._done = phase, done
-            self._reached[phase] = max(done, self._reached.get(phase, -1))
+        advances = self._advanced if phase == TRAINING else done > self._reached.get(phase, -1)
         if advances:
+            self._learn(now, live)
             self._last = now
+        if phase == TRAINING:
+            self.phase, self._advanced = None, False
+            return
+        self._advanced = advances or (self._advanced and phase == self.phase)
+        self.phase, self._done = phase, done
+        self._reached[phase] = max(done, self._reached.get(phase, -1))
 
     def _learn(self, now: float, live: bool) -> None:
         """Remember how long the present phase went without an advance, which did not mean that it had stalled."""

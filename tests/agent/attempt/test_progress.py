@@ -119,6 +119,16 @@ def test_going_round_in_circles_is_no_progress() -> None:
     assert not progress.describe_stall(now + LEAST)
 
 
+@pytest.mark.parametrize(("phase", "limit"), PHASES.items())
+def test_who_repeats_itself_is_found(phase: str, limit: float) -> None:
+    """A hung program's own heartbeat neither counts nor raises the limit."""
+    progress = TrainerProgress("auto", 0.0)
+    progress.record_step(1, 0.0)
+    for minute in range(1, 600):
+        progress.record_phase(phase, 3, 60.0 * minute)
+    assert progress.limit == limit and progress.describe_stall(60.0 * 600)
+
+
 def test_the_end_of_a_phase_is_progress() -> None:
     progress = TrainerProgress("auto", 0.0)
     progress.record_step(1, 0.0)
